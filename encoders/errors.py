@@ -1,0 +1,34 @@
+"""What can go wrong in `encoders`, as one tree:
+
+    EncodersError
+      BadInput         one sample cannot be used: too large, not decodable, no modality. Also a
+                       ValueError. Trying again never helps; the record is a dead letter.
+      CheckpointError  a version folder is torn, altered, of another shape, fails its golden check.
+      TrainingError    training cannot go on: a non-finite loss, too few samples, unknown labels.
+
+Any other exception out of this package is our own fault and should stop the process.
+"""
+
+
+class EncodersError(Exception):
+    """The root of every error that this package raises on purpose."""
+
+
+class BadInput(EncodersError, ValueError):  # noqa: N818 (it is not our error)
+    """One sample that no retry will help. The message names the field, the limit and the value."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)  # both in args, so that it survives pickling
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
+
+
+class CheckpointError(EncodersError):
+    """A model folder that must not be served."""
+
+
+class TrainingError(EncodersError):
+    """A training run that must not produce a version."""

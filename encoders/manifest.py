@@ -1,0 +1,109 @@
+"""`manifest.json`, the story of a model version. No torch here: the registry reads it too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from encoders.errors import CheckpointError
+
+FORMAT = 1
+FILE_NAME = "manifest.json"
+
+
+def canonical(value: object) -> str:
+    """JSON with sorted keys and no spaces, so that equal values hash equally."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(value: object, length: int = 64) -> str:
+    """The first `length` hex digits of the sha256 of `value` as canonical JSON."""
+    return sha256(canonical(value).encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """Everything that is known about one version.
+
+    Attributes:
+        tasks: task name to `{"kind": "classification", "classes": [...]}`.
+        config: the whole training configuration, `config_sha256` its hash.
+        preprocessing: hash of limits, tokeniser, picture and sound settings.
+        parent: name of the version whose weights it started from.
+        window: where its training data came from, opaque here (topic offsets).
+        metrics: measured on the validation split.
+        calibration: the decision's weights and temperatures.
+        files: every other file of the folder with its sha256.
+        golden: inputs and expected outputs for `Model.check`.
+        code: versions of the packages that made it.
+    """
+
+    name: str
+    version: int
+    space: str
+    dim: int
+    modalities: Sequence[str]
+    preprocessing: str
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    config_sha256: str = ""
+    parent: str | None = None
+    window: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    golden: Mapping[str, Any] = field(default_factory=dict)
+    created_at: str = ""
+    code: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """Readable, stable JSON; NaN and infinity are refused with ValueError."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """The manifest in `text`. Fields that this code does not know are left out.
+
+        Raises:
+            CheckpointError: not JSON, another format, a missing or wrongly typed field.
+        """
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"the manifest is not JSON: {error}") from error
+        if not isinstance(raw, dict):
+            raise CheckpointError("the manifest is not a JSON object")
+        if raw.get("format") != FORMAT:
+            raise CheckpointError(
+                f"manifest format {raw.get('format')!r}, this code reads {FORMAT}"
+            )
+        known = {f.name for f in fields(cls)}
+        wanted: dict[str, type] = {
+            "name": str, "version": int, "space": str, "dim": int, "modalities": list,
+            "preprocessing": str, "tasks": dict, "config": dict, "files": dict, "golden": dict,
+        }  # fmt: skip
+        for name, kind in wanted.items():
+            if not isinstance(raw.get(name), kind):
+                raise CheckpointError(
+                    f"manifest field {name!r} must be a {kind.__name__}, is {raw.get(name)!r:.80}"
+                )
+        return cls(**{name: value for name, value in raw.items() if name in known})
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a version folder.
+
+    Raises:
+        CheckpointError: it is missing, unreadable or not a manifest.
+    """
+    path = Path(folder) / FILE_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"no readable manifest at {path}: {error}") from error
+    return Manifest.from_json(text)

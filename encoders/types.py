@@ -1,0 +1,160 @@
+"""The nouns of this package. Imports numpy only: whoever just carries samples needs no torch.
+
+Shape suffixes, here and in the whole package: B samples, D width of the shared space, F width of
+an encoder's features, C classes, M modalities, T tokens, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from encoders.manifest import Manifest
+
+MODALITIES = ("text", "image", "audio")
+FUSED = "fused"
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One record as the model sees it.
+
+    Attributes:
+        id: the record's id; the splits are drawn from it.
+        text: plain text.
+        image: the bytes of a picture *file* (png, jpeg, ...).
+        audio: the bytes of a sound *file* (wav, ogg, flac, ...).
+        labels: task name to class name (classification) or number (regression).
+    """
+
+    id: str
+    text: str | None = None
+    image: bytes | None = None
+    audio: bytes | None = None
+    labels: Mapping[str, str | float] = field(default_factory=dict)
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The modalities that this sample has, in the order of `MODALITIES`."""
+        return tuple(name for name in MODALITIES if getattr(self, name) is not None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What encoding something costs; a micro-batch is closed by a budget of these."""
+
+    tokens: int = 0
+    pixels: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            tokens=self.tokens + other.tokens,
+            pixels=self.pixels + other.pixels,
+            seconds=self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What `Model.prepare` gives and `Model.encode` takes; `inputs` is opaque to everyone else.
+
+    Attributes:
+        preprocessing: the hash of the settings that made it; a model of another hash refuses it.
+        nbytes: roughly how much memory it holds.
+    """
+
+    id: str
+    cost: Cost
+    inputs: Mapping[str, object]
+    preprocessing: str
+    nbytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskPrediction:
+    """What the decision says about one task of one record.
+
+    Attributes:
+        kind: "classification".
+        label: the class decided on, and `prob` its probability.
+        probs: every class with its combined probability; they sum to 1.
+        by: what each modality present and the fused vector say alone:
+            `{"text": {"label": ..., "prob": ...}, ..., "fused": {...}}`.
+        rule: the decision rule, "weighted" or "vote".
+    """
+
+    kind: str
+    rule: str
+    label: str | None = None
+    prob: float | None = None
+    probs: Mapping[str, float] = field(default_factory=dict)
+    value: float | None = None
+    text: str | None = None
+    by: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Embedding:
+    """One record in the shared space: `fused` and each of `by` are unit vectors, float32[D]."""
+
+    id: str
+    fused: Vector
+    by: Mapping[str, Vector]
+    tasks: Mapping[str, TaskPrediction]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A loaded model version. Made by `encoders.load`; the torch one and the null one obey it.
+
+    Attributes:
+        name: what goes into `model` of every vector and prediction, such as "braid-0001".
+        space: names the space that its vectors live in. It is derived from the weights of
+            encoders, projections and fusion and from the preprocessing, so that retraining only
+            the heads keeps it.
+        dim: D.
+        preprocessing: a hash. What one model prepared, another with the same hash may encode.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def space(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def modalities(self) -> tuple[str, ...]: ...
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def preprocessing(self) -> str: ...
+
+    def prepare(self, sample: Sample) -> Prepared:
+        """Decode, resize, resample and tokenise on the CPU. Thread-safe.
+
+        Modalities that the model does not know are left out.
+
+        Raises:
+            BadInput: this sample cannot be used, however often it is tried.
+        """
+        ...
+
+    def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        """Embed, fuse and decide, in the order given. Called on the device thread only."""
+        ...
+
+    def check(self) -> None:
+        """Encode the manifest's golden batch and compare.
+
+        Raises:
+            CheckpointError: an output is further from the recorded one than the tolerance.
+        """
+        ...
