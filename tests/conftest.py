@@ -1,0 +1,158 @@
+"""Fixtures: real servers, started once a test run and only if a test asks for them.
+
+`kafka`   bootstrap address of an Apache Kafka broker: `KAFKA_BOOTSTRAP`, else one started from
+          Maven's jars. Without Java or Maven its tests are skipped; in CI they fail.
+`embedded` bootstrap address of the embedded broker Tansu.
+`broker`  Apache Kafka where it can be had, else the embedded broker.
+`valkey`  url of an empty Valkey: `REDIS_URL` (its database is flushed!), else one started here.
+`own_valkey` a Valkey of the test's own, which it may stop, pause and start again.
+`topics`  makes topics with unique names on `kafka` and deletes them at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import redis
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+
+from stream.children import start_server
+from stream.datasets import default_cache
+from stream.embedded import EmbeddedError, tansu_command
+from tests.services import KafkaBroker, ServiceError, Valkey, in_ci
+
+NEEDS = ("kafka", "redis")  # marks whose tests may not be skipped in CI
+
+
+def _missing(reason: str) -> NoReturn:
+    if in_ci():
+        pytest.fail(f"in CI nothing is skipped: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, object, None]:
+    """In CI a skipped test that needs Kafka or Redis is a failed one, whoever skipped it."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    marks = [name for name in NEEDS if item.get_closest_marker(name)]
+    if in_ci() and report.skipped and not hasattr(report, "wasxfail") and marks:
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI although marked {', '.join(marks)}: {report.longrepr}"
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    given = os.environ.get("KAFKA_BOOTSTRAP")
+    if given:
+        yield given
+        return
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), cache=default_cache())
+    try:
+        bootstrap = broker.start()
+    except ServiceError as error:
+        _missing(str(error))
+    try:
+        yield bootstrap
+    finally:
+        broker.stop()
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("tansu") / "tansu.log"
+    try:
+        child, port = start_server("tansu", tansu_command, log=log)
+    except EmbeddedError as error:
+        _missing(str(error))
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        child.stop(grace=0)
+
+
+@pytest.fixture(scope="session")
+def broker(request: pytest.FixtureRequest) -> str:
+    try:
+        return str(request.getfixturevalue("kafka"))
+    except pytest.skip.Exception:
+        return str(request.getfixturevalue("embedded"))
+
+
+@pytest.fixture(scope="session")
+def _shared_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    given = os.environ.get("REDIS_URL")
+    if given:
+        yield given
+        return
+    with _valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def valkey(_shared_valkey: str) -> str:
+    with redis.Redis.from_url(_shared_valkey) as client:
+        client.flushdb()
+    return _shared_valkey
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
+    folder = tmp_path / "valkey"
+    folder.mkdir()
+    with _valkey(folder) as server:
+        yield server
+
+
+def _valkey(folder: Path) -> Valkey:
+    server = Valkey(folder)
+    try:
+        server.start()
+    except ServiceError as error:
+        _missing(str(error))
+    return server
+
+
+@dataclass
+class Topics:
+    """Makes topics whose names begin with a prefix that no other test has."""
+
+    bootstrap: str
+    prefix: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:10]}-")
+
+    def create(self, name: str, *, partitions: int = 1, **config: str) -> str:
+        """Make one topic (`cleanup_policy="compact"` sets `cleanup.policy`); its full name."""
+        full = self.prefix + name
+        settings = {key.replace("_", "."): value for key, value in config.items()}
+        topic = NewTopic(full, num_partitions=partitions, replication_factor=1, config=settings)
+        admin = self._admin()  # its futures fail when it is collected
+        admin.create_topics([topic])[full].result(30)
+        return full
+
+    def delete_all(self) -> None:
+        admin = self._admin()
+        names = [name for name in admin.list_topics(timeout=30).topics if self.owns(name)]
+        if names:
+            for future in admin.delete_topics(names).values():
+                future.result(30)
+
+    def owns(self, name: str) -> bool:
+        return name.startswith(self.prefix)
+
+    def _admin(self) -> AdminClient:
+        return AdminClient({"bootstrap.servers": self.bootstrap})
+
+
+@pytest.fixture
+def topics(kafka: str) -> Iterator[Topics]:
+    made = Topics(kafka)
+    try:
+        yield made
+    finally:
+        made.delete_all()
