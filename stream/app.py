@@ -1,0 +1,184 @@
+"""The Faust application that hosts the embed worker: `braid embed`.
+
+The hot path, steps 1 to 6, is a service of the app with its own consumer, producer and group
+(`stream.worker`): a Faust stream would cost per event and acknowledge what failed. Faust keeps what
+it is good at: the lifecycle, supervision, and the agent that joins the parts of a record.
+
+`faust -A stream.app worker` works as well; the app is made when the name is first looked up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import Any
+
+import faust
+from mode import Service
+
+from encoders.embedder import load
+from encoders.types import Model
+
+from . import metrics as metrics_
+from .announcements import check_partitions, first_champion, follow_champion
+from .heartbeat import Heartbeat
+from .join import add_join
+from .models import Champion, Registry
+from .settings import Settings
+from .settings import load as load_settings
+from .showcase import RedisShowcase
+from .slots import claim_slot
+from .topics import ensure
+from .worker import Worker
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+
+
+def create_app(settings: Settings) -> faust.App:
+    """The Faust app of one embed worker."""
+    app = faust.App(
+        f"{settings.prefix}braid-app",
+        broker=f"aiokafka://{settings.kafka_bootstrap}",
+        web_enabled=False,  # Faust's own server listens on every address
+        topic_disable_leader=True,
+        topic_partitions=settings.partitions,
+        topic_replication_factor=settings.replication,
+        datadir=str(settings.home / "faust"),
+        consumer_auto_offset_reset="earliest",
+        broker_session_timeout=settings.session_timeout_s,
+        broker_heartbeat_interval=settings.session_timeout_s / 5,
+    )
+    add_join(app, settings)
+
+    class HotPath(EmbedService):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(settings, **options)
+
+    app.service(HotPath)
+    return app
+
+
+class EmbedService(Service):
+    """Runs a Worker on its own thread, tells its state, and hands it each new champion."""
+
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        super().__init__(**options)
+        self.settings = settings
+        self.registry = Registry(settings.models_dir, base=settings.model_name)
+        self.metrics = metrics_.WorkerMetrics()
+        self.worker: Worker | None = None
+        self._thread: threading.Thread | None = None
+        self._ended: asyncio.Future[None] | None = None
+
+    async def on_start(self) -> None:
+        settings = self.settings
+        partitions = await asyncio.to_thread(ensure, settings)
+        await check_partitions(settings, partitions)
+        model = await self._first_model()
+        self._slot = claim_slot(settings)
+        self._showcase = RedisShowcase(settings.redis_url)
+        self._heartbeat = Heartbeat(settings, self._slot.name, self.metrics)
+        if settings.metrics_port is not None:
+            metrics_.serve(self.metrics, settings.metrics_port)
+        if settings.embedded:
+            log.warning(
+                "the embedded broker does not isolate transactions: delivery is at least once, "
+                "and one worker per group is all it can serve"
+            )
+        self.worker = await asyncio.to_thread(
+            Worker,
+            settings,
+            model,
+            transactional_id=f"{settings.group}-{self._slot.name}",
+            metrics=self.metrics,
+            showcase=self._showcase,
+        )
+        self._ended = asyncio.get_running_loop().create_future()
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+        self._thread.start()
+
+    async def on_stop(self) -> None:
+        if self.worker is not None:
+            self.worker.stop()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+            self._showcase.close()
+            self._heartbeat.close()
+            self._slot.release()
+
+    @Service.task
+    async def _supervise(self) -> None:
+        """An error of the worker ends the whole process: it must never live on half dead."""
+        assert self._ended is not None
+        await asyncio.shield(self._ended)
+
+    @Service.task
+    async def _refresh(self) -> None:
+        if self.settings.model is None:
+            await follow_champion(self.settings, self.registry, self._take)
+
+    @Service.task
+    async def _beat(self) -> None:
+        assert self.worker is not None
+        while not self.should_stop:
+            await asyncio.to_thread(self._heartbeat.beat, self.worker.owned)
+            await self.sleep(HEARTBEAT_S)
+
+    async def _first_model(self) -> Model:
+        given = self.settings.model
+        if given is None:
+            champion = await first_champion(self.settings, self.registry)
+            given = str(self.registry.path(champion.name))
+        return await asyncio.to_thread(load, given, device=self.settings.device)
+
+    async def _take(self, champion: Champion) -> None:
+        """Load beside the old model, check the golden batch, then switch between two batches."""
+        assert self.worker is not None
+        if champion.name == self.worker.model.name:
+            return
+        model = await asyncio.to_thread(
+            load, self.registry.path(champion.name), device=self.settings.device
+        )
+        await asyncio.to_thread(model.check)
+        self.worker.offer(model)
+
+    def _run(self) -> None:
+        assert self.worker is not None and self._ended is not None
+        loop = self._ended.get_loop()
+        try:
+            self.worker.run()
+        except BaseException as error:  # noqa: BLE001 (handed to the process)
+            log.error("the worker stops: %s", error)
+            loop.call_soon_threadsafe(_settle, self._ended, error)
+        else:
+            loop.call_soon_threadsafe(_settle, self._ended, None)
+
+
+def _settle(ended: asyncio.Future[None], error: BaseException | None) -> None:
+    if ended.done():
+        return
+    if error is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(error)
+
+
+def run(settings: Settings) -> None:
+    """Start the worker in this process; returns its exit status by SystemExit."""
+    worker = faust.Worker(
+        create_app(settings),
+        loglevel=settings.log_level,
+        redirect_stdouts=False,
+        quiet=True,
+        debug=False,
+    )
+    worker.execute_from_commandline()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return create_app(load_settings())
+    raise AttributeError(name)

@@ -1,0 +1,256 @@
+"""The one place that knows the Kafka clients and their errors.
+
+The clients' errors become those of `stream.errors` in `mapped`, and nowhere else. `Admin` and
+`replay` serve the commands; the hot path's half, the consumer of the group and the transactional
+producer, is in `stream.transactions`, what asyncio needs in `stream.readers`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+
+from .errors import BrokerError, ConfigError, Fenced, Unreachable
+from .records import MAX_DEAD_LETTER_BYTES, MIB
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .topics import Topic
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = MAX_DEAD_LETTER_BYTES + MIB
+# librdkafka's own default differs from Java's and aiokafka's: all of ours agree on murmur2.
+PARTITIONER = "murmur2_random"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """One message as it came from Kafka; `ts` is the broker's timestamp in ms."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    ts: int = 0
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.key or b"") + len(self.value or b"")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """One message to publish, to an explicit partition."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
+def mapped(error: KafkaException | KafkaError, doing: str) -> BrokerError | ConfigError:
+    """The braid error for a client's error."""
+    cause = error.args[0] if isinstance(error, KafkaException) else error
+    name, text = cause.name(), cause.str()
+    if cause.code() in _FENCED:
+        return Fenced(
+            f"{doing}: another process took this worker's transactional id ({name}); "
+            "give each worker its own --slot"
+        )
+    if cause.code() in UNREACHABLE:
+        return Unreachable(f"{doing}: no answer from the broker ({name}: {text})")
+    if cause.code() in (KafkaError._INVALID_ARG, KafkaError.INVALID_CONFIG):
+        return ConfigError(f"{doing}: {text}")
+    return BrokerError(f"{doing}: {name}: {text}")
+
+
+_FENCED = {
+    KafkaError._FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.FENCED_INSTANCE_ID,
+}
+UNREACHABLE = {
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._TIMED_OUT_QUEUE,
+    KafkaError._RESOLVE,
+    KafkaError._MSG_TIMED_OUT,
+}
+
+
+def client_config(settings: Settings) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": settings.kafka_bootstrap,
+        "client.id": "braid",
+        "log_level": 3,
+        "logger": logging.getLogger("librdkafka"),
+    }
+
+
+def topic_partitions(topic: str, numbers: Iterable[int]) -> list[TopicPartition]:
+    return [TopicPartition(topic, number) for number in numbers]
+
+
+R = TypeVar("R")
+
+
+def to_message(raw: Any) -> Message:
+    """A client's message as ours."""
+    return Message(
+        topic=raw.topic(),
+        partition=raw.partition(),
+        offset=raw.offset(),
+        key=raw.key(),
+        value=raw.value(),
+        ts=max(0, raw.timestamp()[1]),
+        headers=raw.headers() or (),
+    )
+
+
+class Admin:
+    """Topics and groups."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._timeout = settings.broker_timeout_s
+        self._bootstrap = settings.kafka_bootstrap
+        self._client = AdminClient(client_config(settings))
+
+    def partition_counts(self) -> dict[str, int]:
+        """Every topic's partition count. Raises Unreachable."""
+        metadata = self._call(
+            "listing topics", lambda: self._client.list_topics(timeout=self._timeout)
+        )
+        return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
+
+    def create(self, topics: Sequence[Topic]) -> None:
+        """Make the topics; one that exists by now is fine."""
+        if not topics:
+            return
+        new = [
+            NewTopic(
+                topic.name,
+                num_partitions=topic.partitions,
+                replication_factor=topic.replication,
+                config=topic.config,
+            )
+            for topic in topics
+        ]
+        for name, future in self._client.create_topics(
+            new, operation_timeout=self._timeout, request_timeout=self._timeout
+        ).items():
+            try:
+                future.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise mapped(error, f"making topic {name}") from error
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete topics; missing ones are fine."""
+        for name, future in self._client.delete_topics(list(names)).items():
+            try:
+                future.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise mapped(error, f"deleting topic {name}") from error
+
+    def committed(self, group: str, topic: str, partitions: int) -> dict[int, int]:
+        """The group's committed offsets; partitions without one are left out."""
+        consumer = Consumer(
+            {"bootstrap.servers": self._bootstrap, "group.id": group, "log_level": 3}
+        )
+        try:
+            found = self._call(
+                "committed offsets",
+                lambda: consumer.committed(
+                    topic_partitions(topic, range(partitions)), timeout=self._timeout
+                ),
+            )
+            return {part.partition: part.offset for part in found if part.offset >= 0}
+        finally:
+            consumer.close()
+
+    def ends(self, topic: str, partitions: int) -> dict[int, tuple[int, int]]:
+        """(first offset, end offset) of each partition."""
+        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "_", "log_level": 3})
+        try:
+            return self._call(
+                "end offsets",
+                lambda: {
+                    number: consumer.get_watermark_offsets(
+                        TopicPartition(topic, number), timeout=self._timeout
+                    )
+                    for number in range(partitions)
+                },
+            )
+        finally:
+            consumer.close()
+
+    def close(self) -> None:
+        """Nothing is held open; here for symmetry."""
+
+    def _call(self, doing: str, call: Callable[[], R]) -> R:
+        try:
+            return call()
+        except KafkaException as error:
+            raise mapped(error, f"{doing} at {self._bootstrap}") from error
+
+
+def replay(settings: Settings, topic: str, *, stop_at: Mapping[int, int]) -> Iterator[Message]:
+    """A topic from its beginning up to the given end offsets, read committed, without a group.
+
+    Raises Unreachable when nothing arrives for broker_timeout_s though more is expected.
+    """
+    left = {number: end for number, end in stop_at.items() if end > 0}
+    consumer = Consumer(
+        client_config(settings)
+        | {
+            "group.id": "_",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+            "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
+        }
+    )
+    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in left])
+    try:
+        last = time.monotonic()
+        while left:
+            raw = consumer.poll(0.5)
+            if raw is None:
+                if time.monotonic() - last > settings.broker_timeout_s:
+                    raise Unreachable(f"replaying {topic}: nothing arrived, still missing {left}")
+                continue
+            last = time.monotonic()
+            partition, offset = raw.partition() or 0, raw.offset() or 0
+            if (error := raw.error()) is not None:
+                if error.code() == KafkaError._PARTITION_EOF:
+                    left.pop(partition, None)
+                    continue
+                raise mapped(error, f"replaying {topic}")
+            if partition not in left:
+                continue
+            if offset < left[partition]:
+                yield to_message(raw)
+            if offset + 1 >= left[partition]:
+                del left[partition]
+    finally:
+        consumer.close()

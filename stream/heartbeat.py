@@ -1,0 +1,84 @@
+"""Which workers are alive: a key in Redis that each one renews and that fades when it stops."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from typing import Any
+
+import redis
+
+from .metrics import WorkerMetrics
+from .records import decode_map, pack
+from .settings import Settings
+
+LIFETIME_S = 5
+TIMEOUT_S = 0.5
+
+
+class Heartbeat:
+    """Tells Redis that this worker lives. Never raises: Redis is a convenience here."""
+
+    def __init__(self, settings: Settings, slot: str, metrics: WorkerMetrics) -> None:
+        self._client = _client(settings)
+        self._key = f"{_prefix(settings)}{slot}"
+        self._metrics = metrics
+        self._last: tuple[float, int] | None = None
+
+    def beat(self, owned: list[int]) -> None:
+        """Write the worker's state; the rate is records a second since the beat before."""
+        state = self._metrics.snapshot()
+        now, records = time.monotonic(), int(str(state["records"]))
+        rate = 0.0
+        if self._last is not None and now > self._last[0]:
+            rate = (records - self._last[1]) / (now - self._last[0])
+        self._last = (now, records)
+        state |= {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "partitions": owned,
+            "records_per_s": round(rate, 1),
+        }
+        if self._client is not None:
+            with contextlib.suppress(redis.RedisError):
+                self._client.set(self._key, pack(state), ex=LIFETIME_S)
+
+    def close(self) -> None:
+        """Say goodbye, so that the worker does not seem alive until its key fades."""
+        if self._client is not None:
+            with contextlib.suppress(redis.RedisError):
+                self._client.delete(self._key)
+            self._client.close()
+
+
+def workers(settings: Settings) -> dict[str, dict[str, Any]] | None:
+    """State of each live worker by slot; None when Redis does not answer."""
+    client = _client(settings)
+    if client is None:
+        return None
+    try:
+        keys = sorted(client.scan_iter(match=f"{_prefix(settings)}*", count=1000))
+        values = client.mget(keys) if keys else []
+    except redis.RedisError:
+        return None
+    finally:
+        client.close()
+    return {
+        key.decode().removeprefix(_prefix(settings)): decode_map(value)
+        for key, value in zip(keys, values, strict=True)
+        if value is not None
+    }
+
+
+def _prefix(settings: Settings) -> str:
+    return f"braid:worker:{settings.group}:"
+
+
+def _client(settings: Settings) -> redis.Redis | None:
+    if settings.redis_url is None:
+        return None
+    return redis.Redis.from_url(
+        settings.redis_url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+    )

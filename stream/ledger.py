@@ -1,0 +1,107 @@
+"""The offset ledger: which offsets may be committed, and with which outputs.
+
+Each record that is polled gets a ticket. Tickets finish in any order; what may be published is,
+per partition, the unbroken run of finished tickets from the oldest one on. Offsets in a topic have
+holes (compaction, transaction markers), so "unbroken" is judged by the order of arrival, not by
+number.
+
+A ticket that was dropped (its partition went away, or the transaction was refused) is no longer in
+the ledger: finishing it later has no effect, even if the same offset has been read again meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Ticket(Generic[T]):
+    """One record on its way: `finish` it exactly once, with what it became."""
+
+    partition: int
+    offset: int
+    nbytes: int = 0
+    result: T | None = None
+    done: bool = False
+
+    def finish(self, result: T) -> None:
+        assert not self.done, f"offset {self.offset} of partition {self.partition} finished twice"
+        self.result = result
+        self.done = True
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Generic[T]):
+    """What one partition may publish now: results in offset order, and the offset to commit."""
+
+    partition: int
+    tickets: tuple[Ticket[T], ...]
+
+    @property
+    def results(self) -> list[T]:
+        return [ticket.result for ticket in self.tickets if ticket.result is not None]
+
+    @property
+    def next_offset(self) -> int:
+        return self.tickets[-1].offset + 1
+
+
+class OffsetLedger(Generic[T]):
+    """Tickets of all partitions that this worker reads. Used by one thread."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, deque[Ticket[T]]] = {}
+        self._next: dict[int, int] = {}
+        self.nbytes = 0  # what the records of all open tickets hold in memory
+
+    def __len__(self) -> int:
+        return sum(len(tickets) for tickets in self._open.values())
+
+    def receive(self, partition: int, offset: int, nbytes: int = 0) -> Ticket[T]:
+        """A ticket for a record just polled. Offsets of a partition must strictly increase."""
+        expected = self._next.get(partition, 0)
+        assert offset >= expected, (
+            f"partition {partition} went back from {expected} to {offset} without a drop"
+        )
+        ticket = Ticket[T](partition, offset, nbytes)
+        self._open.setdefault(partition, deque()).append(ticket)
+        self._next[partition] = offset + 1
+        self.nbytes += nbytes
+        return ticket
+
+    def ready(self) -> list[Run[T]]:
+        """The unbroken finished run of each partition; empty ones are left out."""
+        runs = []
+        for partition, tickets in self._open.items():
+            finished: list[Ticket[T]] = []
+            for ticket in tickets:
+                if not ticket.done:
+                    break
+                finished.append(ticket)
+            if finished:
+                runs.append(Run(partition, tuple(finished)))
+        return runs
+
+    def committed(self, runs: Iterable[Run[T]]) -> None:
+        """Forget the runs that a committed transaction published."""
+        for run in runs:
+            tickets = self._open[run.partition]
+            for ticket in run.tickets:
+                head = tickets.popleft()
+                assert head is ticket, "a run was committed that is not the partition's head"
+                self.nbytes -= ticket.nbytes
+
+    def drop(self, partitions: Iterable[int] | None = None) -> int:
+        """Forget all open tickets of these partitions (all without it); returns how many."""
+        gone = 0
+        for partition in list(self._next) if partitions is None else partitions:
+            tickets = self._open.pop(partition, deque())
+            gone += len(tickets)
+            self.nbytes -= sum(ticket.nbytes for ticket in tickets)
+            self._next.pop(partition, None)
+        return gone

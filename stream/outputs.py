@@ -1,0 +1,104 @@
+"""What one record becomes on the output topics. Pure functions: bytes in, messages out.
+
+Every output goes to its source's partition explicitly, so that a record and its vector share a
+partition number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from encoders.types import Embedding, Model
+
+from .broker import Message, Output
+from .errors import BadRecord
+from .records import (
+    PROGRESS_KEY,
+    Record,
+    Vector,
+    dead_letter_headers,
+    encode_prediction,
+    encode_progress,
+    encode_vector,
+)
+from .settings import Settings
+
+
+class OutputTopics:
+    """The names of the output topics, and the messages that go there."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.vectors = settings.topic("vectors")
+        self.predictions = settings.topic("predictions")
+        self.dead_letters = settings.topic("dead-letters")
+
+    def embedded(
+        self, message: Message, record: Record, embedding: Embedding, model: Model, *, now_ms: float
+    ) -> list[Output]:
+        """The vector and the prediction of one record; both name the model that made them."""
+        vector = Vector(
+            id=record.id,
+            ts=record.ts,
+            space=model.space,
+            model=model.name,
+            fused=embedding.fused,
+            by=embedding.by,
+            meta=record.meta,
+            source=message.offset,
+        )
+        prediction = encode_prediction(
+            id=record.id,
+            ts=record.ts,
+            model=model.name,
+            tasks={name: asdict(task) for name, task in embedding.tasks.items()},
+            source=(message.partition, message.offset),
+            latency_ms=max(0.0, now_ms - record.ts),
+        )
+        return [
+            self._beside(message, self.vectors, encode_vector(vector)),
+            self._beside(message, self.predictions, prediction),
+        ]
+
+    def deleted(self, message: Message) -> list[Output]:
+        """A null on `records` becomes a null on `vectors`; its version stands in the headers."""
+        headers = [("source", str(message.offset).encode()), ("ts", str(message.ts).encode())]
+        return [self._beside(message, self.vectors, None, headers)]
+
+    def dead(self, message: Message, error: BadRecord) -> list[Output]:
+        """The message as it came, whole, with the reason in its headers."""
+        headers = dead_letter_headers(
+            error,
+            topic=message.topic,
+            partition=message.partition,
+            offset=message.offset,
+            ts=message.ts,
+        )
+        return [self._beside(message, self.dead_letters, message.value, headers)]
+
+    def progress(self, offsets: Mapping[int, int]) -> list[Output]:
+        """The last message of a transaction for each partition: how far `records` is reflected."""
+        return [
+            Output(
+                topic=self.vectors,
+                partition=partition,
+                key=PROGRESS_KEY,
+                value=encode_progress(next_offset),
+            )
+            for partition, next_offset in offsets.items()
+        ]
+
+    def _beside(
+        self,
+        message: Message,
+        topic: str,
+        value: bytes | None,
+        headers: list[tuple[str, bytes]] | None = None,
+    ) -> Output:
+        return Output(
+            topic=topic,
+            partition=message.partition,
+            key=message.key,
+            value=value,
+            headers=headers or (),
+        )

@@ -1,0 +1,164 @@
+"""Every setting of every braid process, read in this one place.
+
+Sources, the first that names a setting wins: flags of the command line, the environment
+(`BRAID_*`, and the customary `KAFKA_BOOTSTRAP` and `REDIS_URL`), a TOML file (`BRAID_CONFIG`, else
+`braid.toml` in the working folder), the defaults below.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from .errors import ConfigError
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """What a braid process needs to know. Times are in seconds unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BRAID_", frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    home: Path = Field(Path(".braid"), description="models, snapshots and the embedded services")
+    kafka_bootstrap: str = Field(
+        "127.0.0.1:9092",
+        validation_alias=AliasChoices(
+            "kafka_bootstrap", "KAFKA_BOOTSTRAP", "BRAID_KAFKA_BOOTSTRAP"
+        ),
+    )
+    redis_url: str | None = Field(
+        None, validation_alias=AliasChoices("redis_url", "REDIS_URL", "BRAID_REDIS_URL")
+    )
+    embedded: bool = Field(False, description="the broker is the embedded one: no isolation")
+
+    prefix: str = Field("", description="put before every topic's and group's name")
+    partitions: int = Field(6, ge=1, le=1024, description="used when the topics are made")
+    replication: int = Field(1, ge=1, le=9)
+    generation: str = Field("g0001", pattern=r"^g\d{4}$")
+
+    model: str | None = Field(
+        None, description="a model folder or null:16; without it the champion of the registry"
+    )
+    model_name: str = Field("braid", pattern=r"^[A-Za-z0-9_-]{1,40}$")
+    device: str | None = Field(
+        None, description="a torch device; without it cuda where there is one"
+    )
+    model_poll_s: float = Field(5.0, gt=0, description="how often the registry is looked at")
+
+    slot: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_.-]{1,80}$", description="names the worker's transactional id"
+    )
+    batch_records: int = Field(128, ge=1, le=4096)
+    batch_tokens: int = Field(16_384, ge=1)
+    batch_pixels: int = Field(32_000_000, ge=1)
+    batch_seconds: float = Field(600.0, gt=0, description="seconds of sound in one micro-batch")
+    batch_wait_s: float = Field(0.05, ge=0, description="age of the oldest that closes a batch")
+    inflight_records: int = Field(1024, ge=1)
+    inflight_bytes: int = Field(256 * MIB, ge=16 * MIB)
+    prepare_threads: int = Field(2, ge=1, le=256)
+    session_timeout_s: float = Field(10.0, ge=0.5)
+    transaction_timeout_s: float = Field(10.0, ge=1.0)
+    broker_timeout_s: float = Field(
+        30.0, ge=1.0, description="how long a lost broker is waited for"
+    )
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+
+    link_roots: list[Path] = Field([], description="folders that file:// links may point into")
+    link_hosts: list[str] = Field([], description="hosts that http(s):// links may name")
+
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(8077, ge=0, le=65535)
+    snapshot_every_s: float = Field(30.0, gt=0)
+    faiss_threads: int = Field(1, ge=1)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get("BRAID_CONFIG")
+        path = Path(file) if file else Path("braid.toml")
+        if file and not path.is_file():
+            raise ConfigError(f"BRAID_CONFIG: no file at {path}")
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=path)
+        known = {"prefix", *settings_cls.model_fields}
+        if unknown := sorted(set(toml.toml_data) - known):
+            raise ConfigError(f"{path}: unknown settings {', '.join(unknown)}")
+        return (init_settings, env_settings, toml)
+
+    @property
+    def models_dir(self) -> Path:
+        return self.home / "models"
+
+    @property
+    def index_dir(self) -> Path:
+        return self.home / "index" / self.generation
+
+    def topic(self, name: str) -> str:
+        """The full name of one of braid's topics: `records`, `vectors`, `predictions`, ..."""
+        if name == "vectors":
+            name = f"vectors.{self.generation}"
+        return self.prefix + name
+
+    @property
+    def group(self) -> str:
+        """The hot path's consumer group: one per generation, never the Faust app's id."""
+        return f"{self.prefix}braid-embed-{self.generation}"
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, to start another braid process with them."""
+        changed = self.model_dump(mode="json", exclude_unset=True)
+        names = {"kafka_bootstrap": "KAFKA_BOOTSTRAP", "redis_url": "REDIS_URL"}
+        return {
+            names.get(key, f"BRAID_{key.upper()}"): _as_text(value)
+            for key, value in changed.items()
+            if value is not None
+        }
+
+
+def _as_text(value: Any) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def load(**flags: Any) -> Settings:
+    """Settings from flags, environment and file; `None` flags count as not given.
+
+    Raises:
+        ConfigError: names the setting, what is wrong with it and the value given.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']} (got {item['input']!r})"
+            for item in error.errors()
+        ]
+        raise ConfigError("; ".join(lines)) from None
+    except ValueError as error:  # a list or a TOML file that does not parse
+        raise ConfigError(str(error)) from None

@@ -1,0 +1,96 @@
+"""The topics: their names, settings and partition counts, made once and checked at every start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .broker import Admin
+from .errors import ConfigError
+from .records import MAX_DEAD_LETTER_BYTES, MAX_RECORD_BYTES
+from .settings import Settings
+
+SLACK = 64 * 1024  # batch headers, keys and message headers around the largest value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Topic:
+    """What a topic must look like."""
+
+    name: str
+    partitions: int
+    replication: int
+    config: dict[str, str]
+
+
+def plan(settings: Settings) -> list[Topic]:
+    """Every topic that braid needs. `models` has one partition: its order is the truth."""
+    compact, delete = {"cleanup.policy": "compact"}, {"cleanup.policy": "delete"}
+    records = {"max.message.bytes": str(MAX_RECORD_BYTES + SLACK)}
+    dead = {"max.message.bytes": str(MAX_DEAD_LETTER_BYTES + SLACK)}
+
+    def topic(name: str, config: dict[str, str], partitions: int | None = None) -> Topic:
+        return Topic(
+            name=settings.topic(name),
+            partitions=partitions or settings.partitions,
+            replication=settings.replication,
+            config=config,
+        )
+
+    return [
+        topic("records", compact | records),
+        topic("parts", delete | records),
+        topic("vectors", compact),
+        topic("predictions", delete),
+        topic("dead-letters", delete | dead),
+        topic("models", compact, partitions=1),
+    ]
+
+
+def ensure(settings: Settings, admin: Admin | None = None) -> int:
+    """Make the topics that are missing; returns the partition count that all of them share.
+
+    Topics that exist keep their partition count, whatever the settings say: it is fixed when
+    `records` is made. Growth means new topics and a rebuild.
+
+    Raises:
+        ConfigError: existing topics differ in their partition counts.
+        Unreachable: no broker answered.
+    """
+    own = admin is None
+    admin = admin or Admin(settings)
+    try:
+        wanted = plan(settings)
+        counts = admin.partition_counts()
+        records = settings.topic("records")
+        partitions = counts.get(records, settings.partitions)
+        missing = [
+            Topic(
+                name=topic.name,
+                partitions=1 if topic.partitions == 1 else partitions,
+                replication=topic.replication,
+                config=topic.config,
+            )
+            for topic in wanted
+            if topic.name not in counts
+        ]
+        admin.create(missing)
+        if missing:
+            counts = admin.partition_counts()
+        check(settings, counts)
+        return counts.get(records, partitions)
+    finally:
+        if own:
+            admin.close()
+
+
+def check(settings: Settings, counts: dict[str, int]) -> None:
+    """Raises ConfigError if records, vectors, predictions and dead-letters differ in partitions."""
+    expected = counts.get(settings.topic("records"))
+    for name in ("vectors", "predictions", "dead-letters"):
+        topic = settings.topic(name)
+        if (found := counts.get(topic)) != expected:
+            raise ConfigError(
+                f"topic {topic} has {found} partitions, records has {expected}: "
+                "a record and its outputs share a partition number, so the counts must be equal; "
+                "make new topics under another BRAID_PREFIX and rebuild"
+            )

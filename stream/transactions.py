@@ -1,0 +1,289 @@
+"""The hot path's half of Kafka: one member of the consumer group, one transactional producer.
+
+`RecordSource` reads `records`; `TransactionalSink` publishes outputs and consumed offsets in one
+transaction, fenced by the group's generation (KIP-447).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+
+from .broker import (
+    MAX_MESSAGE_BYTES,
+    PARTITIONER,
+    UNREACHABLE,
+    Message,
+    Output,
+    client_config,
+    mapped,
+    to_message,
+    topic_partitions,
+)
+from .errors import PublishRefused, Unreachable
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+
+class RecordSource:
+    """`records` as a member of the consumer group.
+
+    The group's membership, the *lease*, is taken once when partitions are assigned and never
+    fetched again at commit. The broker checks the generation in it and not who owns a partition: a
+    worker that was paused past its session and fetched the metadata afresh would be let through.
+
+    Args:
+        on_assigned: called with the new partitions, before their first message.
+        on_revoked: called before partitions go to another member; may still publish.
+        on_lost: called after they have already gone; must not publish.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_assigned: Callable[[list[int]], None],
+        on_revoked: Callable[[list[int]], None],
+        on_lost: Callable[[list[int]], None],
+    ) -> None:
+        self._settings = settings
+        self.topic = settings.topic("records")
+        self._callbacks = (on_assigned, on_revoked, on_lost)
+        self._failure: BaseException | None = None
+        self._lease: object | None = None
+        self.owned: list[int] = []
+        self._paused = False
+        self._consumer = Consumer(
+            client_config(settings)
+            | {
+                "group.id": settings.group,
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "earliest",
+                # Eager on purpose: every rebalance drops what is in flight anyway, and the
+                # generation cannot change under a lease without both callbacks in between.
+                "partition.assignment.strategy": "roundrobin",
+                "session.timeout.ms": int(settings.session_timeout_s * 1000),
+                "heartbeat.interval.ms": max(100, int(settings.session_timeout_s * 1000 / 5)),
+                "queued.max.messages.kbytes": 64 * 1024,
+                "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
+                "fetch.wait.max.ms": 50,
+            }
+        )
+        self._consumer.subscribe(
+            [self.topic],
+            on_assign=lambda _, parts: self._assigned([part.partition for part in parts]),
+            on_revoke=lambda _, parts: self._gone(1),
+            on_lost=lambda _, parts: self._gone(2),
+        )
+
+    @property
+    def lease(self) -> object | None:
+        """The group metadata under which the owned partitions were assigned."""
+        return self._lease
+
+    def poll(self, limit: int, *, wait_s: float) -> list[Message]:
+        """Up to `limit` messages; returns at once when one is there, else after wait_s at most.
+
+        Rebalance callbacks run inside this call and nowhere else.
+        """
+        if self._paused:
+            self._consumer.resume(topic_partitions(self.topic, self.owned))
+            self._paused = False
+        first = self._consumer.poll(wait_s)
+        raw = [] if first is None else [first]
+        if first is not None and limit > 1:
+            raw += self._consumer.consume(limit - 1, timeout=0)
+        if self._failure is not None:
+            raise self._failure
+        return [message for message in map(self._message, raw) if message is not None]
+
+    def idle_poll(self) -> None:
+        """Serve the callbacks without taking messages, for a worker that is full."""
+        if not self._paused and self.owned:
+            self._consumer.pause(topic_partitions(self.topic, self.owned))
+            self._paused = True
+        message = self._consumer.poll(0)
+        if self._failure is not None:
+            raise self._failure
+        if message is not None and message.error() is None:  # slipped in before the pause
+            self._consumer.seek(
+                TopicPartition(self.topic, message.partition() or 0, message.offset() or 0)
+            )
+
+    def rewind(self) -> None:
+        """Go back to the committed offsets of all owned partitions."""
+        if not self.owned:
+            return
+        try:
+            positions = self._consumer.committed(
+                topic_partitions(self.topic, self.owned), timeout=self._settings.broker_timeout_s
+            )
+            for position in positions:
+                if position.error is not None:
+                    raise mapped(position.error, f"committed offset of {self.topic}")
+                offset = position.offset if position.offset >= 0 else OFFSET_BEGINNING
+                self._consumer.seek(TopicPartition(self.topic, position.partition, offset))
+        except KafkaException as error:
+            raise mapped(error, f"going back in {self.topic}") from error
+
+    def lag(self) -> dict[int, int]:
+        """How many offsets behind the end each owned partition's position is."""
+        lags = {}
+        for position in self._consumer.position(topic_partitions(self.topic, self.owned)):
+            low, high = self._consumer.get_watermark_offsets(position, cached=True)
+            if high >= 0:
+                at = position.offset if position.offset >= 0 else max(low, 0)
+                lags[position.partition] = max(0, high - at)
+        return lags
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._consumer.close()
+
+    def _message(self, raw: Any) -> Message | None:
+        if (error := raw.error()) is not None:
+            if error.code() == KafkaError._PARTITION_EOF or error.retriable():
+                return None
+            if error.code() in UNREACHABLE or error.code() == KafkaError._MAX_POLL_EXCEEDED:
+                log.warning("reading %s: %s", self.topic, error.str())
+                return None
+            raise mapped(error, f"reading {self.topic}")
+        return to_message(raw)
+
+    def _assigned(self, partitions: list[int]) -> None:
+        self._guard(self._take_lease, partitions)
+
+    def _take_lease(self, partitions: list[int]) -> None:
+        self.owned = sorted(partitions)
+        # The same non-empty member id before and after: the metadata in between is this member's.
+        # An empty one would carry no generation, and the broker would not check it at all.
+        before = self._consumer.memberid()
+        lease = self._consumer.consumer_group_metadata()
+        valid = before and before == self._consumer.memberid()
+        self._lease = lease if valid or self._settings.embedded else None
+        self._callbacks[0](self.owned)
+
+    def _gone(self, callback: int) -> None:
+        def forget() -> None:
+            partitions, self.owned = self.owned, []
+            self._callbacks[callback](partitions)
+            self._lease, self._paused = None, False
+
+        self._guard(forget)
+
+    def _guard(self, function: Callable[..., None], *args: Any) -> None:
+        # An exception must not be lost inside librdkafka's callback: poll raises it again.
+        try:
+            function(*args)
+        except BaseException as error:  # noqa: BLE001
+            self._failure = self._failure or error
+
+
+class TransactionalSink:
+    """Outputs and consumed offsets in one transaction, all or nothing.
+
+    Args:
+        transactional_id: stable per worker slot. Starting a second sink with the same id fences
+            the first, and finishes or aborts what it had left open.
+    """
+
+    def __init__(self, settings: Settings, *, transactional_id: str) -> None:
+        self._timeout = settings.broker_timeout_s
+        self._producer = Producer(
+            client_config(settings)
+            | {
+                "transactional.id": transactional_id,
+                "transaction.timeout.ms": int(settings.transaction_timeout_s * 1000),
+                "delivery.timeout.ms": int(settings.transaction_timeout_s * 1000),
+                "partitioner": PARTITIONER,
+                "compression.type": "lz4",
+                "linger.ms": 1,
+                "message.max.bytes": MAX_MESSAGE_BYTES,
+                "queue.buffering.max.kbytes": 256 * 1024,
+            }
+        )
+        self._until_done("starting transactions", self._producer.init_transactions)
+
+    def publish(
+        self, outputs: Iterable[Output], *, topic: str, offsets: Mapping[int, int], lease: object
+    ) -> None:
+        """Publish outputs and commit `offsets` (partition -> next offset) of `topic`, atomically.
+
+        Raises:
+            PublishRefused: aborted; nothing is visible, nothing committed. Read the records again.
+            Fenced: this process must stop.
+            Unreachable: no answer; the broker settles the outcome when the id starts again.
+        """
+        positions = [TopicPartition(topic, number, next_) for number, next_ in offsets.items()]
+        try:
+            self._producer.begin_transaction()
+            for output in outputs:
+                self._produce(output)
+            self._until_done(
+                "sending offsets",
+                lambda left: self._producer.send_offsets_to_transaction(positions, lease, left),
+            )
+            self._until_done("committing", self._producer.commit_transaction)
+        except KafkaException as error:
+            self._abort_or_raise(error)
+
+    def close(self) -> None:
+        """Wait for the client's threads; there is never an open transaction between publishes."""
+        self._producer.flush(1.0)
+
+    def _produce(self, output: Output) -> None:
+        while True:
+            try:
+                self._producer.produce(
+                    output.topic,
+                    partition=output.partition,
+                    key=output.key,
+                    value=output.value,
+                    headers=list(output.headers) or None,
+                )
+                return
+            except BufferError:
+                self._producer.poll(0.1)
+
+    def _until_done(self, doing: str, call: Callable[[float], R]) -> R:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return call(max(0.1, left))
+            except KafkaException as error:
+                cause = error.args[0]
+                if cause.fatal() or not cause.retriable():
+                    if cause.txn_requires_abort():
+                        raise
+                    raise mapped(error, doing) from error
+                if left <= 0:
+                    raise Unreachable(
+                        f"{doing}: no answer within {self._timeout:g} s ({cause.name()})"
+                    ) from error
+                time.sleep(0.05)
+
+    def _abort_or_raise(self, error: KafkaException) -> None:
+        cause = error.args[0]
+        if cause.fatal() or not cause.txn_requires_abort():
+            raise mapped(error, "publishing") from error
+        try:
+            self._until_done("aborting", self._producer.abort_transaction)
+        except KafkaException as second:
+            raise mapped(second, "aborting") from second
+        raise PublishRefused(f"{cause.name()}: {cause.str()}") from error

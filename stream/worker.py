@@ -1,0 +1,449 @@
+"""The embed worker: the way of one record, in six steps.
+
+1. decode    bytes from `records` become a Record, or a dead letter with its reason
+2. prepare   on CPU threads: picture decoded and resized, sound resampled, text tokenised
+3. collect   a micro-batch closes when it is full or its oldest record has waited long enough
+4. encode    on the device thread, one batch prefetched; the model also fuses and decides there
+5. decide    embeddings become vectors and predictions
+6. publish   vectors, predictions, dead letters and the consumed offsets, in one transaction
+
+A record leaves in exactly one of three ways: output, dead letter, or the worker stops and the
+record is read again. The transaction of one batch runs on its own thread while the next batches are
+prepared and encoded; at most one is open at a time, and the callbacks of a rebalance wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from encoders.embedder import DeviceThread
+from encoders.errors import BadInput
+from encoders.types import Embedding, Model, Prepared, Sample
+
+from .batcher import Budget, MicroBatcher
+from .broker import Message, Output
+from .errors import BadRecord, PublishRefused, RegistryError, WorkerError
+from .failpoints import Failpoints
+from .ledger import OffsetLedger, Run, Ticket
+from .links import Links
+from .metrics import WorkerMetrics
+from .outputs import OutputTopics
+from .records import Blob, Record, decode_record
+from .settings import Settings
+from .transactions import RecordSource, TransactionalSink
+
+log = logging.getLogger(__name__)
+
+MAX_REFUSALS = 5  # in a row without one success: not a rebalance, something is broken
+CALLBACKS_EVERY_S = 1.0  # a full worker still serves the group's callbacks this often
+
+
+class Showcase(Protocol):
+    """Where what a hit needs to be shown is kept. Never raises, never blocks."""
+
+    def put(self, record: Record) -> None: ...
+    def drop(self, record_id: str) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One record on its way through the worker."""
+
+    message: Message
+    ticket: Ticket[list[Output]]
+    since: float
+    record: Record | None = None
+    preparing: Future[Prepared] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """One micro-batch on the device. It ends with the model that it began with."""
+
+    items: list[Item]
+    model: Model
+    encoding: Future[list[Embedding]]
+    started: float = field(default_factory=time.monotonic)
+
+
+class Worker:
+    """Reads `records` as one member of the group and publishes what they become.
+
+    `run` is the loop and owns the consumer; everything else happens on threads that it feeds.
+    `stop` and `offer` may be called from any thread.
+
+    Args:
+        transactional_id: stable per worker slot.
+        clock: monotonic seconds.
+        wall: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: Model,
+        *,
+        transactional_id: str,
+        metrics: WorkerMetrics,
+        showcase: Showcase | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._offered: Model | None = None
+        self._metrics = metrics
+        self._showcase = showcase
+        self._clock, self._wall = clock, wall
+        self._topics = OutputTopics(settings)
+        self._links = Links(settings)
+        self._failpoint = Failpoints.from_environment()
+        self._unknown: Counter[str] = Counter()
+        self._ledger = OffsetLedger[list[Output]]()
+        self._batcher = MicroBatcher[Item](
+            Budget(
+                records=settings.batch_records,
+                tokens=settings.batch_tokens,
+                pixels=settings.batch_pixels,
+                seconds=settings.batch_seconds,
+            ),
+            max_wait=settings.batch_wait_s,
+        )
+        self._preparing: deque[Item] = deque()
+        self._encoding: deque[Batch] = deque()
+        self._publishing: tuple[list[Run[list[Output]]], Future[None]] | None = None
+        self._refusals = 0
+        self._last_poll = clock()
+        self._stopping = threading.Event()
+        self._device = DeviceThread()
+        self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
+        self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
+        self._sink = self.make_sink(transactional_id)
+        self._source = self.make_source()
+        metrics.model(model.name)
+
+    # The one loop.
+
+    def run(self) -> None:
+        """Work until `stop`; raises what makes it impossible to go on.
+
+        Raises:
+            WorkerError, BrokerError: nothing that was not committed is lost, it is read again.
+        """
+        try:
+            while not self._stopping.is_set():
+                arrivals = self._receive()
+                self._decode(arrivals)
+                self._prepare(arrivals)
+                self._collect()
+                self._encode()
+                self._decide()
+                self._publish()
+            self._drain()
+        finally:
+            self._close()
+
+    def stop(self) -> None:
+        """Finish what is encoded, then leave the group."""
+        self._stopping.set()
+
+    def offer(self, model: Model) -> None:
+        """Switch to `model` between two micro-batches.
+
+        Raises:
+            RegistryError: it makes vectors of another space; a generation must be built for it.
+        """
+        if model.space != self._model.space:
+            raise RegistryError(
+                f"{model.name} lives in space {model.space}, this worker feeds {self._model.space}"
+            )
+        if model.preprocessing != self._model.preprocessing:
+            raise RegistryError(f"{model.name} prepares its inputs in another way, restart for it")
+        self._offered = model
+
+    @property
+    def model(self) -> Model:
+        return self._model
+
+    @property
+    def owned(self) -> list[int]:
+        return list(self._source.owned)
+
+    # Seams for tests: what a negative control replaces.
+
+    def make_source(self) -> RecordSource:
+        return RecordSource(
+            self._settings,
+            on_assigned=self._on_assigned,
+            on_revoked=self._on_revoked,
+            on_lost=self._on_lost,
+        )
+
+    def make_sink(self, transactional_id: str) -> TransactionalSink:
+        return TransactionalSink(self._settings, transactional_id=transactional_id)
+
+    # The steps.
+
+    def _receive(self) -> list[Item]:
+        """Poll, as much as there is room for. The group's callbacks run in here."""
+        now = self._clock()
+        room = self._settings.inflight_records - len(self._ledger)
+        if room <= 0 or self._ledger.nbytes >= self._settings.inflight_bytes:
+            self._wait_for_room()
+            if now - self._last_poll > CALLBACKS_EVERY_S:
+                self._last_poll = now
+                self._source.idle_poll()
+            return []
+        self._last_poll = now
+        messages = self._source.poll(min(room, 64), wait_s=self._patience(now))
+        return [Item(message, self._ticket(message), now) for message in messages]
+
+    def _decode(self, items: Sequence[Item]) -> None:
+        """Step 1: bytes become a Record, a deletion or a dead letter."""
+        for item in items:
+            message = item.message
+            if message.value is None:
+                self._delete(item)
+                continue
+            try:
+                item.record = decode_record(
+                    message.key, message.value, default_ts=message.ts, unknown=self._unknown
+                )
+            except BadRecord as error:
+                self._bury(item, error)
+
+    def _prepare(self, items: Sequence[Item]) -> None:
+        """Step 2: hand the records to the CPU threads."""
+        model = self._model
+        for item in items:
+            if item.record is not None:
+                item.preparing = self._threads.submit(self._prepare_one, model, item.record)
+                self._preparing.append(item)
+
+    def _collect(self) -> None:
+        """Step 3: what is prepared, in order of arrival, waits for its micro-batch."""
+        while self._preparing and _future(self._preparing[0]).done():
+            item = self._preparing.popleft()
+            try:
+                prepared = _future(item).result()
+            except BadRecord as error:
+                self._bury(item, error)
+            except Exception as error:
+                raise WorkerError(f"preparing record {_where(item)} failed: {error!r}") from error
+            else:
+                self._batcher.add(item, prepared.cost, since=item.since)
+
+    def _encode(self) -> None:
+        """Step 4: closed micro-batches go to the device thread; a new model comes in between."""
+        while not self._device.full and (items := self._batcher.take(self._clock())):
+            if self._offered is not None:
+                self._model, self._offered = self._offered, None
+                self._metrics.model(self._model.name)
+                log.info("model %s serves from here on", self._model.name)
+            prepared = [_future(item).result() for item in items]
+            encoding = self._device.submit(self._encode_batch, self._model, prepared)
+            self._encoding.append(Batch(items, self._model, encoding))
+
+    def _decide(self) -> None:
+        """Step 5: finished batches become the messages that will be published."""
+        while self._encoding and self._encoding[0].encoding.done():
+            batch = self._encoding.popleft()
+            try:
+                embeddings = batch.encoding.result()
+            except Exception as error:
+                raise WorkerError(
+                    f"encoding a batch of {len(batch.items)} from {_where(batch.items[0])} on, "
+                    f"with model {batch.model.name}, failed: {error!r}"
+                ) from error
+            self._metrics.batch(len(batch.items), time.monotonic() - batch.started)
+            now_ms = self._wall() * 1000
+            for item, embedding in zip(batch.items, embeddings, strict=True):
+                record = _record(item)
+                if self._showcase is not None:
+                    self._showcase.put(record)
+                item.ticket.finish(
+                    self._topics.embedded(
+                        item.message, record, embedding, batch.model, now_ms=now_ms
+                    )
+                )
+
+    def _publish(self) -> None:
+        """Step 6: one transaction for the unbroken run of every partition. Commits last."""
+        if self._publishing is not None and self._publishing[1].done():
+            self._settle()
+        lease = self._source.lease
+        if self._publishing is None and lease is not None and (runs := self._ledger.ready()):
+            self._publishing = (runs, self._publisher.submit(self._transaction, runs, lease))
+
+    # What the steps stand on.
+
+    def _transaction(self, runs: list[Run[list[Output]]], lease: object) -> None:
+        outputs = [output for run in runs for result in run.results for output in result]
+        offsets = {run.partition: run.next_offset for run in runs}
+        self._failpoint("before-publish")
+        started = self._clock()
+        self._sink.publish(
+            outputs + self._topics.progress(offsets),
+            topic=self._source.topic,
+            offsets=offsets,
+            lease=lease,
+        )
+        self._failpoint("after-publish")
+        self._metrics.published(
+            records=sum(len(run.tickets) for run in runs), seconds=self._clock() - started
+        )
+
+    def _settle(self) -> None:
+        """The open transaction has ended: forget its records, or go back to the committed ones."""
+        assert self._publishing is not None
+        (runs, done), self._publishing = self._publishing, None
+        try:
+            done.result()
+        except PublishRefused as error:
+            self._refusals += 1
+            self._metrics.refused()
+            log.warning("transaction refused, its records are read again: %s", error)
+            if self._refusals >= MAX_REFUSALS:
+                raise WorkerError(f"{self._refusals} refusals in a row: {error}") from error
+            self._drop()
+            self._source.rewind()
+        else:
+            self._refusals = 0
+            self._ledger.committed(runs)
+
+    def _drop(self) -> None:
+        """Forget everything in flight; what the threads still finish has no effect."""
+        self._ledger.drop()
+        self._batcher.clear()
+        self._preparing.clear()
+        self._encoding.clear()
+
+    def _on_assigned(self, partitions: list[int]) -> None:
+        self._drop()
+        self._metrics.assigned(len(partitions))
+        log.info("partitions assigned: %s", partitions)
+
+    def _on_revoked(self, partitions: list[int]) -> None:
+        """Publish what is encoded, under the lease that still holds, and drop the rest."""
+        self._finish_open()
+        if self._source.lease is not None:
+            self._decide()
+            self._publish()
+            self._finish_open()
+        self._on_lost(partitions)
+
+    def _on_lost(self, partitions: list[int]) -> None:
+        """The partitions have already gone: whatever is open can only be refused."""
+        self._finish_open()
+        self._drop()
+        self._metrics.assigned(0)
+        if partitions:
+            log.info("partitions gone: %s", partitions)
+
+    def _finish_open(self) -> None:
+        if self._publishing is not None:
+            wait([self._publishing[1]])
+            self._settle()
+
+    def _drain(self) -> None:
+        """On a graceful stop: publish what is on the device, leave the rest to the next reader."""
+        wait([batch.encoding for batch in self._encoding])
+        self._decide()
+        self._finish_open()
+        self._publish()
+        self._finish_open()
+
+    def _close(self) -> None:
+        self._stopping.set()
+        self._publisher.shutdown(wait=True)
+        self._publishing = None
+        self._drop()  # so that the callback of leaving the group finds nothing to publish
+        self._source.close()
+        self._device.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._sink.close()
+        self._links.close()
+
+    def _prepare_one(self, model: Model, record: Record) -> Prepared:
+        try:
+            return model.prepare(
+                Sample(
+                    id=record.id,
+                    text=record.text,
+                    image=self._bytes_of("image", record.image),
+                    audio=self._bytes_of("audio", record.audio),
+                )
+            )
+        except BadInput as error:
+            raise BadRecord(error.field, error.reason, stage="prepare") from error
+
+    def _encode_batch(self, model: Model, prepared: list[Prepared]) -> list[Embedding]:
+        self._failpoint("before-encode")
+        return model.encode(prepared)
+
+    def _bytes_of(self, name: str, blob: Blob | None) -> bytes | None:
+        if blob is None or blob.data is not None:
+            return None if blob is None else blob.data
+        assert blob.uri is not None
+        return self._links.fetch(f"{name}.uri", blob.uri)
+
+    def _bury(self, item: Item, error: BadRecord) -> None:
+        self._metrics.dead_letter(error.stage)
+        log.warning("dead letter %s: %s", _where(item), error)
+        item.ticket.finish(self._topics.dead(item.message, error))
+
+    def _delete(self, item: Item) -> None:
+        message = item.message
+        try:
+            key = (message.key or b"").decode()
+        except UnicodeDecodeError:
+            key = ""
+        if not key or key.startswith("__"):
+            self._bury(item, BadRecord("key", "a deletion must name the id of a record"))
+            return
+        if self._showcase is not None:
+            self._showcase.drop(key)
+        item.ticket.finish(self._topics.deleted(message))
+
+    def _ticket(self, message: Message) -> Ticket[list[Output]]:
+        return self._ledger.receive(message.partition, message.offset, message.nbytes)
+
+    def _patience(self, now: float) -> float:
+        """How long a poll may wait for a first message, in seconds."""
+        if self._encoding or self._preparing or self._publishing is not None:
+            return 0.002
+        due = self._batcher.due_in(now)
+        return 0.1 if due is None else min(0.1, due)
+
+    def _wait_for_room(self) -> None:
+        waiting: list[Future] = [batch.encoding for batch in self._encoding]
+        if self._publishing is not None:
+            waiting.append(self._publishing[1])
+        elif self._preparing:
+            waiting.append(_future(self._preparing[0]))
+        if waiting:
+            wait(waiting, timeout=0.01, return_when="FIRST_COMPLETED")
+        else:  # all of it waits for its micro-batch to be old enough
+            time.sleep(0.002)
+
+
+def _future(item: Item) -> Future[Prepared]:
+    assert item.preparing is not None
+    return item.preparing
+
+
+def _record(item: Item) -> Record:
+    assert item.record is not None
+    return item.record
+
+
+def _where(item: Item) -> str:
+    message = item.message
+    return f"{message.topic}[{message.partition}]@{message.offset}"
