@@ -209,10 +209,11 @@ def start_server(
     """
     for attempt in range(attempts):
         chosen = port or free_port()
+        if port_answers(chosen):
+            raise ChildError(f"{name} cannot start: another process answers on port {chosen}")
         child = Child(name, command(chosen), log=log).start()
         try:
             child.wait_until(lambda port=chosen: port_answers(port), timeout=timeout)  # type: ignore[misc]
-            child.check()  # else another process answered on that port
         except BaseException as error:
             child.stop(grace=0)
             last = port is not None or attempt + 1 == attempts

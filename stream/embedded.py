@@ -112,7 +112,7 @@ class EmbeddedServices:
     def stop(self) -> None:
         """Stop both, by pid; a second call does nothing."""
         while self.children:
-            self.children.pop().stop(grace=5.0)
+            self.children.pop().stop(grace=0)
 
     def __enter__(self) -> EmbeddedServices:
         self.start()
