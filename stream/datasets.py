@@ -1,4 +1,4 @@
-"""Data sets that become records: the demo's stamps, a folder of files, JSON lines, digits.
+"""Data sets that become records: the demo's stamps, a folder of files, digits.
 
 Each gives `Item`s: an id, the modalities that are there, and labels. Pictures and sounds are read
 from disk when they are asked for, so a list of items is small.
@@ -9,16 +9,13 @@ caption and human spoken captions in other languages, in 16 categories.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
-import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from .apt import AptError, Progress, fetch_package
 
@@ -60,7 +57,6 @@ class Item:
     image_type: str | None = None
     audio_type: str | None = None
     labels: Mapping[str, str | float] = field(default_factory=dict)
-    meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def image(self) -> bytes | None:
@@ -159,26 +155,6 @@ def folder(path: Path) -> list[Item]:
     return _named(list(found.items()))
 
 
-def json_lines(path: Path) -> Iterator[Item]:
-    """The records of a JSON-lines file, one object a line.
-
-    `{"id", "text"?, "image"?, "audio"?, "labels"?, "meta"?}`, where a picture or sound is the path
-    of a file (relative to the JSON-lines file) or `{"data": <base64>, "media_type"?}`. Blank lines
-    are left out.
-
-    Raises:
-        DatasetError: with the line's number and what is wrong with it.
-    """
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield _from_json(json.loads(line), path.parent)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise DatasetError(f"{path}, line {number}: {error}") from error
-
-
 def digits() -> list[Item]:
     """scikit-learn's 1,797 handwritten digits (8 x 8, enlarged) with captions that name them.
 
@@ -239,41 +215,3 @@ def _content(source: bytes | Path | None) -> bytes | None:
 def _only_one(there: bytes | Path | None, file: Path) -> None:
     if there is not None:
         raise DatasetError(f"two files for one record: {there!s} and {file}")
-
-
-def _from_json(value: Any, base: Path) -> Item:
-    if not isinstance(value, dict):
-        raise TypeError("not a JSON object")
-    unknown = set(value) - {"id", "text", "image", "audio", "labels", "meta"}
-    if unknown:
-        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
-    if not isinstance(value.get("id"), str):
-        raise ValueError("field id: a string is needed")
-    image, image_type = _payload(value.get("image"), base, "image", IMAGE_TYPES)
-    audio, audio_type = _payload(value.get("audio"), base, "audio", AUDIO_TYPES)
-    return Item(
-        id=value["id"],
-        text=value.get("text"),
-        image_source=image,
-        audio_source=audio,
-        image_type=image_type,
-        audio_type=audio_type,
-        labels=dict(value.get("labels") or {}),
-        meta=dict(value.get("meta") or {}),
-    )
-
-
-def _payload(
-    value: Any, base: Path, name: str, types: Mapping[str, str]
-) -> tuple[bytes | Path | None, str | None]:
-    """The source and media type of one JSON field."""
-    if value is None:
-        return None, None
-    if isinstance(value, str):
-        path = base / value
-        if not path.is_file():
-            raise ValueError(f"field {name}: no file {path}")
-        return path, types.get(path.suffix.lower())
-    if isinstance(value, dict) and isinstance(value.get("data"), str):
-        return base64.b64decode(value["data"], validate=True), value.get("media_type")
-    raise ValueError(f"field {name}: a path or {{'data': base64}} is needed")

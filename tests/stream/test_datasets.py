@@ -1,10 +1,8 @@
-"""Folders, JSON lines, stamps and digits become items with ids that do not tell the label."""
+"""Folders, stamps and digits become items with ids that do not tell the label."""
 
 from __future__ import annotations
 
-import base64
 import io
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,7 +16,6 @@ from stream.datasets import (
     digits,
     folder,
     held_out,
-    json_lines,
     stamps,
 )
 
@@ -107,40 +104,6 @@ def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a" / "x.jpg")
     with pytest.raises(DatasetError, match="two files for one record"):
         folder(tmp_path)
-
-
-def test_json_lines(tmp_path: Path) -> None:
-    write(tmp_path / "bird.ogg", b"song")
-    picture = {"data": base64.b64encode(b"picture").decode(), "media_type": "image/png"}
-    first = {"id": "a", "text": "t", "image": picture, "audio": "bird.ogg"}
-    second = {"id": "b", "text": "u", "labels": {"category": "x", "size": 2.5}, "meta": {"n": 1}}
-    lines = write(tmp_path / "in.jsonl", f"{json.dumps(first)}\n\n{json.dumps(second)}\n")
-    a, b = json_lines(lines)
-    assert (a.image, a.image_type, a.audio, a.audio_type) == (
-        *(b"picture", "image/png"),
-        *(b"song", "audio/ogg"),
-    )
-    assert (b.category, b.labels["size"], b.meta) == ("x", 2.5, {"n": 1})
-
-
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        ("{", "line 2"),
-        ("[1]", "not a JSON object"),
-        ('{"text": "x"}', "field id"),
-        ('{"id": "x", "colour": 1}', "unknown field 'colour'"),
-        ('{"id": "x", "image": "no.png"}', r"field image: no file .*no\.png"),
-        ('{"id": "x", "image": {"data": "%%"}}', "line 2"),
-        ('{"id": "x", "audio": 3}', "field audio"),
-        ('{"id": "x", "labels": 3}', "line 2"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
-    lines = write(tmp_path / "in.jsonl", f'{{"id": "fine"}}\n{line}\n')
-    with pytest.raises(DatasetError, match=says) as caught:
-        list(json_lines(lines))
-    assert "line 2" in str(caught.value)
 
 
 def test_digits_are_pictures_with_captions() -> None:

@@ -1,0 +1,47 @@
+# make demo    the main job on real input, from nothing
+# make test    the tests, from nothing
+# make check   format, lint, types
+# make format  repair format and lint
+# make clean   remove the environment and what the demo left
+#
+# On a machine with a GPU: make demo EXTRAS=gpu,embedded,demo,dev (after make clean).
+
+PYTHON ?= python3
+EXTRAS ?= cpu,embedded,demo,dev
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(EXTRAS)
+
+.PHONY: demo test check format clean
+
+demo: $(READY)
+	$(BIN)/braid demo $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .braid .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+# uv installs torch in seconds where pip takes a minute, and hard-links from its cache.
+$(READY): $(BIN)/uv pyproject.toml
+	$(BIN)/uv pip install --python $(BIN)/python --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo '$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
