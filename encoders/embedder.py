@@ -19,6 +19,6 @@ def load(path: str | Path, *, device: str | None = None) -> Model:
     """
     if isinstance(path, str) and path.startswith(PREFIX):
         return NullModel.parse(path)
-    from encoders.model import load_folder  # torch is imported here and not before
+    from encoders.checkpoint import load_folder  # torch is imported here and not before
 
     return load_folder(Path(path), device=device)

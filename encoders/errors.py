@@ -14,7 +14,7 @@ class EncodersError(Exception):
     """The root of every error that this package raises on purpose."""
 
 
-class BadInput(EncodersError, ValueError):  # noqa: N818 (it is not our error)
+class BadInput(EncodersError, ValueError):
     """One sample that no retry will help. The message names the field, the limit and the value."""
 
     def __init__(self, field: str, reason: str) -> None:

@@ -1,0 +1,125 @@
+"""What every encoder is: `prepare` on the CPU, `collate` into tensors, `forward` into features.
+
+Shapes: B samples, T tokens (words, patches, frames), F width of the features.
+"""
+
+# ruff: noqa: N815 (shape suffixes carry capitals)
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from encoders.config import EncoderConfig, Limits
+from encoders.types import Cost
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Features:
+    """An encoder's output.
+
+    Attributes:
+        pooled_BF: one vector a sample.
+        tokens_BTF: one vector a word, patch or frame, where the encoder has them.
+        mask_BT: True where a token is real, False where it is padding.
+    """
+
+    pooled_BF: Tensor
+    tokens_BTF: Tensor | None = None
+    mask_BT: Tensor | None = None
+
+
+class Encoder(nn.Module, ABC):
+    """One modality's way from a value to features.
+
+    A subclass sets `modality`, `width` (F) and `settings` in its constructor, which takes
+    `(options, assets)`: the JSON options of its `EncoderConfig`, and the folder that holds the
+    files `save_assets` wrote (None when it is made anew, from a source or at random).
+    """
+
+    modality: str
+    width: int
+    settings: Mapping[str, Any]
+    """Everything that the output of `prepare` depends on, limits aside. It is hashed."""
+
+    @classmethod
+    @abstractmethod
+    def create(cls, config: EncoderConfig) -> Encoder:
+        """A new encoder: pretrained weights from `config.source`, or random ones if it is None."""
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, config: EncoderConfig, assets: Path) -> Encoder:
+        """The architecture only, from a version folder; the weights are loaded into it later."""
+
+    def save_assets(self, folder: Path) -> None:
+        """Write what `restore` needs beside the weights. Nothing, unless a subclass says so."""
+
+    @abstractmethod
+    def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
+        """One value as an array, with its cost. CPU only, thread-safe.
+
+        Raises:
+            BadInput: the value cannot be used.
+        """
+
+    @abstractmethod
+    def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
+        """Prepared arrays as padded CPU tensors, ready for `forward`."""
+
+    @abstractmethod
+    def forward(self, *batch: Tensor) -> Features:
+        """The features of a collated batch, on the device of the weights."""
+
+    def size(self, value: Array) -> int:
+        """How much of a batch's budget one input takes, padding being its length. See `plan`."""
+        return int(value.shape[-1])
+
+    @property
+    def budget(self) -> int:
+        """The largest padded size of one sub-batch, in units of `size`."""
+        return 1 << 30
+
+    def vary(self, value: Array, rng: np.random.Generator) -> Array:
+        """A training-time variation of a prepared value; the value itself by default."""
+        return value
+
+
+def plan(sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Positions grouped into sub-batches of like size, so that little padding is computed.
+
+    Positions are sorted by size; a group is closed before (members x longest) passes `budget`. A
+    single one larger than the budget is a group by itself. After the token budget of
+    text-embeddings-inference's queue.
+    """
+    groups: list[list[int]] = []
+    for position in sorted(range(len(sizes)), key=lambda p: (sizes[p], p)):
+        longest = max(1, sizes[position])
+        if groups and (len(groups[-1]) + 1) * longest <= budget:
+            groups[-1].append(position)
+        else:
+            groups.append([position])
+    return groups
+
+
+def encode_all(encoder: Encoder, inputs: Sequence[Array], device: torch.device) -> Tensor:
+    """`features_BF` of prepared inputs, in their order, in sub-batches of like size. No gradient.
+
+    Sub-batches run from the largest to the smallest, so that a batch that does not fit fails first.
+    """
+    features_BF = torch.empty(len(inputs), encoder.width, device=device)
+    with torch.inference_mode():
+        for group in reversed(plan([encoder.size(value) for value in inputs], encoder.budget)):
+            batch = encoder.collate([inputs[position] for position in group])
+            moved = [tensor.to(device, non_blocking=True) for tensor in batch]
+            features_BF[torch.tensor(group, device=device)] = encoder(*moved).pooled_BF.float()
+    return features_BF

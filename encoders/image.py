@@ -1,0 +1,139 @@
+"""Pictures: decoding what arrives, and a small CNN to train from scratch.
+
+`encoders.efficientnet` holds the pretrained one.
+
+Shapes: B pictures, C channels, H and W sides, F features.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from encoders.base import Array, Encoder, Features
+from encoders.config import EncoderConfig, Limits
+from encoders.errors import BadInput
+from encoders.types import Cost
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Pillow knows more, but some of the others start a program or have no header to trust."""
+
+
+def decode_image(data: bytes, side: int, limits: Limits) -> Array:
+    """A picture file as uint8[3, side, side], scaled to fit and centred on white.
+
+    The size is read from the header and refused before any pixel is decoded. Transparency becomes
+    white, EXIF rotation is applied, of an animation the first frame is taken.
+
+    Raises:
+        BadInput: not one of `FORMATS`, too many pixels, truncated or broken.
+    """
+    limit = limits.image_pixels
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > limit:
+                raise BadInput("image", f"{width}x{height} pixels, the limit is {limit} pixels")
+            picture.draft("RGB", (2 * side, 2 * side))  # lets a JPEG be decoded at a smaller scale
+            return _on_white(_straight(picture), side)
+    except BadInput:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadInput("image", f"more pixels than the limit of {limit}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BadInput("image", f"does not decode: {type(error).__name__}: {error}") from error
+
+
+def _straight(picture: Image.Image) -> Image.Image:
+    """`picture` upright, as RGB or RGBA with 8 bits."""
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I") or upright.mode == "F":  # 16 or 32 bits a pixel
+        grey = np.asarray(upright, dtype=np.float64)
+        top = max(float(grey.max(initial=0.0)), 1.0) if upright.mode == "F" else 65535.0
+        scaled = np.clip(np.nan_to_num(grey) * (255.0 / top), 0.0, 255.0)
+        upright = Image.fromarray(scaled.astype(np.uint8))
+    transparent = "A" in upright.getbands() or "transparency" in upright.info
+    return upright.convert("RGBA" if transparent else "RGB")
+
+
+def _on_white(picture: Image.Image, side: int) -> Array:
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    # Pillow resizes RGBA with premultiplied alpha, so hidden colours do not bleed into the edge.
+    small = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    canvas = Image.new("RGB", (side, side), (255, 255, 255))
+    corner = ((side - size[0]) // 2, (side - size[1]) // 2)
+    canvas.paste(small, corner, small if small.mode == "RGBA" else None)
+    return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1))
+
+
+class ImageEncoder(Encoder):
+    """The part that every picture encoder shares: decoding, stacking, flipping."""
+
+    modality = "image"
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.settings = {"side": side, "fit": "contain on white", "scale": "uint8"}
+
+    def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
+        if not isinstance(value, bytes):
+            raise BadInput("image", f"must be bytes, is {type(value).__name__}")
+        return decode_image(value, self.side, limits), Cost(pixels=self.side**2)
+
+    def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
+        return (torch.from_numpy(np.stack(inputs)),)
+
+    def size(self, value: Array) -> int:
+        return self.side**2
+
+    @property
+    def budget(self) -> int:
+        return 32 * self.side**2
+
+    def vary(self, value: Array, rng: np.random.Generator) -> Array:
+        """Mirrored half of the time."""
+        return np.ascontiguousarray(value[:, :, ::-1]) if rng.random() < 0.5 else value
+
+
+class SmallCnn(ImageEncoder):
+    """Three strided convolutions, average pooling. For tests and for training from scratch."""
+
+    def __init__(self, side: int = 32, channels: int = 16) -> None:
+        super().__init__(side)
+        widths = (3, channels, 2 * channels, 4 * channels)
+        self.layers = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(4, b), nn.GELU()
+                )
+                for a, b in pairwise(widths)
+            )
+        )
+        self.width = widths[-1]
+
+    @classmethod
+    def create(cls, config: EncoderConfig) -> SmallCnn:
+        return cls(**config.options)
+
+    @classmethod
+    def restore(cls, config: EncoderConfig, assets: Path) -> SmallCnn:
+        return cls(**config.options)
+
+    def forward(self, *batch: Tensor) -> Features:
+        (pixels_BCHW,) = batch
+        maps_BFHW = self.layers(pixels_BCHW.float() / 127.5 - 1.0)
+        return Features(
+            pooled_BF=maps_BFHW.mean((2, 3)), tokens_BTF=maps_BFHW.flatten(2).transpose(1, 2)
+        )

@@ -1,0 +1,268 @@
+"""The model: Preprocessor -> Encoder -> Projector -> Fusion -> Heads -> Decision, put together.
+
+Shapes: B samples, M modalities, S sources (M + 1, the last is "fused"), D the shared space,
+F features, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from encoders.base import Array, Encoder, encode_all
+from encoders.config import Limits, ModelConfig
+from encoders.decision import Decision
+from encoders.errors import BadInput
+from encoders.fusion import make_fusion
+from encoders.heads import Heads, sources_of
+from encoders.manifest import Manifest, canonical, digest
+from encoders.projection import Projector
+from encoders.types import FUSED, Cost, Embedding, Prepared, Sample, TaskPrediction
+
+
+class Net(nn.Module):
+    """All weights of one version.
+
+    Args:
+        encoders: modality to encoder, in the order of the model's modalities.
+        tasks: task name to class names.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        encoders: Mapping[str, Encoder],
+        tasks: Mapping[str, Sequence[str]],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.modalities = tuple(encoders)
+        self.sources = sources_of(self.modalities)
+        self.encoders = nn.ModuleDict(dict(encoders))
+        self.projectors = nn.ModuleDict(
+            {
+                name: Projector(
+                    encoder.width, config.dim, hidden=config.hidden, dropout=config.dropout
+                )
+                for name, encoder in encoders.items()
+            }
+        )
+        self.fusion = make_fusion(config.fusion, config.dim, len(encoders))
+        self.new_heads(tasks)
+
+    def new_heads(self, tasks: Mapping[str, Sequence[str]]) -> None:
+        """Fresh heads and decisions for `tasks`; everything else stays."""
+        if self.config.heads_on not in ("features", "unit"):
+            raise ValueError(f"heads_on must be features or unit, is {self.config.heads_on!r}")
+        on_features = self.config.heads_on == "features"
+        widths = {
+            name: self.encoder(name).width if on_features else self.config.dim
+            for name in self.modalities
+        }
+        self.heads = Heads(
+            tasks, {**widths, FUSED: self.config.dim}, dropout=self.config.head_dropout
+        )
+        self._decisions = nn.ModuleList(
+            Decision(self.config.decision, len(self.sources)) for _ in tasks
+        )
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """The decision of each task, in the order of `tasks`."""
+        return [cast(Decision, decision) for decision in self._decisions]
+
+    def encoder(self, modality: str) -> Encoder:
+        """The encoder of `modality`."""
+        return cast(Encoder, self.encoders[modality])
+
+    @property
+    def tasks(self) -> dict[str, tuple[str, ...]]:
+        """Task name to class names."""
+        return self.heads.tasks
+
+    def align(
+        self, features: Mapping[str, Tensor], present_BM: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Unit vectors of each modality, float[B, M, D], and fused ones, float[B, D].
+
+        Args:
+            features: modality to float[n, F], one row for each sample that has it, in order.
+            present_BM: which those are; each row has at least one.
+        """
+        unit_BMD = torch.zeros(
+            *present_BM.shape, self.config.dim, device=present_BM.device, dtype=torch.float32
+        )
+        for position, name in enumerate(self.modalities):
+            if name in features:
+                column = torch.zeros_like(unit_BMD[:, position])
+                column[present_BM[:, position]] = self.projectors[name](features[name])
+                unit_BMD = torch.cat(
+                    [unit_BMD[:, :position], column[:, None], unit_BMD[:, position + 1 :]], dim=1
+                )
+        return unit_BMD, self.fusion(unit_BMD, present_BM)
+
+    def logits(
+        self, task: str, features: Mapping[str, Tensor], unit_BMD: Tensor, fused_BD: Tensor,
+        present_BM: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """What each source says about `task`, float[B, S, C]; zeros where it is absent."""
+        rows: list[Tensor] = []
+        for position, name in enumerate(self.modalities):
+            here_B = present_BM[:, position]
+            out_BC = torch.zeros(len(here_B), len(self.tasks[task]), device=fused_BD.device)
+            if bool(here_B.any()):
+                seen = (
+                    torch.nn.functional.normalize(features[name], dim=1)
+                    if self.config.heads_on == "features"
+                    else unit_BMD[here_B, position]
+                )
+                out_BC[here_B] = self.heads(task, name, seen)
+            rows.append(out_BC)
+        rows.append(self.heads(task, FUSED, fused_BD))
+        return torch.stack(rows, dim=1)
+
+    def preprocessing(self) -> str:
+        """A hash of everything that `prepare` depends on."""
+        settings = {name: dict(self.encoder(name).settings) for name in self.modalities}
+        limits = self.config.limits
+        return digest([settings, {f: getattr(limits, f) for f in limits.__slots__}], 16)
+
+    def space(self) -> str:
+        """A name for the space: a hash of encoders, projectors, fusion and preprocessing.
+
+        Heads and decisions are left out, so that retraining them keeps the space.
+        """
+        hasher = sha256(canonical([self.preprocessing(), self.config.fusion]).encode())
+        for part in (self.encoders, self.projectors, self.fusion):
+            for name, tensor in sorted(part.state_dict().items()):
+                values = tensor.detach().cpu().contiguous()
+                hasher.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+                hasher.update(values.numpy().tobytes())
+        return "s-" + hasher.hexdigest()[:12]
+
+
+def prepare(net: Net, sample: Sample, limits: Limits, preprocessing: str) -> Prepared:
+    """One sample, ready to encode.
+
+    Raises:
+        BadInput: a modality cannot be used, or none that the model knows is there.
+    """
+    cost = Cost()
+    inputs: dict[str, object] = {}
+    nbytes = 0
+    for name in net.modalities:
+        value = getattr(sample, name)
+        if value is not None:
+            array, its_cost = net.encoder(name).prepare(value, limits)
+            inputs[name] = array
+            cost += its_cost
+            nbytes += array.nbytes
+    if not inputs:
+        has = ", ".join(sample.present) or "none"
+        raise BadInput("sample", f"needs one of {', '.join(net.modalities)}, has {has}")
+    return Prepared(
+        id=sample.id, cost=cost, inputs=inputs, preprocessing=preprocessing, nbytes=nbytes
+    )
+
+
+class TorchModel:
+    """A loaded version; implements `encoders.types.Model`."""
+
+    def __init__(self, net: Net, manifest: Manifest, device: torch.device) -> None:
+        self.net = net.to(device).eval().requires_grad_(False)
+        self.manifest = manifest
+        self.device = device
+        self.name = manifest.name
+        self.space = manifest.space
+        self.dim = manifest.dim
+        self.modalities = net.modalities
+        self.preprocessing = manifest.preprocessing
+
+    def prepare(self, sample: Sample) -> Prepared:
+        """See `encoders.types.Model.prepare`."""
+        return prepare(self.net, sample, self.net.config.limits, self.preprocessing)
+
+    def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        """See `encoders.types.Model.encode`. Sorts by size and runs sub-batches inside."""
+        if not prepared:
+            return []
+        for item in prepared:
+            if item.preprocessing != self.preprocessing:
+                raise ValueError(f"prepared by {item.preprocessing}, not by {self.preprocessing}")
+        present_BM = torch.tensor(
+            [[name in item.inputs for name in self.modalities] for item in prepared],
+            device=self.device,
+        )
+        with torch.inference_mode():
+            features = {
+                name: encode_all(
+                    self.net.encoder(name),
+                    [cast(Array, item.inputs[name]) for item in prepared if name in item.inputs],
+                    self.device,
+                )
+                for position, name in enumerate(self.modalities)
+                if bool(present_BM[:, position].any())
+            }
+            unit_BMD, fused_BD = self.net.align(features, present_BM)
+            tasks = self._decide(features, unit_BMD, fused_BD, present_BM)
+        units = unit_BMD.cpu().numpy()
+        fused = fused_BD.cpu().numpy()
+        if not (np.isfinite(fused).all() and np.isfinite(units).all()):
+            raise FloatingPointError(f"{self.name} made a vector that is not finite")
+        return [
+            Embedding(
+                id=item.id,
+                # Copies, so that keeping one vector does not keep the whole batch.
+                fused=fused[row].copy(),
+                by={
+                    name: units[row, position].copy()
+                    for position, name in enumerate(self.modalities)
+                    if name in item.inputs
+                },
+                tasks=tasks[row],
+            )
+            for row, item in enumerate(prepared)
+        ]
+
+    def check(self) -> None:
+        """See `encoders.types.Model.check`."""
+        from encoders.checkpoint import check_golden
+
+        check_golden(self)
+
+    def _decide(
+        self, features: Mapping[str, Tensor], unit_BMD: Tensor, fused_BD: Tensor, present_BM: Tensor
+    ) -> list[dict[str, TaskPrediction]]:
+        result: list[dict[str, TaskPrediction]] = [{} for _ in range(len(fused_BD))]
+        present_BS = torch.cat([present_BM, torch.ones_like(present_BM[:, :1])], dim=1)
+        for (task, classes), decision in zip(
+            self.net.tasks.items(), self.net.decisions, strict=True
+        ):
+            logits_BSC = self.net.logits(task, features, unit_BMD, fused_BD, present_BM)
+            probs_BSC, combined_BC, winner_B = decision(logits_BSC, present_BS)
+            best = probs_BSC.max(2)
+            best_prob, best_class = best.values.tolist(), best.indices.tolist()
+            combined, winner = combined_BC.tolist(), winner_B.tolist()
+            here = present_BS.tolist()
+            for row, tasks in enumerate(result):
+                tasks[task] = TaskPrediction(
+                    kind="classification",
+                    rule=decision.rule,
+                    label=classes[winner[row]],
+                    prob=combined[row][winner[row]],
+                    probs=dict(zip(classes, combined[row], strict=True)),
+                    by={
+                        source: {
+                            "label": classes[best_class[row][s]],
+                            "prob": best_prob[row][s],
+                        }
+                        for s, source in enumerate(self.net.sources)
+                        if here[row][s]
+                    },
+                )
+        return result

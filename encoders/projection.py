@@ -1,0 +1,35 @@
+"""From an encoder's features to the shared space.
+
+Shapes: B samples, F features, D the shared space.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+
+class Projector(nn.Module):
+    """Features to unit vectors: dropout, then a linear map or one hidden layer.
+
+    Features are scaled to length 1 first, whatever encoder they come from, so that one learning
+    rate fits all.
+    """
+
+    def __init__(self, width: int, dim: int, *, hidden: int = 0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = (
+            nn.Sequential(nn.Dropout(dropout), nn.Linear(width, dim))
+            if hidden == 0
+            else nn.Sequential(
+                nn.Dropout(dropout),
+                nn.Linear(width, hidden),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(hidden, dim),
+            )
+        )
+
+    def forward(self, features_BF: Tensor) -> Tensor:
+        """Unit vectors, float[B, D]."""
+        return F.normalize(self.layers(F.normalize(features_BF, dim=1)), dim=1)

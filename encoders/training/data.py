@@ -1,0 +1,240 @@
+"""From samples to what the loop indexes: features of frozen encoders, inputs of the others.
+
+Shapes: N samples in all, n samples that have a modality, F features.
+"""
+
+# ruff: noqa: N815 (shape suffixes carry capitals)
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from encoders.base import Array, encode_all
+from encoders.config import TrainConfig
+from encoders.errors import BadInput, TrainingError
+from encoders.model import Net
+from encoders.types import Sample
+
+Progress = Callable[[str, int, int, Mapping[str, float]], None]
+"""Called with the stage, how much is done, of how much (0: unknown), and figures to show."""
+
+SPLITS = {"train": 0.8, "validation": 0.9, "judge": 1.0}
+WINDOW = 64  # samples prepared and encoded together while reading
+
+
+def split(sample_id: str) -> str:
+    """ "train" (80 %), "validation" (10 %) or "judge" (10 %), by the id's sha256.
+
+    Training learns from the first, decides and calibrates on the second, and does not look at the
+    third, which is for comparing versions.
+    """
+    share = int(sha256(sample_id.encode()).hexdigest()[:8], 16) / 2**32
+    return next(name for name, end in SPLITS.items() if share < end)
+
+
+@dataclass(kw_only=True)
+class Column:
+    """One modality of the data.
+
+    Attributes:
+        features_nF: what the frozen encoder gave, one row for each sample that has the modality.
+        inputs: what `prepare` gave, where the encoder is trained; then `features_nF` is None.
+        row_N: position in either of each sample, -1 where it lacks the modality.
+    """
+
+    features_nF: Tensor | None
+    inputs: list[Array]
+    row_N: Tensor
+
+
+@dataclass(kw_only=True)
+class Dataset:
+    """Everything that a run trains on and validates with.
+
+    Attributes:
+        split_N: "train" or "validation"; "judge" is never kept.
+        group_N: equal for samples with the same text: none is another's negative.
+        label_N: task to class position, -1 where it is unknown.
+        tasks: task to its classes, sorted.
+        left_out: how many samples or labels were not used, by reason.
+    """
+
+    ids: list[str]
+    split_N: np.ndarray
+    columns: Mapping[str, Column]
+    present_NM: Tensor
+    group_N: Tensor
+    label_N: Mapping[str, Tensor]
+    tasks: Mapping[str, list[str]]
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def rows(self, *splits: str) -> Tensor:
+        """Positions of the samples in one of `splits`, int[n]."""
+        return torch.from_numpy(np.flatnonzero(np.isin(self.split_N, splits)))
+
+
+def gather(
+    samples: Iterable[Sample], net: Net, config: TrainConfig, *, all_frozen: bool,
+    device: torch.device, progress: Progress,
+) -> Dataset:  # fmt: skip
+    """Read the samples once; frozen encoders run now, so that pictures are not kept in memory.
+
+    A repeated id keeps its last sample. Bad samples and number labels are left out and counted.
+
+    Raises:
+        TrainingError: no sample is left in the train split.
+    """
+    frozen = {
+        name: all_frozen or config.model.encoders[name].frozen for name in net.modalities
+    }  # fmt: skip
+    left_out: Counter[str] = Counter()
+    kept: dict[str, _Row] = {}
+    total = len(samples) if isinstance(samples, Sized) else 0
+    done = 0
+    net.eval()
+    for window in _prepared(samples, net, left_out):
+        for name in net.modalities:
+            if frozen[name]:
+                having = [row for row in window if name in row.inputs]
+                if having:
+                    features_nF = encode_all(
+                        net.encoder(name), [row.inputs.pop(name) for row in having], device
+                    ).clone()  # a clone is an ordinary tensor, one from inference mode is not
+                    for row, features_F in zip(having, features_nF.cpu(), strict=True):
+                        row.features[name] = features_F.clone()
+        for row in window:
+            if kept.pop(row.sample_id, None) is not None:
+                left_out["older version of an id"] += 1
+            kept[row.sample_id] = row
+        done += len(window)
+        progress("read", done, total, {})
+    rows = [kept[key] for key in sorted(kept)]  # not the order of arrival: the result must repeat
+    if not any(row.split == "train" for row in rows):
+        raise TrainingError("there is no usable sample in the train split")
+    return _assemble(rows, net, frozen, config.max_classes, left_out)
+
+
+@dataclass(kw_only=True)
+class _Row:
+    sample_id: str
+    split: str
+    group: str
+    labels: Mapping[str, str]
+    inputs: dict[str, Array]
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _prepared(samples: Iterable[Sample], net: Net, left_out: Counter[str]) -> Iterator[list[_Row]]:
+    """Windows of prepared rows; the next window is prepared while the caller encodes this one."""
+    with ThreadPoolExecutor(4, "prepare") as pool:
+        waiting: deque[Future[_Row | None]] = deque()
+        window: list[_Row] = []
+
+        def take() -> None:
+            row = waiting.popleft().result()
+            if row is None:
+                left_out["bad input"] += 1
+            else:
+                window.append(row)
+
+        for sample in samples:
+            place = split(sample.id)
+            if place == "judge":
+                left_out["judge split"] += 1
+                continue
+            labels = {}
+            for task, label in sample.labels.items():
+                if isinstance(label, str):
+                    labels[task] = label
+                else:
+                    left_out["number label"] += 1
+            waiting.append(pool.submit(_prepare, net, sample, place, labels))
+            if len(waiting) > 2 * WINDOW:
+                take()
+            if len(window) >= WINDOW:
+                yield window
+                window = []
+        while waiting:
+            take()
+        if window:
+            yield window
+
+
+def _prepare(net: Net, sample: Sample, place: str, labels: Mapping[str, str]) -> _Row | None:
+    limits = net.config.limits
+    inputs: dict[str, Array] = {}
+    try:
+        for name in net.modalities:
+            value = getattr(sample, name)
+            if value is not None:
+                inputs[name] = net.encoder(name).prepare(value, limits)[0]
+    except BadInput:
+        return None
+    if not inputs:
+        return None
+    group = f"text {sample.text}" if sample.text is not None else f"id {sample.id}"
+    return _Row(sample_id=sample.id, split=place, group=group, labels=labels, inputs=inputs)
+
+
+def _assemble(
+    rows: list[_Row], net: Net, frozen: Mapping[str, bool], max_classes: int,
+    left_out: Counter[str],
+) -> Dataset:  # fmt: skip
+    columns: dict[str, Column] = {}
+    for name in net.modalities:
+        having = [i for i, row in enumerate(rows) if name in row.inputs or name in row.features]
+        row_N = torch.full((len(rows),), -1, dtype=torch.long)
+        row_N[torch.tensor(having, dtype=torch.long)] = torch.arange(len(having))
+        columns[name] = Column(
+            features_nF=(
+                torch.stack([rows[i].features[name] for i in having])
+                if frozen[name] and having
+                else None
+            ),
+            inputs=[] if frozen[name] else [rows[i].inputs[name] for i in having],
+            row_N=row_N,
+        )
+    groups = {group: i for i, group in enumerate(sorted({row.group for row in rows}))}
+    tasks, label_N = _labels(rows, max_classes)
+    return Dataset(
+        ids=[row.sample_id for row in rows],
+        split_N=np.array([row.split for row in rows]),
+        columns=columns,
+        present_NM=torch.stack([columns[name].row_N >= 0 for name in net.modalities], dim=1),
+        group_N=torch.tensor([groups[row.group] for row in rows]),
+        label_N=label_N,
+        tasks=tasks,
+        left_out=left_out,
+    )
+
+
+def _labels(
+    rows: list[_Row], max_classes: int
+) -> tuple[dict[str, list[str]], dict[str, Tensor]]:  # fmt: skip
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        if row.split == "train":
+            for task, label in row.labels.items():
+                seen.setdefault(task, set()).add(label)
+    tasks: dict[str, list[str]] = {}
+    label_N: dict[str, Tensor] = {}
+    for task in sorted(seen):
+        classes = sorted(seen[task])
+        if len(classes) > max_classes:
+            raise TrainingError(
+                f"task {task!r} has {len(classes)} classes, the limit is {max_classes}: "
+                "is it a caption or an id?"
+            )
+        if len(classes) < 2:
+            continue  # nothing to tell apart
+        place = {label: i for i, label in enumerate(classes)}
+        tasks[task] = classes
+        label_N[task] = torch.tensor([place.get(row.labels.get(task, ""), -1) for row in rows])
+    return tasks, label_N
