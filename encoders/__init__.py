@@ -13,6 +13,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from encoders.config import Limits as Limits
+    from encoders.config import TrainConfig as TrainConfig
+    from encoders.config import preset as preset
+    from encoders.embedder import DeviceThread as DeviceThread
+    from encoders.embedder import Embedder as Embedder
     from encoders.embedder import load as load
     from encoders.errors import BadInput as BadInput
     from encoders.errors import CheckpointError as CheckpointError
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
     from encoders.errors import TrainingError as TrainingError
     from encoders.manifest import Manifest as Manifest
     from encoders.manifest import read_manifest as read_manifest
+    from encoders.manifest import verify as verify
+    from encoders.training.loop import train as train
     from encoders.types import MODALITIES as MODALITIES
     from encoders.types import Cost as Cost
     from encoders.types import Embedding as Embedding
@@ -29,6 +36,11 @@ if TYPE_CHECKING:
     from encoders.types import TaskPrediction as TaskPrediction
 
 _HOME = {
+    "Limits": "encoders.config",
+    "TrainConfig": "encoders.config",
+    "preset": "encoders.config",
+    "DeviceThread": "encoders.embedder",
+    "Embedder": "encoders.embedder",
     "load": "encoders.embedder",
     "BadInput": "encoders.errors",
     "CheckpointError": "encoders.errors",
@@ -36,6 +48,8 @@ _HOME = {
     "TrainingError": "encoders.errors",
     "Manifest": "encoders.manifest",
     "read_manifest": "encoders.manifest",
+    "verify": "encoders.manifest",
+    "train": "encoders.training.loop",
     "MODALITIES": "encoders.types",
     "Cost": "encoders.types",
     "Embedding": "encoders.types",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +66,8 @@ def decode_audio(data: bytes, rate: int, seconds: float, limits: Limits) -> Arra
     if not np.isfinite(wave_N).all():
         raise BadInput("audio", "holds samples that are not finite")
     wave_N = _resampled(np.clip(wave_N, -1.0, 1.0), found, rate)
-    return np.round(np.clip(wave_N, -1.0, 1.0) * 32767.0).astype(np.int16)
+    whole_N: Array = np.round(np.clip(wave_N, -1.0, 1.0) * 32767.0).astype(np.int16)
+    return whole_N
 
 
 def _resampled(wave_N: Array, found: int, rate: int) -> Array:
@@ -77,14 +78,15 @@ def _resampled(wave_N: Array, found: int, rate: int) -> Array:
         return wave_N
     with torch.inference_mode():
         resampled: Tensor = _resampler(nearest, rate)(torch.from_numpy(wave_N))
-        return cast(Array, resampled.numpy())
+        return resampled.numpy()
 
 
 @lru_cache(maxsize=32)
 def _resampler(found: int, rate: int) -> nn.Module:
     from torchaudio.transforms import Resample
 
-    return Resample(found, rate)  # type: ignore[no-any-return]
+    resampler: nn.Module = Resample(found, rate)
+    return resampler
 
 
 class LogMelCnn(Encoder):

@@ -15,7 +15,6 @@ import wave
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from hashlib import file_digest
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,13 @@ from safetensors.torch import load_file, save_file
 from encoders.base import Encoder
 from encoders.config import TrainConfig, from_dict
 from encoders.errors import CheckpointError
-from encoders.manifest import FILE_NAME, Manifest, digest, read_manifest
+from encoders.manifest import FILE_NAME, WEIGHTS, Manifest, digest, sha256_of
+from encoders.manifest import read_manifest as read_manifest
+from encoders.manifest import verify as verify
 from encoders.model import Net, TorchModel
 from encoders.registry import encoder_class
 from encoders.types import FUSED, Model, Sample
 
-WEIGHTS = "model.safetensors"
 TOLERANCE = 2e-3
 """How far a golden output may be off. CPUs and GPUs sum in different orders (about 1e-6 in
 float32, 1e-3 with TF32); a wrong weight or preprocessing shows as 1e-1."""
@@ -109,7 +109,7 @@ def _write(
         metrics=story["metrics"] or {},
         calibration=_calibration(net),
         files={
-            path.relative_to(draft).as_posix(): _sha256(path)
+            path.relative_to(draft).as_posix(): sha256_of(path)
             for path in sorted(draft.rglob("*"))
             if path.is_file()
         },
@@ -126,28 +126,6 @@ def _write(
 def next_device(net: Net) -> torch.device:
     """The device that the weights are on."""
     return next(net.parameters()).device
-
-
-def verify(folder: str | Path) -> Manifest:
-    """Compare every file of a version with the sha256 in its manifest.
-
-    Raises:
-        CheckpointError: a file is missing, extra weights lie there, or a byte differs.
-    """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    if WEIGHTS not in manifest.files:
-        raise CheckpointError(f"{folder}: the manifest names no {WEIGHTS}")
-    for name, wanted in manifest.files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise CheckpointError(f"{folder}: {name!r} lies outside of the version")
-        if not path.is_file():
-            raise CheckpointError(f"{folder}: {name} is missing")
-        found = _sha256(path)
-        if found != wanted:
-            raise CheckpointError(f"{folder}: {name} is damaged: sha256 {found}, wanted {wanted}")
-    return manifest
 
 
 def load_folder(folder: Path, *, device: str | None = None) -> TorchModel:
@@ -267,11 +245,6 @@ def _code() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

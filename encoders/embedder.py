@@ -1,15 +1,34 @@
-"""Loading a model version."""
+"""Loading a version, the thread that owns the device, and embedding for library users.
+
+    with Embedder.load("models/versions/braid-0001") as embedder:
+        (embedding,) = embedder.embed([Sample(id="1", text="a red bird")])
+
+Importing this module does not import torch.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from queue import Empty, Full, Queue
+from typing import Any, ParamSpec, TypeVar
 
 from encoders.null import PREFIX, NullModel
-from encoders.types import Model
+from encoders.types import Embedding, Model, Prepared, Sample
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Work = tuple[Future[Any], Callable[[], Any]]
 
 
 def load(path: str | Path, *, device: str | None = None) -> Model:
     """The model at `path`: a version folder, or "null:16" for the null model.
+
+    Every file is compared with its checksum; `Model.check` is left to the caller.
 
     Args:
         device: a torch device; the GPU where there is one, else the CPU, if None.
@@ -22,3 +41,189 @@ def load(path: str | Path, *, device: str | None = None) -> Model:
     from encoders.checkpoint import load_folder  # torch is imported here and not before
 
     return load_folder(Path(path), device=device)
+
+
+class DeviceThread:
+    """One thread for all work on the device: one batch runs, one waits.
+
+    A queue of size 1 is enough to keep the device busy, and a longer one would only make what
+    waits in it older (text-embeddings-inference, `core/src/infer.rs`).
+
+    An exception goes to whoever waits for that piece of work; the thread goes on. Should the
+    thread itself be ended (SystemExit, KeyboardInterrupt), everyone who waits is told.
+    """
+
+    def __init__(self, name: str = "device") -> None:
+        self._queue: Queue[Work | None] = Queue(maxsize=1)
+        self._closed = False
+        self._lock = threading.Lock()  # held while putting, so that nothing follows the end mark
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def full(self) -> bool:
+        """Whether `submit` would block now."""
+        return self._queue.full()
+
+    def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run `fn(*args)` on the device thread; blocks while one piece of work waits already.
+
+        Raises:
+            RuntimeError: the thread is closed.
+        """
+        future: Future[T] = Future()
+        while True:
+            with self._lock:
+                self._refuse_if_closed()
+                try:
+                    self._queue.put((future, lambda: fn(*args, **kwargs)), timeout=0.1)
+                    return future
+                except Full:
+                    continue  # let go of the lock, so that close() gets its turn
+
+    def try_submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T] | None:
+        """As `submit`, but None instead of blocking.
+
+        Raises:
+            RuntimeError: the thread is closed.
+        """
+        future: Future[T] = Future()
+        if not self._lock.acquire(blocking=False):
+            return None  # somebody else is putting right now
+        try:
+            self._refuse_if_closed()
+            self._queue.put_nowait((future, lambda: fn(*args, **kwargs)))
+        except Full:
+            return None
+        finally:
+            self._lock.release()
+        return future
+
+    def close(self) -> None:
+        """Finish what was submitted, then end the thread. May be called again."""
+        with self._lock:
+            first, self._closed = not self._closed, True
+        if first:
+            self._put_end()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _put_end(self) -> None:
+        while self._thread.is_alive():
+            try:
+                self._queue.put(None, timeout=0.1)
+            except Full:
+                continue
+            return
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("the device thread is closed")
+
+    def _run(self) -> None:
+        try:
+            while (work := self._queue.get()) is not None:
+                future, call = work
+                if not future.set_running_or_notify_cancel():
+                    continue
+                try:
+                    result = call()
+                except BaseException as error:
+                    future.set_exception(error)
+                    if not isinstance(error, Exception):
+                        raise
+                else:
+                    future.set_result(result)
+                del work, future, call  # or the last batch would stay in memory until the next
+        finally:
+            with self._lock:  # nobody puts anything in after this
+                self._closed = True
+                self._fail_waiting()
+
+    def _fail_waiting(self) -> None:
+        while True:
+            try:
+                work = self._queue.get_nowait()
+            except Empty:
+                return
+            if work is not None and work[0].set_running_or_notify_cancel():
+                work[0].set_exception(RuntimeError("the device thread has ended"))
+
+
+class Embedder:
+    """Embeds samples with one model at a time; the model may be swapped while others embed.
+
+    A micro-batch ends with the model that it began with: `swap` changes one reference, which is
+    read once for each micro-batch.
+    """
+
+    def __init__(self, model: Model, *, threads: int = 4, batch: int = 64) -> None:
+        self._model = model
+        self._batch = batch
+        self._device = DeviceThread()
+        self._pool = ThreadPoolExecutor(threads, "prepare")
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | None = None) -> Embedder:
+        """An embedder of the version at `path`; see `encoders.load`.
+
+        Raises:
+            CheckpointError: there is no such version, or it is damaged.
+        """
+        return cls(load(path, device=device))
+
+    @property
+    def model(self) -> Model:
+        """The model that the next micro-batch will use."""
+        return self._model
+
+    def swap(self, model: Model) -> None:
+        """Use `model` from the next micro-batch on."""
+        self._model = model
+
+    def embed(self, samples: Sequence[Sample]) -> list[Embedding]:
+        """Embed `samples`, in their order. Thread-safe.
+
+        Raises:
+            BadInput: one of them cannot be used; none is returned then.
+        """
+        return [embedding for _, part in self._run(samples) for embedding in part]
+
+    def embed_with(self, samples: Sequence[Sample]) -> tuple[Model, list[Embedding]]:
+        """Embed `samples` as one micro-batch, and say which model did it.
+
+        Raises:
+            BadInput: one of them cannot be used.
+        """
+        model = self._model
+        return model, self._device.submit(model.encode, self._prepare(model, samples)).result()
+
+    def close(self) -> None:
+        """Finish what runs and end the threads."""
+        self._device.close()
+        self._pool.shutdown()
+
+    def __enter__(self) -> Embedder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _prepare(self, model: Model, samples: Sequence[Sample]) -> list[Prepared]:
+        if len(samples) == 1:  # a query: a hop to another thread would only cost time
+            return [model.prepare(samples[0])]
+        return list(self._pool.map(model.prepare, samples))
+
+    def _run(self, samples: Sequence[Sample]) -> Iterator[tuple[Model, list[Embedding]]]:
+        """Micro-batches; while one is encoded, the next is prepared."""
+        running: tuple[Model, Future[list[Embedding]]] | None = None
+        waiting = iter(samples)
+        while part := list(islice(waiting, self._batch)):
+            model = self._model
+            prepared = self._prepare(model, part)
+            submitted = self._device.submit(model.encode, prepared)
+            if running is not None:
+                yield running[0], running[1].result()
+            running = model, submitted
+        if running is not None:
+            yield running[0], running[1].result()

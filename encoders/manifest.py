@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from encoders.errors import CheckpointError
 
 FORMAT = 1
 FILE_NAME = "manifest.json"
+WEIGHTS = "model.safetensors"
 
 
 def canonical(value: object) -> str:
@@ -107,3 +108,31 @@ def read_manifest(folder: str | Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"no readable manifest at {path}: {error}") from error
     return Manifest.from_json(text)
+
+
+def verify(folder: str | Path) -> Manifest:
+    """Compare every file of a version with the sha256 in its manifest.
+
+    Raises:
+        CheckpointError: a file is missing, or a byte differs.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if WEIGHTS not in manifest.files:
+        raise CheckpointError(f"{folder}: the manifest names no {WEIGHTS}")
+    for name, wanted in manifest.files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{folder}: {name!r} lies outside of the version")
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: {name} is missing")
+        found = sha256_of(path)
+        if found != wanted:
+            raise CheckpointError(f"{folder}: {name} is damaged: sha256 {found}, wanted {wanted}")
+    return manifest
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()

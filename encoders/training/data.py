@@ -10,7 +10,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from hashlib import sha256
 
 import numpy as np
 import torch
@@ -20,23 +19,13 @@ from encoders.base import Array, encode_all
 from encoders.config import TrainConfig
 from encoders.errors import BadInput, TrainingError
 from encoders.model import Net
+from encoders.training.splits import split
 from encoders.types import Sample
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with the stage, how much is done, of how much (0: unknown), and figures to show."""
 
-SPLITS = {"train": 0.8, "validation": 0.9, "judge": 1.0}
 WINDOW = 64  # samples prepared and encoded together while reading
-
-
-def split(sample_id: str) -> str:
-    """ "train" (80 %), "validation" (10 %) or "judge" (10 %), by the id's sha256.
-
-    Training learns from the first, decides and calibrates on the second, and does not look at the
-    third, which is for comparing versions.
-    """
-    share = int(sha256(sample_id.encode()).hexdigest()[:8], 16) / 2**32
-    return next(name for name, end in SPLITS.items() if share < end)
 
 
 @dataclass(kw_only=True)

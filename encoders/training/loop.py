@@ -45,7 +45,7 @@ def train(
     """Train on `samples` and write the version folder `out`.
 
     Args:
-        samples: read once, in any order; split by `encoders.training.data.split`.
+        samples: read once, in any order; split by `encoders.training.split`.
         name, version: of the new version.
         parent: version folder to start from, with the same model configuration.
         heads_only: keep the parent's encoders, projectors and fusion, and so its space; only
