@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .errors import StreamError
+
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much (0: unknown)
 
 
-class AptError(RuntimeError):
+class AptError(StreamError):
     """A package cannot be had; the message says what is missing or what apt said."""
 
 

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from .errors import StreamError
+
 # Set the parent-death signal in the child's own process, then become the command. Done by a tiny
 # interpreter start instead of a preexec_fn, which is unsafe in a process with threads.
 _LAUNCHER = """
@@ -34,7 +36,7 @@ except OSError as error:
 """
 
 
-class ChildError(RuntimeError):
+class ChildError(StreamError):
     """A child ended, or did not become ready in time; the message carries the end of its log."""
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .apt import AptError, Progress, fetch_package
+from .errors import StreamError
 
 PACKAGE = "tuxpaint-stamps-default"
 # Which language's spoken caption a stamp gets: the first of these that it has, the most complete
@@ -39,7 +40,7 @@ AUDIO_TYPES = {
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-class DatasetError(RuntimeError):
+class DatasetError(StreamError):
     """A data set cannot be had or read; the message says what is missing or wrong."""
 
 

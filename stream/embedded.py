@@ -16,9 +16,10 @@ from pathlib import Path
 from types import TracebackType
 
 from .children import Child, ChildError, start_server
+from .errors import StreamError
 
 
-class EmbeddedError(RuntimeError):
+class EmbeddedError(StreamError):
     """A binary of the extra `[embedded]` is not installed; the message says which."""
 
 

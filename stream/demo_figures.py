@@ -1,0 +1,120 @@
+"""What the demo measures: accuracy from predictions, recall and examples through the index.
+
+Pure functions over what was read, so that each can be tested without a broker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Search = Callable[..., Sequence[Mapping[str, Any]]]  # keyword arguments of a query -> its hits
+
+TASK = "category"
+DEPTHS = (1, 5, 10)
+MODALITIES = ("text", "image", "audio")
+
+
+def accuracy(
+    predictions: Iterable[Mapping[str, Any]], truth: Mapping[str, str]
+) -> dict[str, float | None]:
+    """Share of right labels among the records of `truth` (id -> category).
+
+    `decision` is the label that an application reads, combined from all modalities; `fused` is
+    the fused vector's own; each modality counts over the records that have it, None without any.
+    """
+    right = dict.fromkeys(("decision", "fused", *MODALITIES), 0)
+    seen = dict(right)
+    for prediction in predictions:
+        expected = truth.get(prediction["id"])
+        task = prediction["tasks"].get(TASK)
+        if expected is None or task is None:
+            continue
+        labels = {name: said["label"] for name, said in (task.get("by") or {}).items()}
+        for name, label in (labels | {"decision": task["label"]}).items():
+            if name in seen:
+                seen[name] += 1
+                right[name] += label == expected
+    return {name: round(right[name] / count, 4) if count else None for name, count in seen.items()}
+
+
+def recall(
+    search: Search, queries: Iterable[tuple[str, Mapping[str, Any]]]
+) -> dict[str, float | None]:
+    """Recall@1, 5 and 10: the share of queries whose own record is among the first hits.
+
+    Args:
+        search: runs one query.
+        queries: the id of the one right record, and the query's keyword arguments.
+    """
+    ranks: list[int | None] = []
+    for wanted, query in queries:
+        found = [hit["id"] for hit in search(k=max(DEPTHS), **query)]
+        ranks.append(found.index(wanted) if wanted in found else None)
+    return {
+        str(depth): round(sum(rank is not None and rank < depth for rank in ranks) / len(ranks), 4)
+        if ranks
+        else None
+        for depth in DEPTHS
+    }
+
+
+def throughput(times_ms: Sequence[int], *, begun: int, pause: int) -> float:
+    """Records a second while there were records to embed.
+
+    Args:
+        times_ms: when each prediction was published.
+        begun: when the worker got its partitions, with records waiting.
+        pause: when the second part began to be produced; before it the worker had nothing to do.
+    """
+    first = [at for at in times_ms if at <= pause]
+    second = [at for at in times_ms if at > pause]
+    busy_ms = (max(first) - min(begun, *first) if first else 0) + (
+        max(second) - pause if second else 0
+    )
+    return round(len(times_ms) * 1000 / max(busy_ms, 1), 1)
+
+
+def complaints(figures: Mapping[str, Any], *, ids: int) -> list[str]:
+    """Where the counts disagree: nothing may be lost, doubled or buried."""
+    expected = {
+        "vectors_indexed": ids,
+        "predictions_out": figures["records_in"],
+        "dead_letters": 0,
+    }
+    return [
+        f"{name} is {figures[name]}, expected {count}"
+        for name, count in expected.items()
+        if figures[name] != count
+    ]
+
+
+def example_lines(search: Search, queries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Each query (what to call it, its arguments) with its three best hits, as lines to print."""
+    lines = []
+    for name, query in queries:
+        lines.append(f"  {name}")
+        for hit in search(k=3, **query):
+            lines.append(f"    {hit['score']:.3f}  {hit['id']}: {hit.get('text') or '(no text)'}")
+    return lines
+
+
+def report_lines(figures: Mapping[str, Any]) -> list[str]:
+    """The figures for a person."""
+
+    def percent(value: float | None) -> str:
+        return "  -  " if value is None else f"{value:5.1%}"
+
+    lines = [
+        f"  records in       {figures['records_in']}",
+        f"  vectors indexed  {figures['vectors_indexed']}",
+        f"  predictions out  {figures['predictions_out']}",
+        f"  dead letters     {figures['dead_letters']}",
+        f"  records a second {figures['records_per_s']}",
+        "  held-out category accuracy: "
+        + ", ".join(f"{name} {percent(value)}" for name, value in figures["accuracy"].items()),
+    ]
+    for way, depths in figures["recall"].items():
+        shown = ", ".join(f"@{depth} {percent(value)}" for depth, value in depths.items())
+        lines.append(f"  held-out recall {way}: {shown}")
+    return lines
