@@ -1,0 +1,117 @@
+"""What a hit needs to be shown, in Redis: text, links, a thumbnail. Never the only copy.
+
+Nothing here raises and nothing waits long: without Redis hits come without these, and say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import redis
+
+log = logging.getLogger(__name__)
+
+KEY = "braid:hit:"
+TIMEOUT_S = 0.25
+RETRY_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Payload:
+    """What is shown of one record."""
+
+    text: str | None = None
+    uri: Mapping[str, str] = field(default_factory=dict)
+    thumb: bytes | None = None
+
+
+class Payloads:
+    """Reads and writes payloads; after a failure Redis is left alone for RETRY_S seconds.
+
+    Args:
+        url: redis://host:port/db, or None for no payloads at all.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, url: str | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._client = None
+        if url is not None:
+            self._client = redis.Redis.from_url(
+                url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+            )
+        self._lock = threading.Lock()
+        self._closed_until = 0.0
+
+    @property
+    def available(self) -> bool:
+        """Whether Redis answered the last time that it was asked."""
+        with self._lock:
+            return self._client is not None and self._closed_until == 0.0
+
+    def put_many(self, payloads: Mapping[str, Payload]) -> bool:
+        """Write payloads by record id; whether Redis took them."""
+        if not payloads:
+            return True
+        packed = {KEY + id_: _pack(payload) for id_, payload in payloads.items()}
+        return self._try(lambda client: client.mset(packed)) is not None
+
+    def get_many(self, ids: Sequence[str]) -> dict[str, Payload] | None:
+        """Payloads of the ids that have one; None when Redis does not answer."""
+        if not ids:
+            return {}
+        found = self._try(lambda client: client.mget([KEY + id_ for id_ in ids]))
+        if found is None:
+            return None
+        return {
+            id_: payload
+            for id_, raw in zip(ids, found, strict=True)
+            if raw is not None and (payload := _unpack(raw)) is not None
+        }
+
+    def drop_many(self, ids: Sequence[str]) -> bool:
+        """Forget payloads; whether Redis did."""
+        if not ids:
+            return True
+        return self._try(lambda client: client.delete(*[KEY + id_ for id_ in ids])) is not None
+
+    def _try(self, call: Callable[[redis.Redis], Any]) -> Any | None:
+        if self._client is None:
+            return None
+        with self._lock:
+            if self._clock() < self._closed_until:
+                return None
+        try:
+            result = call(self._client)
+        except redis.RedisError as error:
+            with self._lock:
+                if self._closed_until == 0.0:
+                    log.warning("Redis does not answer, hits come without text: %s", error)
+                self._closed_until = self._clock() + RETRY_S
+            return None
+        with self._lock:
+            if self._closed_until:
+                log.info("Redis answers again")
+            self._closed_until = 0.0
+        return result
+
+
+def _pack(payload: Payload) -> bytes:
+    packed: bytes = msgpack.packb(
+        {"text": payload.text, "uri": dict(payload.uri), "thumb": payload.thumb}
+    )
+    return packed
+
+
+def _unpack(raw: bytes) -> Payload | None:
+    try:
+        value = msgpack.unpackb(raw)
+        return Payload(text=value["text"], uri=value["uri"], thumb=value.get("thumb"))
+    except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException):
+        return None  # written by something else; the hit is shown without it

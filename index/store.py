@@ -1,0 +1,124 @@
+"""What a vector store is: the writes it takes, the hits it gives, and the interface between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .filters import Filter
+
+Array = npt.NDArray[np.float32]
+FUSED = "fused"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upsert:
+    """One record's vectors. `version` is its offset in `records`, `ts` milliseconds since 1970."""
+
+    id: str
+    partition: int
+    version: int
+    ts: int
+    model: str
+    fused: Array
+    by: Mapping[str, Array] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delete:
+    """The record is gone as of `version`."""
+
+    id: str
+    partition: int
+    version: int
+    ts: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hit:
+    """One answer; `score` is the inner product of unit vectors, in [-1, 1]."""
+
+    id: str
+    score: float
+    meta: Mapping[str, Any]
+    model: str
+    version: int
+    partition: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One record as the store holds it."""
+
+    id: str
+    partition: int
+    version: int
+    ts: int
+    model: str
+    meta: Mapping[str, Any]
+    vectors: Mapping[str, Array]
+
+
+class VectorStore(Protocol):
+    """Vectors of one space, searchable while they are written.
+
+    One thread writes (`apply`), any number search. An older version never wins, a repeated one
+    changes nothing, a deletion is remembered. Within one partition the higher version wins; an id
+    that turns up in a second partition is counted, and there the later `ts` wins.
+    """
+
+    @property
+    def space(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def positions(self) -> Mapping[int, int]:
+        """Partition of `vectors` -> the next offset to read."""
+        ...
+
+    @property
+    def progress(self) -> Mapping[int, int]:
+        """Partition of `records` -> the next offset that is not reflected yet."""
+        ...
+
+    def __len__(self) -> int:
+        """How many records are searchable."""
+        ...
+
+    def apply(
+        self,
+        writes: Sequence[Upsert | Delete],
+        *,
+        positions: Mapping[int, int],
+        progress: Mapping[int, int],
+    ) -> None:
+        """Take writes and offsets over in one step: a search sees all of them or none.
+
+        Raises:
+            ValueError: a vector's length is not `dim`; nothing of the call is applied.
+        """
+        ...
+
+    def search(
+        self,
+        queries_BD: Array,
+        *,
+        k: int,
+        vector: str = FUSED,
+        filter: Filter | None = None,
+    ) -> list[list[Hit]]:
+        """The k records with the highest inner product, best first, for each query.
+
+        Raises:
+            BadQuery: queries are not [B, dim] or not finite, or k is below 1.
+        """
+        ...
+
+    def get(self, id: str) -> Row | None: ...
+
+    def stats(self) -> dict[str, Any]: ...
