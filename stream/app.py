@@ -39,6 +39,8 @@ HEARTBEAT_S = 1.0
 
 def create_app(settings: Settings) -> faust.App:
     """The Faust app of one embed worker."""
+    datadir = settings.home / "faust"
+    datadir.mkdir(parents=True, exist_ok=True)
     app = faust.App(
         f"{settings.prefix}braid-app",
         broker=f"aiokafka://{settings.kafka_bootstrap}",
@@ -46,7 +48,7 @@ def create_app(settings: Settings) -> faust.App:
         topic_disable_leader=True,
         topic_partitions=settings.partitions,
         topic_replication_factor=settings.replication,
-        datadir=str(settings.home / "faust"),
+        datadir=str(datadir),
         consumer_auto_offset_reset="earliest",
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=settings.session_timeout_s / 5,

@@ -76,10 +76,9 @@ def add_join(app: faust.App, settings: Settings) -> None:
     seen = app.Table(
         f"{settings.prefix}parts-seen",
         partitions=settings.partitions,
-        key_type=bytes,
-        value_type=bytes,
-        key_serializer="raw",
-        value_serializer="raw",
+        schema=faust.Schema(
+            key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
+        ),
     )
 
     @app.agent(parts, name=f"{settings.prefix}join")

@@ -54,7 +54,9 @@ class Producer:
             await self._producer.start()
         except KafkaError as error:
             await self._producer.stop()
-            raise Unreachable(f"no broker at {self._settings.kafka_bootstrap}: {error!r}") from error
+            raise Unreachable(
+                f"no broker at {self._settings.kafka_bootstrap}: {error!r}"
+            ) from error
         return self
 
     async def __aexit__(

@@ -61,11 +61,11 @@ def test_an_item_over_the_budget_travels_alone() -> None:
 
 
 @given(
-    st.lists(
-        st.tuples(st.integers(0, 120), st.integers(0, 1200), st.floats(0, 12)), max_size=40
-    )
+    st.lists(st.tuples(st.integers(0, 120), st.integers(0, 1200), st.floats(0, 12)), max_size=40)
 )
-def test_batches_keep_order_and_budget_and_lose_nothing(costs: list[tuple[int, int, float]]) -> None:
+def test_batches_keep_order_and_budget_and_lose_nothing(
+    costs: list[tuple[int, int, float]],
+) -> None:
     queue: MicroBatcher[int] = MicroBatcher(BUDGET, max_wait=0.5)
     taken: list[list[int]] = []
     for number, cost in enumerate(costs):

@@ -51,7 +51,11 @@ def test_a_record_comes_back_as_it_was() -> None:
         ({"v": True}, "v", "reads version 1"),
         ({"id": ""}, "id", "non-empty"),
         ({"id": 7}, "id", "got int"),
-        ({"id": "x" * (MAX_ID_BYTES + 1)}, "id", f"257 bytes of UTF-8, the limit is {MAX_ID_BYTES}"),
+        (
+            {"id": "x" * (MAX_ID_BYTES + 1)},
+            "id",
+            f"257 bytes of UTF-8, the limit is {MAX_ID_BYTES}",
+        ),
         ({"id": "__progress"}, "id", "reserved"),
         ({"id": "b"}, "key", "the key must be the id"),
         ({"ts": "yesterday"}, "ts", "milliseconds"),
@@ -122,7 +126,12 @@ def test_no_bytes_raise_anything_but_bad_record(value: bytes) -> None:
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats() | st.text() | st.binary(),
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**60), 2**60)
+        | st.floats()
+        | st.text()
+        | st.binary(),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
         max_leaves=10,
     ),

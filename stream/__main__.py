@@ -1,0 +1,6 @@
+"""`python -m stream` is `braid`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""`braid status` and `braid doctor`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import typer
+
+from .cli_common import AsJson
+from .settings import Settings
+
+
+def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
+    """Give the command line these commands."""
+
+    @app.command()
+    def status(context: typer.Context, as_json: AsJson = False) -> None:
+        """Lag, workers, versions and the index: is it going well?
+
+        Example: braid status --json
+        """
+        from .reports import status as report
+
+        found = report(settings_of(context))
+        if as_json:
+            print(json.dumps(found))
+            return
+        print(f"generation  {found['generation']}   topic {found['vectors_topic']}")
+        champion = found["champion"] or "none yet: braid retrain"
+        print(f"champion    {champion}")
+        for partition, lag in found["lag"].items():
+            print(f"partition {partition:>3}  lag {lag}")
+        if found["workers"] is None:
+            print("workers     unknown: Redis does not answer")
+        for slot, worker in (found["workers"] or {}).items():
+            print(
+                f"worker {slot}: {worker.get('records_per_s', 0)} records/s, "
+                f"model {worker.get('model')}, partitions {worker.get('partitions')}"
+            )
+        print(f"index       {found['index']}")
+
+    @app.command()
+    def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+        """Check what braid stands on: broker, Redis, FAISS, torch, versions.
+
+        Example: braid doctor
+        """
+        from .reports import doctor as report
+
+        checks = report(settings_of(context))
+        if as_json:
+            print(json.dumps(checks))
+        else:
+            for name, check in checks.items():
+                print(f"{'ok ' if check['ok'] else 'BAD'}  {name:10} {check['says']}")
+        if not all(check["ok"] for check in checks.values()):
+            raise SystemExit(1)

@@ -1,0 +1,308 @@
+"""The index node: vectors, read committed, become searchable; queries are embedded and answered.
+
+One reader without a group applies a generation's `vectors` topic to the store, starting from the
+offsets in the store's own snapshot. The query service gets everything it needs as functions: it
+knows neither Kafka nor the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+
+from encoders.embedder import Embedder, load
+from encoders.errors import BadInput
+from encoders.types import Model, Sample
+from index.errors import BadQuery
+from index.flat import FlatStore
+from index.payloads import Payloads
+from index.service import QueryInput, QueryVectors, ServiceDeps, create_app
+from index.snapshot import restore, save
+from index.store import Delete, Upsert
+
+from .announcements import check_partitions, first_champion, follow_champion
+from .errors import BadRecord, Unreachable
+from .failpoints import Failpoints
+from .models import Champion, Registry
+from .producer import Producer
+from .records import PROGRESS_KEY, decode_progress, decode_vector
+from .settings import Settings
+from .topics import ensure
+
+log = logging.getLogger(__name__)
+
+READ_MS = 200
+READ_RECORDS = 2000
+
+
+@dataclass
+class Applied:
+    """What one read of `vectors` says, in the store's terms."""
+
+    writes: list[Upsert | Delete] = field(default_factory=list)
+    positions: dict[int, int] = field(default_factory=dict)
+    progress: dict[int, int] = field(default_factory=dict)
+    unreadable: int = 0
+
+
+def translate(messages: Sequence[ConsumerRecord]) -> Applied:
+    """Messages of `vectors` as writes, positions and progress."""
+    applied = Applied()
+    for message in messages:
+        partition = message.partition
+        applied.positions[partition] = message.offset + 1
+        try:
+            if message.key == PROGRESS_KEY:
+                applied.progress[partition] = decode_progress(message.value)
+            elif message.value is None:
+                headers = dict(message.headers)
+                applied.writes.append(
+                    Delete(
+                        id=message.key.decode(),
+                        partition=partition,
+                        version=int(headers["source"]),
+                        ts=int(headers["ts"]),
+                    )
+                )
+            else:
+                vector = decode_vector(message.value)
+                applied.writes.append(
+                    Upsert(
+                        id=vector.id,
+                        partition=partition,
+                        version=vector.source,
+                        ts=vector.ts,
+                        model=vector.model,
+                        fused=vector.fused,
+                        by=dict(vector.by),
+                        meta=dict(vector.meta),
+                    )
+                )
+        except (BadRecord, KeyError, ValueError, AttributeError) as error:
+            # Only our own workers write here: something else did. It cannot be repaired by
+            # stopping, so it is counted, said aloud, and shown in /v1/status.
+            applied.unreadable += 1
+            log.error("vectors[%d]@%d is not a vector: %s", partition, message.offset, error)
+    return applied
+
+
+class IndexNode:
+    """The state of one index node and its tasks.
+
+    Args:
+        model: embeds queries; its space is the store's.
+    """
+
+    def __init__(self, settings: Settings, model: Model) -> None:
+        self.settings = settings
+        self.registry = Registry(settings.models_dir, base=settings.model_name)
+        self._failpoint = Failpoints.from_environment()
+        self._embedder = Embedder(model)
+        self._payloads = Payloads(settings.redis_url)
+        self._store = self._first_store(model)
+        self._partitions = 0
+        self._ends: dict[int, int] = {}
+        self._caught_up = False
+        self._unreadable = 0
+        self._snapshot_at = time.monotonic()
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; a snapshot is taken on the way out."""
+        self._partitions = await asyncio.to_thread(ensure, self.settings)
+        await check_partitions(self.settings, self._partitions)
+        async with Producer(self.settings) as producer:
+            app = create_app(self._deps(producer))
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    app,
+                    host=self.settings.http_host,
+                    port=self.settings.http_port,
+                    log_level="warning",
+                    lifespan="off",
+                    timeout_graceful_shutdown=5,
+                )
+            )
+            tasks = {
+                asyncio.create_task(server.serve(), name="serve"),
+                asyncio.create_task(self._apply(), name="apply"),
+            }
+            if self.settings.model is None:
+                tasks.add(
+                    asyncio.create_task(
+                        follow_champion(self.settings, self.registry, self._take), name="models"
+                    )
+                )
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()  # an error of one task ends the process
+            finally:
+                self._stopping.set()
+                server.should_exit = True
+                for task in tasks:
+                    if task.get_name() == "models":
+                        task.cancel()
+                await asyncio.wait(tasks, timeout=10)
+                await asyncio.to_thread(self._snapshot)
+                self._embedder.close()
+
+    async def _apply(self) -> None:
+        """Read `vectors` from the snapshot's offsets on, and write what it says into the store."""
+        topic = self.settings.topic("vectors")
+        partitions = [TopicPartition(topic, number) for number in range(self._partitions)]
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.settings.kafka_bootstrap,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            auto_offset_reset="none",
+            fetch_max_wait_ms=50,
+            max_partition_fetch_bytes=4 * 1024 * 1024,
+        )
+        try:
+            await consumer.start()
+            consumer.assign(partitions)
+            await self._seek(consumer, partitions)
+            self._ends = {
+                part.partition: end
+                for part, end in (await consumer.end_offsets(partitions)).items()
+            }
+            while not self._stopping.is_set():
+                batches = await consumer.getmany(timeout_ms=READ_MS, max_records=READ_RECORDS)
+                messages = [message for batch in batches.values() for message in batch]
+                if messages:
+                    await asyncio.to_thread(self._write, translate(messages))
+                    self._failpoint("after-apply")
+                await self._note_caught_up(consumer, partitions)
+                if time.monotonic() - self._snapshot_at > self.settings.snapshot_every_s:
+                    await asyncio.to_thread(self._snapshot)
+        except KafkaError as error:
+            raise Unreachable(f"reading {topic}: {error!r}") from error
+        finally:
+            await consumer.stop()
+
+    async def _seek(self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> None:
+        beginnings = await consumer.beginning_offsets(partitions)
+        ends = await consumer.end_offsets(partitions)
+        kept = {part: self._store.positions.get(part.partition, 0) for part in partitions}
+        outside = [
+            part for part, at in kept.items() if at > ends[part] or 0 < at < beginnings[part]
+        ]
+        if outside:
+            # The topic is not the one that the snapshot was made from, or it forgot deletions.
+            log.warning("the snapshot does not fit %s: rebuilding from the beginning", outside)
+            self._store = self._empty_store(self._embedder.model)
+            kept = dict.fromkeys(partitions, 0)
+        for part, at in kept.items():
+            consumer.seek(part, max(at, beginnings[part]))
+
+    def _write(self, applied: Applied) -> None:
+        self._unreadable += applied.unreadable
+        self._store.apply(applied.writes, positions=applied.positions, progress=applied.progress)
+
+    async def _note_caught_up(
+        self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]
+    ) -> None:
+        if self._caught_up:
+            return
+        for part in partitions:
+            if await consumer.position(part) < self._ends[part.partition]:
+                return
+        self._caught_up = True
+        log.info("caught up: %d records are searchable", len(self._store))
+
+    def _snapshot(self) -> None:
+        self._failpoint("before-snapshot")
+        save(self._store, self.settings.index_dir, generation=self.settings.generation)
+        self._snapshot_at = time.monotonic()
+
+    def _first_store(self, model: Model) -> FlatStore:
+        store = restore(self.settings.index_dir, threads=self.settings.faiss_threads)
+        if store is None:
+            return self._empty_store(model)
+        if store.space != model.space or store.dim != model.dim:
+            log.warning(
+                "the snapshot holds space %s, the model makes %s: starting empty",
+                store.space,
+                model.space,
+            )
+            return self._empty_store(model)
+        log.info("restored %d records from the snapshot", len(store))
+        return store
+
+    def _empty_store(self, model: Model) -> FlatStore:
+        return FlatStore(space=model.space, dim=model.dim, threads=self.settings.faiss_threads)
+
+    async def _take(self, champion: Champion) -> None:
+        if champion.name == self._embedder.model.name:
+            return
+        if champion.space != self._store.space:
+            raise BadRecord("space", f"{champion.space} is not the index's {self._store.space}")
+        model = await asyncio.to_thread(
+            load, self.registry.path(champion.name), device=self.settings.device
+        )
+        await asyncio.to_thread(model.check)
+        self._embedder.swap(model)
+        log.info("queries are embedded by %s from here on", model.name)
+
+    async def _encode(self, query: QueryInput) -> QueryVectors:
+        """A query is a record with fewer modalities: it is embedded by the same functions."""
+        sample = Sample(id="query", text=query.text, image=query.image, audio=query.audio)
+        try:
+            model, (embedding,) = await asyncio.to_thread(self._embedder.embed_with, [sample])
+        except BadInput as error:
+            raise BadQuery(error.field, error.reason) from error
+        return QueryVectors(
+            fused=embedding.fused, by=dict(embedding.by), space=model.space, model=model.name
+        )
+
+    def _deps(self, producer: Producer) -> ServiceDeps:
+        async def delete(id_: str) -> tuple[int, int]:
+            sent = await producer.delete(id_)
+            assert sent is not None
+            return sent
+
+        return ServiceDeps(
+            store=lambda: self._store,
+            encode=self._encode,
+            payloads=self._payloads,
+            delete=delete,
+            status=self._status,
+            not_ready=self._not_ready,
+            generation=self.settings.generation,
+        )
+
+    def _not_ready(self) -> str | None:
+        return None if self._caught_up else "still reading vectors up to where they were at start"
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "model": self._embedder.model.name,
+            "partitions": self._partitions,
+            "caught_up": self._caught_up,
+            "unreadable": self._unreadable,
+            "topic": self.settings.topic("vectors"),
+        }
+
+
+def run(settings: Settings) -> None:
+    """The process: wait for a model, then serve."""
+
+    async def main() -> None:
+        given = settings.model
+        if given is None:
+            registry = Registry(settings.models_dir, base=settings.model_name)
+            champion = await first_champion(settings, registry)
+            given = str(registry.path(champion.name))
+        model = await asyncio.to_thread(load, given, device=settings.device)
+        await IndexNode(settings, model).run()
+
+    asyncio.run(main())

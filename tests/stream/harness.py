@@ -1,0 +1,151 @@
+"""A small deployment on a real broker: topics of its own, workers and index nodes as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
+
+from stream.broker import Admin, Message, replay
+from stream.children import Child, free_port
+from stream.producer import Producer
+from stream.records import PROGRESS_KEY, decode_map
+from stream.settings import Settings
+from stream.topics import ensure
+
+MODEL = "null:16"
+
+
+class Deployment:
+    """Settings with a prefix of their own, and the processes started with them.
+
+    Args:
+        bootstrap: a broker.
+        home: a folder.
+        overrides: more settings.
+    """
+
+    def __init__(self, bootstrap: str, home: Path, **overrides: Any) -> None:
+        self.settings = Settings(
+            kafka_bootstrap=bootstrap,
+            home=home,
+            **{
+                "prefix": f"t{uuid.uuid4().hex[:8]}-",
+                "partitions": 4,
+                "session_timeout_s": max(2.0, _least_session_s(bootstrap)),
+                "transaction_timeout_s": 5.0,
+                "http_port": free_port(),
+                "snapshot_every_s": 1.0,
+                "model_poll_s": 0.5,
+                **overrides,
+            },
+        )
+        ensure(self.settings)
+        self._children: list[Child] = []
+        self._home = home
+
+    def __enter__(self) -> Deployment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in self._children:
+            child.stop(grace=0)
+        admin = Admin(self.settings)
+        ours = [name for name in admin.partition_counts() if name.startswith(self.settings.prefix)]
+        admin.delete(ours)
+
+    def child(self, name: str, command: list[str], env: Mapping[str, str] | None = None) -> Child:
+        """Start a process with these settings; its log is HOME/NAME.log."""
+        child = Child(
+            name,
+            [sys.executable, *command],
+            log=self._home / f"{name}.log",
+            env={**self.settings.environment(), **(env or {})},
+        )
+        self._children.append(child)
+        return child.start()
+
+    def worker(self, name: str, *, model: str | None = MODEL, **env: str) -> Child:
+        """A `braid embed` whose slot is its name."""
+        command = ["-m", "stream", "embed", "--slot", name]
+        if model is not None:
+            command += ["--model", model]
+        return self.child(name, command, env)
+
+    def index(self, name: str = "index", *, model: str | None = MODEL) -> Child:
+        """A `braid index`."""
+        command = ["-m", "stream", "index"]
+        if model is not None:
+            command += ["--model", model]
+        return self.child(name, command)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.settings.http_port}"
+
+    def produce(self, records: Iterable[dict[str, Any]], *, per_second: float = 1e9) -> None:
+        """Send records at a rate."""
+
+        async def send() -> None:
+            async with Producer(self.settings) as producer:
+                began = time.monotonic()
+                for number, record in enumerate(records):
+                    await producer.send(**record, wait=False)
+                    ahead = number / per_second - (time.monotonic() - began)
+                    if ahead > 0.005:
+                        await asyncio.sleep(ahead)
+
+        asyncio.run(send())
+
+    def read(self, topic: str) -> list[Message]:
+        """All committed messages of one of braid's topics, up to where it ends now."""
+        name = self.settings.topic(topic)
+        ends = Admin(self.settings).ends(name, self.settings.partitions)
+        stop_at = {number: end for number, (_, end) in ends.items()}
+        return list(replay(self.settings, name, stop_at=stop_at))
+
+    def predictions(self) -> list[dict[str, Any]]:
+        return [decode_map(message.value or b"") for message in self.read("predictions")]
+
+    def vectors(self) -> list[Message]:
+        return [message for message in self.read("vectors") if message.key != PROGRESS_KEY]
+
+    def lag(self) -> int:
+        """Offsets of `records` that the group has not committed yet."""
+        admin, topic = Admin(self.settings), self.settings.topic("records")
+        ends = admin.ends(topic, self.settings.partitions)
+        committed = admin.committed(self.settings.group, topic, self.settings.partitions)
+        return sum(end - max(first, committed.get(n, first)) for n, (first, end) in ends.items())
+
+
+def wait_for(what: str, ready: Callable[[], bool], *, timeout: float, every: float = 0.1) -> None:
+    """Wait until `ready()`; the error says what was waited for."""
+    deadline = time.monotonic() + timeout
+    while not ready():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {timeout:g} s")
+        time.sleep(every)
+
+
+def stopped(child: Child) -> bool:
+    """Whether the process is stopped by SIGSTOP (state T in /proc)."""
+    stat = Path(f"/proc/{child.pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "T"
+
+
+def _least_session_s(bootstrap: str) -> float:
+    """The broker's group.min.session.timeout.ms, in seconds: 6 s on one that is not ours."""
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    metadata = admin.list_topics(timeout=10)
+    broker = ConfigResource(ConfigResource.Type.BROKER, str(next(iter(metadata.brokers))))
+    try:
+        config = admin.describe_configs([broker])[broker].result(10)
+        return float(config["group.min.session.timeout.ms"].value) / 1000
+    except Exception:  # noqa: BLE001 (a broker that does not tell, such as the embedded one)
+        return 2.0
