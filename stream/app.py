@@ -148,7 +148,8 @@ class EmbedService(Service):
         self.worker.offer(model)
 
     def _run(self) -> None:
-        assert self.worker is not None and self._ended is not None
+        assert self.worker is not None
+        assert self._ended is not None
         loop = self._ended.get_loop()
         try:
             self.worker.run()

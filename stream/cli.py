@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from . import cli_data, cli_models, cli_report
+from .children import ChildError
 from .errors import StreamError
 from .settings import Settings, load
 
@@ -133,15 +134,11 @@ cli_report.add(app, settings_of)
 
 def main() -> None:
     """Entry point: an error that braid raises on purpose is one line, not a traceback."""
-    try:
-        app()
-    except (StreamError, *_foreign()) as error:
-        print(f"braid: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-
-
-def _foreign() -> tuple[type[Exception], ...]:
     from encoders.errors import EncodersError
     from index.errors import BraidIndexError
 
-    return (EncodersError, BraidIndexError)
+    try:
+        app()
+    except (StreamError, EncodersError, BraidIndexError, ChildError) as error:
+        print(f"braid: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -34,13 +34,13 @@ def json_option(name: str, given: str | None) -> dict[str, Any] | None:
 
 
 @contextmanager
-def bar(title: str, quiet: bool) -> Iterator[Callable[[str, int, int, dict[str, float]], None]]:
+def bar(title: str, quiet: bool) -> Iterator[Callable[[str, int, int, Mapping[str, float]], None]]:
     """A progress bar on stderr that follows (stage, done, total, figures)."""
     from tqdm import tqdm
 
     shown: dict[str, Any] = {}
 
-    def update(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+    def update(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         if stage not in shown:
             for other in shown.values():
                 other.close()

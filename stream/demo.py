@@ -141,7 +141,7 @@ def main_job(fleet: Fleet, dataset: Dataset, *, preset: str, seed: int) -> dict[
     with Client(service_url(settings)) as client:
 
         def searchable() -> int:
-            return int(client.status()["count"])
+            return int(client.status()["records"])
 
         begun = until_ready(fleet, client)
         fleet.wait("embedding what is there", searchable, len(known), stalled=STALLED_S)

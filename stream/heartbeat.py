@@ -59,8 +59,8 @@ def workers(settings: Settings) -> dict[str, dict[str, Any]] | None:
     if client is None:
         return None
     try:
-        keys = sorted(client.scan_iter(match=f"{_prefix(settings)}*", count=1000))
-        values = client.mget(keys) if keys else []
+        keys: list[bytes] = sorted(client.scan_iter(match=f"{_prefix(settings)}*", count=1000))
+        values: list[bytes | None] = client.mget(keys) if keys else []  # type: ignore[assignment]
     except redis.RedisError:
         return None
     finally:

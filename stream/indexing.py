@@ -23,6 +23,7 @@ from encoders.errors import BadInput
 from encoders.types import Model, Sample
 from index.errors import BadQuery
 from index.flat import FlatStore
+from index.metrics import ServiceMetrics
 from index.payloads import Payloads
 from index.service import QueryInput, QueryVectors, ServiceDeps, create_app
 from index.snapshot import restore, save
@@ -108,6 +109,7 @@ class IndexNode:
         self._embedder = Embedder(model)
         self._payloads = Payloads(settings.redis_url)
         self._store = self._first_store(model)
+        self._metrics = ServiceMetrics()
         self._partitions = 0
         self._ends: dict[int, int] = {}
         self._caught_up = False
@@ -207,6 +209,10 @@ class IndexNode:
     def _write(self, applied: Applied) -> None:
         self._unreadable += applied.unreadable
         self._store.apply(applied.writes, positions=applied.positions, progress=applied.progress)
+        now_s = time.time()
+        self._metrics.applied(len(applied.writes))
+        for write in applied.writes:
+            self._metrics.fresh(now_s - write.ts / 1000)
 
     async def _note_caught_up(
         self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]
@@ -278,6 +284,7 @@ class IndexNode:
             status=self._status,
             not_ready=self._not_ready,
             generation=self.settings.generation,
+            metrics=self._metrics,
         )
 
     def _not_ready(self) -> str | None:

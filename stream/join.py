@@ -82,9 +82,10 @@ def add_join(app: faust.App, settings: Settings) -> None:
     )
 
     @app.agent(parts, name=f"{settings.prefix}join")
-    async def join(stream: faust.Stream) -> None:
+    async def join(stream: faust.StreamT) -> None:
         async for event in stream.events():
-            key, value = event.key, event.value
+            key: bytes = event.key
+            value: bytes | None = event.value
             if value is None:
                 continue
             known = seen.get(key)

@@ -1,9 +1,9 @@
-"""Retraining: `records` is replayed into samples, a new version is trained, judged and announced."""
+"""Retraining: `records` is replayed into samples; a new version is trained and announced."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from .topics import ensure
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int, dict[str, float]], None]
+Progress = Callable[[str, int, int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True, kw_only=True)

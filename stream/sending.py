@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from .records import Blob
 from .settings import Settings
 from .topics import ensure
 
-Progress = Callable[[str, int, int, dict[str, float]], None]
+Progress = Callable[[str, int, int, Mapping[str, float]], None]
 
 
 async def send_all(

@@ -211,7 +211,6 @@ class TransactionalSink:
                 "transaction.timeout.ms": int(settings.transaction_timeout_s * 1000),
                 "delivery.timeout.ms": int(settings.transaction_timeout_s * 1000),
                 "partitioner": PARTITIONER,
-                "compression.type": "lz4",
                 "linger.ms": 1,
                 "message.max.bytes": MAX_MESSAGE_BYTES,
                 "queue.buffering.max.kbytes": 256 * 1024,

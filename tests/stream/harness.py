@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 import uuid
@@ -131,6 +132,14 @@ def wait_for(what: str, ready: Callable[[], bool], *, timeout: float, every: flo
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {timeout:g} s")
         time.sleep(every)
+
+
+def assigned(child: Child) -> list[str]:
+    """The partitions that a worker's log names last."""
+    lines = [line for line in child.tail(500).splitlines() if "] partitions " in line]
+    if not lines or "partitions gone" in lines[-1]:
+        return []
+    return re.findall(r"\d+", lines[-1].rpartition("assigned:")[2])
 
 
 def stopped(child: Child) -> bool:

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from index.client import Client
 from stream.children import Child
-from tests.stream.harness import Deployment, stopped, wait_for
+from tests.stream.harness import Deployment, assigned, stopped, wait_for
+from tests.stream.oracle import check_index
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
 
@@ -34,6 +36,25 @@ def assert_exactly_once(deployment: Deployment, expected: int) -> None:
     assert deployment.read("dead-letters") == []
 
 
+def share_partitions(*workers: Child) -> None:
+    """Wait until each worker owns some of the four partitions, so that each gets records."""
+    wait_for(
+        "the workers share the partitions",
+        lambda: all(0 < len(assigned(worker)) < 4 for worker in workers),
+        timeout=60,
+    )
+
+
+def kill_and_restart(child: Child) -> None:
+    child.send(signal.SIGKILL)
+    child.wait(10)
+    child.start()
+
+
+def indexed(client: Client) -> int:
+    return int(client.status()["records"]) if client.ready() else -1
+
+
 def wake_as_zombie(deployment: Deployment, zombie: Child) -> None:
     """Wait until it stopped between encode and publish and the group moved on; then wake it."""
     wait_for("the failpoint stops the worker", lambda: stopped(zombie), timeout=60)
@@ -44,7 +65,8 @@ def wake_as_zombie(deployment: Deployment, zombie: Child) -> None:
 def test_a_zombie_is_refused(kafka: str, tmp_path: Path) -> None:
     with Deployment(kafka, tmp_path) as deployment:
         zombie = deployment.worker("zombie", BRAID_FAILPOINT="before-publish:stop")
-        deployment.worker("other")
+        other = deployment.worker("other")
+        share_partitions(zombie, other)
         deployment.produce(texts(1000), per_second=300)
         wake_as_zombie(deployment, zombie)
         wait_for(
@@ -67,7 +89,8 @@ def test_control_fresh_group_metadata_at_commit_lets_the_zombie_through(
             ["-m", "tests.stream.unsafe_worker", "embed", "--slot", "zombie", "--model", "null:16"],
             {"BRAID_FAILPOINT": "before-publish:stop"},
         )
-        deployment.worker("other")
+        other = deployment.worker("other")
+        share_partitions(zombie, other)
         deployment.produce(texts(1000), per_second=300)
         wake_as_zombie(deployment, zombie)
 
@@ -79,24 +102,29 @@ def test_control_fresh_group_metadata_at_commit_lets_the_zombie_through(
         assert "transaction refused" not in zombie.tail(200)
 
 
-def test_killed_workers_lose_and_double_nothing(kafka: str, tmp_path: Path) -> None:
-    """5,000 records; one worker killed at 10 random moments, the other wakes as a zombie."""
+def test_kills_lose_and_double_nothing(kafka: str, tmp_path: Path) -> None:
+    """5,000 records, two workers and an index node, and none of them is left in peace.
+
+    One worker is killed at 10 random moments, the other is stopped between encode and publish and
+    wakes as a zombie, the index node is killed 5 times.
+    """
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     moments = random.Random(seed)
     with Deployment(kafka, tmp_path) as deployment:
         victim = deployment.worker("victim")
         zombie = deployment.worker("zombie", BRAID_FAILPOINT="before-publish:stop:40")
+        index = deployment.index()
         flow = threading.Thread(
             target=deployment.produce, args=(texts(5000),), kwargs={"per_second": 100}
         )
         flow.start()
         try:
-            for _ in range(10):
+            for number in range(10):
                 time.sleep(moments.uniform(0.2, 5.0))
-                victim.send(signal.SIGKILL)
-                victim.wait(10)
-                victim.start()
+                kill_and_restart(victim)
+                if number % 2:
+                    kill_and_restart(index)
         finally:
             flow.join()
         wake_as_zombie(deployment, zombie)
@@ -107,3 +135,8 @@ def test_killed_workers_lose_and_double_nothing(kafka: str, tmp_path: Path) -> N
         )
         wait_for("all is committed", lambda: deployment.lag() == 0, timeout=120)
         assert_exactly_once(deployment, 5000)
+        with Client(deployment.url) as client:
+            wait_for("the index has all", lambda: indexed(client) == 5000, timeout=60)
+            sent = {record["id"]: record["text"] for record in texts(5000)}
+            queries = [*random.Random(seed).sample(sorted(sent.values()), 20), "something else"]
+            assert check_index(client, sent, queries, k=10) == 210

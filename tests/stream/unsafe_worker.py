@@ -1,14 +1,15 @@
 """The negative control of the zombie test: a worker that breaks one rule.
 
-It waits until the group has given its membership away and then fetches the group metadata afresh
-for the commit. The broker lets that through, and records come out twice: this is what taking the
-lease once, at assignment, prevents.
+Where the real worker publishes under the lease that it took when its partitions were assigned, and
+drops what it had in flight when they went away, this one uses whatever group metadata holds at the
+moment of the commit. Woken as a zombie it joins the group again, and the broker lets its old batch
+through: it checks the generation, not who owns the partition. Records come out twice.
 """
 
 from __future__ import annotations
 
 import sys
-import time
+import threading
 
 from stream import app
 from stream.broker import Output
@@ -18,21 +19,24 @@ from stream.worker import Worker
 
 
 class UnsafeWorker(Worker):
-    def _transaction(self, runs: list[Run[list[Output]]], lease: object) -> None:
-        consumer = self._source._consumer
-        before = consumer.memberid()
-        self._failpoint("before-publish")  # stopped here, and woken as a zombie
-        deadline = time.monotonic() + 5.0
-        if self._was_stopped():
-            while consumer.memberid() == before and time.monotonic() < deadline:
-                time.sleep(0.01)
-        super()._transaction(runs, consumer.consumer_group_metadata())
+    joined_again = threading.Event()
 
-    def _was_stopped(self) -> bool:
-        return not self._failpoint._armed
+    def _transaction(self, runs: list[Run[list[Output]]], lease: object) -> None:
+        self._failpoint("before-publish")  # stopped here, and woken as a zombie
+        if not self._failpoint._armed:
+            self.joined_again.wait(20)
+        super()._transaction(runs, self._source.lease)  # fetched at commit: a new generation's
+
+    def _on_lost(self, partitions: list[int]) -> None:
+        """Neither waits for the open transaction nor drops what is in flight."""
+
+    def _on_assigned(self, partitions: list[int]) -> None:
+        super()._on_assigned(partitions)
+        if not self._failpoint._armed:
+            self.joined_again.set()
 
 
 if __name__ == "__main__":
-    app.Worker = UnsafeWorker  # type: ignore[misc]
+    app.Worker = UnsafeWorker  # type: ignore[attr-defined]
     sys.argv[0] = "braid"
     main()
