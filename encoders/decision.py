@@ -81,7 +81,7 @@ class Decision(nn.Module):
         """Learn temperatures, then weights, on validation data; nothing changes without any.
 
         A source's temperature minimises its negative log-likelihood (Guo et al. 2017, arXiv
-        1706.04599). The weights maximise the mixture's likelihood, by expectation maximisation.
+        1706.04599). The weights maximise the mixture's likelihood, see `fit_weights`.
         """
         known_B = label_B >= 0
         logits_BSC, present_BS, label_B = logits_BSC[known_B], present_BS[known_B], label_B[known_B]
@@ -121,9 +121,9 @@ def fit_temperature(logits_BC: Tensor, label_B: Tensor) -> float:
 def fit_weights(right_BS: Tensor, present_BS: Tensor, rounds: int = 200) -> Tensor:
     """Mixture weights, float[S], summing to 1, for the probability each source gave the truth.
 
-    Expectation maximisation; in each row only the sources present share the responsibility, and a
-    source's weight is its share of the rows in which it was present. Sources present in no row
-    keep an equal share.
+    Maximises sum_b log(sum_s w_s right_bs / sum_s w_s), both sums over the sources present in row
+    b, by minorisation: each round raises it (Hunter and Lange 2004, "A tutorial on MM algorithms").
+    Sources present in no row keep an equal share.
     """
     present = present_BS.double()
     right = right_BS.double() * present
@@ -132,6 +132,7 @@ def fit_weights(right_BS: Tensor, present_BS: Tensor, rounds: int = 200) -> Tens
     for _ in range(rounds):
         joint = right * weights_S + 1e-12 * present
         share_S = (joint / joint.sum(1, keepdim=True)).sum(0)
-        updated_S = torch.where(seen_S > 0, share_S / seen_S.clamp(min=1.0), weights_S)
+        at_stake_S = (present / (present @ weights_S)[:, None].clamp(min=1e-12)).sum(0)
+        updated_S = torch.where(seen_S > 0, share_S / at_stake_S.clamp(min=1e-12), weights_S)
         weights_S = updated_S / updated_S.sum()
     return weights_S.float()

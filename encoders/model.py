@@ -22,14 +22,14 @@ from encoders.fusion import make_fusion
 from encoders.heads import Heads, sources_of
 from encoders.manifest import Manifest, canonical, digest
 from encoders.projection import Projector
-from encoders.types import FUSED, Cost, Embedding, Prepared, Sample, TaskPrediction
+from encoders.types import FUSED, MODALITIES, Cost, Embedding, Prepared, Sample, TaskPrediction
 
 
 class Net(nn.Module):
     """All weights of one version.
 
     Args:
-        encoders: modality to encoder, in the order of the model's modalities.
+        encoders: modality to encoder.
         tasks: task name to class names.
     """
 
@@ -41,15 +41,19 @@ class Net(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.modalities = tuple(encoders)
+        # Always in this order, wherever they come from: the decision keeps its weights by position.
+        self.modalities = tuple(name for name in MODALITIES if name in encoders)
         self.sources = sources_of(self.modalities)
-        self.encoders = nn.ModuleDict(dict(encoders))
+        self.encoders = nn.ModuleDict({name: encoders[name] for name in self.modalities})
         self.projectors = nn.ModuleDict(
             {
                 name: Projector(
-                    encoder.width, config.dim, hidden=config.hidden, dropout=config.dropout
+                    self.encoder(name).width,
+                    config.dim,
+                    hidden=config.hidden,
+                    dropout=config.dropout,
                 )
-                for name, encoder in encoders.items()
+                for name in self.modalities
             }
         )
         self.fusion = make_fusion(config.fusion, config.dim, len(encoders))
@@ -117,7 +121,7 @@ class Net(nn.Module):
             out_BC = torch.zeros(len(here_B), len(self.tasks[task]), device=fused_BD.device)
             if bool(here_B.any()):
                 seen = (
-                    torch.nn.functional.normalize(features[name], dim=1)
+                    features[name]
                     if self.config.heads_on == "features"
                     else unit_BMD[here_B, position]
                 )

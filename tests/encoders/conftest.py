@@ -1,0 +1,34 @@
+"""A trained tiny version, made once for all tests of this folder. Nobody may change it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from encoders import Model, load, preset, train
+from encoders.manifest import Manifest
+from tests.encoders.material import samples
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # tiny arrays: more threads only wait for each other
+
+
+@pytest.fixture(scope="session")
+def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("versions") / "tiny-0001"
+    train(samples(), preset("tiny"), out=folder, name="tiny-0001", version=1, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(version: Path) -> Model:
+    return load(version, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def manifest(model: Model) -> Manifest:
+    return model.manifest
