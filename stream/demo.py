@@ -44,7 +44,7 @@ from .demo_figures import (
     throughput,
 )
 from .errors import StreamError
-from .fleet import Fleet, services
+from .fleet import Fleet, bar, services
 from .heartbeat import workers
 from .producer import Producer
 from .records import Blob, decode_map
@@ -107,8 +107,8 @@ def run_demo(
     settings.home.mkdir(parents=True, exist_ok=True)
     with _terminable(), _folder(settings.home) as home:
         with _own_names(settings, home) as own, services(own, home / "services") as run:
-            if run.embedded:
-                say(f"embedded broker at {run.kafka_bootstrap}, Valkey at {run.redis_url}")
+            kind = "embedded broker" if run.embedded else "Kafka"
+            say(f"{kind} at {run.kafka_bootstrap}, Redis at {run.redis_url}")
             with Fleet(run, home) as fleet:
                 figures = main_job(fleet, dataset, preset=preset, seed=seed)
                 figures |= {"dataset": dataset.name, "seconds": round(time.monotonic() - began, 1)}
@@ -192,7 +192,7 @@ def produce(
 
     async def send() -> None:
         async with Producer(settings) as producer:
-            for item in tqdm(items, desc=f"producing ({split})", file=sys.stderr):
+            for item in bar(f"producing ({split})", items):
                 await producer.send(
                     id=item.id,
                     text=None if told and not labelled else item.text,
@@ -267,7 +267,7 @@ def held_out_recall(
     }
     measured = {}
     for way, query in ways.items():
-        shown = tqdm(both, desc=f"recall {way}", file=sys.stderr, disable=not both)
+        shown = bar(f"recall {way}", both) if both else []
         measured[way] = recall(search, ((item.id, query(item) | among) for item in shown))
     own = [item.text for item in dataset.items if item.text][:5]
     words = EXAMPLES if dataset.name == "stamps" else own
@@ -349,13 +349,11 @@ def _download_bar() -> Iterator[Callable[[str, int, int], None]]:
 
     def update(what: str, done: int, total: int) -> None:
         if what not in shown:
-            shown[what] = tqdm(
-                total=total or None, desc=what, unit="B", unit_scale=True, file=sys.stderr
-            )
-        shown[what].update(done - shown[what].n)
+            shown[what] = bar(f"{what} (MB)", total=total // 10**6 or None)
+        shown[what].update(done // 10**6 - shown[what].n)
 
     try:
         yield update
     finally:
-        for bar in shown.values():
-            bar.close()
+        for line in shown.values():
+            line.close()

@@ -69,16 +69,19 @@ class EmbeddedServices:
 
     Args:
         folder: where their logs go; it is made.
+        broker: whether to start Tansu; without it `bootstrap` stays empty.
+        redis: whether to start Valkey; without it `redis_url` stays empty.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, broker: bool = True, redis: bool = True) -> None:
         self.folder = folder
+        self._wanted = (broker, redis)
         self.bootstrap = ""
         self.redis_url = ""
         self.children: list[Child] = []
 
     def start(self) -> tuple[str, str]:
-        """Start both and wait until they answer; returns (bootstrap, redis url).
+        """Start them and wait until they answer; returns (bootstrap, redis url).
 
         If one does not start, the other is stopped too.
 
@@ -90,14 +93,16 @@ class EmbeddedServices:
             raise ChildError("the embedded services run already")
         folder = self.folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
+        broker, redis = self._wanted
         try:
-            kafka = self._start("tansu", tansu_command)
-            redis = self._start("valkey", lambda port: valkey_command(port, folder))
+            if broker:
+                self.bootstrap = f"127.0.0.1:{self._start('tansu', tansu_command)}"
+            if redis:
+                port = self._start("valkey", lambda port: valkey_command(port, folder))
+                self.redis_url = f"redis://127.0.0.1:{port}/0"
         except BaseException:
             self.stop()
             raise
-        self.bootstrap = f"127.0.0.1:{kafka}"
-        self.redis_url = f"redis://127.0.0.1:{redis}/0"
         return self.bootstrap, self.redis_url
 
     def _start(self, name: str, command: Callable[[int], list[str]]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -86,7 +86,7 @@ class Fleet:
         Raises ChildError if a process ends, or if nothing moves for `stalled` seconds.
         """
         last, since = 0, time.monotonic()
-        with tqdm(total=target, desc=what, file=sys.stderr) as shown:
+        with bar(what, total=target) as shown:
             while last < target:
                 self.check()
                 now = done()
@@ -111,22 +111,33 @@ class Fleet:
             f"braid {command}",
             [sys.executable, "-m", "stream", command, *arguments],
             log=self._logs / f"{command}.log",
-            env=self.settings.environment(),
+            env=self.settings.environment() | {"TQDM_MININTERVAL": str(_between_bars())},
         )
+
+
+def bar(what: str, items: Iterable[Any] | None = None, *, total: int | None = None) -> tqdm:
+    """A progress bar on standard error; few lines where that is a file."""
+    return tqdm(items, desc=what, total=total, file=sys.stderr, mininterval=_between_bars())
+
+
+def _between_bars() -> float:
+    """Seconds between two drawings of a bar."""
+    return 0.1 if sys.stderr.isatty() else 10.0
 
 
 @contextmanager
 def services(settings: Settings, folder: Path) -> Iterator[Settings]:
     """Settings with a broker and Redis: those given, else embedded ones with logs in `folder`."""
-    if "kafka_bootstrap" in settings.model_fields_set:
-        yield settings
-        return
-    with EmbeddedServices(folder) as embedded:
-        own: dict[str, Any] = {"kafka_bootstrap": embedded.bootstrap, "embedded": True}
-        if settings.redis_url is None:
+    broker = "kafka_bootstrap" not in settings.model_fields_set
+    redis = settings.redis_url is None
+    own: dict[str, Any] = {}
+    with EmbeddedServices(folder, broker=broker, redis=redis) as embedded:
+        if broker:
+            own |= {"kafka_bootstrap": embedded.bootstrap, "embedded": True}
+            if "session_timeout_s" not in settings.model_fields_set:
+                own["session_timeout_s"] = EMBEDDED_SESSION_S
+        if redis:
             own["redis_url"] = embedded.redis_url
-        if "session_timeout_s" not in settings.model_fields_set:
-            own["session_timeout_s"] = EMBEDDED_SESSION_S
         yield settings.model_copy(update=own)
 
 
