@@ -49,7 +49,7 @@ from .heartbeat import workers
 from .producer import Producer
 from .records import Blob, decode_map
 from .settings import Settings
-from .topics import ensure, plan
+from .topics import ensure
 
 STALLED_S = 120.0  # a wait without any progress for this long has failed
 READY_S = 180.0  # importing torch and loading a model, on a slow machine
@@ -326,7 +326,8 @@ def _own_names(settings: Settings, home: Path) -> Iterator[Settings]:
     try:
         yield run
     finally:
-        Admin(run).delete([topic.name for topic in plan(run)])
+        admin = Admin(run)
+        admin.delete([name for name in admin.partition_counts() if name.startswith(run.prefix)])
 
 
 @contextmanager

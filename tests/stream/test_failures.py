@@ -1,0 +1,113 @@
+"""An encoder that raises, Redis that goes away: nothing is lost, nothing is doubled."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from encoders.null import NullModel
+from encoders.types import Embedding, Prepared
+from stream.errors import RegistryError, WorkerError
+from stream.settings import Settings
+from stream.showcase import RedisShowcase
+from tests.services import Valkey
+from tests.stream.harness import Deployment, wait_for
+from tests.stream.running import running, wait_until_idle
+
+pytestmark = pytest.mark.kafka
+
+
+class Breaking(NullModel):
+    """Raises on the record that it is told to, as a bug in an encoder would."""
+
+    def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        if any(item.id == "r150" for item in prepared):
+            raise FloatingPointError("the device fell over")
+        return super().encode(prepared)
+
+
+def texts(count: int, start: int = 0) -> list[dict[str, Any]]:
+    return [{"id": f"r{n}", "text": f"text {n}"} for n in range(start, start + count)]
+
+
+def counts(deployment: Deployment) -> Counter[str]:
+    return Counter(prediction["id"] for prediction in deployment.predictions())
+
+
+def test_an_encoder_that_raises_stops_the_worker_and_loses_nothing(
+    deployment: Deployment,
+) -> None:
+    deployment.produce(texts(300))
+    small = deployment.settings.model_copy(update={"batch_records": 16})
+    with running(small, Breaking(16)) as run:
+        error = run.wait_for_end()
+    assert isinstance(error, WorkerError)
+    assert "the device fell over" in str(error)
+    assert "null-16" in str(error)
+    assert small.topic("records") in str(error)
+    with running(small, NullModel(16)) as run:  # the bug is mended
+        wait_until_idle(run, deployment.lag)
+    assert counts(deployment) == {f"r{n}": 1 for n in range(300)}
+    assert deployment.read("dead-letters") == []
+
+
+def test_a_failing_encoder_ends_the_whole_process(deployment: Deployment) -> None:
+    deployment.produce(texts(50))
+    worker = deployment.worker("one", BRAID_FAILPOINT="before-encode:raise")
+    assert worker.wait(60) == 1
+    assert "failpoint before-encode" in worker.tail(100)
+    worker = deployment.worker("one")
+    wait_for("all is committed", lambda: deployment.lag() == 0, timeout=60)
+    assert counts(deployment) == {f"r{n}": 1 for n in range(50)}
+
+
+@pytest.mark.redis
+def test_redis_gone_and_back_does_not_touch_delivery(
+    deployment: Deployment, own_valkey: Valkey
+) -> None:
+    showcase = RedisShowcase(own_valkey.url)
+    payloads = showcase._payloads
+    with running(deployment.settings, NullModel(16), showcase=showcase) as run:
+        deployment.produce(texts(100))
+        wait_until_idle(run, deployment.lag)
+        wait_for("texts are kept", lambda: shown(showcase, "r99") == "text 99", timeout=10)
+        own_valkey.stop()
+        deployment.produce(texts(100, start=100))
+        wait_until_idle(run, deployment.lag)
+        wait_for("Redis is missed", lambda: not payloads.available, timeout=10)
+        own_valkey.start()
+        time.sleep(2.1)  # the breaker's pause
+        deployment.produce(texts(100, start=200))
+        wait_until_idle(run, deployment.lag)
+        wait_for("texts are kept again", lambda: shown(showcase, "r299") == "text 299", timeout=10)
+    showcase.close()
+    assert counts(deployment) == {f"r{n}": 1 for n in range(300)}
+
+
+def shown(showcase: RedisShowcase, id_: str) -> str | None:
+    found = (showcase._payloads.get_many([id_]) or {}).get(id_)
+    return found.text if found else None
+
+
+def test_a_model_of_another_space_is_not_taken(deployment: Deployment) -> None:
+    with running(deployment.settings, NullModel(16)) as run:
+        with pytest.raises(RegistryError, match="space"):
+            run.worker.offer(NullModel(32))
+        assert run.worker.model.name == "null-16"
+
+
+def test_a_second_worker_of_the_same_slot_takes_over(deployment: Deployment) -> None:
+    settings: Settings = deployment.settings
+    with running(settings, NullModel(16), slot="same") as first:
+        deployment.produce(texts(20))
+        wait_until_idle(first, deployment.lag)
+        with running(settings, NullModel(16), slot="same") as second:
+            deployment.produce(texts(200, start=20))
+            error = first.wait_for_end()
+            assert "--slot" in str(error)
+            wait_until_idle(second, deployment.lag)
+    assert counts(deployment) == {f"r{n}": 1 for n in range(220)}
