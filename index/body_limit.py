@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,7 +20,9 @@ class BodyLimit:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > self._limit:
-            await self._refuse(announced.decode(errors="replace"), scope, receive, send)
+            await self._drain(receive)
+            body = too_large(f"is {announced.decode(errors='replace')} bytes", self._limit)
+            await JSONResponse(body, status_code=413)(scope, receive, send)
             return
         seen = 0
 
@@ -28,19 +31,29 @@ class BodyLimit:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._limit:
-                raise _TooLarge
+                # FastAPI hands an HTTPException on, where it would call any other a bad body.
+                raise BodyTooLarge(self._limit)
             return message
 
-        try:
-            await self._app(scope, limited, send)
-        except _TooLarge:
-            await self._refuse(f"at least {seen}", scope, receive, send)
+        await self._app(scope, limited, send)
 
-    async def _refuse(self, size: str, scope: Scope, receive: Receive, send: Send) -> None:
-        reason = f"is {size} bytes, the limit is {self._limit}"
-        body = {"error": {"field": "body", "reason": reason}}
-        await JSONResponse(body, status_code=413)(scope, receive, send)
+    async def _drain(self, receive: Receive) -> None:
+        """Read and drop as much as the limit: a client that is cut off may miss the answer."""
+        dropped = 0
+        while dropped <= self._limit:
+            message = await receive()
+            dropped += len(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body"):
+                return
 
 
-class _TooLarge(Exception):
-    pass
+class BodyTooLarge(HTTPException):
+    """More came than the limit allows."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413)
+        self.body = too_large("is larger", limit)
+
+
+def too_large(what: str, limit: int) -> dict[str, dict[str, str]]:
+    return {"error": {"field": "body", "reason": f"{what}, the limit is {limit} bytes"}}

@@ -30,7 +30,10 @@ class Client:
     """
 
     def __init__(self, url: str, *, timeout: float = 30.0) -> None:
-        self._client = httpx.Client(base_url=url, timeout=timeout)
+        try:
+            self._client = httpx.Client(base_url=url, timeout=timeout)
+        except httpx.InvalidURL as error:
+            raise ServiceError(f"{url!r} is no address: {error}") from error
 
     def search(
         self,
@@ -66,11 +69,11 @@ class Client:
 
     def get(self, id: str) -> dict[str, Any]:
         """One record: its meta, model, version and vectors."""
-        return self._call("GET", f"/v1/records/{quote(id, safe='')}")
+        return self._call("GET", _record(id))
 
     def delete(self, id: str) -> dict[str, Any]:
         """Ask for a record's deletion; the answer says at which offset of `records` it stands."""
-        return self._call("DELETE", f"/v1/records/{quote(id, safe='')}")
+        return self._call("DELETE", _record(id))
 
     def status(self) -> dict[str, Any]:
         return self._call("GET", "/v1/status")
@@ -101,9 +104,11 @@ class Client:
             answer = self._client.request(method, path, **options)
         except httpx.HTTPError as error:
             raise ServiceError(f"no answer from {self._client.base_url}: {error!r}") from error
+        except (ValueError, TypeError) as error:  # NaN, say, or half a surrogate pair
+            raise BadQuery("body", f"cannot be sent as JSON: {error}") from error
         try:
-            body: dict[str, Any] = answer.json()
-        except ValueError as error:
+            body: dict[str, Any] = dict(answer.json())
+        except (ValueError, TypeError) as error:
             raise ServiceError(
                 f"{self._client.base_url}{path} answered {answer.status_code} without JSON",
                 status=answer.status_code,
@@ -115,6 +120,11 @@ class Client:
         if answer.status_code < 500:
             raise BadQuery(field, reason, status=answer.status_code)
         raise ServiceError(f"{path}: {field}: {reason}", status=answer.status_code)
+
+
+def _record(id: str) -> str:
+    # Dots too, or `..` would climb out of the collection.
+    return "/v1/records/" + quote(id, safe="").replace(".", "%2E")
 
 
 def _encoded(media: Media) -> str | None:

@@ -59,8 +59,11 @@ class Payloads:
         """Write payloads by record id; whether Redis took them."""
         if not payloads:
             return True
-        packed = {KEY + id_: _pack(payload) for id_, payload in payloads.items()}
-        return self._try(lambda client: client.mset(packed)) is not None
+
+        def put(client: redis.Redis) -> Any:
+            return client.mset({KEY + id_: _pack(payload) for id_, payload in payloads.items()})
+
+        return self._try(put) is not None
 
     def get_many(self, ids: Sequence[str]) -> dict[str, Payload] | None:
         """Payloads of the ids that have one; None when Redis does not answer."""
@@ -85,11 +88,17 @@ class Payloads:
         if self._client is None:
             return None
         with self._lock:
-            if self._clock() < self._closed_until:
+            now = self._clock()
+            if now < self._closed_until:
                 return None
+            if self._closed_until:
+                self._closed_until = now + RETRY_S  # one call tries, the others do not wait for it
         try:
             result = call(self._client)
-        except redis.RedisError as error:
+        except UnicodeError as error:  # half a surrogate pair; Redis has no part in it
+            log.warning("cannot be a key or a value in Redis: %s", error)
+            return None
+        except (redis.RedisError, OSError) as error:
             with self._lock:
                 if self._closed_until == 0.0:
                     log.warning("Redis does not answer, hits come without text: %s", error)
@@ -110,8 +119,14 @@ def _pack(payload: Payload) -> bytes:
 
 
 def _unpack(raw: bytes) -> Payload | None:
+    """None for a value that something else wrote: the hit is shown without it."""
     try:
         value = msgpack.unpackb(raw)
-        return Payload(text=value["text"], uri=value["uri"], thumb=value.get("thumb"))
+        text, uri, thumb = value["text"], value["uri"], value.get("thumb")
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException):
-        return None  # written by something else; the hit is shown without it
+        return None
+    if not isinstance(text, str | None) or not isinstance(uri, dict):
+        return None
+    if not all(isinstance(part, str) for pair in uri.items() for part in pair):
+        return None
+    return Payload(text=text, uri=uri, thumb=thumb)

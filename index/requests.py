@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -66,8 +67,10 @@ class SearchBody(BaseModel):
         """min_offsets with numbers as keys. Raises BadQuery."""
         offsets = {}
         for number, next_ in (self.min_offsets or {}).items():
-            if not number.isdecimal() or next_ < 0:
-                raise BadQuery("min_offsets", f"maps partitions to offsets, got {number}: {next_}")
+            if not re.fullmatch("[0-9]{1,9}", number) or next_ < 0:
+                raise BadQuery(
+                    "min_offsets", f"maps partitions to offsets, got {number[:60]!r}: {next_}"
+                )
             offsets[int(number)] = next_
         return offsets
 

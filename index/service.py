@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from .body_limit import BodyLimit
+from .body_limit import BodyLimit, BodyTooLarge
 from .errors import BadQuery, SpaceMismatch
 from .filters import compile_filter
 from .metrics import ServiceMetrics
@@ -85,10 +85,10 @@ def create_app(deps: ServiceDeps) -> FastAPI:
         """What is like this?"""
         began = time.perf_counter()
         keep = None if body.filter is None else compile_filter(body.filter)
-        kind = body.kind()
-        await _wait_until(deps, body.offsets(), body.timeout_ms / 1000)
+        kind, offsets = body.kind(), body.offsets()
         store = deps.store()
-        as_of = store.progress
+        if kind == "id":  # may be a record that the caller has just written
+            await _wait_until(store, offsets, body.timeout_ms / 1000)
         if kind == "media":
             vectors_D, model = await _embedded(deps, store, body)
         elif kind == "query":
@@ -98,6 +98,9 @@ def create_app(deps: ServiceDeps) -> FastAPI:
             vectors_D, model = _unit(body.values(), store.dim), None
         else:
             vectors_D, model = _of_record(store, str(body.id), body.vector)
+        if kind != "id":  # only now: a bad query is refused at once
+            await _wait_until(store, offsets, body.timeout_ms / 1000)
+        as_of = store.progress  # before the search, which may reflect more
         (hits,) = await asyncio.to_thread(
             store.search, vectors_D[None, :], k=body.k, vector=body.vector, filter=keep
         )
@@ -118,7 +121,8 @@ def create_app(deps: ServiceDeps) -> FastAPI:
     @app.get("/v1/records/{id:path}")
     async def get(id: str) -> dict[str, Any]:
         """One record as the index holds it."""
-        row = deps.store().get(id)
+        store = deps.store()
+        row = store.get(id)
         if row is None:
             raise BadQuery("id", f"no record {id[:256]!r}", status=404)
         found = await asyncio.to_thread(deps.payloads.get_many, [id])
@@ -130,7 +134,7 @@ def create_app(deps: ServiceDeps) -> FastAPI:
             "model": row.model,
             "version": row.version,
             "partition": row.partition,
-            "space": deps.store().space,
+            "space": store.space,
             "text": payload.text if payload else None,
             "uri": dict(payload.uri) if payload else None,
             "vectors": {name: vector_D.tolist() for name, vector_D in row.vectors.items()},
@@ -185,7 +189,9 @@ def _add_health(app: FastAPI, deps: ServiceDeps) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     def problem(field: str, reason: str, status: int) -> JSONResponse:
-        return JSONResponse({"error": {"field": field, "reason": reason}}, status_code=status)
+        # A name or text from the query may hold half a surrogate pair, which no answer can.
+        sound = {"field": _printable(field), "reason": _printable(reason)}
+        return JSONResponse({"error": sound}, status_code=status)
 
     @app.exception_handler(BadQuery)
     async def bad_query(_: Request, error: BadQuery) -> JSONResponse:
@@ -196,19 +202,37 @@ def _add_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         where = [str(part) for part in first["loc"] if part != "body"] or ["body"]
         given = first.get("input")
+        if first["type"] == "json_invalid":
+            return problem("body", f"is not JSON: {first['ctx']['error']}", 400)
+        if where == ["body"] and isinstance(given, bytes):
+            return problem("body", "must be JSON, sent as content-type: application/json", 415)
         seen = "" if isinstance(given, (dict, list, type(None))) else f", got {str(given)[:60]!r}"
         return problem(".".join(where), f"{first['msg']}{seen}", 422)
 
+    @app.exception_handler(BodyTooLarge)
+    async def too_large(_: Request, error: BodyTooLarge) -> JSONResponse:
+        return JSONResponse(error.body, status_code=413, headers={"connection": "close"})
+
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
-        return problem("request", str(error.detail), error.status_code)
+        where = "body" if error.status_code == 400 else "request"
+        return problem(where, str(error.detail), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        """Our fault; the server writes the traceback to its log."""
+        return problem("request", f"failed: {type(error).__name__}", 500)
 
 
-async def _wait_until(deps: ServiceDeps, offsets: Mapping[int, int], timeout_s: float) -> None:
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+async def _wait_until(store: VectorStore, offsets: Mapping[int, int], timeout_s: float) -> None:
     """Wait until the index reflects these offsets of `records`: read your own writes."""
     deadline = time.monotonic() + timeout_s
     while True:
-        progress = deps.store().progress
+        progress = store.progress
         missing = {n: at for n, at in offsets.items() if progress.get(n, 0) < at}
         if not missing:
             return
@@ -237,16 +261,17 @@ def _unit(values: list[float], dim: int) -> Array:
     if len(values) != dim:
         raise BadQuery("query.values", f"has {len(values)} values, this space has {dim}")
     vector_D = np.asarray(values, dtype=np.float64)
-    norm = float(np.linalg.norm(vector_D))
-    if not 0.0 < norm < float("inf"):
-        raise BadQuery("query.values", f"must have a finite length above 0, it is {norm}")
-    return (vector_D / norm).astype(np.float32)
+    largest = float(np.abs(vector_D).max())
+    if largest == 0.0:
+        raise BadQuery("query.values", "are all 0: such a vector points nowhere")
+    vector_D /= largest  # first, so that no square overflows or vanishes
+    return (vector_D / np.linalg.norm(vector_D)).astype(np.float32)
 
 
 def _of_record(store: VectorStore, id: str, vector: str) -> tuple[Array, str]:
     row = store.get(id)
     if row is None:
-        raise BadQuery("id", f"no record {id!r}", status=404)
+        raise BadQuery("id", f"no record {id[:256]!r}", status=404)
     if vector not in row.vectors:
         have = ", ".join(sorted(row.vectors))
         raise BadQuery("vector", f"record {id!r} has no {vector} vector, it has {have}")

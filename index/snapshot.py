@@ -1,11 +1,14 @@
 """Snapshots: the store's rows and offsets in one folder, complete or not there at all.
 
     SNAPSHOTS/00000042/   manifest.json   space, dim, generation, offsets, sha256 of each file
+                                          and of the manifest itself
                           rows.msgpack    ids, versions, meta and deletions
                           fused.npy ...   float32[rows, D] by vector name, and which rows have it
 
 Written under a temporary name, fsynced, renamed, the parent folder fsynced. The raw vectors are
-the truth. Of several snapshots the newest whole one is used; the last KEEP are kept.
+the truth. Of several snapshots the newest whole one is used; the last KEEP are kept. One that is
+damaged is set aside as 00000042.damaged, so that it does not count among those, and goes with the
+next snapshot that is written.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +37,8 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 KEEP = 2
 MANIFEST = "manifest.json"
+ROWS = "rows.msgpack"
+DAMAGED = ".damaged"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,11 +63,11 @@ def save(store: FlatStore, folder: Path, *, generation: str) -> SnapshotInfo | N
         return None
     number = int(existing[-1].name) + 1 if existing else 1
     temporary = folder / f".{number:08d}.{os.getpid()}"
+    path = folder / f"{number:08d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
         temporary.mkdir()
-        files = _write_content(temporary, rows, deleted)
         manifest = {
             "format": FORMAT,
             "space": store.space,
@@ -69,15 +75,14 @@ def save(store: FlatStore, folder: Path, *, generation: str) -> SnapshotInfo | N
             "generation": generation,
             "records": len(rows),
             **offsets,
-            "files": files,
+            "files": _write_content(temporary, rows, deleted, store.dim),
         }
         with _synced(temporary / MANIFEST) as file:
-            file.write(json.dumps(manifest).encode())
+            file.write(json.dumps(manifest | {"sha256": _sealed(manifest)}).encode())
         _sync_folder(temporary)
-        path = folder / f"{number:08d}"
         temporary.rename(path)
         _sync_folder(folder)
-    except OSError as error:
+    except (OSError, ValueError, TypeError) as error:  # a full disk, or meta that cannot be packed
         shutil.rmtree(temporary, ignore_errors=True)
         raise SnapshotError(f"{folder}: {error}") from error
     for old in [*existing, path][:-KEEP]:
@@ -96,6 +101,7 @@ def restore(folder: Path, *, threads: int = 1, gpu: bool = False) -> FlatStore |
             return load(path, threads=threads, gpu=gpu)
         except SnapshotError as error:
             log.error("snapshot %s is damaged and not used: %s", path, error)
+            _set_aside(path)
     return None
 
 
@@ -109,11 +115,14 @@ def load(path: Path, *, threads: int = 1, gpu: bool = False) -> FlatStore:
             raise SnapshotError(f"{name}: {error.strerror}") from error
         if found != expected:
             raise SnapshotError(f"{name}: its sha256 is {found[:12]}…, not {expected[:12]}…")
-    content = msgpack.unpackb((path / "rows.msgpack").read_bytes(), strict_map_key=False)
-    arrays = {
-        name: (np.load(path / f"{name}.npy"), np.load(path / f"{name}.has.npy"))
-        for name in content["vectors"]
-    }
+    try:
+        content = msgpack.unpackb((path / ROWS).read_bytes(), strict_map_key=False)
+        arrays = {
+            name: (np.load(path / f"{name}.npy"), np.load(path / f"{name}.has.npy"))
+            for name in content["vectors"]
+        }
+    except (OSError, ValueError) as error:  # changed since it was summed up
+        raise SnapshotError(f"{path}: {error}") from error
     store = FlatStore(space=manifest["space"], dim=manifest["dim"], threads=threads, gpu=gpu)
     writes: list[Upsert | Delete] = []
     for number, (id_, partition, version, ts, model, meta) in enumerate(content["rows"]):
@@ -146,9 +155,10 @@ def load(path: Path, *, threads: int = 1, gpu: bool = False) -> FlatStore:
     return store
 
 
-def _write_content(folder: Path, rows: list[Upsert], deleted: list[Delete]) -> dict[str, str]:
-    names = sorted({FUSED, *(name for row in rows for name in row.by)}) if rows else []
-    dim = len(rows[0].fused) if rows else 0
+def _write_content(
+    folder: Path, rows: list[Upsert], deleted: list[Delete], dim: int
+) -> dict[str, str]:
+    names = sorted({FUSED, *(name for row in rows for name in row.by)})
     for name in names:
         has = np.array([name == FUSED or name in row.by for row in rows], dtype=np.bool_)
         array = np.zeros((len(rows), dim), dtype=np.float32)
@@ -163,21 +173,26 @@ def _write_content(folder: Path, rows: list[Upsert], deleted: list[Delete]) -> d
         "rows": [(r.id, r.partition, r.version, r.ts, r.model, dict(r.meta)) for r in rows],
         "deleted": [(d.id, d.partition, d.version, d.ts) for d in deleted],
     }
-    with _synced(folder / "rows.msgpack") as file:
+    with _synced(folder / ROWS) as file:
         file.write(msgpack.packb(content))
     return {file.name: _sha256(file) for file in sorted(folder.iterdir())}
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
+        if manifest.pop("sha256") != _sealed(manifest):
+            raise SnapshotError(f"{MANIFEST}: it does not fit its own sha256")
         if manifest["format"] != FORMAT:
             raise SnapshotError(f"{MANIFEST}: format {manifest['format']}, expected {FORMAT}")
-        for name in ("space", "dim", "positions", "progress", "files"):
-            manifest[name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise SnapshotError(f"{MANIFEST}: {error!r}") from error
     return manifest
+
+
+def _sealed(manifest: dict[str, Any]) -> str:
+    """The manifest's own checksum: one flipped bit in an offset would lose records silently."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _newest_says(path: Path, space: str, offsets: dict[str, Any]) -> bool:
@@ -190,14 +205,28 @@ def _newest_says(path: Path, space: str, offsets: dict[str, Any]) -> bool:
 
 
 def _existing(folder: Path) -> list[Path]:
+    """The snapshots that are there, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+    numbered = (path for path in folder.iterdir() if re.fullmatch("[0-9]{8,}", path.name))
+    return sorted(numbered, key=lambda path: int(path.name))
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_name(path.name + DAMAGED)
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    except OSError as error:
+        log.warning("%s cannot be set aside: %s", path, error)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed process left half written. One index node owns a folder."""
-    for path in folder.glob(".[0-9]*"):
+    """Remove what a killed process left half written, and what was set aside.
+
+    One index node owns a folder.
+    """
+    for path in [*folder.glob(".[0-9]*"), *folder.glob(f"[0-9]*{DAMAGED}")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
