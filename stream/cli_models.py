@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,9 +11,11 @@ from typing import Annotated
 
 import typer
 
+from encoders.errors import EncodersError
+
 from .announcements import announce_champion
 from .cli_common import AsJson, bar
-from .errors import ConfigError
+from .errors import ConfigError, StreamError
 from .models import Champion, Registry
 from .settings import Settings
 
@@ -55,7 +58,8 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
         settings = settings_of(context)
         period = None if every is None else seconds_of(every)
-        while True:
+
+        def once() -> None:
             started = time.monotonic()
             with bar("retrain", as_json) as progress:
                 manifest, serves = run(
@@ -79,9 +83,18 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             else:
                 state = "is champion" if serves else "waits: braid models promote"
                 print(f"{manifest.name} (space {manifest.space}) {state}", flush=True)
-            if period is None:
-                return
-            time.sleep(max(0.0, period - (time.monotonic() - started)))
+
+        if period is None:
+            once()
+            return
+        while True:
+            began = time.monotonic()
+            try:
+                once()
+            except (StreamError, EncodersError) as error:
+                # The champion goes on serving; the next run may find what this one lacked.
+                print(f"braid: this run made no version: {error}", file=sys.stderr, flush=True)
+            time.sleep(max(0.0, period - (time.monotonic() - began)))
 
     @models.command("list")
     def list_(context: typer.Context, as_json: AsJson = False) -> None:

@@ -113,7 +113,7 @@ def test_bad_records_become_dead_letters_and_their_neighbours_go_through(
             )
             good.add(neighbour)
             if neighbour.startswith("before"):
-                headers = [("case", name.encode())]
+                headers: list[tuple[str, str | bytes | None]] = [("case", name.encode())]
                 producer.produce(topic, key=key, partition=0, value=content, headers=headers)
     assert producer.flush(30) == 0
 
