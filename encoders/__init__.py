@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from encoders.manifest import read_manifest as read_manifest
     from encoders.manifest import verify as verify
     from encoders.training.loop import train as train
+    from encoders.training.splits import split as split
     from encoders.types import MODALITIES as MODALITIES
     from encoders.types import Cost as Cost
     from encoders.types import Embedding as Embedding
@@ -49,6 +50,7 @@ _HOME = {
     "Manifest": "encoders.manifest",
     "read_manifest": "encoders.manifest",
     "verify": "encoders.manifest",
+    "split": "encoders.training.splits",
     "train": "encoders.training.loop",
     "MODALITIES": "encoders.types",
     "Cost": "encoders.types",

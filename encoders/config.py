@@ -100,6 +100,8 @@ class TrainConfig:
         encoder_batch: how many samples of a batch go through an encoder that is trained, drawn at
             random; for the others of the batch that modality is absent.
         pairs: weight of a pair of modalities ("text-audio") in the alignment, where it is not 1.
+        refit: when validation has spoken, train once more, on train and validation together. The
+            decision and the metrics stay those of the first run, which validation had judged.
         max_classes: a str label with more distinct values than this is refused.
     """
 
@@ -116,6 +118,7 @@ class TrainConfig:
     encoder_lr: float = 2e-3
     encoder_batch: int = 64
     pairs: Mapping[str, float] = field(default_factory=dict)
+    refit: bool = True
     max_classes: int = 1000
 
     def to_dict(self) -> dict[str, Any]:

@@ -45,14 +45,10 @@ class Net(nn.Module):
         self.modalities = tuple(name for name in MODALITIES if name in encoders)
         self.sources = sources_of(self.modalities)
         self.encoders = nn.ModuleDict({name: encoders[name] for name in self.modalities})
+        size = {"hidden": config.hidden, "dropout": config.dropout}
         self.projectors = nn.ModuleDict(
             {
-                name: Projector(
-                    self.encoder(name).width,
-                    config.dim,
-                    hidden=config.hidden,
-                    dropout=config.dropout,
-                )
+                name: Projector(self.encoder(name).width, config.dim, **size)  # type: ignore[arg-type]
                 for name in self.modalities
             }
         )

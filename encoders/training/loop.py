@@ -5,8 +5,9 @@ Shapes: B samples of a batch, M modalities, D the shared space, F features.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations
@@ -34,6 +35,7 @@ from encoders.training.evaluate import evaluate, fit_decisions
 from encoders.types import FUSED, Sample
 
 WARM_UP = 20  # steps
+DECISIONS = "_decisions."  # how their parameters' names begin
 
 
 def train(
@@ -52,7 +54,7 @@ def train(
             heads and decisions are trained. The model configuration is then the parent's.
         window: where the samples came from; kept in the manifest.
         progress: called with (stage, done, total, figures); stages are "read", "train",
-            "evaluate" and "write".
+            "evaluate", "refit" and "write".
 
     Raises:
         TrainingError: nothing to train on, a parent that does not fit, a step that is not finite.
@@ -68,15 +70,26 @@ def train(
         data = gather(samples, net, config, all_frozen=heads_only, device=place, progress=tell)
         net.new_heads(data.tasks)
         net = net.to(place)
-        losses = fit(net, data, config, seed=seed, heads_only=heads_only, progress=tell)
-        tell("evaluate", 0, 1, {})
         held = data.rows("validation")
+        start = copy.deepcopy(net.state_dict()) if config.refit else {}
+        losses = fit(
+            net, data, config, splits=("train",), seed=seed, heads_only=heads_only, progress=tell
+        )
+        tell("evaluate", 0, 1, {})
         metrics: dict[str, Any] = {"seed": seed, **losses, "left_out": dict(data.left_out)}
         metrics["train_samples"] = len(data.rows("train"))
         if len(held) > 0:
             fit_decisions(net, data, held, place)
             metrics["validation"] = evaluate(net, data, held, place)
         tell("evaluate", 1, 1, {})
+        if config.refit and len(held) > 0:
+            decided = {k: v for k, v in net.state_dict().items() if k.startswith(DECISIONS)}
+            net.load_state_dict({**start, **decided})
+            again = fit(
+                net, data, config, splits=("train", "validation"), seed=seed,
+                heads_only=heads_only, progress=tell, stage="refit",
+            )  # fmt: skip
+            metrics["refit"] = again
         tell("write", 0, 1, {})
         manifest = save(
             net, out, config=config, name=name, version_number=version, parent=parent_name,
@@ -107,9 +120,10 @@ def _start(
 
 
 def fit(
-    net: Net, data: Dataset, config: TrainConfig, *, seed: int, heads_only: bool, progress: Progress
-) -> dict[str, Any]:
-    """Minimise L = task + align + fuse (weights in `config`) over the train split.
+    net: Net, data: Dataset, config: TrainConfig, *, splits: Sequence[str], seed: int,
+    heads_only: bool, progress: Progress, stage: str = "train",
+) -> dict[str, Any]:  # fmt: skip
+    """Minimise L = task + align + fuse (weights in `config`) over `splits`.
 
     Returns:
         {"loss": mean of the last epoch, "losses": mean of each epoch}.
@@ -123,7 +137,7 @@ def fit(
     optimizer = torch.optim.AdamW(groups)
     trained = [p for group in groups for p in group["params"]]
     starts = [group["lr"] for group in groups]
-    rows = data.rows("train")
+    rows = data.rows(*splits)
     steps = config.epochs * math.ceil(len(rows) / config.batch)
     rng = np.random.default_rng(seed)
     history: list[float] = []
@@ -155,7 +169,7 @@ def fit(
             total += loss.item() * len(batch_B)
             step += 1
         history.append(total / len(rows))
-        progress("train", epoch + 1, config.epochs, {"loss": history[-1]})
+        progress(stage, epoch + 1, config.epochs, {"loss": history[-1]})
     return {"loss": history[-1] if history else None, "losses": history}
 
 

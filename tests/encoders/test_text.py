@@ -1,0 +1,167 @@
+"""The transformer text encoder, on a small BERT that the test itself writes to a folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from encoders import CheckpointError, load, preset, train
+from encoders.base import encode_all, plan
+from encoders.config import EncoderConfig, Limits
+from encoders.text import TransformerText, locate
+from tests.encoders.material import samples
+
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "a",
+    "red",
+    "green",
+    "blue",
+    "white",
+    "thing",
+    "number",
+]
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=40,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    tokenizer = Tokenizer(WordPiece({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]",
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def config_of(folder: Path, frozen: bool = True, **options: object) -> EncoderConfig:
+    return EncoderConfig(kind="transformer", source=str(folder), frozen=frozen, options=options)
+
+
+def test_it_equals_transformers_own_mean_over_words(bert_folder: Path) -> None:
+    from transformers import BertModel
+
+    encoder = TransformerText.create(config_of(bert_folder)).eval()
+    ids_T, cost = encoder.prepare("a red thing", Limits())
+    assert ids_T.tolist() == [2, 4, 5, 9, 3]
+    assert cost.tokens == 5
+    bert = BertModel.from_pretrained(bert_folder).eval()
+    with torch.no_grad():
+        wanted_F = bert(torch.tensor(ids_T[None], dtype=torch.long)).last_hidden_state[0].mean(0)
+    found_BF = encode_all(encoder, [ids_T], torch.device("cpu"))
+    assert torch.allclose(found_BF[0], torch.nn.functional.normalize(wanted_F, dim=0), atol=1e-5)
+
+
+def test_padding_changes_nothing(bert_folder: Path) -> None:
+    encoder = TransformerText.create(config_of(bert_folder, layers=[0, -1])).eval()
+    assert encoder.width == 64
+    inputs = [encoder.prepare(t, Limits())[0] for t in ("a", "a red thing number " * 5, "blue")]
+    together = encode_all(encoder, inputs, torch.device("cpu"))
+    for row, ids_T in enumerate(inputs):
+        assert torch.allclose(encode_all(encoder, [ids_T], torch.device("cpu"))[0], together[row],
+                              atol=1e-5)  # fmt: skip
+
+
+def test_long_texts_are_cut_to_what_the_model_takes(bert_folder: Path) -> None:
+    encoder = TransformerText.create(config_of(bert_folder, max_tokens=512))
+    ids_T, _ = encoder.prepare("red " * 1000, Limits())
+    assert len(ids_T) == 40
+    assert ids_T[-1] == 3, "the end mark is kept"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_it_is_trained_saved_and_loaded_where_its_source_is_gone(
+    bert_folder: Path, tmp_path: Path, frozen: bool
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in bert_folder.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    tiny = preset("tiny")
+    encoders = {**tiny.model.encoders, "text": config_of(source, frozen=frozen)}
+    config = replace(tiny, epochs=1, model=replace(tiny.model, encoders=encoders))
+    done = train(samples(60), config, out=tmp_path / "v", name="b", version=1, seed=0)
+    assert {"text/tokenizer.json", "text/config.json", "model.safetensors"} <= set(done.files)
+    for path in source.iterdir():
+        path.unlink()
+    source.rmdir()
+    model = load(tmp_path / "v", device="cpu")
+    model.check()
+
+
+def test_a_local_folder_stays_off_the_network(tmp_path: Path) -> None:
+    assert locate(str(tmp_path)) == (str(tmp_path), True)
+    assert locate("/nowhere/at/all") == ("/nowhere/at/all", True)
+    assert locate("somebody/some-model") == ("somebody/some-model", False)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("/nowhere/at/all", "no text encoder at"),
+        ("package:something-else", "unknown package"),
+        (None, "needs a source"),
+    ],
+)
+def test_a_source_that_is_not_there_is_named(source: str | None, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        TransformerText.create(EncoderConfig(kind="transformer", source=source))
+
+
+def test_a_hub_name_is_looked_up(bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name goes to `transformers` as it is; the hub itself is not asked in a test."""
+    import transformers
+
+    asked: list[tuple[str, bool]] = []
+
+    def reading(kind: type) -> object:
+        original = kind.from_pretrained  # type: ignore[attr-defined]
+
+        def read(name: str, *, local_files_only: bool) -> object:
+            asked.append((name, local_files_only))
+            return original(bert_folder)
+
+        return read
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", reading(transformers.AutoModel))
+    monkeypatch.setattr(
+        transformers.AutoTokenizer, "from_pretrained", reading(transformers.AutoTokenizer)
+    )
+    TransformerText.create(EncoderConfig(kind="transformer", source="somebody/some-model"))
+    assert asked == [("somebody/some-model", False)] * 2
+    assert os.environ.get("HF_HUB_OFFLINE") is None or asked  # nothing global was switched
+
+
+def test_sub_batches_are_sorted_and_within_the_budget() -> None:
+    rng = np.random.default_rng(0)
+    sizes = [int(n) for n in rng.integers(1, 100, 200)] + [10_000]
+    groups = plan(sizes, 512)
+    assert sorted(position for group in groups for position in group) == list(range(201))
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(sizes[p] for p in group) <= 512
+    padded = sum(len(group) * max(sizes[p] for p in group) for group in groups)
+    assert sum(sizes) / padded > 0.9

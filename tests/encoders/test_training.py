@@ -1,0 +1,207 @@
+"""The training loop: repeatable, refuses what is not finite, says what it left out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from encoders import Sample, TrainingError, load, preset, split, train
+from encoders.config import EncoderConfig, TrainConfig, from_dict
+from encoders.manifest import Manifest
+from encoders.training.evaluate import recall
+from tests.encoders.material import png, samples
+
+SHORT = replace(preset("tiny"), epochs=2)
+
+
+def run(tmp_path: Path, name: str = "v", **changes: Any) -> Manifest:
+    given: dict[str, Any] = {"samples": samples(), "config": SHORT, "seed": 0, **changes}
+    return train(
+        given.pop("samples"),
+        given.pop("config"),
+        out=tmp_path / name,
+        name=name,
+        version=1,
+        **given,
+    )
+
+
+def test_the_same_seed_gives_the_same_losses_and_the_same_space(tmp_path: Path) -> None:
+    first, second = run(tmp_path, "a"), run(tmp_path, "b")
+    assert first.metrics["losses"] == pytest.approx(second.metrics["losses"], abs=1e-6)
+    assert first.space == second.space
+    assert run(tmp_path, "c", seed=1).metrics["losses"] != first.metrics["losses"]
+
+
+def test_training_leaves_the_callers_randomness_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    run(tmp_path)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_the_loss_falls_and_the_metrics_are_there(manifest: Manifest) -> None:
+    losses = manifest.metrics["losses"]
+    assert losses[-1] < 0.7 * losses[0]
+    validation = manifest.metrics["validation"]
+    assert validation["accuracy"]["colour"]["fused"] >= max(
+        validation["accuracy"]["colour"][name] for name in ("text", "image", "audio")
+    )
+    assert set(validation["recall"]) == {
+        f"{a}->{b}"
+        for a in ("text", "image", "audio")
+        for b in ("text", "image", "audio")
+        if a != b
+    }
+
+
+def test_a_step_that_is_not_finite_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="step 0: loss nan"):
+        run(tmp_path, config=replace(SHORT, task=math.nan))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exploding_gradient_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: object, **__: object) -> torch.Tensor:
+        return torch.tensor(math.inf)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", explode)
+    with pytest.raises(TrainingError, match="gradient inf"):
+        run(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int, Mapping[str, float]]] = []
+    run(tmp_path, progress=lambda *step: told.append(step))
+    assert list(dict.fromkeys(stage for stage, *_ in told)) == [
+        "read", "train", "evaluate", "refit", "write",
+    ]  # fmt: skip
+    assert [(done, total) for stage, done, total, _ in told if stage == "train"] == [(1, 2), (2, 2)]
+    assert all("loss" in figures for stage, _, _, figures in told if stage == "train")
+    reads = [(done, total) for stage, done, total, _ in told if stage == "read"]
+    assert len(reads) > 1
+    assert all(total == 160 for _, total in reads)
+
+
+def test_samples_may_come_one_by_one_and_in_any_order(tmp_path: Path) -> None:
+    made = samples()
+    first = run(tmp_path, "a", samples=iter(made))
+    second = run(tmp_path, "b", samples=iter(made[::-1]))
+    assert first.metrics["loss"] == pytest.approx(second.metrics["loss"], abs=1e-3)
+
+
+def test_the_judge_split_is_not_looked_at_and_bad_samples_are_counted(tmp_path: Path) -> None:
+    made = samples()
+    judged = {sample.id for sample in made if split(sample.id) == "judge"}
+    poisoned = [
+        replace(sample, labels={"colour": "leaked"}) if sample.id in judged else sample
+        for sample in made
+    ]
+    ids = [f"bad{i}" for i in range(40) if split(f"bad{i}") != "judge"][:5]
+    assert split(ids[0] + "none") != "judge"
+    assert split("n") != "judge"
+    poisoned += [Sample(id=one, image=b"broken") for one in ids]
+    again = next(sample for sample in made if sample.id not in judged)
+    poisoned += [Sample(id=ids[0] + "none"), again]
+    poisoned += [Sample(id="n", text="priced", labels={"price": 3.5})]
+    done = run(tmp_path, samples=poisoned)
+    assert "leaked" not in done.tasks["colour"]["classes"]
+    left_out = Counter(done.metrics["left_out"])
+    assert left_out == {
+        "judge split": len(judged), "bad input": 6, "older version of an id": 1, "number label": 1,
+    }  # fmt: skip
+
+
+def test_without_labels_it_still_aligns(tmp_path: Path) -> None:
+    done = run(tmp_path, samples=[replace(sample, labels={}) for sample in samples()])
+    assert done.tasks == {}
+    model = load(tmp_path / "v", device="cpu")
+    model.check()
+    assert model.encode([model.prepare(samples(1)[0])])[0].tasks == {}
+
+
+def test_one_modality_alone_is_enough(tmp_path: Path) -> None:
+    made = [replace(sample, image=None, audio=None) for sample in samples() if sample.text]
+    done = run(tmp_path, samples=made, config=replace(SHORT, epochs=20))
+    assert done.metrics["validation"]["accuracy"]["colour"]["text"] > 0.9
+    model = load(tmp_path / "v", device="cpu")
+    (embedding,) = model.encode([model.prepare(Sample(id="p", image=png()))])
+    assert tuple(embedding.by) == ("image",)  # untrained, but served
+
+
+def test_several_tasks_each_on_what_has_its_label(tmp_path: Path) -> None:
+    made = [
+        replace(sample, labels={**sample.labels, **({"half": "ab"[i % 2]} if i % 3 else {})})
+        for i, sample in enumerate(samples())
+    ]
+    done = run(tmp_path, samples=made)
+    assert set(done.tasks) == {"colour", "half"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples": []}, "no usable sample"),
+        ({"samples": [Sample(id="x")]}, "no usable sample"),
+        ({"heads_only": True}, "needs a parent"),
+        ({"config": replace(SHORT, max_classes=3)}, "colour.*4 classes"),
+    ],
+    ids=["nothing", "nothing usable", "heads only", "too many classes"],
+)
+def test_what_cannot_be_trained_says_why(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        run(tmp_path, **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parent_of_another_shape_is_refused(tmp_path: Path, version: Path) -> None:
+    other = replace(SHORT, model=replace(SHORT.model, dim=32))
+    with pytest.raises(TrainingError, match="another model configuration"):
+        run(tmp_path, config=other, parent=version)
+
+
+def test_the_configuration_survives_json() -> None:
+    import json
+
+    for name in ("tiny", "demo"):
+        config = preset(name)
+        assert from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
+    with pytest.raises(ValueError, match="no preset"):
+        preset("huge")
+
+
+def test_an_unknown_encoder_is_named(tmp_path: Path) -> None:
+    encoders = {"text": EncoderConfig(kind="telepathy")}
+    config: TrainConfig = replace(SHORT, model=replace(SHORT.model, encoders=encoders))
+    with pytest.raises(ValueError, match="telepathy"):
+        run(tmp_path, config=config)
+
+
+def test_recall_counts_the_same_content_as_right_and_ties_as_wrong() -> None:
+    eye = torch.eye(4)
+    assert recall(eye, eye, torch.arange(4))["1"] == 1.0
+    swapped = eye[[1, 0, 2, 3]]
+    assert recall(eye, swapped, torch.arange(4))["1"] == 0.5
+    assert recall(eye, swapped, torch.tensor([0, 0, 1, 2]))["1"] == 1.0
+    same = torch.ones(4, 4)
+    assert recall(same, same, torch.arange(4))["1"] == 0.0
+
+
+def test_the_split_is_fixed_for_ever() -> None:
+    found = Counter(split(str(i)) for i in range(5000))
+    assert found["train"] == pytest.approx(4000, abs=120)
+    assert found["validation"] == pytest.approx(500, abs=70)
+    assert [split(one) for one in ("a", "b", "c", "d", "e", "f")] == [
+        "train", "train", "train", "train", "train", "train",
+    ]  # fmt: skip
