@@ -200,7 +200,8 @@ def produce(
                     audio=_blob(item.audio, item.audio_type),
                     labels={TASK: item.category} if labelled and item.category else {},
                     meta={SPLIT: split},
-                    wait=False,
+                    # one record a batch there: see stream.embedded.true_ends
+                    wait=settings.embedded,
                 )
 
     asyncio.run(send())

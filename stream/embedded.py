@@ -5,15 +5,19 @@ listen on loopback only, although each would listen on every address by default.
 
 What Tansu is not (measured, tests/stream/test_embedded.py): it keeps everything in memory and
 nothing on disk; it accepts transactions from librdkafka but does not isolate them, so delivery is
-at least once; a group there should have one member.
+at least once; a group there should have one member, which joins after half its session timeout;
+asked for a partition's end, it names the first record of the last batch (see `true_ends`).
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
+
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from .children import Child, ChildError, start_server
 from .errors import StreamError
@@ -62,6 +66,53 @@ def valkey_command(port: int, folder: Path) -> list[str]:
         binary = found
     in_memory = ["--save", "", "--appendonly", "no", "--dir", str(folder)]
     return [binary, "--bind", "127.0.0.1", "--port", str(port), *in_memory]
+
+
+def true_ends(
+    bootstrap: str, topic: str, reported: Mapping[int, int], *, timeout: float
+) -> dict[int, int]:
+    """The next offsets of a topic's partitions on Tansu.
+
+    Its answer to ListOffsets is one past the *first* record of the last batch, which is right only
+    for batches of one record. What a fetch says is right: so the last batch is read.
+
+    Args:
+        bootstrap: the embedded broker.
+        topic: its name.
+        reported: partition to end as ListOffsets gives it.
+        timeout: seconds for all of it.
+
+    Raises:
+        EmbeddedError: a partition did not answer in time.
+    """
+    ends = dict(reported)
+    waiting = {number for number, end in reported.items() if end > 0}
+    reader = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "_",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+        }
+    )
+    reader.assign([TopicPartition(topic, number, reported[number] - 1) for number in waiting])
+    deadline = time.monotonic() + timeout
+    try:
+        while waiting:
+            message = reader.poll(max(0.0, min(0.5, deadline - time.monotonic())))
+            error = message.error() if message is not None else None
+            if message is None or error is None or error.code() != KafkaError._PARTITION_EOF:
+                if time.monotonic() > deadline:
+                    raise EmbeddedError(f"{topic}: no end of partitions {sorted(waiting)}: {error}")
+                continue
+            number, end = message.partition(), message.offset()
+            assert number is not None
+            assert end is not None
+            ends[number] = end
+            waiting.discard(number)
+    finally:
+        reader.close()
+    return ends
 
 
 class EmbeddedServices:

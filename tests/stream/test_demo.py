@@ -55,7 +55,6 @@ def test_the_main_job(
     assert figures["dataset"] == "pictures"
     assert figures["model"] == "braid-0001"
     assert set(figures["accuracy"]) >= {"fused", "text", "image", "audio"}
-    print(figures["accuracy"])
     assert figures["accuracy"]["audio"] is None  # there is no sound
     assert figures["accuracy"]["image"] > 0.5  # a colour is easy to tell
     for way in ("text->image", "image->text"):

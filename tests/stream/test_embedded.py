@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic  # type: ignore[attr-defined]
 
 from stream.children import Child, ChildError, free_port, start_server
-from stream.embedded import EmbeddedServices
+from stream.embedded import EmbeddedError, EmbeddedServices, true_ends
 
 MAX_BYTES = 17_825_792
 
@@ -147,6 +147,37 @@ def test_librdkafka_transactions_commit_offsets(services: EmbeddedServices) -> N
     consumer.close()
     # The limit of Tansu: an aborted message is read. Should this fail one day, tell the README.
     assert read(services, target, 2) == [b"first", b"second"]
+
+
+def test_ends_are_read_because_tansu_misstates_them(services: EmbeddedServices) -> None:
+    name = make_topic(services, "ends", 3)
+
+    async def send_batches() -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=services.bootstrap, linger_ms=50)
+        await producer.start()
+        for batch in range(2):
+            sent = [await producer.send(name, b"x", partition=0) for _ in range(20)]
+            await asyncio.gather(*sent)
+            if batch == 0:
+                await producer.send_and_wait(name, b"x", partition=1)
+        await producer.stop()
+
+    asyncio.run(asyncio.wait_for(send_batches(), 60))
+    reader = Consumer({"bootstrap.servers": services.bootstrap, "group.id": "unused"})
+    reported = {
+        number: reader.get_watermark_offsets(TopicPartition(name, number), timeout=20)[1]
+        for number in range(3)
+    }
+    reader.close()
+    # Should the broker say 40 one day, `true_ends` has become needless.
+    assert reported == {0: 21, 1: 1, 2: 0}
+    found = true_ends(services.bootstrap, name, reported, timeout=20)
+    assert found == {0: 40, 1: 1, 2: 0}
+
+
+def test_an_end_that_cannot_be_read_is_said() -> None:
+    with pytest.raises(EmbeddedError, match=r"t: no end of partitions \[0\]"):
+        true_ends(f"127.0.0.1:{free_port()}", "t", {0: 5}, timeout=0.3)
 
 
 @pytest.mark.redis
