@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
 from .body_limit import BodyLimit, BodyTooLarge
@@ -75,6 +76,7 @@ class ServiceDeps:
 
 def create_app(deps: ServiceDeps) -> FastAPI:
     """The HTTP application. Every answer is JSON; a bad query gets {"error": {field, reason}}."""
+    register_url_convertor("anything", _Anything())
     app = FastAPI(title="braid", description="One live space of text, pictures and sound.")
     app.add_middleware(BodyLimit, limit=deps.max_body_bytes)
     _add_errors(app)
@@ -118,7 +120,7 @@ def create_app(deps: ServiceDeps) -> FastAPI:
             "took_ms": round(took * 1000, 3),
         }
 
-    @app.get("/v1/records/{id:path}")
+    @app.get("/v1/records/{id:anything}")
     async def get(id: str) -> dict[str, Any]:
         """One record as the index holds it."""
         store = deps.store()
@@ -140,7 +142,7 @@ def create_app(deps: ServiceDeps) -> FastAPI:
             "vectors": {name: vector_D.tolist() for name, vector_D in row.vectors.items()},
         }
 
-    @app.delete("/v1/records/{id:path}", status_code=202)
+    @app.delete("/v1/records/{id:anything}", status_code=202)
     async def delete(id: str) -> dict[str, Any]:
         """Ask for a deletion: a null goes to `records`, and the index follows."""
         if deps.store().get(id) is None:
@@ -149,6 +151,18 @@ def create_app(deps: ServiceDeps) -> FastAPI:
         return {"id": id, "partition": partition, "offset": offset}
 
     return app
+
+
+class _Anything(Convertor[str]):
+    """An id in a path: slashes as in Starlette's `path`, and line breaks, which that refuses."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
 
 
 def _add_health(app: FastAPI, deps: ServiceDeps) -> None:

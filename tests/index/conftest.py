@@ -1,0 +1,136 @@
+"""A query service on loopback, served by uvicorn as in production."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+
+from index.client import Client
+from index.errors import BadQuery
+from index.flat import FlatStore
+from index.payloads import Payloads
+from index.service import QueryInput, QueryVectors, ServiceDeps, create_app
+
+from .oracle import DIM, SPACE, Oracle, unit, upsert
+
+IDS = [f"r{number}" for number in range(30)]
+MAX_BODY = 64 * 1024
+
+
+@dataclass
+class Node:
+    """A running query service, and what a test may change behind it."""
+
+    url: str = ""
+    store: FlatStore = field(default_factory=lambda: FlatStore(space=SPACE, dim=DIM, block=16))
+    oracle: Oracle = field(default_factory=Oracle)
+    payloads: Payloads = field(default_factory=lambda: Payloads(None))
+    asked: list[QueryInput] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    space: str = SPACE
+    not_ready: str | None = None
+    broken: BaseException | None = None
+
+    async def encode(self, query: QueryInput) -> QueryVectors:
+        """Stands for the model: a picture must begin with its magic number."""
+        self.asked.append(query)
+        if self.broken is not None:
+            raise self.broken
+        if query.image is not None and not query.image.startswith(b"\x89PNG"):
+            raise BadQuery("image", "does not decode")
+        vector_D = unit(query.text, query.image, query.audio)
+        return QueryVectors(fused=vector_D, by={}, space=self.space, model="m-query")
+
+    async def delete(self, id: str) -> tuple[int, int]:
+        await asyncio.sleep(0)
+        self.deleted.append(id)
+        return 1, 41 + len(self.deleted)
+
+    def status(self) -> Mapping[str, Any]:
+        return {"lag": 0}
+
+    def reset(self) -> None:
+        fresh = Node(url=self.url)
+        for name in ("store", "oracle", "payloads", "asked", "deleted", "space"):
+            setattr(self, name, getattr(fresh, name))
+        self.not_ready = self.broken = None
+        writes = [
+            upsert(id_, number, meta={"number": number, "lang": "de" if number % 2 else "fr"})
+            for number, id_ in enumerate(IDS)
+        ]
+        self.oracle.apply(writes)
+        self.store.apply(writes, positions={0: 40, 1: 2}, progress={0: 30, 1: 5})
+
+    def expected(self, query_D: np.ndarray, **options: Any) -> list[str]:
+        return [id_ for id_, _ in self.oracle.search(query_D, **options)]
+
+
+@pytest.fixture(scope="session")
+def _served() -> Iterator[Node]:
+    node = Node()
+    app = create_app(
+        ServiceDeps(
+            store=lambda: node.store,
+            encode=node.encode,
+            payloads=_Current(node),
+            delete=node.delete,
+            status=node.status,
+            not_ready=lambda: node.not_ready,
+            generation="g0001",
+            max_body_bytes=MAX_BODY,
+        )
+    )
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, name="service")
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the service did not start"
+        threading.Event().wait(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    node.url = f"http://127.0.0.1:{port}"
+    yield node
+    server.should_exit = True
+    thread.join()
+
+
+class _Current(Payloads):
+    """The payloads that the test has put in place."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(None)
+        self._node = node
+
+    @property
+    def available(self) -> bool:
+        return self._node.payloads.available
+
+    def get_many(self, ids: Any) -> Any:
+        return self._node.payloads.get_many(ids)
+
+
+@pytest.fixture
+def node(_served: Node) -> Node:
+    _served.reset()
+    return _served
+
+
+@pytest.fixture
+def client(node: Node) -> Iterator[Client]:
+    with Client(node.url) as client:
+        yield client
+
+
+@pytest.fixture
+def http(node: Node) -> Iterator[httpx.Client]:
+    # The timeout is what finds an answer that never comes.
+    with httpx.Client(base_url=node.url, timeout=20) as http:
+        yield http
