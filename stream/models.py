@@ -17,9 +17,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from encoders.checkpoint import verify
 from encoders.errors import CheckpointError
-from encoders.manifest import Manifest, read_manifest
+from encoders.manifest import Manifest, read_manifest, verify
 
 from .errors import RegistryError
 
