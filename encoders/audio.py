@@ -157,7 +157,7 @@ class LogMelCnn(Encoder):
 
     @property
     def budget(self) -> int:
-        return int(32 * self.seconds * self.rate)
+        return int(16 * self.seconds * self.rate)
 
     def vary(self, value: Array, rng: np.random.Generator) -> Array:
         """Another start, another loudness, another speed (0.85 to 1.15), white noise 8 to 40 dB

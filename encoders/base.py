@@ -47,6 +47,10 @@ def joined(*parts: Tensor) -> Tensor:
     return torch.cat([F.normalize(part_BF, dim=1) for part_BF in parts], dim=1)
 
 
+ELSEWHERE = 16
+"""How many times larger a sub-batch may be on a device that is not a CPU."""
+
+
 class Encoder(nn.Module, ABC):
     """One modality's way from a value to features.
 
@@ -95,7 +99,10 @@ class Encoder(nn.Module, ABC):
 
     @property
     def budget(self) -> int:
-        """The largest padded size of one sub-batch, in units of `size`."""
+        """The largest padded size of one sub-batch on a CPU, in units of `size`.
+
+        Small, so that what the layers hand on stays in the cache. See `ELSEWHERE`.
+        """
         return 1 << 30
 
     def vary(self, value: Array, rng: np.random.Generator) -> Array:
@@ -127,7 +134,8 @@ def encode_all(encoder: Encoder, inputs: Sequence[Array], device: torch.device) 
     """
     features_BF = torch.empty(len(inputs), encoder.width, device=device)
     with torch.inference_mode():
-        for group in reversed(plan([encoder.size(value) for value in inputs], encoder.budget)):
+        budget = encoder.budget * (1 if device.type == "cpu" else ELSEWHERE)
+        for group in reversed(plan([encoder.size(value) for value in inputs], budget)):
             batch = encoder.collate([inputs[position] for position in group])
             moved = [tensor.to(device, non_blocking=True) for tensor in batch]
             features_BF[torch.tensor(group, device=device)] = encoder(*moved).pooled_BF.float()

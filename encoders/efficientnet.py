@@ -2,7 +2,7 @@
 
 Tan and Le 2019 (arXiv 1905.11946) for the blocks; the lite variant replaces swish by ReLU6 and
 keeps stem and head at their width. The pretrained weights were converted from TensorFlow, hence
-"same" padding, which is uneven at stride 2, and a batch norm epsilon of 1e-3.
+"same" padding, which is uneven at stride 2.
 
 Shapes: B pictures, C channels, H and W sides, F features, K ImageNet classes.
 """
@@ -39,15 +39,14 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as the w
 
 
 class Conv(nn.Module):
-    """ "Same" convolution, batch norm, and ReLU6 where `active`."""
+    """ "Same" convolution, and ReLU6 where `active`. Batch norm is folded into it, see `folded`."""
 
     def __init__(
         self, inside: int, outside: int, kernel: int, *, stride: int = 1, groups: int = 1,
         active: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.conv = nn.Conv2d(inside, outside, kernel, stride=stride, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(outside, eps=1e-3)
+        self.conv = nn.Conv2d(inside, outside, kernel, stride=stride, groups=groups)
         self.active = active
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -58,7 +57,7 @@ class Conv(nn.Module):
                 total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
                 pads += [total // 2, total - total // 2]
             x_BCHW = F.pad(x_BCHW, pads)
-        x_BCHW = self.norm(self.conv(x_BCHW))
+        x_BCHW = self.conv(x_BCHW)
         return F.relu6(x_BCHW) if self.active else x_BCHW
 
 
@@ -113,6 +112,7 @@ class EfficientNetLite0(ImageEncoder):
         self.register_buffer("mean", 255.0 * torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255.0 * torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("names_KF", torch.zeros(CLASSES, names))
+        self.to(memory_format=torch.channels_last)  # twice as fast on a CPU
         self.width = HEAD + CLASSES + STAGES[5][4] + STAGES[4][4] + 16 * STAGES[2][4] + names
 
     @classmethod
@@ -124,7 +124,7 @@ class EfficientNetLite0(ImageEncoder):
             weights = torch.load(
                 _weights_file(config.source), map_location="cpu", weights_only=True
             )
-            encoder.load_state_dict(renamed(weights), strict=False)  # all but the names
+            encoder.load_state_dict(folded(renamed(weights)), strict=False)  # all but the names
         if encoder.names_KF.shape[1] > 0:
             encoder.names_KF.copy_(_class_names(config.options["names_source"]))
         return encoder
@@ -201,4 +201,25 @@ def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             part, _, leaf = name.partition(".")
             result[f"{_ENDS[part]}.{leaf}"] = value
+    return result
+
+
+EPSILON = 1e-3  # of the batch norms that the weights were trained with
+
+
+def folded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each `X.conv` with its `X.norm` as one convolution with a bias: the same function, and on a
+    CPU half as fast again. What is trained further is trained without batch norm."""
+    result: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        place, _, leaf = name.rpartition(".")
+        if place.endswith("conv") and leaf == "weight":
+            norm = place.removesuffix("conv") + "norm"
+            scale = weights[f"{norm}.weight"] * (weights[f"{norm}.running_var"] + EPSILON).rsqrt()
+            result[name] = value * scale[:, None, None, None]
+            result[f"{place}.bias"] = (
+                weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
+            )
+        elif not place.endswith("norm"):
+            result[name] = value
     return result

@@ -85,25 +85,20 @@ class Net(nn.Module):
         """Task name to class names."""
         return self.heads.tasks
 
-    def align(
-        self, features: Mapping[str, Tensor], present_BM: Tensor
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def align(self, features: Mapping[str, Tensor], present_BM: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors of each modality, float[B, M, D], and fused ones, float[B, D].
 
         Args:
             features: modality to float[n, F], one row for each sample that has it, in order.
             present_BM: which those are; each row has at least one.
         """
-        unit_BMD = torch.zeros(
-            *present_BM.shape, self.config.dim, device=present_BM.device, dtype=torch.float32
-        )
+        columns: list[Tensor] = []
         for position, name in enumerate(self.modalities):
+            unit_BD = torch.zeros(len(present_BM), self.config.dim, device=present_BM.device)
             if name in features:
-                column = torch.zeros_like(unit_BMD[:, position])
-                column[present_BM[:, position]] = self.projectors[name](features[name])
-                unit_BMD = torch.cat(
-                    [unit_BMD[:, :position], column[:, None], unit_BMD[:, position + 1 :]], dim=1
-                )
+                unit_BD[present_BM[:, position]] = self.projectors[name](features[name])
+            columns.append(unit_BD)
+        unit_BMD = torch.stack(columns, dim=1)
         return unit_BMD, self.fusion(unit_BMD, present_BM)
 
     def logits(

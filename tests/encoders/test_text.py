@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from encoders import CheckpointError, load, preset, train
 from encoders.base import encode_all, plan
+from encoders.bert import Bert, renamed
 from encoders.config import EncoderConfig, Limits
 from encoders.text import TransformerText, locate
 from tests.encoders.material import samples
@@ -74,6 +76,46 @@ def test_it_equals_transformers_own_mean_over_words(bert_folder: Path) -> None:
         wanted_F = bert(torch.tensor(ids_T[None], dtype=torch.long)).last_hidden_state[0].mean(0)
     found_BF = encode_all(encoder, [ids_T], torch.device("cpu"))
     assert torch.allclose(found_BF[0], torch.nn.functional.normalize(wanted_F, dim=0), atol=1e-5)
+
+
+def test_what_transformers_loads_and_what_is_read_directly_are_the_same(
+    bert_folder: Path, tmp_path: Path
+) -> None:
+    """By way of `transformers` (as for a hub name) and straight from the files."""
+    from encoders.text import _ask, _read_folder
+
+    direct, asked = _read_folder(bert_folder), _ask(str(bert_folder), True)
+    assert direct is not None
+    ids_T = torch.tensor([[2, 4, 5, 9, 3]])
+    found = []
+    for settings, weights, tokenizer in (direct, asked):
+        assert isinstance(weights, dict)
+        net = Bert(settings)
+        net.load_state_dict(renamed(weights))
+        encoder = TransformerText(net, settings, tokenizer).eval()
+        assert encoder.tokenize("a red thing") == ids_T[0].tolist()
+        with torch.no_grad():
+            found.append(encoder(ids_T, torch.ones_like(ids_T).bool()).pooled_BF)
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+
+
+def test_a_model_that_is_not_a_bert_runs_as_transformers_has_it(
+    bert_folder: Path, tmp_path: Path
+) -> None:
+    from transformers import DistilBertConfig, DistilBertModel
+
+    folder = Path(shutil.copytree(bert_folder, tmp_path / "distil"))
+    (folder / "model.safetensors").unlink()
+    config = DistilBertConfig(
+        vocab_size=len(WORDS), dim=32, n_layers=1, n_heads=2, hidden_dim=64,
+        max_position_embeddings=40,
+    )  # fmt: skip
+    DistilBertModel(config).save_pretrained(folder)
+    tiny = preset("tiny")
+    encoders = {**tiny.model.encoders, "text": config_of(folder)}
+    short = replace(tiny, epochs=1, model=replace(tiny.model, encoders=encoders))
+    train(samples(60), short, out=tmp_path / "v", name="d", version=1, seed=0)
+    load(tmp_path / "v", device="cpu").check()
 
 
 def test_padding_changes_nothing(bert_folder: Path) -> None:

