@@ -152,8 +152,9 @@ def test_stamps_come_out_of_the_package_once(
     script = f"""
         echo "$*" >> {tmp_path}/calls
         case "$*" in
-            *update) : > {tmp_path}/updated ;;
-            *) [ -e {tmp_path}/updated ] || {{ echo 'E: Unable to locate package' >&2; exit 100; }}
+            *Dir::State::Lists*update) : > {tmp_path}/updated ;;
+            *Dir::State::Lists*) [ -e {tmp_path}/updated ] || exit 100 ;;
+            *) echo 'E: Unable to locate package' >&2; exit 100 ;;
         esac
         case "$*" in
             *--print-uris*) echo "'file:x' x.deb {package.stat().st_size} SHA256:0" ;;
@@ -167,7 +168,6 @@ def test_stamps_come_out_of_the_package_once(
     assert len(items) == 5
     size = package.stat().st_size
     assert ("downloading", size, size) in told
-    assert "Dir::State::Lists" in (tmp_path / "calls").read_text()
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["stamps"]
     (tmp_path / "calls").unlink()
     assert stamps(tmp_path / "cache") == items
