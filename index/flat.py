@@ -28,7 +28,11 @@ from .store import FUSED, Array, Delete, Hit, Row, Upsert
 log = logging.getLogger(__name__)
 
 BLOCK = 8192  # rows; measured in benchmarks/RESULTS.md against one block of 100,000
-FEW_DEAD = 64  # up to here a few hits more are fetched instead of gathering the living rows
+# How a block is searched when some of its rows may not be hits, by time (benchmarks/flat_index.py):
+# fetch a few hits more; with few queries look at the wanted rows in place; else copy those out.
+FEW_OUT = 256
+FEW_QUERIES = 16
+FEW_WANTED = 0.1
 GPU_MOST_K = 2048  # what FAISS's GPU search can return
 
 
@@ -155,8 +159,8 @@ class FlatStore:
             raise BadQuery("vector", "holds a value that is not finite")
         if k < 1:
             raise BadQuery("k", f"must be at least 1, got {k}")
-        if self._gpu is not None and k > GPU_MOST_K - FEW_DEAD:
-            raise BadQuery("k", f"is {k}, the limit on a GPU is {GPU_MOST_K - FEW_DEAD}")
+        if self._gpu is not None and k > GPU_MOST_K - FEW_OUT:
+            raise BadQuery("k", f"is {k}, the limit on a GPU is {GPU_MOST_K - FEW_OUT}")
         found: list[list[tuple[float, Upsert]]] = [[] for _ in range(len(queries_BD))]
         for published in self._view.blocks:
             wanted = _wanted(published, vector, filter)
@@ -240,11 +244,14 @@ class FlatStore:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Scores and row numbers in the block, [B, K]; -1 where there are fewer than K."""
         rows_RD = published.block.vectors[vector][: published.count]
-        out = published.count - int(wanted.sum())
-        if out <= FEW_DEAD:
-            return self._faiss(queries_BD, rows_RD, min(k + out, published.count))
+        count, in_ = published.count, int(wanted.sum())
+        out = count - in_
+        if out <= FEW_OUT:
+            return self._faiss(queries_BD, rows_RD, min(k + out, count))
+        if self._gpu is None and len(queries_BD) < FEW_QUERIES and in_ > FEW_WANTED * count:
+            return self._selected(queries_BD, rows_RD, wanted, min(k, in_))
         living = np.flatnonzero(wanted)
-        scores_BK, found_BK = self._faiss(queries_BD, rows_RD[living], min(k, len(living)))
+        scores_BK, found_BK = self._faiss(queries_BD, rows_RD[living], min(k, in_))
         return scores_BK, np.where(found_BK >= 0, living[found_BK], -1)
 
     def _faiss(
@@ -258,6 +265,27 @@ class FlatStore:
             return faiss.knn_gpu(
                 self._gpu, queries_BD, rows_RD, k, metric=faiss.METRIC_INNER_PRODUCT
             )
+
+    def _selected(
+        self, queries_BD: Array, rows_RD: Array, wanted: Mask, k: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """`faiss.knn` over the wanted rows only, which its Python form cannot be told."""
+        faiss.omp_set_num_threads(self._threads)
+        bits = np.packbits(wanted, bitorder="little")
+        scores_BK = np.empty((len(queries_BD), k), np.float32)
+        found_BK = np.empty((len(queries_BD), k), np.int64)
+        faiss.knn_inner_product(
+            faiss.swig_ptr(queries_BD),
+            faiss.swig_ptr(rows_RD),
+            self._dim,
+            len(queries_BD),
+            len(rows_RD),
+            k,
+            faiss.swig_ptr(scores_BK),
+            faiss.swig_ptr(found_BK),
+            faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits)),
+        )
+        return scores_BK, found_BK
 
 
 def _wanted(published: Published, vector: str, filter: Filter | None) -> Mask | None:

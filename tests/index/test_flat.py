@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from index.errors import BadQuery
-from index.flat import FEW_DEAD, FlatStore
+from index.flat import FEW_OUT, FEW_QUERIES, FlatStore
 from index.snapshot import load, save
 from index.store import Delete, Upsert
 
@@ -224,14 +224,27 @@ def test_a_search_goes_on_with_the_view_it_took() -> None:
     assert kept == IDS
 
 
-def test_more_dead_than_are_worth_skipping_are_gathered_around() -> None:
-    many = 4 * FEW_DEAD
-    store, oracle = make(many), Oracle()
-    batch: list[Upsert | Delete] = [upsert(f"n{number}", number) for number in range(many)]
-    batch += [delete(f"n{number}", many + number) for number in range(FEW_DEAD + 5)]
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("queries", [1, FEW_QUERIES])
+def test_many_rows_that_may_not_be_hits(share: float, queries: int) -> None:
+    """Each of the ways to leave rows out finds the same."""
+    rows = 4 * FEW_OUT
+    store, oracle = make(rows), Oracle()
+    batch: list[Upsert | Delete] = [
+        upsert(f"n{number}", number, meta={"in": number / rows < share}) for number in range(rows)
+    ]
+    batch += [delete(f"n{number}", rows) for number in range(0, rows, 100)]
     oracle.apply(batch)
     put(store, *batch)
-    assert_same(store, oracle)
+    queries_BD = np.stack([unit("query", number) for number in range(queries)])
+    for k in (1, 10, 2 * rows):
+        answers = store.search(queries_BD, k=k, filter=lambda meta: bool(meta["in"]))
+        for query_D, hits in zip(queries_BD, answers, strict=True):
+            expected = oracle.search(query_D, k=k, filter={"in": True})
+            assert [hit.id for hit in hits] == [id_ for id_, _ in expected]
+            np.testing.assert_allclose(
+                [hit.score for hit in hits], [score for _, score in expected], atol=1e-5
+            )
 
 
 def test_equal_scores_come_in_the_order_of_their_ids() -> None:
