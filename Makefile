@@ -11,6 +11,7 @@ EXTRAS ?= cpu,embedded,demo,dev
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+SOURCES := encoders index stream tests benchmarks
 READY := $(VENV)/.ready-$(EXTRAS)
 
 .PHONY: demo test check format clean
@@ -22,13 +23,13 @@ test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(READY)
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 
 format: $(READY)
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
 
 clean:
 	rm -rf $(VENV) .braid .pytest_cache .mypy_cache .ruff_cache *.egg-info
