@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Array, Encoder, Features, joined
+from encoders.base import Array, Encoder, Features, joined, one_thread
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput
 from encoders.text import masked_mean
@@ -76,7 +76,7 @@ def _resampled(wave_N: Array, found: int, rate: int) -> Array:
     nearest = max(50, round(found / 50) * 50)
     if nearest == rate:
         return wave_N
-    with torch.inference_mode():
+    with torch.inference_mode(), one_thread():
         resampled: Tensor = _resampler(nearest, rate)(torch.from_numpy(wave_N))
         return resampled.numpy()
 

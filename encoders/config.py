@@ -102,6 +102,8 @@ class TrainConfig:
         pairs: weight of a pair of modalities ("text-audio") in the alignment, where it is not 1.
         refit: when validation has spoken, train once more, on train and validation together. The
             decision and the metrics stay those of the first run, which validation had judged.
+        one_core: on a CPU, train on one core: for small models more cores only wait for each
+            other. (Frozen encoders use all cores, each its own sub-batch.)
         max_classes: a str label with more distinct values than this is refused.
     """
 
@@ -119,6 +121,7 @@ class TrainConfig:
     encoder_batch: int = 64
     pairs: Mapping[str, float] = field(default_factory=dict)
     refit: bool = True
+    one_core: bool = True
     max_classes: int = 1000
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Array, Encoder, encode_all
+from encoders.base import Array, Encoder, encode_all, one_thread
 from encoders.config import Limits, ModelConfig
 from encoders.decision import Decision
 from encoders.errors import BadInput
@@ -193,7 +193,7 @@ class TorchModel:
             [[name in item.inputs for name in self.modalities] for item in prepared],
             device=self.device,
         )
-        with torch.inference_mode():
+        with torch.inference_mode(), one_thread(self.device.type == "cpu"):
             features = {
                 name: encode_all(
                     self.net.encoder(name),

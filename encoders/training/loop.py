@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from encoders.base import one_thread
 from encoders.checkpoint import make_net, restore_net, save, verify
 from encoders.config import TrainConfig, from_dict
 from encoders.errors import TrainingError
@@ -63,7 +64,7 @@ def train(
     """
     tell: Progress = progress or (lambda stage, done, total, figures: None)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), one_thread(place.type == "cpu" and config.one_core):
         torch.manual_seed(seed)
         config, net, parent_name = _start(config, parent, heads_only)
         net = net.to(place)
