@@ -44,6 +44,11 @@ class Entry:
     place: Place | None
 
 
+def gpu_found() -> bool:
+    """Whether this FAISS build supports GPUs and sees one."""
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
 class FlatStore:
     """Implements `index.store.VectorStore`.
 
@@ -67,7 +72,7 @@ class FlatStore:
         gpu: bool = False,
         block: int = BLOCK,
     ) -> None:
-        if gpu and not (hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()):
+        if gpu and not gpu_found():
             raise ValueError("gpu: this FAISS build has no GPU support, or there is no GPU")
         self._space, self._dim = space, dim
         self._threads, self._block = threads, block

@@ -22,6 +22,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
+from .embedded import true_ends
 from .errors import BrokerError, ConfigError, Fenced, Unreachable
 from .records import MAX_DEAD_LETTER_BYTES, MIB
 from .settings import Settings
@@ -131,6 +132,7 @@ class Admin:
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings.broker_timeout_s
         self._bootstrap = settings.kafka_bootstrap
+        self._embedded = settings.embedded
         self._client = AdminClient(client_config(settings))
 
     def partition_counts(self) -> dict[str, int]:
@@ -191,7 +193,7 @@ class Admin:
         """(first offset, end offset) of each partition."""
         consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "_", "log_level": 3})
         try:
-            return self._call(
+            found = self._call(
                 "end offsets",
                 lambda: {
                     number: consumer.get_watermark_offsets(
@@ -202,6 +204,11 @@ class Admin:
             )
         finally:
             consumer.close()
+        if not self._embedded:
+            return found
+        reported = {number: end for number, (_, end) in found.items()}
+        ends = true_ends(self._bootstrap, topic, reported, timeout=self._timeout)
+        return {number: (first, ends[number]) for number, (first, _) in found.items()}
 
     def close(self) -> None:
         """Nothing is held open; here for symmetry."""

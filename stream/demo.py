@@ -200,8 +200,7 @@ def produce(
                     audio=_blob(item.audio, item.audio_type),
                     labels={TASK: item.category} if labelled and item.category else {},
                     meta={SPLIT: split},
-                    # one record a batch there: see stream.embedded.true_ends
-                    wait=settings.embedded,
+                    wait=False,
                 )
 
     asyncio.run(send())

@@ -22,7 +22,7 @@ from encoders.embedder import Embedder, load
 from encoders.errors import BadInput
 from encoders.types import Model, Sample
 from index.errors import BadQuery
-from index.flat import FlatStore
+from index.flat import FlatStore, gpu_found
 from index.metrics import ServiceMetrics
 from index.payloads import Payloads
 from index.service import QueryInput, QueryVectors, ServiceDeps, create_app
@@ -108,6 +108,10 @@ class IndexNode:
         self._failpoint = Failpoints.from_environment()
         self._embedder = Embedder(model)
         self._payloads = Payloads(settings.redis_url)
+        self._faiss: dict[str, Any] = {
+            "threads": settings.faiss_threads,
+            "gpu": gpu_found() if settings.faiss_gpu is None else settings.faiss_gpu,
+        }
         self._store = self._first_store(model)
         self._metrics = ServiceMetrics()
         self._partitions = 0
@@ -198,7 +202,7 @@ class IndexNode:
         outside = [
             part for part, at in kept.items() if at > ends[part] or 0 < at < beginnings[part]
         ]
-        if outside:
+        if outside and not self.settings.embedded:  # that broker's ends are not to be trusted
             # The topic is not the one that the snapshot was made from, or it forgot deletions.
             log.warning("the snapshot does not fit %s: rebuilding from the beginning", outside)
             self._store = self._empty_store(self._embedder.model)
@@ -231,7 +235,7 @@ class IndexNode:
         self._snapshot_at = time.monotonic()
 
     def _first_store(self, model: Model) -> FlatStore:
-        store = restore(self.settings.index_dir, threads=self.settings.faiss_threads)
+        store = restore(self.settings.index_dir, **self._faiss)
         if store is None:
             return self._empty_store(model)
         if store.space != model.space or store.dim != model.dim:
@@ -245,7 +249,7 @@ class IndexNode:
         return store
 
     def _empty_store(self, model: Model) -> FlatStore:
-        return FlatStore(space=model.space, dim=model.dim, threads=self.settings.faiss_threads)
+        return FlatStore(space=model.space, dim=model.dim, **self._faiss)
 
     async def _take(self, champion: Champion) -> None:
         if champion.name == self._embedder.model.name:

@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     http_port: int = Field(8077, ge=0, le=65535)
     snapshot_every_s: float = Field(30.0, gt=0)
     faiss_threads: int = Field(1, ge=1)
+    faiss_gpu: bool | None = Field(
+        None, description="search on the GPU; without it where FAISS finds one"
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
