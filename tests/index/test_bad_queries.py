@@ -59,6 +59,7 @@ BAD: list[tuple[dict[str, Any], int, str, str]] = [
     ({"text": "q", "filter": {"\ud800": {"like": 1}}}, 422, "filter.\\ud800.like", "operator"),
     ({"text": "q", "vector": "smell"}, 422, "vector", "fused"),
     ({"image": "not base64!"}, 422, "image", "base64"),
+    ({"image": "iVBO!Rw0K"}, 422, "image", "base64"),
     ({"image": "ü"}, 422, "image", "base64"),
     ({"audio": "abc"}, 422, "audio", "base64"),
     ({"image": ""}, 422, "image", "empty"),
@@ -169,6 +170,8 @@ def test_a_body_over_the_limit_announced_and_chunked(http: httpx.Client) -> None
         found, why = problem(answer, 413)
         assert found == "body"
         assert str(MAX_BODY) in why
+    announced = http.post("/v1/search", content=b" " * (MAX_BODY + 1), headers=JSON)
+    assert str(MAX_BODY + 1) in problem(announced, 413)[1]  # known before it came
     body = json.dumps({"id": "r1"}).encode()
     padded = body + b" " * (MAX_BODY - len(body))
     assert http.post("/v1/search", content=padded, headers=JSON).status_code == 200
