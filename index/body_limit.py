@@ -22,7 +22,8 @@ class BodyLimit:
         if not announced.isdigit() or int(announced) > self._limit:
             await self._drain(receive)
             body = too_large(f"is {announced.decode(errors='replace')} bytes", self._limit)
-            await JSONResponse(body, status_code=413)(scope, receive, send)
+            headers = {"connection": "close"}
+            await JSONResponse(body, status_code=413, headers=headers)(scope, receive, send)
             return
         seen = 0
 

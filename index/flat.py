@@ -28,8 +28,9 @@ from .store import FUSED, Array, Delete, Hit, Row, Upsert
 log = logging.getLogger(__name__)
 
 BLOCK = 8192  # rows; measured in benchmarks/RESULTS.md against one block of 100,000
-# How a block is searched when some of its rows may not be hits, by time (benchmarks/flat_index.py):
-# fetch a few hits more; with few queries look at the wanted rows in place; else copy those out.
+# How a block is searched when some of its rows may not be hits, by what was quickest: when these
+# times the queries are few, fetch that many hits more; with few queries, look at the wanted rows
+# in place; else copy the wanted rows out.
 FEW_OUT = 256
 FEW_QUERIES = 16
 FEW_WANTED = 0.1
@@ -251,7 +252,7 @@ class FlatStore:
         rows_RD = published.block.vectors[vector][: published.count]
         count, in_ = published.count, int(wanted.sum())
         out = count - in_
-        if out <= FEW_OUT:
+        if out * len(queries_BD) <= FEW_OUT:
             return self._faiss(queries_BD, rows_RD, min(k + out, count))
         if self._gpu is None and len(queries_BD) < FEW_QUERIES and in_ > FEW_WANTED * count:
             return self._selected(queries_BD, rows_RD, wanted, min(k, in_))

@@ -234,8 +234,10 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def ours(_: Request, error: Exception) -> JSONResponse:
-        """Our fault; the server writes the traceback to its log."""
-        return problem("request", f"failed: {type(error).__name__}", 500)
+        """Our fault; the server writes the traceback to its log and ends the connection."""
+        answer = problem("request", f"failed: {type(error).__name__}", 500)
+        answer.headers["connection"] = "close"  # said, so that no client sends its next query here
+        return answer
 
 
 def _printable(text: str) -> str:

@@ -22,7 +22,7 @@ from .oracle import DIM, NAMES, SPACE, Oracle, assert_same, delete, unit, upsert
 
 IDS = [f"r{number}" for number in range(12)]
 FEW = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 
 

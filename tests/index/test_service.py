@@ -189,13 +189,17 @@ def test_many_ask_at_once(node: Node) -> None:
         list(pool.map(ask, range(24)))
 
 
-def test_what_breaks_inside_is_a_500_in_json(node: Node, client: Client) -> None:
+def test_what_breaks_inside_is_a_500_in_json(
+    node: Node, client: Client, http: httpx.Client
+) -> None:
     node.broken = RuntimeError("a secret of the model")
     with pytest.raises(ServiceError) as caught:
         client.search(text="q")
     assert caught.value.status == 500
     assert "RuntimeError" in str(caught.value)
     assert "secret" not in str(caught.value)
+    answer = http.post("/v1/search", json={"text": "q"})
+    assert answer.headers["connection"] == "close"
     node.broken = None
     assert client.search(text="q")["hits"]
 
