@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -160,7 +161,7 @@ class Registry:
     def _create(self, champion: Champion) -> None:
         self._champions.mkdir(parents=True, exist_ok=True)
         target = self._champions / f"{champion.seq:08d}.json"
-        temporary = self._champions / f".{champion.seq:08d}.{os.getpid()}"
+        temporary = self._champions / f".{champion.seq:08d}.{uuid.uuid4().hex}"
         with open(temporary, "w") as file:
             json.dump(asdict(champion), file)
             file.flush()

@@ -1,0 +1,96 @@
+"""The index node as a process: read your own writes, deletions, restarts, topics that changed."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any
+
+import pytest
+
+from index.client import Client
+from index.errors import BadQuery
+from stream.announcements import announce
+from stream.broker import Admin
+from stream.errors import ConfigError
+from stream.producer import Producer
+from stream.topics import ensure
+from tests.stream.harness import Deployment, wait_for
+from tests.stream.oracle import check_index
+
+pytestmark = pytest.mark.kafka
+
+
+async def send(deployment: Deployment, **record: Any) -> tuple[int, int]:
+    async with Producer(deployment.settings) as producer:
+        sent = await producer.send(**record)
+    assert sent is not None
+    return sent
+
+
+def searchable(client: Client) -> int:
+    return int(client.status()["records"]) if client.ready() else -1
+
+
+def test_writes_are_read_deletions_stay_and_a_restart_goes_on_from_the_snapshot(
+    deployment: Deployment,
+) -> None:
+    sent = {f"r{number}": f"text {number}" for number in range(200)}
+    deployment.worker("one")
+    index = deployment.index()
+    deployment.produce([{"id": id_, "text": text} for id_, text in sent.items()])
+    with Client(deployment.url) as client:
+        wait_for("all are searchable", lambda: searchable(client) == 200, timeout=60)
+        partition, offset = asyncio.run(send(deployment, id="mine", text="my own words"))
+        answer = client.search(
+            text="my own words", k=1, min_offsets={partition: offset + 1}, timeout_ms=10_000
+        )
+        assert answer["hits"][0]["id"] == "mine"
+        assert answer["hits"][0]["score"] == pytest.approx(1.0, abs=1e-5)
+        assert answer["as_of"][str(partition)] >= offset + 1
+        with pytest.raises(Exception, match="not yet at"):
+            client.search(text="x", min_offsets={partition: offset + 1000}, timeout_ms=50)
+
+        gone = client.delete("mine")
+        wait = {gone["partition"]: gone["offset"] + 1}
+        answer = client.search(text="my own words", k=5, min_offsets=wait, timeout_ms=10_000)
+        assert "mine" not in {hit["id"] for hit in answer["hits"]}
+        with pytest.raises(BadQuery) as caught:
+            client.get("mine")
+        assert caught.value.status == 404
+
+        wait_for(
+            "a snapshot is written",
+            lambda: any(deployment.settings.index_dir.glob("0*")),
+            timeout=20,
+        )
+        index.send(signal.SIGKILL)
+        index.wait(10)
+        index.start()
+        wait_for("all are searchable again", lambda: searchable(client) == 200, timeout=60)
+        assert "restored" in index.tail(50)
+        assert check_index(client, sent, ["text 7", "something else"], k=10) == 20
+        index.stop()
+        index.start()
+        wait_for("it comes back once more", lambda: searchable(client) == 200, timeout=60)
+
+
+def test_topics_that_do_not_fit_stop_the_start(deployment: Deployment) -> None:
+    settings = deployment.settings
+    assert ensure(settings.model_copy(update={"partitions": 9})) == 4  # fixed when they are made
+    announce(settings, "topics", {"partitions": 7})
+    index = deployment.index()
+    assert index.wait(60) == 1
+    assert "7 are recorded" in index.tail()
+    Admin(settings).delete([settings.topic("predictions")])
+    other = settings.model_copy(update={"partitions": 2})
+
+    def remade() -> bool:
+        try:
+            ensure(settings)
+        except ConfigError:
+            return False
+        return True
+
+    wait_for("predictions is made again", remade, timeout=20)
+    assert ensure(other) == 4

@@ -1,0 +1,102 @@
+"""The registry: versions, the champion, and what may not become it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from encoders.config import preset
+from encoders.training import train
+from stream.errors import RegistryError
+from stream.models import Champion, Registry
+from tests.stream.conftest import coloured
+
+
+@pytest.fixture
+def registry(tmp_path: Path, tiny_model: Path) -> Registry:
+    """Two versions of one space and one of another."""
+    registry = Registry(tmp_path, base="tiny")
+    samples = [coloured(number) for number in range(60)]
+    for heads_only, seed in ((None, 0), (True, 1), (None, 2)):
+        name, version = registry.next()
+        train(
+            samples,
+            preset("tiny"),
+            out=registry.path(name),
+            name=name,
+            version=version,
+            parent=registry.path("tiny-0001") if heads_only else None,
+            heads_only=bool(heads_only),
+            seed=seed,
+        )
+    return registry
+
+
+def test_promotions_count_up_and_a_rollback_is_a_new_number(registry: Registry) -> None:
+    assert registry.names() == ["tiny-0001", "tiny-0002", "tiny-0003"]
+    assert registry.champion() is None
+    assert registry.promote("tiny-0001", generation="g0001").seq == 1
+    assert registry.promote(registry.resolve("2"), generation="g0001").seq == 2
+    back = registry.rollback()
+    assert (back.seq, back.name) == (3, "tiny-0001")
+    assert registry.champion() == back
+    assert [champion.name for champion in registry.history()] == [
+        "tiny-0001",
+        "tiny-0002",
+        "tiny-0001",
+    ]
+
+
+def test_what_may_not_become_champion(registry: Registry) -> None:
+    registry.promote("tiny-0001", generation="g0001")
+    with pytest.raises(RegistryError, match="new generation"):
+        registry.promote("tiny-0003", generation="g0001")
+    with pytest.raises(RegistryError, match="no version '7'; there are: tiny-0001"):
+        registry.resolve("7")
+    weights = registry.path("tiny-0002") / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(RegistryError, match="damaged"):
+        registry.promote("tiny-0002", generation="g0001")
+    with pytest.raises(RegistryError, match="no earlier champion"):
+        registry.rollback()
+    assert registry.champion() == registry.history()[0]
+
+
+def test_of_two_that_promote_at_once_one_fails(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.promote("tiny-0001", generation="g0001")
+    both = threading.Barrier(2)
+    link = os.link
+
+    def together(*args: object, **kwargs: object) -> None:
+        both.wait(10)
+        link(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "link", together)
+    won: list[Champion] = []
+    lost: list[RegistryError] = []
+
+    def promote(name: str) -> None:
+        try:
+            won.append(registry.promote(name, generation="g0001"))
+        except RegistryError as error:
+            lost.append(error)
+
+    threads = [
+        threading.Thread(target=promote, args=(name,)) for name in ("tiny-0001", "tiny-0002")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(won) == len(lost) == 1
+    assert "number 2" in str(lost[0])
+    assert registry.champion() == won[0]
+    leftovers = [file.name for file in (registry.path("x").parent.parent / "champion").iterdir()]
+    assert sorted(leftovers) == ["00000001.json", "00000002.json"]
