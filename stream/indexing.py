@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import uvicorn
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
@@ -21,7 +22,7 @@ from aiokafka.errors import KafkaError
 from encoders.embedder import Embedder, load
 from encoders.errors import BadInput
 from encoders.types import Model, Sample
-from index.errors import BadQuery
+from index.errors import BadQuery, SnapshotError
 from index.flat import FlatStore, gpu_found
 from index.metrics import ServiceMetrics
 from index.payloads import Payloads
@@ -34,7 +35,7 @@ from .errors import BadRecord, Unreachable
 from .failpoints import Failpoints
 from .models import Champion, Registry
 from .producer import Producer
-from .records import PROGRESS_KEY, decode_progress, decode_vector
+from .records import PROGRESS_KEY, Vector, decode_progress, decode_vector
 from .settings import Settings
 from .topics import ensure
 
@@ -54,8 +55,12 @@ class Applied:
     unreadable: int = 0
 
 
-def translate(messages: Sequence[ConsumerRecord]) -> Applied:
-    """Messages of `vectors` as writes, positions and progress."""
+def translate(messages: Sequence[ConsumerRecord], *, space: str, dim: int) -> Applied:
+    """Messages of `vectors` as writes, positions and progress.
+
+    What is not a vector of this space and length is left out and counted: it must never be
+    searched beside the others, and stopping at it would mean stopping for good.
+    """
     applied = Applied()
     for message in messages:
         partition = message.partition
@@ -75,6 +80,7 @@ def translate(messages: Sequence[ConsumerRecord]) -> Applied:
                 )
             else:
                 vector = decode_vector(message.value)
+                _check_fits(vector, space, dim)
                 applied.writes.append(
                     Upsert(
                         id=vector.id,
@@ -88,11 +94,19 @@ def translate(messages: Sequence[ConsumerRecord]) -> Applied:
                     )
                 )
         except (BadRecord, KeyError, ValueError, AttributeError) as error:
-            # Only our own workers write here: something else did. It cannot be repaired by
-            # stopping, so it is counted, said aloud, and shown in /v1/status.
+            # Only our own workers write here: something else did. It is said aloud, and shown
+            # in /v1/status.
             applied.unreadable += 1
             log.error("vectors[%d]@%d is not a vector: %s", partition, message.offset, error)
     return applied
+
+
+def _check_fits(vector: Vector, space: str, dim: int) -> None:
+    if vector.space != space:
+        raise BadRecord("space", f"is {vector.space!r}, this index holds {space!r}")
+    for name, array_D in {"fused": vector.fused, **vector.by}.items():
+        if array_D.shape != (dim,) or not np.isfinite(array_D).all():
+            raise BadRecord(name, f"must be {dim} finite values, its shape is {array_D.shape}")
 
 
 class IndexNode:
@@ -185,10 +199,13 @@ class IndexNode:
                 batches = await consumer.getmany(timeout_ms=READ_MS, max_records=READ_RECORDS)
                 messages = [message for batch in batches.values() for message in batch]
                 if messages:
-                    await asyncio.to_thread(self._write, translate(messages))
+                    applied = translate(messages, space=self._store.space, dim=self._store.dim)
+                    await asyncio.to_thread(self._write, applied)
                     self._failpoint("after-apply")
                 await self._note_caught_up(consumer, partitions)
-                if time.monotonic() - self._snapshot_at > self.settings.snapshot_every_s:
+                age_s = time.monotonic() - self._snapshot_at
+                self._metrics.snapshot_age(age_s)
+                if age_s > self.settings.snapshot_every_s:
                     await asyncio.to_thread(self._snapshot)
         except KafkaError as error:
             raise Unreachable(f"reading {topic}: {error!r}") from error
@@ -231,8 +248,11 @@ class IndexNode:
 
     def _snapshot(self) -> None:
         self._failpoint("before-snapshot")
-        save(self._store, self.settings.index_dir, generation=self.settings.generation)
         self._snapshot_at = time.monotonic()
+        try:
+            save(self._store, self.settings.index_dir, generation=self.settings.generation)
+        except SnapshotError as error:  # a full disk: the topic is still there, and so is the index
+            log.error("no snapshot was written, the last one stays: %s", error)
 
     def _first_store(self, model: Model) -> FlatStore:
         store = restore(self.settings.index_dir, **self._faiss)

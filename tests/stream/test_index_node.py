@@ -6,14 +6,18 @@ import asyncio
 import signal
 from typing import Any
 
+import numpy as np
 import pytest
+from confluent_kafka import Producer as RawProducer
 
+from encoders.null import NullModel
 from index.client import Client
 from index.errors import BadQuery
 from stream.announcements import announce
 from stream.broker import Admin
 from stream.errors import ConfigError
 from stream.producer import Producer
+from stream.records import Vector, encode_vector
 from stream.topics import ensure
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.oracle import check_index
@@ -94,3 +98,36 @@ def test_topics_that_do_not_fit_stop_the_start(deployment: Deployment) -> None:
 
     wait_for("predictions is made again", remade, timeout=20)
     assert ensure(other) == 4
+
+
+def test_what_is_no_vector_of_this_space_is_counted_and_never_searched(
+    deployment: Deployment,
+) -> None:
+    """Only our workers write to `vectors`; whatever else turns up there must do no harm."""
+    deployment.index()
+    topic = deployment.settings.topic("vectors")
+    producer = RawProducer({"bootstrap.servers": deployment.settings.kafka_bootstrap})
+    space = NullModel(16).space
+    for id_, its_space, dim in (
+        ("good", space, 16),
+        ("elsewhere", "another-space", 16),
+        ("short", space, 8),
+        ("not finite", space, 16),
+    ):
+        unit = np.full(dim, np.nan if id_ == "not finite" else dim**-0.5, dtype=np.float32)
+        vector = Vector(
+            id=id_, ts=1, space=its_space, model="m", fused=unit, by={}, meta={}, source=0
+        )
+        producer.produce(topic, key=id_.encode(), partition=0, value=encode_vector(vector))
+    producer.produce(topic, key=b"torn", partition=0, value=b"\xc1")
+    producer.produce(topic, key=b"no headers", partition=0, value=None)
+    assert producer.flush(30) == 0
+    with Client(deployment.url) as client:
+        wait_for("the good one is there", lambda: searchable(client) == 1, timeout=60)
+        wait_for("the others are counted", lambda: unreadable(client) == 5, timeout=30)
+        hits = client.search(text="x", k=10)["hits"]
+    assert [hit["id"] for hit in hits] == ["good"]
+
+
+def unreadable(client: Client) -> int:
+    return int(client.status()["unreadable"])
