@@ -34,11 +34,16 @@ def plain_info_nce(left: Tensor, right: Tensor, log_scale: Tensor, target: Tenso
     return total
 
 
-@pytest.mark.parametrize("same_label", [0.0, 0.3])
-def test_info_nce_equals_the_formula_forward_and_backward(same_label: float) -> None:
-    group = torch.tensor([0, 1, 2, 2, 3])
-    label = torch.tensor([0, 0, 1, 1, -1])
-    target = positives(group, label, same_label)
+GROUP, LABEL = torch.tensor([0, 1, 2, 2, 3]), torch.tensor([0, 0, 1, 1, -1])
+TARGETS = {
+    "the same content": positives(GROUP, LABEL, 0.0),
+    "the same label": positives(GROUP, LABEL, 0.3),
+    "not symmetric": torch.softmax(3 * unit(5, 5, 3), dim=1),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
+def test_info_nce_equals_the_formula_forward_and_backward(target: Tensor) -> None:
     found: list[tuple[Tensor, list[Tensor]]] = []
     for function in (info_nce, plain_info_nce):
         left = unit(5, 8, 1).requires_grad_()
