@@ -52,7 +52,8 @@ def fit_decisions(net: Net, data: Dataset, rows: Tensor, device: torch.device) -
     """Learn each task's temperatures and weights on `rows`."""
     for task, decision in zip(net.tasks, net.decisions, strict=True):
         logits_BSC, present_BS, _, _ = _outputs(net, data, rows, device)[task]
-        decision.fit(logits_BSC.cpu(), present_BS.cpu(), data.label_N[task][rows])
+        decision.cpu().fit(logits_BSC, present_BS, data.label_N[task][rows])
+        decision.to(device)
 
 
 def evaluate(net: Net, data: Dataset, rows: Tensor, device: torch.device) -> dict[str, object]:

@@ -53,6 +53,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
+    tokenizer.enable_padding(length=16)  # as MiniLM's file has it; braid pads by itself
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
         sep_token="[SEP]",
