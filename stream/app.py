@@ -84,7 +84,7 @@ class EmbedService(Service):
         self._showcase = RedisShowcase(settings.redis_url)
         self._heartbeat = Heartbeat(settings, self._slot.name, self.metrics)
         if settings.metrics_port is not None:
-            metrics_.serve(self.metrics, settings.metrics_port)
+            metrics_.serve(self.metrics, settings.metrics_host, settings.metrics_port)
         if settings.embedded:
             log.warning(
                 "the embedded broker does not isolate transactions: delivery is at least once, "

@@ -20,10 +20,11 @@ def accuracy(
 ) -> dict[str, float | None]:
     """Share of right labels among the records of `truth` (id -> category).
 
-    `decision` is the label that an application reads, combined from all modalities; `fused` is
-    the fused vector's own; each modality counts over the records that have it, None without any.
+    `fused` is the label that an application reads, decided late from all that a record has;
+    `fused_vector` is what the fused vector's head says alone; each modality counts over the
+    records that have it, None without any.
     """
-    right = dict.fromkeys(("decision", "fused", *MODALITIES), 0)
+    right = dict.fromkeys(("fused", *MODALITIES, "fused_vector"), 0)
     seen = dict(right)
     for prediction in predictions:
         expected = truth.get(prediction["id"])
@@ -31,7 +32,8 @@ def accuracy(
         if expected is None or task is None:
             continue
         labels = {name: said["label"] for name, said in (task.get("by") or {}).items()}
-        for name, label in (labels | {"decision": task["label"]}).items():
+        labels["fused_vector"] = labels.pop("fused", None)
+        for name, label in (labels | {"fused": task["label"]}).items():
             if name in seen:
                 seen[name] += 1
                 right[name] += label == expected

@@ -8,7 +8,10 @@ StreamError
 │   ├── Fenced         another process took this worker's slot: this one must stop
 │   └── PublishRefused the transaction was aborted; its records are read again
 ├── WorkerError        the worker stops; what it had not committed is read again
-└── RegistryError      a model version is missing, damaged or not allowed
+├── RegistryError      a model version is missing, damaged or not allowed
+    ├── EmbeddedError      a binary of the embedded services is not there, or does not answer
+    ├── DatasetError       a data set cannot be had
+    └── DemoError          the demo did not get where it should
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a worker counts, on its own Prometheus registry and its own loopback port."""
+"""What a worker counts, on its own Prometheus registry and its own port."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class WorkerMetrics:
             self._now[name] = int(str(self._now[name])) + count
 
 
-def serve(metrics: WorkerMetrics, port: int) -> tuple[WSGIServer, threading.Thread]:
-    """Serve `/metrics` on loopback. Shut the server down to stop."""
-    server, thread = start_http_server(port, addr="127.0.0.1", registry=metrics.registry)
+def serve(metrics: WorkerMetrics, host: str, port: int) -> tuple[WSGIServer, threading.Thread]:
+    """Serve `/metrics`. Shut the server down to stop."""
+    server, thread = start_http_server(port, addr=host, registry=metrics.registry)
     return server, thread

@@ -74,6 +74,7 @@ class Settings(BaseSettings):
         30.0, ge=1.0, description="how long a lost broker is waited for"
     )
     metrics_port: int | None = Field(None, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
 
     link_roots: list[Path] = Field([], description="folders that file:// links may point into")
     link_hosts: list[str] = Field([], description="hosts that http(s):// links may name")

@@ -32,8 +32,8 @@ def test_accuracy_counts_each_modality_where_it_is() -> None:
     ]
     truth = {"a": "cat", "b": "dog", "c": "dog", "no such task": "cat"}
     assert accuracy(said, truth) == {
-        "decision": pytest.approx(2 / 3, abs=1e-4),
-        "fused": 1.0,
+        "fused": pytest.approx(2 / 3, abs=1e-4),
+        "fused_vector": 1.0,
         "text": pytest.approx(1 / 3, abs=1e-4),
         "image": 0.5,
         "audio": 0.0,
