@@ -9,9 +9,9 @@ StreamError
 │   └── PublishRefused the transaction was aborted; its records are read again
 ├── WorkerError        the worker stops; what it had not committed is read again
 ├── RegistryError      a model version is missing, damaged or not allowed
-    ├── EmbeddedError      a binary of the embedded services is not there, or does not answer
-    ├── DatasetError       a data set cannot be had
-    └── DemoError          the demo did not get where it should
+├── EmbeddedError      a binary of the embedded services is not there, or does not answer
+├── DatasetError       a data set cannot be had
+└── DemoError          the demo did not get where it should
 """
 
 from __future__ import annotations
