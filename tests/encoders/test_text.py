@@ -13,7 +13,6 @@ import torch
 
 from encoders import CheckpointError, load, preset, train
 from encoders.base import encode_all, plan
-from encoders.bert import Bert, renamed
 from encoders.config import EncoderConfig, Limits
 from encoders.text import TransformerText, locate
 from tests.encoders.material import samples
@@ -79,30 +78,7 @@ def test_it_equals_transformers_own_mean_over_words(bert_folder: Path) -> None:
     assert torch.allclose(found_BF[0], torch.nn.functional.normalize(wanted_F, dim=0), atol=1e-5)
 
 
-def test_what_transformers_loads_and_what_is_read_directly_are_the_same(
-    bert_folder: Path, tmp_path: Path
-) -> None:
-    """By way of `transformers` (as for a hub name) and straight from the files."""
-    from encoders.text import _ask, _read_folder
-
-    direct, asked = _read_folder(bert_folder), _ask(str(bert_folder), True)
-    assert direct is not None
-    ids_T = torch.tensor([[2, 4, 5, 9, 3]])
-    found = []
-    for settings, weights, tokenizer in (direct, asked):
-        assert isinstance(weights, dict)
-        net = Bert(settings)
-        net.load_state_dict(renamed(weights))
-        encoder = TransformerText(net, settings, tokenizer).eval()
-        assert encoder.tokenize("a red thing") == ids_T[0].tolist()
-        with torch.no_grad():
-            found.append(encoder(ids_T, torch.ones_like(ids_T).bool()).pooled_BF)
-    assert torch.allclose(found[0], found[1], atol=1e-6)
-
-
-def test_a_model_that_is_not_a_bert_runs_as_transformers_has_it(
-    bert_folder: Path, tmp_path: Path
-) -> None:
+def test_another_family_is_trained_and_loaded_too(bert_folder: Path, tmp_path: Path) -> None:
     from transformers import DistilBertConfig, DistilBertModel
 
     folder = Path(shutil.copytree(bert_folder, tmp_path / "distil"))
