@@ -31,7 +31,7 @@ from index.snapshot import restore, save
 from index.store import Delete, Upsert
 
 from .announcements import check_partitions, first_champion, follow_champion
-from .errors import BadRecord, Unreachable
+from .errors import BadRecord, RegistryError, Unreachable
 from .failpoints import Failpoints
 from .models import Champion, Registry
 from .producer import Producer
@@ -275,7 +275,10 @@ class IndexNode:
         if champion.name == self._embedder.model.name:
             return
         if champion.space != self._store.space:
-            raise BadRecord("space", f"{champion.space} is not the index's {self._store.space}")
+            raise RegistryError(
+                f"{champion.name} lives in space {champion.space}, this index holds "
+                f"{self._store.space}"
+            )
         model = await asyncio.to_thread(
             load, self.registry.path(champion.name), device=self.settings.device
         )

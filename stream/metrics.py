@@ -25,6 +25,9 @@ class WorkerMetrics:
             ["stage"],
             registry=self.registry,
         )
+        self._unknown = Counter(
+            "braid_unknown_fields", "Fields of records that were left out", registry=self.registry
+        )
         self._refused = Counter(
             "braid_transactions_refused", "Transactions that were aborted", registry=self.registry
         )
@@ -65,6 +68,9 @@ class WorkerMetrics:
     def dead_letter(self, stage: str) -> None:
         self._dead.labels(stage).inc()
         self._add("dead_letters", 1)
+
+    def unknown(self, count: int) -> None:
+        self._unknown.inc(count)
 
     def refused(self) -> None:
         self._refused.inc()

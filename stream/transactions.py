@@ -111,7 +111,9 @@ class RecordSource:
             raw += self._consumer.consume(limit - 1, timeout=0)
         if self._failure is not None:
             raise self._failure
-        return [message for message in map(self._message, raw) if message is not None]
+        messages = [message for message in map(self._message, raw) if message is not None]
+        # A callback may have run while the messages were collected.
+        return [message for message in messages if message.partition in self.owned]
 
     def idle_poll(self) -> None:
         """Serve the callbacks without taking messages, for a worker that is full."""

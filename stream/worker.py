@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 MAX_REFUSALS = 5  # in a row without one success: not a rebalance, something is broken
 CALLBACKS_EVERY_S = 1.0  # a full worker still serves the group's callbacks this often
+LAG_EVERY_S = 1.0
 
 
 class Showcase(Protocol):
@@ -121,6 +122,7 @@ class Worker:
         self._publishing: tuple[list[Run[list[Output]]], Future[None]] | None = None
         self._refusals = 0
         self._last_poll = clock()
+        self._last_lag = clock()
         self._stopping = threading.Event()
         self._device = DeviceThread()
         self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
@@ -194,6 +196,9 @@ class Worker:
     def _receive(self) -> list[Item]:
         """Poll, as much as there is room for. The group's callbacks run in here."""
         now = self._clock()
+        if now - self._last_lag > LAG_EVERY_S:
+            self._last_lag = now
+            self._metrics.lag(self._source.lag())
         room = self._settings.inflight_records - len(self._ledger)
         if room <= 0 or self._ledger.nbytes >= self._settings.inflight_bytes:
             self._wait_for_room()
@@ -218,6 +223,10 @@ class Worker:
                 )
             except BadRecord as error:
                 self._bury(item, error)
+        if self._unknown:
+            self._metrics.unknown(self._unknown.total())
+            log.debug("unknown fields left out: %s", dict(self._unknown))
+            self._unknown.clear()
 
     def _prepare(self, items: Sequence[Item]) -> None:
         """Step 2: hand the records to the CPU threads."""
@@ -242,11 +251,11 @@ class Worker:
 
     def _encode(self) -> None:
         """Step 4: closed micro-batches go to the device thread; a new model comes in between."""
+        if self._offered is not None:
+            self._model, self._offered = self._offered, None
+            self._metrics.model(self._model.name)
+            log.info("model %s serves from here on", self._model.name)
         while not self._device.full and (items := self._batcher.take(self._clock())):
-            if self._offered is not None:
-                self._model, self._offered = self._offered, None
-                self._metrics.model(self._model.name)
-                log.info("model %s serves from here on", self._model.name)
             prepared = [_future(item).result() for item in items]
             encoding = self._device.submit(self._encode_batch, self._model, prepared)
             self._encoding.append(Batch(items, self._model, encoding))

@@ -58,8 +58,7 @@ def running(
         settings,
         model,
         transactional_id=f"{settings.group}-{slot}",
-        metrics=WorkerMetrics(),
-        **options,
+        **({"metrics": WorkerMetrics()} | options),
     )
     run = Running(worker)
     try:

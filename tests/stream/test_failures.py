@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import msgpack
 import pytest
+from confluent_kafka import Producer as RawProducer
 
 from encoders.null import NullModel
 from encoders.types import Embedding, Prepared
 from stream.errors import RegistryError, WorkerError
+from stream.metrics import WorkerMetrics
 from stream.settings import Settings
 from stream.showcase import RedisShowcase
 from tests.services import Valkey
@@ -111,3 +114,22 @@ def test_a_second_worker_of_the_same_slot_takes_over(deployment: Deployment) -> 
             assert "--slot" in str(error)
             wait_until_idle(second, deployment.lag)
     assert counts(deployment) == {f"r{n}": 1 for n in range(220)}
+
+
+def test_a_worker_counts_its_lag_and_the_fields_it_left_out(deployment: Deployment) -> None:
+    topic = deployment.settings.topic("records")
+    producer = RawProducer({"bootstrap.servers": deployment.settings.kafka_bootstrap})
+    value = {"v": 1, "id": "a", "ts": 1, "text": "x", "colour": "red", "shape": "round"}
+    producer.produce(topic, key=b"a", partition=0, value=msgpack.packb(value))
+    assert producer.flush(30) == 0
+    metrics = WorkerMetrics()
+    with running(deployment.settings, NullModel(16), metrics=metrics) as run:
+        wait_until_idle(run, deployment.lag)
+        registry = metrics.registry
+        wait_for(
+            "the lag is told",
+            lambda: registry.get_sample_value("braid_lag", {"partition": "0"}) == 0,
+            timeout=10,
+        )
+    assert registry.get_sample_value("braid_unknown_fields_total") == 2
+    assert registry.get_sample_value("braid_records_total") == 1
