@@ -3,7 +3,6 @@
 Shapes: B samples, T tokens (words, patches, frames), F width of the features.
 """
 
-# ruff: noqa: N815 (shape suffixes carry capitals)
 from __future__ import annotations
 
 import os

