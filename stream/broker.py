@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = MAX_DEAD_LETTER_BYTES + MIB
 # librdkafka's own default differs from Java's and aiokafka's: all of ours agree on murmur2.
 PARTITIONER = "murmur2_random"
+RETRY_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +95,14 @@ UNREACHABLE = {
     KafkaError._TIMED_OUT_QUEUE,
     KafkaError._RESOLVE,
     KafkaError._MSG_TIMED_OUT,
+}
+
+_PASSING = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
 }
 
 
@@ -163,6 +172,7 @@ class Admin:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise mapped(error, f"making topic {name}") from error
+        self._wait_for_leaders({topic.name for topic in topics})
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete topics; missing ones are fine."""
@@ -213,11 +223,33 @@ class Admin:
     def close(self) -> None:
         """Nothing is held open; here for symmetry."""
 
+    def _wait_for_leaders(self, names: set[str]) -> None:
+        """A topic just made is not known everywhere at once."""
+        deadline = time.monotonic() + self._timeout
+        while time.monotonic() < deadline:
+            metadata = self._call(
+                "listing topics", lambda: self._client.list_topics(timeout=self._timeout)
+            )
+            led = {
+                name
+                for name, topic in metadata.topics.items()
+                if all(partition.leader >= 0 for partition in topic.partitions.values())
+            }
+            if names <= led:
+                return
+            time.sleep(RETRY_S)
+        raise Unreachable(f"topics without a leader after {self._timeout:g} s: {names - led}")
+
     def _call(self, doing: str, call: Callable[[], R]) -> R:
-        try:
-            return call()
-        except KafkaException as error:
-            raise mapped(error, f"{doing} at {self._bootstrap}") from error
+        """The call's result; what passes by itself is tried again for broker_timeout_s."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return call()
+            except KafkaException as error:
+                if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
+                    raise mapped(error, f"{doing} at {self._bootstrap}") from error
+            time.sleep(RETRY_S)
 
 
 def replay(settings: Settings, topic: str, *, stop_at: Mapping[int, int]) -> Iterator[Message]:
