@@ -52,7 +52,7 @@ def settings_of(context: typer.Context, **flags: Any) -> Settings:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    for noisy in ("aiokafka", "httpx", "httpcore", "faust", "mode"):
+    for noisy in ("aiokafka", "faiss", "httpx", "httpcore", "faust", "mode"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
     return settings
 

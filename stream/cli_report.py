@@ -38,7 +38,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
                 f"worker {slot}: {worker.get('records_per_s', 0)} records/s, "
                 f"model {worker.get('model')}, partitions {worker.get('partitions')}"
             )
-        print(f"index       {found['index']}")
+        print(f"index       {found['index'] or 'does not answer'}")
 
     @app.command()
     def doctor(context: typer.Context, as_json: AsJson = False) -> None:
