@@ -68,8 +68,8 @@ class ModelConfig:
         dim: D, the width of the shared space.
         hidden: width of the projectors' hidden layer; 0 makes them linear.
         dropout: in front of the projectors.
-        fusion: "mean".
-        decision: "weighted" or "vote".
+        fusion: "mean" or "early".
+        decision: "weighted", "logproduct" or "vote".
         heads_on: what a modality's own heads see: "features" or "unit" (its projected vector).
         head_dropout: in front of the heads.
     """

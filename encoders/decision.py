@@ -2,10 +2,13 @@
 
 Shapes: B samples, S sources (modalities, then "fused"), C classes.
 
-Both rules take calibrated probabilities and which sources are present:
+Each rule takes calibrated probabilities and which sources are present:
 
     weighted   p = sum_s w_s p_s / sum_s w_s over the sources present; w is learnt on validation
                data, so a modality that knows nothing there gets a weight near 0.
+    logproduct p ~ prod_s p_s^(w_s) over the sources present: a logarithmic opinion pool. With
+               weights 1 it is the product rule, Bayes' answer where sources err independently and
+               classes are equally frequent (Kittler et al. 1998, "On combining classifiers").
     vote       each source present has one vote; a tie goes to the tied class with the highest sum
                of calibrated probability. `probs` are the shares of the votes.
 """
@@ -19,6 +22,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 WEIGHT_FLOOR = 1e-6  # so that a record with nothing but a useless modality still gets an answer
+PROB_FLOOR = 1e-9  # a class that one source holds impossible stays possible
+POWERS = (1e-3, 5.0)
+PULL = 1e-3
 TEMPERATURES = (0.25, 10.0)  # a small validation split that is all right would ask for 0
 
 
@@ -27,6 +33,16 @@ def weighted(probs_BSC: Tensor, present_BS: Tensor, weights_S: Tensor) -> tuple[
     weights_BS = weights_S.clamp(min=WEIGHT_FLOOR) * present_BS
     combined_BC = torch.einsum("bs,bsc->bc", weights_BS, probs_BSC)
     combined_BC = combined_BC / weights_BS.sum(1, keepdim=True)
+    return combined_BC, combined_BC.argmax(1)
+
+
+def logproduct(
+    probs_BSC: Tensor, present_BS: Tensor, weights_S: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The combined probabilities, float[B, C], and the class decided on, int[B]."""
+    weights_BS = weights_S.clamp(min=WEIGHT_FLOOR) * present_BS
+    logs_BSC = probs_BSC.clamp(min=PROB_FLOOR).log()
+    combined_BC = torch.softmax(torch.einsum("bs,bsc->bc", weights_BS, logs_BSC), dim=1)
     return combined_BC, combined_BC.argmax(1)
 
 
@@ -41,7 +57,7 @@ def vote(probs_BSC: Tensor, present_BS: Tensor, weights_S: Tensor) -> tuple[Tens
 
 
 Rule = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-RULES: dict[str, Rule] = {"weighted": weighted, "vote": vote}
+RULES: dict[str, Rule] = {"weighted": weighted, "logproduct": logproduct, "vote": vote}
 
 
 class Decision(nn.Module):
@@ -55,7 +71,8 @@ class Decision(nn.Module):
             raise ValueError(f"no decision {rule!r}; there are {', '.join(RULES)}")
         super().__init__()
         self.rule = rule
-        self.register_buffer("weights_S", torch.full((sources,), 1.0 / sources))
+        start = 1.0 if rule == "logproduct" else 1.0 / sources
+        self.register_buffer("weights_S", torch.full((sources,), start))
         self.register_buffer("temperature_S", torch.ones(sources))
 
     def calibrated(self, logits_BSC: Tensor) -> Tensor:
@@ -80,7 +97,8 @@ class Decision(nn.Module):
         """Learn temperatures, then weights, on validation data; nothing changes without any.
 
         A source's temperature minimises its negative log-likelihood (Guo et al. 2017, arXiv
-        1706.04599). The weights maximise the mixture's likelihood, see `fit_weights`.
+        1706.04599). The weights maximise the likelihood of the rule's answer, see `fit_weights`
+        and `fit_powers`.
         """
         known_B = label_B >= 0
         logits_BSC, present_BS, label_B = logits_BSC[known_B], present_BS[known_B], label_B[known_B]
@@ -91,8 +109,12 @@ class Decision(nn.Module):
                     logits_BSC[rows, source], label_B[rows]
                 )
         if len(label_B) > 0:
-            right_BS = self.calibrated(logits_BSC)[torch.arange(len(label_B)), :, label_B]
-            self.weights_S.copy_(fit_weights(right_BS, present_BS))
+            probs_BSC = self.calibrated(logits_BSC)
+            if self.rule == "logproduct":
+                self.weights_S.copy_(fit_powers(probs_BSC, present_BS, label_B))
+            else:
+                right_BS = probs_BSC[torch.arange(len(label_B)), :, label_B]
+                self.weights_S.copy_(fit_weights(right_BS, present_BS))
 
 
 def fit_temperature(logits_BC: Tensor, label_B: Tensor) -> float:
@@ -135,3 +157,28 @@ def fit_weights(right_BS: Tensor, present_BS: Tensor, rounds: int = 200) -> Tens
         updated_S = torch.where(seen_S > 0, share_S / at_stake_S.clamp(min=1e-12), weights_S)
         weights_S = updated_S / updated_S.sum()
     return weights_S.float()
+
+
+def fit_powers(probs_BSC: Tensor, present_BS: Tensor, label_B: Tensor, steps: int = 50) -> Tensor:
+    """The exponents of `logproduct`, float[S], each in `POWERS`, that give the truth most.
+
+    Minimises the negative log-likelihood of the pool plus `PULL` times the mean square of the
+    exponents' logarithms, which keeps them near 1 where data say little. By L-BFGS over the
+    logarithms. Sources present in no row keep 1.
+    """
+    low, high = POWERS
+    logs_BSC = probs_BSC.double().clamp(min=PROB_FLOOR).log() * present_BS[:, :, None]
+    log_power_S = torch.zeros(probs_BSC.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_power_S], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        power_S = log_power_S.exp().clamp(low, high)
+        pooled_BC = torch.einsum("s,bsc->bc", power_S, logs_BSC)
+        found = F.cross_entropy(pooled_BC, label_B) + PULL * log_power_S.square().mean()
+        found.backward()
+        return found
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return log_power_S.detach().exp().clamp(low, high).float()

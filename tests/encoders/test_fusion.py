@@ -1,0 +1,88 @@
+"""Early fusion and the log-product rule: subsets, XOR, exponents that follow what sources know."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from encoders.decision import RULES, Decision, fit_powers
+from encoders.fusion import FUSIONS, make_fusion
+
+
+def units(*shape: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+
+@pytest.mark.parametrize("name", sorted(FUSIONS))
+def test_every_subset_gives_a_unit_vector_that_absent_values_do_not_change(name: str) -> None:
+    torch.manual_seed(0)
+    fusion = make_fusion(name, 8, 3)
+    present = torch.tensor([[bool(bits >> m & 1) for m in range(3)] for bits in range(1, 8)])
+    unit = units(7, 3, 8)
+    fused = fusion(unit, present)
+    assert torch.allclose(fused.norm(dim=1), torch.ones(7), atol=1e-5)
+    assert torch.allclose(fusion(unit + 100.0 * ~present[:, :, None], present), fused)
+
+
+def test_early_fusion_learns_a_label_that_no_single_modality_carries() -> None:
+    torch.manual_seed(0)
+    prototypes = units(2, 2, 16)  # modality, bit, D
+    bits = torch.randint(0, 2, (256, 2))
+    unit = F.normalize(
+        torch.stack([prototypes[m, bits[:, m]] for m in range(2)], dim=1)
+        + 0.1 * torch.randn(256, 2, 16),
+        dim=2,
+    )
+    label = bits[:, 0] ^ bits[:, 1]
+    right = {}
+    for name in ("mean", "early"):
+        fusion, head = make_fusion(name, 16, 2), torch.nn.Linear(16, 2)
+        optimizer = torch.optim.Adam([*fusion.parameters(), *head.parameters()], lr=1e-2)
+        present = torch.ones(256, 2, dtype=torch.bool)
+        for _ in range(100):
+            loss = F.cross_entropy(10 * head(fusion(unit, present)), label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        right[name] = float((head(fusion(unit, present)).argmax(1) == label).float().mean())
+    assert right["early"] > 0.98
+    assert right["mean"] < 0.9, "a mean and a linear head cannot hold an XOR"
+
+
+def test_the_product_of_independent_sources_is_bayes_answer() -> None:
+    probs = torch.tensor([[[0.6, 0.4], [0.7, 0.3]]])
+    combined, winner = RULES["logproduct"](probs, torch.ones(1, 2), torch.ones(2))
+    assert combined[0, 0].item() == pytest.approx(0.42 / (0.42 + 0.12), abs=1e-6)
+    assert winner.item() == 0
+
+
+def test_a_source_that_is_absent_has_no_say_in_the_product() -> None:
+    probs = torch.tensor([[[0.6, 0.4], [0.0, 1.0]]])
+    combined, _ = RULES["logproduct"](probs, torch.tensor([[1.0, 0.0]]), torch.ones(2))
+    assert combined[0].tolist() == pytest.approx([0.6, 0.4], abs=1e-6)
+
+
+def test_exponents_fall_for_a_source_that_knows_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 3, (400,), generator=generator)
+    good = torch.softmax(2.0 * F.one_hot(label, 3) + torch.randn(400, 3, generator=generator), 1)
+    noise = torch.softmax(2.0 * torch.randn(400, 3, generator=generator), dim=1)
+    present = torch.ones(400, 2, dtype=torch.bool)
+    powers = fit_powers(torch.stack([good, noise], dim=1), present, label)
+    assert powers[0] > 0.5
+    assert powers[1] < 0.1 * powers[0]
+
+
+def test_a_logproduct_decision_starts_as_the_product_and_learns() -> None:
+    decision = Decision("logproduct", 2)
+    assert decision.weights_S.tolist() == [1.0, 1.0]
+    label = torch.arange(200) % 4
+    right = 3.0 * F.one_hot(label, 4).float()
+    wrong = 3.0 * F.one_hot((label + 1) % 4, 4).float()
+    logits = torch.stack([right, wrong], dim=1)
+    present = torch.ones(200, 2, dtype=torch.bool)
+    decision.fit(logits, present, label)
+    _, combined, winner = decision(logits, present)
+    assert bool((winner == label).all())
+    assert torch.allclose(combined.sum(1), torch.ones(200))
