@@ -129,7 +129,8 @@ class LogMelCnn(Encoder):
             bands = -(-bands // 2)
         self.depth = depth
         self.squeeze = nn.Linear(widths[-1] * bands, 2 * widths[-1])
-        self.width = 2 * self.squeeze.out_features
+        self.token_width = self.squeeze.out_features
+        self.width = 2 * self.token_width
 
     @classmethod
     def create(cls, config: EncoderConfig) -> LogMelCnn:

@@ -41,6 +41,11 @@ class Features:
     tokens_BTF: Tensor | None = None
     mask_BT: Tensor | None = None
 
+    @property
+    def length(self) -> int:
+        """T, 0 without tokens."""
+        return 0 if self.tokens_BTF is None else self.tokens_BTF.shape[1]
+
 
 def joined(*parts: Tensor) -> Tensor:
     """Parts, float[B, F1], float[B, F2], ..., each scaled to length 1, side by side.
@@ -57,13 +62,15 @@ ELSEWHERE = 16
 class Encoder(nn.Module, ABC):
     """One modality's way from a value to features.
 
-    A subclass sets `modality`, `width` (F) and `settings` in its constructor, which takes
-    `(options, assets)`: the JSON options of its `EncoderConfig`, and the folder that holds the
-    files `save_assets` wrote (None when it is made anew, from a source or at random).
+    A subclass sets `modality`, `width` (F), `token_width` and `settings` in its constructor, which
+    takes `(options, assets)`: the JSON options of its `EncoderConfig`, and the folder that holds
+    the files `save_assets` wrote (None when it is made anew, from a source or at random).
     """
 
     modality: str
     width: int
+    token_width: int = 0
+    """Width of `Features.tokens_BTF`; 0 where the encoder gives no tokens."""
     settings: Mapping[str, Any]
     """Everything that the output of `prepare` depends on, limits aside. It is hashed."""
 
@@ -130,29 +137,47 @@ def plan(sizes: Sequence[int], budget: int) -> list[list[int]]:
     return groups
 
 
-def encode_all(encoder: Encoder, inputs: Sequence[Array], device: torch.device) -> Tensor:
-    """`features_BF` of prepared inputs, in their order, in sub-batches of like size. No gradient.
+def encode_all(
+    encoder: Encoder, inputs: Sequence[Array], device: torch.device, *, tokens: bool = False
+) -> Features:
+    """Features of prepared inputs, in their order, in sub-batches of like size. No gradient.
 
     The largest sub-batch comes first, so that a batch that does not fit in memory fails at once. On
     a CPU the sub-batches share the cores, see `one_thread`.
+
+    Args:
+        tokens: also give the tokens, padded to the longest, and their mask.
     """
     on_cpu = device.type == "cpu"
     budget = encoder.budget * (1 if on_cpu else ELSEWHERE)
     groups = plan([encoder.size(value) for value in inputs], budget)[::-1]
 
-    def run(group: list[int]) -> Tensor:
+    def run(group: list[int]) -> Features:
         with torch.inference_mode(), one_thread(on_cpu):
             batch = encoder.collate([inputs[position] for position in group])
             moved = [tensor.to(device, non_blocking=True) for tensor in batch]
             features: Features = encoder(*moved)
-            return features.pooled_BF.float()
+            return Features(
+                pooled_BF=features.pooled_BF.float(),
+                tokens_BTF=features.tokens_BTF if tokens else None,
+                mask_BT=features.mask_BT if tokens else None,
+            )
 
     parallel = on_cpu and len(groups) > 1
     found = list((_cores().map if parallel else map)(run, groups))
-    features_BF = torch.empty(len(inputs), encoder.width, device=device)
-    for group, part_BF in zip(groups, found, strict=True):
-        features_BF[torch.tensor(group, device=device)] = part_BF
-    return features_BF
+    pooled_BF = torch.empty(len(inputs), encoder.width, device=device)
+    longest = max((part.length for part in found), default=0)
+    tokens_BTF = torch.zeros(len(inputs), longest, encoder.token_width, device=device)
+    mask_BT = torch.zeros(len(inputs), longest, dtype=torch.bool, device=device)
+    for group, part in zip(groups, found, strict=True):
+        rows = torch.tensor(group, device=device)
+        pooled_BF[rows] = part.pooled_BF
+        if part.tokens_BTF is not None:
+            tokens_BTF[rows, : part.length] = part.tokens_BTF.float()
+            mask_BT[rows, : part.length] = True if part.mask_BT is None else part.mask_BT
+    if longest == 0:
+        return Features(pooled_BF=pooled_BF)
+    return Features(pooled_BF=pooled_BF, tokens_BTF=tokens_BTF, mask_BT=mask_BT)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class ModelConfig:
         dim: D, the width of the shared space.
         hidden: width of the projectors' hidden layer; 0 makes them linear.
         dropout: in front of the projectors.
-        fusion: "mean" or "early".
+        fusion: "mean", "early" or "intermediate"; see `encoders.fusion`.
         decision: "weighted", "logproduct" or "vote".
         heads_on: what a modality's own heads see: "features" or "unit" (its projected vector).
         head_dropout: in front of the heads.
@@ -93,7 +93,9 @@ class TrainConfig:
         epochs, batch, lr, weight_decay: AdamW under a cosine schedule with a short warm-up.
         clip: largest norm of the gradient.
         task, align, fuse: weights of the joint loss: the modalities' own heads; InfoNCE between
-            modalities; the fused vector's head.
+            modalities; the fused vector's head and `match`.
+        match: weight, within fuse, of the InfoNCE between fused random subsets of a sample.
+        drop: probability of a modality to be left out where the fused vector's head learns.
         same_label: share of the alignment target that is spread over samples of the same label
             (0: only the sample itself is a positive).
         encoder_lr: learning rate of the encoders that are trained.
@@ -116,6 +118,8 @@ class TrainConfig:
     task: float = 0.3
     align: float = 1.0
     fuse: float = 0.1
+    match: float = 0.0
+    drop: float = 0.3
     same_label: float = 0.0
     encoder_lr: float = 2e-3
     encoder_batch: int = 64

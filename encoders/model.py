@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Array, Encoder, encode_all, one_thread
+from encoders.base import Array, Encoder, Features, encode_all, one_thread
 from encoders.config import Limits, ModelConfig
 from encoders.decision import Decision
 from encoders.errors import BadInput
-from encoders.fusion import make_fusion
+from encoders.fusion import Tokens, make_fusion
 from encoders.heads import Heads, sources_of
 from encoders.manifest import Manifest, canonical, digest
 from encoders.projection import Projector
@@ -52,7 +52,9 @@ class Net(nn.Module):
                 for name in self.modalities
             }
         )
-        self.fusion = make_fusion(config.fusion, config.dim, len(encoders))
+        self.fusion = make_fusion(
+            config.fusion, config.dim, [self.encoder(name).token_width for name in self.modalities]
+        )
         self.new_heads(tasks)
 
     def new_heads(self, tasks: Mapping[str, Sequence[str]]) -> None:
@@ -85,24 +87,53 @@ class Net(nn.Module):
         """Task name to class names."""
         return self.heads.tasks
 
-    def align(self, features: Mapping[str, Tensor], present_BM: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors of each modality, float[B, M, D], and fused ones, float[B, D].
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether features must come with their tokens."""
+        return self.fusion.needs_tokens
+
+    def units(self, features: Mapping[str, Features], present_BM: Tensor) -> Tensor:
+        """Unit vectors of each modality, float[B, M, D]; zeros where it is absent.
 
         Args:
-            features: modality to float[n, F], one row for each sample that has it, in order.
+            features: modality to its features, one row for each sample that has it, in order.
             present_BM: which those are; each row has at least one.
         """
         columns: list[Tensor] = []
         for position, name in enumerate(self.modalities):
             unit_BD = torch.zeros(len(present_BM), self.config.dim, device=present_BM.device)
             if name in features:
-                unit_BD[present_BM[:, position]] = self.projectors[name](features[name])
+                projected = self.projectors[name](features[name].pooled_BF)
+                unit_BD[present_BM[:, position]] = projected.float()
             columns.append(unit_BD)
-        unit_BMD = torch.stack(columns, dim=1)
-        return unit_BMD, self.fusion(unit_BMD, present_BM)
+        return torch.stack(columns, dim=1)
+
+    def tokens(self, features: Mapping[str, Features], present_BM: Tensor) -> Tokens:
+        """The tokens for the fusion, one row for each sample; see `encoders.fusion.Tokens`."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for position, name in enumerate(self.modalities if self.needs_tokens else ()):
+            its = features.get(name)
+            if its is None or its.tokens_BTF is None:
+                continue
+            here_B = present_BM[:, position]
+            shape = (len(here_B), its.length, its.tokens_BTF.shape[2])
+            tokens_BTF = its.tokens_BTF.new_zeros(shape)
+            tokens_BTF[here_B] = its.tokens_BTF
+            mask_BT = torch.zeros(shape[:2], dtype=torch.bool, device=here_B.device)
+            mask_BT[here_B] = True if its.mask_BT is None else its.mask_BT
+            found[position] = (tokens_BTF, mask_BT)
+        return found
+
+    def align(
+        self, features: Mapping[str, Features], present_BM: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """`units`, float[B, M, D], and the fused vectors, float[B, D]."""
+        unit_BMD = self.units(features, present_BM)
+        fused_BD = self.fusion(unit_BMD, present_BM, self.tokens(features, present_BM))
+        return unit_BMD, cast(Tensor, fused_BD)
 
     def logits(
-        self, task: str, features: Mapping[str, Tensor], unit_BMD: Tensor, fused_BD: Tensor,
+        self, task: str, features: Mapping[str, Features], unit_BMD: Tensor, fused_BD: Tensor,
         present_BM: Tensor,
     ) -> Tensor:  # fmt: skip
         """What each source says about `task`, float[B, S, C]; zeros where it is absent."""
@@ -112,7 +143,7 @@ class Net(nn.Module):
             out_BC = torch.zeros(len(here_B), len(self.tasks[task]), device=fused_BD.device)
             if bool(here_B.any()):
                 seen = (
-                    features[name]
+                    features[name].pooled_BF
                     if self.config.heads_on == "features"
                     else unit_BMD[here_B, position]
                 )
@@ -199,6 +230,7 @@ class TorchModel:
                     self.net.encoder(name),
                     [cast(Array, item.inputs[name]) for item in prepared if name in item.inputs],
                     self.device,
+                    tokens=self.net.needs_tokens,
                 )
                 for position, name in enumerate(self.modalities)
                 if bool(present_BM[:, position].any())
@@ -231,8 +263,9 @@ class TorchModel:
         check_golden(self)
 
     def _decide(
-        self, features: Mapping[str, Tensor], unit_BMD: Tensor, fused_BD: Tensor, present_BM: Tensor
-    ) -> list[dict[str, TaskPrediction]]:
+        self, features: Mapping[str, Features], unit_BMD: Tensor, fused_BD: Tensor,
+        present_BM: Tensor,
+    ) -> list[dict[str, TaskPrediction]]:  # fmt: skip
         result: list[dict[str, TaskPrediction]] = [{} for _ in range(len(fused_BD))]
         present_BS = torch.cat([present_BM, torch.ones_like(present_BM[:, :1])], dim=1)
         for (task, classes), decision in zip(

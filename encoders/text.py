@@ -82,7 +82,8 @@ class HashedWords(TextEncoder):
 
     def __init__(self, buckets: int = 4096, width: int = 64, max_tokens: int = 64) -> None:
         super().__init__(max_tokens, padding=0)
-        self.buckets, self.width = buckets, width
+        self.buckets = buckets
+        self.width = self.token_width = width
         self.table = nn.Embedding(buckets + 1, width, padding_idx=0)
         self.settings = {"words": r"\w+ lower", "buckets": buckets, "max_tokens": max_tokens}
 
@@ -130,7 +131,8 @@ class TransformerText(TextEncoder):
         super().__init__(min(max_tokens, longest), padding=int(settings.get("pad_token_id") or 0))
         self.net = net
         self.layers = tuple(layers)
-        self.width = int(settings["hidden_size"]) * len(self.layers)
+        self.token_width = int(settings["hidden_size"])
+        self.width = self.token_width * len(self.layers)
         self._settings = dict(settings)
         self._tokenizer_json = tokenizer
         self._tokenizer = Tokenizer.from_str(tokenizer)

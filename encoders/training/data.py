@@ -6,7 +6,7 @@ Shapes: N samples in all, n samples that have a modality, F features.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoders.base import Array, encode_all
+from encoders.base import Array, Features, encode_all
 from encoders.config import TrainConfig
 from encoders.errors import BadInput, TrainingError
 from encoders.model import Net
@@ -33,6 +33,7 @@ class Column:
 
     Attributes:
         features_nF: what the frozen encoder gave, one row for each sample that has the modality.
+        tokens: its tokens, float[T, F] each, where the fusion needs them; else empty.
         inputs: what `prepare` gave, where the encoder is trained; then `features_nF` is None.
         row_N: position in either of each sample, -1 where it lacks the modality.
     """
@@ -40,6 +41,19 @@ class Column:
     features_nF: Tensor | None
     inputs: list[Array]
     row_N: Tensor
+    tokens: list[Tensor] = field(default_factory=list)
+
+    def take(self, places_n: Tensor, device: torch.device) -> Features:
+        """The stored features at `places_n`; tokens padded to the longest of them."""
+        assert self.features_nF is not None
+        pooled_BF = self.features_nF[places_n].to(device)
+        if not self.tokens:
+            return Features(pooled_BF=pooled_BF)
+        rows = [self.tokens[int(place)] for place in places_n]
+        tokens_BTF = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+        lengths_B1 = torch.tensor([len(row) for row in rows], device=device)[:, None]
+        mask_BT = torch.arange(tokens_BTF.shape[1], device=device) < lengths_B1
+        return Features(pooled_BF=pooled_BF, tokens_BTF=tokens_BTF.float(), mask_BT=mask_BT)
 
 
 @dataclass(kw_only=True)
@@ -92,11 +106,9 @@ def gather(
             if frozen[name]:
                 having = [row for row in window if name in row.inputs]
                 if having:
-                    features_nF = encode_all(
-                        net.encoder(name), [row.inputs.pop(name) for row in having], device
-                    ).clone()  # a clone is an ordinary tensor, one from inference mode is not
-                    for row, features_F in zip(having, features_nF.cpu(), strict=True):
-                        row.features[name] = features_F.clone()
+                    inputs = [row.inputs.pop(name) for row in having]
+                    found = encode_all(net.encoder(name), inputs, device, tokens=net.needs_tokens)
+                    _keep(found, having, name)
         for row in window:
             if kept.pop(row.sample_id, None) is not None:
                 left_out["older version of an id"] += 1
@@ -117,6 +129,18 @@ class _Row:
     labels: Mapping[str, str]
     inputs: dict[str, Array]
     features: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _keep(found: Features, rows: Sequence[_Row], name: str) -> None:
+    """Give each row its own features; tokens in half precision, since they are many."""
+    # A clone is an ordinary tensor, one from inference mode is not.
+    pooled_BF = found.pooled_BF.clone().cpu()
+    for position, row in enumerate(rows):
+        row.features[name] = pooled_BF[position].clone()
+        if found.tokens_BTF is not None and found.mask_BT is not None:
+            real_TF = found.tokens_BTF[position][found.mask_BT[position]]
+            row.tokens[name] = real_TF.half().clone().cpu()
 
 
 def _prepared(samples: Iterable[Sample], net: Net, left_out: Counter[str]) -> Iterator[list[_Row]]:
@@ -191,6 +215,7 @@ def _assemble(
             ),
             inputs=[] if frozen[name] else [rows[i].inputs[name] for i in having],
             row_N=row_N,
+            tokens=[rows[i].tokens[name] for i in having if name in rows[i].tokens],
         )
     groups = {group: i for i, group in enumerate(sorted({row.group for row in rows}))}
     tasks, label_N = _labels(rows, max_classes)

@@ -11,6 +11,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
+from encoders.base import Features, encode_all
 from encoders.model import Net
 from encoders.training.data import Dataset
 
@@ -30,21 +31,21 @@ def recall(query_BD: Tensor, target_BD: Tensor, group_B: Tensor) -> dict[str, fl
     return {str(k): float((rank_B < k).float().mean()) for k in RECALL_AT}
 
 
-def features_of(net: Net, data: Dataset, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
+def features_of(
+    net: Net, data: Dataset, rows: Tensor, device: torch.device
+) -> dict[str, Features]:  # fmt: skip
     """Plain features of `rows`, one row for each that has the modality. No gradient."""
-    from encoders.base import encode_all
-
-    result: dict[str, Tensor] = {}
+    result: dict[str, Features] = {}
     for name, column in data.columns.items():
         places = column.row_N[rows]
         places = places[places >= 0]
         if len(places) == 0:
             continue
         if column.features_nF is not None:
-            result[name] = column.features_nF[places].to(device)
+            result[name] = column.take(places, device)
         else:
             inputs = [column.inputs[int(place)] for place in places]
-            result[name] = encode_all(net.encoder(name), inputs, device).clone()
+            result[name] = encode_all(net.encoder(name), inputs, device, tokens=net.needs_tokens)
     return result
 
 

@@ -1,39 +1,34 @@
 """Training: read, fit, decide, evaluate, write. Seeded; a non-finite step is refused.
 
-Shapes: B samples of a batch, M modalities, D the shared space, F features.
+`encoders.training.objective` holds the joint loss, `batches` what it is given.
+
+Shapes: B samples of a batch.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from encoders.base import one_thread
 from encoders.checkpoint import make_net, restore_net, save, verify
 from encoders.config import TrainConfig, from_dict
 from encoders.errors import TrainingError
-from encoders.losses import (
-    LOG_SCALE_MAX,
-    LOG_SCALE_START,
-    info_nce,
-    masked_cross_entropy,
-    positives,
-)
 from encoders.manifest import Manifest
 from encoders.model import Net
-from encoders.training.data import Column, Dataset, Progress, gather
+from encoders.training.batches import batches, encoded
+from encoders.training.data import Dataset, Progress, gather
 from encoders.training.evaluate import evaluate, fit_decisions
-from encoders.types import FUSED, Sample
+from encoders.training.objective import Objective
+from encoders.types import Sample
 
 WARM_UP = 20  # steps
 DECISIONS = "_decisions."  # how their parameters' names begin
@@ -130,11 +125,8 @@ def fit(
         {"loss": mean of the last epoch, "losses": mean of each epoch}.
     """
     device = next(net.parameters()).device
-    pairs = {
-        f"{left}-{right}": nn.Parameter(torch.tensor(LOG_SCALE_START, device=device))
-        for left, right in combinations(net.modalities, 2)
-    }
-    groups = _parameters(net, data, config, pairs, heads_only)
+    objective = Objective(net.modalities, config, heads_only=heads_only).to(device)
+    groups = _parameters(net, data, config, objective, heads_only)
     optimizer = torch.optim.AdamW(groups)
     trained = [p for group in groups for p in group["params"]]
     starts = [group["lr"] for group in groups]
@@ -151,11 +143,11 @@ def fit(
         if heads_only:
             net.projectors.eval()
         total = 0.0
-        for batch_B, inputs in _batches(rows, data, net, config, rng):
+        for batch_B, inputs in batches(rows, data, net, config, rng):
             rate = min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
             for group, start in zip(groups, starts, strict=True):
                 group["lr"] = start * rate
-            loss, _ = batch_loss(net, data, config, batch_B, inputs, pairs, rng, heads_only)
+            loss, _ = objective(net, encoded(net, data, batch_B, inputs, device), rng)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(trained, config.clip)
@@ -165,8 +157,7 @@ def fit(
                     "no version is written"
                 )
             optimizer.step()
-            for log_scale in pairs.values():
-                log_scale.data.clamp_(0.0, LOG_SCALE_MAX)
+            objective.clamp()
             total += loss.item() * len(batch_B)
             step += 1
         history.append(total / len(rows))
@@ -174,84 +165,11 @@ def fit(
     return {"loss": history[-1] if history else None, "losses": history}
 
 
-def batch_loss(
-    net: Net, data: Dataset, config: TrainConfig, batch_B: Tensor, inputs: Mapping[str, Any],
-    pairs: Mapping[str, Tensor], rng: np.random.Generator, heads_only: bool = False,
-) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
-    """The joint loss of one batch, a scalar, and its three terms.
-
-    Args:
-        batch_B: positions in `data`.
-        inputs: for each trained encoder its collated batch and which rows of `batch_B` are in it.
-        pairs: "left-right" to the logarithm of 1 / temperature.
-    """
-    device = next(net.parameters()).device
-    present_BM = data.present_NM[batch_B].to(device)
-    features: dict[str, Tensor] = {}
-    for position, name in enumerate(net.modalities):
-        column = data.columns[name]
-        if column.features_nF is not None:
-            places = column.row_N[batch_B]
-            features[name] = column.features_nF[places[places >= 0]].to(device)
-        elif name in inputs:
-            batch, rows_n = inputs[name]
-            present_BM[:, position] = False
-            present_BM[rows_n, position] = True
-            features[name] = net.encoders[name](*(part.to(device) for part in batch)).pooled_BF
-        else:
-            present_BM[:, position] = False
-    usable_B = present_BM.any(1)
-    if not bool(usable_B.all()):  # a sample with nothing but a modality that sits this batch out
-        batch_B, present_BM = batch_B[usable_B.cpu()], present_BM[usable_B]
-    unit_BMD, fused_BD = net.align(features, present_BM)
-    if heads_only:
-        unit_BMD, fused_BD = unit_BMD.detach(), fused_BD.detach()
-    align = torch.zeros((), device=device)
-    if not heads_only:
-        align = _alignment(net, data, config, batch_B, unit_BMD, present_BM, pairs)
-    # The fused head sees random subsets: at work any modality may be missing, or know nothing.
-    kept_BM = present_BM & torch.from_numpy(rng.random(tuple(present_BM.shape)) < 0.7).to(device)
-    kept_BM = torch.where(kept_BM.any(1, keepdim=True), kept_BM, present_BM)
-    fused_BD = net.fusion(unit_BMD, kept_BM)
-    task = torch.zeros((), device=device)
-    fuse = torch.zeros((), device=device)
-    for name, label_N in data.label_N.items():
-        label_B = label_N[batch_B].to(device)
-        logits_BSC = net.logits(name, features, unit_BMD, fused_BD, present_BM)
-        for position in range(len(net.modalities)):
-            known_B = torch.where(present_BM[:, position], label_B, -1)
-            task = task + masked_cross_entropy(logits_BSC[:, position], known_B)
-        fuse = fuse + masked_cross_entropy(logits_BSC[:, net.sources.index(FUSED)], label_B)
-    loss = config.task * task + config.align * align + config.fuse * fuse
-    return loss, {"task": task.item(), "align": align.item(), "fuse": fuse.item()}
-
-
-def _alignment(
-    net: Net, data: Dataset, config: TrainConfig, batch_B: Tensor, unit_BMD: Tensor,
-    present_BM: Tensor, pairs: Mapping[str, Tensor],
-) -> Tensor:  # fmt: skip
-    """InfoNCE summed over the pairs of modalities; each over the samples that have both."""
-    total = torch.zeros((), device=unit_BMD.device)
-    group_B = data.group_N[batch_B].to(unit_BMD.device)
-    label_B = torch.full_like(group_B, -1)
-    if config.same_label > 0 and data.label_N:
-        first = next(iter(data.label_N))
-        label_B = data.label_N[first][batch_B].to(unit_BMD.device)
-    for left, right in combinations(range(len(net.modalities)), 2):
-        both_B = present_BM[:, left] & present_BM[:, right]
-        names = f"{net.modalities[left]}-{net.modalities[right]}"
-        target_BB = positives(group_B[both_B], label_B[both_B], config.same_label)
-        total = total + config.pairs.get(names, 1.0) * info_nce(
-            unit_BMD[both_B, left], unit_BMD[both_B, right], pairs[names], target_BB
-        )
-    return total
-
-
 def _parameters(
     net: Net,
     data: Dataset,
     config: TrainConfig,
-    pairs: Mapping[str, nn.Parameter],
+    objective: Objective,
     heads_only: bool,
 ) -> list[dict[str, Any]]:
     """What the optimiser gets: matrices decay, the rest does not; trained encoders go slower."""
@@ -263,7 +181,7 @@ def _parameters(
     groups = [
         {"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay},
         {
-            "params": vectors + ([] if heads_only else list(pairs.values())),
+            "params": vectors + ([] if heads_only else list(objective.parameters())),
             "lr": config.lr,
             "weight_decay": 0.0,
         },
@@ -279,45 +197,3 @@ def _parameters(
                 }
             )
     return groups
-
-
-def _batches(
-    rows: Tensor, data: Dataset, net: Net, config: TrainConfig, rng: np.random.Generator
-) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """Shuffled batches; while one is used, the inputs of the next are varied and collated."""
-    shuffled = rows[torch.from_numpy(rng.permutation(len(rows)))]
-    parts = list(shuffled.split(config.batch))
-    seeds = rng.integers(0, 2**63, len(parts))
-
-    def ready(batch_B: Tensor, seed: int) -> dict[str, Any]:
-        its = np.random.default_rng(seed)
-        return {
-            name: found
-            for name, column in data.columns.items()
-            if column.features_nF is None
-            and (found := _inputs(column, net, name, batch_B, config, its)) is not None
-        }
-
-    with ThreadPoolExecutor(1, "batches") as pool:
-        waiting = pool.submit(ready, parts[0], int(seeds[0]))
-        for position, batch_B in enumerate(parts):
-            inputs = waiting.result()
-            if position + 1 < len(parts):
-                waiting = pool.submit(ready, parts[position + 1], int(seeds[position + 1]))
-            yield batch_B, inputs
-
-
-def _inputs(
-    column: Column, net: Net, name: str, batch_B: Tensor, config: TrainConfig,
-    rng: np.random.Generator,
-) -> tuple[tuple[Tensor, ...], Tensor] | None:  # fmt: skip
-    """A trained encoder's collated batch, and the rows of `batch_B` in it, ascending."""
-    places_B = column.row_N[batch_B]
-    having = torch.nonzero(places_B >= 0).flatten()
-    if len(having) > config.encoder_batch:
-        having = having[np.sort(rng.permutation(len(having))[: config.encoder_batch])]
-    if len(having) < 2:  # batch norm needs two
-        return None
-    encoder = net.encoder(name)
-    varied = [encoder.vary(column.inputs[int(place)], rng) for place in places_B[having]]
-    return encoder.collate(varied), having

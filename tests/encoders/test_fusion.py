@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import nn
 
 from encoders.decision import RULES, Decision, fit_powers
-from encoders.fusion import FUSIONS, make_fusion
+from encoders.fusion import FUSIONS, IntermediateFusion, make_fusion
 
 
 def units(*shape: int) -> torch.Tensor:
@@ -17,7 +18,7 @@ def units(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", sorted(FUSIONS))
 def test_every_subset_gives_a_unit_vector_that_absent_values_do_not_change(name: str) -> None:
     torch.manual_seed(0)
-    fusion = make_fusion(name, 8, 3)
+    fusion = make_fusion(name, 8, [0, 0, 0])
     present = torch.tensor([[bool(bits >> m & 1) for m in range(3)] for bits in range(1, 8)])
     unit = units(7, 3, 8)
     fused = fusion(unit, present)
@@ -36,8 +37,8 @@ def test_early_fusion_learns_a_label_that_no_single_modality_carries() -> None:
     )
     label = bits[:, 0] ^ bits[:, 1]
     right = {}
-    for name in ("mean", "early"):
-        fusion, head = make_fusion(name, 16, 2), torch.nn.Linear(16, 2)
+    for name in ("mean", "early", "intermediate"):
+        fusion, head = make_fusion(name, 16, [0, 0]), torch.nn.Linear(16, 2)
         optimizer = torch.optim.Adam([*fusion.parameters(), *head.parameters()], lr=1e-2)
         present = torch.ones(256, 2, dtype=torch.bool)
         for _ in range(100):
@@ -47,7 +48,31 @@ def test_early_fusion_learns_a_label_that_no_single_modality_carries() -> None:
             optimizer.step()
         right[name] = float((head(fusion(unit, present)).argmax(1) == label).float().mean())
     assert right["early"] > 0.98
+    assert right["intermediate"] > 0.98
     assert right["mean"] < 0.9, "a mean and a linear head cannot hold an XOR"
+
+
+def test_cross_attention_looks_at_other_modalities_and_not_at_padding() -> None:
+    torch.manual_seed(0)
+    fusion = IntermediateFusion(8, [6, 5])
+    nn.init.normal_(fusion.out.weight)
+    words, patches = torch.randn(1, 3, 6), torch.randn(1, 4, 5)
+    real = torch.tensor([[True, True, False]])
+    every = torch.ones(1, 4, dtype=torch.bool)
+    present, unit = torch.ones(1, 2, dtype=torch.bool), units(1, 2, 8)
+    tokens = {0: (words, real), 1: (patches, every)}
+    (own, across), (back, _) = fusion.attention(unit, present, tokens)
+    assert across.shape == (1, 3, 4)
+    assert torch.allclose((own.sum(2) + across.sum(2))[0], torch.tensor([1.0, 1.0, 0.0]))
+    assert torch.allclose(own[0], torch.diag(own[0].diagonal())), "a word looks at no other word"
+    assert bool((back[0, :, 2] == 0).all()), "nobody looks at padding"
+    assert bool((across[0, :2] > 0).all())
+    fused = fusion(unit, present, tokens)
+    other = words.clone()
+    other[0, 2] = 100.0
+    assert torch.allclose(fusion(unit, present, {**tokens, 0: (other, real)}), fused, atol=1e-6)
+    other[0, 1] = 100.0
+    assert not torch.allclose(fusion(unit, present, {**tokens, 0: (other, real)}), fused, atol=1e-3)
 
 
 def test_the_product_of_independent_sources_is_bayes_answer() -> None:

@@ -100,7 +100,7 @@ def test_cross_entropy_without_a_label_is_zero_and_not_nan() -> None:
 
 
 def test_mean_fusion_of_one_is_that_one_and_absent_vectors_do_not_matter() -> None:
-    fusion = MeanFusion(8, 3)
+    fusion = MeanFusion(8, [0, 0, 0])
     units = torch.stack([unit(4, 8, seed) for seed in (1, 2, 3)], dim=1)
     present = torch.tensor([[True, False, False], [False, True, False], [True, True, False]] * 1)
     fused = fusion(units[:3], present)
@@ -116,7 +116,7 @@ def test_mean_fusion_of_one_is_that_one_and_absent_vectors_do_not_matter() -> No
 def test_mean_fusion_of_opposite_vectors_is_still_a_unit_vector() -> None:
     one = unit(1, 8, 1)
     units = torch.stack([one, -one], dim=1)
-    fused = MeanFusion(8, 2)(units, torch.ones(1, 2, dtype=torch.bool))
+    fused = MeanFusion(8, [0, 0])(units, torch.ones(1, 2, dtype=torch.bool))
     assert torch.allclose(fused, one, atol=1e-6)
 
 

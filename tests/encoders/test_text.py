@@ -74,7 +74,7 @@ def test_it_equals_transformers_own_mean_over_words(bert_folder: Path) -> None:
     bert = BertModel.from_pretrained(bert_folder).eval()
     with torch.no_grad():
         wanted_F = bert(torch.tensor(ids_T[None], dtype=torch.long)).last_hidden_state[0].mean(0)
-    found_BF = encode_all(encoder, [ids_T], torch.device("cpu"))
+    found_BF = encode_all(encoder, [ids_T], torch.device("cpu")).pooled_BF
     assert torch.allclose(found_BF[0], torch.nn.functional.normalize(wanted_F, dim=0), atol=1e-5)
 
 
@@ -99,10 +99,10 @@ def test_padding_changes_nothing(bert_folder: Path) -> None:
     encoder = TransformerText.create(config_of(bert_folder, layers=[0, -1])).eval()
     assert encoder.width == 64
     inputs = [encoder.prepare(t, Limits())[0] for t in ("a", "a red thing number " * 5, "blue")]
-    together = encode_all(encoder, inputs, torch.device("cpu"))
+    together = encode_all(encoder, inputs, torch.device("cpu")).pooled_BF
     for row, ids_T in enumerate(inputs):
-        assert torch.allclose(encode_all(encoder, [ids_T], torch.device("cpu"))[0], together[row],
-                              atol=1e-5)  # fmt: skip
+        alone = encode_all(encoder, [ids_T], torch.device("cpu")).pooled_BF
+        assert torch.allclose(alone[0], together[row], atol=1e-5)
 
 
 def test_long_texts_are_cut_to_what_the_model_takes(bert_folder: Path) -> None:

@@ -207,3 +207,24 @@ def test_the_split_is_fixed_for_ever() -> None:
     assert [split(one) for one in ("a", "b", "c", "d", "e", "f")] == [
         "train", "train", "train", "train", "train", "train",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("fusion", ["mean", "early", "intermediate"])
+def test_every_fusion_is_trained_written_and_loaded(tmp_path: Path, fusion: str) -> None:
+    config = replace(preset("tiny"), match=1.0, model=replace(SHORT.model, fusion=fusion))
+    manifest = run(tmp_path, config=config)
+    losses = manifest.metrics["losses"]
+    assert losses[-1] < losses[0]
+    model = load(tmp_path / "v", device="cpu")
+    model.check()
+    (embedding,) = model.encode([model.prepare(Sample(id="1", text="a red thing"))])
+    assert embedding.tasks["colour"].label == "red"
+
+
+def test_a_frozen_encoders_tokens_reach_the_fusion(tmp_path: Path) -> None:
+    encoders = {
+        name: replace(encoder, frozen=True) for name, encoder in SHORT.model.encoders.items()
+    }
+    model = replace(SHORT.model, fusion="intermediate", encoders=encoders)
+    manifest = run(tmp_path, config=replace(SHORT, model=model, refit=False))
+    assert math.isfinite(manifest.metrics["losses"][-1])

@@ -1,0 +1,115 @@
+"""Batches: shuffled, varied and collated while the one before is used, then encoded.
+
+Shapes: N samples in all, n samples that have a modality, B samples of a batch, M modalities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from encoders.base import Features
+from encoders.config import TrainConfig
+from encoders.model import Net
+from encoders.training.data import Column, Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What the objective sees of some samples.
+
+    Attributes:
+        features: modality to its features, one row for each sample that has it, in order.
+        present_BM: which those are.
+        group_B: equal for samples that cannot be told apart.
+        label_B: task to class position, -1 where it is unknown.
+    """
+
+    features: Mapping[str, Features]
+    present_BM: Tensor
+    group_B: Tensor
+    label_B: Mapping[str, Tensor]
+
+
+def batches(
+    rows: Tensor, data: Dataset, net: Net, config: TrainConfig, rng: np.random.Generator
+) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """Shuffled positions, int[B], and for each trained encoder its collated batch and which rows
+    are in it. While one is used, the inputs of the next are varied and collated."""
+    shuffled = rows[torch.from_numpy(rng.permutation(len(rows)))]
+    parts = list(shuffled.split(config.batch))
+    seeds = rng.integers(0, 2**63, len(parts))
+
+    def ready(batch_B: Tensor, seed: int) -> dict[str, Any]:
+        its = np.random.default_rng(seed)
+        return {
+            name: found
+            for name, column in data.columns.items()
+            if column.features_nF is None
+            and (found := _inputs(column, net, name, batch_B, config, its)) is not None
+        }
+
+    with ThreadPoolExecutor(1, "batches") as pool:
+        waiting = pool.submit(ready, parts[0], int(seeds[0]))
+        for position, batch_B in enumerate(parts):
+            inputs = waiting.result()
+            if position + 1 < len(parts):
+                waiting = pool.submit(ready, parts[position + 1], int(seeds[position + 1]))
+            yield batch_B, inputs
+
+
+def encoded(
+    net: Net, data: Dataset, batch_B: Tensor, inputs: Mapping[str, Any], device: torch.device
+) -> Batch:
+    """The batch as the objective takes it: stored features, and those of the trained encoders.
+
+    Args:
+        batch_B: positions in `data`.
+        inputs: see `batches`.
+    """
+    present_BM = data.present_NM[batch_B].to(device)
+    features: dict[str, Features] = {}
+    for position, name in enumerate(net.modalities):
+        column = data.columns[name]
+        if column.features_nF is not None:
+            places = column.row_N[batch_B]
+            if bool((places >= 0).any()):
+                features[name] = column.take(places[places >= 0], device)
+        elif name in inputs:
+            batch, rows_n = inputs[name]
+            present_BM[:, position] = False
+            present_BM[rows_n, position] = True
+            features[name] = net.encoders[name](*(part.to(device) for part in batch))
+        else:
+            present_BM[:, position] = False
+    usable_B = present_BM.any(1)
+    if not bool(usable_B.all()):  # a sample with nothing but a modality that sits this batch out
+        batch_B, present_BM = batch_B[usable_B.cpu()], present_BM[usable_B]
+    return Batch(
+        features=features,
+        present_BM=present_BM,
+        group_B=data.group_N[batch_B].to(device),
+        label_B={task: label_N[batch_B].to(device) for task, label_N in data.label_N.items()},
+    )
+
+
+def _inputs(
+    column: Column, net: Net, name: str, batch_B: Tensor, config: TrainConfig,
+    rng: np.random.Generator,
+) -> tuple[tuple[Tensor, ...], Tensor] | None:  # fmt: skip
+    """A trained encoder's collated batch, and the rows of `batch_B` in it, ascending."""
+    places_B = column.row_N[batch_B]
+    having = torch.nonzero(places_B >= 0).flatten()
+    if len(having) > config.encoder_batch:
+        having = having[np.sort(rng.permutation(len(having))[: config.encoder_batch])]
+    if len(having) < 2:  # batch norm needs two
+        return None
+    encoder = net.encoder(name)
+    varied = [encoder.vary(column.inputs[int(place)], rng) for place in places_B[having]]
+    return encoder.collate(varied), having
