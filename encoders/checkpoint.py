@@ -30,8 +30,10 @@ from encoders.errors import CheckpointError
 from encoders.manifest import FILE_NAME, WEIGHTS, Manifest, digest, sha256_of
 from encoders.manifest import read_manifest as read_manifest
 from encoders.manifest import verify as verify
-from encoders.model import Net, TorchModel
+from encoders.model import Net
 from encoders.registry import encoder_class
+from encoders.tasks import Task
+from encoders.torch_model import TorchModel
 from encoders.types import FUSED, Embedding, Model, Sample, Vector
 
 TOLERANCE = 2e-3
@@ -39,7 +41,7 @@ TOLERANCE = 2e-3
 float32, 1e-3 with TF32); a wrong weight or preprocessing shows as 1e-1."""
 
 
-def make_net(config: TrainConfig, tasks: Mapping[str, list[str]]) -> Net:
+def make_net(config: TrainConfig, tasks: Mapping[str, Task]) -> Net:
     """A new model: pretrained encoders from their sources, everything else at random."""
     encoders: dict[str, Encoder] = {
         name: encoder_class(name, its).create(its) for name, its in config.model.encoders.items()
@@ -98,10 +100,7 @@ def _write(
         dim=net.config.dim,
         modalities=list(net.modalities),
         preprocessing=net.preprocessing(),
-        tasks={
-            task: {"kind": "classification", "classes": list(classes)}
-            for task, classes in net.tasks.items()
-        },
+        tasks={name: task.to_dict() for name, task in net.tasks.items()},
         config=raw,
         config_sha256=digest(raw),
         parent=story["parent"],
@@ -150,7 +149,7 @@ def restore_net(folder: Path, manifest: Manifest) -> Net:
         name: encoder_class(name, its).restore(its, folder / name)
         for name, its in config.model.encoders.items()
     }
-    tasks = {name: list(task["classes"]) for name, task in manifest.tasks.items()}
+    tasks = {name: Task.from_dict(raw) for name, raw in manifest.tasks.items()}
     net = Net(config.model, encoders, tasks)
     net.load_state_dict(load_file(folder / WEIGHTS))
     if net.preprocessing() != manifest.preprocessing:
@@ -200,10 +199,15 @@ def _golden(model: TorchModel) -> dict[str, Any]:
 
 
 def _checked(embedding: Embedding) -> dict[str, Vector]:
-    """All that is compared: the vectors, and each task's probabilities in its classes' order."""
+    """All that is compared: the vectors, and each task's probabilities in its classes' order.
+
+    A number in its own units, or a caption's likelihood, is not: the vectors that they come from
+    are, and their scale is not the tolerance's.
+    """
     probs = {
         f"task {name}": np.asarray(list(task.probs.values()), dtype=np.float32)
         for name, task in embedding.tasks.items()
+        if task.probs
     }
     return {**embedding.by, FUSED: embedding.fused, **probs}
 
@@ -236,14 +240,23 @@ def _GOLDEN() -> dict[str, str]:  # noqa: N802
 
 
 def _calibration(net: Net) -> dict[str, Any]:
-    return {
-        task: {
-            "rule": decision.rule,
-            "weights": dict(zip(net.sources, decision.weights_S.tolist(), strict=True)),
-            "temperatures": dict(zip(net.sources, decision.temperature_S.tolist(), strict=True)),
-        }
-        for task, decision in zip(net.tasks, net.decisions, strict=True)
-    }
+    """Each task's rule, and its weights and temperatures by subset: "all", "text", "text+image"."""
+    found: dict[str, Any] = {}
+    for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
+        if task.kind == "generation":
+            continue
+        found[name] = {"rule": decision.rule, "subsets": {}}
+        for subset in range(len(decision.weights_ZS)):
+            names = [m for bit, m in enumerate(net.modalities) if subset >> bit & 1]
+            sources = [i for i, s in enumerate(net.sources) if not subset or s in (*names, FUSED)]
+            found[name]["subsets"]["+".join(names) or "all"] = {
+                "weights": {net.sources[i]: float(decision.weights_ZS[subset, i]) for i in sources},
+                "temperatures": {
+                    net.sources[i]: float(decision.temperature_ZS[subset, i]) for i in sources
+                },
+                "sharpness": float(decision.sharpness_Z[subset]),
+            }
+    return found
 
 
 def _code() -> dict[str, str]:

@@ -60,6 +60,22 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TaskConfig:
+    """A task whose kind its labels do not tell: class names and captions are both strings.
+
+    Attributes:
+        kind: one of `encoders.tasks.KINDS`.
+        source: "text" makes each sample's own text the caption; None takes it from the labels
+            (generation).
+        length: most words of a caption (generation).
+    """
+
+    kind: str
+    source: str | None = None
+    length: int = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """The parts of the model and their sizes.
 
@@ -72,6 +88,7 @@ class ModelConfig:
         decision: "weighted", "logproduct" or "vote".
         heads_on: what a modality's own heads see: "features" or "unit" (its projected vector).
         head_dropout: in front of the heads.
+        tasks: the tasks that must be declared; the others follow from the labels.
     """
 
     encoders: Mapping[str, EncoderConfig]
@@ -82,6 +99,7 @@ class ModelConfig:
     decision: str = "weighted"
     heads_on: str = "unit"
     head_dropout: float = 0.0
+    tasks: Mapping[str, TaskConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -106,6 +124,8 @@ class TrainConfig:
             decision and the metrics stay those of the first run, which validation had judged.
         one_core: on a CPU, train on one core: for small models more cores only wait for each
             other. (Frozen encoders use all cores, each its own sub-batch.)
+        calibration_copies: how often each validation sample counts where decisions are fitted,
+            its trained modalities varied each time anew (noise), beside once as it is.
         max_classes: a str label with more distinct values than this is refused.
     """
 
@@ -126,6 +146,7 @@ class TrainConfig:
     pairs: Mapping[str, float] = field(default_factory=dict)
     refit: bool = True
     one_core: bool = True
+    calibration_copies: int = 0
     max_classes: int = 1000
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,6 +162,7 @@ def from_dict(raw: Mapping[str, Any]) -> TrainConfig:
     """
     model = dict(raw["model"])
     model["encoders"] = {name: EncoderConfig(**value) for name, value in model["encoders"].items()}
+    model["tasks"] = {name: TaskConfig(**value) for name, value in model["tasks"].items()}
     model["limits"] = Limits(**model["limits"])
     return TrainConfig(**{**raw, "model": ModelConfig(**model)})
 

@@ -1,6 +1,7 @@
 """Decision makes the prediction, late: each source has predicted, now they are combined.
 
-Shapes: B samples, S sources (modalities, then "fused"), C classes.
+Shapes: B samples, M modalities, S sources (the modalities, then "fused"), C classes, Z subsets of
+the modalities (2^M; subset z holds modality m where bit m of z is set).
 
 Each rule takes calibrated probabilities and which sources are present:
 
@@ -11,6 +12,10 @@ Each rule takes calibrated probabilities and which sources are present:
                classes are equally frequent (Kittler et al. 1998, "On combining classifiers").
     vote       each source present has one vote; a tie goes to the tied class with the highest sum
                of calibrated probability. `probs` are the shares of the votes.
+
+Temperatures and weights are those of the subset of modalities that is present: the fused vector of
+a caption alone is not the one of caption and picture. Several labels at once are as many decisions
+between "no" and "yes"; numbers are averaged with weights, by `vote` their median is taken.
 """
 
 from __future__ import annotations
@@ -21,32 +26,28 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from encoders.fitting import PROB_FLOOR, fit_average, fit_powers, fit_temperature, fit_weights
+
 WEIGHT_FLOOR = 1e-6  # so that a record with nothing but a useless modality still gets an answer
-PROB_FLOOR = 1e-9  # a class that one source holds impossible stays possible
-POWERS = (1e-3, 5.0)
-PULL = 1e-3
-TEMPERATURES = (0.25, 10.0)  # a small validation split that is all right would ask for 0
 
 
-def weighted(probs_BSC: Tensor, present_BS: Tensor, weights_S: Tensor) -> tuple[Tensor, Tensor]:
+def weighted(probs_BSC: Tensor, present_BS: Tensor, weights_BS: Tensor) -> tuple[Tensor, Tensor]:
     """The combined probabilities, float[B, C], and the class decided on, int[B]."""
-    weights_BS = weights_S.clamp(min=WEIGHT_FLOOR) * present_BS
+    weights_BS = weights_BS.clamp(min=WEIGHT_FLOOR) * present_BS
     combined_BC = torch.einsum("bs,bsc->bc", weights_BS, probs_BSC)
     combined_BC = combined_BC / weights_BS.sum(1, keepdim=True)
     return combined_BC, combined_BC.argmax(1)
 
 
-def logproduct(
-    probs_BSC: Tensor, present_BS: Tensor, weights_S: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def logproduct(probs_BSC: Tensor, present_BS: Tensor, weights_BS: Tensor) -> tuple[Tensor, Tensor]:
     """The combined probabilities, float[B, C], and the class decided on, int[B]."""
-    weights_BS = weights_S.clamp(min=WEIGHT_FLOOR) * present_BS
+    weights_BS = weights_BS.clamp(min=WEIGHT_FLOOR) * present_BS
     logs_BSC = probs_BSC.clamp(min=PROB_FLOOR).log()
     combined_BC = torch.softmax(torch.einsum("bs,bsc->bc", weights_BS, logs_BSC), dim=1)
     return combined_BC, combined_BC.argmax(1)
 
 
-def vote(probs_BSC: Tensor, present_BS: Tensor, weights_S: Tensor) -> tuple[Tensor, Tensor]:
+def vote(probs_BSC: Tensor, present_BS: Tensor, weights_BS: Tensor) -> tuple[Tensor, Tensor]:
     """The shares of the votes, float[B, C], and the class decided on, int[B]."""
     ballots_BSC = F.one_hot(probs_BSC.argmax(2), probs_BSC.shape[2]) * present_BS[:, :, None]
     votes_BC = ballots_BSC.sum(1).float()
@@ -61,124 +62,154 @@ RULES: dict[str, Rule] = {"weighted": weighted, "logproduct": logproduct, "vote"
 
 
 class Decision(nn.Module):
-    """A rule with its learnt weights and temperatures, for one task."""
+    """A rule with its learnt weights and temperatures, for one task.
 
-    weights_S: Tensor
-    temperature_S: Tensor
+    Attributes:
+        temperature_ZS: of each source under each subset of the modalities.
+        weights_ZS: likewise; row 0 is the fit over all validation data, and stands in for every
+            subset that had too few of its own.
+        sharpness_Z: exponent of the combined probabilities, so that they are calibrated too: an
+            average of right answers is too modest.
+    """
 
-    def __init__(self, rule: str, sources: int) -> None:
+    temperature_ZS: Tensor
+    weights_ZS: Tensor
+    sharpness_Z: Tensor
+
+    def __init__(self, rule: str, sources: int, kind: str = "classification") -> None:
         if rule not in RULES:
             raise ValueError(f"no decision {rule!r}; there are {', '.join(RULES)}")
         super().__init__()
-        self.rule = rule
+        self.rule, self.kind = rule, kind
+        subsets = 2 ** (sources - 1)
         start = 1.0 if rule == "logproduct" else 1.0 / sources
-        self.register_buffer("weights_S", torch.full((sources,), start))
-        self.register_buffer("temperature_S", torch.ones(sources))
+        self.register_buffer("temperature_ZS", torch.ones(subsets, sources))
+        self.register_buffer("weights_ZS", torch.full((subsets, sources), start))
+        self.register_buffer("sharpness_Z", torch.ones(subsets))
 
-    def calibrated(self, logits_BSC: Tensor) -> Tensor:
-        """Probabilities of each source, float[B, S, C]."""
-        return torch.softmax(logits_BSC / self.temperature_S[:, None], dim=2)
+    def calibrated(self, logits_BSC: Tensor, subset_B: Tensor | int = 0) -> Tensor:
+        """Probabilities of each source, float[B, S, C]; for numbers, the numbers."""
+        if self.kind == "regression":
+            return logits_BSC
+        scaled_BSC = logits_BSC / self.temperature_ZS[subset_B][..., :, None]
+        if self.kind == "multilabel":
+            return scaled_BSC.sigmoid()
+        return torch.softmax(scaled_BSC, dim=2)
 
     def forward(self, logits_BSC: Tensor, present_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What each source says, the combined probabilities, and the class decided on.
+        """What each source says, the combined answer, and what is decided.
 
         Args:
             logits_BSC: what stands where `present_BS` is False does not matter, if finite.
-            present_BS: bool, at least one True in each row.
+            present_BS: bool, at least one modality in each row.
 
         Returns:
-            float[B, S, C], float[B, C], int[B].
+            float[B, S, C], float[B, C], and the class, int[B]; for several labels bool[B, C], for
+            numbers float[B].
         """
-        probs_BSC = self.calibrated(logits_BSC)
-        combined_BC, winner_B = RULES[self.rule](probs_BSC, present_BS.float(), self.weights_S)
-        return probs_BSC, combined_BC, winner_B
+        subset_B = subset_of(present_BS)
+        said_BSC = self.calibrated(logits_BSC, subset_B)
+        weights_BS = self.weights_ZS[subset_B]
+        here_BS = present_BS.float()
+        if self.kind == "regression":
+            value_B = _number(self.rule, said_BSC[:, :, 0], here_BS, weights_BS)
+            return said_BSC, value_B[:, None], value_B
+        sharpness_B1 = self.sharpness_Z[subset_B][:, None]
+        if self.kind == "multilabel":
+            classes = said_BSC.shape[2]
+            combined_NK, yes_N = RULES[self.rule](
+                _yes_no(said_BSC), _each(here_BS, classes), _each(weights_BS, classes)
+            )
+            combined_NK = _sharpened(combined_NK, _each(sharpness_B1, classes))
+            shape = (len(said_BSC), classes)
+            return said_BSC, combined_NK[:, 1].view(shape), yes_N.view(shape).bool()
+        combined_BC, winner_B = RULES[self.rule](said_BSC, here_BS, weights_BS)
+        return said_BSC, _sharpened(combined_BC, sharpness_B1), winner_B
 
-    def fit(self, logits_BSC: Tensor, present_BS: Tensor, label_B: Tensor) -> None:
+    def fit(self, logits_BSC: Tensor, present_BS: Tensor, target: Tensor) -> None:
         """Learn temperatures, then weights, on validation data; nothing changes without any.
 
         A source's temperature minimises its negative log-likelihood (Guo et al. 2017, arXiv
-        1706.04599). The weights maximise the likelihood of the rule's answer, see `fit_weights`
-        and `fit_powers`.
+        1706.04599); the weights maximise the likelihood of the rule's answer (`encoders.fitting`).
+
+        Args:
+            target: int[B], -1 unknown; for several labels float[B, C] and for numbers float[B],
+                NaN where unknown.
         """
-        known_B = label_B >= 0
-        logits_BSC, present_BS, label_B = logits_BSC[known_B], present_BS[known_B], label_B[known_B]
+        self._fit(slice(None), logits_BSC, present_BS, target, least=1)
+
+    def fit_subset(
+        self, subset: int, logits_BSC: Tensor, present_BS: Tensor, target: Tensor
+    ) -> None:
+        """As `fit`, for one subset, where every row has just these modalities. Fewer than
+        `LEAST` rows change nothing: the fit over everything stays."""
+        self._fit(subset, logits_BSC, present_BS, target, least=LEAST)
+
+    def _fit(
+        self, rows: int | slice, logits_BSC: Tensor, present_BS: Tensor, target: Tensor, least: int
+    ) -> None:
+        known_B = target >= 0 if target.dtype == torch.long else ~target.isnan()
+        if known_B.ndim == 2:
+            known_B = known_B.all(1)
+        logits_BSC, present_BS, target = logits_BSC[known_B], present_BS[known_B], target[known_B]
+        if len(target) < least:
+            return
+        if self.kind == "regression":
+            values_BS = logits_BSC[:, :, 0]
+            self.weights_ZS[rows] = fit_average(values_BS, present_BS, target)
+            return
+        if self.kind == "multilabel":
+            classes = logits_BSC.shape[2]
+            zero = torch.zeros_like(logits_BSC)
+            pairs = torch.stack([zero, logits_BSC], dim=3)  # no, yes
+            logits_BSC = pairs.transpose(1, 2).flatten(0, 1)
+            present_BS, target = _each(present_BS, classes), target.flatten().long()
+        temperature_S = self.temperature_ZS[0].clone()
         for source in range(present_BS.shape[1]):
-            rows = present_BS[:, source]
-            if int(rows.sum()) > 0:
-                self.temperature_S[source] = fit_temperature(
-                    logits_BSC[rows, source], label_B[rows]
-                )
-        if len(label_B) > 0:
-            probs_BSC = self.calibrated(logits_BSC)
-            if self.rule == "logproduct":
-                self.weights_S.copy_(fit_powers(probs_BSC, present_BS, label_B))
-            else:
-                right_BS = probs_BSC[torch.arange(len(label_B)), :, label_B]
-                self.weights_S.copy_(fit_weights(right_BS, present_BS))
+            here_B = present_BS[:, source]
+            if int(here_B.sum()) > 0:
+                temperature_S[source] = fit_temperature(logits_BSC[here_B, source], target[here_B])
+        self.temperature_ZS[rows] = temperature_S
+        probs_BSC = torch.softmax(logits_BSC / temperature_S[:, None], dim=2)
+        if self.rule == "logproduct":
+            self.weights_ZS[rows] = fit_powers(probs_BSC, present_BS, target)
+        elif self.rule == "weighted":
+            right_BS = probs_BSC[torch.arange(len(target)), :, target]
+            weights_S = fit_weights(right_BS, present_BS)
+            self.weights_ZS[rows] = weights_S
+            combined_BC, _ = weighted(probs_BSC, present_BS.float(), weights_S[None])
+            log_BC = combined_BC.clamp(min=PROB_FLOOR).log()
+            self.sharpness_Z[rows] = 1.0 / fit_temperature(log_BC, target)
 
 
-def fit_temperature(logits_BC: Tensor, label_B: Tensor) -> float:
-    """The temperature in `TEMPERATURES` with the lowest negative log-likelihood.
-
-    Golden-section search over its logarithm: the likelihood is unimodal in 1 / temperature.
-    """
-    low, high = (float(torch.tensor(t).log()) for t in TEMPERATURES)
-    ratio = (5**0.5 - 1) / 2
-
-    def loss(log_t: float) -> float:
-        return float(
-            F.cross_entropy(logits_BC.double() / float(torch.tensor(log_t).exp()), label_B)
-        )
-
-    for _ in range(40):
-        a, b = high - ratio * (high - low), low + ratio * (high - low)
-        if loss(a) < loss(b):
-            high = b
-        else:
-            low = a
-    return float(torch.tensor((low + high) / 2).exp())
+LEAST = 20  # rows: a temperature from fewer is worse than the one from all
 
 
-def fit_weights(right_BS: Tensor, present_BS: Tensor, rounds: int = 200) -> Tensor:
-    """Mixture weights, float[S], summing to 1, for the probability each source gave the truth.
-
-    Maximises sum_b log(sum_s w_s right_bs / sum_s w_s), both sums over the sources present in row
-    b, by minorisation: each round raises it (Hunter and Lange 2004, "A tutorial on MM algorithms").
-    Sources present in no row keep an equal share.
-    """
-    present = present_BS.double()
-    right = right_BS.double() * present
-    seen_S = present.sum(0)
-    weights_S = torch.full((present.shape[1],), 1.0 / present.shape[1], dtype=torch.float64)
-    for _ in range(rounds):
-        joint = right * weights_S + 1e-12 * present
-        share_S = (joint / joint.sum(1, keepdim=True)).sum(0)
-        at_stake_S = (present / (present @ weights_S)[:, None].clamp(min=1e-12)).sum(0)
-        updated_S = torch.where(seen_S > 0, share_S / at_stake_S.clamp(min=1e-12), weights_S)
-        weights_S = updated_S / updated_S.sum()
-    return weights_S.float()
+def subset_of(present_BS: Tensor) -> Tensor:
+    """The number of each row's subset of the modalities, int[B]."""
+    bits_M = 2 ** torch.arange(present_BS.shape[1] - 1, device=present_BS.device)
+    return (present_BS[:, :-1].long() * bits_M).sum(1)
 
 
-def fit_powers(probs_BSC: Tensor, present_BS: Tensor, label_B: Tensor, steps: int = 50) -> Tensor:
-    """The exponents of `logproduct`, float[S], each in `POWERS`, that give the truth most.
+def _sharpened(probs_BC: Tensor, power_B1: Tensor) -> Tensor:
+    raised_BC = probs_BC.clamp(min=0.0) ** power_B1
+    return raised_BC / raised_BC.sum(1, keepdim=True)
 
-    Minimises the negative log-likelihood of the pool plus `PULL` times the mean square of the
-    exponents' logarithms, which keeps them near 1 where data say little. By L-BFGS over the
-    logarithms. Sources present in no row keep 1.
-    """
-    low, high = POWERS
-    logs_BSC = probs_BSC.double().clamp(min=PROB_FLOOR).log() * present_BS[:, :, None]
-    log_power_S = torch.zeros(probs_BSC.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_power_S], max_iter=steps, line_search_fn="strong_wolfe")
 
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        power_S = log_power_S.exp().clamp(low, high)
-        pooled_BC = torch.einsum("s,bsc->bc", power_S, logs_BSC)
-        found = F.cross_entropy(pooled_BC, label_B) + PULL * log_power_S.square().mean()
-        found.backward()
-        return found
+def _yes_no(probs_BSC: Tensor) -> Tensor:
+    """Each class's probability as a choice between no and yes, float[B * C, S, 2]."""
+    both_BSCK = torch.stack([1.0 - probs_BSC, probs_BSC], dim=3)
+    return both_BSCK.transpose(1, 2).flatten(0, 1)
 
-    with torch.enable_grad():
-        optimizer.step(loss)
-    return log_power_S.detach().exp().clamp(low, high).float()
+
+def _each(values_BS: Tensor, classes: int) -> Tensor:
+    """Every row once for each class, [B * C, S]."""
+    return values_BS.repeat_interleave(classes, dim=0)
+
+
+def _number(rule: str, values_BS: Tensor, here_BS: Tensor, weights_BS: Tensor) -> Tensor:
+    if rule == "vote":
+        absent_BS = values_BS.masked_fill(here_BS == 0, float("nan"))
+        return absent_BS.nanmedian(1).values
+    weights_BS = weights_BS.clamp(min=WEIGHT_FLOOR) * here_BS
+    return (weights_BS * values_BS).sum(1) / weights_BS.sum(1)

@@ -1,4 +1,4 @@
-"""Heads: for each task one classifier a modality and one on the fused vector.
+"""Heads: for each task one a modality and one on the fused vector; captions from the latter alone.
 
 Shapes: B samples, C classes, F features, D the shared space. A *source* is a modality or "fused".
 """
@@ -10,19 +10,22 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from encoders.caption import Captioner
+from encoders.tasks import Task
 from encoders.types import FUSED
 
 SCALE = 10.0
 """Inputs have length 1; without this the logits would stay too small for a confident answer."""
 
 
-class Classifier(nn.Module):
-    """Dropout and a linear map from a vector of length 1 to the logits of one task."""
+class Head(nn.Module):
+    """Dropout and a linear map from a vector of length 1 to what one task wants: the logits of its
+    classes, or one number."""
 
-    def __init__(self, width: int, classes: int, dropout: float) -> None:
+    def __init__(self, width: int, outputs: int, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(width, classes)
+        self.linear = nn.Linear(width, outputs)
 
     def forward(self, vector_BF: Tensor) -> Tensor:
         """Logits, float[B, C]."""
@@ -31,34 +34,41 @@ class Classifier(nn.Module):
 
 
 class Heads(nn.Module):
-    """All classifiers of all tasks.
+    """All heads of all tasks.
 
     Args:
-        tasks: task name to its class names.
-        widths: source to the width of what its classifier sees.
+        tasks: by name.
+        widths: source to the width of what its head sees.
+        dim: D, the width of the fused vector.
     """
 
     def __init__(
-        self, tasks: Mapping[str, Sequence[str]], widths: Mapping[str, int], dropout: float = 0.0
+        self, tasks: Mapping[str, Task], widths: Mapping[str, int], dim: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.tasks = {name: tuple(classes) for name, classes in tasks.items()}
+        self.tasks = dict(tasks)
         self.sources = tuple(widths)
         # Positions, not task names, key the parameters: a name may hold a dot, a key may not.
         self.by_task = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    source: Classifier(width, len(classes), dropout)
-                    for source, width in widths.items()
-                }
+            Captioner(task.words, dim, task.length)
+            if task.kind == "generation"
+            else nn.ModuleDict(
+                {source: Head(width, task.outputs, dropout) for source, width in widths.items()}
             )
-            for classes in self.tasks.values()
+            for task in self.tasks.values()
         )
 
     def forward(self, task: str, source: str, vector_BF: Tensor) -> Tensor:
-        """Logits of `task` as `source` sees it, float[B, C]."""
-        heads = cast(nn.ModuleDict, self.by_task[list(self.tasks).index(task)])
+        """What `source` says about `task`, float[B, C]: logits, or a scaled number."""
+        heads = cast(nn.ModuleDict, self._of(task))
         return cast(Tensor, heads[source](vector_BF))
+
+    def captioner(self, task: str) -> Captioner:
+        """The decoder of a generation task."""
+        return cast(Captioner, self._of(task))
+
+    def _of(self, task: str) -> nn.Module:
+        return self.by_task[list(self.tasks).index(task)]
 
 
 def sources_of(modalities: Sequence[str]) -> tuple[str, ...]:

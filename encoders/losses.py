@@ -66,3 +66,25 @@ def masked_cross_entropy(logits_BC: Tensor, label_B: Tensor) -> Tensor:
     if known == 0:
         return logits_BC.sum() * 0.0
     return F.cross_entropy(logits_BC, label_B, ignore_index=-1, reduction="sum") / known
+
+
+def masked_binary_cross_entropy(logits_BC: Tensor, target_BC: Tensor, known_B: Tensor) -> Tensor:
+    """Mean binary cross-entropy over the samples whose labels are known; 0 where none is."""
+    if not bool(known_B.any()):
+        return logits_BC.sum() * 0.0
+    return F.binary_cross_entropy_with_logits(logits_BC[known_B], target_BC[known_B])
+
+
+def masked_regression(value_B: Tensor, target_B: Tensor) -> Tensor:
+    """Mean smooth L1 over the samples whose number is known (not NaN); 0 where none is."""
+    known_B = ~target_B.isnan()
+    if not bool(known_B.any()):
+        return value_B.sum() * 0.0
+    return F.smooth_l1_loss(value_B[known_B], target_B[known_B])
+
+
+def caption_loss(logits_BTV: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean cross-entropy a word over the words that are real; 0 where none is."""
+    if not bool(mask_BT.any()):
+        return logits_BTV.sum() * 0.0
+    return F.cross_entropy(logits_BTV[mask_BT], ids_BT[mask_BT])

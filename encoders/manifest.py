@@ -11,7 +11,7 @@ from typing import Any
 
 from encoders.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "manifest.json"
 WEIGHTS = "model.safetensors"
 
@@ -31,7 +31,7 @@ class Manifest:
     """Everything that is known about one version.
 
     Attributes:
-        tasks: task name to `{"kind": "classification", "classes": [...]}`.
+        tasks: task name to `encoders.tasks.Task.to_dict()`.
         config: the whole training configuration, `config_sha256` its hash.
         preprocessing: hash of limits, tokeniser, picture and sound settings.
         parent: name of the version whose weights it started from.

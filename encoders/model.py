@@ -6,23 +6,23 @@ F features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Array, Encoder, Features, encode_all, one_thread
+from encoders.base import Encoder, Features
 from encoders.config import Limits, ModelConfig
 from encoders.decision import Decision
 from encoders.errors import BadInput
 from encoders.fusion import Tokens, make_fusion
 from encoders.heads import Heads, sources_of
-from encoders.manifest import Manifest, canonical, digest
+from encoders.manifest import canonical, digest
 from encoders.projection import Projector
-from encoders.types import FUSED, MODALITIES, Cost, Embedding, Prepared, Sample, TaskPrediction
+from encoders.tasks import Task
+from encoders.types import FUSED, MODALITIES, Cost, Prepared, Sample
 
 
 class Net(nn.Module):
@@ -30,14 +30,14 @@ class Net(nn.Module):
 
     Args:
         encoders: modality to encoder.
-        tasks: task name to class names.
+        tasks: what is predicted, by name.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         encoders: Mapping[str, Encoder],
-        tasks: Mapping[str, Sequence[str]],
+        tasks: Mapping[str, Task],
     ) -> None:
         super().__init__()
         self.config = config
@@ -57,7 +57,7 @@ class Net(nn.Module):
         )
         self.new_heads(tasks)
 
-    def new_heads(self, tasks: Mapping[str, Sequence[str]]) -> None:
+    def new_heads(self, tasks: Mapping[str, Task]) -> None:
         """Fresh heads and decisions for `tasks`; everything else stays."""
         if self.config.heads_on not in ("features", "unit"):
             raise ValueError(f"heads_on must be features or unit, is {self.config.heads_on!r}")
@@ -67,10 +67,10 @@ class Net(nn.Module):
             for name in self.modalities
         }
         self.heads = Heads(
-            tasks, {**widths, FUSED: self.config.dim}, dropout=self.config.head_dropout
+            tasks, {**widths, FUSED: self.config.dim}, self.config.dim, self.config.head_dropout
         )
         self._decisions = nn.ModuleList(
-            Decision(self.config.decision, len(self.sources)) for _ in tasks
+            Decision(self.config.decision, len(self.sources), task.kind) for task in tasks.values()
         )
 
     @property
@@ -83,8 +83,8 @@ class Net(nn.Module):
         return cast(Encoder, self.encoders[modality])
 
     @property
-    def tasks(self) -> dict[str, tuple[str, ...]]:
-        """Task name to class names."""
+    def tasks(self) -> dict[str, Task]:
+        """The tasks by name."""
         return self.heads.tasks
 
     @property
@@ -136,11 +136,12 @@ class Net(nn.Module):
         self, task: str, features: Mapping[str, Features], unit_BMD: Tensor, fused_BD: Tensor,
         present_BM: Tensor,
     ) -> Tensor:  # fmt: skip
-        """What each source says about `task`, float[B, S, C]; zeros where it is absent."""
+        """What each source says about `task`, float[B, S, C]; zeros where it is absent. Not for
+        captions: those come from `caption_input`."""
         rows: list[Tensor] = []
         for position, name in enumerate(self.modalities):
             here_B = present_BM[:, position]
-            out_BC = torch.zeros(len(here_B), len(self.tasks[task]), device=fused_BD.device)
+            out_BC = torch.zeros(len(here_B), self.tasks[task].outputs, device=fused_BD.device)
             if bool(here_B.any()):
                 seen = (
                     features[name].pooled_BF
@@ -151,6 +152,27 @@ class Net(nn.Module):
             rows.append(out_BC)
         rows.append(self.heads(task, FUSED, fused_BD))
         return torch.stack(rows, dim=1)
+
+    def caption_input(
+        self, task: str, features: Mapping[str, Features], unit_BMD: Tensor, kept_BM: Tensor,
+        present_BM: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """The fused vectors that captions are made from, float[B, D].
+
+        The modality that a caption repeats is left out, unless there is nothing else.
+
+        Args:
+            kept_BM: the modalities to fuse.
+            present_BM: those that have features; `kept_BM` is a subset of it.
+        """
+        source = self.tasks[task].source
+        if source in self.modalities:
+            place = self.modalities.index(source)
+            without_BM, others_BM = kept_BM.clone(), present_BM.clone()
+            without_BM[:, place] = others_BM[:, place] = False
+            without_BM = torch.where(without_BM.any(1, keepdim=True), without_BM, others_BM)
+            kept_BM = torch.where(without_BM.any(1, keepdim=True), without_BM, kept_BM)
+        return cast(Tensor, self.fusion(unit_BMD, kept_BM, self.tokens(features, present_BM)))
 
     def preprocessing(self) -> str:
         """A hash of everything that `prepare` depends on."""
@@ -194,103 +216,3 @@ def prepare(net: Net, sample: Sample, limits: Limits, preprocessing: str) -> Pre
     return Prepared(
         id=sample.id, cost=cost, inputs=inputs, preprocessing=preprocessing, nbytes=nbytes
     )
-
-
-class TorchModel:
-    """A loaded version; implements `encoders.types.Model`."""
-
-    def __init__(self, net: Net, manifest: Manifest, device: torch.device) -> None:
-        self.net = net.to(device).eval().requires_grad_(False)
-        self.manifest = manifest
-        self.device = device
-        self.name = manifest.name
-        self.space = manifest.space
-        self.dim = manifest.dim
-        self.modalities = net.modalities
-        self.preprocessing = manifest.preprocessing
-
-    def prepare(self, sample: Sample) -> Prepared:
-        """See `encoders.types.Model.prepare`."""
-        return prepare(self.net, sample, self.net.config.limits, self.preprocessing)
-
-    def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
-        """See `encoders.types.Model.encode`. Sorts by size and runs sub-batches inside."""
-        if not prepared:
-            return []
-        for item in prepared:
-            if item.preprocessing != self.preprocessing:
-                raise ValueError(f"prepared by {item.preprocessing}, not by {self.preprocessing}")
-        present_BM = torch.tensor(
-            [[name in item.inputs for name in self.modalities] for item in prepared],
-            device=self.device,
-        )
-        with torch.inference_mode(), one_thread(self.device.type == "cpu"):
-            features = {
-                name: encode_all(
-                    self.net.encoder(name),
-                    [cast(Array, item.inputs[name]) for item in prepared if name in item.inputs],
-                    self.device,
-                    tokens=self.net.needs_tokens,
-                )
-                for position, name in enumerate(self.modalities)
-                if bool(present_BM[:, position].any())
-            }
-            unit_BMD, fused_BD = self.net.align(features, present_BM)
-            tasks = self._decide(features, unit_BMD, fused_BD, present_BM)
-        units = unit_BMD.cpu().numpy()
-        fused = fused_BD.cpu().numpy()
-        if not (np.isfinite(fused).all() and np.isfinite(units).all()):
-            raise FloatingPointError(f"{self.name} made a vector that is not finite")
-        return [
-            Embedding(
-                id=item.id,
-                # Copies, so that keeping one vector does not keep the whole batch.
-                fused=fused[row].copy(),
-                by={
-                    name: units[row, position].copy()
-                    for position, name in enumerate(self.modalities)
-                    if name in item.inputs
-                },
-                tasks=tasks[row],
-            )
-            for row, item in enumerate(prepared)
-        ]
-
-    def check(self) -> None:
-        """See `encoders.types.Model.check`."""
-        from encoders.checkpoint import check_golden
-
-        check_golden(self)
-
-    def _decide(
-        self, features: Mapping[str, Features], unit_BMD: Tensor, fused_BD: Tensor,
-        present_BM: Tensor,
-    ) -> list[dict[str, TaskPrediction]]:  # fmt: skip
-        result: list[dict[str, TaskPrediction]] = [{} for _ in range(len(fused_BD))]
-        present_BS = torch.cat([present_BM, torch.ones_like(present_BM[:, :1])], dim=1)
-        for (task, classes), decision in zip(
-            self.net.tasks.items(), self.net.decisions, strict=True
-        ):
-            logits_BSC = self.net.logits(task, features, unit_BMD, fused_BD, present_BM)
-            probs_BSC, combined_BC, winner_B = decision(logits_BSC, present_BS)
-            best = probs_BSC.max(2)
-            best_prob, best_class = best.values.tolist(), best.indices.tolist()
-            combined, winner = combined_BC.tolist(), winner_B.tolist()
-            here = present_BS.tolist()
-            for row, tasks in enumerate(result):
-                tasks[task] = TaskPrediction(
-                    kind="classification",
-                    rule=decision.rule,
-                    label=classes[winner[row]],
-                    prob=combined[row][winner[row]],
-                    probs=dict(zip(classes, combined[row], strict=True)),
-                    by={
-                        source: {
-                            "label": classes[best_class[row][s]],
-                            "prob": best_prob[row][s],
-                        }
-                        for s, source in enumerate(self.net.sources)
-                        if here[row][s]
-                    },
-                )
-        return result

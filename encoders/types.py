@@ -20,6 +20,7 @@ MODALITIES = ("text", "image", "audio")
 FUSED = "fused"
 
 Vector = NDArray[np.float32]
+Label = str | float | Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,14 +32,14 @@ class Sample:
         text: plain text.
         image: the bytes of a picture *file* (png, jpeg, ...).
         audio: the bytes of a sound *file* (wav, ogg, flac, ...).
-        labels: task name to class name (classification) or number (regression).
+        labels: task name to a class name (or caption), a number, or several class names.
     """
 
     id: str
     text: str | None = None
     image: bytes | None = None
     audio: bytes | None = None
-    labels: Mapping[str, str | float] = field(default_factory=dict)
+    labels: Mapping[str, Label] = field(default_factory=dict)
 
     @property
     def present(self) -> tuple[str, ...]:
@@ -83,17 +84,21 @@ class TaskPrediction:
     """What the decision says about one task of one record.
 
     Attributes:
-        kind: "classification".
-        label: the class decided on, and `prob` its probability.
-        probs: every class with its combined probability; they sum to 1.
+        kind: see `encoders.tasks`; it says which of the following are there.
+        rule: the decision rule; "beam" for captions.
+        label: the class decided on, and `prob` its probability (classification).
+        labels: the classes decided on (multilabel).
+        probs: every class with its combined probability; they sum to 1, but for multilabel.
+        value: the number decided on (regression).
+        text: the caption, and `prob` the geometric mean of its words' probabilities (generation).
         by: what each modality present and the fused vector say alone:
             `{"text": {"label": ..., "prob": ...}, ..., "fused": {...}}`.
-        rule: the decision rule, "weighted" or "vote".
     """
 
     kind: str
     rule: str
     label: str | None = None
+    labels: Sequence[str] | None = None
     prob: float | None = None
     probs: Mapping[str, float] = field(default_factory=dict)
     value: float | None = None

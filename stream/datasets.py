@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from encoders.types import Label
+
 from .apt import AptError, Progress, fetch_package
 from .errors import StreamError
 
@@ -57,7 +59,7 @@ class Item:
     audio_source: bytes | Path | None = None
     image_type: str | None = None
     audio_type: str | None = None
-    labels: Mapping[str, str | float] = field(default_factory=dict)
+    labels: Mapping[str, Label] = field(default_factory=dict)
 
     @property
     def image(self) -> bytes | None:

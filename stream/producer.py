@@ -11,6 +11,8 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
+from encoders.types import Label
+
 from .broker import MAX_MESSAGE_BYTES
 from .errors import Unreachable
 from .records import Blob, Record, check_id, encode_record
@@ -76,7 +78,7 @@ class Producer:
         text: str | None = None,
         image: BlobLike = None,
         audio: BlobLike = None,
-        labels: Mapping[str, str | float] | None = None,
+        labels: Mapping[str, Label] | None = None,
         meta: Mapping[str, Any] | None = None,
         ts: int | None = None,
         wait: bool = True,

@@ -21,6 +21,8 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
+from encoders.types import Label
+
 from .errors import BadRecord
 
 SCHEMA_VERSION = 1
@@ -61,7 +63,7 @@ class Record:
     text: str | None = None
     image: Blob | None = None
     audio: Blob | None = None
-    labels: Mapping[str, str | float] = field(default_factory=dict)
+    labels: Mapping[str, Label] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -328,7 +330,7 @@ def _blob(name: str, raw: object, unknown: Counter[str] | None) -> Blob | None:
     return Blob(data=data, uri=uri, media_type=media_type)
 
 
-def _labels(raw: object) -> dict[str, str | float]:
+def _labels(raw: object) -> dict[str, Label]:
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -342,9 +344,18 @@ def _labels(raw: object) -> dict[str, str | float]:
         ):
             raise BadRecord("labels", f"task names are strings of 1 to {MAX_NAME_BYTES} bytes")
         name = f"labels.{task}"
+        if isinstance(label, (list, tuple)):
+            if len(label) > MAX_LABELS:
+                raise BadRecord(name, f"has {len(label)} class names, the limit is {MAX_LABELS}")
+            for one in label:
+                if not isinstance(one, str):
+                    raise BadRecord(name, f"a list must hold class names only, got {_kind(one)}")
+            label = "".join(label)
         if isinstance(label, bool) or not isinstance(label, (str, int, float)):
             raise BadRecord(
-                name, f"must be a class name, a number or a caption, got {_kind(label)}"
+                name,
+                f"must be a class name, a number, a caption or a list of class names, got "
+                f"{_kind(label)}",
             )
         if isinstance(label, float) and not math.isfinite(label):
             raise BadRecord(name, f"must be a finite number, got {label}")

@@ -28,13 +28,13 @@ class Batch:
         features: modality to its features, one row for each sample that has it, in order.
         present_BM: which those are.
         group_B: equal for samples that cannot be told apart.
-        label_B: task to class position, -1 where it is unknown.
+        target: task to its targets, see `encoders.training.targets`.
     """
 
     features: Mapping[str, Features]
     present_BM: Tensor
     group_B: Tensor
-    label_B: Mapping[str, Tensor]
+    target: Mapping[str, Tensor]
 
 
 def batches(
@@ -95,7 +95,7 @@ def encoded(
         features=features,
         present_BM=present_BM,
         group_B=data.group_N[batch_B].to(device),
-        label_B={task: label_N[batch_B].to(device) for task, label_N in data.label_N.items()},
+        target={task: target[batch_B].to(device) for task, target in data.target.items()},
     )
 
 

@@ -18,8 +18,10 @@ from encoders.base import Array, Features, encode_all
 from encoders.config import TrainConfig
 from encoders.errors import BadInput, TrainingError
 from encoders.model import Net
+from encoders.tasks import Task
 from encoders.training.splits import split
-from encoders.types import Sample
+from encoders.training.targets import targets
+from encoders.types import Label, Sample
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with the stage, how much is done, of how much (0: unknown), and figures to show."""
@@ -63,8 +65,8 @@ class Dataset:
     Attributes:
         split_N: "train" or "validation"; "judge" is never kept.
         group_N: equal for samples with the same text: none is another's negative.
-        label_N: task to class position, -1 where it is unknown.
-        tasks: task to its classes, sorted.
+        target: task to its targets, see `encoders.training.targets`.
+        tasks: by name.
         left_out: how many samples or labels were not used, by reason.
     """
 
@@ -73,8 +75,8 @@ class Dataset:
     columns: Mapping[str, Column]
     present_NM: Tensor
     group_N: Tensor
-    label_N: Mapping[str, Tensor]
-    tasks: Mapping[str, list[str]]
+    target: Mapping[str, Tensor]
+    tasks: Mapping[str, Task]
     left_out: Counter[str] = field(default_factory=Counter)
 
     def rows(self, *splits: str) -> Tensor:
@@ -88,7 +90,7 @@ def gather(
 ) -> Dataset:  # fmt: skip
     """Read the samples once; frozen encoders run now, so that pictures are not kept in memory.
 
-    A repeated id keeps its last sample. Bad samples and number labels are left out and counted.
+    A repeated id keeps its last sample. Bad samples and labels are left out and counted.
 
     Raises:
         TrainingError: no sample is left in the train split.
@@ -118,7 +120,7 @@ def gather(
     rows = [kept[key] for key in sorted(kept)]  # not the order of arrival: the result must repeat
     if not any(row.split == "train" for row in rows):
         raise TrainingError("there is no usable sample in the train split")
-    return _assemble(rows, net, frozen, config.max_classes, left_out)
+    return _assemble(rows, net, frozen, config, left_out)
 
 
 @dataclass(kw_only=True)
@@ -126,7 +128,8 @@ class _Row:
     sample_id: str
     split: str
     group: str
-    labels: Mapping[str, str]
+    text: str | None
+    labels: Mapping[str, Label]
     inputs: dict[str, Array]
     features: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, Tensor] = field(default_factory=dict)
@@ -161,13 +164,7 @@ def _prepared(samples: Iterable[Sample], net: Net, left_out: Counter[str]) -> It
             if place == "judge":
                 left_out["judge split"] += 1
                 continue
-            labels = {}
-            for task, label in sample.labels.items():
-                if isinstance(label, str):
-                    labels[task] = label
-                else:
-                    left_out["number label"] += 1
-            waiting.append(pool.submit(_prepare, net, sample, place, labels))
+            waiting.append(pool.submit(_prepare, net, sample, place))
             if len(waiting) > 2 * WINDOW:
                 take()
             if len(window) >= WINDOW:
@@ -182,7 +179,7 @@ def _prepared(samples: Iterable[Sample], net: Net, left_out: Counter[str]) -> It
             yield window
 
 
-def _prepare(net: Net, sample: Sample, place: str, labels: Mapping[str, str]) -> _Row | None:
+def _prepare(net: Net, sample: Sample, place: str) -> _Row | None:
     limits = net.config.limits
     inputs: dict[str, Array] = {}
     try:
@@ -195,11 +192,14 @@ def _prepare(net: Net, sample: Sample, place: str, labels: Mapping[str, str]) ->
     if not inputs:
         return None
     group = f"text {sample.text}" if sample.text is not None else f"id {sample.id}"
-    return _Row(sample_id=sample.id, split=place, group=group, labels=labels, inputs=inputs)
+    return _Row(
+        sample_id=sample.id, split=place, group=group, text=sample.text, labels=sample.labels,
+        inputs=inputs,
+    )  # fmt: skip
 
 
 def _assemble(
-    rows: list[_Row], net: Net, frozen: Mapping[str, bool], max_classes: int,
+    rows: list[_Row], net: Net, frozen: Mapping[str, bool], config: TrainConfig,
     left_out: Counter[str],
 ) -> Dataset:  # fmt: skip
     columns: dict[str, Column] = {}
@@ -218,39 +218,17 @@ def _assemble(
             tokens=[rows[i].tokens[name] for i in having if name in rows[i].tokens],
         )
     groups = {group: i for i, group in enumerate(sorted({row.group for row in rows}))}
-    tasks, label_N = _labels(rows, max_classes)
+    tasks, target = targets(
+        [row.labels for row in rows], [row.text for row in rows],
+        [row.split == "train" for row in rows], config, left_out,
+    )  # fmt: skip
     return Dataset(
         ids=[row.sample_id for row in rows],
         split_N=np.array([row.split for row in rows]),
         columns=columns,
         present_NM=torch.stack([columns[name].row_N >= 0 for name in net.modalities], dim=1),
         group_N=torch.tensor([groups[row.group] for row in rows]),
-        label_N=label_N,
+        target=target,
         tasks=tasks,
         left_out=left_out,
     )
-
-
-def _labels(
-    rows: list[_Row], max_classes: int
-) -> tuple[dict[str, list[str]], dict[str, Tensor]]:  # fmt: skip
-    seen: dict[str, set[str]] = {}
-    for row in rows:
-        if row.split == "train":
-            for task, label in row.labels.items():
-                seen.setdefault(task, set()).add(label)
-    tasks: dict[str, list[str]] = {}
-    label_N: dict[str, Tensor] = {}
-    for task in sorted(seen):
-        classes = sorted(seen[task])
-        if len(classes) > max_classes:
-            raise TrainingError(
-                f"task {task!r} has {len(classes)} classes, the limit is {max_classes}: "
-                "is it a caption or an id?"
-            )
-        if len(classes) < 2:
-            continue  # nothing to tell apart
-        place = {label: i for i, label in enumerate(classes)}
-        tasks[task] = classes
-        label_N[task] = torch.tensor([place.get(row.labels.get(task, ""), -1) for row in rows])
-    return tasks, label_N

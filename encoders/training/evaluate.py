@@ -1,114 +1,284 @@
-"""Figures on the validation split.
+"""Decisions fitted, and figures, on the validation split.
 
 Shapes: B samples, M modalities, S sources, D the shared space, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import permutations
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations, permutations
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from encoders.base import Features, encode_all
+from encoders.decision import Decision
 from encoders.model import Net
+from encoders.tasks import Task
 from encoders.training.data import Dataset
+from encoders.training.measures import calibration_error, label_f1, mean_error, recall
 
-RECALL_AT = (1, 5, 10)
 
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Some samples, encoded.
 
-def recall(query_BD: Tensor, target_BD: Tensor, group_B: Tensor) -> dict[str, float]:
-    """recall@k of row i of `query_BD` finding row i of `target_BD`, k as a string (for JSON).
-
-    A target of the same group (an identical caption) is as right as row i itself. A target that
-    scores the same as the right one but is not right counts as before it: ties never help.
+    Attributes:
+        features: modality to its features, one row for each sample that has it.
+        present_BM: which those are; `kept_BM` those that are looked at, a subset.
     """
-    scores_BB = query_BD @ target_BD.T
-    right_BB = group_B[:, None] == group_B[None]
-    best_B1 = scores_BB.masked_fill(~right_BB, -2.0).amax(1, keepdim=True)
-    rank_B = ((scores_BB >= best_B1) & ~right_BB).sum(1)
-    return {str(k): float((rank_B < k).float().mean()) for k in RECALL_AT}
+
+    features: Mapping[str, Features]
+    present_BM: Tensor
+    kept_BM: Tensor
+    group_B: Tensor
+    target: Mapping[str, Tensor]
+
+    def only(self, subset_M: Tensor) -> View:
+        """The same samples with no other modalities than these."""
+        return replace(self, kept_BM=self.present_BM & subset_M)
 
 
-def features_of(
-    net: Net, data: Dataset, rows: Tensor, device: torch.device
-) -> dict[str, Features]:  # fmt: skip
-    """Plain features of `rows`, one row for each that has the modality. No gradient."""
-    result: dict[str, Features] = {}
+def view(
+    net: Net, data: Dataset, rows: Tensor, device: torch.device,
+    rng: np.random.Generator | None = None,
+) -> View:  # fmt: skip
+    """Encode `rows`. With `rng`, the inputs of trained encoders are varied first (noise)."""
+    features: dict[str, Features] = {}
+    net.eval()
     for name, column in data.columns.items():
         places = column.row_N[rows]
         places = places[places >= 0]
         if len(places) == 0:
             continue
         if column.features_nF is not None:
-            result[name] = column.take(places, device)
-        else:
-            inputs = [column.inputs[int(place)] for place in places]
-            result[name] = encode_all(net.encoder(name), inputs, device, tokens=net.needs_tokens)
-    return result
+            features[name] = column.take(places, device)
+            continue
+        encoder = net.encoder(name)
+        inputs = [column.inputs[int(place)] for place in places]
+        if rng is not None:
+            inputs = [encoder.vary(value, rng) for value in inputs]
+        features[name] = encode_all(encoder, inputs, device, tokens=net.needs_tokens)
+    present_BM = data.present_NM[rows].to(device)
+    return View(
+        features=features, present_BM=present_BM, kept_BM=present_BM,
+        group_B=data.group_N[rows], target={k: v[rows] for k, v in data.target.items()},
+    )  # fmt: skip
 
 
-def fit_decisions(net: Net, data: Dataset, rows: Tensor, device: torch.device) -> None:
-    """Learn each task's temperatures and weights on `rows`."""
-    for task, decision in zip(net.tasks, net.decisions, strict=True):
-        logits_BSC, present_BS, _, _ = _outputs(net, data, rows, device)[task]
-        decision.cpu().fit(logits_BSC, present_BS, data.label_N[task][rows])
+def fit_decisions(
+    net: Net, data: Dataset, rows: Tensor, device: torch.device, *, copies: int = 0, seed: int = 0
+) -> None:
+    """Learn each task's temperatures and weights on `rows`, over all and for each subset of the
+    modalities; `copies` times also with varied inputs, so that the noise they meet is in it."""
+    rng = np.random.default_rng([seed, 1])  # not the training's
+    views = [view(net, data, rows, device, rng if copy else None) for copy in range(copies + 1)]
+    for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
+        if task.kind == "generation":
+            continue
+        decision.cpu()
+        _fit(net, name, decision.fit, views)
+        for number, subset_M in subsets(net):
+            kept = [one.only(subset_M.to(device)) for one in views]
+
+            def fit(*given: Tensor, number: int = number) -> None:
+                decision.fit_subset(number, *given)  # noqa: B023 (called at once)
+
+            _fit(net, name, fit, kept, whole_M=subset_M)
         decision.to(device)
 
 
-def evaluate(net: Net, data: Dataset, rows: Tensor, device: torch.device) -> dict[str, object]:
-    """Recall of every directed pair of modalities, and each task's accuracy by source.
+def subsets(net: Net) -> Iterator[tuple[int, Tensor]]:
+    """The number and the members, bool[M], of each non-empty subset of the modalities."""
+    for number in range(1, 2 ** len(net.modalities)):
+        yield number, torch.tensor([bool(number >> m & 1) for m in range(len(net.modalities))])
+
+
+def name_of(net: Net, subset_M: Tensor) -> str:
+    """Such as "text+image"."""
+    return "+".join(m for m, here in zip(net.modalities, subset_M.tolist(), strict=True) if here)
+
+
+def evaluate(net: Net, data: Dataset, rows: Tensor, device: torch.device) -> dict[str, Any]:
+    """What the version can do, measured on `rows`.
 
     Returns:
-        {"samples": n, "recall": {"text->image": {"1": ..., "5": ..., "10": ...}, ...},
-         "accuracy": {task: {"fused": the decision's, "fused head": ..., modality: ...}}}
+        samples: how many.
+        recall: "text->image" and so on, every directed pair: recall@1, 5, 10.
+        recall_fused: "text->fused", "text->image" by the fused vector of each query subset; the
+            target is a modality outside the subset, or the fused vector of all outside it.
+        accuracy: for each task the decision's ("fused"), each source's alone ("text", ...,
+            "fused head") and the decision's for each subset ("subsets"): accuracy of classes, F1
+            of several labels, mean absolute error of numbers in their own unit.
+        calibration_error: of classification, "before" and "after" temperatures, by source.
     """
-    net.eval()
-    found: dict[str, object] = {"samples": len(rows)}
-    present_BM = data.present_NM[rows]
+    seen = view(net, data, rows, device)
+    found: dict[str, Any] = {"samples": len(rows)}
     with torch.no_grad():
-        features = features_of(net, data, rows, device)
-        unit_BMD = net.align(features, present_BM.to(device))[0].cpu()
-    recalls: dict[str, dict[str, float]] = {}
-    for left, right in permutations(range(len(net.modalities)), 2):
-        both_B = present_BM[:, left] & present_BM[:, right]
-        if int(both_B.sum()) > 1:
-            recalls[f"{net.modalities[left]}->{net.modalities[right]}"] = recall(
-                unit_BMD[both_B, left], unit_BMD[both_B, right], data.group_N[rows][both_B]
-            )
-    found["recall"] = recalls
-    accuracy: dict[str, dict[str, float]] = {}
-    for task, (_, present_BS, probs_BSC, winner_B) in _outputs(net, data, rows, device).items():
-        label_B = data.label_N[task][rows]
-        known_B = label_B >= 0
-        if not bool(known_B.any()):
-            continue
-        figures = {"fused": float((winner_B == label_B)[known_B].float().mean())}
-        for position, source in enumerate(net.sources):
-            here_B = known_B & present_BS[:, position]
-            if bool(here_B.any()):
-                right_B = probs_BSC[:, position].argmax(1) == label_B
-                name = "fused head" if source == "fused" else source
-                figures[name] = float(right_B[here_B].float().mean())
-        accuracy[task] = figures
-    found["accuracy"] = accuracy
+        unit_BMD = net.units(seen.features, seen.present_BM).cpu()
+        found["recall"] = _recalls(net, seen, unit_BMD)
+        found["recall_fused"] = _fused_recalls(net, seen, unit_BMD)
+        accuracy: dict[str, Any] = {}
+        errors: dict[str, Any] = {}
+        for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
+            if task.kind == "generation":
+                continue
+            figures = _accuracy(net, name, task, decision, seen)
+            if figures is not None:
+                accuracy[name] = figures
+            if task.kind == "classification":
+                errors[name] = _calibration(net, name, decision, seen)
+        found["accuracy"] = accuracy
+        found["calibration_error"] = errors
     return found
 
 
-def _outputs(
-    net: Net, data: Dataset, rows: Tensor, device: torch.device
-) -> Mapping[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """For each task: logits_BSC, present_BS, probs_BSC and winner_B, on the CPU."""
-    net.eval()
-    present_BM = data.present_NM[rows].to(device)
-    present_BS = torch.cat([present_BM, torch.ones_like(present_BM[:, :1])], dim=1)
-    result = {}
+def said(net: Net, task: str, seen: View) -> tuple[Tensor, Tensor]:
+    """What each source says, logits_BSC and present_BS, on the CPU. No gradient."""
     with torch.no_grad():
-        features = features_of(net, data, rows, device)
-        unit_BMD, fused_BD = net.align(features, present_BM)
-        for task, decision in zip(net.tasks, net.decisions, strict=True):
-            logits_BSC = net.logits(task, features, unit_BMD, fused_BD, present_BM)
-            probs_BSC, _, winner_B = decision(logits_BSC, present_BS)
-            result[task] = (logits_BSC.cpu(), present_BS.cpu(), probs_BSC.cpu(), winner_B.cpu())
-    return result
+        unit_BMD = net.units(seen.features, seen.present_BM)
+        tokens = net.tokens(seen.features, seen.present_BM)
+        fused_BD = net.fusion(unit_BMD, seen.kept_BM, tokens)
+        logits_BSC = net.logits(task, seen.features, unit_BMD, fused_BD, seen.present_BM)
+    present_BS = torch.cat([seen.kept_BM, torch.ones_like(seen.kept_BM[:, :1])], dim=1)
+    return logits_BSC.cpu(), present_BS.cpu()
+
+
+def _fit(
+    net: Net, task: str, fit: Callable[[Tensor, Tensor, Tensor], None], views: list[View],
+    whole_M: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Fit on all views together; with `whole_M` on the samples that have all of it."""
+    parts = []
+    for seen in views:
+        logits_BSC, present_BS = said(net, task, seen)
+        kept_BM = present_BS[:, :-1]
+        here_B = kept_BM.any(1) if whole_M is None else (kept_BM == whole_M).all(1)
+        parts.append((logits_BSC[here_B], present_BS[here_B], seen.target[task][here_B]))
+    fit(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _recalls(net: Net, seen: View, unit_BMD: Tensor) -> dict[str, dict[str, float]]:
+    present_BM = seen.present_BM.cpu()
+    found = {}
+    for left, right in permutations(range(len(net.modalities)), 2):
+        both_B = present_BM[:, left] & present_BM[:, right]
+        if int(both_B.sum()) > 1:
+            found[f"{net.modalities[left]}->{net.modalities[right]}"] = recall(
+                unit_BMD[both_B, left], unit_BMD[both_B, right], seen.group_B[both_B]
+            )
+    return found
+
+
+def _fused_recalls(net: Net, seen: View, unit_BMD: Tensor) -> dict[str, dict[str, float]]:
+    fused: dict[str, Tensor] = {}
+    units = net.units(seen.features, seen.present_BM)
+    tokens = net.tokens(seen.features, seen.present_BM)
+    for _, subset_M in subsets(net):
+        kept_BM = seen.only(subset_M.to(seen.present_BM.device)).kept_BM
+        fused[name_of(net, subset_M)] = net.fusion(units, kept_BM, tokens).cpu()
+    present_BM = seen.present_BM.cpu()
+    found = {}
+    for _, subset_M in subsets(net):
+        others = [m for m in range(len(net.modalities)) if not subset_M[m]]
+        query = name_of(net, subset_M)
+        for size in range(1, len(others) + 1):
+            if size not in (1, len(others)):
+                continue
+            for chosen in combinations(others, size):
+                target_M = torch.zeros_like(subset_M)
+                target_M[list(chosen)] = True
+                both_B = (present_BM | ~(subset_M | target_M)).all(1)
+                if int(both_B.sum()) < 2:
+                    continue
+                if size == len(others):
+                    found[f"{query}->fused"] = recall(
+                        fused[query][both_B], fused[name_of(net, target_M)][both_B],
+                        seen.group_B[both_B],
+                    )  # fmt: skip
+                if size == 1:
+                    found[f"{query}->{name_of(net, target_M)}"] = recall(
+                        fused[query][both_B], unit_BMD[both_B, chosen[0]], seen.group_B[both_B]
+                    )
+    return found
+
+
+def _class_score(task: Task, decided_B: Tensor, target_B: Tensor) -> float:
+    return float((decided_B == target_B).float().mean())
+
+
+def _number_score(task: Task, value_B: Tensor, target_B: Tensor) -> float:
+    return task.spread * mean_error(value_B, target_B)
+
+
+_SCORE: dict[str, Callable[[Task, Tensor, Tensor], float]] = {
+    "classification": _class_score,
+    "multilabel": lambda task, said_BC, target_BC: label_f1(said_BC, target_BC),
+    "regression": _number_score,
+}
+_ALONE: dict[str, Callable[[Tensor], Tensor]] = {
+    "classification": lambda said_BC: said_BC.argmax(1),
+    "multilabel": lambda said_BC: said_BC > 0.5,
+    "regression": lambda said_BC: said_BC[:, 0],
+}
+
+
+def known(target: Tensor) -> Tensor:
+    """Which samples have a label, bool[B]."""
+    here = target >= 0 if target.dtype == torch.long else ~target.isnan()
+    return here if here.ndim == 1 else here.all(1)
+
+
+def _accuracy(
+    net: Net, name: str, task: Task, decision: Decision, seen: View
+) -> dict[str, Any] | None:
+    target, score = seen.target[name], _SCORE[task.kind]
+    decision = decision.cpu()
+    known_B = known(target)
+    if not bool(known_B.any()):
+        return None
+    logits_BSC, present_BS = said(net, name, seen)
+    said_BSC, _, decided = decision(logits_BSC, present_BS)
+    figures: dict[str, Any] = {"fused": score(task, decided[known_B], target[known_B])}
+    for position, source in enumerate(net.sources):
+        here_B = known_B & present_BS[:, position]
+        if bool(here_B.any()):
+            alone = _ALONE[task.kind](said_BSC[here_B, position])
+            figures["fused head" if source == "fused" else source] = score(
+                task, alone, target[here_B]
+            )
+    figures["subsets"] = {}
+    for _, subset_M in subsets(net):
+        logits_BSC, present_BS = said(net, name, seen.only(subset_M.to(seen.present_BM.device)))
+        here_B = known_B & (present_BS[:, :-1] == subset_M).all(1)
+        if bool(here_B.any()):
+            _, _, decided = decision(logits_BSC[here_B], present_BS[here_B])
+            figures["subsets"][name_of(net, subset_M)] = score(task, decided, target[here_B])
+    decision.to(seen.present_BM.device)
+    return figures
+
+
+def _calibration(net: Net, name: str, decision: Decision, seen: View) -> dict[str, Any]:
+    """Before temperatures: softmax of the logits as they are; for the decision, their mean."""
+    target_B = seen.target[name]
+    decision = decision.cpu()
+    known_B = target_B >= 0
+    logits_BSC, present_BS = said(net, name, seen)
+    after_BSC, combined_BC, _ = decision(logits_BSC, present_BS)
+    before_BSC = torch.softmax(logits_BSC, dim=2)
+    here_BS1 = present_BS[:, :, None].float()
+    mean_BC = (before_BSC * here_BS1).sum(1) / here_BS1.sum(1)
+    found: dict[str, Any] = {"before": {}, "after": {}}
+    pairs = [("decision", mean_BC, combined_BC, known_B)]
+    for position, source in enumerate(net.sources):
+        here_B = known_B & present_BS[:, position]
+        pairs.append((source, before_BSC[:, position], after_BSC[:, position], here_B))
+    for source, before_BC, after_BC, here_B in pairs:
+        if bool(here_B.any()):
+            found["before"][source] = calibration_error(before_BC[here_B], target_B[here_B])
+            found["after"][source] = calibration_error(after_BC[here_B], target_B[here_B])
+    decision.to(seen.present_BM.device)
+    return found

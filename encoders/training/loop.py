@@ -75,7 +75,7 @@ def train(
         metrics: dict[str, Any] = {"seed": seed, **losses, "left_out": dict(data.left_out)}
         metrics["train_samples"] = len(data.rows("train"))
         if len(held) > 0:
-            fit_decisions(net, data, held, place)
+            fit_decisions(net, data, held, place, copies=config.calibration_copies, seed=seed)
             metrics["validation"] = evaluate(net, data, held, place)
         tell("evaluate", 1, 1, {})
         if config.refit and len(held) > 0:

@@ -11,7 +11,7 @@ Shapes: B samples, M modalities, S sources, C classes, D the shared space.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import cast
 
@@ -24,13 +24,37 @@ from encoders.fusion import Tokens
 from encoders.losses import (
     LOG_SCALE_MAX,
     LOG_SCALE_START,
+    caption_loss,
     info_nce,
+    masked_binary_cross_entropy,
     masked_cross_entropy,
+    masked_regression,
     positives,
 )
 from encoders.model import Net
 from encoders.training.batches import Batch
 from encoders.types import FUSED
+
+
+def _class_loss(logits_BC: Tensor, label_B: Tensor, here_B: Tensor) -> Tensor:
+    return masked_cross_entropy(logits_BC, torch.where(here_B, label_B, -1))
+
+
+def _labels_loss(logits_BC: Tensor, target_BC: Tensor, here_B: Tensor) -> Tensor:
+    known_B = here_B & ~target_BC.isnan().any(1)
+    return masked_binary_cross_entropy(logits_BC, target_BC, known_B)
+
+
+def _number_loss(value_B1: Tensor, target_B: Tensor, here_B: Tensor) -> Tensor:
+    return masked_regression(value_B1[:, 0], target_B.masked_fill(~here_B, float("nan")))
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "classification": _class_loss,
+    "multilabel": _labels_loss,
+    "regression": _number_loss,
+}
+"""By kind of task: the loss of one source, from its outputs, the targets, and where it is."""
 
 
 class Objective(nn.Module):
@@ -72,12 +96,16 @@ class Objective(nn.Module):
         if self.heads_only:
             unit_BMD, fused_BD = unit_BMD.detach(), fused_BD.detach()
         task = fuse = zero
-        for name, label_B in batch.label_B.items():
+        for name, target in batch.target.items():
+            if net.tasks[name].kind == "generation":
+                fuse = fuse + self._captions(net, name, batch, unit_BMD, rng)
+                continue
+            loss_of = LOSSES[net.tasks[name].kind]
             logits_BSC = net.logits(name, batch.features, unit_BMD, fused_BD, present_BM)
             for position in range(len(net.modalities)):
-                known_B = torch.where(present_BM[:, position], label_B, -1)
-                task = task + masked_cross_entropy(logits_BSC[:, position], known_B)
-            fuse = fuse + masked_cross_entropy(logits_BSC[:, net.sources.index(FUSED)], label_B)
+                task = task + loss_of(logits_BSC[:, position], target, present_BM[:, position])
+            every_B = torch.ones_like(present_BM[:, 0])
+            fuse = fuse + loss_of(logits_BSC[:, net.sources.index(FUSED)], target, every_B)
         fuse = fuse + config.match * match
         loss = config.task * task + config.align * align + config.fuse * fuse
         return loss, {"task": task.item(), "align": align.item(), "fuse": fuse.item()}
@@ -112,10 +140,24 @@ class Objective(nn.Module):
         )
         return info_nce(left_BD[kept_B], right_BD[kept_B], self.log_scale[pair], target_BB)
 
+    def _captions(
+        self, net: Net, task: str, batch: Batch, unit_BMD: Tensor, rng: np.random.Generator
+    ) -> Tensor:
+        """The captioner's loss, from a random subset of what captions may be made from."""
+        kept_BM = subset(batch.present_BM, 1.0 - self.config.drop, rng)
+        fused_BD = net.caption_input(task, batch.features, unit_BMD, kept_BM, batch.present_BM)
+        ids_BL = batch.target[task]
+        mask_BL = ids_BL >= 0
+        if self.heads_only:
+            fused_BD = fused_BD.detach()
+        logits_BLV = net.heads.captioner(task)(fused_BD, ids_BL.clamp(min=0))
+        return caption_loss(logits_BLV, ids_BL, mask_BL)
+
     def _label(self, batch: Batch) -> Tensor:
-        """Labels that make positives: those of the first task, if any count."""
-        if self.config.same_label > 0 and batch.label_B:
-            return next(iter(batch.label_B.values()))
+        """Labels that make positives: those of the first classification task, if any count."""
+        for target in batch.target.values() if self.config.same_label > 0 else ():
+            if target.dtype == torch.long and target.ndim == 1:
+                return target
         return torch.full_like(batch.group_B, -1)
 
 

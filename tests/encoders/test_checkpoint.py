@@ -54,7 +54,12 @@ def test_a_version_tells_its_story(version: Path, manifest: Manifest) -> None:
     assert manifest.space.startswith("s-")
     assert len(manifest.space) == 14
     assert manifest.metrics["left_out"]["judge split"] > 0
-    assert set(manifest.calibration["colour"]["weights"]) == {"text", "image", "audio", "fused"}
+    assert set(manifest.calibration["colour"]["subsets"]["all"]["weights"]) == {
+        "text",
+        "image",
+        "audio",
+        "fused",
+    }
     assert not list(version.parent.glob(".*")), "a draft was left behind"
     assert verify(version) == read_manifest(version)
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from encoders.decision import RULES, Decision, fit_powers
+from encoders.decision import RULES, Decision
+from encoders.fitting import fit_powers
 from encoders.fusion import FUSIONS, IntermediateFusion, make_fusion
 
 
@@ -101,7 +102,7 @@ def test_exponents_fall_for_a_source_that_knows_nothing() -> None:
 
 def test_a_logproduct_decision_starts_as_the_product_and_learns() -> None:
     decision = Decision("logproduct", 2)
-    assert decision.weights_S.tolist() == [1.0, 1.0]
+    assert decision.weights_ZS[1].tolist() == [1.0, 1.0]
     label = torch.arange(200) % 4
     right = 3.0 * F.one_hot(label, 4).float()
     wrong = 3.0 * F.one_hot((label + 1) % 4, 4).float()

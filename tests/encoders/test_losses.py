@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from encoders.decision import RULES, Decision, fit_temperature, fit_weights
+from encoders.decision import RULES, Decision
+from encoders.fitting import fit_temperature, fit_weights
 from encoders.fusion import MeanFusion
 from encoders.losses import info_nce, masked_cross_entropy, positives
 
@@ -169,15 +170,15 @@ def test_the_decision_learns_to_ignore_a_useless_source() -> None:
     decision = Decision("weighted", 2)
     decision.fit(logits, present, label)
     _, _, winner = decision(logits, present)
-    assert decision.weights_S[1] < 0.05
+    assert decision.weights_ZS[0, 1] < 0.05
     assert (winner == label).float().mean() >= (good.argmax(1) == label).float().mean()
 
 
 def test_fitting_on_nothing_changes_nothing() -> None:
     decision = Decision("weighted", 2)
     decision.fit(torch.zeros(3, 2, 4), torch.ones(3, 2, dtype=torch.bool), torch.full((3,), -1))
-    assert decision.weights_S.tolist() == [0.5, 0.5]
-    assert decision.temperature_S.tolist() == [1.0, 1.0]
+    assert decision.weights_ZS[0].tolist() == [0.5, 0.5]
+    assert decision.temperature_ZS[0].tolist() == [1.0, 1.0]
 
 
 def test_the_temperature_is_found() -> None:

@@ -80,9 +80,9 @@ def bad_messages() -> dict[str, tuple[bytes | None, bytes, str, str]]:
         ),
         "wrong label type": (
             b"a",
-            value("a", text="x", labels={"y": ["red"]}),
+            value("a", text="x", labels={"y": [3]}),
             "labels.y",
-            "got list",
+            "got int",
         ),
         "link that is not allowed": (
             b"a",

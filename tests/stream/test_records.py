@@ -38,7 +38,7 @@ def test_a_record_comes_back_as_it_was() -> None:
         text="ein Vogel",
         image=Blob(data=b"png", media_type="image/png"),
         audio=Blob(uri="https://example.org/a.ogg"),
-        labels={"category": "animals", "weight": 1.5},
+        labels={"category": "animals", "weight": 1.5, "tags": ["small", "grey"]},
         meta={"lang": "de", "tags": ["a", "b"], "n": 3, "x": None, "ok": True},
     )
     assert decode_record(b"bird/1", encode_record(record)) == record
@@ -70,7 +70,9 @@ def test_a_record_comes_back_as_it_was() -> None:
         ({"audio": {"uri": "x" * 5000}}, "audio.uri", "2048"),
         ({"labels": ["animals"]}, "labels", "got list"),
         ({"labels": {"y": float("nan")}}, "labels.y", "must be a finite number, got nan"),
-        ({"labels": {"y": [1, 2]}}, "labels.y", "got list"),
+        ({"labels": {"y": [1, 2]}}, "labels.y", "class names only, got int"),
+        ({"labels": {"y": ["a"] * 65}}, "labels.y", "65 class names, the limit is 64"),
+        ({"labels": {"y": {"a": 1}}}, "labels.y", "got dict"),
         ({"labels": {"y": True}}, "labels.y", "got bool"),
         ({"labels": {str(n): 1 for n in range(65)}}, "labels", "65 tasks, the limit is 64"),
         ({"meta": {"a": {"b": 1}}}, "meta.a", "scalar"),

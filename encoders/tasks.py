@@ -1,0 +1,64 @@
+"""Tasks: what a version predicts. A task's kind follows from its labels, or is declared.
+
+    classification  a class name                   -> one of the classes
+    multilabel      a list of class names          -> any of the classes
+    regression      a number                       -> a number, scaled by mean and spread
+    generation      a caption (must be declared)   -> a text, from the fused vector alone
+
+No torch here: the manifest is read without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+KINDS = ("classification", "multilabel", "regression", "generation")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One task of a model.
+
+    Attributes:
+        kind: one of `KINDS`.
+        classes: class names, sorted (classification, multilabel).
+        mean, spread: value = mean + spread * output (regression).
+        words: the vocabulary (generation).
+        source: the modality that a caption repeats, which is then kept out of what it is made
+            from; None if captions are labels (generation).
+        length: most words of a caption (generation).
+    """
+
+    kind: str = "classification"
+    classes: Sequence[str] = ()
+    mean: float = 0.0
+    spread: float = 1.0
+    words: Sequence[str] = ()
+    source: str | None = None
+    length: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"no task kind {self.kind!r}; there are {', '.join(KINDS)}")
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers each source gives: C; 1 for a number; 0 for a caption."""
+        return {"regression": 1, "generation": 0}.get(self.kind, len(self.classes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, what is not used left out."""
+        empty = asdict(Task())
+        return {"kind": self.kind} | {
+            name: list(value) if isinstance(value, (list, tuple)) else value
+            for name, value in asdict(self).items()
+            if value != empty[name]
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Task:
+        """What `to_dict` gave. TypeError or ValueError if it is something else."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        return cls(**values)

@@ -1,0 +1,85 @@
+"""A loaded version as everyone else sees it: prepare on the CPU, encode on the device.
+
+Shapes: B samples, M modalities, D the shared space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+
+from encoders.base import Array, encode_all, one_thread
+from encoders.manifest import Manifest
+from encoders.model import Net, prepare
+from encoders.predictions import predict
+from encoders.types import Embedding, Prepared, Sample
+
+
+class TorchModel:
+    """A loaded version; implements `encoders.types.Model`."""
+
+    def __init__(self, net: Net, manifest: Manifest, device: torch.device) -> None:
+        self.net = net.to(device).eval().requires_grad_(False)
+        self.manifest = manifest
+        self.device = device
+        self.name = manifest.name
+        self.space = manifest.space
+        self.dim = manifest.dim
+        self.modalities = net.modalities
+        self.preprocessing = manifest.preprocessing
+
+    def prepare(self, sample: Sample) -> Prepared:
+        """See `encoders.types.Model.prepare`."""
+        return prepare(self.net, sample, self.net.config.limits, self.preprocessing)
+
+    def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        """See `encoders.types.Model.encode`. Sorts by size and runs sub-batches inside."""
+        if not prepared:
+            return []
+        for item in prepared:
+            if item.preprocessing != self.preprocessing:
+                raise ValueError(f"prepared by {item.preprocessing}, not by {self.preprocessing}")
+        present_BM = torch.tensor(
+            [[name in item.inputs for name in self.modalities] for item in prepared],
+            device=self.device,
+        )
+        with torch.inference_mode(), one_thread(self.device.type == "cpu"):
+            features = {
+                name: encode_all(
+                    self.net.encoder(name),
+                    [cast(Array, item.inputs[name]) for item in prepared if name in item.inputs],
+                    self.device,
+                    tokens=self.net.needs_tokens,
+                )
+                for position, name in enumerate(self.modalities)
+                if bool(present_BM[:, position].any())
+            }
+            unit_BMD, fused_BD = self.net.align(features, present_BM)
+            tasks = predict(self.net, features, unit_BMD, fused_BD, present_BM)
+        units = unit_BMD.cpu().numpy()
+        fused = fused_BD.cpu().numpy()
+        if not (np.isfinite(fused).all() and np.isfinite(units).all()):
+            raise FloatingPointError(f"{self.name} made a vector that is not finite")
+        return [
+            Embedding(
+                id=item.id,
+                # Copies, so that keeping one vector does not keep the whole batch.
+                fused=fused[row].copy(),
+                by={
+                    name: units[row, position].copy()
+                    for position, name in enumerate(self.modalities)
+                    if name in item.inputs
+                },
+                tasks=tasks[row],
+            )
+            for row, item in enumerate(prepared)
+        ]
+
+    def check(self) -> None:
+        """See `encoders.types.Model.check`."""
+        from encoders.checkpoint import check_golden
+
+        check_golden(self)

@@ -1,0 +1,62 @@
+"""Figures as pure functions.
+
+Shapes: B samples, D the shared space, C classes.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+RECALL_AT = (1, 5, 10)
+
+
+def recall(query_BD: Tensor, target_BD: Tensor, group_B: Tensor) -> dict[str, float]:
+    """recall@k of row i of `query_BD` finding row i of `target_BD`, k as a string (for JSON).
+
+    A target of the same group (an identical caption) is as right as row i itself. A target that
+    scores the same as the right one but is not right counts as before it: ties never help.
+    """
+    scores_BB = query_BD @ target_BD.T
+    right_BB = group_B[:, None] == group_B[None]
+    best_B1 = scores_BB.masked_fill(~right_BB, -2.0).amax(1, keepdim=True)
+    rank_B = ((scores_BB >= best_B1) & ~right_BB).sum(1)
+    return {str(k): float((rank_B < k).float().mean()) for k in RECALL_AT}
+
+
+def calibration_error(probs_BC: Tensor, label_B: Tensor, bins: int = 15) -> float:
+    """Expected calibration error: |accuracy - confidence| by bins of confidence, weighted by their
+    size (Guo et al. 2017, arXiv 1706.04599, equation 3). 0 to 1; 0 for no sample."""
+    if len(label_B) == 0:
+        return 0.0
+    confidence_B, said_B = probs_BC.max(1)
+    right_B = (said_B == label_B).float()
+    bin_B = (confidence_B * bins).ceil().long().clamp(1, bins)
+    error = 0.0
+    for number in range(1, bins + 1):
+        here_B = bin_B == number
+        if bool(here_B.any()):
+            gap = (right_B[here_B].mean() - confidence_B[here_B].mean()).abs()
+            error += float(here_B.float().mean() * gap)
+    return error
+
+
+def interval(right_B: Tensor, other_B: Tensor) -> tuple[float, float]:
+    """The mean of right - other over the same samples, and half its 95 % interval.
+
+    Paired, by the normal approximation: 1.96 standard errors of the mean difference.
+    """
+    difference_B = right_B.double() - other_B.double()
+    spread = float(difference_B.std(unbiased=True)) if len(difference_B) > 1 else 0.0
+    return float(difference_B.mean()), 1.96 * spread / max(len(difference_B), 1) ** 0.5
+
+
+def label_f1(said_BC: Tensor, target_BC: Tensor) -> float:
+    """F1 over all labels of all samples together (micro-averaged); 1 if there are none at all."""
+    both = float((said_BC.bool() & target_BC.bool()).sum())
+    total = float(said_BC.sum() + target_BC.sum())
+    return 1.0 if total == 0 else 2.0 * both / total
+
+
+def mean_error(value_B: Tensor, target_B: Tensor) -> float:
+    """Mean absolute error."""
+    return float((value_B - target_B).abs().mean())

@@ -1,0 +1,215 @@
+"""Tasks beyond one class: several labels, numbers, captions; each record by what it has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from encoders import Embedder, Model, Sample, TrainingError, load, preset, split, train
+from encoders.caption import END, Captioner, spell, vocabulary, words_of
+from encoders.config import TaskConfig
+from encoders.decision import Decision, subset_of
+from encoders.tasks import Task
+from encoders.training.measures import calibration_error, interval, label_f1
+from encoders.training.targets import targets
+from encoders.types import Label
+from tests.encoders.material import COLOURS, samples
+
+PRICE = {name: 10.0 * i for i, name in enumerate(COLOURS)}
+
+
+def labelled() -> list[Sample]:
+    """The material with a price by colour, the letters of the colour, and nothing on some."""
+    made = []
+    for i, sample in enumerate(samples()):
+        colour = sample.labels.get("colour")
+        more: dict[str, Label] = {}
+        if isinstance(colour, str) and i % 3:
+            more = {"price": PRICE[colour], "letters": sorted({"e", "r"} & set(colour))}
+        made.append(replace(sample, labels={**sample.labels, **more}))
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    config = preset("tiny")
+    tasks = {"say": TaskConfig(kind="generation", source="text", length=6)}
+    config = replace(
+        config, epochs=15, task=1.0, fuse=1.0, model=replace(config.model, tasks=tasks)
+    )
+    folder = tmp_path_factory.mktemp("tasks") / "v"
+    train(labelled(), config, out=folder, name="v", version=1, seed=0)
+    return load(folder, device="cpu")
+
+
+def test_a_version_of_all_kinds_is_written_loaded_and_checked(model: Model) -> None:
+    model.check()
+    assert {name: task["kind"] for name, task in model.manifest.tasks.items()} == {
+        "colour": "classification", "letters": "multilabel", "price": "regression",
+        "say": "generation",
+    }  # fmt: skip
+
+
+def test_each_kind_is_predicted_for_what_it_has_not_seen(model: Model) -> None:
+    judged = [s for s in labelled() if split(s.id) == "judge" and s.labels.get("price") is not None]
+    with Embedder(model) as embedder:
+        found = embedder.embed(judged)
+    right = Counter[str]()
+    for sample, embedding in zip(judged, found, strict=True):
+        colour = str(sample.labels["colour"])
+        tasks = embedding.tasks
+        right["letters"] += tasks["letters"].labels == sample.labels["letters"]
+        right["price"] += abs((tasks["price"].value or 0.0) - PRICE[colour]) < 5.0
+        right["say"] += colour in words_of(tasks["say"].text or "")
+        assert 0.0 < (tasks["say"].prob or 0.0) <= 1.0
+        assert "fused" in tasks["price"].by
+    assert all(right[name] >= 0.8 * len(judged) for name in ("letters", "price", "say")), right
+
+
+def test_the_validation_figures_speak_of_every_subset(model: Model) -> None:
+    figures = model.manifest.metrics["validation"]
+    assert set(figures["accuracy"]["colour"]["subsets"]) == {
+        "text", "image", "audio", "text+image", "text+audio", "image+audio", "text+image+audio",
+    }  # fmt: skip
+    assert figures["accuracy"]["price"]["fused"] < 5.0, "mean absolute error, in its own unit"
+    assert {"text->image", "text->audio", "text->fused", "text+image->audio"} <= set(
+        figures["recall_fused"]
+    )
+    assert set(figures["calibration_error"]["colour"]["after"]) == {
+        "decision", "text", "image", "audio", "fused",
+    }  # fmt: skip
+
+
+def test_a_caption_is_not_made_from_the_text_that_it_repeats(model: Model) -> None:
+    red = next(s for s in samples() if s.labels.get("colour") == "red" and s.image)
+    with Embedder(model) as embedder:
+        alone, beside = embedder.embed(
+            [replace(red, text=None, audio=None), replace(red, text="a blue thing", audio=None)]
+        )
+    assert alone.tasks["say"] == beside.tasks["say"]
+
+
+def test_kinds_follow_from_labels_and_strays_are_counted() -> None:
+    left_out = Counter[str]()
+    tasks, found = targets(
+        [{"a": "x", "b": 1.0, "c": ["x"]}, {"a": "y", "b": 3.0, "c": []}, {"a": 4.0, "b": "no"}],
+        [None] * 3, [True] * 3, preset("tiny"), left_out,
+    )  # fmt: skip
+    assert {name: task.kind for name, task in tasks.items()} == {
+        "a": "classification", "b": "regression", "c": "multilabel",
+    }  # fmt: skip
+    assert left_out == {"label of another kind": 2}
+    assert found["a"].tolist() == [0, 1, -1]
+    assert found["b"][:2].tolist() == [-1.0, 1.0]
+    assert bool(found["b"][2].isnan())
+    assert found["c"][:2].tolist() == [[1.0], [0.0]]
+
+
+def test_a_declared_task_without_labels_is_refused() -> None:
+    config = preset("tiny")
+    tasks = {"say": TaskConfig(kind="generation")}
+    config = replace(config, model=replace(config.model, tasks=tasks))
+    with pytest.raises(TrainingError, match="'say' is declared"):
+        targets([{}], [None], [True], config, Counter())
+
+
+def test_tasks_survive_the_manifest_and_unknown_kinds_do_not() -> None:
+    task = Task(kind="regression", mean=3.0, spread=2.0)
+    assert Task.from_dict(task.to_dict()) == task
+    assert task.to_dict() == {"kind": "regression", "mean": 3.0, "spread": 2.0}
+    with pytest.raises(ValueError, match="telepathy"):
+        Task(kind="telepathy")
+
+
+def test_words_and_captions() -> None:
+    assert words_of("A red bird's nest.") == ["a", "red", "bird", "'", "s", "nest", "."]
+    assert spell(["a", "red", "bird", "."]) == "A red bird."
+    words = vocabulary(["a red bird", "a blue bird", "a rare one"])
+    assert words[3:] == ("a", "bird")
+    assert Captioner(words, 4, 2).encode("a rare bird") == [3, 2, END]
+
+
+def test_beam_search_finds_what_a_greedy_choice_misses() -> None:
+    """A first word that is likelier alone, but that nothing likely follows."""
+
+    class Scripted(Captioner):
+        def _run(
+            self, fused_BD: torch.Tensor, ids_BL: torch.Tensor, state_1BW: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return ids_BL[:, :, None].float(), state_1BW
+
+    captioner = Scripted(("<pad>", "<end>", "<unknown>", "dull", "good"), 4, 3)
+    after = {
+        0: {3: 0.6, 4: 0.4},
+        3: {1: 0.3, 3: 0.4, 4: 0.3},
+        4: {1: 0.98, 3: 0.01, 4: 0.01},
+    }
+    table = torch.full((5, 5), 1e-9)
+    for before, chances in after.items():
+        for word, chance in chances.items():
+            table[before, word] = chance
+
+    class Out(torch.nn.Module):
+        def forward(self, before_KW: torch.Tensor) -> torch.Tensor:
+            return table[before_KW[:, 0].long()].log()
+
+    captioner.out = Out()  # type: ignore[assignment]
+    fused = torch.zeros(1, 4)
+    assert captioner.greedy(fused)[0].text.startswith("Dull")
+    best = captioner.beam(fused, beams=3)[0][0]
+    assert best.text == "Good"
+    assert best.score == pytest.approx(float(np.log(0.4 * 0.98)) / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["weighted", "logproduct", "vote"])
+def test_a_decision_over_several_labels_and_over_numbers(rule: str) -> None:
+    present = torch.tensor([[True, False, True], [True, True, True]])
+    logits = torch.tensor([[[2.0, -2.0]] * 3, [[2.0, -2.0], [3.0, -1.0], [-0.1, -0.1]]])
+    several = Decision(rule, 3, "multilabel")
+    _, _, yes = several(logits, present)
+    assert yes.tolist() == [[True, False], [True, False]]
+    numbers = Decision(rule, 3, "regression")
+    _, _, value = numbers(torch.tensor([[[1.0], [90.0], [1.0]], [[1.0], [2.0], [3.0]]]), present)
+    assert value.tolist() == pytest.approx([1.0, 2.0])
+
+
+def test_averages_of_numbers_learn_whom_to_trust() -> None:
+    torch.manual_seed(0)
+    target = torch.randn(200)
+    said = torch.stack([target + 0.1 * torch.randn(200), torch.randn(200)], dim=1)[:, :, None]
+    decision = Decision("weighted", 2, "regression")
+    decision.fit(said, torch.ones(200, 2, dtype=torch.bool), target)
+    assert decision.weights_ZS[1, 0] > 0.9
+
+
+def test_temperatures_are_those_of_the_subset() -> None:
+    torch.manual_seed(0)
+    label = torch.arange(400) % 4
+    sure = 8.0 * torch.nn.functional.one_hot(label, 4).float() + 4.0 * torch.randn(400, 4)
+    both = torch.ones(400, 3, dtype=torch.bool)
+    one = both.clone()
+    one[:, 1] = False
+    decision = Decision("weighted", 3)
+    decision.fit(torch.stack([sure] * 3, dim=1), both, label)
+    before = decision.temperature_ZS.clone()
+    weak = torch.stack([5.0 * sure, sure, 9.0 * torch.randn(400, 4)], dim=1)
+    decision.fit_subset(1, weak, one, label)
+    assert torch.equal(decision.temperature_ZS[3], before[3])
+    assert decision.temperature_ZS[1, 0] > 3.0 * before[1, 0]
+    assert subset_of(one)[:2].tolist() == [1, 1]
+    decision.fit_subset(2, weak[:5], one[:5], label[:5])
+    assert torch.equal(decision.temperature_ZS[2], before[2]), "five samples are too few"
+
+
+def test_figures() -> None:
+    probs = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
+    label = torch.tensor([0, 0, 0, 1])
+    assert calibration_error(probs, label) == pytest.approx(0.5 * 0.1 + 0.5 * 0.1)
+    assert label_f1(torch.tensor([[1, 0], [1, 1]]), torch.tensor([[1, 1], [1, 0]])) == 2 * 2 / 6
+    mean, half = interval(torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    assert mean == pytest.approx(0.25)
+    assert half == pytest.approx(1.96 * 0.5 / 2)
