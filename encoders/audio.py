@@ -140,6 +140,9 @@ class LogMelCnn(Encoder):
     def restore(cls, config: EncoderConfig, assets: Path) -> LogMelCnn:
         return cls(**config.options)
 
+    def trainable_blocks(self) -> list[nn.Module]:
+        return [*self.layers, self.squeeze]
+
     def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
         if not isinstance(value, bytes):
             raise BadInput("audio", f"must be bytes, is {type(value).__name__}")

@@ -50,12 +50,14 @@ class EncoderConfig:
         source: pretrained weights: a hub name, a local folder, "package:NAME", or None for random.
             Used when a model is made, never when a version is loaded.
         frozen: keep its weights, so that training may compute its features once.
+        train_last: train only the last n of its `trainable_blocks`; None trains all of it.
         options: what its constructor takes; JSON values.
     """
 
     kind: str
     source: str | None = None
     frozen: bool = False
+    train_last: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -126,6 +128,19 @@ class TrainConfig:
             other. (Frozen encoders use all cores, each its own sub-batch.)
         calibration_copies: how often each validation sample counts where decisions are fitted,
             its trained modalities varied each time anew (noise), beside once as it is.
+        contrast: "info_nce" or "siglip": the loss that aligns.
+        learn_weights: learn the weights of task, align and fuse (bounded Kendall); the configured
+            ones multiply their terms before.
+        balance: 0 leaves the modalities alone; above, alpha of OGM-GE: the gradient of a modality
+            whose own head is surer than the others' is damped.
+        monotone: weight, within fuse, of the penalty on a fused head that is surer with fewer
+            modalities (`encoders.losses.confidence_penalty`).
+        ema: decay of the moving average of the weights that is evaluated and written; 0: none.
+        precision: "float32" or "bf16" (automatic mixed precision, losses in float32).
+        chunk: how many samples of a batch go through a trained encoder at once; 0: all. Gradients
+            stay those of the whole batch: features are cached, encoders run twice.
+        patience: stop when the loss on validation has not fallen for so many epochs, and keep the
+            best epoch's weights; 0: never.
         max_classes: a str label with more distinct values than this is refused.
     """
 
@@ -147,7 +162,26 @@ class TrainConfig:
     refit: bool = True
     one_core: bool = True
     calibration_copies: int = 0
+    contrast: str = "info_nce"
+    learn_weights: bool = False
+    balance: float = 0.0
+    monotone: float = 0.0
+    ema: float = 0.0
+    precision: str = "float32"
+    chunk: int = 0
+    patience: int = 0
     max_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("contrast", self.contrast, ("info_nce", "siglip")),
+            ("precision", self.precision, ("float32", "bf16")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, is {value!r}")
+        for name in ("epochs", "batch", "encoder_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; `from_dict` reads them back."""

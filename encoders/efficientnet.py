@@ -133,6 +133,9 @@ class EfficientNetLite0(ImageEncoder):
     def restore(cls, config: EncoderConfig, assets: Path) -> EfficientNetLite0:
         return cls(**config.options)
 
+    def trainable_blocks(self) -> list[nn.Module]:
+        return [self.stem, *self.blocks, self.head]
+
     def forward(self, *batch: Tensor) -> Features:
         (pixels_BCHW,) = batch
         x_BCHW = (pixels_BCHW.float() - self.mean) / self.std

@@ -14,6 +14,8 @@ from torch import Tensor
 LOG_SCALE_START = math.log(1 / 0.07)
 LOG_SCALE_MAX = math.log(100.0)
 """Start and cap of the learnt temperature, as in CLIP (arXiv 2103.00020) and open_clip."""
+SIGMOID_LOG_SCALE, SIGMOID_BIAS = math.log(10.0), -10.0
+"""Where SigLIP's scale and bias start (arXiv 2303.15343, section 3)."""
 
 
 def positives(group_B: Tensor, label_B: Tensor, same_label: float) -> Tensor:
@@ -54,37 +56,99 @@ def info_nce(left_BD: Tensor, right_BD: Tensor, log_scale: Tensor, target_BB: Te
     """
     if len(left_BD) < 2:
         return (left_BD.sum() + right_BD.sum()) * 0.0
-    scores_BB = log_scale.exp() * left_BD @ right_BD.T
+    scores_BB = log_scale.exp() * left_BD.float() @ right_BD.float().T
     back_BB = target_BB.T / target_BB.T.sum(1, keepdim=True)
     forth = F.cross_entropy(scores_BB, target_BB)
     return 0.5 * (forth + F.cross_entropy(scores_BB.T, back_BB))
 
 
+def sigmoid_loss(
+    left_BD: Tensor, right_BD: Tensor, log_scale: Tensor, bias: Tensor, target_BB: Tensor
+) -> Tensor:
+    """SigLIP's loss, a scalar: every pair of a left and a right is a yes-or-no question.
+
+    -(1/B) sum_ij log sigmoid(y_ij (exp(log_scale) left_i . right_j + bias)), y_ij = 1 where
+    `target_BB` is positive, else -1 (Zhai et al. 2023, arXiv 2303.15343, algorithm 1). The sum is
+    divided by B, not by B^2.
+
+    Args:
+        left_BD, right_BD: unit vectors, as for `info_nce`.
+        log_scale, bias: learnable; see `SIGMOID_LOG_SCALE`, `SIGMOID_BIAS`.
+        target_BB: only its sign counts.
+
+    Fewer than two rows give 0, with a gradient of 0, as `info_nce` does.
+    """
+    if len(left_BD) < 2:
+        return (left_BD.sum() + right_BD.sum()) * 0.0
+    scores_BB = log_scale.exp() * left_BD.float() @ right_BD.float().T + bias
+    sign_BB = torch.where(target_BB > 0, 1.0, -1.0)
+    return -F.logsigmoid(sign_BB * scores_BB).sum() / len(left_BD)
+
+
+def confidence_penalty(fewer_BC: Tensor, more_BC: Tensor) -> Tensor:
+    """How much taking modalities away raises the confidence, a scalar >= 0.
+
+    mean_b max(0, max_c softmax(fewer_b) - max_c softmax(more_b)): confidence in what a subset of
+    the modalities says must not exceed that of a superset (Ma et al., "Calibrating Multimodal
+    Learning", ICML 2023, arXiv 2306.01265).
+
+    Args:
+        fewer_BC, more_BC: logits of the same samples from a subset and from its superset.
+    """
+    fewer_B = torch.softmax(fewer_BC.float(), dim=1).amax(1)
+    more_B = torch.softmax(more_BC.float(), dim=1).amax(1)
+    return F.relu(fewer_B - more_B).mean()
+
+
 def masked_cross_entropy(logits_BC: Tensor, label_B: Tensor) -> Tensor:
-    """Mean cross-entropy over the samples whose label is known (not -1); 0 where none is."""
+    """-(1/n) sum_b log softmax(logits_b)[label_b] over the n samples whose label is known (not -1),
+    a scalar; 0 where none is.
+
+    Args:
+        logits_BC: float[B, C].
+        label_B: int[B].
+    """
     known = int((label_B >= 0).sum())
     if known == 0:
         return logits_BC.sum() * 0.0
-    return F.cross_entropy(logits_BC, label_B, ignore_index=-1, reduction="sum") / known
+    return F.cross_entropy(logits_BC.float(), label_B, ignore_index=-1, reduction="sum") / known
 
 
 def masked_binary_cross_entropy(logits_BC: Tensor, target_BC: Tensor, known_B: Tensor) -> Tensor:
-    """Mean binary cross-entropy over the samples whose labels are known; 0 where none is."""
+    """Mean over classes and known samples of -[t log p + (1 - t) log(1 - p)], p = sigmoid(logit), a
+    scalar; 0 where no sample is known.
+
+    Args:
+        logits_BC, target_BC: float[B, C], targets 0 or 1.
+        known_B: bool[B].
+    """
     if not bool(known_B.any()):
         return logits_BC.sum() * 0.0
-    return F.binary_cross_entropy_with_logits(logits_BC[known_B], target_BC[known_B])
+    return F.binary_cross_entropy_with_logits(logits_BC[known_B].float(), target_BC[known_B])
 
 
 def masked_regression(value_B: Tensor, target_B: Tensor) -> Tensor:
-    """Mean smooth L1 over the samples whose number is known (not NaN); 0 where none is."""
+    """Mean smooth L1 over the samples whose number is known (not NaN), a scalar; 0 where none is.
+
+    d^2 / 2 where |d| < 1, else |d| - 1/2 (Girshick 2015, arXiv 1504.08083, equation 3): a label
+    that is wrong by far does not drown the others.
+
+    Args:
+        value_B, target_B: float[B], scaled to spread 1.
+    """
     known_B = ~target_B.isnan()
     if not bool(known_B.any()):
         return value_B.sum() * 0.0
-    return F.smooth_l1_loss(value_B[known_B], target_B[known_B])
+    return F.smooth_l1_loss(value_B[known_B].float(), target_B[known_B])
 
 
 def caption_loss(logits_BTV: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean cross-entropy a word over the words that are real; 0 where none is."""
+    """Mean of -log softmax(logits_bt)[id_bt] over the real words, a scalar; 0 where none is.
+
+    Args:
+        logits_BTV: of each word given those before it, float[B, T, V].
+        ids_BT: int[B, T]; mask_BT: bool[B, T], True where a word is real.
+    """
     if not bool(mask_BT.any()):
         return logits_BTV.sum() * 0.0
-    return F.cross_entropy(logits_BTV[mask_BT], ids_BT[mask_BT])
+    return F.cross_entropy(logits_BTV[mask_BT].float(), ids_BT[mask_BT])

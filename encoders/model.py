@@ -148,9 +148,9 @@ class Net(nn.Module):
                     if self.config.heads_on == "features"
                     else unit_BMD[here_B, position]
                 )
-                out_BC[here_B] = self.heads(task, name, seen)
+                out_BC[here_B] = self.heads(task, name, seen).float()
             rows.append(out_BC)
-        rows.append(self.heads(task, FUSED, fused_BD))
+        rows.append(self.heads(task, FUSED, fused_BD).float())
         return torch.stack(rows, dim=1)
 
     def caption_input(

@@ -173,6 +173,14 @@ class TransformerText(TextEncoder):
         (folder / TOKENIZER).write_text(self._tokenizer_json, encoding="utf-8")
         (folder / CONFIG).write_text(json.dumps(self._settings, indent=1), encoding="utf-8")
 
+    def trainable_blocks(self) -> list[nn.Module]:
+        stack = max(
+            (part for part in self.net.modules() if isinstance(part, nn.ModuleList)),
+            key=len,
+            default=nn.ModuleList(),
+        )
+        return list(stack)
+
     def tokenize(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text).ids)
 

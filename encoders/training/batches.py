@@ -1,4 +1,4 @@
-"""Batches: shuffled, varied and collated while the one before is used, then encoded.
+"""Batches: shuffled, varied and collated while the one before is used.
 
 Shapes: N samples in all, n samples that have a modality, B samples of a batch, M modalities.
 """
@@ -38,10 +38,11 @@ class Batch:
 
 
 def batches(
-    rows: Tensor, data: Dataset, net: Net, config: TrainConfig, rng: np.random.Generator
+    rows: Tensor, data: Dataset, net: Net, config: TrainConfig, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     """Shuffled positions, int[B], and for each trained encoder its collated batch and which rows
     are in it. While one is used, the inputs of the next are varied and collated."""
+    rng = np.random.default_rng([seed, epoch])  # so that a resumed run goes on as it would have
     shuffled = rows[torch.from_numpy(rng.permutation(len(rows)))]
     parts = list(shuffled.split(config.batch))
     seeds = rng.integers(0, 2**63, len(parts))
@@ -64,30 +65,29 @@ def batches(
             yield batch_B, inputs
 
 
-def encoded(
-    net: Net, data: Dataset, batch_B: Tensor, inputs: Mapping[str, Any], device: torch.device
-) -> Batch:
-    """The batch as the objective takes it: stored features, and those of the trained encoders.
+def assemble(
+    net: Net, data: Dataset, batch_B: Tensor, encoded: Mapping[str, Features],
+    rows: Mapping[str, Tensor], device: torch.device,
+) -> Batch:  # fmt: skip
+    """The batch as the objective takes it: the stored features beside those just encoded.
 
     Args:
         batch_B: positions in `data`.
-        inputs: see `batches`.
+        encoded: the features of each trained encoder.
+        rows: which rows of `batch_B` those are, ascending.
     """
     present_BM = data.present_NM[batch_B].to(device)
-    features: dict[str, Features] = {}
+    features: dict[str, Features] = dict(encoded)
     for position, name in enumerate(net.modalities):
         column = data.columns[name]
         if column.features_nF is not None:
             places = column.row_N[batch_B]
             if bool((places >= 0).any()):
                 features[name] = column.take(places[places >= 0], device)
-        elif name in inputs:
-            batch, rows_n = inputs[name]
-            present_BM[:, position] = False
-            present_BM[rows_n, position] = True
-            features[name] = net.encoders[name](*(part.to(device) for part in batch))
         else:
             present_BM[:, position] = False
+            if name in rows:
+                present_BM[rows[name], position] = True
     usable_B = present_BM.any(1)
     if not bool(usable_B.all()):  # a sample with nothing but a modality that sits this batch out
         batch_B, present_BM = batch_B[usable_B.cpu()], present_BM[usable_B]

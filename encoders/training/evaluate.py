@@ -18,8 +18,10 @@ from encoders.base import Features, encode_all
 from encoders.decision import Decision
 from encoders.model import Net
 from encoders.tasks import Task
+from encoders.training.batches import Batch
 from encoders.training.data import Dataset
 from encoders.training.measures import calibration_error, label_f1, mean_error, recall
+from encoders.training.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,26 @@ def view(
         features=features, present_BM=present_BM, kept_BM=present_BM,
         group_B=data.group_N[rows], target={k: v[rows] for k, v in data.target.items()},
     )  # fmt: skip
+
+
+def held_out_loss(
+    net: Net, objective: Objective, data: Dataset, rows: Tensor, device: torch.device
+) -> float:
+    """The joint loss on `rows` as they are, without dropout; always under the same subsets."""
+    total = 0.0
+    net.eval()
+    objective.eval()
+    for part in rows.split(objective.config.batch):
+        seen = view(net, data, part, device)
+        batch = Batch(
+            features=seen.features, present_BM=seen.present_BM, group_B=seen.group_B.to(device),
+            target={name: target.to(device) for name, target in seen.target.items()},
+        )  # fmt: skip
+        with torch.no_grad():
+            terms = objective(net, batch, np.random.default_rng(0))
+        total += float(terms.loss) * len(part)
+    objective.train()
+    return total / max(len(rows), 1)
 
 
 def fit_decisions(

@@ -1,17 +1,18 @@
 """The joint loss: task + align + fuse, weighted as the configuration says.
 
     task   each modality's own heads, on the samples that have the modality and the label
-    align  InfoNCE between the unit vectors of every pair of modalities
-    fuse   the fused vector's head under random subsets of the modalities, and InfoNCE between
+    align  InfoNCE (or SigLIP) between the unit vectors of every pair of modalities
+    fuse   the fused vector's head under random subsets of the modalities, captions, InfoNCE between
            fuse(A) and fuse(B) of one sample for random subsets A and B, so that a query with one
-           modality finds records with three
+           modality finds records with three, and the penalty on confidence that falls with more
 
-Shapes: B samples, M modalities, S sources, C classes, D the shared space.
+Shapes: B samples, M modalities, S sources, C classes, L words, D the shared space.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import cast
 
@@ -24,16 +25,37 @@ from encoders.fusion import Tokens
 from encoders.losses import (
     LOG_SCALE_MAX,
     LOG_SCALE_START,
+    SIGMOID_BIAS,
+    SIGMOID_LOG_SCALE,
     caption_loss,
+    confidence_penalty,
     info_nce,
     masked_binary_cross_entropy,
     masked_cross_entropy,
     masked_regression,
     positives,
+    sigmoid_loss,
 )
 from encoders.model import Net
 from encoders.training.batches import Batch
+from encoders.training.weighing import LearnedWeights
 from encoders.types import FUSED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What the objective found.
+
+    Attributes:
+        loss: the weighted sum, a scalar.
+        parts: "task", "align" and "fuse" without their weights.
+        confidence_M: the mean probability of the true class by each modality's own heads, over the
+            classification tasks; NaN where there was nothing to say.
+    """
+
+    loss: Tensor
+    parts: dict[str, float]
+    confidence_M: Tensor
 
 
 def _class_loss(logits_BC: Tensor, label_B: Tensor, here_B: Tensor) -> Tensor:
@@ -58,7 +80,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 class Objective(nn.Module):
-    """The joint loss with its learnable temperatures, one for each pair and one for the fused."""
+    """The joint loss with what it learns: a temperature for each pair and one for the fused
+    subsets, SigLIP's biases, and the weights of the terms."""
 
     def __init__(
         self, modalities: Sequence[str], config: TrainConfig, *, heads_only: bool = False
@@ -67,19 +90,28 @@ class Objective(nn.Module):
         self.config = config
         self.heads_only = heads_only
         names = [] if heads_only else [*(f"{a}-{b}" for a, b in combinations(modalities, 2)), FUSED]
-        self.log_scale = nn.ParameterDict(
-            {name: nn.Parameter(torch.tensor(LOG_SCALE_START)) for name in names}
-        )
+        sigmoid = config.contrast == "siglip"
+        start = SIGMOID_LOG_SCALE if sigmoid else LOG_SCALE_START
+        self.log_scale = _scalars(names, start)
+        self.bias = _scalars(names if sigmoid else [], SIGMOID_BIAS)
+        weights = {"task": config.task, "align": 0.0 if heads_only else config.align}
+        weights["fuse"] = config.fuse
+        self.fixed = weights
+        learnt = [name for name, weight in weights.items() if weight > 0 and config.learn_weights]
+        self.weights = LearnedWeights(learnt)
 
     def clamp(self) -> None:
-        """Keep the temperatures in their range; after each step."""
+        """Keep what is learnt in its range; after each step."""
         for log_scale in self.log_scale.values():
             log_scale.data.clamp_(0.0, LOG_SCALE_MAX)
+        self.weights.clamp()
 
-    def forward(
-        self, net: Net, batch: Batch, rng: np.random.Generator
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The loss, a scalar, and its three terms."""
+    def forward(self, net: Net, batch: Batch, rng: np.random.Generator) -> Terms:
+        """The loss of one batch.
+
+        Args:
+            rng: draws the subsets of the modalities.
+        """
         config = self.config
         present_BM = batch.present_BM
         unit_BMD = net.units(batch.features, present_BM)
@@ -92,23 +124,41 @@ class Objective(nn.Module):
             if config.match > 0:
                 match = self._match(net, unit_BMD, tokens, batch, rng)
         # The fused head sees random subsets: at work any modality may be missing, or know nothing.
-        fused_BD = net.fusion(unit_BMD, subset(present_BM, 1.0 - config.drop, rng), tokens)
+        kept_BM = subset(present_BM, 1.0 - config.drop, rng)
+        fused_BD = net.fusion(unit_BMD, kept_BM, tokens)
+        whole_BD = None if config.monotone == 0 else net.fusion(unit_BMD, present_BM, tokens)
         if self.heads_only:
             unit_BMD, fused_BD = unit_BMD.detach(), fused_BD.detach()
+            whole_BD = None if whole_BD is None else whole_BD.detach()
         task = fuse = zero
+        sure: list[Tensor] = []
+        every_B = torch.ones_like(present_BM[:, 0])
         for name, target in batch.target.items():
-            if net.tasks[name].kind == "generation":
+            kind = net.tasks[name].kind
+            if kind == "generation":
                 fuse = fuse + self._captions(net, name, batch, unit_BMD, rng)
                 continue
-            loss_of = LOSSES[net.tasks[name].kind]
             logits_BSC = net.logits(name, batch.features, unit_BMD, fused_BD, present_BM)
             for position in range(len(net.modalities)):
-                task = task + loss_of(logits_BSC[:, position], target, present_BM[:, position])
-            every_B = torch.ones_like(present_BM[:, 0])
-            fuse = fuse + loss_of(logits_BSC[:, net.sources.index(FUSED)], target, every_B)
+                here_B = present_BM[:, position]
+                task = task + LOSSES[kind](logits_BSC[:, position], target, here_B)
+            fuse = fuse + LOSSES[kind](logits_BSC[:, -1], target, every_B)
+            if kind == "classification":
+                sure.append(_confidence(logits_BSC.detach(), target, present_BM))
+                if whole_BD is not None:
+                    whole_BC = net.heads(name, FUSED, whole_BD)
+                    fuse = fuse + config.monotone * confidence_penalty(logits_BSC[:, -1], whole_BC)
         fuse = fuse + config.match * match
-        loss = config.task * task + config.align * align + config.fuse * fuse
-        return loss, {"task": task.item(), "align": align.item(), "fuse": fuse.item()}
+        terms = {"task": task, "align": align, "fuse": fuse}
+        weighed = {name: self.fixed[name] * term for name, term in terms.items()}
+        loss = self.weights(weighed) if self.config.learn_weights else sum(weighed.values(), zero)
+        return Terms(
+            loss=loss,
+            parts={name: float(term.detach()) for name, term in terms.items()},
+            confidence_M=torch.stack(sure).nanmean(0)
+            if sure
+            else torch.full((len(net.modalities),), float("nan")),
+        )
 
     def _align(self, net: Net, unit_BMD: Tensor, batch: Batch) -> Tensor:
         """The contrast summed over the pairs of modalities; each over the samples with both."""
@@ -134,11 +184,16 @@ class Objective(nn.Module):
     def _contrast(
         self, left_BD: Tensor, right_BD: Tensor, pair: str, kept_B: Tensor, batch: Batch
     ) -> Tensor:
-        """InfoNCE of two columns of unit vectors over the samples kept."""
+        """The loss that aligns two columns of unit vectors, over the samples kept."""
         target_BB = positives(
             batch.group_B[kept_B], self._label(batch)[kept_B], self.config.same_label
         )
-        return info_nce(left_BD[kept_B], right_BD[kept_B], self.log_scale[pair], target_BB)
+        left_BD, right_BD = left_BD[kept_B], right_BD[kept_B]
+        if pair in self.bias:
+            return sigmoid_loss(
+                left_BD, right_BD, self.log_scale[pair], self.bias[pair], target_BB
+            )  # fmt: skip
+        return info_nce(left_BD, right_BD, self.log_scale[pair], target_BB)
 
     def _captions(
         self, net: Net, task: str, batch: Batch, unit_BMD: Tensor, rng: np.random.Generator
@@ -146,12 +201,11 @@ class Objective(nn.Module):
         """The captioner's loss, from a random subset of what captions may be made from."""
         kept_BM = subset(batch.present_BM, 1.0 - self.config.drop, rng)
         fused_BD = net.caption_input(task, batch.features, unit_BMD, kept_BM, batch.present_BM)
-        ids_BL = batch.target[task]
-        mask_BL = ids_BL >= 0
         if self.heads_only:
             fused_BD = fused_BD.detach()
+        ids_BL = batch.target[task]
         logits_BLV = net.heads.captioner(task)(fused_BD, ids_BL.clamp(min=0))
-        return caption_loss(logits_BLV, ids_BL, mask_BL)
+        return caption_loss(logits_BLV, ids_BL, ids_BL >= 0)
 
     def _label(self, batch: Batch) -> Tensor:
         """Labels that make positives: those of the first classification task, if any count."""
@@ -159,6 +213,18 @@ class Objective(nn.Module):
             if target.dtype == torch.long and target.ndim == 1:
                 return target
         return torch.full_like(batch.group_B, -1)
+
+
+def _scalars(names: Sequence[str], start: float) -> nn.ParameterDict:
+    return nn.ParameterDict({name: nn.Parameter(torch.tensor(start)) for name in names})
+
+
+def _confidence(logits_BSC: Tensor, label_B: Tensor, present_BM: Tensor) -> Tensor:
+    """Each modality's mean probability of the true class, float[M]; NaN where it said nothing."""
+    known_B = label_B >= 0
+    probs_BSC = torch.softmax(logits_BSC[known_B].float(), dim=2)
+    true_BS = probs_BSC[torch.arange(len(probs_BSC)), :, label_B[known_B]][:, :-1]
+    return true_BS.masked_fill(~present_BM[known_B], float("nan")).nanmean(0).cpu()
 
 
 def subset(present_BM: Tensor, keep: float, rng: np.random.Generator) -> Tensor:

@@ -11,7 +11,16 @@ from torch import Tensor
 from encoders.decision import RULES, Decision
 from encoders.fitting import fit_temperature, fit_weights
 from encoders.fusion import MeanFusion
-from encoders.losses import info_nce, masked_cross_entropy, positives
+from encoders.losses import (
+    caption_loss,
+    confidence_penalty,
+    info_nce,
+    masked_binary_cross_entropy,
+    masked_cross_entropy,
+    masked_regression,
+    positives,
+    sigmoid_loss,
+)
 
 
 def unit(rows: int, dim: int, seed: int) -> Tensor:
@@ -194,3 +203,59 @@ def test_weights_of_a_source_that_is_rarely_there() -> None:
     weights = fit_weights(right, present)
     assert weights.sum().item() == pytest.approx(1.0)
     assert weights[0] > weights[1]  # it is the better one wherever it is
+
+
+def test_siglip_is_the_plain_double_loop_forward_and_backward() -> None:
+    torch.manual_seed(0)
+    raw = [torch.randn(6, 8, dtype=torch.float64) for _ in range(2)]
+    target = positives(torch.tensor([0, 1, 2, 2, 4, 5]), torch.full((6,), -1), 0.0)
+    found = []
+    for plain in (False, True):
+        left, right = (torch.nn.functional.normalize(r.clone(), dim=1) for r in raw)
+        scale, bias = torch.tensor(2.3), torch.tensor(-10.0)
+        leaves = [t.requires_grad_() for t in (left, right, scale, bias)]
+        if plain:
+            loss = torch.zeros(())
+            for i in range(6):
+                for j in range(6):
+                    y = 1.0 if target[i, j] > 0 else -1.0
+                    z = y * (scale.exp() * (left[i] * right[j]).sum() + bias)
+                    loss = loss + (1.0 + (-z).exp()).log() / 6
+        else:
+            loss = sigmoid_loss(left, right, scale, bias, target)
+        loss.backward()
+        found.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    for fast, slow in zip(*found, strict=True):
+        assert fast is not None
+        assert slow is not None
+        assert torch.allclose(fast.double(), slow.double(), atol=1e-5)
+
+
+def test_siglip_of_one_row_is_nothing() -> None:
+    one = torch.ones(1, 4, requires_grad=True)
+    sigmoid_loss(one, one, torch.tensor(1.0), torch.tensor(0.0), torch.eye(1)).backward()
+    assert one.grad is not None
+    assert not bool(one.grad.any())
+
+
+def test_confidence_may_rise_with_more_modalities_but_not_fall() -> None:
+    sure, unsure = torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    assert confidence_penalty(unsure, sure).item() == 0.0
+    wanted = float(torch.softmax(sure, 1).max()) - 0.5
+    assert confidence_penalty(sure, unsure).item() == pytest.approx(wanted)
+
+
+def test_losses_of_what_is_unknown_are_nothing() -> None:
+    nan = float("nan")
+    logits = torch.ones(3, 2, requires_grad=True)
+    unknown = torch.zeros(3, dtype=torch.bool)
+    assert masked_binary_cross_entropy(logits, torch.full((3, 2), nan), unknown).item() == 0.0
+    assert masked_regression(logits[:, 0], torch.full((3,), nan)).item() == 0.0
+    assert masked_regression(logits[:, 0], torch.tensor([nan, 1.5, 4.0])).item() == pytest.approx(
+        (0.5**2 / 2 + 2.5) / 2
+    )
+    words = torch.zeros(1, 2, 4)
+    mask = torch.tensor([[True, False]])
+    assert caption_loss(words, torch.tensor([[1, -1]]), mask).item() == pytest.approx(
+        float(torch.tensor(4.0).log())
+    )

@@ -1,0 +1,212 @@
+"""Fitting: the optimiser's steps, the schedule, early stopping, and going on after a crash.
+
+Shapes: B samples of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from encoders.config import TrainConfig
+from encoders.errors import TrainingError
+from encoders.model import Net
+from encoders.training.batches import batches
+from encoders.training.data import Dataset, Progress
+from encoders.training.ema import Ema
+from encoders.training.evaluate import held_out_loss
+from encoders.training.objective import Objective
+from encoders.training.resume import Resume
+from encoders.training.step import backward
+from encoders.training.weighing import damp, gradient_scales
+
+WARM_UP = 20  # steps
+
+
+@dataclass(kw_only=True)
+class Fitted:
+    """How it went.
+
+    Attributes:
+        losses: mean of each epoch; `parts` of the last, without weights.
+        held_out: loss on validation after each epoch, where early stopping looks at it.
+        best: the epoch whose weights were kept, from 1.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
+    held_out: list[float] = field(default_factory=list)
+    best: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        found: dict[str, Any] = {
+            "loss": self.losses[-1] if self.losses else None,
+            "losses": self.losses,
+            "parts": self.parts,
+        }
+        if self.held_out:
+            found |= {"held_out": self.held_out, "best_epoch": self.best}
+        return found
+
+
+def fit(
+    net: Net, data: Dataset, config: TrainConfig, *, splits: Sequence[str], seed: int,
+    heads_only: bool = False, progress: Progress | None = None, stage: str = "train",
+    resume: Path | None = None,
+) -> Fitted:  # fmt: skip
+    """Minimise the joint loss over `splits`.
+
+    Args:
+        resume: where the state is kept after each epoch; what is there already is gone on from.
+            None keeps nothing.
+
+    Raises:
+        TrainingError: a loss or gradient that is not finite.
+    """
+    device = next(net.parameters()).device
+    objective = Objective(net.modalities, config, heads_only=heads_only).to(device)
+    groups = parameter_groups(net, data, config, objective, heads_only)
+    optimizer = torch.optim.AdamW(groups)
+    trained = [p for group in groups for p in group["params"]]
+    starts = [group["lr"] for group in groups]
+    rows = data.rows(*splits)
+    per_epoch = math.ceil(len(rows) / config.batch)
+    ema = Ema(trained, config.ema)
+    held = data.rows("validation") if config.patience > 0 and "validation" not in splits else None
+    state = Fitted()
+    keeper = Resume(resume, net, objective, optimizer, ema, trained)
+    best = keeper.restore(state)
+    for epoch in range(len(state.losses), config.epochs):
+        if _waited(state, config):
+            break
+        _modes(net, data, config, heads_only)
+        total, seen = 0.0, 0
+        for batch_no, (batch_B, inputs) in enumerate(batches(rows, data, net, config, seed, epoch)):
+            step = epoch * per_epoch + batch_no
+            rate = schedule(step, config.epochs * per_epoch)
+            for group, start in zip(optimizer.param_groups, starts, strict=True):
+                group["lr"] = start * rate
+            optimizer.zero_grad(set_to_none=True)
+            terms = backward(
+                net, objective, data, config, batch_B, inputs, seed=seed, step=step
+            )  # fmt: skip
+            if config.balance > 0:
+                scales_M = gradient_scales(terms.confidence_M, config.balance)
+                damp(_by_modality(net), scales_M)
+            norm = nn.utils.clip_grad_norm_(trained, config.clip)
+            loss = float(terms.loss.detach())
+            if not (math.isfinite(loss) and math.isfinite(float(norm))):
+                raise TrainingError(
+                    f"step {step}: loss {loss}, gradient {float(norm)}; refused, "
+                    "no version is written"
+                )
+            optimizer.step()
+            objective.clamp()
+            ema.update()
+            total += loss * len(batch_B)
+            seen += len(batch_B)
+            state.parts = terms.parts
+        state.losses.append(total / max(seen, 1))
+        figures = {"loss": state.losses[-1]}
+        if held is not None and len(held) > 0:
+            with ema.averaged():
+                state.held_out.append(held_out_loss(net, objective, data, held, device))
+            figures["held out"] = state.held_out[-1]
+            if state.held_out[-1] <= min(state.held_out):
+                state.best = epoch + 1
+                best = [p.detach().clone() for p in (ema.shadow or trained)]
+        keeper.keep(state, best)
+        if progress is not None:
+            progress(stage, epoch + 1, config.epochs, figures)
+    ema.take()
+    if best:
+        with torch.no_grad():
+            for parameter, value in zip(trained, best, strict=True):
+                parameter.copy_(value)
+    return state
+
+
+def schedule(step: int, steps: int) -> float:
+    """Cosine from 1 to 0 (arXiv 1608.03983) under a linear warm-up over `WARM_UP` steps."""
+    return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _waited(state: Fitted, config: TrainConfig) -> bool:
+    return bool(state.held_out) and len(state.held_out) - state.best >= config.patience > 0
+
+
+def _modes(net: Net, data: Dataset, config: TrainConfig, heads_only: bool) -> None:
+    """Training mode for what is trained; batch norms of the rest keep their statistics."""
+    net.train()
+    for name in net.modalities:
+        if data.columns[name].features_nF is not None:
+            net.encoder(name).eval()
+        else:
+            for block in frozen_blocks(net, config, name):
+                block.eval()
+    if heads_only:
+        net.projectors.eval()
+        net.fusion.eval()
+
+
+def frozen_blocks(net: Net, config: TrainConfig, name: str) -> list[nn.Module]:
+    """The blocks of a trained encoder that `train_last` keeps.
+
+    Raises:
+        TrainingError: the encoder has fewer blocks, or names none.
+    """
+    last = config.model.encoders[name].train_last
+    if last is None:
+        return []
+    blocks = net.encoder(name).trainable_blocks()
+    if not 0 < last <= len(blocks):
+        raise TrainingError(
+            f"train_last of the {name} encoder must be 1 to {len(blocks)}, is {last}"
+        )
+    return blocks[: len(blocks) - last]
+
+
+def parameter_groups(
+    net: Net, data: Dataset, config: TrainConfig, objective: Objective, heads_only: bool
+) -> list[dict[str, Any]]:
+    """What the optimiser gets: matrices decay, the rest does not; trained encoders go slower."""
+    net.requires_grad_(False)
+    for part in [net.heads] if heads_only else [net.heads, net.projectors, net.fusion]:
+        part.requires_grad_(True)
+    matrices = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [
+        {"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay},
+        {
+            "params": vectors + list(objective.parameters()),
+            "lr": config.lr,
+            "weight_decay": 0.0,
+        },
+    ]
+    for name in net.modalities:
+        if data.columns[name].features_nF is not None or heads_only:
+            continue
+        encoder = net.encoder(name)
+        encoder.requires_grad_(True)
+        if config.model.encoders[name].train_last is not None:
+            encoder.requires_grad_(False)
+            kept = frozen_blocks(net, config, name)
+            for block in encoder.trainable_blocks()[len(kept) :]:
+                block.requires_grad_(True)
+        its = [p for p in encoder.parameters() if p.requires_grad]
+        groups.append({"params": its, "lr": config.encoder_lr, "weight_decay": 0.05})
+    return groups
+
+
+def _by_modality(net: Net) -> Mapping[int, list[nn.Parameter]]:
+    return {
+        place: [*net.encoder(name).parameters(), *net.projectors[name].parameters()]
+        for place, name in enumerate(net.modalities)
+    }

@@ -1,0 +1,100 @@
+"""Several processes, one model: what `torchrun` starts.
+
+Each process encodes its share of a batch; the features are gathered, and every process computes
+the loss of the *whole* batch from them. So negatives come from all processes, and the loss is that
+of one process, whatever it is made of. Heads, projectors and fusion get the same gradient
+everywhere; an encoder's is the sum over the processes of what its share gave.
+
+Shapes: n samples of a process's share, F width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def world() -> tuple[int, int]:
+    """This process's rank and how many there are; (0, 1) without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[tuple[int, int]]:
+    """Join the processes that `torchrun` started, if it did: gloo on CPUs, NCCL on GPUs."""
+    begin = "WORLD_SIZE" in os.environ and "RANK" in os.environ and not dist.is_initialized()
+    if begin:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield world()
+    finally:
+        if begin:
+            dist.destroy_process_group()
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows of all processes, in rank order. Backward keeps this process's own rows: the loss
+    behind is the same in every process, so summing the others' would count it several times."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, local_nF: Tensor) -> Tensor:
+        counts = _counts(len(local_nF), local_nF.device)
+        longest = max(counts)
+        padded = local_nF.new_zeros(longest, *local_nF.shape[1:])
+        padded[: len(local_nF)] = local_nF
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded.contiguous())
+        rank = dist.get_rank()
+        ctx.bounds = (sum(counts[:rank]), sum(counts[: rank + 1]))  # type: ignore[attr-defined]
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
+        start, end = ctx.bounds  # type: ignore[attr-defined]
+        return grads[0][start:end]
+
+
+def gathered(local_nF: Tensor) -> Tensor:
+    """The rows of all processes, in rank order, with a gradient for this process's own.
+
+    The number of rows may differ; their shape may not. Without a process group, `local_nF` itself.
+    """
+    if world()[1] == 1:
+        return local_nF
+    result: Tensor = _Gathered.apply(local_nF)
+    return result
+
+
+def longest(length: int, device: torch.device) -> int:
+    """The largest of all processes' numbers."""
+    return length if world()[1] == 1 else max(_counts(length, device))
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up an encoder's gradients over the processes."""
+    if world()[1] == 1:
+        return
+    for parameter in parameters:
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+
+
+def share(items: int, rank: int, size: int) -> slice:
+    """Which of `items` rows this rank encodes: as equal parts as can be, in order."""
+    return slice(items * rank // size, items * (rank + 1) // size)
+
+
+def _counts(count: int, device: torch.device) -> list[int]:
+    mine = torch.tensor([count], device=device)
+    counts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, mine)
+    return [int(one) for one in counts]

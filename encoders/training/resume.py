@@ -1,0 +1,136 @@
+"""The state of a training, so that it goes on where it was killed, to the same loss.
+
+One safetensors file and one JSON file in a folder of their own for each epoch, written under a
+temporary name, synced and renamed; the newest whole one counts. Randomness is seeded for each step
+(`encoders.training.step`), so it needs no state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from encoders.errors import TrainingError
+from encoders.manifest import digest
+from encoders.model import Net
+from encoders.training.ema import Ema
+
+if TYPE_CHECKING:
+    from encoders.training.fit import Fitted
+
+TENSORS, STORY = "state.safetensors", "state.json"
+
+
+class Resume:
+    """Keeps and restores the state of one `fit`.
+
+    Args:
+        folder: None keeps nothing.
+        trained: the parameters that the optimiser has, in its order.
+    """
+
+    def __init__(
+        self, folder: Path | None, net: Net, objective: nn.Module,
+        optimizer: torch.optim.Optimizer, ema: Ema, trained: Sequence[nn.Parameter],
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        self.net, self.objective, self.optimizer, self.ema = net, objective, optimizer, ema
+        self.trained = list(trained)
+        self.shapes = digest([list(p.shape) for p in self.trained], 16)
+
+    def restore(self, state: Fitted) -> list[Tensor]:
+        """Put back what was kept, into `state` too; the best epoch's weights, if there are any.
+
+        Raises:
+            TrainingError: what is there is of another model.
+        """
+        newest = self._newest()
+        if newest is None:
+            return []
+        story = json.loads((newest / STORY).read_text(encoding="utf-8"))
+        if story["shapes"] != self.shapes:
+            raise TrainingError(f"{newest} holds the state of another model; remove it")
+        tensors = load_file(newest / TENSORS)
+        with torch.no_grad():
+            for i, parameter in enumerate(self.trained):
+                parameter.copy_(tensors[f"weight.{i}"])
+            for i, buffer in enumerate(self._buffers()):
+                buffer.copy_(tensors[f"buffer.{i}"])
+            for i, shadow in enumerate(self.ema.shadow):
+                shadow.copy_(tensors[f"ema.{i}"])
+        self.ema.steps = story["ema_steps"]
+        loaded = self.optimizer.state_dict()
+        loaded["state"] = {
+            i: {name: tensors[f"optimizer.{i}.{name}"] for name in names}
+            for i, names in enumerate(story["optimizer"])
+            if names
+        }
+        self.optimizer.load_state_dict(loaded)
+        for name, value in story["fitted"].items():
+            setattr(state, name, value)
+        device = self.trained[0].device
+        return [tensors[f"best.{i}"].to(device) for i in range(story["best"])]
+
+    def keep(self, state: Fitted, best: Sequence[Tensor]) -> None:
+        """Write the state after an epoch, and let go of the one before."""
+        if self.folder is None:
+            return
+        optimizer = self.optimizer.state_dict()["state"]
+        tensors: dict[str, Tensor] = {
+            **{f"weight.{i}": p.detach() for i, p in enumerate(self.trained)},
+            **{f"buffer.{i}": b for i, b in enumerate(self._buffers())},
+            **{f"ema.{i}": s for i, s in enumerate(self.ema.shadow)},
+            **{f"best.{i}": b for i, b in enumerate(best)},
+            **{
+                f"optimizer.{i}.{name}": value
+                for i, its in optimizer.items()
+                for name, value in its.items()
+            },
+        }
+        story: dict[str, Any] = {
+            "shapes": self.shapes,
+            "ema_steps": self.ema.steps,
+            "optimizer": [list(optimizer.get(i, {})) for i in range(len(self.trained))],
+            "fitted": asdict(state),
+            "best": len(best),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place = self.folder / f"epoch-{len(state.losses):05d}"
+        draft = self.folder / f".{place.name}.{os.getpid()}.tmp"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()}, draft / TENSORS)
+        (draft / STORY).write_text(json.dumps(story), encoding="utf-8")
+        for path in (draft / TENSORS, draft / STORY, draft):
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+        shutil.rmtree(place, ignore_errors=True)
+        draft.rename(place)
+        for other in self.folder.glob("epoch-*"):
+            if other != place:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def _newest(self) -> Path | None:
+        if self.folder is None or not self.folder.is_dir():
+            return None
+        whole = [p for p in sorted(self.folder.glob("epoch-*")) if (p / STORY).is_file()]
+        return whole[-1] if whole else None
+
+    def _buffers(self) -> list[Tensor]:
+        """Running statistics of what is trained: they change without being parameters."""
+        return [
+            buffer
+            for module in [*self.net.modules(), *self.objective.modules()]
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for buffer in module.buffers(recurse=False)
+        ]

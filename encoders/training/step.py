@@ -1,0 +1,154 @@
+"""One step's gradient: encode, compute the joint loss, go back.
+
+With `chunk`, a trained encoder sees a part of its inputs at a time, and memory is that of a part:
+the features are computed without a graph, the loss of the whole batch gives their gradients, and
+each part is encoded again to carry those further (GradCache, Gao et al. 2021, arXiv 2101.06983).
+The gradient is exact: contrastive losses over the parts one by one would have fewer negatives.
+Randomness is seeded for each step and part, so that the second pass drops out what the first did.
+
+Shapes: B samples of a batch, n of them with a modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from encoders.base import Encoder, Features
+from encoders.config import TrainConfig
+from encoders.model import Net
+from encoders.training import parallel
+from encoders.training.batches import assemble
+from encoders.training.data import Dataset
+from encoders.training.objective import Objective, Terms
+
+Inputs = Mapping[str, tuple[tuple[Tensor, ...], Tensor]]
+
+
+def seeded(seed: int, step: int, *more: int) -> None:
+    """Seed torch for one place of one step: the same after a resumption, in a second pass, and
+    in every process."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, *more]).generate_state(1)[0]))
+
+
+def backward(
+    net: Net, objective: Objective, data: Dataset, config: TrainConfig, batch_B: Tensor,
+    inputs: Inputs, *, seed: int, step: int,
+) -> Terms:  # fmt: skip
+    """Leave the gradient of the batch's loss in the parameters, and return what the loss was.
+
+    Args:
+        inputs: for each trained encoder its collated batch and which rows of `batch_B` are in it.
+    """
+    device = next(net.parameters()).device
+    amp = (
+        torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+    )
+    parts = {
+        name: _Part(net, name, batch, (seed, step, place), device, config.chunk)
+        for place, name in enumerate(net.modalities)
+        if name in inputs
+        for batch in [inputs[name][0]]
+    }
+    with amp:
+        features = {name: part.encode() for name, part in parts.items()}
+        rows = {name: inputs[name][1] for name in parts}
+        batch = assemble(net, data, batch_B, features, rows, device)
+        seeded(seed, step, 1000)
+        terms = objective(net, batch, np.random.default_rng([seed, step]))
+    terms.loss.backward()
+    with amp:
+        for part in parts.values():
+            part.finish()
+    for name in parts:
+        parallel.sum_gradients(net.encoder(name).parameters())
+    found: Terms = terms
+    return found
+
+
+class _Part:
+    """One trained encoder's way through a step."""
+
+    def __init__(
+        self, net: Net, name: str, batch: tuple[Tensor, ...], key: Sequence[int],
+        device: torch.device, chunk: int,
+    ) -> None:  # fmt: skip
+        self.encoder: Encoder = net.encoder(name)
+        rank, size = parallel.world()
+        mine = parallel.share(len(batch[0]), rank, size)
+        self.batch = tuple(part[mine].to(device) for part in batch)
+        self.key = (*key, rank)
+        self.chunk = chunk
+        self.leaves: list[Tensor] = []
+
+    def encode(self) -> Features:
+        """The features of all processes' shares."""
+        if self.chunk <= 0 or self.chunk >= len(self.batch[0]):
+            self.chunk = 0
+            local = self._run(self.batch, 0)
+        else:
+            with torch.no_grad():
+                pieces = [self._run(piece, place) for place, piece in enumerate(self._pieces())]
+            local = _joined(pieces)
+            self.leaves = [t.requires_grad_() for t in _tensors(local)]
+        return _everyone(local)
+
+    def finish(self) -> None:
+        """Carry the features' gradients through the encoder, piece by piece."""
+        start = 0
+        for place, piece in enumerate(self._pieces() if self.leaves else ()):
+            again = _tensors(self._run(piece, place))
+            end = start + len(again[0])
+            pairs = [
+                (tensor, leaf.grad[start:end, : tensor.shape[1]])
+                for tensor, leaf in zip(again, self.leaves, strict=True)
+                if leaf.grad is not None
+            ]
+            torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
+            start = end
+
+    def _run(self, batch: tuple[Tensor, ...], place: int) -> Features:
+        seeded(*self.key, place)
+        features: Features = self.encoder(*batch)
+        return features
+
+    def _pieces(self) -> list[tuple[Tensor, ...]]:
+        return list(zip(*(part.split(self.chunk) for part in self.batch), strict=True))
+
+
+def _tensors(features: Features) -> list[Tensor]:
+    """What a gradient flows through."""
+    return [t for t in (features.pooled_BF, features.tokens_BTF) if t is not None]
+
+
+def _joined(pieces: Sequence[Features]) -> Features:
+    def column(name: str) -> Any:
+        values = [getattr(piece, name) for piece in pieces]
+        return None if values[0] is None else torch.cat(values)
+
+    return Features(
+        pooled_BF=column("pooled_BF"), tokens_BTF=column("tokens_BTF"), mask_BT=column("mask_BT")
+    )
+
+
+def _everyone(local: Features) -> Features:
+    """The features of all processes, tokens padded to the longest."""
+    if parallel.world()[1] == 1:
+        return local
+    tokens, mask = local.tokens_BTF, local.mask_BT
+    if tokens is not None:
+        if mask is None:
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        extra = parallel.longest(tokens.shape[1], tokens.device) - tokens.shape[1]
+        tokens = torch.nn.functional.pad(tokens, (0, 0, 0, extra))
+        mask = torch.nn.functional.pad(mask, (0, extra))
+    return Features(
+        pooled_BF=parallel.gathered(local.pooled_BF),
+        tokens_BTF=None if tokens is None else parallel.gathered(tokens),
+        mask_BT=None if mask is None else parallel.gathered(mask),
+    )

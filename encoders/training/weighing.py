@@ -1,0 +1,75 @@
+"""How the parts of the joint loss, and the modalities, are weighed while training.
+
+Shapes: M modalities, K terms of the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+BOUND = 4.0
+"""|s| of a learnt weight: e^-4 to e^4. Unbounded, a term that fits well drives its s to minus
+infinity and the others out of the loss."""
+
+
+class LearnedWeights(nn.Module):
+    """sum_k exp(-s_k) L_k + s_k / 2, s_k = log sigma_k^2 learnt, kept in [-BOUND, BOUND].
+
+    Kendall, Gal and Cipolla 2018 (arXiv 1705.07115), the form for classification, equation 10;
+    a term of weight 0 stays out.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self.log_variance = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(())) for name in names}
+        )
+
+    def clamp(self) -> None:
+        """Keep every s in its range; after each step."""
+        for s in self.log_variance.values():
+            s.data.clamp_(-BOUND, BOUND)
+
+    def forward(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum, a scalar. `terms` are the losses, the configured weights in them."""
+        parts = [
+            (-self.log_variance[name]).exp() * term + 0.5 * self.log_variance[name]
+            for name, term in terms.items()
+            if name in self.log_variance
+        ]
+        return torch.stack(parts).sum()
+
+
+def gradient_scales(confidence_M: Tensor, alpha: float) -> Tensor:
+    """How much of each modality's gradient is kept, float[M] in (0, 1].
+
+    On-the-fly gradient modulation (OGM-GE, Peng et al. 2022, arXiv 2203.15332, equation 10): with
+    rho_m = confidence_m / mean of the others' confidence, 1 - tanh(alpha rho_m) where rho_m > 1,
+    else 1; for two modalities it is theirs. (Without their added noise, "GE".)
+
+    Args:
+        confidence_M: the mean probability that each modality's own head gives the true class; NaN
+            where a modality was not in the batch: it is kept whole and compared with nobody.
+        alpha: how hard to damp; theirs is 0.1 to 1.
+    """
+    scales_M = torch.ones_like(confidence_M)
+    known = [m for m in range(len(confidence_M)) if not bool(confidence_M[m].isnan())]
+    for m in known:
+        others = [confidence_M[other] for other in known if other != m]
+        if not others:
+            continue
+        rho = confidence_M[m] / torch.stack(others).mean().clamp(min=1e-6)
+        if rho > 1.0:
+            scales_M[m] = 1.0 - torch.tanh(alpha * rho)
+    return scales_M
+
+
+def damp(parameters: Mapping[int, Iterable[nn.Parameter]], scales_M: Tensor) -> None:
+    """Multiply the gradients of each modality's parameters by its scale."""
+    for m, its in parameters.items():
+        for parameter in its:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scales_M[m])

@@ -1,0 +1,217 @@
+"""Fitting: early stopping, averaging, freezing, balance, precision, crashes, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from encoders import TrainingError, load, preset, train
+from encoders.config import EncoderConfig, TrainConfig
+from encoders.manifest import Manifest, read_manifest
+from encoders.torch_model import TorchModel
+from encoders.training.ema import Ema
+from encoders.training.weighing import BOUND, LearnedWeights, damp, gradient_scales
+from tests.encoders.material import samples
+
+ROOT = Path(__file__).parents[2]
+SHORT = replace(preset("tiny"), epochs=2)
+
+
+def run(place: Path, config: TrainConfig, **more: Any) -> Manifest:
+    return train(samples(), config, out=place / "v", name="v", version=1, seed=0, **more)
+
+
+def weights(version: Path) -> dict[str, torch.Tensor]:
+    model = load(version, device="cpu")
+    assert isinstance(model, TorchModel)
+    return dict(model.net.state_dict())
+
+
+def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
+    config = replace(SHORT, epochs=40, lr=0.3, patience=2, refit=False)
+    story = run(tmp_path, config).metrics
+    held_out = story["held_out"]
+    assert len(held_out) < 40, "it never stopped"
+    assert held_out[story["best_epoch"] - 1] == min(held_out)
+    assert len(held_out) == story["best_epoch"] + 2
+
+
+def test_a_refit_trains_as_long_as_the_best_epoch(tmp_path: Path) -> None:
+    story = run(tmp_path, replace(SHORT, epochs=40, lr=0.3, patience=2)).metrics
+    assert len(story["refit"]["losses"]) == story["best_epoch"]
+
+
+def test_only_the_last_blocks_are_trained(tmp_path: Path) -> None:
+    encoders = dict(SHORT.model.encoders)
+    encoders["image"] = replace(encoders["image"], train_last=1)
+    config = replace(SHORT, model=replace(SHORT.model, encoders=encoders), refit=False)
+    run(tmp_path, config)
+    run(tmp_path / "more", replace(config, epochs=4))
+    before, after = weights(tmp_path / "v"), weights(tmp_path / "more" / "v")
+    same = {k: torch.equal(before[k], after[k]) for k in before if k.startswith("encoders.image")}
+    assert {name for name, equal in same.items() if not equal} == {
+        f"encoders.image.layers.2.{part}.{kind}" for part in (0, 1) for kind in ("weight", "bias")
+    }
+
+
+def test_more_blocks_than_there_are_is_an_error(tmp_path: Path) -> None:
+    encoders = {"image": EncoderConfig(kind="small-cnn", train_last=9)}
+    config = replace(SHORT, model=replace(SHORT.model, encoders=encoders))
+    with pytest.raises(TrainingError, match="must be 1 to 3, is 9"):
+        run(tmp_path, config)
+
+
+def test_bf16_trains_and_is_written_in_float32(tmp_path: Path) -> None:
+    story = run(tmp_path, replace(SHORT, epochs=6, precision="bf16")).metrics
+    assert story["losses"][-1] < story["losses"][0]
+    assert weights(tmp_path / "v")["projectors.text.layers.1.weight"].dtype == torch.float32
+    load(tmp_path / "v", device="cpu").check()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("contrast", "triplet"), ("precision", "fp8"), ("batch", 0), ("ema", 1.0)]
+)
+def test_a_bad_setting_is_named(tmp_path: Path, field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        run(tmp_path, replace(SHORT, **{field: value}))
+
+
+def test_the_average_of_the_weights_is_what_its_formula_says() -> None:
+    parameter = nn.Parameter(torch.tensor([0.0]))
+    ema = Ema([parameter], 0.5)
+    shadow = 0.0
+    for step in range(1, 30):
+        parameter.data += 1.0
+        ema.update()
+        keep = min(0.5, (1 + step) / (10 + step))
+        shadow = keep * shadow + (1 - keep) * step
+    with ema.averaged():
+        assert parameter.item() == pytest.approx(shadow)
+    assert parameter.item() == 29.0
+    ema.take()
+    assert parameter.item() == pytest.approx(shadow)
+
+
+def test_learnt_weights_prefer_the_term_that_is_small_and_stay_bounded() -> None:
+    weigh = LearnedWeights(["a", "b"])
+    optimizer = torch.optim.SGD(weigh.parameters(), lr=0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        weigh({"a": torch.tensor(0.001), "b": torch.tensor(2.0)}).backward()
+        optimizer.step()
+        weigh.clamp()
+    found = {name: float(s.detach()) for name, s in weigh.log_variance.items()}
+    assert found["a"] == -BOUND, "half its s must not carry it away"
+    # At the minimum exp(-s) L = 1/2, equation 10 of the paper differentiated.
+    assert found["b"] == pytest.approx(float(torch.tensor(4.0).log()), abs=1e-3)
+
+
+def test_the_surer_modality_is_damped_and_the_others_are_not() -> None:
+    scales = gradient_scales(torch.tensor([0.9, 0.3, 0.3]), alpha=0.5)
+    assert scales[0].item() == pytest.approx(1.0 - float(torch.tanh(torch.tensor(0.5 * 3.0))))
+    assert scales[1:].tolist() == [1.0, 1.0]
+    absent = gradient_scales(torch.tensor([0.9, float("nan"), 0.3]), alpha=0.5)
+    assert absent[1:].tolist() == [1.0, 1.0]
+    assert gradient_scales(torch.tensor([0.9, float("nan")]), alpha=0.5).tolist() == [1.0, 1.0]
+    layer = nn.Linear(2, 1)
+    layer(torch.ones(1, 2)).backward()
+    damp({0: layer.parameters()}, scales)
+    assert layer.bias.grad is not None
+    assert layer.bias.grad.item() == pytest.approx(scales[0].item())
+
+
+SCRIPT = """
+import json, os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from encoders import preset, train
+from tests.encoders.material import samples
+
+torch.set_num_threads(1)
+place, fatal = Path(sys.argv[1]), int(sys.argv[2])
+config = replace(preset("tiny"), epochs=5, ema=0.9, patience=4)
+encoders = {k: v for k, v in config.model.encoders.items() if k in sys.argv[3].split(",")}
+config = replace(config, model=replace(config.model, encoders=encoders, fusion="intermediate"))
+ends = 0
+
+def progress(stage, done, total, figures):
+    global ends
+    if stage in ("train", "refit"):
+        ends += 1
+        if ends == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+train(samples(), config, out=place / "v", name="v", version=1, seed=0, progress=progress,
+      resume=place / "state")
+"""
+
+
+def script(place: Path, fatal: int, *launcher: str, modalities: str = "text,image,audio") -> int:
+    place.mkdir(exist_ok=True)
+    (place / "run.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *launcher, str(place / "run.py"), str(place), str(fatal), modalities],
+        env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+def story(place: Path) -> Mapping[str, Any]:
+    return read_manifest(place / "v").metrics
+
+
+def test_a_killed_training_goes_on_to_the_same_losses(tmp_path: Path) -> None:
+    assert script(tmp_path / "whole", 0) == 0
+    assert script(tmp_path / "killed", 3) == -signal.SIGKILL
+    kept = [path.name for path in (tmp_path / "killed" / "state").rglob("epoch-*")]
+    assert kept == ["epoch-00003"]
+    assert script(tmp_path / "killed", 4) == -signal.SIGKILL, "it did not go on, it began anew"
+    assert script(tmp_path / "killed", 0) == 0
+    whole, killed = story(tmp_path / "whole"), story(tmp_path / "killed")
+    for stage in (lambda s: s, lambda s: s["refit"]):
+        assert stage(killed)["losses"] == pytest.approx(stage(whole)["losses"], abs=1e-6)
+    assert killed["held_out"] == pytest.approx(whole["held_out"], abs=1e-6)
+    assert not list((tmp_path / "killed" / "state").iterdir()), "the state is let go of at the end"
+    one, other = weights(tmp_path / "whole" / "v"), weights(tmp_path / "killed" / "v")
+    assert all(torch.allclose(one[k].float(), other[k].float(), atol=1e-5) for k in one)
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
+    """The sound encoder stays out: its batch norm sees each process's share by itself."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    assert script(tmp_path / "two", 0, *launcher, modalities="text,image") == 0
+    assert script(tmp_path / "one", 0, modalities="text,image") == 0
+    assert story(tmp_path / "two")["losses"] == pytest.approx(
+        story(tmp_path / "one")["losses"], abs=1e-4
+    )
+    one, two = weights(tmp_path / "one" / "v"), weights(tmp_path / "two" / "v")
+    assert all(torch.allclose(one[k], two[k], atol=1e-3) for k in one)
+
+
+def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, SHORT, resume=state, progress=_interrupt)
+    (kept,) = state.rglob("state.json")
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "shapes": "other"}))
+    with pytest.raises(TrainingError, match="another model"):
+        run(tmp_path, SHORT, resume=state)
+
+
+def _interrupt(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+    if stage == "train":
+        raise KeyboardInterrupt
