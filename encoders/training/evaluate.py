@@ -125,7 +125,12 @@ def name_of(net: Net, subset_M: Tensor) -> str:
 
 
 def evaluate(net: Net, data: Dataset, rows: Tensor, device: torch.device) -> dict[str, Any]:
-    """What the version can do, measured on `rows`.
+    """`figures` of the samples at `rows`."""
+    return figures(net, view(net, data, rows, device))
+
+
+def figures(net: Net, seen: View) -> dict[str, Any]:
+    """What the version can do with these samples.
 
     Returns:
         samples: how many.
@@ -137,8 +142,7 @@ def evaluate(net: Net, data: Dataset, rows: Tensor, device: torch.device) -> dic
             of several labels, mean absolute error of numbers in their own unit.
         calibration_error: of classification, "before" and "after" temperatures, by source.
     """
-    seen = view(net, data, rows, device)
-    found: dict[str, Any] = {"samples": len(rows)}
+    found: dict[str, Any] = {"samples": len(seen.group_B)}
     with torch.no_grad():
         unit_BMD = net.units(seen.features, seen.present_BM).cpu()
         found["recall"] = _recalls(net, seen, unit_BMD)
@@ -148,9 +152,9 @@ def evaluate(net: Net, data: Dataset, rows: Tensor, device: torch.device) -> dic
         for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
             if task.kind == "generation":
                 continue
-            figures = _accuracy(net, name, task, decision, seen)
-            if figures is not None:
-                accuracy[name] = figures
+            its = accuracies(net, name, task, decision, seen)
+            if its is not None:
+                accuracy[name] = its
             if task.kind == "classification":
                 errors[name] = _calibration(net, name, decision, seen)
         found["accuracy"] = accuracy
@@ -254,9 +258,11 @@ def known(target: Tensor) -> Tensor:
     return here if here.ndim == 1 else here.all(1)
 
 
-def _accuracy(
+def accuracies(
     net: Net, name: str, task: Task, decision: Decision, seen: View
 ) -> dict[str, Any] | None:
+    """The decision's score, each source's alone, and the decision's for each subset; see
+    `figures`. None where no sample has a label."""
     target, score = seen.target[name], _SCORE[task.kind]
     decision = decision.cpu()
     known_B = known(target)
@@ -264,23 +270,23 @@ def _accuracy(
         return None
     logits_BSC, present_BS = said(net, name, seen)
     said_BSC, _, decided = decision(logits_BSC, present_BS)
-    figures: dict[str, Any] = {"fused": score(task, decided[known_B], target[known_B])}
+    scores: dict[str, Any] = {"fused": score(task, decided[known_B], target[known_B])}
     for position, source in enumerate(net.sources):
         here_B = known_B & present_BS[:, position]
         if bool(here_B.any()):
             alone = _ALONE[task.kind](said_BSC[here_B, position])
-            figures["fused head" if source == "fused" else source] = score(
+            scores["fused head" if source == "fused" else source] = score(
                 task, alone, target[here_B]
             )
-    figures["subsets"] = {}
+    scores["subsets"] = {}
     for _, subset_M in subsets(net):
         logits_BSC, present_BS = said(net, name, seen.only(subset_M.to(seen.present_BM.device)))
         here_B = known_B & (present_BS[:, :-1] == subset_M).all(1)
         if bool(here_B.any()):
             _, _, decided = decision(logits_BSC[here_B], present_BS[here_B])
-            figures["subsets"][name_of(net, subset_M)] = score(task, decided, target[here_B])
+            scores["subsets"][name_of(net, subset_M)] = score(task, decided, target[here_B])
     decision.to(seen.present_BM.device)
-    return figures
+    return scores
 
 
 def _calibration(net: Net, name: str, decision: Decision, seen: View) -> dict[str, Any]:

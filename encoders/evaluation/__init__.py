@@ -1,0 +1,1 @@
+"""Evaluating a version: figures, robustness, whether a modality is used, a map, a page."""

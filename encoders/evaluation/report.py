@@ -1,0 +1,200 @@
+"""What a version can do with given samples: `report(model, samples)`.
+
+Shapes: B samples, M modalities, D the shared space.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from encoders.base import Features, encode_all, one_thread
+from encoders.config import TrainConfig, from_dict
+from encoders.errors import BadInput
+from encoders.evaluation.disturb import LEVELS, disturbed
+from encoders.model import Net
+from encoders.tasks import Task
+from encoders.torch_model import TorchModel
+from encoders.training.evaluate import View, accuracies, figures
+from encoders.types import Sample
+
+Tell = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done, of how much."""
+
+
+def report(
+    model: TorchModel, samples: Sequence[Sample], *, seed: int = 0, tell: Tell | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that is measured of a version.
+
+    Args:
+        samples: none of them used in training; bad ones are counted and left out.
+        seed: of the noise and the permutations; not the training's.
+
+    Returns:
+        what `encoders.training.evaluate.figures` gives, and
+        robustness: modality -> [{"level", "unit", "accuracy": {task: as above}}], one modality
+            disturbed at a time.
+        shuffled: modality -> task -> the decision's score when that modality is permuted among the
+            samples; "as it is" beside it. No fall means that the modality is not used.
+        map: {"points": [[x, y], ...], "label": [...], "ids": [...]}: the fused vectors on their
+            first two principal components, at most `MAP` of them.
+    """
+    say: Tell = tell or (lambda what, done, total: None)
+    left_out: Counter[str] = Counter()
+    with torch.no_grad(), one_thread(model.device.type == "cpu"):
+        kept, seen = look(model, samples, left_out)
+        found = figures(model.net, seen)
+        found["model"] = {"name": model.name, "space": model.space}
+        found["left_out"] = dict(left_out)
+        rng = np.random.default_rng([seed, 4242])
+        steps = [(name, level) for name in model.modalities for level in LEVELS[name].levels]
+        robust: dict[str, list[dict[str, Any]]] = {}
+        for done, (name, level) in enumerate(steps):
+            say("robustness", done, len(steps))
+            worse = [disturbed(sample, name, level, rng) for sample in kept]
+            _, view = look(model, worse, Counter(), only=name, beside=seen)
+            scores = _scores(model.net, view)
+            robust.setdefault(name, []).append(
+                {"level": level, "unit": LEVELS[name].unit, "accuracy": scores}
+            )
+        found["robustness"] = robust
+        found["shuffled"] = _shuffled(model.net, seen, rng)
+        found["map"] = _map(model.net, seen, kept)
+    return found
+
+
+MAP = 2000
+
+
+def look(
+    model: TorchModel, samples: Sequence[Sample], left_out: Counter[str], *,
+    only: str | None = None, beside: View | None = None,
+) -> tuple[list[Sample], View]:  # fmt: skip
+    """The samples that can be used, encoded.
+
+    Args:
+        left_out: counts the others.
+        only: encode just this modality and take the rest from `beside`, a view of the same samples.
+    """
+    kept, prepared = [], []
+    for sample in samples:
+        try:
+            prepared.append(model.prepare(sample))
+            kept.append(sample)
+        except BadInput:
+            left_out["bad input"] += 1
+    net = model.net
+    present_BM = torch.tensor(
+        [[name in item.inputs for name in net.modalities] for item in prepared], dtype=torch.bool
+    ).reshape(len(prepared), len(net.modalities))
+    features: dict[str, Features] = {} if beside is None else dict(beside.features)
+    for name in net.modalities:
+        inputs: list[Any] = [item.inputs[name] for item in prepared if name in item.inputs]
+        if inputs and only in (None, name):
+            features[name] = encode_all(
+                net.encoder(name), inputs, model.device, tokens=net.needs_tokens
+            )
+    if beside is not None:
+        return kept, replace(beside, features=features)
+    groups = {text: place for place, text in enumerate(sorted({_content(s) for s in kept}))}
+    return kept, View(
+        features=features,
+        present_BM=present_BM.to(model.device),
+        kept_BM=present_BM.to(model.device),
+        group_B=torch.tensor([groups[_content(sample)] for sample in kept]),
+        target=_targets(net.tasks, kept),
+    )
+
+
+def config_of(model: TorchModel) -> TrainConfig:
+    """The configuration that the version was trained with."""
+    return from_dict(model.manifest.config)
+
+
+def _content(sample: Sample) -> str:
+    return f"text {sample.text}" if sample.text is not None else f"id {sample.id}"
+
+
+def _targets(tasks: Mapping[str, Task], samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """As in training, with the version's own classes and scales."""
+    found: dict[str, Tensor] = {}
+    for name, task in tasks.items():
+        labels = [sample.labels.get(name) for sample in samples]
+        if task.kind == "classification":
+            place = {label: i for i, label in enumerate(task.classes)}
+            found[name] = torch.tensor(
+                [place.get(label, -1) if isinstance(label, str) else -1 for label in labels]
+            )
+        elif task.kind == "multilabel":
+            unknown = [float("nan")] * len(task.classes)
+            found[name] = torch.tensor(
+                [
+                    [float(one in label) for one in task.classes]
+                    if isinstance(label, (list, tuple))
+                    else unknown
+                    for label in labels
+                ]
+            )
+        elif task.kind == "regression":
+            found[name] = torch.tensor(
+                [
+                    (float(label) - task.mean) / task.spread
+                    if isinstance(label, (int, float))
+                    else float("nan")
+                    for label in labels
+                ]
+            )
+    return found
+
+
+def _scores(net: Net, seen: View) -> dict[str, Any]:
+    found = {}
+    for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
+        if task.kind != "generation":
+            scores = accuracies(net, name, task, decision, seen)
+            if scores is not None:
+                found[name] = scores
+    return found
+
+
+def _shuffled(net: Net, seen: View, rng: np.random.Generator) -> dict[str, Any]:
+    """The decision's scores when one modality at a time is permuted among the samples with it."""
+
+    def scores(view: View) -> dict[str, float]:
+        return {task: its["fused"] for task, its in _scores(net, view).items()}
+
+    found = {"as it is": scores(seen)}
+    for name, its in seen.features.items():
+        order = torch.from_numpy(rng.permutation(len(its.pooled_BF))).to(its.pooled_BF.device)
+        mixed = Features(
+            pooled_BF=its.pooled_BF[order],
+            tokens_BTF=None if its.tokens_BTF is None else its.tokens_BTF[order],
+            mask_BT=None if its.mask_BT is None else its.mask_BT[order],
+        )
+        found[name] = scores(replace(seen, features={**seen.features, name: mixed}))
+    return found
+
+
+def _map(net: Net, seen: View, samples: Sequence[Sample]) -> dict[str, Any]:
+    """The fused vectors on their first two principal components."""
+    _, fused_BD = net.align(seen.features, seen.present_BM)
+    shown = fused_BD[:MAP].double().cpu()
+    if len(shown) < 3:
+        return {"points": [], "label": [], "ids": []}
+    centred_BD = shown - shown.mean(0)
+    _, _, axes = torch.linalg.svd(centred_BD, full_matrices=False)
+    points = (centred_BD @ axes[:2].T).tolist()
+    named = next((name for name, task in net.tasks.items() if task.kind == "classification"), None)
+    labels = [str(s.labels.get(named, "")) if named else "" for s in samples[:MAP]]
+    return {
+        "points": [[round(x, 4), round(y, 4)] for x, y in points],
+        "label": labels,
+        "ids": [sample.id for sample in samples[:MAP]],
+    }
