@@ -1,4 +1,4 @@
-"""The sound encoder: a CNN over log-mel, trained from scratch.
+"""Sounds: decoding what arrives, and a CNN and an RNN over log-mel, trained from scratch.
 
 Shapes: B sounds, N samples of the waveform, T frames, F features.
 """
@@ -6,7 +6,7 @@ Shapes: B sounds, N samples of the waveform, T frames, F features.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from encoders.base import Array, Encoder, Features, joined, one_thread
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput
+from encoders.spectrogram import LogMel, strided
 from encoders.text import masked_mean
 from encoders.types import Cost
 
@@ -89,59 +90,46 @@ def _resampler(found: int, rate: int) -> nn.Module:
     return resampler
 
 
-class LogMelCnn(Encoder):
-    """Log-mel spectrogram, strided convolutions, attention-free pooling (mean and maximum in time).
+class WaveEncoder(Encoder):
+    """What the encoders over log-mel share: waveforms in, variation of them, batches.
 
     Options:
         rate: samples a second that sounds are resampled to.
         seconds: longer sounds are cut.
-        mels, window, hop: the spectrogram's bands and its window and step, in samples.
-        channels: width of the first layer; it doubles at each of `depth` layers.
+        mels, window, hop, floor, norm: see `encoders.spectrogram.LogMel`.
+        variation: see `encoders.spectrogram.Variation`.
+        noise_db: range of signal-to-noise ratios, in dB, of the white noise added while training;
+            `noise_share` of the sounds get some.
+        speed: range of speeds while training; the pitch goes with it.
     """
 
     modality = "audio"
 
     def __init__(
         self, rate: int = 16_000, seconds: float = 6.0, mels: int = 64, window: int = 512,
-        hop: int = 256, channels: int = 32, depth: int = 4, dropout: float = 0.2,
+        hop: int = 256, floor: float = 0.0, norm: str = "sound",
+        variation: Mapping[str, Any] | None = None, noise_db: Sequence[float] = (8.0, 40.0),
+        noise_share: float = 1.0, speed: Sequence[float] = (0.85, 1.15),
     ) -> None:  # fmt: skip
-        from torchaudio.transforms import MelSpectrogram
-
         super().__init__()
         self.rate, self.seconds, self.window, self.hop = rate, seconds, window, hop
         self.settings = {
             "rate": rate, "seconds": seconds, "mels": mels, "window": window, "hop": hop,
-            "channels": "mean", "scale": "int16",
+            "floor": floor, "norm": norm, "channels": "mean", "scale": "int16",
         }  # fmt: skip
-        self.mel = MelSpectrogram(
-            rate, n_fft=window, hop_length=hop, n_mels=mels, center=True, power=2.0
+        self.spectrogram = LogMel(
+            rate, mels, window, hop, floor=floor, norm=norm, variation=variation
         )
-        widths = [1, *(channels * 2**i for i in range(depth))]
-        self.layers = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()
-            )
-            for a, b in pairwise(widths)
-        )
-        self.dropout = nn.Dropout(dropout)
-        bands = mels
-        for _ in range(depth):
-            bands = -(-bands // 2)
-        self.depth = depth
-        self.squeeze = nn.Linear(widths[-1] * bands, 2 * widths[-1])
-        self.token_width = self.squeeze.out_features
-        self.width = 2 * self.token_width
+        self.noise_db, self.speed = _range(noise_db), _range(speed)
+        self.noise_share = noise_share
 
     @classmethod
-    def create(cls, config: EncoderConfig) -> LogMelCnn:
+    def create(cls, config: EncoderConfig) -> WaveEncoder:
         return cls(**config.options)
 
     @classmethod
-    def restore(cls, config: EncoderConfig, assets: Path) -> LogMelCnn:
+    def restore(cls, config: EncoderConfig, assets: Path) -> WaveEncoder:
         return cls(**config.options)
-
-    def trainable_blocks(self) -> list[nn.Module]:
-        return [*self.layers, self.squeeze]
 
     def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
         if not isinstance(value, bytes):
@@ -164,39 +152,130 @@ class LogMelCnn(Encoder):
         return int(16 * self.seconds * self.rate)
 
     def vary(self, value: Array, rng: np.random.Generator) -> Array:
-        """Another start, another loudness, another speed (0.85 to 1.15), white noise 8 to 40 dB
-        below the sound, and up to two short silences."""
+        """Another start, loudness and speed, white noise, and up to two short silences."""
         wave_N: Array = value.astype(np.float64)
-        speed = rng.uniform(0.85, 1.15)
+        speed = rng.uniform(*self.speed)
         wave_N = np.interp(np.arange(0, len(wave_N) - 1, speed), np.arange(len(wave_N)), wave_N)
-        wave_N = np.concatenate([np.zeros(rng.integers(0, self.rate // 4)), wave_N])
         loudness = float(np.sqrt(np.mean(wave_N**2)) + 1.0)
-        noise = loudness * 10.0 ** (-rng.uniform(8.0, 40.0) / 20.0)
-        wave_N = wave_N * rng.uniform(0.5, 1.2) + rng.normal(0.0, noise, len(wave_N))
+        wave_N = np.concatenate([np.zeros(rng.integers(0, self.rate // 4)), wave_N])
+        ratio_db = rng.uniform(*self.noise_db)
+        wave_N = wave_N * rng.uniform(0.5, 1.2)
+        if rng.random() < self.noise_share:
+            noise = loudness * 10.0 ** (-ratio_db / 20.0)
+            wave_N = wave_N + rng.normal(0.0, noise, len(wave_N))
         for _ in range(rng.integers(0, 3)):
             start = int(rng.integers(0, max(1, len(wave_N))))
             wave_N[start : start + self.rate // 8] = 0.0
         kept = wave_N[: int(self.seconds * self.rate)]
-        return np.clip(kept, -32767, 32767).astype(np.int16)
+        peak = float(np.abs(kept).max(initial=0.0))  # quieter, not clipped: the ratio stays
+        return (kept * min(1.0, 32767.0 / max(peak, 1.0))).astype(np.int16)
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = values
+    return float(low), float(high)
+
+
+class LogMelCnn(WaveEncoder):
+    """Log-mel spectrogram, strided convolutions, pooling by mean and maximum in time.
+
+    Options, beside those of `WaveEncoder`:
+        channels: width of the first layer; it doubles at each of `depth` layers, up to `widest`
+            times that.
+        strides: [bands, frames] of each layer; 2 and 2 everywhere if None.
+        dropout: in front of the last map.
+    """
+
+    def __init__(
+        self, *, channels: int = 32, depth: int = 4, widest: int | None = None,
+        strides: Sequence[Sequence[int]] | None = None, dropout: float = 0.2, **wave: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(**wave)
+        steps = [(int(a), int(b)) for a, b in strides or [(2, 2)] * depth]
+        most = widest or 2**depth
+        widths = [1, *(channels * min(2**i, most) for i in range(len(steps)))]
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(a, b, 3, stride=step, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()
+            )
+            for (a, b), step in zip(pairwise(widths), steps, strict=True)
+        )
+        self.dropout = nn.Dropout(dropout)
+        bands = int(self.settings["mels"])
+        for step in steps:
+            bands = -(-bands // step[0])
+        self.steps = steps
+        self.squeeze = nn.Linear(widths[-1] * bands, 2 * widths[-1])
+        self.token_width = self.squeeze.out_features
+        self.width = 2 * self.token_width
+
+    def trainable_blocks(self) -> list[nn.Module]:
+        return [*self.layers, self.squeeze]
 
     def forward(self, *batch: Tensor) -> Features:
-        wave_BN, lengths_B = batch
-        mel_BMT = torch.log(self.mel(wave_BN.float() / 32768.0) + 1e-5)
-        frames_B = 1 + lengths_B // self.hop
-        mask_BT = torch.arange(mel_BMT.shape[2], device=mel_BMT.device) < frames_B[:, None]
-        # Each sound is standardised over its own real frames: loudness and microphone go.
-        weight_B1T = mask_BT[:, None].float()
-        count_B11 = weight_B1T.sum(2, keepdim=True) * mel_BMT.shape[1]
-        mean_B11 = (mel_BMT * weight_B1T).sum((1, 2), keepdim=True) / count_B11
-        centred_BMT = (mel_BMT - mean_B11) * weight_B1T
-        spread_B11 = (centred_BMT.square().sum((1, 2), keepdim=True) / count_B11).sqrt()
-        x_BCMT = (centred_BMT / (spread_B11 + 1e-3))[:, None]
-        for layer in self.layers:
+        mel_BMT, mask_BT = self.spectrogram(*batch)
+        x_BCMT = mel_BMT[:, None]
+        for layer, step in zip(self.layers, self.steps, strict=True):
             # Padding is set to zero after each layer, so that a sound's features do not depend on
             # the company it keeps in the batch.
-            mask_BT = mask_BT[:, ::2]
+            mask_BT = strided(mask_BT, step[1:])
             x_BCMT = layer(x_BCMT) * mask_BT[:, None, None].float()
         tokens_BTF = torch.relu(self.squeeze(self.dropout(x_BCMT.flatten(1, 2).transpose(1, 2))))
         longest_BF = tokens_BTF.masked_fill(~mask_BT[:, :, None], 0.0).amax(1)
         pooled_BF = joined(masked_mean(tokens_BTF, mask_BT), longest_BF)
+        return Features(pooled_BF=pooled_BF, tokens_BTF=tokens_BTF, mask_BT=mask_BT)
+
+
+CELLS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+
+class LogMelRnn(WaveEncoder):
+    """Log-mel spectrogram, a bidirectional GRU or LSTM, attention pooling over the frames.
+
+    Each frame gets a weight softmax_t(v . tanh(W h_t)); the sound is the weighted mean, beside the
+    plain one (Yang et al. 2016, "Hierarchical Attention Networks", equations 5 to 7).
+
+    Options, beside those of `WaveEncoder`:
+        cell: "gru" or "lstm"; `hidden`: its width, in each direction; `layers`: how many.
+        stack: so many frames side by side are one step, which makes the sequence shorter.
+    """
+
+    def __init__(
+        self, *, cell: str = "gru", hidden: int = 128, layers: int = 2, stack: int = 2,
+        dropout: float = 0.2, **wave: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(**wave)
+        if cell not in CELLS:
+            raise ValueError(f"cell must be one of {', '.join(CELLS)}, is {cell!r}")
+        self.stack = stack
+        self.rnn = CELLS[cell](
+            int(self.settings["mels"]) * stack, hidden, layers, batch_first=True,
+            bidirectional=True, dropout=dropout if layers > 1 else 0.0,
+        )  # fmt: skip
+        self.key, self.query = nn.Linear(2 * hidden, hidden), nn.Linear(hidden, 1, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.token_width = 2 * hidden
+        self.width = 2 * self.token_width
+
+    def trainable_blocks(self) -> list[nn.Module]:
+        return [self.rnn]
+
+    def forward(self, *batch: Tensor) -> Features:
+        mel_BMT, mask_BT = self.spectrogram(*batch)
+        missing = -mel_BMT.shape[2] % self.stack
+        frames_BTM = nn.functional.pad(mel_BMT, (0, missing)).transpose(1, 2)
+        steps_BTF = frames_BTM.reshape(len(mel_BMT), -1, self.stack * mel_BMT.shape[1])
+        mask_BT = mask_BT[:, :: self.stack]
+        # Packed, so that the backward direction starts at each sound's own end.
+        packed = nn.utils.rnn.pack_padded_sequence(
+            steps_BTF, mask_BT.sum(1).cpu(), batch_first=True, enforce_sorted=False
+        )
+        out, _ = self.rnn(packed)
+        tokens_BTF, _ = nn.utils.rnn.pad_packed_sequence(
+            out, batch_first=True, total_length=mask_BT.shape[1]
+        )
+        weight_BT = self.query(torch.tanh(self.key(tokens_BTF)))[:, :, 0]
+        weight_BT = weight_BT.masked_fill(~mask_BT, float("-inf")).softmax(1)
+        looked_BF = torch.einsum("bt,btf->bf", weight_BT, self.dropout(tokens_BTF))
+        pooled_BF = joined(looked_BF, masked_mean(tokens_BTF, mask_BT))
         return Features(pooled_BF=pooled_BF, tokens_BTF=tokens_BTF, mask_BT=mask_BT)

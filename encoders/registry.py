@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from encoders.audio import LogMelCnn
+from encoders.audio import LogMelCnn, LogMelRnn
+from encoders.audio_towers import Ast, ClapAudio, Whisper
 from encoders.base import Encoder
 from encoders.config import EncoderConfig
 from encoders.efficientnet import EfficientNetLite0
@@ -12,7 +13,13 @@ from encoders.text import HashedWords, TransformerText
 ENCODERS: dict[str, dict[str, type[Encoder]]] = {
     "text": {"hashed": HashedWords, "transformer": TransformerText},
     "image": {"small-cnn": SmallCnn, "efficientnet-lite0": EfficientNetLite0},
-    "audio": {"logmel-cnn": LogMelCnn},
+    "audio": {
+        "logmel-cnn": LogMelCnn,
+        "logmel-rnn": LogMelRnn,
+        "ast": Ast,
+        "whisper": Whisper,
+        "clap-audio": ClapAudio,
+    },
 }
 
 

@@ -1,0 +1,211 @@
+"""Sound encoders: what is batched together does not matter, towers hear what transformers hears."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from encoders import CheckpointError, load, preset, train
+from encoders.audio import LogMelCnn, LogMelRnn
+from encoders.base import Encoder, encode_all
+from encoders.config import EncoderConfig, Limits
+from encoders.registry import encoder_class
+from encoders.spectrogram import LogMel, Variation
+from tests.encoders.material import samples, wav
+
+CPU = torch.device("cpu")
+AST: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+    "num_mel_bins": 32, "max_length": 96,
+}  # fmt: skip
+WHISPER: dict[str, Any] = {
+    "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
+    "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "vocab_size": 50,
+    "num_mel_bins": 32, "max_source_positions": 50, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2, "decoder_start_token_id": 1,
+}  # fmt: skip
+CLAP: dict[str, Any] = {
+    "patch_embeds_hidden_size": 16, "depths": [1, 1], "num_attention_heads": [2, 2],
+    "hidden_size": 32, "num_mel_bins": 64, "spec_size": 256,
+}  # fmt: skip
+TOWERS = {"ast": AST, "whisper": WHISPER, "clap-audio": CLAP}
+SMALL: dict[str, Any] = {"rate": 8000, "seconds": 2.0, "mels": 32}
+MADE: dict[str, dict[str, Any]] = {
+    "logmel-cnn": {**SMALL, "channels": 8, "depth": 3},
+    "logmel-rnn": {**SMALL, "hidden": 16, "layers": 1},
+    **{kind: {"config": fields} for kind, fields in TOWERS.items()},
+}
+
+
+def create(kind: str, **more: Any) -> Encoder:
+    torch.manual_seed(0)
+    config = EncoderConfig(kind=kind, options={**MADE[kind], **more})
+    return encoder_class("audio", config).create(config).eval()
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_a_sound_is_the_same_in_any_company(kind: str) -> None:
+    encoder = create(kind)
+    sounds = [encoder.prepare(wav(300, seconds), Limits())[0] for seconds in (0.2, 0.9, 0.35)]
+    together = encode_all(encoder, sounds, CPU, tokens=True)
+    assert together.tokens_BTF is not None
+    assert together.mask_BT is not None
+    assert together.tokens_BTF.shape[2] == encoder.token_width
+    for row, sound in enumerate(sounds):
+        alone = encode_all(encoder, [sound], CPU, tokens=True)
+        assert torch.allclose(alone.pooled_BF[0], together.pooled_BF[row], atol=1e-5)
+        assert alone.mask_BT is not None
+        assert int(alone.mask_BT.sum()) == int(together.mask_BT[row].sum())
+    assert not torch.allclose(together.pooled_BF[0], together.pooled_BF[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_each_kind_is_trained_written_and_loaded(kind: str, tmp_path: Path) -> None:
+    tiny = preset("tiny")
+    encoder = EncoderConfig(kind=kind, options=MADE[kind], train_last=1)
+    model = replace(tiny.model, encoders={"text": tiny.model.encoders["text"], "audio": encoder})
+    config = replace(tiny, model=model, epochs=1, refit=False, encoder_batch=8)
+    made = [replace(sample, image=None) for sample in samples(48)]
+    train(made, config, out=tmp_path / "v", name="v", version=1, seed=0)
+    load(tmp_path / "v", device="cpu").check()
+
+
+def test_no_short_sound_breaks_a_tower() -> None:
+    for kind in TOWERS:
+        encoder = create(kind)
+        sound, _ = encoder.prepare(wav(300, 0.003), Limits())
+        assert bool(encode_all(encoder, [sound], CPU).pooled_BF.isfinite().all())
+
+
+def written(kind: str, folder: Path) -> Path:
+    """A checkpoint as transformers writes it, with a feature extractor of its own."""
+    import transformers as t
+
+    torch.manual_seed(1)
+    if kind == "ast":
+        t.ASTModel(t.ASTConfig(**AST)).save_pretrained(folder)
+        t.ASTFeatureExtractor(
+            num_mel_bins=32, max_length=96, mean=-3.0, std=2.0, sampling_rate=8000
+        ).save_pretrained(folder)
+    elif kind == "whisper":
+        t.WhisperModel(t.WhisperConfig(**WHISPER)).save_pretrained(folder)
+        t.WhisperFeatureExtractor(feature_size=32, chunk_length=1).save_pretrained(folder)
+    else:
+        text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = t.ClapConfig(
+            audio_config=CLAP,
+            text_config={**text, "intermediate_size": 16, "vocab_size": 40},
+            projection_dim=8,
+        )
+        t.ClapModel(config).save_pretrained(folder)
+        t.ClapFeatureExtractor(feature_size=64, truncation="rand_trunc").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_tower_hears_what_transformers_hears(kind: str, tmp_path: Path) -> None:
+    import transformers as t
+
+    folder = written(kind, tmp_path)
+    config = EncoderConfig(kind=kind, source=str(folder))
+    encoder = encoder_class("audio", config).create(config).eval()
+    rate = int(encoder.settings["extractor"]["sampling_rate"])
+    sound, _ = encoder.prepare(wav(440, 0.8, rate=rate), Limits())
+    found = encode_all(encoder, [sound], CPU, tokens=True)
+    assert found.tokens_BTF is not None
+    wave = sound.astype(np.float32) / 32768
+    how: dict[str, Any] = {"sampling_rate": rate, "return_tensors": "pt"}
+    with torch.no_grad():
+        if kind == "ast":
+            inputs = t.ASTFeatureExtractor.from_pretrained(folder)(wave, **how)
+            wanted = t.ASTModel.from_pretrained(folder).eval()(**inputs).last_hidden_state[:, 2:]
+        elif kind == "whisper":
+            inputs = t.WhisperFeatureExtractor.from_pretrained(folder)(wave, **how)
+            net = t.WhisperModel.from_pretrained(folder).eval()
+            wanted = net.encoder(inputs.input_features).last_hidden_state
+        else:
+            inputs = t.ClapFeatureExtractor.from_pretrained(folder)(wave, **how)
+            net = t.ClapModel.from_pretrained(folder).eval().audio_model
+            wanted = net(**inputs).last_hidden_state.flatten(2).transpose(1, 2)
+    assert torch.allclose(found.tokens_BTF, wanted, atol=1e-4)
+
+
+def test_an_option_that_contradicts_the_checkpoint_is_an_error(tmp_path: Path) -> None:
+    folder = written("ast", tmp_path)
+    for options, words in (
+        ({"extractor": {"sampling_rate": 16000}}, "sampling_rate is 16000 in the options, 8000"),
+        ({"config": {"hidden_size": 64}}, "hidden_size is 64 in the options, 32"),
+        ({"seconds": 9.0}, "seconds must be above 0 and at most 0.96, is 9"),
+    ):
+        config = EncoderConfig(kind="ast", source=str(folder), options=options)
+        with pytest.raises(CheckpointError, match=words):
+            encoder_class("audio", config).create(config)
+    with pytest.raises(CheckpointError, match="no ASTConfig at"):
+        encoder_class("audio", config).create(replace(config, source=str(tmp_path / "none")))
+
+
+def test_the_spectrogram_forgets_loudness_and_the_microphones_colour() -> None:
+    rng = np.random.default_rng(0)
+    wave_N = (3000 * rng.normal(size=6000) * np.sin(np.arange(6000) / 900)).astype(np.int16)
+    quiet_N = (wave_N // 8).astype(np.int16)
+
+    def seen(norm: str, wave: np.ndarray) -> torch.Tensor:
+        front = LogMel(8000, 24, 256, 80, floor=1e-4, norm=norm).eval()
+        padded = np.concatenate([wave, np.zeros(256, dtype=np.int16)])
+        found: torch.Tensor = front(torch.from_numpy(padded[None]), torch.tensor([len(wave)]))[0]
+        return found
+
+    for norm in ("sound", "band"):
+        assert torch.allclose(seen(norm, wave_N), seen(norm, quiet_N), atol=0.1)
+    coloured = np.convolve(wave_N, [1.0, -0.7], mode="same").astype(np.int16)
+    off = {n: (seen(n, wave_N) - seen(n, coloured)).abs().mean().item() for n in ("sound", "band")}
+    assert off["band"] < 0.5 * off["sound"]
+    with pytest.raises(ValueError, match="norm"):
+        LogMel(8000, 24, 256, 80, norm="nothing")
+
+
+def test_variation_bends_hides_and_is_off_when_not_training() -> None:
+    torch.manual_seed(0)
+    frames = torch.rand(4, 20, 30) + 1.0
+    lengths = torch.tensor([30, 20, 10, 30])
+    bent, count = Variation(tempo=0.5).bend(frames, lengths)
+    assert bent.shape[2] == int(count.max())
+    assert not torch.equal(count, lengths)
+    assert bool(((bent >= frames.min()) & (bent <= frames.max())).all())
+    same, _ = Variation().bend(frames, lengths)
+    assert same is frames
+    hidden = Variation(masks=2).hide(frames, lengths)
+    blank = (hidden == 0).float().mean().item()
+    assert 0.02 < blank < 0.65
+    tilted, _ = Variation(tilt=1.0).bend(frames, lengths)
+    difference = tilted - frames
+    assert torch.allclose(difference, difference[:, :, :1].expand_as(difference), atol=1e-5)
+    encoder = LogMelCnn(**SMALL, channels=4, depth=2, variation={"tilt": 3.0, "masks": 2}).eval()
+    sound = encoder.prepare(wav(), Limits())[0]
+    one, two = (encode_all(encoder, [sound], CPU).pooled_BF for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_noise_is_added_at_the_ratio_and_only_to_its_share() -> None:
+    quiet: dict[str, Any] = {"speed": [1.0, 1.0], "noise_db": [0.0, 0.0]}
+    rng = np.random.default_rng(0)
+    tone = (20000 * np.sin(np.arange(12000) / 9)).astype(np.int16)
+    never = LogMelRnn(**SMALL, **quiet, noise_share=0.0)
+    clean = [never.vary(tone, rng).astype(float) for _ in range(20)]
+    always = LogMelRnn(**SMALL, **quiet)
+    noisy = [always.vary(tone, rng).astype(float) for _ in range(20)]
+
+    def rough(wave: np.ndarray) -> float:
+        return float(np.mean(np.diff(wave) ** 2) / np.mean(wave**2))
+
+    assert np.mean([rough(w) for w in clean]) < 0.1
+    # White noise of equal power: its differences have twice its power, half of the whole is it,
+    # and a little more than half where the sound is silent and the noise is not.
+    assert 0.95 < np.mean([rough(w) for w in noisy]) < 1.4
+    with pytest.raises(ValueError, match="cell"):
+        LogMelRnn(**SMALL, cell="mgu")
