@@ -80,6 +80,10 @@ class Encoder(nn.Module, ABC):
     def save_assets(self, folder: Path) -> None:
         """Write what `restore` needs beside the weights. Nothing, unless a subclass says so."""
 
+    def blocks(self) -> list[nn.Module]:
+        """The encoder's blocks from input to output; for freezing all but the last n."""
+        return []
+
     @abstractmethod
     def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
         """One value as an array, with its cost. CPU only, thread-safe.

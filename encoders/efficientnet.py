@@ -103,7 +103,8 @@ class EfficientNetLite0(ImageEncoder):
             for i in range(repeats):
                 blocks.append(Block(inside, outside, kernel, stride if i == 0 else 1, expand))
                 inside = outside
-        self.blocks = nn.ModuleList(blocks)
+        # Version folders hold this name, which the method has too: hence not as an attribute.
+        self._modules["blocks"] = nn.ModuleList(blocks)
         self.head = Conv(inside, HEAD, 1)
         self.classifier = nn.Linear(HEAD, CLASSES)
         self.mean: Tensor
@@ -132,12 +133,15 @@ class EfficientNetLite0(ImageEncoder):
     def restore(cls, config: EncoderConfig, assets: Path) -> EfficientNetLite0:
         return cls(**config.options)
 
+    def blocks(self) -> list[nn.Module]:
+        return list(cast(nn.ModuleList, self._modules["blocks"]))
+
     def forward(self, *batch: Tensor) -> Features:
         (pixels_BCHW,) = batch
         x_BCHW = (pixels_BCHW.float() - self.mean) / self.std
         x_BCHW = self.stem(x_BCHW.contiguous(memory_format=torch.channels_last))
         outputs: list[Tensor] = []
-        for block in self.blocks:
+        for block in self.blocks():
             x_BCHW = block(x_BCHW)
             outputs.append(x_BCHW)
         x_BCHW = self.head(x_BCHW)

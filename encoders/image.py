@@ -131,6 +131,9 @@ class SmallCnn(ImageEncoder):
     def restore(cls, config: EncoderConfig, assets: Path) -> SmallCnn:
         return cls(**config.options)
 
+    def blocks(self) -> list[nn.Module]:
+        return list(self.layers)
+
     def forward(self, *batch: Tensor) -> Features:
         (pixels_BCHW,) = batch
         maps_BFHW = self.layers(pixels_BCHW.float() / 127.5 - 1.0)

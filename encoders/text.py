@@ -171,6 +171,13 @@ class TransformerText(TextEncoder):
         (folder / TOKENIZER).write_text(self._tokenizer_json, encoding="utf-8")
         (folder / CONFIG).write_text(json.dumps(self._settings, indent=1), encoding="utf-8")
 
+    def blocks(self) -> list[nn.Module]:
+        """The model's layers; none for a family that uses one layer several times."""
+        config: Any = self.net.config
+        count = config.num_hidden_layers
+        lists = (part for part in self.net.modules() if isinstance(part, nn.ModuleList))
+        return next((list(layers) for layers in lists if len(layers) == count), [])
+
     def tokenize(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text).ids)
 

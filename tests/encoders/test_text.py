@@ -95,6 +95,12 @@ def test_another_family_is_trained_and_loaded_too(bert_folder: Path, tmp_path: P
     load(tmp_path / "v", device="cpu").check()
 
 
+def test_blocks_are_the_layers_from_input_to_output(bert_folder: Path) -> None:
+    encoder = TransformerText.create(config_of(bert_folder))
+    layers = [encoder.get_submodule(f"net.encoder.layer.{i}") for i in range(2)]
+    assert encoder.blocks() == layers
+
+
 def test_padding_changes_nothing(bert_folder: Path) -> None:
     encoder = TransformerText.create(config_of(bert_folder, layers=[0, -1])).eval()
     assert encoder.width == 64
