@@ -8,10 +8,18 @@ from encoders.config import EncoderConfig
 from encoders.efficientnet import EfficientNetLite0
 from encoders.image import SmallCnn
 from encoders.text import HashedWords, TransformerText
+from encoders.vision import ClipImage, ResNet, SiglipImage, Vit
 
 ENCODERS: dict[str, dict[str, type[Encoder]]] = {
     "text": {"hashed": HashedWords, "transformer": TransformerText},
-    "image": {"small-cnn": SmallCnn, "efficientnet-lite0": EfficientNetLite0},
+    "image": {
+        "small-cnn": SmallCnn,
+        "efficientnet-lite0": EfficientNetLite0,
+        "resnet": ResNet,
+        "vit": Vit,
+        "clip-image": ClipImage,
+        "siglip-image": SiglipImage,
+    },
     "audio": {"logmel-cnn": LogMelCnn},
 }
 
