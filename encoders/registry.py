@@ -8,10 +8,16 @@ from encoders.config import EncoderConfig
 from encoders.efficientnet import EfficientNetLite0
 from encoders.image import SmallCnn
 from encoders.text import HashedWords, TransformerText
+from encoders.towers import ClipText, SiglipText
 from encoders.vision import ClipImage, ResNet, SiglipImage, Vit
 
 ENCODERS: dict[str, dict[str, type[Encoder]]] = {
-    "text": {"hashed": HashedWords, "transformer": TransformerText},
+    "text": {
+        "hashed": HashedWords,
+        "transformer": TransformerText,
+        "clip-text": ClipText,
+        "siglip-text": SiglipText,
+    },
     "image": {
         "small-cnn": SmallCnn,
         "efficientnet-lite0": EfficientNetLite0,
