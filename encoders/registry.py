@@ -10,6 +10,7 @@ from encoders.image import SmallCnn
 from encoders.text import HashedWords, TransformerText
 from encoders.towers import ClipText, SiglipText
 from encoders.vision import ClipImage, ResNet, SiglipImage, Vit
+from encoders.words import StaticWords
 
 ENCODERS: dict[str, dict[str, type[Encoder]]] = {
     "text": {
@@ -17,6 +18,7 @@ ENCODERS: dict[str, dict[str, type[Encoder]]] = {
         "transformer": TransformerText,
         "clip-text": ClipText,
         "siglip-text": SiglipText,
+        "words": StaticWords,
     },
     "image": {
         "small-cnn": SmallCnn,
