@@ -103,6 +103,7 @@ class EfficientNetLite0(ImageEncoder):
             for i in range(repeats):
                 blocks.append(Block(inside, outside, kernel, stride if i == 0 else 1, expand))
                 inside = outside
+        # Version folders hold this name, which the method has too: hence not as an attribute.
         self.blocks = nn.ModuleList(blocks)
         self.head = Conv(inside, HEAD, 1)
         self.classifier = nn.Linear(HEAD, CLASSES)
@@ -134,7 +135,7 @@ class EfficientNetLite0(ImageEncoder):
         return cls(**config.options)
 
     def trainable_blocks(self) -> list[nn.Module]:
-        return [self.stem, *self.blocks, self.head]
+        return list(self.blocks)
 
     def forward(self, *batch: Tensor) -> Features:
         (pixels_BCHW,) = batch

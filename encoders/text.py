@@ -200,7 +200,7 @@ def _ask(source: str, local: bool) -> tuple[nn.Module, dict[str, Any], str]:
 
     disable_progress_bar()  # ours shows progress; theirs would tear it
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
-    net = AutoModel.from_pretrained(source, local_files_only=local)
+    net = AutoModel.from_pretrained(source, local_files_only=local, dtype=torch.float32)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError("its tokeniser has no fast form")

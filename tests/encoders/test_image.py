@@ -7,6 +7,7 @@ import torch
 
 from encoders.config import EncoderConfig
 from encoders.efficientnet import CLASSES, HEAD, PACKAGE, Conv, EfficientNetLite0, folded
+from encoders.image import SmallCnn
 
 
 def test_a_folded_convolution_is_the_convolution_and_its_norm() -> None:
@@ -43,6 +44,18 @@ def test_it_computes_what_the_packages_own_code_does() -> None:
         found = ours(pixels).pooled_BF[:, HEAD : HEAD + CLASSES]
         wanted = torch.nn.functional.normalize(theirs((pixels / 255 - mean) / std), dim=1)
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_blocks_run_from_input_to_output() -> None:
+    encoder = EfficientNetLite0.create(EncoderConfig(kind="efficientnet-lite0"))
+    blocks = encoder.trainable_blocks()
+    assert len(blocks) == 16
+    assert all(f"blocks.{i}.depth.conv.weight" in encoder.state_dict() for i in range(16))
+    blocks[-1].requires_grad_(False)
+    frozen = {name for name, weight in encoder.named_parameters() if not weight.requires_grad}
+    assert frozen
+    assert {name.split(".")[1] for name in frozen} == {"15"}
+    assert [part[0].in_channels for part in SmallCnn().trainable_blocks()] == [3, 16, 32]  # type: ignore
 
 
 def test_random_weights_need_no_package() -> None:

@@ -95,6 +95,21 @@ def test_another_family_is_trained_and_loaded_too(bert_folder: Path, tmp_path: P
     load(tmp_path / "v", device="cpu").check()
 
 
+def test_blocks_are_the_layers_from_input_to_output(bert_folder: Path) -> None:
+    encoder = TransformerText.create(config_of(bert_folder))
+    layers = [encoder.get_submodule(f"net.encoder.layer.{i}") for i in range(2)]
+    assert encoder.trainable_blocks() == layers
+
+
+def test_half_precision_is_read_as_float32(bert_folder: Path, tmp_path: Path) -> None:
+    from transformers import BertModel
+
+    folder = Path(shutil.copytree(bert_folder, tmp_path / "half"))
+    BertModel.from_pretrained(bert_folder).half().save_pretrained(folder)
+    encoder = TransformerText.create(config_of(folder))
+    assert {weight.dtype for weight in encoder.parameters()} == {torch.float32}
+
+
 def test_padding_changes_nothing(bert_folder: Path) -> None:
     encoder = TransformerText.create(config_of(bert_folder, layers=[0, -1])).eval()
     assert encoder.width == 64
@@ -160,7 +175,7 @@ def test_a_hub_name_is_looked_up(bert_folder: Path, monkeypatch: pytest.MonkeyPa
     def reading(kind: type) -> object:
         original = kind.from_pretrained  # type: ignore[attr-defined]
 
-        def read(name: str, *, local_files_only: bool) -> object:
+        def read(name: str, *, local_files_only: bool, **more: object) -> object:
             asked.append((name, local_files_only))
             return original(bert_folder)
 

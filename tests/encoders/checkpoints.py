@@ -1,0 +1,88 @@
+"""Tiny checkpoints in the layout of `transformers`, written here, and the way through a version."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from encoders import Model, load
+from encoders.checkpoint import make_net, save
+from encoders.config import EncoderConfig, ModelConfig, TrainConfig
+from encoders.tasks import Task
+
+SIDE = 32
+LAYERS: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+}  # fmt: skip
+PICTURES: dict[str, Any] = {**LAYERS, "image_size": SIDE, "patch_size": 8}
+CLIP_PICTURES = {**PICTURES, "projection_dim": 24}
+TOKENS = [
+    "<pad>", "<unk>", "<start>", "<end>", "a", "red", "green", "bird", "sings", "on", "branch",
+]  # fmt: skip
+CLIP_TEXTS: dict[str, Any] = {
+    **LAYERS, "vocab_size": len(TOKENS), "max_position_embeddings": 12, "pad_token_id": 0,
+    "bos_token_id": 2, "eos_token_id": 3, "projection_dim": 24,
+}  # fmt: skip
+SIGLIP_TEXTS: dict[str, Any] = {
+    **LAYERS, "vocab_size": len(TOKENS), "max_position_embeddings": 12, "pad_token_id": 0,
+    "bos_token_id": 2, "eos_token_id": 3, "projection_size": 32,
+}  # fmt: skip
+
+
+def write_preprocessor(folder: Path, **fields: Any) -> None:
+    """A `preprocessor_config.json` with numbers that no default has."""
+    raw = {
+        "size": {"height": SIDE, "width": SIDE},
+        "image_mean": [0.4, 0.5, 0.6],
+        "image_std": [0.2, 0.3, 0.25],
+        **fields,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(raw))
+
+
+def write_tokenizer(folder: Path, *, start: bool) -> None:
+    """Lower-case words with an end mark, and a start mark as CLIP has it and SigLIP has not."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(TOKENS)}, unk_token="<unk>"))
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<start> $A <end>" if start else "$A <end>",
+        special_tokens=[("<start>", 2), ("<end>", 3)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<start>",
+        eos_token="<end>", model_max_length=12,
+    ).save_pretrained(folder)  # fmt: skip
+
+
+def write_model(name: str, config: Any, folder: Path, **more: Any) -> None:
+    """Random weights in the class `name` of transformers, large enough to tell pictures apart."""
+    import transformers
+
+    torch.manual_seed(0)
+    net = getattr(transformers, name)(config, **more)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    net.save_pretrained(folder)
+
+
+def through_a_version(modality: str, config: EncoderConfig, folder: Path) -> Model:
+    """A net of this encoder alone, written as a version, loaded and checked."""
+    whole = TrainConfig(model=ModelConfig(encoders={modality: config}, dim=16))
+    net = make_net(whole, {"kind": Task(classes=("a", "b"))})
+    net.eval()
+    save(net, folder, config=whole, name="v", version_number=1)
+    model = load(folder, device="cpu")
+    model.check()
+    return model
