@@ -129,11 +129,11 @@ class ClipText(TextTower):
         config = _config(net)
         self.width = int(config.projection_dim if projected else config.hidden_size)
         self.token_width = int(config.hidden_size)
-        # Where transformers finds no end mark, it pools the first token, the same for every text.
-        # (An old config says 2 and means the token with the largest number.)
+        # transformers pools at the first token of this number and, where there is none, at the very
+        # first, which says nothing. (An old config says 2 and means the largest number there is.)
         ids_T = self.tokenize("a")
         end = config.eos_token_id if config.eos_token_id != 2 else max(ids_T)
-        if end not in ids_T:
+        if ids_T[-1] != end or end in ids_T[:-1]:
             raise CheckpointError(
                 f"eos_token_id: the model pools at {end}, the tokeniser marks the end "
                 f"by {ids_T[-1]}"

@@ -43,7 +43,7 @@ def write_preprocessor(folder: Path, **fields: Any) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(raw))
 
 
-def write_tokenizer(folder: Path, *, start: bool) -> None:
+def write_tokenizer(folder: Path, *, start: bool, end: str = "<end>") -> None:
     """Lower-case words with an end mark, and a start mark as CLIP has it and SigLIP has not."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -56,8 +56,8 @@ def write_tokenizer(folder: Path, *, start: bool) -> None:
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
-        single="<start> $A <end>" if start else "$A <end>",
-        special_tokens=[("<start>", 2), ("<end>", 3)],
+        single=f"<start> $A {end}" if start else f"$A {end}",
+        special_tokens=[("<start>", 2), (end, TOKENS.index(end))],
     )
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<start>",

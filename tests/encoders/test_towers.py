@@ -20,6 +20,7 @@ from tests.encoders.checkpoints import (
     CLIP_TEXTS,
     PICTURES,
     SIGLIP_TEXTS,
+    TOKENS,
     through_a_version,
     write_model,
     write_tokenizer,
@@ -161,12 +162,15 @@ def test_long_texts_keep_their_end_mark(folders: dict[str, Path]) -> None:
         create("siglip-text", folders["siglip-text"], max_tokens=6)
 
 
-def test_a_tokeniser_of_another_model_is_refused(folders: dict[str, Path]) -> None:
+def test_a_tokeniser_of_another_model_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     other = {**CLIP_TEXTS, "eos_token_id": 9}
     with pytest.raises(CheckpointError, match="pools at 9, the tokeniser marks the end by 3"):
         create("clip-text", None, config=other, tokenizer=str(folders["clip-text"]))
     old = {**CLIP_TEXTS, "eos_token_id": 2}  # means: the largest number of all
-    create("clip-text", None, config=old, tokenizer=str(folders["clip-text"]))
+    with pytest.raises(CheckpointError, match="pools at 4, the tokeniser marks the end by 3"):
+        create("clip-text", None, config=old, tokenizer=str(folders["clip-text"]))
+    write_tokenizer(tmp_path, start=True, end=TOKENS[-1])
+    create("clip-text", None, config=old, tokenizer=str(tmp_path))
 
 
 def test_a_tokeniser_without_a_fast_form_or_padding_is_refused(
