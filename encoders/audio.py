@@ -101,6 +101,8 @@ class WaveEncoder(Encoder):
         noise_db: range of signal-to-noise ratios, in dB, of the white noise added while training;
             `noise_share` of the sounds get some.
         speed: range of speeds while training; the pitch goes with it.
+        lead, gaps, cut: while training, up to so many seconds of silence in front, so many short
+            silences, and up to this share cut off at either end.
     """
 
     modality = "audio"
@@ -109,7 +111,8 @@ class WaveEncoder(Encoder):
         self, rate: int = 16_000, seconds: float = 6.0, mels: int = 64, window: int = 512,
         hop: int = 256, floor: float = 0.0, norm: str = "sound",
         variation: Mapping[str, Any] | None = None, noise_db: Sequence[float] = (8.0, 40.0),
-        noise_share: float = 1.0, speed: Sequence[float] = (0.85, 1.15),
+        noise_share: float = 1.0, speed: Sequence[float] = (0.85, 1.15), lead: float = 0.25,
+        gaps: int = 2, cut: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.rate, self.seconds, self.window, self.hop = rate, seconds, window, hop
@@ -122,6 +125,7 @@ class WaveEncoder(Encoder):
         )
         self.noise_db, self.speed = _range(noise_db), _range(speed)
         self.noise_share = noise_share
+        self.lead, self.gaps, self.cut = lead, gaps, cut
 
     @classmethod
     def create(cls, config: EncoderConfig) -> WaveEncoder:
@@ -152,18 +156,24 @@ class WaveEncoder(Encoder):
         return int(16 * self.seconds * self.rate)
 
     def vary(self, value: Array, rng: np.random.Generator) -> Array:
-        """Another start, loudness and speed, white noise, and up to two short silences."""
+        """Another start, end, loudness and speed, white noise, and a few short silences."""
         wave_N: Array = value.astype(np.float64)
+        if self.cut > 0:
+            # Half of the time nothing is lost at an end.
+            front, back = (np.clip(rng.uniform(-1, 1, 2), 0, 1) * self.cut * len(wave_N)).astype(
+                int
+            )
+            wave_N = wave_N[front : len(wave_N) - back]
         speed = rng.uniform(*self.speed)
         wave_N = np.interp(np.arange(0, len(wave_N) - 1, speed), np.arange(len(wave_N)), wave_N)
         loudness = float(np.sqrt(np.mean(wave_N**2)) + 1.0)
-        wave_N = np.concatenate([np.zeros(rng.integers(0, self.rate // 4)), wave_N])
+        wave_N = np.concatenate([np.zeros(int(rng.uniform(0, self.lead) * self.rate)), wave_N])
         ratio_db = rng.uniform(*self.noise_db)
         wave_N = wave_N * rng.uniform(0.5, 1.2)
         if rng.random() < self.noise_share:
             noise = loudness * 10.0 ** (-ratio_db / 20.0)
             wave_N = wave_N + rng.normal(0.0, noise, len(wave_N))
-        for _ in range(rng.integers(0, 3)):
+        for _ in range(rng.integers(0, self.gaps + 1)):
             start = int(rng.integers(0, max(1, len(wave_N))))
             wave_N[start : start + self.rate // 8] = 0.0
         kept = wave_N[: int(self.seconds * self.rate)]

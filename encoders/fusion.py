@@ -138,6 +138,7 @@ class IntermediateFusion(Fusion):
         if dim % HEADS:
             raise ValueError(f"dim must be a multiple of {HEADS}, is {dim}")
         self.mean = MeanFusion(dim, token_widths)
+        self.token_widths = tuple(token_widths)
         self.inputs = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
             for width in (width or dim for width in token_widths)
@@ -182,7 +183,12 @@ class IntermediateFusion(Fusion):
         start = 1
         for m, layer in enumerate(self.inputs):
             here_B1 = present_BM[:, m, None]
-            found = tokens.get(m, (unit_BMD[:, m, None], here_B1))
+            if m in tokens:
+                found = tokens[m]
+            elif self.token_widths[m] == 0:
+                found = (unit_BMD[:, m, None], here_B1)
+            else:  # nobody in the batch has it
+                found = (unit_BMD.new_zeros(batch, 1, self.token_widths[m]), here_B1 & False)
             real_BT = found[1] & here_B1
             kept_BTF = torch.where(real_BT[:, :, None], found[0], torch.zeros_like(found[0]))
             parts.append(layer(kept_BTF) + self.kind_MD[m])

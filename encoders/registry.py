@@ -11,7 +11,7 @@ from encoders.audio import LogMelCnn, LogMelRnn
 from encoders.audio_towers import Ast, ClapAudio, Whisper
 from encoders.base import Encoder
 from encoders.config import EncoderConfig
-from encoders.efficientnet import EfficientNetLite0
+from encoders.efficientnet import EfficientNetLite0, EfficientNetLite1, EfficientNetLite2
 from encoders.image import SmallCnn
 from encoders.text import HashedWords, TransformerText
 from encoders.towers import ClipText, SiglipText
@@ -29,6 +29,8 @@ ENCODERS: dict[str, dict[str, type[Encoder]]] = {
     "image": {
         "small-cnn": SmallCnn,
         "efficientnet-lite0": EfficientNetLite0,
+        "efficientnet-lite1": EfficientNetLite1,
+        "efficientnet-lite2": EfficientNetLite2,
         "resnet": ResNet,
         "vit": Vit,
         "clip-image": ClipImage,

@@ -62,6 +62,8 @@ class LogMel(nn.Module):
             if self.training:
                 log_BMT, frames_B = self.variation.bend(log_BMT, frames_B)
             mask_BT = torch.arange(log_BMT.shape[2], device=log_BMT.device) < frames_B[:, None]
+            if self.training:
+                log_BMT = self.variation.swap(log_BMT, mask_BT[:, None].float())
             standard_BMT = self._standardised(log_BMT, mask_BT[:, None].float())
             if self.training:
                 standard_BMT = self.variation.hide(standard_BMT, frames_B)
@@ -91,12 +93,19 @@ class Variation:
             is added: another microphone.
         masks: so many spans of bands (up to a fifth) and of frames (up to a fifth) are blanked
             (SpecAugment, Park et al. 2019, arXiv 1904.08779).
+        mix: this share of the sounds gets, band by band, a mean and a spread between its own and
+            those of another sound of the batch: what is said stays, who says it and through which
+            microphone changes (MixStyle, Zhou et al. 2021, arXiv 2104.02008, on bands as Kim et
+            al. 2022, arXiv 2206.12513).
+        mix_alpha: the own part is drawn from Beta(mix_alpha, mix_alpha).
     """
 
     def __init__(
-        self, pitch: float = 0.0, tempo: float = 0.0, tilt: float = 0.0, masks: int = 0
+        self, pitch: float = 0.0, tempo: float = 0.0, tilt: float = 0.0, masks: int = 0,
+        mix: float = 0.0, mix_alpha: float = 0.6,
     ) -> None:  # fmt: skip
         self.pitch, self.tempo, self.tilt, self.masks = pitch, tempo, tilt, masks
+        self.mix, self.mix_alpha = mix, mix_alpha
 
     def bend(self, log_BMT: Tensor, frames_B: Tensor) -> tuple[Tensor, Tensor]:
         """Before standardising: the frames at another pitch, tempo and tilt, and their numbers."""
@@ -124,6 +133,24 @@ class Variation:
             curve_B1M = F.interpolate(knots_B15, size=bands, mode="linear", align_corners=True)
             log_BMT = log_BMT + curve_B1M.transpose(1, 2)
         return log_BMT, frames_B
+
+    def swap(self, log_BMT: Tensor, weight_B1T: Tensor) -> Tensor:
+        """Before standardising: the bands' means and spreads drawn towards another sound's."""
+        if self.mix <= 0:
+            return log_BMT
+        batch, device = len(log_BMT), log_BMT.device
+        frames_B11 = weight_B1T.sum(2, keepdim=True)
+        mean_BM1 = (log_BMT * weight_B1T).sum(2, keepdim=True) / frames_B11
+        squares_BMT = ((log_BMT - mean_BM1) * weight_B1T).square()
+        spread_BM1 = (squares_BMT.sum(2, keepdim=True) / frames_B11 + 1e-4).sqrt()
+        alpha = torch.tensor(self.mix_alpha, device=device)
+        own_B = torch.distributions.Beta(alpha, alpha).sample((batch,))
+        own_B = torch.where(torch.rand(batch, device=device) < self.mix, own_B, 1.0)
+        other_B = torch.randperm(batch, device=device)
+        own_B11 = own_B[:, None, None]
+        new_mean_BM1 = torch.lerp(mean_BM1[other_B], mean_BM1, own_B11)
+        new_spread_BM1 = torch.lerp(spread_BM1[other_B], spread_BM1, own_B11)
+        return (log_BMT - mean_BM1) / spread_BM1 * new_spread_BM1 + new_mean_BM1
 
     def hide(self, standard_BMT: Tensor, frames_B: Tensor) -> Tensor:
         """After standardising: spans become 0, the mean."""

@@ -103,7 +103,7 @@ def gather(
     total = len(samples) if isinstance(samples, Sized) else 0
     done = 0
     net.eval()
-    for window in _prepared(samples, net, left_out):
+    for window in _prepared(samples, net, left_out, config.judge):
         for name in net.modalities:
             if frozen[name]:
                 having = [row for row in window if name in row.inputs]
@@ -146,7 +146,9 @@ def _keep(found: Features, rows: Sequence[_Row], name: str) -> None:
             row.tokens[name] = real_TF.half().clone().cpu()
 
 
-def _prepared(samples: Iterable[Sample], net: Net, left_out: Counter[str]) -> Iterator[list[_Row]]:
+def _prepared(
+    samples: Iterable[Sample], net: Net, left_out: Counter[str], judge: bool
+) -> Iterator[list[_Row]]:  # fmt: skip
     """Windows of prepared rows; the next window is prepared while the caller encodes this one."""
     with ThreadPoolExecutor(4, "prepare") as pool:
         waiting: deque[Future[_Row | None]] = deque()
@@ -160,7 +162,7 @@ def _prepared(samples: Iterable[Sample], net: Net, left_out: Counter[str]) -> It
                 window.append(row)
 
         for sample in samples:
-            place = split(sample.id)
+            place = split(sample.id, judge)
             if place == "judge":
                 left_out["judge split"] += 1
                 continue

@@ -58,12 +58,13 @@ class Fitted:
 
 def fit(
     net: Net, data: Dataset, config: TrainConfig, *, splits: Sequence[str], seed: int,
-    heads_only: bool = False, progress: Progress | None = None, stage: str = "train",
-    resume: Path | None = None,
+    begun: Sequence[str] = (), heads_only: bool = False, progress: Progress | None = None,
+    stage: str = "train", resume: Path | None = None,
 ) -> Fitted:  # fmt: skip
     """Minimise the joint loss over `splits`.
 
     Args:
+        begun: the modalities whose projectors did not start at random: they go at `start_lr`.
         resume: where the state is kept after each epoch; what is there already is gone on from.
             None keeps nothing.
 
@@ -72,7 +73,7 @@ def fit(
     """
     device = next(net.parameters()).device
     objective = Objective(net.modalities, config, heads_only=heads_only).to(device)
-    groups = parameter_groups(net, data, config, objective, heads_only)
+    groups = parameter_groups(net, data, config, objective, heads_only, begun)
     optimizer = torch.optim.AdamW(groups)
     trained = [p for group in groups for p in group["params"]]
     starts = [group["lr"] for group in groups]
@@ -174,14 +175,22 @@ def frozen_blocks(net: Net, config: TrainConfig, name: str) -> list[nn.Module]:
 
 
 def parameter_groups(
-    net: Net, data: Dataset, config: TrainConfig, objective: Objective, heads_only: bool
+    net: Net,
+    data: Dataset,
+    config: TrainConfig,
+    objective: Objective,
+    heads_only: bool,
+    begun: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """What the optimiser gets: matrices decay, the rest does not; trained encoders go slower."""
     net.requires_grad_(False)
     for part in [net.heads] if heads_only else [net.heads, net.projectors, net.fusion]:
         part.requires_grad_(True)
-    matrices = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in net.parameters() if p.requires_grad and p.ndim <= 1]
+    near = [] if heads_only else [p for name in begun for p in net.projectors[name].parameters()]
+    others = {id(p) for p in near}
+    fresh = [p for p in net.parameters() if p.requires_grad and id(p) not in others]
+    matrices = [p for p in fresh if p.ndim > 1]
+    vectors = [p for p in fresh if p.ndim <= 1]
     groups = [
         {"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay},
         {
@@ -190,6 +199,8 @@ def parameter_groups(
             "weight_decay": 0.0,
         },
     ]
+    if near:
+        groups.append({"params": near, "lr": config.start_lr, "weight_decay": 0.0})
     for name in net.modalities:
         if data.columns[name].features_nF is not None or heads_only:
             continue

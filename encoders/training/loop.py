@@ -24,6 +24,7 @@ from encoders.training import parallel
 from encoders.training.data import Dataset, Progress, gather
 from encoders.training.evaluate import evaluate, fit_decisions
 from encoders.training.fit import fit
+from encoders.training.start import start_projectors
 from encoders.types import Sample
 
 DECISIONS = "_decisions."  # how their parameters' names begin
@@ -73,9 +74,10 @@ def train(
         held = data.rows("validation")
         state = None if resume is None else resume / _key(config, data, seed, heads_only)
         start = copy.deepcopy(net.state_dict()) if config.refit else {}
+        begun = start_projectors(net, data, config, ("train",)) if parent is None else []
         fitted = fit(
-            net, data, config, splits=("train",), seed=seed, heads_only=heads_only, progress=tell,
-            resume=_at(state, "train", rank),
+            net, data, config, splits=("train",), begun=begun, seed=seed, heads_only=heads_only,
+            progress=tell, resume=_at(state, "train", rank),
         )  # fmt: skip
         tell("evaluate", 0, 1, {})
         metrics: dict[str, Any] = {"seed": seed, **fitted.to_dict()}
@@ -88,10 +90,12 @@ def train(
         if config.refit and len(held) > 0:
             decided = {k: v for k, v in net.state_dict().items() if k.startswith(DECISIONS)}
             net.load_state_dict({**start, **decided})
+            if begun:
+                begun = start_projectors(net, data, config, ("train", "validation"))
             again = fit(
                 net, data, replace(config, epochs=fitted.best or config.epochs, patience=0),
-                splits=("train", "validation"), seed=seed, heads_only=heads_only, progress=tell,
-                stage="refit", resume=_at(state, "refit", rank),
+                splits=("train", "validation"), begun=begun, seed=seed, heads_only=heads_only,
+                progress=tell, stage="refit", resume=_at(state, "refit", rank),
             )  # fmt: skip
             metrics["refit"] = again.to_dict()
         tell("write", 0, 1, {})

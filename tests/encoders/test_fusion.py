@@ -20,6 +20,8 @@ def units(*shape: int) -> torch.Tensor:
 def test_every_subset_gives_a_unit_vector_that_absent_values_do_not_change(name: str) -> None:
     torch.manual_seed(0)
     fusion = make_fusion(name, 8, [0, 0, 0])
+    for weight in fusion.parameters():  # some begin at 0, where nothing could be seen
+        weight.data.add_(0.3 * torch.randn_like(weight))
     present = torch.tensor([[bool(bits >> m & 1) for m in range(3)] for bits in range(1, 8)])
     unit = units(7, 3, 8)
     fused = fusion(unit, present)
@@ -74,6 +76,22 @@ def test_cross_attention_looks_at_other_modalities_and_not_at_padding() -> None:
     assert torch.allclose(fusion(unit, present, {**tokens, 0: (other, real)}), fused, atol=1e-6)
     other[0, 1] = 100.0
     assert not torch.allclose(fusion(unit, present, {**tokens, 0: (other, real)}), fused, atol=1e-3)
+
+
+def test_a_batch_that_lacks_a_modality_is_fused_as_in_company() -> None:
+    torch.manual_seed(0)
+    fusion = IntermediateFusion(8, [24, 40, 0])
+    torch.nn.init.normal_(fusion.out.weight)
+    unit = units(4, 3, 8)
+    words = (torch.randn(4, 5, 24), torch.ones(4, 5, dtype=torch.bool))
+    patches = (torch.randn(4, 6, 40), torch.ones(4, 6, dtype=torch.bool))
+    present = torch.tensor([[True, True, True], [True, False, False]] * 2)
+    patches[1][1::2] = False
+    both = fusion(unit, present, {0: words, 1: patches})
+    alone = {0: (words[0][1::2], words[1][1::2])}
+    assert torch.allclose(fusion(unit[1::2], present[1::2], alone), both[1::2], atol=1e-6)
+    shown = fusion.attention(unit[1::2], present[1::2], alone)
+    assert float(shown[0][1].sum()) == 0.0
 
 
 def test_the_product_of_independent_sources_is_bayes_answer() -> None:

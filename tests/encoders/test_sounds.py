@@ -191,6 +191,46 @@ def test_variation_bends_hides_and_is_off_when_not_training() -> None:
     assert torch.equal(one, two)
 
 
+def test_mixing_gives_a_sound_anothers_bands_and_keeps_its_shape() -> None:
+    torch.manual_seed(0)
+    shape_BMT = torch.randn(2, 6, 50)
+    log_BMT = shape_BMT * torch.tensor([1.0, 4.0])[:, None, None]
+    log_BMT[1] += torch.linspace(0, 10, 6)[:, None]
+    weight_B1T = torch.ones(2, 1, 50)
+    assert Variation().swap(log_BMT, weight_B1T) is log_BMT
+    drawn = [Variation(mix=1.0).swap(log_BMT, weight_B1T)[0] for _ in range(60)]
+    spreads = [float(one.std(1).mean()) for one in drawn]
+    means = [float(one[5].mean()) for one in drawn]
+    assert min(spreads) < 1.2  # itself
+    assert max(spreads) > 3.5  # the other's
+    assert -1.0 < min(means) < 1.0
+    assert max(means) > 8.0
+    for one in drawn:  # each band is only moved and stretched
+        both = torch.stack([one[3], log_BMT[0, 3]])
+        assert float(torch.corrcoef(both)[0, 1]) == pytest.approx(1.0, abs=1e-4)
+    few = [Variation(mix=0.1).swap(log_BMT, weight_B1T)[0] for _ in range(100)]
+    kept = sum(torch.allclose(one, log_BMT[0], atol=1e-4) for one in few)
+    assert kept > 80
+    # Frames that are not there have no say.
+    weight_B1T[0, 0, 25:] = 0.0
+    torch.manual_seed(1)
+    once = Variation(mix=1.0).swap(log_BMT, weight_B1T)[:, :, :25]
+    log_BMT[0, :, 25:] = 1e3
+    torch.manual_seed(1)
+    assert torch.allclose(once, Variation(mix=1.0).swap(log_BMT, weight_B1T)[:, :, :25])
+
+
+def test_ends_are_cut_and_nothing_else_where_it_says_so() -> None:
+    ramp = np.arange(1, 8001, dtype=np.int16)
+    encoder = LogMelRnn(
+        **SMALL, speed=[1.0, 1.0], noise_share=0.0, lead=0.0, gaps=0, cut=0.25
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    lengths = [len(encoder.vary(ramp, rng)) for _ in range(50)]
+    assert max(lengths) >= 7990
+    assert 4000 <= min(lengths) < 6500
+
+
 def test_noise_is_added_at_the_ratio_and_only_to_its_share() -> None:
     quiet: dict[str, Any] = {"speed": [1.0, 1.0], "noise_db": [0.0, 0.0]}
     rng = np.random.default_rng(0)

@@ -210,6 +210,19 @@ def test_the_split_is_fixed_for_ever() -> None:
     ]  # fmt: skip
 
 
+def test_without_a_judge_its_tenth_trains(tmp_path: Path) -> None:
+    assert {split(str(i), judge=False) for i in range(5000)} == {"train", "validation"}
+    kept, all_of_it = (
+        run(tmp_path, str(judge), config=replace(SHORT, judge=judge, epochs=1))
+        for judge in (True, False)
+    )
+    judged = sum(split(sample.id) == "judge" for sample in samples())
+    assert judged > 0
+    assert kept.metrics["left_out"]["judge split"] == judged
+    assert "judge split" not in all_of_it.metrics["left_out"]
+    assert all_of_it.metrics["train_samples"] == kept.metrics["train_samples"] + judged
+
+
 @pytest.mark.parametrize("fusion", ["mean", "early", "intermediate"])
 def test_every_fusion_is_trained_written_and_loaded(tmp_path: Path, fusion: str) -> None:
     config = replace(preset("tiny"), match=1.0, model=replace(SHORT.model, fusion=fusion))

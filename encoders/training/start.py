@@ -1,0 +1,115 @@
+"""Where projectors over frozen features start: canonical correlation, in closed form.
+
+With a few hundred pairs, gradient descent on InfoNCE from random weights overfits where the
+regularised solution does not; from it, InfoNCE has only the rest to do.
+
+Shapes: n samples, F features, R directions of them, D the shared space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from encoders.config import TrainConfig
+from encoders.errors import TrainingError
+from encoders.model import Net
+from encoders.projection import Projector
+from encoders.training.data import Dataset
+
+MOST = 4096
+"""Samples that are looked at, evenly spaced; the solution costs the square of them."""
+RIDGE = 1.0
+"""Added to each variance, in mean variances. From {0.1, 1, 10} by cross-validation on captions and
+pictures of 621 stamps."""
+SPARE = 0.02
+"""Spread of the weights of directions that the features do not fill."""
+
+
+def start_projectors(
+    net: Net, data: Dataset, config: TrainConfig, splits: Sequence[str]
+) -> list[str]:
+    """Set the projectors of frozen modalities; returns which. Nothing for `start` "random", or
+    where fewer than two modalities are frozen or come together.
+
+    Raises:
+        TrainingError: a projector with a hidden layer.
+    """
+    frozen = [name for name in net.modalities if data.columns[name].features_nF is not None]
+    if config.start != "cca" or config.align == 0 or len(frozen) < 2:
+        return []
+    rows = data.rows(*splits)
+    places = [data.columns[name].row_N[rows] for name in frozen]
+    together = torch.nonzero(torch.stack(places).ge(0).all(0)).flatten()
+    if len(together) < 2:
+        return []
+    if len(together) > MOST:
+        together = together[torch.linspace(0, len(together) - 1, MOST).round().long()]
+    views = {
+        name: cast(Tensor, data.columns[name].features_nF)[its[together]]
+        for name, its in zip(frozen, places, strict=True)
+    }
+    maps = canonical(views, net.config.dim)
+    for name, (weight_FD, bias_D) in maps.items():
+        linear = cast(Projector, net.projectors[name]).layers[-1]
+        if net.config.hidden > 0 or not isinstance(linear, nn.Linear):
+            raise TrainingError("start: cca needs linear projectors (hidden: 0)")
+        with torch.no_grad():
+            filled = weight_FD.shape[1]
+            linear.weight.mul_(SPARE)
+            linear.bias.zero_()
+            linear.weight[:filled] = weight_FD.T.to(linear.weight)
+            linear.bias[:filled] = bias_D.to(linear.bias)
+    return frozen
+
+
+def canonical(
+    views: Mapping[str, Tensor], dim: int, ridge: float = RIDGE
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Linear maps of each view to the directions that correlate most, and their biases.
+
+    Each view is centred and whitened, w = V (S^2 + ridge mean(S^2))^-1/2 of its singular values S;
+    the directions are the leading eigenvectors of what remains of the whitened views' covariance
+    without each view's own block, weighted by their eigenvalues (for two views: regularised
+    canonical correlation, Vinod 1976; for more: maximal sums of correlations, Kettenring 1971).
+
+    Args:
+        views: by name, float[n, F], rows of one sample at the same place.
+        dim: most directions.
+
+    Returns:
+        By name float64[F, D'] and float64[D'], D' at most `dim`; mapped rows have mean length 1.
+    """
+    white: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    for name, view_nF in views.items():
+        mean_F = view_nF.double().mean(0)
+        _, values_R, directions_RF = torch.linalg.svd(
+            view_nF.double() - mean_F, full_matrices=False
+        )
+        power_R = values_R.square()
+        scale_R = (power_R + ridge * power_R.mean()).rsqrt()
+        map_FR = directions_RF.T * scale_R
+        white[name] = (map_FR, mean_F, (view_nF.double() - mean_F) @ map_FR)
+    names = list(white)
+    ends = [0]
+    for name in names:
+        ends.append(ends[-1] + white[name][0].shape[1])
+    all_nR = torch.cat([white[name][2] for name in names], dim=1)
+    covariance_RR = all_nR.T @ all_nR
+    for begin, end in pairwise(ends):
+        covariance_RR[begin:end, begin:end] = 0.0
+    values_R, vectors_RR = torch.linalg.eigh(covariance_RR)  # ascending
+    kept = [i for i in reversed(range(len(values_R))) if values_R[i] > 1e-9][:dim]
+    weighted_RD = vectors_RR[:, kept] * values_R[kept]
+    found = {}
+    for name, (begin, end) in zip(names, pairwise(ends), strict=True):
+        map_FR, mean_F, white_nR = white[name]
+        map_RD = weighted_RD[begin:end]
+        map_RD = map_RD / (white_nR @ map_RD).norm(dim=1).mean().clamp(min=1e-12)
+        map_FD = map_FR @ map_RD
+        found[name] = (map_FD, -mean_F @ map_FD)
+    return found
