@@ -167,7 +167,9 @@ class WaveEncoder(Encoder):
         speed = rng.uniform(*self.speed)
         wave_N = np.interp(np.arange(0, len(wave_N) - 1, speed), np.arange(len(wave_N)), wave_N)
         loudness = float(np.sqrt(np.mean(wave_N**2)) + 1.0)
-        wave_N = np.concatenate([np.zeros(int(rng.uniform(0, self.lead) * self.rate)), wave_N])
+        wave_N = np.concatenate(
+            [np.zeros(rng.integers(0, max(1, int(self.lead * self.rate)))), wave_N]
+        )
         ratio_db = rng.uniform(*self.noise_db)
         wave_N = wave_N * rng.uniform(0.5, 1.2)
         if rng.random() < self.noise_share:
