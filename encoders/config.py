@@ -260,7 +260,43 @@ def demo() -> TrainConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], TrainConfig]] = {"tiny": tiny, "demo": demo}
+def base() -> TrainConfig:
+    """ViT-B/16, BERT-base and AST from the hub, their last blocks trained, cross-attention, bf16.
+
+    For a GPU. `source` may be a local folder of the same model instead of its hub name.
+    """
+
+    def pretrained(kind: str, source: str) -> EncoderConfig:
+        return EncoderConfig(kind=kind, source=source, train_last=4)
+
+    return TrainConfig(
+        model=ModelConfig(
+            encoders={
+                "text": pretrained("transformer", "google-bert/bert-base-uncased"),
+                "image": pretrained("vit", "google/vit-base-patch16-224-in21k"),
+                "audio": pretrained("ast", "MIT/ast-finetuned-audioset-10-10-0.4593"),
+            },
+            dim=512,
+            fusion="intermediate",
+            decision="logproduct",
+            dropout=0.1,
+        ),
+        epochs=10,
+        batch=512,
+        encoder_batch=512,
+        chunk=64,
+        lr=1e-3,
+        encoder_lr=3e-5,
+        weight_decay=0.05,
+        match=0.3,
+        monotone=0.1,
+        ema=0.999,
+        precision="bf16",
+        patience=3,
+    )
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {"tiny": tiny, "demo": demo, "base": base}
 
 
 def preset(name: str) -> TrainConfig:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
@@ -78,9 +79,17 @@ def _on_white(picture: Image.Image, side: int) -> Array:
 
 
 class ImageEncoder(Encoder):
-    """The part that every picture encoder shares: decoding, stacking, flipping."""
+    """The part that every picture encoder shares: decoding, stacking, variation.
+
+    Attributes:
+        mirror: while training, half of the pictures are mirrored; not for digits and letters.
+        shift: while training, pictures are moved by up to this share of the side, what leaves at
+            one edge is lost, the other edge is repeated.
+    """
 
     modality = "image"
+    mirror = True
+    shift = 0.0
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -103,15 +112,35 @@ class ImageEncoder(Encoder):
         return 4 * self.side**2  # EfficientNet: 44 pictures a second and core, with 32 it is 24
 
     def vary(self, value: Array, rng: np.random.Generator) -> Array:
-        """Mirrored half of the time."""
-        return np.ascontiguousarray(value[:, :, ::-1]) if rng.random() < 0.5 else value
+        """Mirrored and moved, see `mirror` and `shift`."""
+        if self.mirror and rng.random() < 0.5:
+            value = value[:, :, ::-1]
+        most = int(self.shift * self.side)
+        if most > 0:
+            down, right = (int(v) for v in rng.integers(-most, most + 1, 2))
+            wide = np.pad(value, ((0, 0), (most, most), (most, most)), mode="edge")
+            rows = slice(most - down, most - down + self.side)
+            columns = slice(most - right, most - right + self.side)
+            value = wide[:, rows, columns]
+        return np.ascontiguousarray(value)
 
 
 class SmallCnn(ImageEncoder):
-    """Three strided convolutions, average pooling. For tests and for training from scratch."""
+    """Three strided convolutions, average pooling. For tests and for training from scratch.
 
-    def __init__(self, side: int = 32, channels: int = 16) -> None:
+    Options:
+        side: of the picture, in pixels; channels: of the first layer, they double twice.
+        grid: the last maps are averaged over a grid of this many cells a side: 1 forgets where
+            something was.
+        mirror, shift: see `ImageEncoder`.
+    """
+
+    def __init__(
+        self, side: int = 32, channels: int = 16, grid: int = 1, mirror: bool = True,
+        shift: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__(side)
+        self.mirror, self.shift, self.grid = mirror, shift, grid
         widths = (3, channels, 2 * channels, 4 * channels)
         self.layers = nn.Sequential(
             *(
@@ -121,7 +150,8 @@ class SmallCnn(ImageEncoder):
                 for a, b in pairwise(widths)
             )
         )
-        self.width = self.token_width = widths[-1]
+        self.token_width = widths[-1]
+        self.width = widths[-1] * grid**2
 
     @classmethod
     def create(cls, config: EncoderConfig) -> SmallCnn:
@@ -138,6 +168,6 @@ class SmallCnn(ImageEncoder):
         (pixels_BCHW,) = batch
         maps_BFHW = self.layers(pixels_BCHW.float() / 127.5 - 1.0)
         return Features(
-            pooled_BF=joined(maps_BFHW.mean((2, 3))),
+            pooled_BF=joined(F.adaptive_avg_pool2d(maps_BFHW, self.grid).flatten(1)),
             tokens_BTF=maps_BFHW.flatten(2).transpose(1, 2),
         )

@@ -34,7 +34,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     @app.command()
     def retrain(
         context: typer.Context,
-        preset: Annotated[str, typer.Option(help="tiny or demo.")] = "demo",
+        preset: Annotated[str, typer.Option(help="tiny, demo or base.")] = "demo",
         heads_only: Annotated[
             bool, typer.Option(help="Keep the space: train only heads and decision.")
         ] = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,3 +97,37 @@ def test_random_weights_need_no_package() -> None:
     with torch.no_grad():
         features = encoder(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     assert features.pooled_BF.shape == (1, encoder.width)
+
+
+def test_small_pictures_are_mirrored_and_moved_only_where_asked() -> None:
+    rng = np.random.default_rng(0)
+    picture = np.zeros((3, 16, 16), dtype=np.uint8)
+    picture[:, 4:8, 3:6] = 200
+    still = SmallCnn(side=16, mirror=False)
+    assert all(np.array_equal(still.vary(picture, rng), picture) for _ in range(20))
+    mirrored = {SmallCnn(side=16).vary(picture, rng).tobytes() for _ in range(20)}
+    assert mirrored == {picture.tobytes(), picture[:, :, ::-1].tobytes()}
+    moving = SmallCnn(side=16, mirror=False, shift=0.2)
+    corners = set()
+    for _ in range(200):
+        found = moving.vary(picture, rng)
+        assert found.shape == picture.shape
+        assert found.sum() == picture.sum()  # all of it is still there
+        corners.add(tuple(int(v[0]) for v in np.nonzero(found[0])))
+    assert {a for a, _ in corners} == {1, 2, 3, 4, 5, 6, 7}
+    assert {b for _, b in corners} == {0, 1, 2, 3, 4, 5, 6}
+
+
+def test_a_grid_keeps_where_something_was() -> None:
+    torch.manual_seed(0)
+    picture = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    picture[:, :, :12, :12] = 255
+    turned = picture.flip(2)
+    apart = {}
+    for grid, width in ((1, 64), (2, 256)):
+        encoder = SmallCnn(grid=grid).eval()
+        with torch.no_grad():
+            one, two = (encoder(p).pooled_BF for p in (picture, turned))
+        assert one.shape == (1, encoder.width) == (1, width)
+        apart[grid] = float((one - two).norm())
+    assert apart[2] > 2 * apart[1]
