@@ -55,6 +55,7 @@ class Captioner(nn.Module):
         self.words, self.length = tuple(words), length
         self.place = {word: i for i, word in enumerate(self.words)}
         self.table = nn.Embedding(len(self.words), width, padding_idx=PAD)
+        self.scale = dim**0.5  # of a unit vector's numbers: otherwise they hardly count
         self.start, self.see = nn.Linear(dim, width), nn.Linear(dim, width)
         self.cell = nn.GRU(2 * width, width, batch_first=True)
         self.dropout = nn.Dropout(0.3)
@@ -113,10 +114,10 @@ class Captioner(nn.Module):
         ]
 
     def _first(self, fused_BD: Tensor) -> Tensor:
-        return torch.tanh(self.start(fused_BD))[None]
+        return torch.tanh(self.start(self.scale * fused_BD))[None]
 
     def _run(self, fused_BD: Tensor, ids_BL: Tensor, state_1BW: Tensor) -> tuple[Tensor, Tensor]:
-        seen_BLW = self.see(fused_BD)[:, None].expand(-1, ids_BL.shape[1], -1)
+        seen_BLW = self.see(self.scale * fused_BD)[:, None].expand(-1, ids_BL.shape[1], -1)
         words_BLW = self.dropout(self.table(ids_BL))
         out_BLW, state_1BW = self.cell(torch.cat([words_BLW, seen_BLW], dim=2), state_1BW)
         return out_BLW, state_1BW

@@ -70,11 +70,13 @@ class TaskConfig:
         source: "text" makes each sample's own text the caption; None takes it from the labels
             (generation).
         length: most words of a caption (generation).
+        least: a word must occur so often in the training captions to be learnt (generation).
     """
 
     kind: str
     source: str | None = None
     length: int = 16
+    least: int = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from encoders.caption import Captioner
 from encoders.config import TrainConfig
 from encoders.errors import TrainingError
 from encoders.model import Net
@@ -27,6 +28,7 @@ from encoders.training.step import backward
 from encoders.training.weighing import damp, gradient_scales
 
 WARM_UP = 20  # steps
+DECODER_DECAY = 0.05
 
 
 @dataclass(kw_only=True)
@@ -187,7 +189,9 @@ def parameter_groups(
     for part in [net.heads] if heads_only else [net.heads, net.projectors, net.fusion]:
         part.requires_grad_(True)
     near = [] if heads_only else [p for name in begun for p in net.projectors[name].parameters()]
-    others = {id(p) for p in near}
+    decoders = [head for head in net.heads.by_task if isinstance(head, Captioner)]
+    words = [p for head in decoders for p in head.parameters()]
+    others = {id(p) for p in [*near, *words]}
     fresh = [p for p in net.parameters() if p.requires_grad and id(p) not in others]
     matrices = [p for p in fresh if p.ndim > 1]
     vectors = [p for p in fresh if p.ndim <= 1]
@@ -199,6 +203,8 @@ def parameter_groups(
             "weight_decay": 0.0,
         },
     ]
+    if words:  # what keeps a linear map from overfitting keeps a decoder from learning
+        groups.append({"params": words, "lr": config.lr, "weight_decay": DECODER_DECAY})
     if near:
         groups.append({"params": near, "lr": config.start_lr, "weight_decay": 0.0})
     for name in net.modalities:

@@ -155,7 +155,7 @@ def _caption(
 ) -> Found:  # fmt: skip
     assert its is not None, "captions are declared"
     known = [str(row) for row, here in zip(rows, train, strict=True) if row is not None and here]
-    words = vocabulary(known)
+    words = vocabulary(known, its.least)
     task = Task(kind="generation", words=words, source=its.source, length=its.length)
     captioner = Captioner(words, 1, its.length, width=1)
     ids_NL = torch.full((len(rows), its.length + 1), -1)

@@ -11,10 +11,14 @@ import torch
 
 from encoders import Embedder, Model, Sample, TrainingError, load, preset, split, train
 from encoders.caption import END, Captioner, spell, vocabulary, words_of
+from encoders.checkpoint import make_net
 from encoders.config import TaskConfig
 from encoders.decision import Decision, subset_of
 from encoders.tasks import Task
+from encoders.training.data import Column, Dataset
+from encoders.training.fit import DECODER_DECAY, parameter_groups
 from encoders.training.measures import calibration_error, interval, label_f1
+from encoders.training.objective import Objective
 from encoders.training.targets import targets
 from encoders.types import Label
 from tests.encoders.material import COLOURS, samples
@@ -131,6 +135,33 @@ def test_words_and_captions() -> None:
     words = vocabulary(["a red bird", "a blue bird", "a rare one"])
     assert words[3:] == ("a", "bird")
     assert Captioner(words, 4, 2).encode("a rare bird") == [3, 2, END]
+
+
+def test_how_often_a_word_must_occur_is_the_tasks_to_say() -> None:
+    texts = ["a red bird", "a blue bird", "a rare one"]
+    for least, wanted in ((1, {"a", "bird", "blue", "one", "rare", "red"}), (2, {"a", "bird"})):
+        declared = {"say": TaskConfig(kind="generation", source="text", least=least)}
+        tiny = preset("tiny")
+        config = replace(tiny, model=replace(tiny.model, tasks=declared))
+        tasks, _ = targets([{}] * 3, texts, [True] * 3, config, Counter())
+        assert set(tasks["say"].words[3:]) == wanted
+
+
+def test_a_decoder_hardly_decays() -> None:
+    tiny = preset("tiny")
+    config = replace(tiny, weight_decay=1.0)
+    task = Task(kind="generation", words=("<pad>", "<end>", "<unknown>", "a"), length=4)
+    net = make_net(config, {"say": task})
+    empty = Column(features_nF=None, inputs=[], row_N=torch.zeros(0, dtype=torch.long))
+    data = Dataset(
+        ids=[], split_N=np.zeros(0), columns=dict.fromkeys(net.modalities, empty),
+        present_NM=torch.zeros(0, 3), group_N=torch.zeros(0), target={}, tasks={"say": task},
+    )  # fmt: skip
+    groups = parameter_groups(net, data, config, Objective(net.modalities, config), False)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert {decay[id(p)] for p in net.heads.captioner("say").parameters()} == {DECODER_DECAY}
+    assert decay[id(net.projectors["text"].layers[-1].weight)] == 1.0  # type: ignore[index, union-attr]
+    assert len(decay) == sum(len(group["params"]) for group in groups)  # each in one group
 
 
 def test_beam_search_finds_what_a_greedy_choice_misses() -> None:
