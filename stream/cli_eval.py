@@ -20,6 +20,7 @@ from .models import Registry
 from .settings import Settings
 
 BENCHMARKS = {"stamps": "stamps", "av-digits": "av_digits", "xor": "xor"}
+SYNTHETIC = ("xor",)  # they take no folder
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
@@ -35,7 +36,10 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             str | None, typer.Option(help="A model folder or a version's name; else the champion.")
         ] = None,
         data: Annotated[
-            Path | None, typer.Option(help="A folder CATEGORY/NAME.{txt,png,ogg}; else `records`.")
+            Path | None,
+            typer.Option(
+                help="A folder CATEGORY/NAME.{txt,png,ogg}; else `records`. A benchmark's data."
+            ),
         ] = None,
         out: Annotated[Path | None, typer.Option(help="Where report.json and .html go.")] = None,
         seeds: Annotated[int | None, typer.Option(help="Trainings of a benchmark.")] = None,
@@ -52,7 +56,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         Example: braid eval --benchmark xor --json
         """
         if benchmark is not None:
-            found = _benchmark(benchmark, seeds, part, as_json)
+            found = _benchmark(benchmark, data, seeds, part, as_json)
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
                 (out / f"{benchmark}.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -62,10 +66,14 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         print(json.dumps(found) if as_json else "\n".join(lines(found)), flush=True)
 
 
-def _benchmark(name: str, seeds: int | None, part: str | None, as_json: bool) -> dict[str, Any]:
+def _benchmark(
+    name: str, data: Path | None, seeds: int | None, part: str | None, as_json: bool
+) -> dict[str, Any]:  # fmt: skip
     """Run `benchmarks/NAME.py` of this checkout as its own command line would."""
     if name not in BENCHMARKS:
         raise ConfigError(f"--benchmark: no {name!r}; there are {', '.join(BENCHMARKS)}")
+    if data is not None and name in SYNTHETIC:
+        raise ConfigError(f"--data: {name} makes its own data")
     root = Path(__file__).resolve().parents[1]
     if not (root / "benchmarks" / f"{BENCHMARKS[name]}.py").is_file():
         raise ConfigError("--benchmark: the benchmarks come with the source, not with the package")
@@ -73,6 +81,7 @@ def _benchmark(name: str, seeds: int | None, part: str | None, as_json: bool) ->
         sys.path.insert(0, str(root))
     module = importlib.import_module(f"benchmarks.{BENCHMARKS[name]}")
     flags = ["--json"] if as_json else []
+    flags += [] if data is None else ["--data", str(data)]
     flags += [] if seeds is None else ["--seeds", str(seeds)]
     flags += [] if part is None else ["--part", part]
     found: dict[str, Any] = module.main(flags)

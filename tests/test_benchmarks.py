@@ -1,0 +1,88 @@
+"""The benchmarks run, on a little data: their rows are there, and add up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import av_digits, stamps
+from benchmarks.common import spread
+from benchmarks.stamps import chrf
+from stream.cli import app
+from tests.stream.conftest import COLOURS, picture, tone
+from tests.stream.test_av_digits import made
+
+
+def test_spread_is_the_samples() -> None:
+    assert spread([{"a": 1.0}, {"a": 3.0}])["a"] == {
+        "mean": 2.0,
+        "sd": pytest.approx(2**0.5, abs=1e-4),
+    }
+    assert spread([{"a": 1.0}])["a"] == {"mean": 1.0, "sd": 0.0}
+
+
+def test_chrf_is_one_for_the_same_and_counts_case_for_nothing() -> None:
+    assert chrf(["a red bird."], ["A red bird."]) == 1.0
+    assert chrf(["xyz"], ["A red bird."]) == 0.0
+    assert 0.2 < chrf(["a red fish."], ["A red bird."]) < 0.8
+
+
+def small(folder: Path) -> list[str]:
+    return ["--data", str(folder), "--seeds", "1", "--epochs", "1", "--json"]
+
+
+def test_digits_known_unseen_and_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    folder = made(tmp_path)
+    report = av_digits.main([*small(folder), "--part", "known"])
+    assert json.loads(capsys.readouterr().out) == report
+    assert {f"known, {snr:g} dB" for snr in av_digits.SNRS_DB} < report["rows"].keys()
+    clean = report["rows"]["known, clean"]
+    assert {"decision", "picture", "sound", "cross-attention"} < clean.keys()
+    deaf = report["rows"]["known, sound missing"]
+    assert "sound" not in deaf
+    assert any(name.startswith("decision - picture") for name in deaf)
+    with pytest.raises(SystemExit):
+        av_digits.main([*small(folder), "--part", "nothing"])
+
+
+def pictures(folder: Path) -> Path:
+    for number in range(60):
+        colour = sorted(COLOURS)[number % 2]
+        stem = folder / colour / f"{colour}-{number}"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        stem.with_suffix(".png").write_bytes(picture(colour, number))
+        stem.with_suffix(".wav").write_bytes(tone(colour, number))
+        stem.with_suffix(".txt").write_text(f"a {colour} square, number {number}")
+    return folder
+
+
+def test_stamps_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = pictures(tmp_path / "pictures")
+    flags = ["--data", str(folder), "--preset", "tiny", "--seeds", "1", "--json"]
+    report = stamps.main([*flags, "--part", "recall"])
+    assert json.loads(capsys.readouterr().out) == report
+    assert report["trained_on"] + report["held_out"] == 60
+    row = report["rows"]["recall"]
+    assert row["category decision"]["mean"] == 1.0
+    assert 0.0 <= row["text->image recall@1"]["mean"] <= row["text->image recall@10"]["mean"] <= 1.0
+
+
+def eval_(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["eval", *arguments])
+
+
+def test_the_command_names_what_it_does_not_know(tmp_path: Path) -> None:
+    for arguments, said in (
+        (["--benchmark", "mnist"], "there are stamps, av-digits, xor"),
+        (["--benchmark", "xor", "--data", str(tmp_path)], "xor makes its own data"),
+        (["--benchmark", "av-digits", "--data", str(tmp_path)], "no av-digits folder"),
+    ):
+        done = eval_(*arguments)
+        assert done.exit_code != 0
+        assert said in str(done.exception)
