@@ -21,7 +21,7 @@ from encoders.model import Net
 from encoders.projection import Projector
 from encoders.training.data import Dataset
 
-MOST = 4096
+MOST = 2048
 """Samples that are looked at, evenly spaced; the solution costs the square of them."""
 RIDGE = 1.0
 """Added to each variance, in mean variances. From {0.1, 1, 10} by cross-validation on captions and
@@ -91,7 +91,7 @@ def canonical(
             view_nF.double() - mean_F, full_matrices=False
         )
         power_R = values_R.square()
-        scale_R = (power_R + ridge * power_R.mean()).rsqrt()
+        scale_R = (power_R + ridge * power_R.mean()).clamp(min=1e-12).rsqrt()
         map_FR = directions_RF.T * scale_R
         white[name] = (map_FR, mean_F, (view_nF.double() - mean_F) @ map_FR)
     names = list(white)

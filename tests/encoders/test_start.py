@@ -63,6 +63,13 @@ def test_there_are_never_more_directions_than_the_features_hold() -> None:
     assert torch.isfinite(weight_FD).all()
 
 
+def test_a_view_that_is_always_the_same_leads_nowhere() -> None:
+    flat = {**views(), "audio": torch.ones(400, 12)}
+    for weight_FD, bias_D in canonical(flat, 3).values():
+        assert torch.isfinite(weight_FD).all()
+        assert torch.isfinite(bias_D).all()
+
+
 def config(**changes: object) -> TrainConfig:
     base = preset("tiny")
     frozen = {name: replace(one, frozen=True) for name, one in base.model.encoders.items()}
