@@ -213,11 +213,14 @@ def test_mixing_gives_a_sound_anothers_bands_and_keeps_its_shape() -> None:
     assert kept > 80
     # Frames that are not there have no say.
     weight_B1T[0, 0, 25:] = 0.0
-    torch.manual_seed(1)
-    once = Variation(mix=1.0).swap(log_BMT, weight_B1T)[:, :, :25]
-    log_BMT[0, :, 25:] = 1e3
-    torch.manual_seed(1)
-    assert torch.allclose(once, Variation(mix=1.0).swap(log_BMT, weight_B1T)[:, :, :25])
+    before, after = log_BMT.clone(), log_BMT
+    after[0, :, 25:] = 1e3
+    for seed in range(10):  # in some of them each gets the other's
+        found = []
+        for one in (before, after):
+            torch.manual_seed(seed)
+            found.append(Variation(mix=1.0).swap(one, weight_B1T)[:, :, :25])
+        assert torch.allclose(found[0], found[1], atol=1e-4)
 
 
 def test_ends_are_cut_and_nothing_else_where_it_says_so() -> None:

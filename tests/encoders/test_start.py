@@ -41,6 +41,8 @@ def test_two_views_give_the_correlations_of_a_plain_reference() -> None:
     a, b = centred
     wanted = torch.linalg.svdvals(halves[0] @ a.T @ b @ halves[1])[:2]
     assert found == pytest.approx(wanted.tolist(), abs=1e-6)
+    spread = mapped["text"].std(0)  # each direction weighs what it correlates
+    assert float(spread[1] / spread[0]) == pytest.approx(float(wanted[1] / wanted[0]), abs=1e-6)
 
 
 def test_rows_of_three_views_find_each_other_and_have_mean_length_one() -> None:
@@ -64,8 +66,9 @@ def test_there_are_never_more_directions_than_the_features_hold() -> None:
 
 
 def test_a_view_that_is_always_the_same_leads_nowhere() -> None:
-    flat = {**views(), "audio": torch.ones(400, 12)}
+    flat = {**views(), "audio": torch.zeros(400, 12)}
     for weight_FD, bias_D in canonical(flat, 3).values():
+        assert len(bias_D) == 3  # of the other two
         assert torch.isfinite(weight_FD).all()
         assert torch.isfinite(bias_D).all()
 
