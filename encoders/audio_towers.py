@@ -148,7 +148,8 @@ class AudioTower(Encoder):
 
     def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
         waves = [_at_least(wave_N, int(SHORTEST_S * self.rate)) for wave_N in inputs]
-        extracted = self.extractor(waves, sampling_rate=self.rate, return_tensors="pt")
+        with torch.autocast("cpu", enabled=False):  # it is numpy's turn afterwards, without bf16
+            extracted = self.extractor(waves, sampling_rate=self.rate, return_tensors="pt")
         lengths_B = torch.tensor([len(wave_N) for wave_N in inputs])
         first = extracted["input_values" if "input_values" in extracted else "input_features"]
         return first.float(), lengths_B

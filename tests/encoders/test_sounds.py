@@ -75,6 +75,16 @@ def test_each_kind_is_trained_written_and_loaded(kind: str, tmp_path: Path) -> N
     load(tmp_path / "v", device="cpu").check()
 
 
+@pytest.mark.parametrize("kind", MADE)
+def test_each_kind_runs_in_bf16(kind: str) -> None:
+    encoder = create(kind)
+    sounds = [encoder.prepare(wav(300, 0.5), Limits())[0]]
+    exact = encode_all(encoder, sounds, CPU).pooled_BF
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = encode_all(encoder, sounds, CPU).pooled_BF
+    assert torch.allclose(rough.float(), exact, atol=0.05)
+
+
 def test_no_short_sound_breaks_a_tower() -> None:
     for kind in TOWERS:
         encoder = create(kind)
