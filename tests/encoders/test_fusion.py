@@ -91,7 +91,7 @@ def test_a_batch_that_lacks_a_modality_is_fused_as_in_company() -> None:
     alone = {0: (words[0][1::2], words[1][1::2])}
     assert torch.allclose(fusion(unit[1::2], present[1::2], alone), both[1::2], atol=1e-6)
     shown = fusion.attention(unit[1::2], present[1::2], alone)
-    assert float(shown[0][1].sum()) == 0.0
+    assert shown[0][1].sum().item() == 0.0
 
 
 def test_the_product_of_independent_sources_is_bayes_answer() -> None:
