@@ -110,7 +110,34 @@ class HashedWords(TextEncoder):
         )
 
 
-class TransformerText(TextEncoder):
+class SubwordText(TextEncoder):
+    """The part that text encoders with a trained tokeniser share.
+
+    Args:
+        tokenizer: its `tokenizer.json`, which a version keeps.
+    """
+
+    def __init__(self, tokenizer: str, max_tokens: int, padding: int) -> None:
+        from tokenizers import Tokenizer  # the Rust one: its encode() may run on many threads
+
+        super().__init__(max_tokens, padding)
+        self._tokenizer_json = tokenizer
+        self._tokenizer = Tokenizer.from_str(tokenizer)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_tokens)
+        self.settings = {
+            "tokenizer": f"{crc32(tokenizer.encode()):08x}",
+            "max_tokens": max_tokens,
+        }
+
+    def save_assets(self, folder: Path) -> None:
+        (folder / TOKENIZER).write_text(self._tokenizer_json, encoding="utf-8")
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text).ids)
+
+
+class TransformerText(SubwordText):
     """A text encoder in the layout of `transformers`: layers of it averaged over the tokens.
 
     Options:
@@ -125,23 +152,14 @@ class TransformerText(TextEncoder):
         self, net: nn.Module, settings: Mapping[str, Any], tokenizer: str, *,
         max_tokens: int = 128, layers: Sequence[int] = (-1,),
     ) -> None:  # fmt: skip
-        from tokenizers import Tokenizer  # the Rust one: its encode() may run on many threads
-
         longest = int(settings.get("max_position_embeddings") or max_tokens)
-        super().__init__(min(max_tokens, longest), padding=int(settings.get("pad_token_id") or 0))
+        padding = int(settings.get("pad_token_id") or 0)
+        super().__init__(tokenizer, min(max_tokens, longest), padding)
         self.net = net
         self.layers = tuple(layers)
         self.token_width = int(settings["hidden_size"])
         self.width = self.token_width * len(self.layers)
         self._settings = dict(settings)
-        self._tokenizer_json = tokenizer
-        self._tokenizer = Tokenizer.from_str(tokenizer)
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(self.max_tokens)
-        self.settings = {
-            "tokenizer": f"{crc32(tokenizer.encode()):08x}",
-            "max_tokens": self.max_tokens,
-        }
 
     @classmethod
     def create(cls, config: EncoderConfig) -> TransformerText:
@@ -170,7 +188,7 @@ class TransformerText(TextEncoder):
         return cls(net, settings, tokenizer, **config.options)
 
     def save_assets(self, folder: Path) -> None:
-        (folder / TOKENIZER).write_text(self._tokenizer_json, encoding="utf-8")
+        super().save_assets(folder)
         (folder / CONFIG).write_text(json.dumps(self._settings, indent=1), encoding="utf-8")
 
     def trainable_blocks(self) -> list[nn.Module]:
@@ -180,9 +198,6 @@ class TransformerText(TextEncoder):
             default=nn.ModuleList(),
         )
         return list(stack)
-
-    def tokenize(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text).ids)
 
     def forward(self, *batch: Tensor) -> Features:
         ids_BT, mask_BT = batch

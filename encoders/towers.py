@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -19,13 +18,13 @@ from encoders.base import Array, Features, joined
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import CheckpointError
 from encoders.pretrained import agreed, make, new_config, quiet, read, read_config, write_config
-from encoders.text import TOKENIZER, TextEncoder, locate
+from encoders.text import TOKENIZER, SubwordText, locate
 from encoders.types import Cost
 
 PADDING = "padding.json"
 
 
-class TextTower(TextEncoder):
+class TextTower(SubwordText):
     """The part that both towers share.
 
     Options:
@@ -42,20 +41,11 @@ class TextTower(TextEncoder):
     def __init__(
         self, net: nn.Module, tokenizer: str, padding: Mapping[str, Any], max_tokens: int | None
     ) -> None:
-        from tokenizers import Tokenizer  # the Rust one: its encode() may run on many threads
-
         self.longest = int(_config(net).max_position_embeddings)
-        super().__init__(min(max_tokens or self.longest, self.longest), padding=int(padding["id"]))
+        longest = min(max_tokens or self.longest, self.longest)
+        super().__init__(tokenizer, longest, int(padding["id"]))
         self.net = net
         self.left = bool(padding["left"])
-        self._tokenizer_json = tokenizer
-        self._tokenizer = Tokenizer.from_str(tokenizer)
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(self.max_tokens)
-        self.settings = {
-            "tokenizer": f"{crc32(tokenizer.encode()):08x}",
-            "max_tokens": self.max_tokens,
-        }
 
     @classmethod
     def create(cls, config: EncoderConfig) -> Self:
@@ -96,8 +86,8 @@ class TextTower(TextEncoder):
         return cls(net, (assets / TOKENIZER).read_text(encoding="utf-8"), padding, **own)
 
     def save_assets(self, folder: Path) -> None:
+        super().save_assets(folder)
         write_config(self.net, folder)
-        (folder / TOKENIZER).write_text(self._tokenizer_json, encoding="utf-8")
         padding = {"id": self.padding, "left": self.left}
         (folder / PADDING).write_text(json.dumps(padding), encoding="utf-8")
 
@@ -105,9 +95,6 @@ class TextTower(TextEncoder):
     def architecture(cls, **own: Any) -> str:
         """The class in transformers, by the encoder's own options."""
         return cls.model
-
-    def tokenize(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text).ids)
 
 
 class ClipText(TextTower):

@@ -35,9 +35,7 @@ def small(folder: Path) -> list[str]:
     return ["--data", str(folder), "--seeds", "1", "--epochs", "1", "--json"]
 
 
-def test_digits_known_unseen_and_sweep(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = made(tmp_path)
     report = av_digits.main([*small(folder), "--part", "known"])
     assert json.loads(capsys.readouterr().out) == report
@@ -47,6 +45,8 @@ def test_digits_known_unseen_and_sweep(
     deaf = report["rows"]["known, sound missing"]
     assert "sound" not in deaf
     assert any(name.startswith("decision - picture") for name in deaf)
+    for part, rows in (("unseen", 7), ("align", 1), ("sweep", 8)):
+        assert len(av_digits.main([*small(folder), "--part", part])["rows"]) == rows
     with pytest.raises(SystemExit):
         av_digits.main([*small(folder), "--part", "nothing"])
 

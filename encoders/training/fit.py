@@ -60,13 +60,13 @@ class Fitted:
 
 def fit(
     net: Net, data: Dataset, config: TrainConfig, *, splits: Sequence[str], seed: int,
-    begun: Sequence[str] = (), heads_only: bool = False, progress: Progress | None = None,
+    warm: Sequence[str] = (), heads_only: bool = False, progress: Progress | None = None,
     stage: str = "train", resume: Path | None = None,
 ) -> Fitted:  # fmt: skip
     """Minimise the joint loss over `splits`.
 
     Args:
-        begun: the modalities whose projectors did not start at random: they go at `start_lr`.
+        warm: the modalities whose projectors did not start at random: they go at `start_lr`.
         resume: where the state is kept after each epoch; what is there already is gone on from.
             None keeps nothing.
 
@@ -75,7 +75,7 @@ def fit(
     """
     device = next(net.parameters()).device
     objective = Objective(net.modalities, config, heads_only=heads_only).to(device)
-    groups = parameter_groups(net, data, config, objective, heads_only, begun)
+    groups = parameter_groups(net, data, config, objective, heads_only, warm)
     optimizer = torch.optim.AdamW(groups)
     trained = [p for group in groups for p in group["params"]]
     starts = [group["lr"] for group in groups]
@@ -182,16 +182,16 @@ def parameter_groups(
     config: TrainConfig,
     objective: Objective,
     heads_only: bool,
-    begun: Sequence[str] = (),
+    warm: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """What the optimiser gets: matrices decay, the rest does not; trained encoders go slower."""
     net.requires_grad_(False)
     for part in [net.heads] if heads_only else [net.heads, net.projectors, net.fusion]:
         part.requires_grad_(True)
-    near = [] if heads_only else [p for name in begun for p in net.projectors[name].parameters()]
+    started = [] if heads_only else [p for name in warm for p in net.projectors[name].parameters()]
     decoders = [head for head in net.heads.by_task if isinstance(head, Captioner)]
     words = [p for head in decoders for p in head.parameters()]
-    others = {id(p) for p in [*near, *words]}
+    others = {id(p) for p in [*started, *words]}
     fresh = [p for p in net.parameters() if p.requires_grad and id(p) not in others]
     matrices = [p for p in fresh if p.ndim > 1]
     vectors = [p for p in fresh if p.ndim <= 1]
@@ -205,8 +205,8 @@ def parameter_groups(
     ]
     if words:  # what keeps a linear map from overfitting keeps a decoder from learning
         groups.append({"params": words, "lr": config.lr, "weight_decay": DECODER_DECAY})
-    if near:
-        groups.append({"params": near, "lr": config.start_lr, "weight_decay": 0.0})
+    if started:
+        groups.append({"params": started, "lr": config.start_lr, "weight_decay": 0.0})
     for name in net.modalities:
         if data.columns[name].features_nF is not None or heads_only:
             continue

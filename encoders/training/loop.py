@@ -74,9 +74,9 @@ def train(
         held = data.rows("validation")
         state = None if resume is None else resume / _key(config, data, seed, heads_only)
         start = copy.deepcopy(net.state_dict()) if config.refit else {}
-        begun = start_projectors(net, data, config, ("train",)) if parent is None else []
+        warm = start_projectors(net, data, config, ("train",)) if parent is None else []
         fitted = fit(
-            net, data, config, splits=("train",), begun=begun, seed=seed, heads_only=heads_only,
+            net, data, config, splits=("train",), warm=warm, seed=seed, heads_only=heads_only,
             progress=tell, resume=_at(state, "train", rank),
         )  # fmt: skip
         tell("evaluate", 0, 1, {})
@@ -90,11 +90,11 @@ def train(
         if config.refit and len(held) > 0:
             decided = {k: v for k, v in net.state_dict().items() if k.startswith(DECISIONS)}
             net.load_state_dict({**start, **decided})
-            if begun:
-                begun = start_projectors(net, data, config, ("train", "validation"))
+            if warm:
+                warm = start_projectors(net, data, config, ("train", "validation"))
             again = fit(
                 net, data, replace(config, epochs=fitted.best or config.epochs, patience=0),
-                splits=("train", "validation"), begun=begun, seed=seed, heads_only=heads_only,
+                splits=("train", "validation"), warm=warm, seed=seed, heads_only=heads_only,
                 progress=tell, stage="refit", resume=_at(state, "refit", rank),
             )  # fmt: skip
             metrics["refit"] = again.to_dict()

@@ -77,6 +77,22 @@ def write_model(name: str, config: Any, folder: Path, **more: Any) -> None:
     net.save_pretrained(folder)
 
 
+def write_clip(folder: Path) -> None:
+    """Both towers of CLIP."""
+    from transformers import CLIPConfig
+
+    both = CLIPConfig(text_config=CLIP_TEXTS, vision_config=CLIP_PICTURES, projection_dim=24)
+    write_model("CLIPModel", both, folder)
+
+
+def write_siglip(folder: Path) -> None:
+    """Both towers of SigLIP."""
+    from transformers import SiglipConfig
+
+    both = SiglipConfig(text_config=SIGLIP_TEXTS, vision_config=PICTURES)
+    write_model("SiglipModel", both, folder)
+
+
 def through_a_version(modality: str, config: EncoderConfig, folder: Path) -> Model:
     """A net of this encoder alone, written as a version, loaded and checked."""
     whole = TrainConfig(model=ModelConfig(encoders={modality: config}, dim=16))

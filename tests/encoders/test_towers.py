@@ -16,13 +16,12 @@ from encoders.config import EncoderConfig, Limits
 from encoders.registry import encoder_class
 from encoders.towers import ClipText, TextTower, read_tokenizer
 from tests.encoders.checkpoints import (
-    CLIP_PICTURES,
     CLIP_TEXTS,
-    PICTURES,
     SIGLIP_TEXTS,
     TOKENS,
     through_a_version,
-    write_model,
+    write_clip,
+    write_siglip,
     write_tokenizer,
 )
 
@@ -33,14 +32,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from transformers import CLIPConfig, SiglipConfig
-
     clip, siglip = tmp_path_factory.mktemp("clip"), tmp_path_factory.mktemp("siglip")
-    both = CLIPConfig(text_config=CLIP_TEXTS, vision_config=CLIP_PICTURES, projection_dim=24)
-    write_model("CLIPModel", both, clip)
+    write_clip(clip)
     write_tokenizer(clip, start=True)
-    pair = SiglipConfig(text_config=SIGLIP_TEXTS, vision_config=PICTURES)
-    write_model("SiglipModel", pair, siglip)
+    write_siglip(siglip)
     write_tokenizer(siglip, start=False)
     return {"clip-text": clip, "siglip-text": siglip}
 

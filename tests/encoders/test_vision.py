@@ -18,13 +18,13 @@ from encoders.registry import encoder_class
 from encoders.vision import VisionModel, Vit, preprocessing
 from tests.encoders.checkpoints import (
     CLIP_PICTURES,
-    CLIP_TEXTS,
     PICTURES,
     SIDE,
-    SIGLIP_TEXTS,
     through_a_version,
+    write_clip,
     write_model,
     write_preprocessor,
+    write_siglip,
 )
 from tests.encoders.material import png
 
@@ -47,20 +47,6 @@ def write_vit(folder: Path) -> None:
     from transformers import ViTConfig
 
     write_model("ViTModel", ViTConfig(**PICTURES), folder)
-
-
-def write_clip(folder: Path) -> None:
-    from transformers import CLIPConfig
-
-    config = CLIPConfig(text_config=CLIP_TEXTS, vision_config=CLIP_PICTURES, projection_dim=24)
-    write_model("CLIPModel", config, folder)
-
-
-def write_siglip(folder: Path) -> None:
-    from transformers import SiglipConfig
-
-    config = SiglipConfig(text_config=SIGLIP_TEXTS, vision_config=PICTURES)
-    write_model("SiglipModel", config, folder)
 
 
 WRITE: dict[str, Callable[[Path], None]] = {

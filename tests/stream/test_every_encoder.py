@@ -17,14 +17,12 @@ from encoders.config import EncoderConfig, TrainConfig
 from encoders.fusion import FUSIONS
 from encoders.registry import ENCODERS
 from tests.encoders.checkpoints import (
-    CLIP_PICTURES,
-    CLIP_TEXTS,
     LAYERS,
-    PICTURES,
-    SIGLIP_TEXTS,
     TOKENS,
+    write_clip,
     write_model,
     write_preprocessor,
+    write_siglip,
     write_tokenizer,
 )
 from tests.encoders.test_sounds import MADE, TOWERS, written
@@ -56,28 +54,13 @@ def write_bert(folder: Path) -> None:
     from transformers import BertConfig
 
     write_model("BertModel", BertConfig(**LAYERS, vocab_size=len(TOKENS)), folder)
-    write_tokenizer(folder, start=True)
 
 
-def write_clip_text(folder: Path) -> None:
-    from transformers import CLIPConfig
-
-    both = CLIPConfig(text_config=CLIP_TEXTS, vision_config=CLIP_PICTURES, projection_dim=24)
-    write_model("CLIPModel", both, folder)
-    write_tokenizer(folder, start=True)
-
-
-def write_siglip_text(folder: Path) -> None:
-    from transformers import SiglipConfig
-
-    pair = SiglipConfig(text_config=SIGLIP_TEXTS, vision_config=PICTURES)
-    write_model("SiglipModel", pair, folder)
-    write_tokenizer(folder, start=False)
-
-
-TEXTS: dict[str, Callable[[Path], None]] = {
-    "transformer": write_bert, "clip-text": write_clip_text, "siglip-text": write_siglip_text,
-}  # fmt: skip
+TEXTS: dict[str, tuple[Callable[[Path], None], bool]] = {  # and whether a start mark is written
+    "transformer": (write_bert, True),
+    "clip-text": (write_clip, True),
+    "siglip-text": (write_siglip, False),
+}
 
 
 def text_encoder(kind: str, folder: Path) -> EncoderConfig:
@@ -87,7 +70,9 @@ def text_encoder(kind: str, folder: Path) -> EncoderConfig:
         vectors.write_text("\n".join(f"{w} {i} {-i} 1" for i, w in enumerate(words)) + "\n")
         return EncoderConfig(kind=kind, source=str(vectors))
     if kind in TEXTS:
-        TEXTS[kind](folder)
+        write, start = TEXTS[kind]
+        write(folder)
+        write_tokenizer(folder, start=start)
         return EncoderConfig(kind=kind, source=str(folder))
     return EncoderConfig(kind=kind)
 
