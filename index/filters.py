@@ -1,4 +1,4 @@
-"""Filters on meta: a small language as JSON, compiled to one function.
+"""Filters on meta: a small language as JSON, parsed into a tree that two readers understand.
 
     {"lang": "de"}                          equality; a list in meta matches if it holds the value
     {"year": {"gte": 2020, "lt": 2030}}     ranges, of numbers or of strings
@@ -6,7 +6,8 @@
     {"lang": {"exists": true}}              present and not null
     {"and": [..]}, {"or": [..]}, {"not": {..}}
 
-Several fields in one object must all match.
+Several fields in one object must all match. A node called with a meta answers for that one record;
+`index.columns` answers for all rows of a segment at once, and a property test holds the two equal.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 from .errors import BadQuery
 
-Filter = Callable[[Mapping[str, Any]], bool]
+Scalar = str | int | float | bool | None
+Meta = Mapping[str, Any]
 
 MAX_DEPTH = 8
 MAX_CONDITIONS = 64
@@ -32,14 +36,106 @@ RANGES: dict[str, Callable[[Any, Any], bool]] = {
 OPERATORS = ("in", "exists", *RANGES)
 
 
+def key_of(value: object) -> tuple[bool, Any] | None:
+    """What is equal in JSON has equal keys: 1 and 1.0, but not 1 and true; None: no scalar."""
+    if value is None or isinstance(value, (str, int, float)):
+        return isinstance(value, bool), value
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Equals:
+    """The field is the value, or a list that holds it; absent is null."""
+
+    field: str
+    value: Scalar
+
+    def __call__(self, meta: Meta) -> bool:
+        key, found = key_of(self.value), meta.get(self.field)
+        if isinstance(found, list):
+            return any(key_of(part) == key for part in found)
+        return key_of(found) == key
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """The field is one of the values, or a list that holds one of them."""
+
+    field: str
+    values: tuple[Scalar, ...]
+    keys: frozenset[object] = dataclass_field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # A set: a thousand choices cost what one costs.
+        object.__setattr__(self, "keys", frozenset(key_of(value) for value in self.values))
+
+    def __call__(self, meta: Meta) -> bool:
+        found = meta.get(self.field)
+        parts = found if isinstance(found, list) else (found,)
+        return any(key_of(part) in self.keys for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Exists:
+    """The field is there and not null (`wanted`), or is not."""
+
+    field: str
+    wanted: bool
+
+    def __call__(self, meta: Meta) -> bool:
+        return (meta.get(self.field) is not None) is self.wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A number against a number or a string against a string; nothing else is in a range."""
+
+    field: str
+    op: str
+    bound: str | int | float
+
+    def __call__(self, meta: Meta) -> bool:
+        found = meta.get(self.field)
+        kinds = (str,) if isinstance(self.bound, str) else (int, float)
+        if not isinstance(found, kinds) or isinstance(found, bool):
+            return False
+        return RANGES[self.op](found, self.bound)
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    parts: tuple[Filter, ...]
+
+    def __call__(self, meta: Meta) -> bool:
+        return all(part(meta) for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    parts: tuple[Filter, ...]
+
+    def __call__(self, meta: Meta) -> bool:
+        return any(part(meta) for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    part: Filter
+
+    def __call__(self, meta: Meta) -> bool:
+        return not self.part(meta)
+
+
+Filter = Equals | OneOf | Exists | Range | And | Or | Not
+
+
 def compile_filter(given: object) -> Filter:
-    """A function that says whether a record's meta matches.
+    """The tree of a filter; called with a record's meta, it says whether that matches.
 
     Raises:
         BadQuery: names the part at fault and what is allowed there.
     """
-    counted = [0]
-    return _object(given, "filter", 0, counted)
+    return _object(given, "filter", 0, [0])
 
 
 def _object(given: object, where: str, depth: int, counted: list[int]) -> Filter:
@@ -56,26 +152,25 @@ def _object(given: object, where: str, depth: int, counted: list[int]) -> Filter
         if name in ("and", "or"):
             parts.append(_combined(name, condition, inside, depth, counted))
         elif name == "not":
-            parts.append(_negated(_object(condition, inside, depth + 1, counted)))
+            parts.append(Not(_object(condition, inside, depth + 1, counted)))
         elif isinstance(condition, dict):
             parts.append(_operators(name, condition, inside))
         else:
-            parts.append(_equals(name, _scalar(condition, inside)))
-    return parts[0] if len(parts) == 1 else lambda meta: all(part(meta) for part in parts)
+            parts.append(Equals(name, _scalar(condition, inside)))
+    return _all(parts)
+
+
+def _all(parts: list[Filter]) -> Filter:
+    return parts[0] if len(parts) == 1 else And(tuple(parts))
 
 
 def _combined(name: str, given: object, where: str, depth: int, counted: list[int]) -> Filter:
     if not isinstance(given, list) or not given:
         raise BadQuery(where, "must be a non-empty list of filters")
-    parts = [
+    parts = tuple(
         _object(part, f"{where}[{number}]", depth + 1, counted) for number, part in enumerate(given)
-    ]
-    test = all if name == "and" else any
-    return lambda meta: test(part(meta) for part in parts)
-
-
-def _negated(part: Filter) -> Filter:
-    return lambda meta: not part(meta)
+    )
+    return And(parts) if name == "and" else Or(parts)
 
 
 def _operators(name: str, given: Mapping[str, Any], where: str) -> Filter:
@@ -89,15 +184,15 @@ def _operators(name: str, given: Mapping[str, Any], where: str) -> Filter:
         elif key == "exists":
             if not isinstance(value, bool):
                 raise BadQuery(inside, f"must be true or false, got {value!r:.60}")
-            parts.append(_exists(name, value))
+            parts.append(Exists(name, value))
         elif key in RANGES:
-            parts.append(_range(name, RANGES[key], value, inside))
+            parts.append(_range(name, key, value, inside))
         else:
             raise BadQuery(inside, f"unknown operator; there are {', '.join(OPERATORS)}")
-    return lambda meta: all(part(meta) for part in parts)
+    return _all(parts)
 
 
-def _scalar(value: object, where: str) -> Any:
+def _scalar(value: object, where: str) -> Scalar:
     if isinstance(value, float) and not math.isfinite(value):
         raise BadQuery(where, f"must be finite, got {value}")
     if value is None or isinstance(value, (str, int, float, bool)):
@@ -105,53 +200,16 @@ def _scalar(value: object, where: str) -> Any:
     raise BadQuery(where, f"must be a string, number, boolean or null, got {value!r:.60}")
 
 
-def _key(value: object) -> object:
-    """What is equal in JSON has equal keys: 1 and 1.0, but not 1 and true."""
-    if value is None or isinstance(value, (str, int, float)):
-        return isinstance(value, bool), value
-    return None  # equal to no scalar
-
-
-def _equals(name: str, value: object) -> Filter:
-    key = _key(value)
-
-    def test(meta: Mapping[str, Any]) -> bool:
-        found = meta.get(name)
-        if isinstance(found, list):
-            return any(_key(part) == key for part in found)
-        return _key(found) == key
-
-    return test
-
-
 def _one_of(name: str, given: object, where: str) -> Filter:
     if not isinstance(given, list) or not given:
         raise BadQuery(where, "must be a non-empty list")
     if len(given) > MAX_CHOICES:
         raise BadQuery(where, f"has {len(given)} choices, the limit is {MAX_CHOICES}")
-    # A set: a thousand choices cost what one costs.
-    choices = frozenset(_key(_scalar(value, where)) for value in given)
-
-    def test(meta: Mapping[str, Any]) -> bool:
-        found = meta.get(name)
-        parts = found if isinstance(found, list) else (found,)
-        return any(_key(part) in choices for part in parts)
-
-    return test
+    return OneOf(name, tuple(_scalar(value, where) for value in given))
 
 
-def _exists(name: str, wanted: bool) -> Filter:
-    return lambda meta: (meta.get(name) is not None) is wanted
-
-
-def _range(name: str, compare: Callable[[Any, Any], bool], bound: object, where: str) -> Filter:
+def _range(name: str, op: str, bound: object, where: str) -> Filter:
     _scalar(bound, where)
     if isinstance(bound, bool) or not isinstance(bound, (str, int, float)):
         raise BadQuery(where, f"must be a number or a string, got {bound!r}")
-    kinds = (str,) if isinstance(bound, str) else (int, float)
-
-    def test(meta: Mapping[str, Any]) -> bool:
-        found = meta.get(name)
-        return isinstance(found, kinds) and not isinstance(found, bool) and compare(found, bound)
-
-    return test
+    return Range(name, op, bound)
