@@ -1,0 +1,128 @@
+"""Where each id's row is, and the last word on it: a dictionary and four arrays.
+
+An id keeps its slot for good, a deleted one too, so that an older write that comes late cannot
+bring it back. A place is one int64, `part << 32 | row`, because a reader must never see half of it.
+One thread writes; readers check what they find against the view that they hold.
+
+Shapes: S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Int64 = npt.NDArray[np.int64]
+
+GONE = -1  # the place of a deleted id
+ROW_BITS = 32
+
+
+class Last(NamedTuple):
+    """The last word on an id. `place` is GONE where it was deleted."""
+
+    partition: int
+    version: int
+    ts: int
+    place: int
+
+
+def place_of(part: int, row: int) -> int:
+    return part << ROW_BITS | row
+
+
+def split(place: int) -> tuple[int, int]:
+    """The part's number and the row."""
+    return place >> ROW_BITS, place & (1 << ROW_BITS) - 1
+
+
+class Places:
+    """Slots by id."""
+
+    def __init__(self, capacity: int = 1024) -> None:
+        self._slots: dict[str, int] = {}
+        self._ids: list[str] = []
+        self._version_S = np.zeros(capacity, np.int64)
+        self._ts_S = np.zeros(capacity, np.int64)
+        self._partition_S = np.zeros(capacity, np.int32)
+        self._place_S = np.full(capacity, GONE, np.int64)
+
+    def __len__(self) -> int:
+        """How many ids were ever seen."""
+        return len(self._ids)
+
+    def slot(self, id: str) -> int | None:
+        return self._slots.get(id)
+
+    def last(self, slot: int) -> Last:
+        return Last(
+            int(self._partition_S[slot]),
+            int(self._version_S[slot]),
+            int(self._ts_S[slot]),
+            int(self._place_S[slot]),
+        )
+
+    def place(self, id: str) -> int | None:
+        """None for an id that was never seen."""
+        slot = self._slots.get(id)
+        return None if slot is None else int(self._place_S[slot])
+
+    def put(self, id: str, last: Last) -> int:
+        """Set the last word on an id; its slot."""
+        slot = self._slots.get(id)
+        if slot is None:
+            slot = len(self._ids)
+            if slot == len(self._place_S):
+                self._grow(2 * slot)
+            self._set(slot, last)  # before a reader can find it
+            self._ids.append(id)
+            self._slots[id] = slot
+        else:
+            self._set(slot, last)
+        return slot
+
+    def put_rows(
+        self, ids: Sequence[str], partition_R: Int64, version_R: Int64, ts_R: Int64, part: int
+    ) -> Int64:
+        """Rows 0 to R of a part, none of whose ids was seen before; their slots."""
+        first = len(self._ids)
+        self._grow(first + len(ids))
+        slot_R = np.arange(first, first + len(ids), dtype=np.int64)
+        self._partition_S[slot_R] = partition_R
+        self._version_S[slot_R] = version_R
+        self._ts_S[slot_R] = ts_R
+        self._ids.extend(ids)
+        self._slots.update(zip(ids, slot_R.tolist(), strict=True))
+        self.move(slot_R, part, np.arange(len(ids), dtype=np.int64))
+        return slot_R
+
+    def move(self, slot_N: Int64, part: int, row_N: Int64) -> None:
+        """These slots' rows are now rows of `part`."""
+        self._place_S[slot_N] = (np.int64(part) << ROW_BITS) | row_N
+
+    def deleted(self) -> Iterator[tuple[str, Last]]:
+        """The ids that are gone, as of now."""
+        gone = np.flatnonzero(self._place_S[: len(self._ids)] == GONE)
+        lasts = [
+            part[gone].tolist() for part in (self._partition_S, self._version_S, self._ts_S)
+        ]  # fmt: skip
+        for slot, partition, version, ts in zip(gone.tolist(), *lasts, strict=True):
+            yield self._ids[slot], Last(partition, version, ts, GONE)
+
+    def _set(self, slot: int, last: Last) -> None:
+        self._partition_S[slot] = last.partition
+        self._version_S[slot] = last.version
+        self._ts_S[slot] = last.ts
+        self._place_S[slot] = last.place
+
+    def _grow(self, capacity: int) -> None:
+        more = capacity - len(self._place_S)
+        if more <= 0:
+            return
+        self._version_S = np.concatenate([self._version_S, np.zeros(more, np.int64)])
+        self._ts_S = np.concatenate([self._ts_S, np.zeros(more, np.int64)])
+        self._partition_S = np.concatenate([self._partition_S, np.zeros(more, np.int32)])
+        self._place_S = np.concatenate([self._place_S, np.full(more, GONE, np.int64)])
