@@ -149,11 +149,14 @@ LEAVES: dict[type, Callable[[Column, Any], Mask]] = {
 }
 
 
-def build(metas: Sequence[Meta]) -> Columns:
-    """The columns of these rows."""
+def build(metas: Sequence[Meta], *, breathe: Callable[[], None] = lambda: None) -> Columns:
+    """The columns of these rows. `breathe` is called between fields."""
     counts = Counter(name for meta in metas for name in meta)
     kept = [name for name, _ in counts.most_common(MAX_FIELDS)]
-    columns = {name: _column(name, metas) for name in kept}
+    columns = {}
+    for name in kept:
+        columns[name] = _column(name, metas)
+        breathe()
     return Columns(len(metas), columns, frozenset(counts) - frozenset(kept))
 
 

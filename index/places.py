@@ -4,7 +4,7 @@ An id keeps its slot for good, a deleted one too, so that an older write that co
 bring it back. A place is one int64, `part << 32 | row`, because a reader must never see half of it.
 One thread writes; readers check what they find against the view that they hold.
 
-Shapes: S slots.
+Shapes: S slots, N rows.
 """
 
 from __future__ import annotations
@@ -85,19 +85,28 @@ class Places:
         return slot
 
     def put_rows(
-        self, ids: Sequence[str], partition_R: Int64, version_R: Int64, ts_R: Int64, part: int
+        self,
+        ids: Sequence[str],
+        partition_N: Int64,
+        version_N: Int64,
+        ts_N: Int64,
+        place: tuple[int, Int64],
     ) -> Int64:
-        """Rows 0 to R of a part, none of whose ids was seen before; their slots."""
+        """Rows of one part, none of whose ids was seen before; int64[N], their slots.
+
+        Args:
+            place: the part's number, and int64[N], the rows.
+        """
         first = len(self._ids)
         self._grow(first + len(ids))
-        slot_R = np.arange(first, first + len(ids), dtype=np.int64)
-        self._partition_S[slot_R] = partition_R
-        self._version_S[slot_R] = version_R
-        self._ts_S[slot_R] = ts_R
+        slot_N = np.arange(first, first + len(ids), dtype=np.int64)
+        self._partition_S[slot_N] = partition_N
+        self._version_S[slot_N] = version_N
+        self._ts_S[slot_N] = ts_N
         self._ids.extend(ids)
-        self._slots.update(zip(ids, slot_R.tolist(), strict=True))
-        self.move(slot_R, part, np.arange(len(ids), dtype=np.int64))
-        return slot_R
+        self._slots.update(zip(ids, slot_N.tolist(), strict=True))
+        self.move(slot_N, *place)
+        return slot_N
 
     def move(self, slot_N: Int64, part: int, row_N: Int64) -> None:
         """These slots' rows are now rows of `part`."""

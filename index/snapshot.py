@@ -1,203 +1,280 @@
-"""Snapshots: the store's rows and offsets in one folder, complete or not there at all.
+"""Snapshots: what the store held at one moment, complete or not there at all.
 
-    SNAPSHOTS/00000042/   manifest.json   space, dim, generation, offsets, sha256 of each file
-                                          and of the manifest itself
-                          rows.msgpack    ids, versions, meta and deletions
-                          fused.npy ...   float32[rows, D] by vector name, and which rows have it
+    FOLDER/segments/segment-00000007-…/ sealed segments, written once, shared by snapshots
+    FOLDER/00000042/   manifest.json    space, dim, generation, offsets, the segments and their
+                                        sums, the sum of each file here and of the manifest itself
+                       growing/         the rows that are not sealed yet, as a segment
+                       rest.msgpack     which rows of each segment are alive; deletions
+                       facts.json       what its owner wants to know again (`index.freshness`)
 
-Written under a temporary name, fsynced, renamed, the parent folder fsynced. The raw vectors are
-the truth. Of several snapshots the newest whole one is used; the last KEEP are kept. One that is
-damaged is set aside as 00000042.damaged, so that it does not count among those, and goes with the
-next snapshot that is written.
+Written under a temporary name, fsynced, renamed, the parent folder fsynced. The raw vectors are the
+truth. The writer of the store waits only while references are taken; no copy of the rows is held.
+Of several snapshots the newest whole one is used; the last KEEP are kept. One that is damaged is
+set aside as 00000042.damaged, so that it does not count among those, and goes with the next
+snapshot that is written.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgpack
 import numpy as np
 
 from .errors import SnapshotError
-from .flat import FlatStore
-from .store import FUSED, Delete, Upsert
+from .files import checked, replaced, sealed_json, sync_folder, synced, unsealed_json
+from .growing import Block
+from .live import LiveStore
+from .parts import Part
+from .places import Last
+from .sealed import MANIFEST as SEGMENT
+from .sealed import Recipe, Segment, open_segment, write
+from .store import Delete, Upsert
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2
-MANIFEST = "manifest.json"
-ROWS = "rows.msgpack"
+MANIFEST, FACTS, REST, GROWING = "manifest.json", "facts.json", "rest.msgpack", "growing"
+SEGMENTS = "segments"
 DAMAGED = ".damaged"
+READERS = 4  # files summed up at once; SHA-256 runs outside the interpreter's lock
+
+Failpoint = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SnapshotInfo:
-    """What was written."""
+    """What was written; `stall_s` is how long the store's writer had to wait."""
 
     path: Path
     records: int
     nbytes: int
+    stall_s: float
 
 
-def save(store: FlatStore, folder: Path, *, generation: str) -> SnapshotInfo | None:
-    """Write a snapshot below `folder`; None if the newest one already says the same.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Restored:
+    """A store, and the facts that its owner left with it."""
+
+    store: LiveStore
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """The store at one moment: references, not copies."""
+
+    parts: list[Part]
+    deleted: list[tuple[str, Last]]
+    positions: dict[int, int]
+    progress: dict[int, int]
+    next_number: int
+    stall_s: float
+
+    @property
+    def records(self) -> int:
+        return sum(part.alive for part in self.parts)
+
+
+def segments_folder(folder: Path) -> Path:
+    """Where the store of this snapshot folder keeps its sealed segments."""
+    return folder / SEGMENTS
+
+
+def save(
+    store: LiveStore,
+    folder: Path,
+    *,
+    generation: str,
+    facts: Mapping[str, Any] | None = None,
+    failpoint: Failpoint = lambda name: None,
+) -> SnapshotInfo | None:
+    """Write a snapshot below `folder`; if the newest one says the same, only its facts, and None.
 
     Raises:
         SnapshotError: it could not be written; the snapshots that are there stay as they are.
     """
-    rows, deleted, positions, progress = store.content()
-    offsets = {"positions": _keyed(positions), "progress": _keyed(progress)}
+    content = _captured(store)
+    offsets = {"positions": _keyed(content.positions), "progress": _keyed(content.progress)}
     existing = _existing(folder)
-    if existing and _newest_says(existing[-1], store.space, offsets):
-        return None
+    sealed_facts = sealed_json({"format": FORMAT, "facts": dict(facts or {})})
     number = int(existing[-1].name) + 1 if existing else 1
     temporary = folder / f".{number:08d}.{os.getpid()}"
     path = folder / f"{number:08d}"
     try:
+        if existing and _newest_says(existing[-1], store.space, offsets):
+            replaced(existing[-1] / FACTS, sealed_facts)
+            return None
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
         temporary.mkdir()
+        failpoint("snapshot-begin")
+        segments = _write_content(temporary, folder, content, store.recipe)
+        with synced(temporary / FACTS) as file:
+            file.write(sealed_facts)
+        failpoint("snapshot-files")
         manifest = {
             "format": FORMAT,
             "space": store.space,
             "dim": store.dim,
             "generation": generation,
-            "records": len(rows),
+            "records": content.records,
+            "next_number": content.next_number,
             **offsets,
-            "files": _write_content(temporary, rows, deleted, store.dim),
+            "segments": segments,
+            "files": checked(temporary, except_for=FACTS),
         }
-        with _synced(temporary / MANIFEST) as file:
-            file.write(json.dumps(manifest | {"sha256": _sealed(manifest)}).encode())
-        _sync_folder(temporary)
+        with synced(temporary / MANIFEST) as file:
+            file.write(sealed_json(manifest))
+        sync_folder(temporary)
+        failpoint("snapshot-manifest")
         temporary.rename(path)
-        _sync_folder(folder)
+        failpoint("snapshot-renamed")
+        sync_folder(folder)
     except (OSError, ValueError, TypeError) as error:  # a full disk, or meta that cannot be packed
         shutil.rmtree(temporary, ignore_errors=True)
         raise SnapshotError(f"{folder}: {error}") from error
     for old in [*existing, path][:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
-    size = sum(file.stat().st_size for file in path.iterdir())
-    return SnapshotInfo(path=path, records=len(rows), nbytes=size)
+    failpoint("snapshot-old-gone")
+    in_view = {segment.name for segment in store.segments()}
+    _drop_unused(folder, keep={*in_view, *filter(None, [store.in_hand])})
+    failpoint("snapshot-end")
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return SnapshotInfo(path=path, records=content.records, nbytes=size, stall_s=content.stall_s)
 
 
-def restore(folder: Path, *, threads: int = 1, gpu: bool = False) -> FlatStore | None:
+def restore(
+    folder: Path, *, threads: int = 1, recall: float = 1.0, failpoint: Failpoint = lambda name: None
+) -> Restored | None:
     """The newest whole snapshot as a store; damaged ones are named in the log and passed over.
 
     None means: nothing usable, read the topic from its beginning.
     """
+    found = None
     for path in reversed(_existing(folder)):
         try:
-            return load(path, threads=threads, gpu=gpu)
+            found = load(path, threads=threads, recall=recall, failpoint=failpoint)
+            break
         except SnapshotError as error:
             log.error("snapshot %s is damaged and not used: %s", path, error)
             _set_aside(path)
-    return None
+    keep = {segment.name for segment in found.store.segments()} if found else set()
+    _drop_unused(folder, keep=keep)
+    return found
 
 
-def load(path: Path, *, threads: int = 1, gpu: bool = False) -> FlatStore:
+def load(
+    path: Path, *, threads: int = 1, recall: float = 1.0, failpoint: Failpoint = lambda name: None
+) -> Restored:
     """One snapshot as a store. Raises SnapshotError if any file is missing, torn or altered."""
-    manifest = _manifest(path)
+    manifest = unsealed_json(path / MANIFEST, FORMAT)
+    facts = unsealed_json(path / FACTS, FORMAT)["facts"]
     for name, expected in manifest["files"].items():
-        try:
-            found = _sha256(path / name)
-        except OSError as error:
-            raise SnapshotError(f"{name}: {error.strerror}") from error
+        found = checked(path, only=name).get(name)
         if found != expected:
-            raise SnapshotError(f"{name}: its sha256 is {found[:12]}…, not {expected[:12]}…")
+            raise SnapshotError(f"{path / name}: is missing, or its sha256 is another")
+    place = segments_folder(path.parent)
+    store = LiveStore(
+        space=manifest["space"], dim=manifest["dim"], threads=threads, recall=recall,
+        folder=place, failpoint=failpoint,
+    )  # fmt: skip
+    folders = [place / given["name"] for given in manifest["segments"]]
+    with ThreadPoolExecutor(READERS, "restore") as pool:
+        segments = list(pool.map(lambda folder: open_segment(folder, store.recipe), folders))
+        growing = list(pool.map(lambda at: open_segment(at, Recipe(dim=store.dim)), _growing(path)))
+    for folder, given in zip(folders, manifest["segments"], strict=True):
+        if checked(folder, only=SEGMENT)[SEGMENT] != given["sha256"]:
+            raise SnapshotError(f"{folder}: is not the segment that the snapshot means")
     try:
-        content = msgpack.unpackb((path / ROWS).read_bytes(), strict_map_key=False)
-        arrays = {
-            name: (np.load(path / f"{name}.npy"), np.load(path / f"{name}.has.npy"))
-            for name in content["vectors"]
-        }
-    except (OSError, ValueError) as error:  # changed since it was summed up
-        raise SnapshotError(f"{path}: {error}") from error
-    store = FlatStore(space=manifest["space"], dim=manifest["dim"], threads=threads, gpu=gpu)
-    writes: list[Upsert | Delete] = []
-    for number, (id_, partition, version, ts, model, meta) in enumerate(content["rows"]):
-        by = {
-            name: array[number]
-            for name, (array, has) in arrays.items()
-            if name != FUSED and has[number]
-        }
-        writes.append(
-            Upsert(
-                id=id_,
-                partition=partition,
-                version=version,
-                ts=ts,
-                model=model,
-                meta=meta,
-                fused=arrays[FUSED][0][number],
-                by=by,
-            )
-        )
+        rest = msgpack.unpackb((path / REST).read_bytes())
+        kept = [_unpacked(rest["keep"][its.name], len(its)) for its in segments]
+    except (OSError, ValueError, LookupError, TypeError) as error:  # changed since summed up
+        raise SnapshotError(f"{path}: {error!r}") from error
+    store.adopt(list(zip(segments, kept, strict=True)), manifest["next_number"])
+    writes: list[Upsert | Delete] = [
+        segment.record(row) for segment in growing for row in range(len(segment))
+    ]
     writes += [
         Delete(id=id_, partition=partition, version=version, ts=ts)
-        for id_, partition, version, ts in content["deleted"]
+        for id_, partition, version, ts in rest["deleted"]
     ]
     store.apply(
         writes,
         positions={int(number): next_ for number, next_ in manifest["positions"].items()},
         progress={int(number): next_ for number, next_ in manifest["progress"].items()},
     )
-    return store
+    return Restored(store=store, facts=facts)
+
+
+def _captured(store: LiveStore) -> _Content:
+    with store.writing:
+        began = time.perf_counter()
+        parts = list(store.view.parts.values())
+        positions, progress = dict(store.positions), dict(store.progress)
+        deleted = list(store.places.deleted())
+        number = store.next_number
+        stall_s = time.perf_counter() - began
+    return _Content(parts, deleted, positions, progress, number, stall_s)
 
 
 def _write_content(
-    folder: Path, rows: list[Upsert], deleted: list[Delete], dim: int
-) -> dict[str, str]:
-    names = sorted({FUSED, *(name for row in rows for name in row.by)})
-    for name in names:
-        has = np.array([name == FUSED or name in row.by for row in rows], dtype=np.bool_)
-        array = np.zeros((len(rows), dim), dtype=np.float32)
-        for number, row in enumerate(rows):
-            if has[number]:
-                array[number] = row.fused if name == FUSED else row.by[name]
-        for suffix, part in (("npy", array), ("has.npy", has)):
-            with _synced(folder / f"{name}.{suffix}") as file:
-                np.save(file, part, allow_pickle=False)
-    content = {
-        "vectors": names,
-        "rows": [(r.id, r.partition, r.version, r.ts, r.model, dict(r.meta)) for r in rows],
-        "deleted": [(d.id, d.partition, d.version, d.ts) for d in deleted],
-    }
-    with _synced(folder / ROWS) as file:
-        file.write(msgpack.packb(content))
-    return {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    temporary: Path, folder: Path, content: _Content, recipe: Recipe
+) -> list[dict[str, str]]:
+    """The files of a snapshot; names and sums of the segments that it stands on."""
+    place = segments_folder(folder)
+    place.mkdir(exist_ok=True)
+    keep: dict[str, bytes] = {}
+    segments = []
+    for part in content.parts:
+        if isinstance(part.rows, Segment):
+            at = _on_disk(part, place, recipe)
+            keep[at.name] = np.packbits(part.keep).tobytes()
+            segments.append({"name": at.name, "sha256": checked(at, only=SEGMENT)[SEGMENT]})
+    blocks = [
+        (part, part.living())
+        for part in content.parts
+        if isinstance(part.rows, Block) and part.alive
+    ]
+    if blocks:
+        write(GROWING, blocks, replace(recipe, recall=1.0, folder=temporary))
+    deleted = [(id_, last.partition, last.version, last.ts) for id_, last in content.deleted]
+    with synced(temporary / REST) as file:
+        file.write(msgpack.packb({"keep": keep, "deleted": deleted}))
+    return segments
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_bytes())
-        if manifest.pop("sha256") != _sealed(manifest):
-            raise SnapshotError(f"{MANIFEST}: it does not fit its own sha256")
-        if manifest["format"] != FORMAT:
-            raise SnapshotError(f"{MANIFEST}: format {manifest['format']}, expected {FORMAT}")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise SnapshotError(f"{MANIFEST}: {error!r}") from error
-    return manifest
+def _on_disk(part: Part, place: Path, recipe: Recipe) -> Path:
+    """The folder of a segment; one that lives in memory, or elsewhere, is written."""
+    assert isinstance(part.rows, Segment)
+    at = place / part.rows.name
+    if part.rows.folder != at and not (at / SEGMENT).exists():
+        shutil.rmtree(at, ignore_errors=True)
+        write(at.name, [(part, np.arange(part.count))], replace(recipe, folder=place))
+    return at
 
 
-def _sealed(manifest: dict[str, Any]) -> str:
-    """The manifest's own checksum: one flipped bit in an offset would lose records silently."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+def _growing(path: Path) -> list[Path]:
+    return [path / GROWING] if (path / GROWING).exists() else []
+
+
+def _unpacked(packed: bytes, rows: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=rows).astype(np.bool_)
 
 
 def _newest_says(path: Path, space: str, offsets: dict[str, Any]) -> bool:
     try:
-        manifest = _manifest(path)
+        manifest = unsealed_json(path / MANIFEST, FORMAT)
     except SnapshotError:
         return False
     same = all(manifest[name] == offsets[name] for name in offsets)
@@ -230,26 +307,19 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _drop_unused(folder: Path, *, keep: Iterable[str]) -> None:
+    """Remove segments that no snapshot stands on and that are not among `keep`."""
+    used = set(keep)
+    for path in _existing(folder):
+        try:
+            manifest = unsealed_json(path / MANIFEST, FORMAT)
+        except SnapshotError:
+            continue
+        used |= {given["name"] for given in manifest["segments"]}
+    for path in segments_folder(folder).glob("segment-*"):
+        if path.name not in used:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _keyed(offsets: dict[int, int]) -> dict[str, int]:
     return {str(number): offsets[number] for number in sorted(offsets)}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _synced(path: Path) -> Iterator[IO[bytes]]:
-    with open(path, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -12,7 +12,14 @@ from __future__ import annotations
 import os
 import signal
 
-NAMES = ("before-encode", "before-publish", "after-publish", "before-snapshot", "after-apply")
+WORKER = ("before-encode", "before-publish", "after-publish")
+INDEX = (
+    "after-apply",
+    "before-snapshot",
+    *(f"snapshot-{step}" for step in ("begin", "files", "manifest", "renamed", "old-gone", "end")),
+    *(f"segment-{step}" for step in ("begin", "vectors", "files", "sealed", "publish")),
+)
+NAMES = (*WORKER, *INDEX)
 
 
 class Failpoints:

@@ -23,12 +23,13 @@ from encoders.embedder import Embedder, load
 from encoders.errors import BadInput
 from encoders.types import Model, Sample
 from index.errors import BadQuery, SnapshotError
-from index.flat import FlatStore, gpu_found
+from index.live import LiveStore
 from index.metrics import ServiceMetrics
 from index.payloads import Payloads
 from index.service import QueryInput, QueryVectors, ServiceDeps, create_app
-from index.snapshot import restore, save
+from index.snapshot import restore, save, segments_folder
 from index.store import Delete, Upsert
+from index.upkeep import Upkeep
 
 from .announcements import check_partitions, first_champion, follow_champion
 from .errors import BadRecord, RegistryError, Unreachable
@@ -122,11 +123,13 @@ class IndexNode:
         self._failpoint = Failpoints.from_environment()
         self._embedder = Embedder(model)
         self._payloads = Payloads(settings.redis_url)
-        self._faiss: dict[str, Any] = {
+        self._options: dict[str, Any] = {
             "threads": settings.faiss_threads,
-            "gpu": gpu_found() if settings.faiss_gpu is None else settings.faiss_gpu,
+            "recall": settings.recall,
+            "failpoint": self._failpoint,
         }
         self._store = self._first_store(model)
+        self._upkeep = Upkeep(self._store)
         self._metrics = ServiceMetrics()
         self._partitions = 0
         self._ends: dict[int, int] = {}
@@ -161,6 +164,7 @@ class IndexNode:
                         follow_champion(self.settings, self.registry, self._take), name="models"
                     )
                 )
+            self._upkeep.start()
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -172,6 +176,7 @@ class IndexNode:
                     if task.get_name() == "models":
                         task.cancel()
                 await asyncio.wait(tasks, timeout=10)
+                await asyncio.to_thread(self._upkeep.stop)
                 await asyncio.to_thread(self._snapshot)
                 self._embedder.close()
 
@@ -203,6 +208,8 @@ class IndexNode:
                     await asyncio.to_thread(self._write, applied)
                     self._failpoint("after-apply")
                 await self._note_caught_up(consumer, partitions)
+                if self._upkeep.error is not None:
+                    raise self._upkeep.error
                 age_s = time.monotonic() - self._snapshot_at
                 self._metrics.snapshot_age(age_s)
                 if age_s > self.settings.snapshot_every_s:
@@ -222,7 +229,10 @@ class IndexNode:
         if outside and not self.settings.embedded:  # that broker's ends are not to be trusted
             # The topic is not the one that the snapshot was made from, or it forgot deletions.
             log.warning("the snapshot does not fit %s: rebuilding from the beginning", outside)
+            await asyncio.to_thread(self._upkeep.stop)
             self._store = self._empty_store(self._embedder.model)
+            self._upkeep = Upkeep(self._store)
+            self._upkeep.start()
             kept = dict.fromkeys(partitions, 0)
         for part, at in kept.items():
             consumer.seek(part, max(at, beginnings[part]))
@@ -250,14 +260,20 @@ class IndexNode:
         self._failpoint("before-snapshot")
         self._snapshot_at = time.monotonic()
         try:
-            save(self._store, self.settings.index_dir, generation=self.settings.generation)
+            save(
+                self._store,
+                self.settings.index_dir,
+                generation=self.settings.generation,
+                failpoint=self._failpoint,
+            )
         except SnapshotError as error:  # a full disk: the topic is still there, and so is the index
             log.error("no snapshot was written, the last one stays: %s", error)
 
-    def _first_store(self, model: Model) -> FlatStore:
-        store = restore(self.settings.index_dir, **self._faiss)
-        if store is None:
+    def _first_store(self, model: Model) -> LiveStore:
+        restored = restore(self.settings.index_dir, **self._options)
+        if restored is None:
             return self._empty_store(model)
+        store = restored.store
         if store.space != model.space or store.dim != model.dim:
             log.warning(
                 "the snapshot holds space %s, the model makes %s: starting empty",
@@ -268,8 +284,9 @@ class IndexNode:
         log.info("restored %d records from the snapshot", len(store))
         return store
 
-    def _empty_store(self, model: Model) -> FlatStore:
-        return FlatStore(space=model.space, dim=model.dim, **self._faiss)
+    def _empty_store(self, model: Model) -> LiveStore:
+        folder = segments_folder(self.settings.index_dir)
+        return LiveStore(space=model.space, dim=model.dim, folder=folder, **self._options)
 
     async def _take(self, champion: Champion) -> None:
         if champion.name == self._embedder.model.name:

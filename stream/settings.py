@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     http_port: int = Field(8077, ge=0, le=65535)
     snapshot_every_s: float = Field(30.0, gt=0)
     faiss_threads: int = Field(1, ge=1)
+    recall: float = Field(
+        1.0, gt=0, le=1, description="recall@10 that is enough; 1 keeps search exact"
+    )
     faiss_gpu: bool | None = Field(
         None, description="search on the GPU; without it where FAISS finds one"
     )

@@ -15,7 +15,7 @@ import uvicorn
 
 from index.client import Client
 from index.errors import BadQuery
-from index.flat import FlatStore
+from index.live import LiveStore
 from index.payloads import Payloads
 from index.service import QueryInput, QueryVectors, ServiceDeps, create_app
 
@@ -30,7 +30,7 @@ class Node:
     """A running query service, and what a test may change behind it."""
 
     url: str = ""
-    store: FlatStore = field(default_factory=lambda: FlatStore(space=SPACE, dim=DIM, block=16))
+    store: LiveStore = field(default_factory=lambda: LiveStore(space=SPACE, dim=DIM, block=16))
     oracle: Oracle = field(default_factory=Oracle)
     payloads: Payloads = field(default_factory=lambda: Payloads(None))
     asked: list[QueryInput] = field(default_factory=list)

@@ -10,7 +10,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from index.flat import FlatStore
+from index.filters import Exists
+from index.live import LiveStore
 from index.store import Delete, Upsert
 
 from .oracle import DIM, SPACE, delete, unit, upsert
@@ -38,7 +39,7 @@ def batch(number: int) -> list[Upsert | Delete]:
 
 
 def test_a_search_sees_a_whole_batch_or_none_and_right_scores() -> None:
-    store = FlatStore(space=SPACE, dim=DIM, block=16)
+    store = LiveStore(space=SPACE, dim=DIM, block=16)
     written = threading.Event()
     failures: list[BaseException] = []
     searches = [0] * READERS
@@ -83,7 +84,7 @@ def test_a_search_sees_a_whole_batch_or_none_and_right_scores() -> None:
 
 def test_a_filtered_search_while_rows_are_replaced_by_compaction() -> None:
     """Batches that change a few rows each; what a filter admits is always of one batch."""
-    store = FlatStore(space=SPACE, dim=DIM, block=8)
+    store = LiveStore(space=SPACE, dim=DIM, block=8)
     store.apply([upsert(id_, 0) for id_ in IDS], positions={}, progress={})
     written = threading.Event()
     failures: list[BaseException] = []
@@ -96,7 +97,7 @@ def test_a_filtered_search_while_rows_are_replaced_by_compaction() -> None:
 
     def read() -> None:
         while not written.is_set():
-            (hits,) = store.search(unit("q")[None], k=50, filter=lambda meta: "pair" in meta)
+            (hits,) = store.search(unit("q")[None], k=50, filter=Exists("pair", True))
             newest = max((hit.version for hit in hits), default=0)
             pair = {IDS[newest % 40], IDS[(newest * 7 + 1) % 40]}
             if newest:

@@ -9,14 +9,14 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from index.flat import FlatStore
+from index.live import LiveStore
 from index.metrics import ServiceMetrics
 
 from .conftest import Node
 from .oracle import DIM, SPACE
 
 
-class Slow(FlatStore):
+class Slow(LiveStore):
     """A store whose search takes until somebody else has been answered."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from index.errors import SnapshotError
-from index.flat import FlatStore
+from index.live import LiveStore
 from index.snapshot import KEEP, load, restore, save
 from index.store import Delete, Upsert
 
@@ -28,9 +28,9 @@ FILES = [
 ]
 
 
-def filled(version: int, *, count: int = 6) -> tuple[FlatStore, Oracle]:
+def filled(version: int, *, count: int = 6) -> tuple[LiveStore, Oracle]:
     """A store whose offsets and rows all say `version`, with one deletion and one bare row."""
-    store, oracle = FlatStore(space=SPACE, dim=DIM), Oracle()
+    store, oracle = LiveStore(space=SPACE, dim=DIM), Oracle()
     writes = [upsert(f"r{number}", version, partition=number % 2) for number in range(count)]
     batch: list[Upsert | Delete] = [
         *writes,
@@ -42,13 +42,13 @@ def filled(version: int, *, count: int = 6) -> tuple[FlatStore, Oracle]:
     return store, oracle
 
 
-def saved(store: FlatStore, folder: Path) -> Path:
+def saved(store: LiveStore, folder: Path) -> Path:
     info = save(store, folder, generation="g0001")
     assert info is not None
     return info.path
 
 
-def restored(folder: Path) -> FlatStore:
+def restored(folder: Path) -> LiveStore:
     store = restore(folder)
     assert store is not None
     return store
@@ -87,7 +87,7 @@ def test_nothing_new_is_not_written_again(tmp_path: Path) -> None:
 
 
 def test_an_empty_store_and_only_deletions_survive(tmp_path: Path) -> None:
-    store = FlatStore(space=SPACE, dim=DIM)
+    store = LiveStore(space=SPACE, dim=DIM)
     saved(store, tmp_path)
     assert len(restored(tmp_path)) == 0
     store.apply([delete("a", 5)], positions={0: 6}, progress={0: 6})

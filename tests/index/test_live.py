@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from index.errors import BadQuery
-from index.flat import FEW_OUT, FEW_QUERIES, FlatStore
+from index.live import LiveStore
+from index.scan import FEW_OUT
 from index.snapshot import load, save
 from index.store import Delete, Upsert
 
@@ -26,11 +27,11 @@ FEW = settings(
 )
 
 
-def make(block: int = 8) -> FlatStore:
-    return FlatStore(space=SPACE, dim=DIM, block=block)
+def make(block: int = 8) -> LiveStore:
+    return LiveStore(space=SPACE, dim=DIM, block=block)
 
 
-def put(store: FlatStore, *writes: Upsert | Delete) -> None:
+def put(store: LiveStore, *writes: Upsert | Delete) -> None:
     store.apply(writes, positions={}, progress={})
 
 
@@ -283,12 +284,12 @@ def test_without_a_gpu_asking_for_one_is_refused() -> None:
     if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus():
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match="gpu"):
-        FlatStore(space=SPACE, dim=DIM, gpu=True)
+        LiveStore(space=SPACE, dim=DIM, gpu=True)
 
 
 def test_a_search_uses_the_threads_that_the_store_was_given() -> None:
     """OpenMP's number is per thread; the search must set it where it runs."""
-    store = FlatStore(space=SPACE, dim=DIM, threads=3)
+    store = LiveStore(space=SPACE, dim=DIM, threads=3)
     put(store, upsert("a", 1))
     seen: list[int] = []
 
