@@ -18,9 +18,14 @@ from confluent_kafka import (
     Consumer,
     KafkaError,
     KafkaException,
+    TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+)
 
 from .embedded import true_ends
 from .errors import BrokerError, ConfigError, Fenced, Unreachable
@@ -219,6 +224,25 @@ class Admin:
         reported = {number: end for number, (_, end) in found.items()}
         ends = true_ends(self._bootstrap, topic, reported, timeout=self._timeout)
         return {number: (first, ends[number]) for number, (first, _) in found.items()}
+
+    def identity(self, topic: str) -> tuple[str | None, float]:
+        """The topic's id, None where the broker has none, and its delete.retention.ms.
+
+        Raises Unreachable. A broker that describes no topics (the embedded one) keeps all: inf.
+        """
+        if self._embedded:
+            return None, float("inf")
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        names = TopicCollection([topic])
+        described = self._call(
+            f"describing {topic}",
+            lambda: self._client.describe_topics(names)[topic].result(self._timeout),
+        )
+        config = self._call(
+            f"configuration of {topic}",
+            lambda: self._client.describe_configs([resource])[resource].result(self._timeout),
+        )
+        return str(described.topic_id), float(config["delete.retention.ms"].value)
 
     def close(self) -> None:
         """Nothing is held open; here for symmetry."""

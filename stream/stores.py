@@ -1,0 +1,134 @@
+"""The store of one generation on this node, and what keeps it: snapshots and upkeep."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from index.errors import SnapshotError
+from index.live import LiveStore
+from index.metrics import ServiceMetrics
+from index.snapshot import restore, save, segments_folder
+from index.store import VectorStore
+from index.upkeep import Upkeep
+
+from .guard import Known
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class Kept(Protocol):
+    """A generation's store and how it outlives the process."""
+
+    @property
+    def store(self) -> VectorStore: ...
+
+    @property
+    def known(self) -> Known:
+        """What was known of the topic when the store was kept last."""
+        ...
+
+    def start(self) -> None: ...
+
+    def check(self) -> None:
+        """Raise what ended the background work, if anything did."""
+        ...
+
+    def keep(self, known: Known) -> None:
+        """Make content and offsets outlive the process, where the store does not itself."""
+        ...
+
+    def renew(self) -> None:
+        """Begin anew with an empty store."""
+        ...
+
+    def stop(self) -> None: ...
+
+
+class Local:
+    """FAISS in this process, mapped segments and snapshots in the generation's folder.
+
+    Args:
+        settings: name the generation.
+        failpoint: called with the name of each step, for crash tests.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        space: str,
+        dim: int,
+        metrics: ServiceMetrics,
+        failpoint: Callable[[str], None],
+    ) -> None:
+        self._settings, self._metrics, self._failpoint = settings, metrics, failpoint
+        self._space, self._dim = space, dim
+        self._options: dict[str, Any] = {
+            "threads": settings.faiss_threads,
+            "recall": settings.recall,
+            "failpoint": failpoint,
+        }
+        self.known = Known()
+        self.store = self._first()
+        self._upkeep = Upkeep(self.store)
+
+    def start(self) -> None:
+        """Seal and compact in the background."""
+        self._upkeep.start()
+
+    def check(self) -> None:
+        if self._upkeep.error is not None:
+            raise self._upkeep.error
+
+    def keep(self, known: Known) -> None:
+        """A snapshot; if it cannot be written, the last one stays and the log says so."""
+        self._failpoint("before-snapshot")
+        try:
+            info = save(
+                self.store,
+                self._settings.index_dir,
+                generation=self._settings.generation,
+                facts=known.plain(),
+                failpoint=self._failpoint,
+            )
+        except SnapshotError as error:  # a full disk: the topic is still there, and so is the index
+            log.error("no snapshot was written, the last one stays: %s", error)
+            return
+        if info is not None:
+            log.debug(
+                "snapshot of %d records, writers waited %.1f ms", info.records, 1000 * info.stall_s
+            )
+
+    def renew(self) -> None:
+        self._upkeep.stop()
+        self.store.close()
+        self.store = self._empty()
+        self._upkeep = Upkeep(self.store)
+        self._upkeep.start()
+
+    def stop(self) -> None:
+        self._upkeep.stop()
+        self.store.close()
+
+    def _first(self) -> LiveStore:
+        restored = restore(self._settings.index_dir, **self._options)
+        if restored is None:
+            return self._empty()
+        store = restored.store
+        if store.space != self._space or store.dim != self._dim:
+            log.warning(
+                "the snapshot holds space %s, the model makes %s: starting empty",
+                store.space,
+                self._space,
+            )
+            return self._empty()
+        self.known = Known.parse(restored.facts)
+        log.info("restored %d records from the snapshot", len(store))
+        return store
+
+    def _empty(self) -> LiveStore:
+        folder = segments_folder(self._settings.index_dir)
+        return LiveStore(space=self._space, dim=self._dim, folder=folder, **self._options)
