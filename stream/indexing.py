@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,11 +23,12 @@ from aiokafka.errors import KafkaError
 from encoders.embedder import Embedder, load
 from encoders.errors import BadInput
 from encoders.types import Model, Sample
-from index.errors import BadQuery, SnapshotError
+from index.errors import BadQuery, SnapshotError, UnknownGeneration
 from index.flat import FlatStore, gpu_found
 from index.metrics import ServiceMetrics
 from index.payloads import Payloads
-from index.service import QueryInput, QueryVectors, ServiceDeps, create_app
+from index.recall_probe import RecentQueries, probe_for_ever
+from index.service import QueryInput, QueryVectors, ServiceDeps, Serving, create_app
 from index.snapshot import restore, save
 from index.store import Delete, Upsert
 
@@ -118,6 +120,7 @@ class IndexNode:
 
     def __init__(self, settings: Settings, model: Model) -> None:
         self.settings = settings
+        self._keys = settings.keys()
         self.registry = Registry(settings.models_dir, base=settings.model_name)
         self._failpoint = Failpoints.from_environment()
         self._embedder = Embedder(model)
@@ -128,6 +131,7 @@ class IndexNode:
         }
         self._store = self._first_store(model)
         self._metrics = ServiceMetrics()
+        self._recent = RecentQueries()
         self._partitions = 0
         self._ends: dict[int, int] = {}
         self._caught_up = False
@@ -161,6 +165,8 @@ class IndexNode:
                         follow_champion(self.settings, self.registry, self._take), name="models"
                     )
                 )
+            if self.settings.recall_probe_s:
+                tasks.add(asyncio.create_task(self._probe(), name="probe"))
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -169,11 +175,20 @@ class IndexNode:
                 self._stopping.set()
                 server.should_exit = True
                 for task in tasks:
-                    if task.get_name() == "models":
+                    if task.get_name() in ("models", "probe"):
                         task.cancel()
                 await asyncio.wait(tasks, timeout=10)
                 await asyncio.to_thread(self._snapshot)
                 self._embedder.close()
+
+    async def _probe(self) -> None:
+        await probe_for_ever(
+            lambda: self._serving(None),
+            self._recent,
+            self._metrics,
+            every_s=self.settings.recall_probe_s,
+            rng=random.Random(0),
+        )
 
     async def _apply(self) -> None:
         """Read `vectors` from the snapshot's offsets on, and write what it says into the store."""
@@ -287,14 +302,34 @@ class IndexNode:
         log.info("queries are embedded by %s from here on", model.name)
 
     async def _encode(self, query: QueryInput) -> QueryVectors:
+        (vectors,) = await self._encode_many([query])
+        return vectors
+
+    async def _encode_many(self, queries: Sequence[QueryInput]) -> list[QueryVectors]:
         """A query is a record with fewer modalities: it is embedded by the same functions."""
-        sample = Sample(id="query", text=query.text, image=query.image, audio=query.audio)
+        samples = [
+            Sample(id="query", text=query.text, image=query.image, audio=query.audio)
+            for query in queries
+        ]
         try:
-            model, (embedding,) = await asyncio.to_thread(self._embedder.embed_with, [sample])
+            model, embeddings = await asyncio.to_thread(self._embedder.embed_with, samples)
         except BadInput as error:
             raise BadQuery(error.field, error.reason) from error
-        return QueryVectors(
-            fused=embedding.fused, by=dict(embedding.by), space=model.space, model=model.name
+        return [
+            QueryVectors(fused=found.fused, by=dict(found.by), space=model.space, model=model.name)
+            for found in embeddings
+        ]
+
+    def _serving(self, name: str | None) -> Serving:
+        held = self.settings.generation
+        if name not in (None, held):
+            raise UnknownGeneration(str(name), [held])
+        return Serving(
+            generation=held,
+            store=self._store,
+            encode=self._encode,
+            encode_many=self._encode_many,
+            model=self._embedder.model.name,
         )
 
     def _deps(self, producer: Producer) -> ServiceDeps:
@@ -304,14 +339,15 @@ class IndexNode:
             return sent
 
         return ServiceDeps(
-            store=lambda: self._store,
-            encode=self._encode,
+            serving=self._serving,
             payloads=self._payloads,
             delete=delete,
             status=self._status,
             not_ready=self._not_ready,
-            generation=self.settings.generation,
             metrics=self._metrics,
+            keys=self._keys,
+            limits=self.settings.limits(),
+            recent=self._recent,
         )
 
     def _not_ready(self) -> str | None:
@@ -331,6 +367,7 @@ def run(settings: Settings) -> None:
     """The process: wait for a model, then serve."""
 
     async def main() -> None:
+        settings.keys()  # wrong ones end the process now, not when a model has come
         given = settings.model
         if given is None:
             registry = Registry(settings.models_dir, base=settings.model_name)

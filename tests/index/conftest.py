@@ -14,10 +14,17 @@ import pytest
 import uvicorn
 
 from index.client import Client
-from index.errors import BadQuery
+from index.errors import BadQuery, UnknownGeneration
 from index.flat import FlatStore
 from index.payloads import Payloads
-from index.service import QueryInput, QueryVectors, ServiceDeps, create_app
+from index.service import (
+    Limits,
+    QueryInput,
+    QueryVectors,
+    ServiceDeps,
+    Serving,
+    create_app,
+)
 
 from .oracle import DIM, SPACE, Oracle, unit, upsert
 
@@ -38,6 +45,11 @@ class Node:
     space: str = SPACE
     not_ready: str | None = None
     broken: BaseException | None = None
+
+    def serving(self, name: str | None) -> Serving:
+        if name not in (None, "g0001"):
+            raise UnknownGeneration(str(name), ["g0001"])
+        return Serving(generation="g0001", store=self.store, encode=self.encode, model="m-query")
 
     async def encode(self, query: QueryInput) -> QueryVectors:
         """Stands for the model: a picture must begin with its magic number."""
@@ -78,14 +90,12 @@ def _served() -> Iterator[Node]:
     node = Node()
     app = create_app(
         ServiceDeps(
-            store=lambda: node.store,
-            encode=node.encode,
+            serving=node.serving,
             payloads=_Current(node),
             delete=node.delete,
             status=node.status,
             not_ready=lambda: node.not_ready,
-            generation="g0001",
-            max_body_bytes=MAX_BODY,
+            limits=Limits(body_bytes=MAX_BODY),
         )
     )
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off")
