@@ -53,7 +53,7 @@ class ApiKeys:
         return f"ApiKeys({len(self)} of them)"
 
     def match(self, given: bytes) -> str | None:
-        """A name for the caller with this key, or None. Takes as long for any key as for another."""
+        """A name for the caller with this key, or None; any key takes equally long."""
         digest = hashlib.sha256(given).digest()
         found = None
         for known in self._digests:

@@ -1,4 +1,4 @@
-"""Refuses request bodies over a limit before they are held in memory, and unpacks gzip within it."""
+"""Refuses request bodies over a limit before they are in memory, and unpacks gzip within it."""
 
 from __future__ import annotations
 

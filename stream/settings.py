@@ -176,6 +176,13 @@ class Settings(BaseSettings):
         except ValueError as error:
             raise ConfigError(f"api_keys: {error}") from None
 
+    def client_key(self) -> str | None:
+        """What to send to a query service with these settings: its first key, unless one is set."""
+        if self.api_key is not None:
+            return self.api_key.get_secret_value()
+        plain = [key.get_secret_value() for key in self.api_keys]
+        return next((key for key in plain if not key.startswith("sha256:")), None)
+
     def limits(self) -> Limits:
         """What the query service takes on."""
         from index.deps import Limits

@@ -171,7 +171,11 @@ def test_metrics_are_prometheus_text(node: Node, client: Client, http: httpx.Cli
         answer = http.get("/metrics")
         assert answer.headers["content-type"].startswith("text/plain")
         families = text_string_to_metric_families(answer.text)
-        return {sample.name: sample.value for family in families for sample in family.samples}
+        return {
+            sample.name + sample.labels.get("kind", ""): sample.value
+            for family in families
+            for sample in family.samples
+        }
 
     before = read()
     asked: list[tuple[str, dict[str, Any]]] = [
