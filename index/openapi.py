@@ -76,6 +76,7 @@ def _complete(app: FastAPI, keys: bool) -> dict[str, Any]:
         schema = model.model_json_schema(ref_template=REF + "{model}")
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
+    schemas["BatchBody"]["properties"]["queries"]["items"] = {"$ref": f"{REF}SearchBody"}
     schemas["SearchUpload"] = _upload(schemas["SearchBody"])
     if keys:
         components["securitySchemes"] = KEYS

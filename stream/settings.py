@@ -176,10 +176,10 @@ class Settings(BaseSettings):
         except ValueError as error:
             raise ConfigError(f"api_keys: {error}") from None
 
-    def client_key(self) -> str | None:
-        """What to send to a query service with these settings: its first key, unless one is set."""
-        if self.api_key is not None:
-            return self.api_key.get_secret_value()
+    def client_key(self, *, own: bool = True) -> str | None:
+        """What to send to a query service: `api_key`; to one with these settings its first key."""
+        if self.api_key is not None or not own:
+            return None if self.api_key is None else self.api_key.get_secret_value()
         plain = [key.get_secret_value() for key in self.api_keys]
         return next((key for key in plain if not key.startswith("sha256:")), None)
 

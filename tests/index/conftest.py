@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from index.client import Client
 from index.errors import BadQuery, UnknownGeneration
@@ -85,31 +87,49 @@ class Node:
         return [id_ for id_, _ in self.oracle.search(query_D, **options)]
 
 
-@pytest.fixture(scope="session")
-def _served() -> Iterator[Node]:
-    node = Node()
-    app = create_app(
-        ServiceDeps(
-            serving=node.serving,
-            payloads=_Current(node),
-            delete=node.delete,
-            status=node.status,
-            not_ready=lambda: node.not_ready,
-            limits=Limits(body_bytes=MAX_BODY),
-        )
-    )
+@contextmanager
+def serve(app: FastAPI) -> Iterator[str]:
+    """The application on a free port of loopback, as long as the context lasts; its address."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="service")
     thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the service did not start"
-        threading.Event().wait(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    node.url = f"http://127.0.0.1:{port}"
-    yield node
-    server.should_exit = True
-    thread.join()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the service did not start"
+            threading.Event().wait(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def deps_of(node: Node, **options: Any) -> ServiceDeps:
+    """What a service of that node stands on."""
+    given: dict[str, Any] = {"limits": Limits(body_bytes=MAX_BODY), "payloads": _Current(node)}
+    return ServiceDeps(
+        serving=node.serving,
+        delete=node.delete,
+        status=node.status,
+        not_ready=lambda: node.not_ready,
+        **(given | options),
+    )
+
+
+@contextmanager
+def serving(node: Node, **options: Any) -> Iterator[tuple[str, ServiceDeps]]:
+    """A service of that node beside the shared one, with settings of its own."""
+    deps = deps_of(node, **options)
+    with serve(create_app(deps)) as url:
+        yield url, deps
+
+
+@pytest.fixture(scope="session")
+def _served() -> Iterator[Node]:
+    node = Node()
+    with serving(node) as (url, _):
+        node.url = url
+        yield node
 
 
 class _Current(Payloads):
