@@ -1,0 +1,40 @@
+"""index: vectors live here, searchable while they are written, and a service answers queries.
+
+    from index import Client
+    with Client("http://127.0.0.1:8077") as client:
+        answer = client.search(text="a red bird", k=5)
+
+Importing this package is cheap: what a name needs is imported when it is first touched.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .client import AsyncClient as AsyncClient
+    from .client import Client as Client
+    from .client import Retry as Retry
+    from .errors import BadQuery as BadQuery
+    from .errors import BraidIndexError as BraidIndexError
+    from .errors import ServiceError as ServiceError
+
+_HOME = {
+    "AsyncClient": "index.client",
+    "Client": "index.client",
+    "Retry": "index.client",
+    "BadQuery": "index.errors",
+    "BraidIndexError": "index.errors",
+    "ServiceError": "index.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,4 +1,4 @@
-"""The query service's client.
+"""The query service's clients: `Client` blocks, `AsyncClient` is awaited; the calls are the same.
 
 with Client("http://127.0.0.1:8077") as client:
     for hit in client.search(text="a red bird", k=5)["hits"]:
@@ -7,81 +7,141 @@ with Client("http://127.0.0.1:8077") as client:
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
-from urllib.parse import quote
+from typing import Any, TypedDict, Unpack
 
 import httpx
 
-from .errors import BadQuery, ServiceError
+from . import calls
+from .calls import Answer, Call, Query
+from .errors import BraidIndexError, ServiceError
 
-Media = bytes | Path | None
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retry:
+    """How often a call that was refused for now (429, 503) is sent again, and how long is waited.
+
+    Attributes:
+        times: so many more; 0 for none.
+        longest_s: a wait that would be longer is not begun: the refusal is raised at once.
+    """
+
+    times: int = 2
+    longest_s: float = 5.0
+
+    def wait_s(self, answer: httpx.Response, *, tried: int) -> float | None:
+        """Seconds until the next try, or None for no other."""
+        if tried > self.times:
+            return None
+        after = calls.wait_s(answer.status_code, answer.headers.get("retry-after"), tried=tried)
+        return after if after is not None and after <= self.longest_s else None
 
 
-class Client:
-    """Calls a query service.
+class Options(TypedDict, total=False):
+    """What both clients take; see there."""
+
+    timeout: float
+    api_key: str | None
+    gzip: bool
+    retry: Retry
+
+
+class _Common:
+    """What both clients do alike.
+
+    Args:
+        url: where the service answers, as http://127.0.0.1:8077.
+        timeout: seconds that one call may take.
+        api_key: sent with every call, where the service wants one.
+        gzip: pack large bodies of JSON; answers come packed in any case.
+        retry: what to do when the service asks to come again later.
 
     Raises (every call):
         BadQuery: the service refused the query and says why.
-        ServiceError: it does not answer, or failed.
+        ServiceError: it does not answer, failed, or has too much to do.
     """
 
-    def __init__(self, url: str, *, timeout: float = 30.0) -> None:
-        try:
-            self._client = httpx.Client(base_url=url, timeout=timeout)
-        except httpx.InvalidURL as error:
-            raise ServiceError(f"{url!r} is no address: {error}") from error
-
-    def search(
+    def __init__(
         self,
+        url: str,
         *,
-        text: str | None = None,
-        image: Media = None,
-        audio: Media = None,
-        id: str | None = None,
-        values: Sequence[float] | None = None,
-        space: str | None = None,
-        k: int = 10,
-        vector: str = "fused",
-        filter: Mapping[str, Any] | None = None,
-        min_offsets: Mapping[int, int] | None = None,
-        timeout_ms: int | None = None,
-    ) -> dict[str, Any]:
-        """What is like this; give any of text, image and audio, or id, or values with space."""
-        body: dict[str, Any] = {"k": k, "vector": vector}
-        optional = {
-            "text": text,
-            "image": _encoded(image),
-            "audio": _encoded(audio),
-            "id": id,
-            "filter": filter,
-            "timeout_ms": timeout_ms,
+        timeout: float = 30.0,
+        api_key: str | None = None,
+        gzip: bool = False,
+        retry: Retry = Retry(),
+    ) -> None:
+        self._options: dict[str, Any] = {
+            "base_url": url,
+            "timeout": timeout,
+            "headers": calls.headers(api_key),
         }
-        body |= {name: value for name, value in optional.items() if value is not None}
-        if values is not None:
-            body["query"] = {"values": list(values), "space": space}
-        if min_offsets is not None:
-            body["min_offsets"] = {str(number): next_ for number, next_ in min_offsets.items()}
-        return self._call("POST", "/v1/search", json=body)
+        self._url, self._pack, self._retry = url, gzip, retry
 
-    def get(self, id: str) -> dict[str, Any]:
+    def _unreachable(self, error: Exception) -> ServiceError:
+        return ServiceError(f"no answer from {self._url}: {error!r}")
+
+    def _no_address(self, error: Exception) -> ServiceError:
+        return ServiceError(f"{self._url!r} is no address: {error}")
+
+
+def _request(call: Call) -> dict[str, Any]:
+    return {
+        "method": call.method,
+        "url": call.path,
+        "content": call.content,
+        "headers": dict(call.headers),
+        "files": None if call.files is None else dict(call.files),
+    }
+
+
+class Client(_Common):
+    __doc__ = f"Calls a query service and waits for the answer.\n{_Common.__doc__}"
+
+    def __init__(
+        self, url: str, *, sleep: Callable[[float], None] = time.sleep, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(url, **options)
+        self._sleep = sleep
+        try:
+            self._client = httpx.Client(**self._options)
+        except httpx.InvalidURL as error:
+            raise self._no_address(error) from error
+
+    def search(self, **query: Unpack[Query]) -> Answer:
+        """What is like this; give any of text, image and audio, or id, or values with space."""
+        return self._call(calls.search(query, pack=self._pack))
+
+    def search_many(self, queries: Sequence[Query]) -> list[Answer | BraidIndexError]:
+        """An answer for each query, or the error that it alone would have raised."""
+        found: list[Answer | BraidIndexError] = []
+        for part in calls.batches(queries):
+            found += calls.answers(self._call(calls.search_batch(part, pack=self._pack)))
+        return found
+
+    def get(self, id: str, *, generation: str | None = None) -> Answer:
         """One record: its meta, model, version and vectors."""
-        return self._call("GET", _record(id))
+        return self._call(calls.get(id, generation))
 
-    def delete(self, id: str) -> dict[str, Any]:
+    def delete(self, id: str) -> Answer:
         """Ask for a record's deletion; the answer says at which offset of `records` it stands."""
-        return self._call("DELETE", _record(id))
+        return self._call(calls.delete(id))
 
-    def status(self) -> dict[str, Any]:
-        return self._call("GET", "/v1/status")
+    def status(self) -> Answer:
+        """Rows, offsets, model and space."""
+        return self._call(calls.status())
+
+    def generations(self) -> Answer:
+        """Which generations can be searched, and which one is without being named."""
+        return self._call(calls.generations())
 
     def ready(self) -> bool:
         """Whether the node has caught up; false also when it does not answer."""
         try:
-            return self._client.get("/readyz").status_code == 200
+            return self._client.request(**_request(calls.ready())).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -99,36 +159,94 @@ class Client:
     ) -> None:
         self.close()
 
-    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+    def _call(self, call: Call) -> Answer:
+        tried = 0
+        while True:
+            try:
+                answer = self._client.request(**_request(call))
+            except httpx.HTTPError as error:
+                raise self._unreachable(error) from error
+            tried += 1
+            wait_s = self._retry.wait_s(answer, tried=tried)
+            if wait_s is None:
+                return calls.read(call, answer.status_code, answer.content)
+            self._sleep(wait_s)
+
+
+class AsyncClient(_Common):
+    __doc__ = f"Calls a query service from asyncio.\n{_Common.__doc__}"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(url, **options)
+        self._sleep = sleep
         try:
-            answer = self._client.request(method, path, **options)
-        except httpx.HTTPError as error:
-            raise ServiceError(f"no answer from {self._client.base_url}: {error!r}") from error
-        except (ValueError, TypeError) as error:  # NaN, say, or half a surrogate pair
-            raise BadQuery("body", f"cannot be sent as JSON: {error}") from error
+            self._client = httpx.AsyncClient(**self._options)
+        except httpx.InvalidURL as error:
+            raise self._no_address(error) from error
+
+    async def search(self, **query: Unpack[Query]) -> Answer:
+        """See Client.search."""
+        return await self._call(calls.search(query, pack=self._pack))
+
+    async def search_many(self, queries: Sequence[Query]) -> list[Answer | BraidIndexError]:
+        """See Client.search_many."""
+        found: list[Answer | BraidIndexError] = []
+        for part in calls.batches(queries):
+            found += calls.answers(await self._call(calls.search_batch(part, pack=self._pack)))
+        return found
+
+    async def get(self, id: str, *, generation: str | None = None) -> Answer:
+        """See Client.get."""
+        return await self._call(calls.get(id, generation))
+
+    async def delete(self, id: str) -> Answer:
+        """See Client.delete."""
+        return await self._call(calls.delete(id))
+
+    async def status(self) -> Answer:
+        """See Client.status."""
+        return await self._call(calls.status())
+
+    async def generations(self) -> Answer:
+        """See Client.generations."""
+        return await self._call(calls.generations())
+
+    async def ready(self) -> bool:
+        """See Client.ready."""
         try:
-            body: dict[str, Any] = dict(answer.json())
-        except (ValueError, TypeError) as error:
-            raise ServiceError(
-                f"{self._client.base_url}{path} answered {answer.status_code} without JSON",
-                status=answer.status_code,
-            ) from error
-        if answer.is_success:
-            return body
-        problem = body.get("error") or {}
-        field, reason = str(problem.get("field")), str(problem.get("reason"))
-        if answer.status_code < 500:
-            raise BadQuery(field, reason, status=answer.status_code)
-        raise ServiceError(f"{path}: {field}: {reason}", status=answer.status_code)
+            return (await self._client.request(**_request(calls.ready()))).status_code == 200
+        except httpx.HTTPError:
+            return False
 
+    async def close(self) -> None:
+        await self._client.aclose()
 
-def _record(id: str) -> str:
-    # Dots too, or `..` would climb out of the collection.
-    return "/v1/records/" + quote(id, safe="").replace(".", "%2E")
+    async def __aenter__(self) -> AsyncClient:
+        return self
 
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
 
-def _encoded(media: Media) -> str | None:
-    if media is None:
-        return None
-    data = media.read_bytes() if isinstance(media, Path) else media
-    return base64.b64encode(data).decode()
+    async def _call(self, call: Call) -> Answer:
+        tried = 0
+        while True:
+            try:
+                answer = await self._client.request(**_request(call))
+            except httpx.HTTPError as error:
+                raise self._unreachable(error) from error
+            tried += 1
+            wait_s = self._retry.wait_s(answer, tried=tried)
+            if wait_s is None:
+                return calls.read(call, answer.status_code, answer.content)
+            await self._sleep(wait_s)

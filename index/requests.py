@@ -8,13 +8,17 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from .errors import BadQuery
 
 MAX_K = 1000
 MAX_TEXT = 1024 * 1024
 MAX_WAIT_MS = 30_000
+MAX_BATCH = 64
+MEDIA = ("image", "audio")
+
+Kind = Literal["media", "id", "query"]
 
 
 class RawVector(BaseModel):
@@ -22,46 +26,77 @@ class RawVector(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    values: list[float] = Field(min_length=1, max_length=65_536)
-    space: str = Field(min_length=1, max_length=200)
+    values: list[float] = Field(
+        min_length=1, max_length=65_536, description="as many as the space has dimensions"
+    )
+    space: str = Field(min_length=1, max_length=200, description="as `/v1/status` names it")
 
 
 class SearchBody(BaseModel):
-    """`POST /v1/search`: any of text, image and audio together, or id, or query."""
+    """A query: any of text, image and audio together, or id, or query."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] | None = None
-    image: Annotated[str, Field(description="a picture file, base64")] | None = None
-    audio: Annotated[str, Field(description="a sound file, base64")] | None = None
-    id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    query: RawVector | None = None
-    k: int = Field(10, ge=1, le=MAX_K)
-    vector: Literal["fused", "text", "image", "audio"] = "fused"
-    filter: dict[str, Any] | None = None
+    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] | None = Field(
+        None, description="words to look for"
+    )
+    image: str | None = Field(None, description="a picture file, base64")
+    audio: str | None = Field(None, description="a sound file, base64")
+    id: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="a record, whose vector is the query"
+    )
+    query: RawVector | None = Field(None, description="a vector of the caller's own")
+    k: int = Field(10, ge=1, le=MAX_K, description="how many hits at most")
+    vector: Literal["fused", "text", "image", "audio"] = Field(
+        "fused", description="which vector of the records is searched"
+    )
+    filter: dict[str, Any] | None = Field(
+        None,
+        description="on the records' meta: `{field: value}`, operators gt, gte, lt, lte, in, "
+        "exists, and `and`, `or`, `not`",
+    )
     min_offsets: dict[str, int] | None = Field(
         None, description="partition of `records` -> offset that must be reflected"
     )
-    timeout_ms: int = Field(2000, ge=0, le=MAX_WAIT_MS)
+    timeout_ms: int = Field(
+        2000, ge=0, le=MAX_WAIT_MS, description="how long to wait for min_offsets"
+    )
+    generation: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        None, description="the generation to search; without it the serving one"
+    )
 
-    def kind(self) -> Literal["media", "id", "query"]:
+    _files: dict[str, bytes] = PrivateAttr(default_factory=dict)
+
+    def attach(self, name: str, data: bytes) -> None:
+        """Set image or audio as bytes, which an upload carries."""
+        self._files[name] = data
+
+    def kind(self) -> Kind:
         """Which of the three kinds of query this is. Raises BadQuery unless it is exactly one."""
-        media = any(part is not None for part in (self.text, self.image, self.audio))
-        given = [
-            name
-            for name, there in (
-                ("media", media),
-                ("id", self.id is not None),
-                ("query", self.query is not None),
-            )
-            if there
-        ]
+        media = bool(self._files) or any(
+            part is not None for part in (self.text, self.image, self.audio)
+        )
+        given: list[Kind] = []
+        if media:
+            given.append("media")
+        if self.id is not None:
+            given.append("id")
+        if self.query is not None:
+            given.append("query")
         if len(given) != 1:
             what = "none of them" if not given else " and ".join(given)
             raise BadQuery(
                 "body", f"must hold text, image or audio, or id, or query: exactly one; got {what}"
             )
-        return given[0]  # type: ignore[return-value]
+        return given[0]
+
+    def label(self) -> str:
+        """The kind that metrics count: one of `index.metrics.KINDS`."""
+        kind = self.kind()
+        if kind != "media":
+            return kind
+        asked = [name for name in ("text", "image", "audio") if self._has(name)]
+        return asked[0] if len(asked) == 1 else "composed"
 
     def offsets(self) -> dict[int, int]:
         """min_offsets with numbers as keys. Raises BadQuery."""
@@ -75,14 +110,16 @@ class SearchBody(BaseModel):
         return offsets
 
     def media(self, name: Literal["image", "audio"]) -> bytes | None:
-        """The decoded bytes of image or audio. Raises BadQuery."""
+        """The bytes of image or audio. Raises BadQuery."""
         given = self.image if name == "image" else self.audio
-        if given is None:
+        data = self._files.get(name)
+        if data is None and given is None:
             return None
-        try:
-            data = base64.b64decode(given, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise BadQuery(name, f"is not base64: {error}") from None
+        if data is None:
+            try:
+                data = base64.b64decode(given or "", validate=True)
+            except (binascii.Error, ValueError) as error:
+                raise BadQuery(name, f"is not base64: {error}") from None
         if not data:
             raise BadQuery(name, "is empty")
         return data
@@ -95,28 +132,14 @@ class SearchBody(BaseModel):
                 raise BadQuery(f"query.values[{position}]", f"must be finite, got {value}")
         return self.query.values
 
-
-class Answered(BaseModel):
-    """One hit. `text` and `uri` are null when Redis does not have them."""
-
-    id: str
-    score: float
-    text: str | None
-    uri: dict[str, str] | None
-    meta: dict[str, Any]
-    model: str
-    version: int
-    partition: int
+    def _has(self, name: str) -> bool:
+        return name in self._files or getattr(self, name) is not None
 
 
-class SearchAnswer(BaseModel):
-    """Which model and generation answered, and as of which offsets of `records`."""
+class BatchBody(BaseModel):
+    """Several queries; each is checked and answered by itself."""
 
-    hits: list[Answered]
-    model: str | None
-    space: str
-    generation: str
-    as_of: dict[str, int]
-    exact: bool
-    payloads: Literal["ok", "unavailable"]
-    took_ms: float
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    # Of SearchBody, as the description says; unchecked here, so that one bad query spoils no other.
+    queries: list[Any] = Field(min_length=1, max_length=MAX_BATCH)

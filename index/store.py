@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -122,3 +122,23 @@ class VectorStore(Protocol):
     def get(self, id: str) -> Row | None: ...
 
     def stats(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Probed(Protocol):
+    """What a store may offer besides: how good its answers are now, measured.
+
+    A store that answers approximately also has `exact`, false then; one without it is exact.
+    """
+
+    def probe(self, query_D: Array, *, k: int, vector: str = FUSED) -> float:
+        """Recall@k of `search` for this query against exact search over all rows, in [0, 1].
+
+        Both look at the same rows, whatever is written meanwhile; 1.0 where there are none.
+        """
+        ...
+
+
+def is_exact(store: VectorStore) -> bool:
+    """Whether the store's answers are exact."""
+    return bool(getattr(store, "exact", True))

@@ -78,7 +78,8 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         from index.client import Client
 
         settings = settings_of(context)
-        with Client(url or service_url(settings)) as client:
+        key = settings.client_key(own=url is None)
+        with Client(url or service_url(settings), api_key=key) as client:
             answer = client.search(
                 text=text,
                 image=image,

@@ -138,7 +138,7 @@ def main_job(fleet: Fleet, dataset: Dataset, *, preset: str, seed: int) -> dict[
 
     fleet.start("embed")
     fleet.start("index", "--port", str(settings.http_port))
-    with Client(service_url(settings)) as client:
+    with Client(service_url(settings), api_key=settings.client_key()) as client:
 
         def searchable() -> int:
             return int(client.status()["records"])

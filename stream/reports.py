@@ -127,7 +127,7 @@ def _index_status(settings: Settings) -> dict[str, Any] | None:
     from index.errors import BraidIndexError
 
     try:
-        with Client(service_url(settings), timeout=2.0) as client:
+        with Client(service_url(settings), timeout=2.0, api_key=settings.client_key()) as client:
             answer: dict[str, Any] = client.status()
             return answer
     except BraidIndexError:

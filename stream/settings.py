@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,7 +21,12 @@ from pydantic_settings import (
 
 from .errors import ConfigError
 
+if TYPE_CHECKING:
+    from index.access import ApiKeys
+    from index.deps import Limits
+
 MIB = 1024 * 1024
+SECRET = {"api_keys", "api_key"}
 
 
 class Settings(BaseSettings):
@@ -81,6 +86,23 @@ class Settings(BaseSettings):
 
     http_host: str = "127.0.0.1"
     http_port: int = Field(8077, ge=0, le=65535)
+    api_keys: list[SecretStr] = Field(
+        [], description="who may ask the query service: keys, or sha256: and a key's digest"
+    )
+    api_keys_file: Path | None = Field(None, description="the same, one a line")
+    api_key: SecretStr | None = Field(
+        None, description="what this process sends when it asks the query service"
+    )
+    http_body_bytes: int = Field(32 * MIB, ge=1024, description="the largest request's body")
+    http_rate_per_s: float | None = Field(
+        None, gt=0, description="queries a second of one key, or address; without it any number"
+    )
+    http_burst: int = Field(50, ge=1, description="how many of them may come at once")
+    http_searches: int = Field(8, ge=1, description="embedded and searched at once")
+    http_line: int = Field(64, ge=0, description="more that may wait; beyond them it answers 503")
+    recall_probe_s: float = Field(
+        30.0, ge=0, description="how often a query is searched exactly, too; 0: never"
+    )
     snapshot_every_s: float = Field(30.0, gt=0)
     faiss_threads: int = Field(1, ge=1)
     recall: float = Field(
@@ -121,8 +143,12 @@ class Settings(BaseSettings):
         return self.home / "models"
 
     @property
+    def index_home(self) -> Path:
+        return self.home / "index"
+
+    @property
     def index_dir(self) -> Path:
-        return self.home / "index" / self.generation
+        return self.index_home / self.generation
 
     def topic(self, name: str) -> str:
         """The full name of one of braid's topics: `records`, `vectors`, `predictions`, ..."""
@@ -135,15 +161,64 @@ class Settings(BaseSettings):
         """The hot path's consumer group: one per generation, never the Faust app's id."""
         return f"{self.prefix}braid-embed-{self.generation}"
 
+    def keys(self) -> ApiKeys | None:
+        """Who may ask the query service; None: everyone.
+
+        Raises:
+            ConfigError: the file cannot be read, or a key does not fit; never shows a key.
+        """
+        from index.access import ApiKeys, read_keys
+
+        keys = [key.get_secret_value() for key in self.api_keys]
+        if self.api_keys_file is not None:
+            try:
+                keys += read_keys(self.api_keys_file.read_text())
+            except (OSError, UnicodeDecodeError) as error:
+                what = getattr(error, "strerror", None) or "not a text file"
+                raise ConfigError(f"api_keys_file: {self.api_keys_file}: {what}") from None
+        if not keys and self.api_keys_file is None:
+            return None
+        try:
+            return ApiKeys(keys)
+        except ValueError as error:
+            raise ConfigError(f"api_keys: {error}") from None
+
+    def client_key(self, *, own: bool = True) -> str | None:
+        """What to send to a query service: `api_key`; to one with these settings its first key."""
+        if self.api_key is not None or not own:
+            return None if self.api_key is None else self.api_key.get_secret_value()
+        plain = [key.get_secret_value() for key in self.api_keys]
+        return next((key for key in plain if not key.startswith("sha256:")), None)
+
+    def limits(self) -> Limits:
+        """What the query service takes on."""
+        from index.deps import Limits
+
+        return Limits(
+            body_bytes=self.http_body_bytes,
+            searches=self.http_searches,
+            line=self.http_line,
+            rate_per_s=self.http_rate_per_s,
+            burst=self.http_burst,
+        )
+
     def environment(self) -> dict[str, str]:
         """These settings as environment variables, to start another braid process with them."""
         changed = self.model_dump(mode="json", exclude_unset=True)
+        for name in SECRET & set(changed):  # which a dump shows as stars
+            changed[name] = _revealed(getattr(self, name))
         names = {"kafka_bootstrap": "KAFKA_BOOTSTRAP", "redis_url": "REDIS_URL"}
         return {
             names.get(key, f"BRAID_{key.upper()}"): _as_text(value)
             for key, value in changed.items()
             if value is not None
         }
+
+
+def _revealed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_revealed(part) for part in value]
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 
 def _as_text(value: Any) -> str:
@@ -163,7 +238,8 @@ def load(**flags: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         lines = [
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']} (got {item['input']!r})"
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            + ("" if item["loc"][0] in SECRET else f" (got {item['input']!r})")
             for item in error.errors()
         ]
         raise ConfigError("; ".join(lines)) from None

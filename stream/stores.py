@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from encoders.types import Model
 from index.errors import SnapshotError
 from index.live import LiveStore
 from index.metrics import ServiceMetrics
@@ -47,6 +49,13 @@ class Kept(Protocol):
     def stop(self) -> None: ...
 
 
+def open_kept(
+    settings: Settings, model: Model, *, metrics: ServiceMetrics, failpoint: Callable[[str], None]
+) -> Kept:
+    """The store that the settings name, with what it holds of the model's space."""
+    return Local(settings, space=model.space, dim=model.dim, metrics=metrics, failpoint=failpoint)
+
+
 class Local:
     """FAISS in this process, mapped segments and snapshots in the generation's folder.
 
@@ -86,6 +95,7 @@ class Local:
     def keep(self, known: Known) -> None:
         """A snapshot; if it cannot be written, the last one stays and the log says so."""
         self._failpoint("before-snapshot")
+        began = time.perf_counter()
         try:
             info = save(
                 self.store,
@@ -98,6 +108,7 @@ class Local:
             log.error("no snapshot was written, the last one stays: %s", error)
             return
         if info is not None:
+            self._metrics.snapshot_took(time.perf_counter() - began)
             log.debug(
                 "snapshot of %d records, writers waited %.1f ms", info.records, 1000 * info.stall_s
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +13,20 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from index.client import Client
-from index.errors import BadQuery
+from index.errors import BadQuery, UnknownGeneration
 from index.live import LiveStore
 from index.payloads import Payloads
-from index.service import QueryInput, QueryVectors, ServiceDeps, create_app
+from index.service import (
+    Limits,
+    QueryInput,
+    QueryVectors,
+    ServiceDeps,
+    Serving,
+    create_app,
+)
 
 from .oracle import DIM, SPACE, Oracle, unit, upsert
 
@@ -38,6 +47,11 @@ class Node:
     space: str = SPACE
     not_ready: str | None = None
     broken: BaseException | None = None
+
+    def serving(self, name: str | None) -> Serving:
+        if name not in (None, "g0001"):
+            raise UnknownGeneration(str(name), ["g0001"])
+        return Serving(generation="g0001", store=self.store, encode=self.encode, model="m-query")
 
     async def encode(self, query: QueryInput) -> QueryVectors:
         """Stands for the model: a picture must begin with its magic number."""
@@ -73,33 +87,49 @@ class Node:
         return [id_ for id_, _ in self.oracle.search(query_D, **options)]
 
 
-@pytest.fixture(scope="session")
-def _served() -> Iterator[Node]:
-    node = Node()
-    app = create_app(
-        ServiceDeps(
-            store=lambda: node.store,
-            encode=node.encode,
-            payloads=_Current(node),
-            delete=node.delete,
-            status=node.status,
-            not_ready=lambda: node.not_ready,
-            generation="g0001",
-            max_body_bytes=MAX_BODY,
-        )
-    )
+@contextmanager
+def serve(app: FastAPI) -> Iterator[str]:
+    """The application on a free port of loopback, as long as the context lasts; its address."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="service")
     thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the service did not start"
-        threading.Event().wait(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    node.url = f"http://127.0.0.1:{port}"
-    yield node
-    server.should_exit = True
-    thread.join()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the service did not start"
+            threading.Event().wait(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def deps_of(node: Node, **options: Any) -> ServiceDeps:
+    """What a service of that node stands on."""
+    given: dict[str, Any] = {"limits": Limits(body_bytes=MAX_BODY), "payloads": _Current(node)}
+    return ServiceDeps(
+        serving=node.serving,
+        delete=node.delete,
+        status=node.status,
+        not_ready=lambda: node.not_ready,
+        **(given | options),
+    )
+
+
+@contextmanager
+def serving(node: Node, **options: Any) -> Iterator[tuple[str, ServiceDeps]]:
+    """A service of that node beside the shared one, with settings of its own."""
+    deps = deps_of(node, **options)
+    with serve(create_app(deps)) as url:
+        yield url, deps
+
+
+@pytest.fixture(scope="session")
+def _served() -> Iterator[Node]:
+    node = Node()
+    with serving(node) as (url, _):
+        node.url = url
+        yield node
 
 
 class _Current(Payloads):

@@ -6,6 +6,7 @@ import base64
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -170,13 +171,28 @@ def test_metrics_are_prometheus_text(node: Node, client: Client, http: httpx.Cli
         answer = http.get("/metrics")
         assert answer.headers["content-type"].startswith("text/plain")
         families = text_string_to_metric_families(answer.text)
-        return {sample.name: sample.value for family in families for sample in family.samples}
+        return {
+            sample.name + sample.labels.get("kind", ""): sample.value
+            for family in families
+            for sample in family.samples
+        }
 
     before = read()
-    client.search(text="q")
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("text", {"text": "q"}),
+        ("image", {"image": PNG}),
+        ("composed", {"text": "q", "image": PNG}),
+        ("id", {"id": "r1"}),
+        ("query", {"values": [1.0] * DIM, "space": SPACE}),
+    ]
+    for _, query in asked:
+        client.search(**query)
     after = read()
     assert after["braid_index_records"] == len(IDS)
-    assert after["braid_search_seconds_count"] == before["braid_search_seconds_count"] + 1
+    for kind, _ in asked:
+        name = f"braid_search_seconds_count{kind}"
+        assert after[name] == before[name] + 1
+    assert after["braid_searches_in_flight"] == after["braid_searches_waiting"] == 0
 
 
 def test_many_ask_at_once(node: Node) -> None:

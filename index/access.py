@@ -1,0 +1,214 @@
+"""Who may ask, and how often: API keys and rate limits, before a body is read.
+
+Every path below `/v1/` needs a key where keys are set. The others stay open: `/healthz`, `/readyz`
+and `/metrics` because what probes and scrapes a node carries no keys, and they tell counts, never
+a record; `/docs`, `/openapi.json` and the page because they hold no data of their own and ask for
+it below `/v1/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import math
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .body_limit import drain
+
+SHORTEST_KEY = 16
+MOST_CALLERS = 10_000
+HASHED = "sha256:"
+
+
+class ApiKeys:
+    """The keys that are accepted, held as SHA-256 digests only.
+
+    A key is long and random, not a password, so that a plain digest keeps it: there is nothing
+    that could be guessed.
+
+    Args:
+        keys: each a key of at least 16 printable ASCII characters without spaces, or
+            `sha256:` and the 64 hexadecimal digits of a key's digest.
+
+    Raises:
+        ValueError: a key does not fit, said by its number and without showing it; or there is none.
+    """
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [_digest(key, number) for number, key in enumerate(keys, 1)]
+        if not self._digests:
+            raise ValueError("no key is given: leave the setting out to let everyone ask")
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def __repr__(self) -> str:
+        return f"ApiKeys({len(self)} of them)"
+
+    def match(self, given: bytes) -> str | None:
+        """A name for the caller with this key, or None; any key takes equally long."""
+        digest = hashlib.sha256(given).digest()
+        found = None
+        for known in self._digests:
+            if hmac.compare_digest(known, digest):
+                found = known.hex()[:12]
+        return found
+
+
+def read_keys(text: str) -> list[str]:
+    """The keys in a file: one a line; empty lines and those that begin with # are left out."""
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _digest(key: str, number: int) -> bytes:
+    if key.startswith(HASHED):
+        hexadecimal = key.removeprefix(HASHED)
+        if not re.fullmatch("[0-9a-fA-F]{64}", hexadecimal):
+            raise ValueError(f"key {number}: {HASHED} must be followed by 64 hexadecimal digits")
+        return bytes.fromhex(hexadecimal)
+    if not re.fullmatch("[!-~]+", key):
+        raise ValueError(f"key {number}: must be printable ASCII characters without spaces")
+    if len(key) < SHORTEST_KEY:
+        raise ValueError(f"key {number}: has {len(key)} characters, at least {SHORTEST_KEY}")
+    return hashlib.sha256(key.encode()).digest()
+
+
+class RateLimit:
+    """A token bucket for each caller, in this process.
+
+    At most MOST_CALLERS are remembered, those seen last; one that was forgotten starts afresh.
+
+    Args:
+        rate_per_s: how fast a bucket fills.
+        burst: how much it holds.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, rate_per_s: float, burst: int, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rate, self._burst, self._clock = rate_per_s, float(burst), clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, as of when
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def wait_s(self, caller: str) -> float:
+        """0.0 and one token less, or the seconds until there is one."""
+        tokens = self._tokens(caller)
+        if tokens < 1.0:
+            return (1.0 - tokens) / self._rate
+        self._put(caller, tokens - 1.0)
+        return 0.0
+
+    def owe(self, caller: str, count: int) -> None:
+        """Take `count` more for a request that was let in and turned out to be many.
+
+        The bucket may go below empty: a batch larger than the burst is answered, and its caller
+        waits the longer for the next.
+        """
+        self._put(caller, self._tokens(caller) - count)
+
+    def _tokens(self, caller: str) -> float:
+        tokens, at = self._buckets.get(caller, (self._burst, self._clock()))
+        return min(self._burst, tokens + (self._clock() - at) * self._rate)
+
+    def _put(self, caller: str, tokens: float) -> None:
+        self._buckets[caller] = tokens, self._clock()
+        self._buckets.move_to_end(caller)
+        if len(self._buckets) > MOST_CALLERS:
+            self._buckets.popitem(last=False)
+
+
+class Access:
+    """ASGI middleware: 401 without a key that is known, 429 for one that asks too often.
+
+    Where keys are set, a caller is its key; before it has shown one, and where none are set, its
+    address (the first 64 bits of an IPv6 one, which is what one customer is given).
+
+    Puts `charge` into the request's state: a function of how many more queries it holds.
+
+    Args:
+        limit: how much of a refused request's body is read and dropped.
+        refused: told the reason, to count it.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: ApiKeys | None,
+        rate: RateLimit | None,
+        limit: int,
+        refused: Callable[[str], None],
+    ) -> None:
+        self._app, self._keys, self._rate = app, keys, rate
+        self._limit, self._refused = limit, refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        caller = self._key(scope)
+        unknown = caller is None and self._keys is not None
+        caller = caller or _address(scope)
+        wait_s = self._rate.wait_s(caller) if self._rate is not None else 0.0
+        if wait_s:
+            answer = self._too_often(wait_s)
+        elif unknown:
+            answer = self._no_key()
+        else:
+            scope.setdefault("state", {})["charge"] = lambda count: self._charge(caller, count)
+            await self._app(scope, receive, send)
+            return
+        await drain(receive, self._limit)
+        await answer(scope, receive, send)
+
+    def _key(self, scope: Scope) -> str | None:
+        if self._keys is None:
+            return None
+        for name, value in scope["headers"]:
+            if name == b"authorization" and value[:7].lower() == b"bearer ":
+                given = value[7:].strip()
+            elif name == b"x-api-key":
+                given = value.strip()
+            else:
+                continue
+            if found := self._keys.match(given):
+                return found
+        return None
+
+    def _charge(self, caller: str, count: int) -> None:
+        if self._rate is not None and count > 0:
+            self._rate.owe(caller, count)
+
+    def _no_key(self) -> JSONResponse:
+        self._refused("key")
+        reason = "needs a known key, sent as `authorization: Bearer KEY` or `x-api-key: KEY`"
+        error = {"field": "authorization", "reason": reason}
+        return JSONResponse({"error": error}, 401, headers={"www-authenticate": "Bearer"})
+
+    def _too_often(self, wait_s: float) -> JSONResponse:
+        self._refused("rate")
+        assert self._rate is not None
+        error = {"field": "request", "reason": f"too many; there is room in {wait_s:.3g} s"}
+        headers = {"retry-after": str(math.ceil(wait_s))}
+        return JSONResponse({"error": error}, 429, headers=headers)
+
+
+def _address(scope: Scope) -> str:
+    host = str((scope.get("client") or ("unknown",))[0])
+    if ":" not in host:
+        return host
+    try:
+        return str(ipaddress.ip_network(f"{host.partition('%')[0]}/64", strict=False))
+    except ValueError:
+        return host

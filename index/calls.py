@@ -1,0 +1,226 @@
+"""The query service's calls as data: how each is asked and how its answer is read.
+
+Nothing here waits or sends, so that the clients, one that blocks and one for asyncio, share it all.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+from urllib.parse import quote
+
+from .errors import BadQuery, BraidIndexError, ServiceError
+
+Media = bytes | Path | None
+Answer = dict[str, Any]
+
+MAX_BATCH = 64  # as the service takes; a test holds the two equal
+GZIP_FROM = 1024  # bytes of a body that is worth packing
+AGAIN = (429, 503)  # statuses after which the same call may succeed
+
+
+class Query(TypedDict, total=False):
+    """What `search` takes: any of text, image and audio, or id, or values with space."""
+
+    text: str | None
+    image: Media  # a file, or its bytes
+    audio: Media
+    id: str | None
+    values: Sequence[float] | None
+    space: str | None
+    k: int
+    vector: str  # fused, text, image or audio: which vector of the records is searched
+    filter: Mapping[str, Any] | None
+    min_offsets: Mapping[int, int] | None  # partition of `records` -> offset
+    timeout_ms: int | None
+    generation: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One request."""
+
+    method: str
+    path: str
+    content: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, tuple[str | None, bytes]] | None = None  # an upload: file name and data
+
+
+def search(query: Query, *, pack: bool) -> Call:
+    """A search; with a picture or a sound it is an upload. Raises BadQuery.
+
+    Args:
+        pack: gzip a large body of JSON.
+    """
+    media = {name: data for name in ("image", "audio") if (data := _bytes(query, name)) is not None}
+    fields = _fields(query)
+    if not media:
+        return _json("POST", "/v1/search", fields, pack)
+    parts: dict[str, tuple[str | None, bytes]] = {
+        name: (None, _encoded(value if isinstance(value, str) else _dumped(value)))
+        for name, value in fields.items()
+    }
+    parts |= {name: (name, data) for name, data in media.items()}
+    return Call(method="POST", path="/v1/search", files=parts)
+
+
+def search_batch(queries: Sequence[Query], *, pack: bool) -> Call:
+    """Up to MAX_BATCH searches at once. Raises BadQuery."""
+    bodies = []
+    for query in queries:
+        body = _fields(query)
+        for name in ("image", "audio"):
+            if (data := _bytes(query, name)) is not None:
+                body[name] = base64.b64encode(data).decode()
+        bodies.append(body)
+    return _json("POST", "/v1/search/batch", {"queries": bodies}, pack)
+
+
+def batches(queries: Sequence[Query]) -> list[Sequence[Query]]:
+    """The queries in as many batches as they need."""
+    return [queries[at : at + MAX_BATCH] for at in range(0, len(queries), MAX_BATCH)]
+
+
+def answers(batch: Answer) -> list[Answer | BraidIndexError]:
+    """The answers of a batch; an error stands in the place of a query that has none."""
+    return [
+        _refusal(one["error"], int(one["status"]), "/v1/search/batch") if "error" in one else one
+        for one in batch["answers"]
+    ]
+
+
+def get(id: str, generation: str | None = None) -> Call:
+    named = "" if generation is None else f"?generation={_quoted(generation)}"
+    return Call(method="GET", path=_record(id) + named)
+
+
+def delete(id: str) -> Call:
+    return Call(method="DELETE", path=_record(id))
+
+
+def status() -> Call:
+    return Call(method="GET", path="/v1/status")
+
+
+def generations() -> Call:
+    return Call(method="GET", path="/v1/generations")
+
+
+def ready() -> Call:
+    return Call(method="GET", path="/readyz")
+
+
+def headers(api_key: str | None) -> dict[str, str]:
+    """What every call sends. Raises ServiceError for a key that no header can hold."""
+    if api_key is None:
+        return {}
+    if not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+        raise ServiceError("the API key must be printable ASCII characters without spaces")
+    return {"authorization": f"Bearer {api_key}"}
+
+
+def read(call: Call, status: int, content: bytes) -> Answer:
+    """What the service said.
+
+    Raises:
+        BadQuery: it refused the call and says why.
+        ServiceError: it failed, is busy, or something else answered.
+    """
+    try:
+        body: Answer = dict(json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise ServiceError(f"{call.path} answered {status} without JSON", status=status) from error
+    if 200 <= status < 300:
+        return body
+    problem = body.get("error")
+    raise _refusal(problem if isinstance(problem, dict) else {}, status, call.path)
+
+
+def wait_s(status: int, retry_after: str | None, *, tried: int) -> float | None:
+    """Seconds until the call may be tried again, or None if that would not help.
+
+    Args:
+        retry_after: the header's value; without it the wait doubles from a quarter second on.
+        tried: how often the call was sent.
+    """
+    if status not in AGAIN:
+        return None
+    if retry_after is not None and retry_after.strip().isdigit():
+        return float(retry_after)
+    return 0.25 * 2.0 ** (tried - 1)
+
+
+def _refusal(problem: Mapping[str, Any], status: int, path: str) -> BraidIndexError:
+    field, reason = str(problem.get("field")), str(problem.get("reason"))
+    if status < 500:
+        return BadQuery(field, reason, status=status)
+    return ServiceError(f"{path}: {field}: {reason}", status=status)
+
+
+def _fields(query: Query) -> dict[str, Any]:
+    unknown = sorted(set(query) - set(Query.__annotations__))
+    if unknown:
+        raise BadQuery(unknown[0], f"is no part of a query; those are {', '.join(_NAMES)}")
+    names = ("text", "id", "k", "vector", "filter", "timeout_ms", "generation")
+    body = {name: query[name] for name in names if query.get(name) is not None}  # type: ignore[literal-required]
+    if (values := query.get("values")) is not None:
+        body["query"] = {"values": list(values), "space": query.get("space")}
+    if (offsets := query.get("min_offsets")) is not None:
+        body["min_offsets"] = {str(number): next_ for number, next_ in offsets.items()}
+    return body
+
+
+_NAMES = tuple(Query.__annotations__)
+
+
+def _bytes(query: Query, name: str) -> bytes | None:
+    given = query.get(name)
+    if isinstance(given, Path):
+        try:
+            return given.read_bytes()
+        except OSError as error:
+            raise BadQuery(name, f"{given}: {error.strerror}") from error
+    if given is None or isinstance(given, bytes):
+        return given
+    raise BadQuery(name, f"must be bytes or a Path, got {type(given).__name__}")
+
+
+def _json(method: str, path: str, body: Mapping[str, Any], pack: bool) -> Call:
+    content = _dumped(body).encode()
+    headers = {"content-type": "application/json"}
+    if pack and len(content) >= GZIP_FROM:
+        content = gzip.compress(content, 6, mtime=0)
+        headers["content-encoding"] = "gzip"
+    return Call(method=method, path=path, content=content, headers=headers)
+
+
+def _dumped(value: Any) -> str:
+    try:
+        dumped = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        _encoded(dumped)
+    except (ValueError, TypeError) as error:  # NaN, say
+        raise BadQuery("body", f"cannot be sent as JSON: {error}") from error
+    return dumped
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair
+        raise BadQuery("body", f"cannot be sent: {error}") from error
+
+
+def _record(id: str) -> str:
+    # Dots too, or `..` would climb out of the collection.
+    return "/v1/records/" + _quoted(id).replace(".", "%2E")
+
+
+def _quoted(text: str) -> str:
+    _encoded(text)
+    return quote(text, safe="")

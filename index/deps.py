@@ -1,0 +1,143 @@
+"""What the query service stands on: functions and limits that are handed to it.
+
+It knows no model and no Kafka: what turns a query into a vector, what produces a deletion and what
+tells the node's state are functions in `ServiceDeps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .access import ApiKeys
+from .gate import Gate
+from .metrics import ServiceMetrics
+from .payloads import Payloads
+from .recall_probe import RecentQueries
+from .store import Array, VectorStore
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryInput:
+    """What a person asks with: a record with fewer modalities."""
+
+    text: str | None = None
+    image: bytes | None = None
+    audio: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryVectors:
+    """The query in the shared space, float32[D] each, and which model put it there."""
+
+    fused: Array
+    by: Mapping[str, Array]
+    space: str
+    model: str
+
+
+Encode = Callable[[QueryInput], Awaitable[QueryVectors]]
+EncodeMany = Callable[[Sequence[QueryInput]], Awaitable[Sequence[QueryVectors]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """One generation as a request sees it: its rows, and what embeds queries for them.
+
+    A request takes one of these at its start and nothing else, so that hits, model, generation and
+    offsets of an answer always belong together.
+
+    Attributes:
+        encode: embeds a query; raises BadQuery. None refuses everything but raw vectors and ids.
+        encode_many: embeds several at once with one model, in their order; raises BadQuery if
+            any of them cannot be used. None: they are embedded one at a time.
+        model: the model that embeds queries now, for `/v1/generations`.
+    """
+
+    generation: str
+    store: VectorStore
+    encode: Encode | None = None
+    encode_many: EncodeMany | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one node takes on.
+
+    Attributes:
+        body_bytes: of a request's body, also after decompression.
+        searches: how many are embedded and searched at once; the process has a few threads.
+        line: how many more may wait for their turn; beyond that the answer is 503.
+        offset_waits: how many may wait for `min_offsets` at once; beyond that the answer is 503.
+        rate_per_s: queries a second for each key, or client address, in the long run; None: any.
+        burst: how many of them may come at once.
+    """
+
+    body_bytes: int = 32 * MIB
+    searches: int = 8
+    line: int = 64
+    offset_waits: int = 256
+    rate_per_s: float | None = None
+    burst: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("body_bytes", "searches", "offset_waits", "burst"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.line < 0:
+            raise ValueError(f"line: must be at least 0, got {self.line}")
+        if self.rate_per_s is not None and self.rate_per_s <= 0:
+            raise ValueError(f"rate_per_s: must be above 0, got {self.rate_per_s}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceDeps:
+    """What the service stands on.
+
+    Attributes:
+        serving: the generation of that name, or the serving one for None; asked once a request.
+            Raises UnknownGeneration.
+        delete: produces a record's deletion; returns its partition and offset in `records`.
+        status: merged into `/v1/status`.
+        not_ready: why the node is not ready, or None.
+        generations: names of all generations here; without it there is the serving one only.
+        keys: who may ask; None for everyone.
+        recent: where queries are kept for the recall probe.
+    """
+
+    serving: Callable[[str | None], Serving]
+    payloads: Payloads
+    delete: Callable[[str], Awaitable[tuple[int, int]]]
+    status: Callable[[], Mapping[str, Any]]
+    not_ready: Callable[[], str | None]
+    generations: Callable[[], Iterable[str]] | None = None
+    keys: ApiKeys | None = None
+    metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
+    limits: Limits = field(default_factory=Limits)
+    recent: RecentQueries = field(default_factory=RecentQueries)
+
+    def store(self) -> VectorStore:
+        """The store of the serving generation."""
+        return self.serving(None).store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gates:
+    """Who may go on now: one for the work of searching, one for waiting on offsets."""
+
+    searching: Gate
+    waiting: Gate
+
+    @classmethod
+    def of(cls, deps: ServiceDeps) -> Gates:
+        limits, metrics = deps.limits, deps.metrics
+        return cls(
+            searching=Gate(
+                "searches", limits.searches, limits.line, metrics.in_flight, metrics.waiting
+            ),
+            waiting=Gate("searches that wait for offsets", limits.offset_waits, 0),
+        )

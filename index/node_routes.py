@@ -1,0 +1,92 @@
+"""What the node says of itself: status, generations, health, readiness, metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from .answers import GenerationsAnswer, HealthAnswer, ReadyAnswer, StatusAnswer
+from .deps import ServiceDeps, Serving
+from .errors import UnknownGeneration
+from .problems import problems
+from .store import is_exact
+
+METRICS = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
+def add_node(app: FastAPI, deps: ServiceDeps) -> None:
+    """Add the calls to the application."""
+
+    @app.get("/v1/status", response_model=StatusAnswer, responses=problems(), tags=["node"])
+    async def status() -> Any:
+        """Rows, offsets, model and space."""
+        serving = deps.serving(None)
+        store = serving.store
+        return {
+            "generation": serving.generation,
+            "positions": {str(n): next_ for n, next_ in sorted(store.positions.items())},
+            "progress": {str(n): next_ for n, next_ in sorted(store.progress.items())},
+            "payloads": deps.payloads.available,
+            "ready": deps.not_ready() is None,
+            **store.stats(),
+            **deps.status(),
+        }
+
+    @app.get(
+        "/v1/generations", response_model=GenerationsAnswer, responses=problems(), tags=["node"]
+    )
+    async def generations() -> Any:
+        """Which generations can be searched, and which one is without being named."""
+        serving = deps.serving(None)
+        found = {serving.generation: serving}
+        for name in deps.generations() if deps.generations is not None else ():
+            try:
+                found.setdefault(name, deps.serving(name))
+            except UnknownGeneration:
+                continue  # dropped just now
+        return {
+            "serving": serving.generation,
+            "generations": [_generation(found[name]) for name in sorted(found)],
+        }
+
+    @app.get("/healthz", response_model=HealthAnswer, tags=["node"])
+    async def healthz() -> Any:
+        """The process lives."""
+        return {"ok": True}
+
+    @app.get(
+        "/readyz",
+        response_model=ReadyAnswer,
+        response_model_exclude_none=True,
+        responses={503: {"model": ReadyAnswer, "description": "it may not be asked yet"}},
+        tags=["node"],
+    )
+    async def readyz() -> Any:
+        """The node has caught up and may be asked."""
+        reason = deps.not_ready()
+        if reason is not None:
+            return JSONResponse({"ready": False, "reason": reason}, status_code=503)
+        return {"ready": True}
+
+    @app.get("/metrics", response_class=PlainTextResponse, responses=METRICS, tags=["node"])  # type: ignore[arg-type]
+    async def metrics() -> Response:
+        """Prometheus text."""
+        store = deps.store()
+        deps.metrics.rows(len(store), store.stats().get("segments", ()))
+        text = generate_latest(deps.metrics.registry)
+        return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def _generation(serving: Serving) -> dict[str, Any]:
+    store = serving.store
+    return {
+        "name": serving.generation,
+        "space": store.space,
+        "dim": store.dim,
+        "records": len(store),
+        "model": serving.model,
+        "exact": is_exact(store),
+    }

@@ -1,0 +1,82 @@
+"""Every error as one shape: {"error": {"field", "reason"}}, and how OpenAPI describes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from .answers import ErrorAnswer
+from .bodies import refusal
+from .body_limit import BodyTooLarge
+from .errors import BadQuery, Busy
+from .metrics import ServiceMetrics
+
+MEANINGS = {
+    400: "the body cannot be read",
+    401: "no known API key; only where keys are set",
+    404: "no such record or generation",
+    409: "a vector of another space",
+    412: "min_offsets were not reached in time; with retry-after",
+    413: "the body is larger than the limit",
+    415: "a content type or content encoding that is not taken",
+    422: "a field breaks a limit",
+    429: "too many requests; only where a rate is set; with retry-after",
+    500: "the service failed; its log says why",
+    501: "this node has no model to embed queries with",
+    503: "too many searches at once; with retry-after",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: these and what every call below `/v1/` may get."""
+    return {
+        status: {"model": ErrorAnswer, "description": MEANINGS[status]}
+        for status in sorted({*statuses, 401, 413, 415, 422, 429, 500})
+    }
+
+
+def problem(field: str, reason: str) -> dict[str, dict[str, str]]:
+    # A name or text from the query may hold half a surrogate pair, which no answer can.
+    return {"error": {"field": _printable(field), "reason": _printable(reason)}}
+
+
+def add_problems(app: FastAPI, metrics: ServiceMetrics) -> None:
+    """Answer every exception in the one shape, and count it."""
+
+    @app.exception_handler(BadQuery)
+    async def bad_query(_: Request, error: BadQuery) -> JSONResponse:
+        metrics.refused("busy" if isinstance(error, Busy) else "query")
+        return JSONResponse(problem(error.field, error.reason), error.status, _again(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return await bad_query(request, refusal(error.errors()[0]))
+
+    @app.exception_handler(BodyTooLarge)
+    async def too_large(_: Request, error: BodyTooLarge) -> JSONResponse:
+        metrics.refused("size")
+        return JSONResponse(error.body, status_code=413, headers={"connection": "close"})
+
+    @app.exception_handler(HTTPException)
+    async def other(_: Request, error: HTTPException) -> JSONResponse:
+        where = "body" if error.status_code == 400 else "request"
+        return JSONResponse(problem(where, str(error.detail)), error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        """Our fault; the server writes the traceback to its log and ends the connection."""
+        answer = JSONResponse(problem("request", f"failed: {type(error).__name__}"), 500)
+        answer.headers["connection"] = "close"  # said, so that no client sends its next query here
+        return answer
+
+
+def _again(error: BadQuery) -> dict[str, str]:
+    return {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,73 @@
+"""The live recall probe: now and then a real query is searched exactly, too.
+
+An approximate index may answer worse as rows and queries change. Every so often the probe takes
+one of the last queries and lets the store compare its own answer with exact search over all rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from .metrics import ServiceMetrics
+from .store import Array, Probed
+
+if TYPE_CHECKING:
+    from .deps import Serving
+
+KEPT = 64
+
+
+class RecentQueries:
+    """The last queries, each with the generation that it asked; any thread may add one."""
+
+    def __init__(self, most: int = KEPT) -> None:
+        self._queries: deque[tuple[str, Array, int, str]] = deque(maxlen=most)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._queries)
+
+    def note(self, generation: str, query_D: Array, *, k: int, vector: str) -> None:
+        with self._lock:
+            self._queries.append((generation, query_D, k, vector))
+
+    def one(self, generation: str, rng: random.Random) -> tuple[Array, int, str] | None:
+        """Any of the queries to this generation: its vector, k and the vector that it searched."""
+        with self._lock:
+            found = [tuple_[1:] for tuple_ in self._queries if tuple_[0] == generation]
+        return rng.choice(found) if found else None
+
+
+async def probe_once(
+    serving: Serving, recent: RecentQueries, metrics: ServiceMetrics, rng: random.Random
+) -> float | None:
+    """Recall of one recent query, counted; None if there is no query, or the store offers none."""
+    if not isinstance(serving.store, Probed):
+        return None
+    chosen = recent.one(serving.generation, rng)
+    if chosen is None:
+        return None
+    query_D, k, vector = chosen
+    recall = await asyncio.to_thread(serving.store.probe, query_D, k=k, vector=vector)
+    metrics.recall(recall)
+    return recall
+
+
+async def probe_for_ever(
+    serving: Callable[[], Serving],
+    recent: RecentQueries,
+    metrics: ServiceMetrics,
+    *,
+    every_s: float,
+    rng: random.Random,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """A task: probe the serving generation every `every_s` seconds, until it is cancelled."""
+    while True:
+        await sleep(every_s)
+        await probe_once(serving(), recent, metrics, rng)

@@ -1,0 +1,80 @@
+"""`GET` and `DELETE` of one record: `/v1/records/{id}`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Query
+from starlette.convertors import Convertor, register_url_convertor
+
+from .answers import DeleteAnswer, RecordAnswer
+from .deps import ServiceDeps
+from .problems import problems
+from .searching import unknown_record
+
+Id = Annotated[str, Path(description="a record's id, percent-encoded, dots and slashes too")]
+
+
+class _Anything(Convertor[str]):
+    """An id in a path: slashes as in Starlette's `path`, and line breaks, which that refuses."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+def add_records(app: FastAPI, deps: ServiceDeps) -> None:
+    """Add the two calls to the application."""
+    register_url_convertor("anything", _Anything())
+
+    @app.get(
+        "/v1/records/{id:anything}",
+        response_model=RecordAnswer,
+        responses=problems(404),
+        tags=["records"],
+    )
+    async def get(
+        id: Id,
+        generation: Annotated[
+            str | None, Query(max_length=64, description="without it the serving one")
+        ] = None,
+    ) -> Any:
+        """One record as the index holds it."""
+        serving = deps.serving(generation)
+        row = serving.store.get(id)
+        if row is None:
+            raise unknown_record(id)
+        found = await asyncio.to_thread(deps.payloads.get_many, [id])
+        payload = (found or {}).get(id)
+        return {
+            "id": row.id,
+            "ts": row.ts,
+            "meta": dict(row.meta),
+            "model": row.model,
+            "version": row.version,
+            "partition": row.partition,
+            "space": serving.store.space,
+            "generation": serving.generation,
+            "text": payload.text if payload else None,
+            "uri": dict(payload.uri) if payload else None,
+            "vectors": {name: vector_D.tolist() for name, vector_D in row.vectors.items()},
+        }
+
+    @app.delete(
+        "/v1/records/{id:anything}",
+        status_code=202,
+        response_model=DeleteAnswer,
+        responses=problems(404),
+        tags=["records"],
+    )
+    async def delete(id: Id) -> Any:
+        """Ask for a deletion: a null goes to `records`, and the index follows."""
+        if deps.store().get(id) is None:
+            raise unknown_record(id)
+        partition, offset = await deps.delete(id)
+        return {"id": id, "partition": partition, "offset": offset}
