@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -36,6 +38,14 @@ from .stores import open_kept
 from .topics import ensure
 
 log = logging.getLogger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals alone: uvicorn's own handling ends the process before the snapshot."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 class Generation:
@@ -104,7 +114,10 @@ class IndexNode:
         await check_partitions(self.settings, self._partitions)
         async with Producer(self.settings) as producer:
             server = self._server(producer)
-            stopped = asyncio.create_task(server.serve(), name="serve")
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
+            served = asyncio.create_task(server.serve(), name="serve")
+            stopped = asyncio.create_task(self._stopping.wait(), name="signal")
             for_ever = self._background()
             readers = [
                 asyncio.create_task(self._read(self.generations.get(name)), name=name)
@@ -112,18 +125,18 @@ class IndexNode:
             ]
             try:
                 done, _ = await asyncio.wait(
-                    {stopped, *for_ever, *readers}, return_when=asyncio.FIRST_COMPLETED
+                    {served, stopped, *for_ever, *readers}, return_when=asyncio.FIRST_COMPLETED
                 )
                 for task in done:
                     task.result()  # an error of one task ends the process
             finally:
-                self._stopping.set()
                 server.should_exit = True
+                stopped.cancel()
                 for name in self.generations.names:
                     self.generations.get(name).stopping.set()
                 for task in for_ever:
                     task.cancel()
-                await asyncio.wait({stopped, *for_ever, *readers}, timeout=30)
+                await asyncio.wait({served, *for_ever, *readers}, timeout=30)
                 for name in self.generations.names:
                     self.generations.get(name).embedder.close()
 
@@ -145,7 +158,7 @@ class IndexNode:
         return tasks
 
     def _server(self, producer: Producer) -> uvicorn.Server:
-        return uvicorn.Server(
+        return _Server(
             uvicorn.Config(
                 create_app(self._deps(producer)),
                 host=self.settings.http_host,

@@ -9,6 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from confluent_kafka import Producer as RawProducer
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+)
 
 from encoders.null import NullModel
 from index.client import Client
@@ -131,3 +137,80 @@ def test_what_is_no_vector_of_this_space_is_counted_and_never_searched(
 
 def unreadable(client: Client) -> int:
     return int(client.status()["unreadable"])
+
+
+def _kept(deployment: Deployment) -> bool:
+    return any(deployment.settings.index_dir.glob("0*"))
+
+
+def _vector(id_: str, source: int) -> bytes:
+    unit = np.full(16, 0.25, dtype=np.float32)
+    space = NullModel(16).space
+    return encode_vector(
+        Vector(id=id_, ts=1, space=space, model="m", fused=unit, by={}, meta={}, source=source)
+    )
+
+
+def test_a_topic_that_was_made_anew_is_read_from_its_beginning(deployment: Deployment) -> None:
+    """Its offsets look right by chance; only the topic's identity tells."""
+    settings = deployment.settings
+    topic = settings.topic("vectors")
+    producer = RawProducer({"bootstrap.servers": settings.kafka_bootstrap})
+    for number in range(3):
+        producer.produce(topic, key=b"old", partition=0, value=_vector("old", number))
+    assert producer.flush(30) == 0
+    index = deployment.index()
+    with Client(deployment.url) as client:
+        wait_for("it is searchable", lambda: searchable(client) == 1, timeout=60)
+        index.stop()
+        assert _kept(deployment)
+        Admin(settings).delete([topic])
+        wait_for(
+            "the topic is gone",
+            lambda: topic not in Admin(settings).partition_counts(),
+            timeout=20,
+        )
+        ensure(settings)
+        for number in range(3):
+            producer.produce(topic, key=b"new", partition=0, value=_vector("new", number))
+        assert producer.flush(30) == 0
+        index.start()
+        wait_for("the new one is searchable", lambda: searchable(client) == 1, timeout=60)
+        assert [hit["id"] for hit in client.search(text="x", k=10)["hits"]] == ["new"]
+        assert "made anew" in str(client.status()["rebuilt"])
+
+
+def test_a_snapshot_older_than_delete_markers_is_not_used(deployment: Deployment) -> None:
+    """The deletion that came while the node was down may be gone: it reads from the beginning."""
+    settings = deployment.settings
+    topic = settings.topic("vectors")
+    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap})
+    producer = RawProducer({"bootstrap.servers": settings.kafka_bootstrap})
+    producer.produce(topic, key=b"kept", partition=0, value=_vector("kept", 0))
+    assert producer.flush(30) == 0
+    index = deployment.index()
+    with Client(deployment.url) as client:
+        wait_for("it is searchable", lambda: searchable(client) == 1, timeout=60)
+        index.stop()
+        assert _kept(deployment)
+        resource = ConfigResource(
+            ConfigResource.Type.TOPIC,
+            topic,
+            incremental_configs=[
+                ConfigEntry(
+                    "delete.retention.ms",
+                    "1",
+                    incremental_operation=AlterConfigOpType.SET,
+                )
+            ],
+        )
+        admin.incremental_alter_configs([resource])[resource].result(20)
+        index.start()
+        wait_for("it is searchable again", lambda: searchable(client) == 1, timeout=60)
+        assert "delete.retention.ms" in str(client.status()["rebuilt"])
+        index.stop()
+        resource.incremental_configs[0].value = "86400000"
+        admin.incremental_alter_configs([resource])[resource].result(20)
+        index.start()
+        wait_for("and once more", lambda: searchable(client) == 1, timeout=60)
+        assert client.status()["rebuilt"] is None
