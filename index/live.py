@@ -22,6 +22,7 @@ import numpy as np
 
 from .errors import BadQuery
 from .filters import Filter
+from .gpu import Gpu
 from .growing import Block
 from .merging import Answer, merge
 from .parts import Edit, Mask, Part, View
@@ -48,6 +49,7 @@ class LiveStore:
         block: rows of one growing block.
         recall: recall@10 that is enough; below 1, large segments get approximate indexes, each
             checked against exact search before it is used.
+        gpu: searches instead of this process's threads (`index.gpu`).
         folder: where sealed segments are kept, mapped; None keeps them in memory.
         failpoint: called with the name of each step of sealing, for crash tests.
 
@@ -63,6 +65,7 @@ class LiveStore:
         threads: int = 1,
         block: int = BLOCK,
         recall: float = 1.0,
+        gpu: Gpu | None = None,
         folder: Path | None = None,
         failpoint: Callable[[str], None] = lambda name: None,
     ) -> None:
@@ -71,6 +74,7 @@ class LiveStore:
         self.recipe = Recipe(dim=dim, recall=recall, folder=folder, failpoint=failpoint)
         self._space, self._dim, self.block = space, dim, block
         self._pool = ThreadPoolExecutor(threads, "search") if threads > 1 else None
+        self._gpu = gpu
         self.view = View()
         self.places = Places()
         self.next_number = 0
@@ -100,7 +104,9 @@ class LiveStore:
 
     @property
     def exact(self) -> bool:
-        """Whether answers are exact: no segment has an approximate index."""
+        """Whether answers are exact: no segment's approximate index is used."""
+        if self._gpu is not None and self._gpu.broken is None:
+            return True
         return not any(
             segment.vectors[FUSED].approximate for segment in self.segments()
         )  # fmt: skip
@@ -240,6 +246,7 @@ class LiveStore:
             "ignored": self._ignored,
             "second_partition": self._second_partition,
             "unproven": self._unproven,
+            "device": "cpu" if self._gpu is None or self._gpu.broken else "gpu",
             "space": self._space,
             "dim": self._dim,
         }
@@ -268,9 +275,10 @@ class LiveStore:
         if self._pool is not None:
             self._pool.shutdown(wait=False)
 
-    def _scan(
-        self, view: View, ask: Ask, filter: Filter | None
-    ) -> list[tuple[Part, Candidates]]:  # fmt: skip
+    def _scan(self, view: View, ask: Ask, filter: Filter | None) -> list[tuple[Part, Candidates]]:
+        if self._gpu is not None:
+            return self._gpu.scan(self._now, ask, filter)
+
         def one(part: Part) -> tuple[Part, Candidates] | None:
             mask, count = wanted(part, ask.name, filter)
             return (part, scan(part, ask, mask, count)) if count else None
@@ -279,6 +287,9 @@ class LiveStore:
         parts = sorted(view.parts.values(), key=lambda part: -part.count)
         run = map if self._pool is None or len(parts) == 1 else self._pool.map
         return [found for found in run(one, parts) if found is not None]
+
+    def _now(self) -> View:
+        return self.view
 
     def _checked(self, queries_BD: Array, k: int) -> Array:
         queries_BD = np.ascontiguousarray(queries_BD, dtype=np.float32)

@@ -74,6 +74,13 @@ class Candidates:
     above_B: Scores
     off_B: Scores
 
+    def lines(self, begin: int, end: int) -> Candidates:
+        """Those of some of the queries."""
+        part = slice(begin, end)
+        return Candidates(
+            self.score_BK[part], self.row_BK[part], self.above_B[part], self.off_B[part]
+        )
+
 
 def wanted(part: Part, name: str, filter: Filter | None) -> tuple[Mask | None, int]:
     """bool[count], which rows may be hits, and how many; no mask when all may."""

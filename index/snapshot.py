@@ -32,6 +32,7 @@ import numpy as np
 
 from .errors import SnapshotError
 from .files import checked, replaced, sealed_json, sync_folder, synced, unsealed_json
+from .gpu import Gpu
 from .growing import Block
 from .live import LiveStore
 from .parts import Part
@@ -155,7 +156,12 @@ def save(
 
 
 def restore(
-    folder: Path, *, threads: int = 1, recall: float = 1.0, failpoint: Failpoint = lambda name: None
+    folder: Path,
+    *,
+    threads: int = 1,
+    recall: float = 1.0,
+    gpu: Gpu | None = None,
+    failpoint: Failpoint = lambda name: None,
 ) -> Restored | None:
     """The newest whole snapshot as a store; damaged ones are named in the log and passed over.
 
@@ -164,7 +170,7 @@ def restore(
     found = None
     for path in reversed(_existing(folder)):
         try:
-            found = load(path, threads=threads, recall=recall, failpoint=failpoint)
+            found = load(path, threads=threads, recall=recall, gpu=gpu, failpoint=failpoint)
             break
         except SnapshotError as error:
             log.error("snapshot %s is damaged and not used: %s", path, error)
@@ -175,7 +181,12 @@ def restore(
 
 
 def load(
-    path: Path, *, threads: int = 1, recall: float = 1.0, failpoint: Failpoint = lambda name: None
+    path: Path,
+    *,
+    threads: int = 1,
+    recall: float = 1.0,
+    gpu: Gpu | None = None,
+    failpoint: Failpoint = lambda name: None,
 ) -> Restored:
     """One snapshot as a store. Raises SnapshotError if any file is missing, torn or altered."""
     manifest = unsealed_json(path / MANIFEST, FORMAT)
@@ -187,7 +198,7 @@ def load(
     place = segments_folder(path.parent)
     store = LiveStore(
         space=manifest["space"], dim=manifest["dim"], threads=threads, recall=recall,
-        folder=place, failpoint=failpoint,
+        gpu=gpu, folder=place, failpoint=failpoint,
     )  # fmt: skip
     folders = [place / given["name"] for given in manifest["segments"]]
     with ThreadPoolExecutor(READERS, "restore") as pool:

@@ -34,7 +34,7 @@ from .models import Champion, Registry
 from .producer import Producer
 from .reader import Reader
 from .settings import Settings
-from .stores import open_kept
+from .stores import gpu_for, open_kept
 from .topics import ensure
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ class IndexNode:
         self._failpoint = Failpoints.from_environment()
         self._payloads = Payloads(settings.redis_url)
         self._metrics = ServiceMetrics()
+        self._gpu = gpu_for(settings)
         self._recent = RecentQueries()
         self._partitions = 0
         self._stopping = asyncio.Event()
@@ -171,7 +172,9 @@ class IndexNode:
 
     def _make(self, name: str, model: Model) -> Generation:
         settings = self.settings.model_copy(update={"generation": name})
-        kept = open_kept(settings, model, metrics=self._metrics, failpoint=self._failpoint)
+        kept = open_kept(
+            settings, model, metrics=self._metrics, failpoint=self._failpoint, gpu=self._gpu
+        )
         reader = Reader(settings, kept, metrics=self._metrics, failpoint=self._failpoint)
         return Generation(name, model, reader)
 

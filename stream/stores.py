@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 from encoders.types import Model
 from index.errors import SnapshotError
+from index.gpu import Gpu, gpu_found, open_gpu
 from index.live import LiveStore
 from index.metrics import ServiceMetrics
 from index.snapshot import restore, save, segments_folder
 from index.store import VectorStore
 from index.upkeep import Upkeep
 
+from .errors import ConfigError
 from .guard import Known
 from .settings import Settings
 
@@ -49,8 +51,29 @@ class Kept(Protocol):
     def stop(self) -> None: ...
 
 
+def gpu_for(settings: Settings) -> Gpu | None:
+    """The GPU that searches: none, any that works, or one that must.
+
+    Raises:
+        ConfigError: the settings ask for one, and there is none that does what it should.
+    """
+    if settings.faiss_gpu is False:
+        return None
+    if settings.faiss_gpu is None and not gpu_found():
+        return None
+    gpu = open_gpu()
+    if gpu is None and settings.faiss_gpu:
+        raise ConfigError("faiss_gpu: is true, and no GPU here can search; the log says why")
+    return gpu
+
+
 def open_kept(
-    settings: Settings, model: Model, *, metrics: ServiceMetrics, failpoint: Callable[[str], None]
+    settings: Settings,
+    model: Model,
+    *,
+    metrics: ServiceMetrics,
+    failpoint: Callable[[str], None],
+    gpu: Gpu | None = None,
 ) -> Kept:
     """The store that the settings name, with what it holds of the model's space."""
     return Local(settings, space=model.space, dim=model.dim, metrics=metrics, failpoint=failpoint)
@@ -72,12 +95,14 @@ class Local:
         dim: int,
         metrics: ServiceMetrics,
         failpoint: Callable[[str], None],
+        gpu: Gpu | None = None,
     ) -> None:
         self._settings, self._metrics, self._failpoint = settings, metrics, failpoint
         self._space, self._dim = space, dim
         self._options: dict[str, Any] = {
             "threads": settings.faiss_threads,
             "recall": settings.recall,
+            "gpu": gpu,
             "failpoint": failpoint,
         }
         self.known = Known()
