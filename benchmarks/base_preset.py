@@ -138,7 +138,7 @@ def timed(job: Callable[[], Any], device: torch.device) -> float:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = arguments(__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(argv)
     device = torch.device(options.device)

@@ -105,20 +105,35 @@ class CrossAttention(nn.Module):
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
-    def forward(self, x_BSD: Tensor, may_BSS: Tensor) -> tuple[Tensor, Tensor]:
-        """The new x, float[B, S, D], and who looked at whom, float[B, S, S], rows sum to 1.
+    def forward(
+        self, x_BSD: Tensor, may_BSS: Tensor, *, shown: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The new x, float[B, S, D], and, if to be shown, who looked at whom.
+
+        Without that the weights are never held: with a picture's patches and a sound's frames S
+        passes a thousand, and B · S² weights a head and layer are more than a GPU has.
 
         Args:
             may_BSS: bool, whether place i may look at place j; each row has at least one True.
+
+        Returns:
+            x, and float[B, S, S], rows sum to 1, the mean over the heads; None unless `shown`.
         """
         batch, places, dim = x_BSD.shape
         qkv = self.qkv(self.norm_in(x_BSD)).view(batch, places, 3, HEADS, dim // HEADS)
         q_BHSK, k_BHSK, v_BHSK = qkv.permute(2, 0, 3, 1, 4)
-        scores_BHSS = q_BHSK @ k_BHSK.transpose(2, 3) / (dim // HEADS) ** 0.5
-        weight_BHSS = scores_BHSS.masked_fill(~may_BSS[:, None], float("-inf")).softmax(3)
-        seen_BSD = (weight_BHSS @ v_BHSK).transpose(1, 2).flatten(2)
-        x_BSD = x_BSD + self.out(seen_BSD)
-        return x_BSD + self.mlp(self.norm_mlp(x_BSD)), weight_BHSS.mean(1)
+        weight_BSS = None
+        if shown:
+            scores_BHSS = q_BHSK @ k_BHSK.transpose(2, 3) / (dim // HEADS) ** 0.5
+            weight_BHSS = scores_BHSS.masked_fill(~may_BSS[:, None], float("-inf")).softmax(3)
+            seen_BHSK = weight_BHSS @ v_BHSK
+            weight_BSS = weight_BHSS.mean(1)
+        else:
+            seen_BHSK = F.scaled_dot_product_attention(
+                q_BHSK, k_BHSK, v_BHSK, attn_mask=may_BSS[:, None]
+            )
+        x_BSD = x_BSD + self.out(seen_BHSK.transpose(1, 2).flatten(2))
+        return x_BSD + self.mlp(self.norm_mlp(x_BSD)), weight_BSS
 
 
 class IntermediateFusion(Fusion):
@@ -154,7 +169,7 @@ class IntermediateFusion(Fusion):
         self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None
     ) -> Tensor:  # fmt: skip
         """See `Fusion.forward`."""
-        x_BSD, _, _ = self._attend(unit_BMD, present_BM, tokens or {})
+        x_BSD, _, _ = self._attend(unit_BMD, present_BM, tokens or {}, shown=False)
         looked_BD = self.out(self.norm(x_BSD[:, 0]))
         return F.normalize(self.mean(unit_BMD, present_BM) + looked_BD, dim=1)
 
@@ -165,15 +180,16 @@ class IntermediateFusion(Fusion):
             `[m][n]`, float[B, T of m, T of n]: how much each token of modality m looked at each of
             modality n. Padding and absent modalities get 0.
         """
-        _, weight_BSS, bounds = self._attend(unit_BMD, present_BM, tokens)
+        _, weight_BSS, bounds = self._attend(unit_BMD, present_BM, tokens, shown=True)
+        assert weight_BSS is not None
         return [
             [weight_BSS[:, a0:a1, b0:b1] for b0, b1 in bounds]
             for a0, a1 in bounds
         ]  # fmt: skip
 
     def _attend(
-        self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens
-    ) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+        self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens, *, shown: bool
+    ) -> tuple[Tensor, Tensor | None, list[tuple[int, int]]]:
         batch = len(unit_BMD)
         device = unit_BMD.device
         parts = [self.first_D.expand(batch, 1, -1)]
@@ -200,10 +216,13 @@ class IntermediateFusion(Fusion):
         other_SS = (kind_S[:, None] != kind_S[None]) & (kind_S >= 0)[None]
         itself_SS = torch.eye(len(kind_S), dtype=torch.bool, device=device)
         may_BSS = (other_SS & real_BS[:, None]) | itself_SS
-        x_BSD, weight_BSS = torch.cat(parts, dim=1), torch.zeros(0)
-        for block in self.blocks:
-            x_BSD, weight_BSS = block(x_BSD, may_BSS)
-        return x_BSD, weight_BSS * real_BS[:, :, None], bounds
+        x_BSD, weight_BSS = torch.cat(parts, dim=1), None
+        for number, block in enumerate(self.blocks, start=1):
+            last = number == len(self.blocks)
+            x_BSD, weight_BSS = block(x_BSD, may_BSS, shown=shown and last)
+        if weight_BSS is not None:
+            weight_BSS = weight_BSS * real_BS[:, :, None]
+        return x_BSD, weight_BSS, bounds
 
 
 FUSIONS: dict[str, Callable[[int, Sequence[int]], Fusion]] = {

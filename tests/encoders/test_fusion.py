@@ -9,7 +9,7 @@ from torch import nn
 
 from encoders.decision import RULES, Decision
 from encoders.fitting import fit_powers
-from encoders.fusion import FUSIONS, IntermediateFusion, make_fusion
+from encoders.fusion import FUSIONS, CrossAttention, IntermediateFusion, make_fusion
 
 
 def units(*shape: int) -> torch.Tensor:
@@ -130,3 +130,25 @@ def test_a_logproduct_decision_starts_as_the_product_and_learns() -> None:
     _, combined, winner = decision(logits, present)
     assert bool((winner == label).all())
     assert torch.allclose(combined.sum(1), torch.ones(200))
+
+
+def test_attention_without_its_weights_is_the_same_forward_and_backward() -> None:
+    """The path that holds no weights, against the plain one that shows them."""
+    torch.manual_seed(0)
+    block = CrossAttention(16)
+    x = torch.randn(3, 7, 16)
+    may = torch.rand(3, 7, 7) > 0.5
+    may |= torch.eye(7, dtype=torch.bool)
+    found = []
+    for shown in (True, False):
+        block.zero_grad()
+        given = x.clone().requires_grad_()
+        out, weight = block(given, may, shown=shown)
+        assert (weight is not None) is shown
+        (out * torch.arange(16)).sum().backward()
+        assert given.grad is not None
+        grads = [its.grad.clone() for its in block.parameters() if its.grad is not None]
+        assert len(grads) == len(list(block.parameters()))
+        found.append([out.detach(), given.grad, *grads])
+    for plain, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-4)
