@@ -1,7 +1,7 @@
 """Search on a GPU: one thread owns it, and queries that wait are searched together.
 
 Sealed rows are copied once, in float16; growing rows go into a preallocated tensor as they are
-published, and both are searched by brute force (`faiss.knn_gpu`), since no GPU index of FAISS can
+published, and both are searched by brute force (`faiss.bfKnn`), since no GPU index of FAISS can
 take back a row, and some builds drop added rows or ignore filters without a word. Rows that may not
 be hits are left out by gathering the others. Scores only choose whom to score again, exactly, on
 the CPU (`index.merging`), so that CPU and GPU give the same answers.
@@ -70,11 +70,10 @@ class Kernel(Protocol):
 
 
 class FaissKernel:
-    """`faiss.knn_gpu` over torch tensors. To be used by one thread."""
+    """`faiss.bfKnn` over torch tensors. To be used by one thread."""
 
     def __init__(self) -> None:
         import faiss
-        import faiss.contrib.torch_utils  # teaches FAISS to take tensors
         import torch
 
         if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
@@ -85,6 +84,8 @@ class FaissKernel:
         self._device = torch.device("cuda")
         self._resources = faiss.StandardGpuResources()
         self._resources.setTempMemory(SCRATCH)
+        # torch's stream too: what one of them writes is there when the other reads.
+        self._resources.setDefaultNullStreamAllDevices()
 
     def empty(self, count: int, dim: int, *, half: bool) -> Any:
         torch = self._torch
@@ -110,10 +111,23 @@ class FaissKernel:
         if row_M is not None:
             rows = rows.index_select(0, torch.from_numpy(row_M).to(self._device))
         queries = torch.from_numpy(queries_BD).to(self._device, rows.dtype)
-        score_BK, at_BK = faiss.knn_gpu(
-            self._resources, queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT
-        )
-        scores, found = score_BK.float().cpu().numpy(), at_BK.cpu().numpy()
+        score_BK = torch.empty((len(queries), k), dtype=torch.float32, device=self._device)
+        at_BK = torch.empty((len(queries), k), dtype=torch.int64, device=self._device)
+        half = rows.dtype == torch.float16
+        kind = faiss.DistanceDataType_F16 if half else faiss.DistanceDataType_F32
+        # What `faiss.contrib.torch_utils` would do. That module replaces methods of every index
+        # of the process, and what it puts there no longer takes search parameters.
+        args = faiss.GpuDistanceParams()
+        args.metric, args.k, args.dims = faiss.METRIC_INNER_PRODUCT, k, rows.shape[1]
+        args.vectors = faiss.cast_integer_to_void_ptr(rows.data_ptr())
+        args.vectorType, args.vectorsRowMajor, args.numVectors = kind, True, len(rows)
+        args.queries = faiss.cast_integer_to_void_ptr(queries.data_ptr())
+        args.queryType, args.queriesRowMajor, args.numQueries = kind, True, len(queries)
+        args.outDistances = faiss.cast_integer_to_float_ptr(score_BK.data_ptr())
+        args.outIndices = faiss.cast_integer_to_void_ptr(at_BK.data_ptr())
+        args.outIndicesType = faiss.IndicesDataType_I64
+        faiss.bfKnn(self._resources, args)
+        scores, found = score_BK.cpu().numpy(), at_BK.cpu().numpy()
         if row_M is not None:
             found = np.where(found >= 0, row_M[found], -1)
         return scores, found

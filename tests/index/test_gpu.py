@@ -94,6 +94,10 @@ def test_histories_answer_like_the_oracle(gpu: Gpu, tmp_path: Path) -> None:
             assert_same(store, oracle, seed=step)
     assert gpu.broken is None
     assert store.stats()["device"] == "gpu"
+    gpu.broken = "as if"  # nothing that the GPU needs may stand in the way of the CPU
+    assert_same(store, oracle, seed=99)
+    assert store.stats()["device"] == "cpu"
+    gpu.broken = None
     assert store.exact
 
 
