@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,7 @@ def test_keys_come_from_the_environment_and_from_a_file(
 def test_another_process_gets_the_keys_and_nothing_shows_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = Settings(api_keys=[KEY], api_key=KEY)
+    first = Settings(api_keys=[KEY], api_key=KEY)  # type: ignore[list-item, arg-type]
     for name, value in first.environment().items():
         monkeypatch.setenv(name, value)
     assert load() == first
@@ -142,3 +143,15 @@ def test_the_limits_of_the_service() -> None:
     limits = load(http_rate_per_s=2.5, http_burst=7, http_line=3, http_body_bytes=4096).limits()
     assert (limits.rate_per_s, limits.burst, limits.line, limits.body_bytes) == (2.5, 7, 3, 4096)
     assert load().limits().rate_per_s is None
+
+
+def test_the_settings_that_the_readme_shows_are_taken() -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    (shown,) = re.findall(r"^```toml\n(api_keys.*?)^```", readme.read_text(), re.S | re.M)
+    Path("braid.toml").write_text(shown)
+    Path("keys.txt").write_text(KEY)
+    settings = load()
+    assert settings.keys()
+    limits = settings.limits()
+    assert (limits.rate_per_s, limits.burst, limits.line) == (20.0, 50, 64)
+    assert (limits.searches, limits.body_bytes) == (8, 32 * 1024 * 1024)
