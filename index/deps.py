@@ -139,5 +139,7 @@ class Gates:
             searching=Gate(
                 "searches", limits.searches, limits.line, metrics.in_flight, metrics.waiting
             ),
-            waiting=Gate("searches that wait for offsets", limits.offset_waits, 0),
+            waiting=Gate(
+                "searches that wait for offsets", limits.offset_waits, 0, metrics.offset_waits
+            ),
         )

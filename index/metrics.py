@@ -32,6 +32,9 @@ class ServiceMetrics:
             self._searches.labels(kind)  # 0 is said, too
         self._in_flight = self._gauge("braid_searches_in_flight", "Searches under way")
         self._waiting = self._gauge("braid_searches_waiting", "Searches in line for their turn")
+        self._offset_waits = self._gauge(
+            "braid_searches_waiting_for_offsets", "Searches that wait for their min_offsets"
+        )
         self._refused = Counter(
             "braid_refused", "Requests refused, by reason", ["reason"], registry=self.registry
         )
@@ -83,6 +86,9 @@ class ServiceMetrics:
 
     def waiting(self, count: int) -> None:
         self._waiting.set(count)
+
+    def offset_waits(self, count: int) -> None:
+        self._offset_waits.set(count)
 
     def refused(self, reason: str) -> None:
         """A request was refused: no key, too often, too busy, too large, or a bad query."""

@@ -134,7 +134,7 @@ class Probed(Protocol):
     def probe(self, query_D: Array, *, k: int, vector: str = FUSED) -> float:
         """Recall@k of `search` for this query against exact search over all rows, in [0, 1].
 
-        Both look at the same rows, whatever is written meanwhile; 1.0 where there are none.
+        Rows written between the two searches may lower it a little; 1.0 where there are none.
         """
         ...
 

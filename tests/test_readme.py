@@ -6,6 +6,7 @@ and the session timeout, half of which the embedded broker lets a new group wait
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -89,6 +90,10 @@ class Newcomer:
         code = code.replace('"group.id"', '"session.timeout.ms": 4000, "group.id"')
         return self._ended([sys.executable, "-W", "error", "-c", code], code)
 
+    def run_curl(self, line: str) -> str:
+        words = shlex.split(line.replace("127.0.0.1:8077", f"127.0.0.1:{self.port}"))
+        return self._ended(words, line)
+
     def close(self) -> None:
         for child in reversed(self._children):
             child.stop()
@@ -139,9 +144,15 @@ def test_the_readme_runs_as_written(newcomer: Newcomer) -> None:
                 if arguments[:2] == ["models", "list"]:
                     assert "* braid-0001" in said
                 ran.append(arguments[0])
+            for line in block.code.splitlines() if block.language == "sh" else []:
+                if line.startswith("curl "):
+                    answer = json.loads(newcomer.run_curl(line))
+                    found = answer.get("answers", [answer])[-1]
+                    assert len(found["hits"]) == 3, answer
+                    ran.append("curl")
             if block.language == "python":
                 said = newcomer.run_program(block.code)
-                if "client.search" in block.code:
+                if "client.search(" in block.code:
                     assert len(said.splitlines()) == 3
                 if "Embedder.load" in block.code:
                     assert said.split() == ["(64,)", "red"]
@@ -150,6 +161,7 @@ def test_the_readme_runs_as_written(newcomer: Newcomer) -> None:
                 ran.append("python")
     assert {"up", "produce", "retrain", "search", "models", "status", "doctor"} <= set(ran)
     assert ran.count("python") >= 10
+    assert ran.count("curl") >= 3
 
 
 def type_in(newcomer: Newcomer, arguments: list[str]) -> str:

@@ -34,11 +34,11 @@ CHECKS = [
 SEARCH = ("POST", "/v1/search")
 # Method, path, the body's media type, and how many requests of each mode.
 CALLS = [
-    (*SEARCH, "application/json", 100),
-    (*SEARCH, "multipart/form-data", 100),
-    ("POST", "/v1/search/batch", "application/json", 40),
-    ("GET", "/v1/records/{id}", None, 40),
-    ("DELETE", "/v1/records/{id}", None, 40),
+    (*SEARCH, "application/json", 60),
+    (*SEARCH, "multipart/form-data", 60),
+    ("POST", "/v1/search/batch", "application/json", 30),
+    ("GET", "/v1/records/{id}", None, 20),
+    ("DELETE", "/v1/records/{id}", None, 20),
     ("GET", "/v1/status", None, 1),
     ("GET", "/v1/generations", None, 1),
     ("GET", "/healthz", None, 1),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,81 @@ def test_a_list_in_the_environment_that_does_not_parse_is_named(
     monkeypatch.setenv("BRAID_LINK_HOSTS", "a.org,b.org")
     with pytest.raises(ConfigError, match="link_hosts"):
         load()
+
+
+KEY = "a-key-of-sixteen-or-more"
+
+
+def test_keys_come_from_the_environment_and_from_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert load().keys() is None
+    monkeypatch.setenv("BRAID_API_KEYS", json.dumps([KEY]))
+    (tmp_path / "keys").write_text(f"# for the page\n{KEY}-2\n")
+    settings = load(api_keys_file=tmp_path / "keys")
+    keys = settings.keys()
+    assert keys is not None
+    assert len(keys) == 2
+    assert keys.match(KEY.encode())
+    assert keys.match(f"{KEY}-2".encode())
+    assert keys.match(f"{KEY}-3".encode()) is None
+    assert settings.client_key() == KEY
+    assert settings.client_key(own=False) is None  # another's service is not shown ours
+    other = load(api_key="sent-to-the-service-0")
+    assert other.client_key() == other.client_key(own=False) == "sent-to-the-service-0"
+    assert load(api_keys=["sha256:" + "0" * 64]).client_key() is None
+
+
+def test_another_process_gets_the_keys_and_nothing_shows_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = Settings(api_keys=[KEY], api_key=KEY)  # type: ignore[list-item, arg-type]
+    for name, value in first.environment().items():
+        monkeypatch.setenv(name, value)
+    assert load() == first
+    assert load().keys()
+    assert KEY not in repr(first)
+    assert KEY not in str(first.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("flags", "content", "words"),
+    [
+        ({"api_keys": ["too-short"]}, None, "api_keys: key 1: has 9 characters"),
+        ({"api_keys": [KEY, "sha256:zz"]}, None, "api_keys: key 2: .*hexadecimal"),
+        ({"api_keys_file": "keys"}, None, "api_keys_file: keys: No such file"),
+        ({"api_keys_file": "keys"}, b"\n# nobody\n", "api_keys: no key"),
+        ({"api_keys_file": "keys"}, b"\xff\xfe", "api_keys_file: keys: not a text file"),
+        ({"api_keys": 7}, None, "api_keys: .*list"),
+        ({"api_keys": [7_000_000_000_000_007]}, None, "api_keys.0: "),
+        ({"http_rate_per_s": 0}, None, "http_rate_per_s: .*got 0"),
+        ({"http_searches": 0}, None, "http_searches: .*got 0"),
+    ],
+)
+def test_keys_and_rates_that_are_wrong_stop_the_start_and_are_not_shown(
+    flags: dict[str, object], content: bytes | None, words: str
+) -> None:
+    if content is not None:
+        Path("keys").write_bytes(content)
+    with pytest.raises(ConfigError, match=words) as caught:
+        load(**flags).keys()
+    for secret in ("too-short", "sha256:zz", "7000000000000007"):
+        assert secret not in str(caught.value)
+
+
+def test_the_limits_of_the_service() -> None:
+    limits = load(http_rate_per_s=2.5, http_burst=7, http_line=3, http_body_bytes=4096).limits()
+    assert (limits.rate_per_s, limits.burst, limits.line, limits.body_bytes) == (2.5, 7, 3, 4096)
+    assert load().limits().rate_per_s is None
+
+
+def test_the_settings_that_the_readme_shows_are_taken() -> None:
+    readme = Path(__file__).parents[2] / "README.md"
+    (shown,) = re.findall(r"^```toml\n(api_keys.*?)^```", readme.read_text(), re.S | re.M)
+    Path("braid.toml").write_text(shown)
+    Path("keys.txt").write_text(KEY)
+    settings = load()
+    assert settings.keys()
+    limits = settings.limits()
+    assert (limits.rate_per_s, limits.burst, limits.line) == (20.0, 50, 64)
+    assert (limits.searches, limits.body_bytes) == (8, 32 * 1024 * 1024)
