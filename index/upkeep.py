@@ -161,8 +161,10 @@ def _tier(rows: int, base: int) -> int:
 class Upkeep:
     """A thread that does what is due until it is stopped."""
 
-    def __init__(self, store: LiveStore, *, every_s: float = 0.25) -> None:
-        self._store, self._every_s = store, every_s
+    def __init__(
+        self, store: LiveStore, *, policy: Policy | None = None, every_s: float = 0.25
+    ) -> None:
+        self._store, self._policy, self._every_s = store, policy, every_s
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
@@ -183,7 +185,7 @@ class Upkeep:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                busy = maintain(self._store)
+                busy = maintain(self._store, self._policy)
             except OSError as error:  # a full disk: blocks stay as they are, and searchable
                 log.error("nothing is sealed for now: %s", error)
                 busy = False
