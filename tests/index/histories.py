@@ -48,7 +48,7 @@ def settle(store: LiveStore, policy: Policy = SMALL) -> int:
 
 @contextmanager
 def tuned(**values: int | float) -> Iterator[None]:
-    """Constants of the search, by name, changed: small stores then go every way that large ones do."""
+    """Constants of the search changed, so that small stores go every way that large ones go."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
             (module,) = [its for its in (scan, live, approximate) if hasattr(its, name)][:1]
