@@ -117,6 +117,7 @@ def save(
     try:
         if existing and _newest_says(existing[-1], store.space, offsets):
             replaced(existing[-1] / FACTS, sealed_facts)
+            _drop_unused(folder, keep=lambda: _in_use(store))
             return None
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
