@@ -81,6 +81,7 @@ def live(home: Path, batches: list[Batch], killer: Killer, said: Path) -> None:
         if number % 5 == 0:
             settle(store)
     assert_same(store, after(batches), brief=True)
+    store.apply([], positions={1: store.positions.get(1, 0) + 1}, progress={})
     try:
         save(store, home, generation="g1", facts={"reached": len(batches)}, failpoint=killer)
     except SnapshotError as error:
