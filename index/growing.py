@@ -6,6 +6,7 @@ Shapes: D dimensions, R rows of one block, N of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class Block:
     def __init__(self, size: int) -> None:
         self.size = size
         self.slots: Int64 = np.zeros(size, np.int64)
+        self._longest = 0.0
         self.vectors: dict[str, Array] = {}
         self._has: dict[str, Mask] = {}
         self._rows: list[Upsert] = []
@@ -41,6 +43,7 @@ class Block:
                 self.vectors = {**self.vectors, name: array}
                 self._has = {**self._has, name: np.zeros(self.size, dtype=np.bool_)}
             self.vectors[name][row] = vector_D
+            self._longest = max(self._longest, sqrt(vector_D @ vector_D))
         for name, has_R in self._has.items():
             has_R[row] = name in given  # an edit that was given up may have left another answer
         self.slots[row] = slot
@@ -82,6 +85,9 @@ class Block:
 
     def has(self, name: str) -> bool:
         return name in self._has
+
+    def longest(self, name: str) -> float:
+        return self._longest
 
     def raw(self, name: str, row_N: Int64) -> Array:
         return self.vectors[name][row_N]

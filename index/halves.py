@@ -18,11 +18,21 @@ from .store import Array
 STEP = 16_384
 
 
+def longest(raw_ND: Array) -> float:
+    """The largest norm of these rows."""
+    square = 0.0
+    for begin in range(0, len(raw_ND), STEP):
+        piece_MD = raw_ND[begin : begin + STEP]
+        square = max(square, float(np.einsum("nd,nd->n", piece_MD, piece_MD).max()))
+    return float(np.sqrt(square))
+
+
 class Halves:
     """An immutable `IndexScalarQuantizer` in float16.
 
     Attributes:
-        lost: the largest |x - half(x)| among the rows.
+        lost: the largest |x - half(x)| among the rows; not finite if one is beyond float16.
+        longest: the largest norm of a row.
     """
 
     def __init__(self, raw_ND: Array) -> None:
@@ -31,13 +41,15 @@ class Halves:
             dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
         )
         self.lost = 0.0
+        self.longest = 0.0
         faiss.omp_set_num_threads(1)
         self._index.train(np.zeros((1, dim), np.float32))  # learns nothing, but must be called
         for begin in range(0, len(raw_ND), STEP):
             rows_MD = np.ascontiguousarray(raw_ND[begin : begin + STEP])
             self._index.add(rows_MD)
             off_MD = self._index.reconstruct_n(begin, len(rows_MD)) - rows_MD
-            self.lost = max(self.lost, float(np.sqrt((off_MD * off_MD).sum(1).max())))
+            self.lost = max(self.lost, longest(off_MD))
+            self.longest = max(self.longest, longest(rows_MD))
 
     @property
     def nbytes(self) -> int:

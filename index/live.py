@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 BLOCK = 8192  # rows; measured in benchmarks/RESULTS.md against one block of 100,000
 SPARE = 16  # candidates of each part beyond k: float16 seldom misplaces a row by so many
 MORE = 8  # times as many when an answer is not proven
+BITS = {"partition": 31, "version": 63, "ts": 63}  # of what `index.places` keeps, less the sign
 LOOKS = 100  # how often `get` looks for a row that is just being moved before it waits
 
 
@@ -128,6 +129,7 @@ class LiveStore:
     ) -> None:
         """See VectorStore.apply. Whatever it raises, nothing of the call is applied."""
         for write in writes:
+            _check_numbers(write)
             if isinstance(write, Upsert):
                 self._check(write)
         with self.writing:
@@ -344,6 +346,15 @@ def _described(part: Part) -> dict[str, Any]:
             kind = index.kind
             described |= {"recall": index.recall, "nprobe": index.nprobe}
     return {"kind": kind, **described}
+
+
+def _check_numbers(write: Upsert | Delete) -> None:
+    for name, bits in BITS.items():
+        value = getattr(write, name)
+        if not -(1 << bits) <= value < 1 << bits:
+            raise ValueError(
+                f"{write.id}: {name} is {value}, beyond a signed {bits + 1} bit number"
+            )
 
 
 def _advance(offsets: dict[int, int], by: Mapping[int, int]) -> None:

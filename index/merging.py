@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .parts import Part
-from .scan import Candidates
+from .scan import Candidates, Scores
 from .store import Array
 
 
@@ -27,6 +27,12 @@ class Answer:
     proven: bool
 
 
+def _highest(its: Candidates) -> Scores:
+    """How high each true score may be."""
+    # Not a sum where there is no row: -inf + inf is no number.
+    return np.where(its.row_BK >= 0, its.score_BK, np.float32(0)) + its.off_B[:, None]
+
+
 def merge(
     queries_BD: Array, name: str, k: int, found: Sequence[tuple[Part, Candidates]]
 ) -> list[Answer]:
@@ -35,10 +41,10 @@ def merge(
         return [Answer([], True) for _ in queries_BD]
     score_BN = np.concatenate([its.score_BK for _, its in found], axis=1)
     low_BN = np.concatenate([its.score_BK - its.off_B[:, None] for _, its in found], axis=1)
-    high_BN = np.concatenate([its.score_BK + its.off_B[:, None] for _, its in found], axis=1)
     real_BN = np.concatenate([its.row_BK >= 0 for _, its in found], axis=1)
     if score_BN.shape[1] > k:
         # Off by inf (an approximate index): it neither prunes others nor is pruned.
+        high_BN = np.concatenate([_highest(its) for _, its in found], axis=1)
         low_BN = np.where(real_BN, low_BN, -np.inf)
         sure_B = -np.partition(-low_BN, k - 1, axis=1)[:, k - 1]
         real_BN &= high_BN >= sure_B[:, None]
@@ -48,7 +54,8 @@ def merge(
         end = begin + its.row_BK.shape[1]
         b_N, at_N = np.nonzero(real_BN[:, begin:end])
         rows_ND = part.rows.raw(name, its.row_BK[b_N, at_N]).astype(np.float64)
-        exact_BN[b_N, begin + at_N] = np.einsum("nd,nd->n", rows_ND, queries_BD[b_N])
+        given_ND = queries_BD[b_N].astype(np.float64)
+        exact_BN[b_N, begin + at_N] = np.einsum("nd,nd->n", rows_ND, given_ND)
         begin = end
     above_B = np.max([its.above_B for _, its in found], axis=0)
     row_BN = np.concatenate([its.row_BK for _, its in found], axis=1)

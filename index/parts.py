@@ -53,6 +53,10 @@ class Rows(Protocol):
         """Whether any row may have that vector."""
         ...
 
+    def longest(self, name: str) -> float:
+        """No vector of that name is longer."""
+        ...
+
     def raw(self, name: str, row_N: Int64) -> Array:
         """float32[N, D], those rows' vectors, which they have."""
         ...

@@ -14,7 +14,7 @@ Shapes: B queries, D dimensions, N rows that have the vector, K hits, M rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isfinite
 
 import faiss
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from .filters import Filter
 from .growing import Block
+from .halves import longest
 from .parts import Mask, Part
 from .sealed import Segment, Vectors
 from .store import Array
@@ -103,7 +104,8 @@ def scan(part: Part, ask: Ask, mask: Mask | None, count: int) -> Candidates:
     if count <= max(FEW_ROWS, FEW_SHARE * part.count) and mask is not None:
         return _few(part, ask, np.flatnonzero(mask))
     if isinstance(rows, Block):
-        return _floats(rows.vectors[name][: part.count], ask, mask)
+        off_B = _off(ask, rows.longest(name))
+        return _floats(rows.vectors[name][: part.count], ask, mask, off_B)
     assert isinstance(rows, Segment)
     vectors = rows.vectors[name]
     if mask is not None and vectors.row_N is not None:
@@ -118,8 +120,10 @@ def scan(part: Part, ask: Ask, mask: Mask | None, count: int) -> Candidates:
 
 def _few(part: Part, ask: Ask, row_M: Found) -> Candidates:
     """Every wanted row's score; the best of them."""
-    score_BM = ask.queries_BD @ part.rows.raw(ask.name, row_M).T
-    return _top(score_BM, np.broadcast_to(row_M, score_BM.shape), ask)
+    raw_MD = part.rows.raw(ask.name, row_M)
+    score_BM = ask.queries_BD @ raw_MD.T
+    off_B = _off(ask, longest(raw_MD))
+    return _top(score_BM, np.broadcast_to(row_M, score_BM.shape), ask, off_B)
 
 
 def _sealed(
@@ -127,29 +131,32 @@ def _sealed(
 ) -> Candidates:
     if vectors.approximate is not None and not ask.exact and 2 * count >= len(vectors.raw_ND):
         score_BK, row_BK = vectors.approximate.search(ask.queries_BD, ask.count, mask)
-        nothing_B = np.full(len(score_BK), -np.inf, np.float32)
-        row_BK, score_BK = _without(row_BK, score_BK, None)
-        return Candidates(score_BK, row_BK, nothing_B, np.full_like(nothing_B, np.inf))
+        # With a large k the lists may hold too few: then all rows are looked at.
+        if np.count_nonzero(row_BK >= 0, axis=1).min() >= min(ask.count, count):
+            nothing_B = np.full(len(score_BK), -np.inf, np.float32)
+            return Candidates(score_BK, row_BK, nothing_B, np.full_like(nothing_B, np.inf))
     if vectors.halves is None:
         segment.asked.add(ask.name)
-    if vectors.halves is None or ask.careful or len(ask.queries_BD) >= MANY_QUERIES:
-        return _floats(vectors.raw_ND, ask, mask)
+    halves, off_B = vectors.halves, _off(ask, segment.longest(ask.name))
+    many = len(ask.queries_BD) >= MANY_QUERIES
+    if halves is None or not isfinite(halves.lost) or ask.careful or many:
+        return _floats(vectors.raw_ND, ask, mask, off_B)
     total, fetch, given = len(vectors.raw_ND), ask.count, mask
-    off_B = _off(ask) + ask.norm_B * np.float32(vectors.halves.lost)
+    off_B = off_B + ask.norm_B * np.float32(halves.lost)
     if mask is not None and count >= MOST_WANTED * total:
         fetch = ceil(1.3 * ask.count * total / count) + 16
         if fetch <= MOST_FETCHED:
             given = None
         else:
             fetch = ask.count
-    score_BK, row_BK = vectors.halves.search(ask.queries_BD, min(fetch, total), given)
+    score_BK, row_BK = halves.search(ask.queries_BD, min(fetch, total), given)
     above_B = _last(score_BK, row_BK, total if given is None else count) + off_B
     if mask is not None and given is None:
         row_BK, score_BK = _without(row_BK, score_BK, mask)
     return Candidates(score_BK, row_BK, above_B, off_B)
 
 
-def _floats(raw_ND: Array, ask: Ask, mask: Mask | None) -> Candidates:
+def _floats(raw_ND: Array, ask: Ask, mask: Mask | None, off_B: Scores) -> Candidates:
     """float32 rows, chunk by chunk."""
     scores, found, lasts = [], [], []
     for begin in range(0, len(raw_ND), CHUNK):
@@ -161,8 +168,7 @@ def _floats(raw_ND: Array, ask: Ask, mask: Mask | None) -> Candidates:
         scores.append(score_BK)
         found.append(np.where(row_BK >= 0, row_BK + begin, -1))
         lasts.append(last_B)
-    top = _top(np.concatenate(scores, axis=1), np.concatenate(found, axis=1), ask)
-    off_B = _off(ask)
+    top = _top(np.concatenate(scores, axis=1), np.concatenate(found, axis=1), ask, off_B)
     above_B = np.maximum(top.above_B, np.max(lasts, axis=0) + off_B)
     return Candidates(top.score_BK, top.row_BK, above_B, off_B)
 
@@ -218,9 +224,9 @@ def _selected(queries_BD: Array, chunk_MD: Array, mask: Mask, k: int) -> tuple[S
     return score_BK, row_BK
 
 
-def _off(ask: Ask) -> Scores:
-    """How far float32 arithmetic may be off; rows are unit vectors, or nearly."""
-    off_B: Scores = ask.norm_B * np.float32(ROUNDING * ask.queries_BD.shape[1])
+def _off(ask: Ask, longest: float) -> Scores:
+    """How far float32 arithmetic may be off, for rows no longer than that."""
+    off_B: Scores = ask.norm_B * np.float32(ROUNDING * ask.queries_BD.shape[1] * longest)
     return off_B
 
 
@@ -239,9 +245,8 @@ def _without(row_BK: Found, score_BK: Scores, mask: Mask | None) -> tuple[Found,
     return np.where(good, row_BK, -1), np.where(good, score_BK, -np.inf).astype(np.float32)
 
 
-def _top(score_BM: Scores, row_BM: Found, ask: Ask) -> Candidates:
+def _top(score_BM: Scores, row_BM: Found, ask: Ask, off_B: Scores) -> Candidates:
     """The best `ask.count` of each line, in no order."""
-    off_B = _off(ask)
     score_BM = np.where(row_BM >= 0, score_BM, -np.inf).astype(np.float32)
     if score_BM.shape[1] <= ask.count:
         nothing_B = np.full(len(score_BM), -np.inf, np.float32)

@@ -20,7 +20,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ import numpy.typing as npt
 from . import columns
 from .approximate import Approximate, approximate, load_approximate
 from .errors import SnapshotError
-from .files import checked, sealed_json, sync_file, sync_folder, synced, unsealed_json
+from .files import checked, sealed_json, sync_folder, synced, unsealed_json
 from .filters import Filter
-from .halves import Halves
+from .halves import Halves, longest
 from .parts import Mask, Part
 from .places import Int64
 from .store import FUSED, Array, Upsert
@@ -112,6 +112,7 @@ class Segment:
         self.asked: set[str] = set()  # names that a search would have wanted in float16
         self._meta = packed_meta
         self._having: dict[str, Mask] = {}
+        self._longest: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -168,6 +169,14 @@ class Segment:
     def raw(self, name: str, row_M: Int64) -> Array:
         return self.vectors[name].raw_ND[self.at(name, row_M)]
 
+    def longest(self, name: str) -> float:
+        found = self.vectors[name]
+        if found.halves is not None:
+            return found.halves.longest
+        if name not in self._longest:
+            self._longest[name] = longest(found.raw_ND)
+        return self._longest[name]
+
     def at(self, name: str, row_M: Int64) -> Int64:
         """Where these rows' vectors lie among the N."""
         row_N = self.vectors[name].row_N
@@ -205,7 +214,7 @@ class Recipe:
 def write(name: str, parts: Sequence[tuple[Part, Int64]], recipe: Recipe) -> Segment:
     """A segment of these rows of these parts, in their order; on disk and synced on return.
 
-    Vectors are copied piece by piece into mapped files: no full copy is held.
+    Vectors are copied piece by piece into files, then mapped: no full copy is held.
 
     Raises:
         OSError: it could not be written.
@@ -272,22 +281,25 @@ def open_segment(folder: Path, recipe: Recipe) -> Segment:
         segment = _read(folder, manifest)
     except (OSError, ValueError, LookupError, TypeError) as error:  # changed since summed up
         raise SnapshotError(f"{folder}: {error!r}") from error
-    _warm(segment, recipe, damaged=caches)
+    if f"{FUSED}.faiss" in manifest["files"] and recipe.recall < 1:
+        _bring_in(segment, recipe, damaged=bool(caches))
+    segment.quicken(FUSED)
     return segment
 
 
-def _warm(segment: Segment, recipe: Recipe, *, damaged: set[str]) -> None:
-    """Bring in the caches, from their files or from the vectors."""
+def _bring_in(segment: Segment, recipe: Recipe, *, damaged: bool) -> None:
+    """The approximate index from its file; from the vectors if that is of no use."""
     assert segment.folder is not None
     path = segment.folder / f"{FUSED}.faiss"
-    if path.exists() and recipe.recall < 1:
-        index = None if path.name in damaged else load_approximate(path)
-        if index is None:
-            log.warning("%s is damaged: built anew from the vectors", path)
-            index = approximate(segment.vectors[FUSED].raw_ND, recipe.recall)
-        if index is not None:
-            segment.vectors[FUSED] = replace(segment.vectors[FUSED], approximate=index)
-    segment.quicken(FUSED)
+    index = None if damaged else load_approximate(path)
+    if index is None or index.recall < recipe.recall:
+        log.warning(
+            "%s is %s: built anew from the vectors", path,
+            "damaged" if index is None else f"of recall {index.recall:g}",
+        )  # fmt: skip
+        index = approximate(segment.vectors[FUSED].raw_ND, recipe.recall)
+    if index is not None:
+        segment.vectors[FUSED] = replace(segment.vectors[FUSED], approximate=index)
 
 
 def _names(part: Part) -> Sequence[str]:
@@ -342,24 +354,28 @@ def _copied(
     raw_ND: Array
     if folder is None or count == 0:
         raw_ND = np.empty((count, dim), np.float32)
+        at = 0
+        for piece_MD in _pieces(name, taken):
+            raw_ND[at : at + len(piece_MD)] = piece_MD
+            at += len(piece_MD)
     else:
-        raw_ND = np.lib.format.open_memmap(
-            folder / f"{name}.npy", "w+", np.float32, (count, dim)
-        )  # fmt: skip
-    at = 0
-    for part, row_N in taken:
-        for begin in range(0, len(row_N), COPY):
-            piece = part.rows.raw(name, row_N[begin : begin + COPY])
-            raw_ND[at : at + len(piece)] = piece
-            at += len(piece)
-            breathe()
-    if isinstance(raw_ND, np.memmap):
-        raw_ND.flush()
-        path = Path(str(raw_ND.filename))
-        sync_file(path)
+        # Written, not mapped: on a full disk a mapped page would kill the process (SIGBUS).
+        path = folder / f"{name}.npy"
+        head = {"descr": "<f4", "fortran_order": False, "shape": (count, dim)}
+        with synced(path) as file:
+            np.lib.format.write_array_header_1_0(file, head)
+            for piece_MD in _pieces(name, taken):
+                file.write(np.ascontiguousarray(piece_MD, "<f4").data)
         raw_ND = np.load(path, mmap_mode="r")
     row_of_N = np.concatenate(rows) if rows else np.zeros(0, np.int64)
     return Vectors(raw_ND, None if count == first else row_of_N)
+
+
+def _pieces(name: str, taken: Sequence[tuple[Part, Int64]]) -> Iterator[Array]:
+    for part, row_N in taken:
+        for begin in range(0, len(row_N), COPY):
+            yield part.rows.raw(name, row_N[begin : begin + COPY])
+            breathe()
 
 
 def _write_files(segment: Segment, folder: Path, packed: bytes) -> None:

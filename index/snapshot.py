@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,6 +48,8 @@ KEEP = 2
 MANIFEST, FACTS, REST, GROWING = "manifest.json", "facts.json", "rest.msgpack", "growing"
 SEGMENTS = "segments"
 DAMAGED = ".damaged"
+# A full disk, meta that cannot be packed, a segment whose files somebody removed.
+UNWRITTEN = (OSError, ValueError, TypeError, OverflowError, LookupError)
 READERS = 4  # files summed up at once; SHA-256 runs outside the interpreter's lock
 
 Failpoint = Callable[[str], None]
@@ -108,13 +110,15 @@ def save(
     content = _captured(store)
     offsets = {"positions": _keyed(content.positions), "progress": _keyed(content.progress)}
     existing = _existing(folder)
-    sealed_facts = sealed_json({"format": FORMAT, "facts": dict(facts or {})})
+    # Facts may be written again alone: the offsets tell whose they are.
+    sealed_facts = sealed_json({"format": FORMAT, **offsets, "facts": dict(facts or {})})
     number = int(existing[-1].name) + 1 if existing else 1
     temporary = folder / f".{number:08d}.{os.getpid()}"
     path = folder / f"{number:08d}"
     try:
         if existing and _newest_says(existing[-1], store.space, offsets):
             replaced(existing[-1] / FACTS, sealed_facts)
+            _drop_unused(folder, keep=lambda: _in_use(store))
             return None
         folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
@@ -133,6 +137,7 @@ def save(
             "next_number": content.next_number,
             **offsets,
             "segments": segments,
+            "growing": checked(temporary / GROWING, only=SEGMENT).get(SEGMENT),
             "files": checked(temporary, except_for=FACTS),
         }
         with synced(temporary / MANIFEST) as file:
@@ -142,14 +147,13 @@ def save(
         temporary.rename(path)
         failpoint("snapshot-renamed")
         sync_folder(folder)
-    except (OSError, ValueError, TypeError) as error:  # a full disk, or meta that cannot be packed
+    except UNWRITTEN as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise SnapshotError(f"{folder}: {error}") from error
     for old in [*existing, path][:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     failpoint("snapshot-old-gone")
-    in_view = {segment.name for segment in store.segments()}
-    _drop_unused(folder, keep={*in_view, *filter(None, [store.in_hand])})
+    _drop_unused(folder, keep=lambda: _in_use(store))
     failpoint("snapshot-end")
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return SnapshotInfo(path=path, records=content.records, nbytes=size, stall_s=content.stall_s)
@@ -175,8 +179,7 @@ def restore(
         except SnapshotError as error:
             log.error("snapshot %s is damaged and not used: %s", path, error)
             _set_aside(path)
-    keep = {segment.name for segment in found.store.segments()} if found else set()
-    _drop_unused(folder, keep=keep)
+    _drop_unused(folder)
     return found
 
 
@@ -189,8 +192,17 @@ def load(
     failpoint: Failpoint = lambda name: None,
 ) -> Restored:
     """One snapshot as a store. Raises SnapshotError if any file is missing, torn or altered."""
+    try:
+        return _loaded(path, threads=threads, recall=recall, failpoint=failpoint)
+    except (OSError, ValueError, LookupError, TypeError) as error:  # unread, or changed meanwhile
+        raise SnapshotError(f"{path}: {error!r}") from error
+
+
+def _loaded(path: Path, *, threads: int, recall: float, failpoint: Failpoint) -> Restored:
     manifest = unsealed_json(path / MANIFEST, FORMAT)
-    facts = unsealed_json(path / FACTS, FORMAT)["facts"]
+    facts = unsealed_json(path / FACTS, FORMAT)
+    if any(facts[name] != manifest[name] for name in ("positions", "progress")):
+        raise SnapshotError(f"{path / FACTS}: belongs to another snapshot")
     for name, expected in manifest["files"].items():
         found = checked(path, only=name).get(name)
         if found != expected:
@@ -203,15 +215,14 @@ def load(
     folders = [place / given["name"] for given in manifest["segments"]]
     with ThreadPoolExecutor(READERS, "restore") as pool:
         segments = list(pool.map(lambda folder: open_segment(folder, store.recipe), folders))
-        growing = list(pool.map(lambda at: open_segment(at, Recipe(dim=store.dim)), _growing(path)))
-    for folder, given in zip(folders, manifest["segments"], strict=True):
-        if checked(folder, only=SEGMENT)[SEGMENT] != given["sha256"]:
+        within = [path / GROWING] if manifest["growing"] else []
+        growing = list(pool.map(lambda at: open_segment(at, Recipe(dim=store.dim)), within))
+    sums = [*(given["sha256"] for given in manifest["segments"]), manifest["growing"]]
+    for folder, expected in zip([*folders, *within], sums, strict=False):
+        if checked(folder, only=SEGMENT)[SEGMENT] != expected:
             raise SnapshotError(f"{folder}: is not the segment that the snapshot means")
-    try:
-        rest = msgpack.unpackb((path / REST).read_bytes())
-        kept = [_unpacked(rest["keep"][its.name], len(its)) for its in segments]
-    except (OSError, ValueError, LookupError, TypeError) as error:  # changed since summed up
-        raise SnapshotError(f"{path}: {error!r}") from error
+    rest = msgpack.unpackb((path / REST).read_bytes())
+    kept = [_unpacked(rest["keep"][its.name], len(its)) for its in segments]
     store.adopt(list(zip(segments, kept, strict=True)), manifest["next_number"])
     writes: list[Upsert | Delete] = [
         segment.record(row) for segment in growing for row in range(len(segment))
@@ -225,7 +236,7 @@ def load(
         positions={int(number): next_ for number, next_ in manifest["positions"].items()},
         progress={int(number): next_ for number, next_ in manifest["progress"].items()},
     )
-    return Restored(store=store, facts=facts)
+    return Restored(store=store, facts=facts["facts"])
 
 
 def _captured(store: LiveStore) -> _Content:
@@ -266,17 +277,13 @@ def _write_content(
 
 
 def _on_disk(part: Part, place: Path, recipe: Recipe) -> Path:
-    """The folder of a segment; one that lives in memory, or elsewhere, is written."""
+    """The folder of a segment; one that lives in memory, or elsewhere, or was lost, is written."""
     assert isinstance(part.rows, Segment)
     at = place / part.rows.name
-    if part.rows.folder != at and not (at / SEGMENT).exists():
+    if not (at / SEGMENT).exists():
         shutil.rmtree(at, ignore_errors=True)
         write(at.name, [(part, np.arange(part.count))], replace(recipe, folder=place))
     return at
-
-
-def _growing(path: Path) -> list[Path]:
-    return [path / GROWING] if (path / GROWING).exists() else []
 
 
 def _unpacked(packed: bytes, rows: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -318,16 +325,27 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _drop_unused(folder: Path, *, keep: Iterable[str]) -> None:
-    """Remove segments that no snapshot stands on and that are not among `keep`."""
-    used = set(keep)
+def _in_use(store: LiveStore) -> set[str]:
+    """The segments of a store, the one that is being written too."""
+    in_hand = store.in_hand  # first: when it is in hand no more it is in the view
+    return {segment.name for segment in store.segments()} | {in_hand or ""}
+
+
+def _drop_unused(folder: Path, *, keep: Callable[[], set[str]] = set) -> None:
+    """Remove segments that no snapshot stands on and that are not among `keep`.
+
+    Segments may be made meanwhile: those that are there are listed first, and only then is it asked
+    which are used. One that is made later is not on the list.
+    """
+    there = list(segments_folder(folder).glob("segment-*"))
+    used = keep()
     for path in _existing(folder):
         try:
             manifest = unsealed_json(path / MANIFEST, FORMAT)
         except SnapshotError:
             continue
         used |= {given["name"] for given in manifest["segments"]}
-    for path in segments_folder(folder).glob("segment-*"):
+    for path in there:
         if path.name not in used:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -69,7 +69,11 @@ def maintain(store: LiveStore, policy: Policy | None = None) -> bool:
 
 
 def replace(store: LiveStore, due: list[Part]) -> None:
-    """The living rows of these parts become one segment in their place."""
+    """The living rows of these parts become one segment in their place.
+
+    No row may be added to them any more: blocks are full.
+    """
+    assert all(not _growing(part) for part in due), "rows that come now would be lost"
     chosen = [(part, part.living()) for part in due]
     chosen = [(part, rows) for part, rows in chosen if len(rows)]
     with store.writing:
@@ -84,6 +88,7 @@ def replace(store: LiveStore, due: list[Part]) -> None:
         except OSError:
             if store.recipe.folder is not None:
                 shutil.rmtree(store.recipe.folder / name, ignore_errors=True)
+            store.in_hand = None
             raise
     store.recipe.failpoint("segment-publish")
     with store.writing:
@@ -117,12 +122,9 @@ def _publish(
 
 def _due(view: View, policy: Policy) -> list[Part]:
     parts = list(view.parts.values())
-    full = [
-        part for part in parts
-        if isinstance(part.rows, Block) and part.count == part.rows.size
-    ]  # fmt: skip
+    full = [part for part in parts if isinstance(part.rows, Block) and not _growing(part)]
     if len(full) >= policy.seal_blocks:
-        return full
+        return _fitting(full, policy.most_rows)
     sealed = [part for part in parts if isinstance(part.rows, Segment)]
     for part in sealed:
         if part.count - part.alive > policy.most_dead * part.count:
@@ -132,13 +134,24 @@ def _due(view: View, policy: Policy) -> list[Part]:
         by_tier.setdefault(_tier(part.alive, policy.tier), []).append(part)
     for _, same in sorted(by_tier.items()):
         if len(same) >= policy.tier:
-            taken: list[Part] = []
-            for part in same[: policy.tier]:
-                if sum(its.alive for its in taken) + part.alive <= policy.most_rows:
-                    taken.append(part)
+            taken = _fitting(same[: policy.tier], policy.most_rows)
             if len(taken) > 1:
                 return taken
     return []
+
+
+def _growing(part: Part) -> bool:
+    return isinstance(part.rows, Block) and part.count < part.rows.size
+
+
+def _fitting(parts: list[Part], most_rows: int) -> list[Part]:
+    """The first of them and as many of the others as make no larger a segment than allowed."""
+    taken, total = parts[:1], parts[0].alive
+    for part in parts[1:]:
+        if total + part.alive <= most_rows:
+            taken.append(part)
+            total += part.alive
+    return taken
 
 
 def _tier(rows: int, base: int) -> int:
@@ -148,8 +161,10 @@ def _tier(rows: int, base: int) -> int:
 class Upkeep:
     """A thread that does what is due until it is stopped."""
 
-    def __init__(self, store: LiveStore, *, every_s: float = 0.25) -> None:
-        self._store, self._every_s = store, every_s
+    def __init__(
+        self, store: LiveStore, *, policy: Policy | None = None, every_s: float = 0.25
+    ) -> None:
+        self._store, self._policy, self._every_s = store, policy, every_s
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
@@ -170,7 +185,7 @@ class Upkeep:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                busy = maintain(self._store)
+                busy = maintain(self._store, self._policy)
             except OSError as error:  # a full disk: blocks stay as they are, and searchable
                 log.error("nothing is sealed for now: %s", error)
                 busy = False

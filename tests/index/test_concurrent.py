@@ -1,4 +1,4 @@
-"""Many search while one writes: every answer is one moment's truth."""
+"""Many search while one writes and upkeep seals and merges: every answer is one moment's truth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import pytest
 from index.filters import Exists
 from index.live import LiveStore
 from index.store import Delete, Upsert
+from index.upkeep import maintain
 
+from .histories import SMALL
 from .oracle import DIM, SPACE, delete, unit, upsert
 
 IDS = [f"r{number}" for number in range(40)]
@@ -38,14 +40,18 @@ def batch(number: int) -> list[Upsert | Delete]:
     ]
 
 
-def test_a_search_sees_a_whole_batch_or_none_and_right_scores() -> None:
-    store = LiveStore(space=SPACE, dim=DIM, block=16)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_search_sees_a_whole_batch_or_none_and_right_scores(threads: int) -> None:
+    store = LiveStore(space=SPACE, dim=DIM, block=16, threads=threads)
     written = threading.Event()
     failures: list[BaseException] = []
+    steps = [0]
     searches = [0] * READERS
 
     def write() -> None:
-        for number in range(BATCHES):
+        number = -1
+        while number < BATCHES or (steps[0] <= 10 and not written.is_set()) or number % 2 == 0:
+            number += 1
             store.apply(batch(number), positions={0: number + 1}, progress={0: number + 1})
 
     def read(reader: int) -> None:
@@ -76,21 +82,26 @@ def test_a_search_sees_a_whole_batch_or_none_and_right_scores() -> None:
             searches[reader] += 1
 
     readers = [partial(read, number) for number in range(READERS)]
-    run_all([write], readers, written, failures)
+    run_all(store, [write], readers, written, failures, steps)
     assert not failures, failures[0]
     assert all(searches), searches
+    assert steps[0] > 10
+    store.close()
     assert len(store) == len(IDS) - len(GONE)
 
 
-def test_a_filtered_search_while_rows_are_replaced_by_compaction() -> None:
+def test_a_filtered_search_while_rows_are_moved_by_upkeep() -> None:
     """Batches that change a few rows each; what a filter admits is always of one batch."""
     store = LiveStore(space=SPACE, dim=DIM, block=8)
     store.apply([upsert(id_, 0) for id_ in IDS], positions={}, progress={})
     written = threading.Event()
     failures: list[BaseException] = []
+    steps = [0]
 
     def write() -> None:
-        for number in range(1, 400):
+        number = 0
+        while number < 400 or (steps[0] <= 10 and not written.is_set()):
+            number += 1
             first, second = IDS[number % 40], IDS[(number * 7 + 1) % 40]
             pair = [upsert(id_, number, meta={"pair": number}) for id_ in {first, second}]
             store.apply(pair, positions={}, progress={})
@@ -104,17 +115,27 @@ def test_a_filtered_search_while_rows_are_replaced_by_compaction() -> None:
                 assert {hit.id for hit in hits if hit.version == newest} == pair
             assert len({hit.id for hit in hits}) == len(hits)
 
-    run_all([write], [read, read], written, failures)
+    run_all(store, [write], [read, read], written, failures, steps)
     assert not failures, failures[0]
+    assert steps[0] > 10
 
 
 def run_all(
+    store: LiveStore,
     writers: Sequence[Callable[[], None]],
     readers: Sequence[Callable[[], None]],
     written: threading.Event,
     failures: list[BaseException],
+    steps: list[int],
 ) -> None:
-    """Run all at once; `written` is set when the writers are through, or anyone failed."""
+    """Run all at once, and upkeep; `written` is set when the writers are through, or anyone failed.
+
+    `steps` counts what upkeep did.
+    """
+
+    def keep_up() -> None:
+        while not written.is_set():
+            steps[0] += maintain(store, SMALL)
 
     def guarded(work: Callable[[], None]) -> None:
         try:
@@ -123,6 +144,7 @@ def run_all(
             failures.append(error)
             written.set()
 
+    readers = [*readers, keep_up]
     threads = [threading.Thread(target=guarded, args=[work]) for work in (*readers, *writers)]
     for thread in threads:
         thread.start()

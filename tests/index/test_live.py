@@ -1,104 +1,22 @@
-"""The flat store against a dictionary and numpy, over random histories."""
+"""The live index: versions, deletions, offsets, upkeep, bad input."""
 
 from __future__ import annotations
 
 import random
-import tempfile
 import threading
-from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from index.errors import BadQuery
+from index.growing import Block
 from index.live import LiveStore
-from index.scan import FEW_OUT
-from index.snapshot import load, save
-from index.store import Delete, Upsert
+from index.sealed import Segment
+from index.store import Upsert
+from index.upkeep import Policy, maintain
 
-from .oracle import DIM, NAMES, SPACE, Oracle, assert_same, delete, unit, upsert
-
-IDS = [f"r{number}" for number in range(12)]
-FEW = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
-
-
-def make(block: int = 8) -> LiveStore:
-    return LiveStore(space=SPACE, dim=DIM, block=block)
-
-
-def put(store: LiveStore, *writes: Upsert | Delete) -> None:
-    store.apply(writes, positions={}, progress={})
-
-
-@st.composite
-def write(draw: st.DrawFn, *, partitions: int = 1) -> Upsert | Delete:
-    id_ = draw(st.sampled_from(IDS))
-    version = draw(st.integers(0, 30))
-    partition = draw(st.integers(0, partitions - 1))
-    ts = draw(st.integers(0, 5))
-    if draw(st.integers(0, 3)) == 0:
-        return delete(id_, version, partition=partition, ts=ts)
-    by = draw(st.sets(st.sampled_from(NAMES[1:])))
-    return upsert(id_, version, partition=partition, ts=ts, by=sorted(by))
-
-
-def steps(partitions: int) -> st.SearchStrategy[list[list[Upsert | Delete] | None]]:
-    """Batches of writes; None is a snapshot and a restart from it."""
-    batch = st.lists(write(partitions=partitions), max_size=25)
-    return st.lists(st.one_of(batch, batch, batch, st.none()), max_size=8)
-
-
-@FEW
-@given(st.one_of(steps(1), steps(3)), st.integers(1, 9))
-def test_any_history_answers_like_the_oracle(
-    history: list[list[Upsert | Delete] | None], block: int
-) -> None:
-    store, oracle = make(block), Oracle()
-    with tempfile.TemporaryDirectory() as folder:
-        for number, batch in enumerate(history):
-            if batch is None:
-                info = save(store, Path(folder), generation="g0001")
-                if info is not None:
-                    before = store
-                    store = load(info.path)
-                    assert store.positions == before.positions
-                    assert store.progress == before.progress
-            else:
-                oracle.apply(batch)
-                store.apply(batch, positions={0: number}, progress={0: number * 2})
-                assert store.positions == {**store.positions, 0: number}
-            assert_same(store, oracle, seed=number)
-
-
-@FEW
-@given(st.integers(0, 10**6), st.integers(1, 3))
-def test_replays_in_any_order_end_the_same(seed: int, partitions: int) -> None:
-    """As long as ts does not go back within a partition, order and repeats do not matter."""
-    rng = random.Random(seed)
-    history: list[Upsert | Delete] = []
-    for version in range(40):
-        id_, partition = rng.choice(IDS), rng.randrange(partitions)
-        ts = version // 3
-        history.append(
-            delete(id_, version, partition=partition, ts=ts)
-            if rng.random() < 0.25
-            else upsert(id_, version, partition=partition, ts=ts)
-        )
-    oracle = Oracle()
-    oracle.apply(history)
-    replay = history + rng.choices(history, k=20)
-    rng.shuffle(replay)
-    store = make(4)
-    while replay:
-        size = rng.randint(1, 9)
-        put(store, *replay[:size])
-        replay = replay[size:]
-    assert_same(store, oracle)
+from .histories import IDS, SMALL, Batch, make, put, settle
+from .oracle import DIM, SPACE, Oracle, assert_same, delete, unit, upsert
 
 
 def test_an_older_write_never_wins_and_a_repeated_one_changes_nothing() -> None:
@@ -193,60 +111,152 @@ def test_an_edit_that_fails_half_way_leaves_no_trace(monkeypatch: pytest.MonkeyP
     assert_same(store, oracle)
 
 
-def test_compaction_keeps_memory_in_proportion_and_answers_alike() -> None:
+@pytest.mark.parametrize("wrong", [{"ts": 2**63}, {"version": -(2**63) - 1}, {"partition": 2**31}])
+def test_a_number_too_large_is_refused_and_nothing_of_its_batch_is_applied(
+    wrong: dict[str, int],
+) -> None:
+    store = make()
+    given = {"version": 1, "partition": 0, "ts": 1, **wrong}
+    for write in (upsert("b", **given), delete("b", **given)):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="b: "):
+            put(store, upsert("a", 1), write)
+        assert (len(store), store.get("a"), store.get("b")) == (0, None, None)
+
+
+def test_upkeep_keeps_memory_in_proportion_and_answers_alike() -> None:
     store, oracle = make(8), Oracle()
     rng = random.Random(1)
     for version in range(400):
-        batch: list[Upsert | Delete] = [
-            upsert(rng.choice(IDS), version * 3 + number) for number in range(3)
-        ]
+        batch: Batch = [upsert(rng.choice(IDS), version * 3 + number) for number in range(3)]
         if version % 7 == 0:
             batch.append(delete(rng.choice(IDS), version * 3 + 2))
         oracle.apply(batch)
         put(store, *batch)
+        settle(store)
         stats = store.stats()
-        assert stats["rows"] <= 2 * len(IDS) + 2 * 8
+        # Two blocks that fill up, and segments of which at most 0.3 are dead.
+        assert stats["rows"] <= len(IDS) / (1 - SMALL.most_dead) + 2 * 8
+        assert len(stats["segments"]) <= 6
     assert_same(store, oracle)
-    assert len(store._view.blocks) <= 8  # emptied blocks are used again
 
 
 def test_a_search_goes_on_with_the_view_it_took() -> None:
-    """Compaction and deletions leave the rows of an older view as they were."""
+    """Writes, sealing and merging leave the parts of an older view as they were."""
     store = make(4)
     put(store, *(upsert(id_, 1) for id_ in IDS))
-    before = store._view
-    kept = [published.block.rows[row].id for published in before.blocks for row in range(4)]
+    before = store.view
     for version in range(2, 30):
         put(store, *(upsert(id_, version) for id_ in IDS))
-    for published in before.blocks:
-        assert published.living() == [0, 1, 2, 3]
-        for row in published.living():
-            write = published.block.rows[row]
-            np.testing.assert_array_equal(write.fused, unit(write.id, 0, 1, "fused"))
-    assert kept == IDS
+        maintain(store, SMALL)
+    assert any(isinstance(part.rows, Segment) for part in store.view.parts.values())
+    assert before.alive == before.count == len(IDS)
+    kept = [(part, row) for part in before.parts.values() for row in part.living().tolist()]
+    assert [part.rows.id(row) for part, row in kept] == IDS
+    for part, row in kept:
+        assert isinstance(part.rows, Block)
+        write = part.rows.record(row)
+        np.testing.assert_array_equal(write.fused, unit(write.id, 0, 1, "fused"))
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
-@pytest.mark.parametrize("queries", [1, 16])
-def test_many_rows_that_may_not_be_hits(share: float, queries: int) -> None:
-    """Each of the ways to leave rows out finds the same."""
-    rows = 4 * FEW_OUT
-    store, oracle = make(rows), Oracle()
-    batch: list[Upsert | Delete] = [
-        upsert(f"n{number}", number, meta={"in": number / rows < share}) for number in range(rows)
-    ]
-    batch += [delete(f"n{number}", rows) for number in range(0, rows, 100)]
+def test_a_segment_that_dies_meanwhile_stays_as_an_older_view_saw_it() -> None:
+    store = make(2)
+    put(store, *(upsert(id_, 1) for id_ in IDS))
+    settle(store)
+    before = store.view
+    assert all(isinstance(part.rows, Segment) for part in before.parts.values())
+    put(store, *(delete(id_, 2) for id_ in IDS))
+    assert settle(store)
+    assert (len(store), store.stats()["rows"]) == (0, 0)
+    assert before.alive == before.count == len(IDS)
+    found = {
+        part.rows.id(row): part.rows.record(row)
+        for part in before.parts.values() for row in part.living().tolist()
+    }  # fmt: skip
+    assert set(found) == set(IDS)
+    for id_, write in found.items():
+        np.testing.assert_array_equal(write.fused, unit(id_, 0, 1, "fused"))
+
+
+def test_rows_that_die_while_a_segment_is_written_are_dead_in_it() -> None:
+    """Upserted, deleted, and written anew: each between the copy and its publication."""
+    oracle = Oracle()
+    batch: Batch = [upsert(id_, 1) for id_ in IDS]
+    later: Batch = [upsert("r1", 5), delete("r2", 5), delete("r3", 5), upsert("r3", 6)]
+
+    def meanwhile(name: str) -> None:
+        if name == "segment-publish" and len(oracle.last) and oracle.last["r1"].version == 1:
+            oracle.apply(later)
+            put(store, *later)
+
+    store = LiveStore(space=SPACE, dim=DIM, block=2, failpoint=meanwhile)
     oracle.apply(batch)
     put(store, *batch)
-    queries_BD = np.stack([unit("query", number) for number in range(queries)])
-    for k in (1, 10, 2 * rows):
-        answers = store.search(queries_BD, k=k, filter=lambda meta: bool(meta["in"]))
-        for query_D, hits in zip(queries_BD, answers, strict=True):
-            expected = oracle.search(query_D, k=k, filter={"in": True})
-            assert [hit.id for hit in hits] == [id_ for id_, _ in expected]
-            np.testing.assert_allclose(
-                [hit.score for hit in hits], [score for _, score in expected], atol=1e-5
-            )
+    assert maintain(store, Policy(seal_blocks=2, most_dead=0.9))
+    assert oracle.rows["r1"].version == 5
+    assert store.stats()["dead"] == 3
+    assert_same(store, oracle)
+    settle(store)
+    assert_same(store, oracle)
+
+
+def test_get_finds_a_row_while_it_is_moved() -> None:
+    """Each of 30 rows is there all the time, in ever new segments."""
+    store = make(3)
+    ids = [f"r{number}" for number in range(30)]
+    put(store, *(upsert(id_, 0) for id_ in ids))
+    done = threading.Event()
+    failures: list[BaseException] = []
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        try:
+            while not done.is_set():
+                for id_ in ids:
+                    reached = store.progress.get(0, 0)
+                    row = store.get(id_)
+                    assert row is not None, id_
+                    assert row.version >= reached
+                    np.testing.assert_array_equal(
+                        row.vectors["fused"], unit(id_, 0, row.version, "fused")
+                    )
+                    looks += 1
+        except BaseException as error:  # noqa: BLE001 - reported below
+            failures.append(error)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    moved = 0
+    try:
+        for version in range(1, 60):
+            store.apply(
+                [upsert(id_, version) for id_ in ids], positions={}, progress={0: version}
+            )  # fmt: skip
+            moved += settle(store)
+    finally:
+        done.set()
+        thread.join()
+    assert not failures, failures[0]
+    assert looks > 100
+    assert moved > 50
+
+
+def test_a_sample_is_of_living_rows_each_once() -> None:
+    store, oracle = make(3), Oracle()
+    batch: Batch = [upsert(id_, 1) for id_ in IDS]
+    batch += [delete("r0", 2), upsert("r1", 2), upsert("r2", 3)]
+    oracle.apply(batch)
+    put(store, *batch)
+    for _ in range(2):
+        rows = store.sample(5, seed=3)
+        assert len({row.id for row in rows}) == len(rows) == 5
+        assert {row.id: row.version for row in rows}.items() <= {
+            id_: write.version for id_, write in oracle.rows.items()
+        }.items()
+        everything = store.sample(100)
+        assert sorted(row.id for row in everything) == sorted(oracle.rows)
+        settle(store)
+    assert len({tuple(row.id for row in store.sample(5, seed=s)) for s in range(8)}) > 1
 
 
 def test_equal_scores_come_in_the_order_of_their_ids() -> None:
@@ -278,26 +288,3 @@ def test_an_empty_store_and_no_queries_have_no_hits() -> None:
     put(store, upsert("a", 1, by=["text"]))
     assert store.search(unit("q")[None], k=3, vector="audio") == [[]]
     assert store.search(np.zeros((0, DIM), np.float32), k=3) == []
-
-
-def test_without_a_gpu_asking_for_one_is_refused() -> None:
-    if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus():
-        pytest.skip("there is a GPU")
-    with pytest.raises(ValueError, match="gpu"):
-        LiveStore(space=SPACE, dim=DIM, gpu=True)
-
-
-def test_a_search_uses_the_threads_that_the_store_was_given() -> None:
-    """OpenMP's number is per thread; the search must set it where it runs."""
-    store = LiveStore(space=SPACE, dim=DIM, threads=3)
-    put(store, upsert("a", 1))
-    seen: list[int] = []
-
-    def search() -> None:
-        store.search(unit("q")[None], k=1)
-        seen.append(faiss.omp_get_max_threads())
-
-    thread = threading.Thread(target=search)
-    thread.start()
-    thread.join()
-    assert seen == [3]
