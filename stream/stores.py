@@ -16,6 +16,7 @@ from index.store import VectorStore
 from index.upkeep import Upkeep
 
 from .guard import Known
+from .in_milvus import InMilvus
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,14 @@ class Kept(Protocol):
 def open_kept(
     settings: Settings, model: Model, *, metrics: ServiceMetrics, failpoint: Callable[[str], None]
 ) -> Kept:
-    """The store that the settings name, with what it holds of the model's space."""
+    """The store that the settings name, with what it holds of the model's space.
+
+    Raises:
+        ConfigError: the store is Milvus, and no setting says where.
+        StoreError: Milvus does not answer, or holds another shape of vectors.
+    """
+    if settings.store == "milvus":
+        return InMilvus(settings, model)
     return Local(settings, space=model.space, dim=model.dim, metrics=metrics, failpoint=failpoint)
 
 

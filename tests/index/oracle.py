@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from index.filters import compile_filter
-from index.live import LiveStore
-from index.store import FUSED, Array, Delete, Upsert
+from index.store import FUSED, Array, Delete, Upsert, VectorStore
 
 DIM = 8
 NAMES = (FUSED, "text", "image", "audio")
@@ -90,7 +89,7 @@ class Oracle:
         return [(id_, score) for score, id_ in sorted(scored, reverse=True)[:k]]
 
 
-def assert_same(store: LiveStore, oracle: Oracle, *, seed: int = 0) -> None:
+def assert_same(store: VectorStore, oracle: Oracle, *, seed: int = 0) -> None:
     """The store holds what the oracle holds, and answers alike for every vector name."""
     rows = oracle.rows
     assert len(store) == len(rows)
