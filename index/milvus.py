@@ -156,7 +156,10 @@ class MilvusStore:
                 self._header = header
 
     def clear(self) -> None:
-        """Forget all records, offsets and facts. A crash meanwhile leaves the offsets: clear again."""
+        """Forget all records, offsets and facts.
+
+        A crash meanwhile leaves the old offsets, with fewer records: clear again.
+        """
         with self._writing:
             with errors(f"clearing {self.collection}"):
                 said = f"id != {quoted(HEADER)}"

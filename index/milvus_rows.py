@@ -18,7 +18,8 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import msgpack
@@ -45,7 +46,7 @@ class Header:
     names: tuple[str, ...]
     positions: Mapping[int, int]
     progress: Mapping[int, int]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = dataclass_field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ import pytest
 from index.milvus import MilvusStore
 from index.milvus_client import connect
 from index.milvus_generations import MilvusGenerations
+from index.store import Delete, Upsert
 
 from .oracle import DIM, NAMES, SPACE
 
@@ -41,4 +42,10 @@ def opened(path: Path) -> Iterator[Any]:
 def fresh(client: Any, prefix: str | None = None) -> MilvusStore:
     """An empty store of a deployment of its own."""
     prefix = f"t{uuid.uuid4().hex[:12]}_" if prefix is None else prefix
-    return MilvusGenerations(client, prefix=prefix).open("g0001", space=SPACE, dim=DIM, names=NAMES[1:])
+    return MilvusGenerations(client, prefix=prefix).open(
+        "g0001", space=SPACE, dim=DIM, names=NAMES[1:]
+    )
+
+
+def put(store: MilvusStore, *writes: Upsert | Delete) -> None:
+    store.apply(writes, positions={}, progress={})

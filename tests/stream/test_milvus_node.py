@@ -11,8 +11,8 @@ import pytest
 from encoders.null import NullModel
 from index.client import Client
 from stream.errors import ConfigError
+from stream.in_milvus import InMilvus
 from stream.settings import Settings
-from stream.stores import open_store
 from tests.index.lite import need_lite
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.oracle import check_index
@@ -58,6 +58,7 @@ def test_a_node_that_is_killed_reads_on_from_the_offsets_in_milvus(
             assert after["positions"] == before["positions"]
             # Had it read anything again, those writes would have lost against themselves.
             assert after["ignored"] == 0
+            assert after["rebuilt"] is None
             assert "holds 150 records; reading on from {" in index.tail(50)
             assert not deployment.settings.index_dir.exists()  # no snapshot of ours
 
@@ -69,7 +70,7 @@ def test_a_node_that_is_killed_reads_on_from_the_offsets_in_milvus(
 
 def test_milvus_without_an_address_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="milvus_uri"):
-        open_store(Settings(home=tmp_path, store="milvus"), NullModel(16), lambda name: None)
+        InMilvus(Settings(home=tmp_path, store="milvus"), NullModel(16))
 
 
 def test_the_token_is_not_shown(tmp_path: Path) -> None:
