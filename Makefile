@@ -7,7 +7,7 @@
 # On a machine with a GPU: make demo EXTRAS=gpu,embedded,demo,dev (after make clean).
 
 PYTHON ?= python3
-EXTRAS ?= cpu,embedded,demo,dev
+EXTRAS ?= cpu,embedded,demo,milvus-lite,dev
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin

@@ -6,6 +6,7 @@ BraidIndexError
 │   ├── UnknownGeneration  there is no generation of that name (404)
 │   ├── NotYet          `min_offsets` were not reached in time (412)
 │   └── Busy            the node has as much to do as it takes on (503)
+├── StoreError          the server that keeps the vectors refused, or does not answer (503)
 ├── SnapshotError       no snapshot could be written, or the one named is damaged
 └── ServiceError        the client's view: the query service refused, or does not answer
 """
@@ -66,6 +67,10 @@ class Busy(BadQuery):
 
     def __init__(self, reason: str) -> None:
         super().__init__("request", reason, status=503, retry_after_s=1)
+
+
+class StoreError(BraidIndexError):
+    """The server that keeps the vectors refused a call, or does not answer."""
 
 
 class SnapshotError(BraidIndexError):

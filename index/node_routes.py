@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI
@@ -31,7 +32,7 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
             "progress": {str(n): next_ for n, next_ in sorted(store.progress.items())},
             "payloads": deps.payloads.available,
             "ready": deps.not_ready() is None,
-            **store.stats(),
+            **await asyncio.to_thread(store.stats),  # it may ask a server
             **deps.status(),
         }
 
@@ -49,7 +50,9 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
                 continue  # dropped just now
         return {
             "serving": serving.generation,
-            "generations": [_generation(found[name]) for name in sorted(found)],
+            "generations": [
+                await asyncio.to_thread(_generation, found[name]) for name in sorted(found)
+            ],
         }
 
     @app.get("/healthz", response_model=HealthAnswer, tags=["node"])
@@ -75,7 +78,8 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
     async def metrics() -> Response:
         """Prometheus text."""
         store = deps.store()
-        deps.metrics.rows(len(store), store.stats().get("segments", ()))
+        stats = await asyncio.to_thread(store.stats)
+        deps.metrics.rows(stats["records"], stats.get("segments", ()))
         text = generate_latest(deps.metrics.registry)
         return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
 

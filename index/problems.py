@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,8 +13,10 @@ from starlette.exceptions import HTTPException
 from .answers import ErrorAnswer
 from .bodies import refusal
 from .body_limit import BodyTooLarge
-from .errors import BadQuery, Busy
+from .errors import BadQuery, Busy, StoreError
 from .metrics import ServiceMetrics
+
+log = logging.getLogger(__name__)
 
 MEANINGS = {
     400: "the body cannot be read",
@@ -27,7 +30,7 @@ MEANINGS = {
     429: "too many requests; only where a rate is set; with retry-after",
     500: "the service failed; its log says why",
     501: "this node has no model to embed queries with",
-    503: "too many searches at once; with retry-after",
+    503: "too many searches at once, or the vectors' own server fails; with retry-after",
 }
 
 
@@ -51,6 +54,12 @@ def add_problems(app: FastAPI, metrics: ServiceMetrics) -> None:
     async def bad_query(_: Request, error: BadQuery) -> JSONResponse:
         metrics.refused("busy" if isinstance(error, Busy) else "query")
         return JSONResponse(problem(error.field, error.reason), error.status, _again(error))
+
+    @app.exception_handler(StoreError)
+    async def store_failed(_: Request, error: StoreError) -> JSONResponse:
+        log.error("%s", error)  # which may name hosts: not for the answer
+        reason = "failed: the server that keeps the vectors does not answer as it should"
+        return JSONResponse(problem("store", reason), 503, {"retry-after": "1"})
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -46,7 +46,7 @@ def add_records(app: FastAPI, deps: ServiceDeps) -> None:
     ) -> Any:
         """One record as the index holds it."""
         serving = deps.serving(generation)
-        row = serving.store.get(id)
+        row = await asyncio.to_thread(serving.store.get, id)  # it may ask a server
         if row is None:
             raise unknown_record(id)
         found = await asyncio.to_thread(deps.payloads.get_many, [id])
@@ -74,7 +74,7 @@ def add_records(app: FastAPI, deps: ServiceDeps) -> None:
     )
     async def delete(id: Id) -> Any:
         """Ask for a deletion: a null goes to `records`, and the index follows."""
-        if deps.store().get(id) is None:
+        if await asyncio.to_thread(deps.store().get, id) is None:
             raise unknown_record(id)
         partition, offset = await deps.delete(id)
         return {"id": id, "partition": partition, "offset": offset}

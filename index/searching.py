@@ -180,7 +180,9 @@ async def _find_vectors(asked: Sequence[Asked]) -> None:
         try:
             store = one.serving.store
             if one.kind == "id":
-                one.vector_D, one.model = of_record(store, str(one.body.id), one.body.vector)
+                one.vector_D, one.model = await asyncio.to_thread(
+                    of_record, store, str(one.body.id), one.body.vector
+                )
             else:
                 one.vector_D = _raw(one.body, store)
         except BadQuery as error:

@@ -86,6 +86,7 @@ def index(
     model: Annotated[
         str | None, typer.Option(help="A model folder, or null:16; else the champion.")
     ] = None,
+    store: Annotated[str | None, typer.Option(help="faiss, or milvus (milvus_uri).")] = None,
 ) -> None:
     """Keep the index of a generation and answer queries.
 
@@ -93,7 +94,7 @@ def index(
     """
     from .indexing import run
 
-    run(settings_of(context, http_host=host, http_port=port, model=model))
+    run(settings_of(context, http_host=host, http_port=port, model=model, store=store))
 
 
 @app.command()

@@ -104,6 +104,13 @@ class Settings(BaseSettings):
         30.0, ge=0, description="how often a query is searched exactly, too; 0: never"
     )
     snapshot_every_s: float = Field(30.0, gt=0)
+    store: Literal["faiss", "milvus"] = Field(
+        "faiss", description="where vectors are: in the index node, or in Milvus"
+    )
+    milvus_uri: str | None = Field(
+        None, description="http://host:port, or a path ending in .db for Milvus Lite"
+    )
+    milvus_token: str = Field("", repr=False, description="user:password, or an API key")
     faiss_threads: int = Field(1, ge=1)
     recall: float = Field(
         1.0, gt=0, le=1, description="recall@10 that is enough; 1 keeps search exact"

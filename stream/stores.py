@@ -18,6 +18,7 @@ from index.upkeep import Upkeep
 
 from .errors import ConfigError
 from .guard import Known
+from .in_milvus import InMilvus
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,14 @@ def open_kept(
     failpoint: Callable[[str], None],
     gpu: Gpu | None = None,
 ) -> Kept:
-    """The store that the settings name, with what it holds of the model's space."""
+    """The store that the settings name, with what it holds of the model's space.
+
+    Raises:
+        ConfigError: the store is Milvus, and no setting says where.
+        StoreError: Milvus does not answer, or holds another shape of vectors.
+    """
+    if settings.store == "milvus":
+        return InMilvus(settings, model)
     return Local(settings, space=model.space, dim=model.dim, metrics=metrics, failpoint=failpoint)
 
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from index.filters import compile_filter
-from index.live import LiveStore
-from index.store import FUSED, Array, Delete, Upsert
+from index.store import FUSED, Array, Delete, Upsert, VectorStore
 
 DIM = 8
 NAMES = (FUSED, "text", "image", "audio")
@@ -91,7 +90,7 @@ class Oracle:
 
 
 def assert_same(
-    store: LiveStore, oracle: Oracle, *, seed: int = 0, exact: bool = False, brief: bool = False
+    store: VectorStore, oracle: Oracle, *, seed: int = 0, exact: bool = False, brief: bool = False
 ) -> None:
     """The store holds what the oracle holds, and answers alike for every vector name.
 
@@ -99,6 +98,7 @@ def assert_same(
         exact: ask the store to pass approximate indexes over.
         brief: fewer questions.
     """
+    options: dict[str, Any] = {"exact": True} if exact else {}
     rows = oracle.rows
     assert len(store) == len(rows)
     for id_, last in oracle.last.items():
@@ -118,7 +118,7 @@ def assert_same(
         for filter in (None, {"even": True}, {"version": {"lt": 10}})[: 2 if brief else 3]:
             keep = None if filter is None else compile_filter(filter)
             for k in (3,) if brief else (1, 3, 100):
-                answers = store.search(queries_BD, k=k, vector=name, filter=keep, exact=exact)
+                answers = store.search(queries_BD, k=k, vector=name, filter=keep, **options)
                 for query_D, hits in zip(queries_BD, answers, strict=True):
                     expected = oracle.search(query_D, k=k, vector=name, filter=filter)
                     assert [hit.id for hit in hits] == [id_ for id_, _ in expected]

@@ -1,0 +1,73 @@
+"""The store of one generation in Milvus, which keeps itself: rows, offsets and what was known.
+
+So there is no snapshot and no upkeep, and a node that starts reads on from what Milvus says.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from encoders.types import Model
+from index.errors import StoreError
+from index.milvus_client import connect
+from index.milvus_generations import MilvusGenerations
+
+from .errors import ConfigError
+from .guard import Known
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class InMilvus:
+    """Implements `stream.stores.Kept`.
+
+    Args:
+        settings: say where Milvus is, and name the generation.
+        model: its space, dimension and modalities are the collection's.
+
+    Raises:
+        ConfigError: no setting says where Milvus is.
+        StoreError: it does not answer, or holds another shape of vectors.
+    """
+
+    def __init__(self, settings: Settings, model: Model) -> None:
+        if settings.milvus_uri is None:
+            raise ConfigError(
+                "milvus_uri: is needed with the store milvus: http://host:port of a server, or a "
+                "path ending in .db for Milvus Lite"
+            )
+        client = connect(settings.milvus_uri, token=settings.milvus_token)
+        generations = MilvusGenerations(client, prefix=settings.prefix)
+        self.store = generations.open(
+            settings.generation, space=model.space, dim=model.dim, names=model.modalities
+        )
+        if generations.serving() is None:
+            generations.flip(self.store.collection)  # the first generation serves
+        self.known = Known.parse(self.store.facts)
+        log.info(
+            "Milvus at %s: %s holds %d records; reading on from %s",
+            settings.milvus_uri,
+            self.store.collection,
+            len(self.store),
+            dict(self.store.positions) or "the beginning",
+        )
+
+    def start(self) -> None:
+        """Nothing runs beside."""
+
+    def check(self) -> None:
+        """Nothing that could have ended."""
+
+    def keep(self, known: Known) -> None:
+        """What was known of the topic; rows and offsets are there already."""
+        try:
+            self.store.note(known.plain())
+        except StoreError as error:  # the last word stays; a write that fails ends the process
+            log.error("what is known of the topic was not kept: %s", error)
+
+    def renew(self) -> None:
+        self.store.clear()
+
+    def stop(self) -> None:
+        """The connection ends with the process: `keep` comes after this."""
