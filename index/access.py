@@ -20,8 +20,6 @@ from collections.abc import Callable, Iterable
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .body_limit import drain
-
 SHORTEST_KEY = 16
 MOST_CALLERS = 10_000
 HASHED = "sha256:"
@@ -137,7 +135,6 @@ class Access:
     Puts `charge` into the request's state: a function of how many more queries it holds.
 
     Args:
-        limit: how much of a refused request's body is read and dropped.
         refused: told the reason, to count it.
     """
 
@@ -147,11 +144,9 @@ class Access:
         *,
         keys: ApiKeys | None,
         rate: RateLimit | None,
-        limit: int,
         refused: Callable[[str], None],
     ) -> None:
-        self._app, self._keys, self._rate = app, keys, rate
-        self._limit, self._refused = limit, refused
+        self._app, self._keys, self._rate, self._refused = app, keys, rate, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
@@ -169,8 +164,7 @@ class Access:
             scope.setdefault("state", {})["charge"] = lambda count: self._charge(caller, count)
             await self._app(scope, receive, send)
             return
-        await drain(receive, self._limit)
-        await answer(scope, receive, send)
+        await answer(scope, receive, send)  # at once; the server drops the body, however long
 
     def _key(self, scope: Scope) -> str | None:
         if self._keys is None:

@@ -7,6 +7,7 @@ refused gets {"error": {field, reason}} (`problems`).
 
 from __future__ import annotations
 
+import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
@@ -21,7 +22,15 @@ from .problems import add_problems
 from .record_routes import add_records
 from .search_routes import add_search
 
-__all__ = ["Limits", "QueryInput", "QueryVectors", "ServiceDeps", "Serving", "create_app"]
+__all__ = [
+    "Limits",
+    "QueryInput",
+    "QueryVectors",
+    "ServiceDeps",
+    "Serving",
+    "create_app",
+    "server_config",
+]
 
 VERSION = "1"  # of the calls, not of braid
 GZIP_FROM = 1024  # bytes; a shorter answer would fit one packet anyway
@@ -47,6 +56,25 @@ def create_app(deps: ServiceDeps) -> FastAPI:
     return app
 
 
+def server_config(
+    app: FastAPI, *, host: str, port: int, log_level: str = "warning"
+) -> uvicorn.Config:
+    """How uvicorn serves the application.
+
+    A client's word about its address (`x-forwarded-for`) is not taken, or each request could come
+    from another one and no rate would ever be reached.
+    """
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level=log_level,
+        lifespan="off",
+        proxy_headers=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
 def _add_middleware(app: FastAPI, deps: ServiceDeps) -> None:
     """What is added last meets a request first."""
     limits, refused = deps.limits, deps.metrics.refused
@@ -56,4 +84,4 @@ def _add_middleware(app: FastAPI, deps: ServiceDeps) -> None:
     app.add_middleware(Gunzip, limit=limits.body_bytes)
     app.add_middleware(BodyLimit, limit=limits.body_bytes, refused=refused)
     app.add_middleware(GZipMiddleware, minimum_size=GZIP_FROM, compresslevel=GZIP_LEVEL)
-    app.add_middleware(Access, keys=deps.keys, rate=rate, limit=limits.body_bytes, refused=refused)
+    app.add_middleware(Access, keys=deps.keys, rate=rate, refused=refused)

@@ -25,7 +25,14 @@ from index.generations import GenerationError, Generations
 from index.metrics import ServiceMetrics
 from index.payloads import Payloads
 from index.recall_probe import RecentQueries, probe_for_ever
-from index.service import QueryInput, QueryVectors, ServiceDeps, Serving, create_app
+from index.service import (
+    QueryInput,
+    QueryVectors,
+    ServiceDeps,
+    Serving,
+    create_app,
+    server_config,
+)
 
 from .announcements import check_partitions, first_champion, follow_champion
 from .errors import RegistryError
@@ -160,13 +167,10 @@ class IndexNode:
 
     def _server(self, producer: Producer) -> uvicorn.Server:
         return _Server(
-            uvicorn.Config(
+            server_config(
                 create_app(self._deps(producer)),
                 host=self.settings.http_host,
                 port=self.settings.http_port,
-                log_level="warning",
-                lifespan="off",
-                timeout_graceful_shutdown=5,
             )
         )
 

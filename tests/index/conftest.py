@@ -26,6 +26,7 @@ from index.service import (
     ServiceDeps,
     Serving,
     create_app,
+    server_config,
 )
 
 from .oracle import DIM, SPACE, Oracle, unit, upsert
@@ -90,7 +91,7 @@ class Node:
 @contextmanager
 def serve(app: FastAPI) -> Iterator[str]:
     """The application on a free port of loopback, as long as the context lasts; its address."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off")
+    config = server_config(app, host="127.0.0.1", port=0, log_level="critical")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="service")
     thread.start()

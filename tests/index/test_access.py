@@ -44,6 +44,7 @@ def count(deps: ServiceDeps, reason: str) -> float:
         {"x-api-key": DIGEST.removeprefix("sha256:")},
         {"authorization": KEY},
         {"authorization": f"Basic {KEY}"},
+        {"authorization": f"Digest {KEY}"},  # as long as Bearer
         {"authorization": "Bearer"},
         {"authorization": "Bearer \xff\xfe"},
     ],
@@ -92,9 +93,12 @@ def test_probes_scrapers_and_the_description_need_no_key(locked: tuple[str, Serv
     assert set(described["components"]["securitySchemes"]) == {"bearer", "header"}
 
 
-def test_a_large_body_without_a_key_gets_its_answer(locked: tuple[str, ServiceDeps]) -> None:
+def test_a_large_body_without_a_key_gets_its_answer_and_is_not_kept(
+    locked: tuple[str, ServiceDeps],
+) -> None:
+    size = 300 * MAX_BODY  # more than sockets hold
     with httpx.Client(base_url=locked[0], timeout=20) as http:
-        for content in (b" " * (MAX_BODY - 1), chunks(MAX_BODY)):
+        for content in (b" " * size, chunks(size), b"{}"):
             assert problem(http.post("/v1/search", content=content), 401)
 
 
@@ -183,7 +187,8 @@ def test_who_asks_too_often_is_told_when_to_come_back(node: Node) -> None:
     with serving(node, limits=SLOW) as (url, deps), httpx.Client(base_url=url, timeout=20) as http:
         for _ in range(3):
             assert http.get("/v1/status").status_code == 200
-        answer = http.post("/v1/search", json={"text": "q"})
+        elsewhere = {"x-forwarded-for": "192.0.2.7"}  # said, but not so
+        answer = http.post("/v1/search", json={"text": "q"}, headers=elsewhere)
         assert problem(answer, 429)[0] == "request"
         assert 1 <= int(answer.headers["retry-after"]) <= 100
         assert count(deps, "rate") == 1
