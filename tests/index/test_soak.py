@@ -25,4 +25,4 @@ def test_every_answer_of_a_soak_is_within_the_bounds(
     for name in ("searches/s", "writes/s", "rows looked up"):
         assert figures[name] > 0, figures
     for name in ("seals", "merges", "snapshots", "snapshots compared"):
-        assert figures[name] >= 3, figures
+        assert figures[name] >= 2, figures
