@@ -193,12 +193,14 @@ def load(
 ) -> Restored:
     """One snapshot as a store. Raises SnapshotError if any file is missing, torn or altered."""
     try:
-        return _loaded(path, threads=threads, recall=recall, failpoint=failpoint)
+        return _loaded(path, threads=threads, recall=recall, gpu=gpu, failpoint=failpoint)
     except (OSError, ValueError, LookupError, TypeError) as error:  # unread, or changed meanwhile
         raise SnapshotError(f"{path}: {error!r}") from error
 
 
-def _loaded(path: Path, *, threads: int, recall: float, failpoint: Failpoint) -> Restored:
+def _loaded(
+    path: Path, *, threads: int, recall: float, gpu: Gpu | None, failpoint: Failpoint
+) -> Restored:
     manifest = unsealed_json(path / MANIFEST, FORMAT)
     facts = unsealed_json(path / FACTS, FORMAT)
     if any(facts[name] != manifest[name] for name in ("positions", "progress")):

@@ -89,7 +89,8 @@ def agree(
     for score_N, hits in zip(score_BN, answers, strict=True):
         best_K = np.argsort(-score_N, kind="stable")[:k]
         assert [hit.id for hit in hits] == [f"r{n:05d}" for n in at_N[best_K].tolist()]
-        np.testing.assert_allclose([hit.score for hit in hits], score_N[best_K], rtol=1e-12, atol=1e-15)
+        scores = [hit.score for hit in hits]
+        np.testing.assert_allclose(scores, score_N[best_K], rtol=1e-12, atol=1e-15)
 
 
 CASES = [
