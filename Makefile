@@ -1,5 +1,6 @@
 # make demo    the main job on real input, from nothing
 # make test    the tests, from nothing
+# make soak    the live index under everything at once, for SECONDS=3600; every answer is checked
 # make check   format, lint, types
 # make format  repair format and lint
 # make clean   remove the environment and what the demo left
@@ -9,18 +10,22 @@
 PYTHON ?= python3
 EXTRAS ?= cpu,embedded,demo,milvus-lite,dev
 ARGS ?=
+SECONDS ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := encoders index stream tests benchmarks
 READY := $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: demo test check format clean
+.PHONY: demo test soak check format clean
 
 demo: $(READY)
 	$(BIN)/braid demo $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+soak: $(READY)
+	$(BIN)/python -m tests.index.soak --seconds $(SECONDS)
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)

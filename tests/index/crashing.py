@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import gc
 import json
 import logging
 import os
@@ -36,7 +37,7 @@ POINTS = (
     *(f"snapshot-{step}" for step in ("begin", "files", "manifest", "renamed", "old-gone", "end")),
     *(f"segment-{step}" for step in ("begin", "vectors", "files", "sealed", "publish")),
 )
-BATCHES = 20
+BATCHES = 18
 SAVE_EVERY = 4
 BLOCK = 6
 MOST_PASSES = {"snapshot": 5, "segment": 9}  # fewer than a whole history has
@@ -125,7 +126,7 @@ def in_a_fork(work: tuple[Path, list[Batch], Killer, Path]) -> bool:
 def chain(home: Path, seed: int, point: str) -> int:
     """Lives on one folder until one reaches the end; how many were killed."""
     rng = random.Random(seed)
-    batches = history(seed, batches=BATCHES, ids=25)
+    batches = history(seed, batches=BATCHES, ids=18)
     said = home.with_suffix(".said")
     killed = 0
     while True:
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     faulthandler.enable()
+    gc.freeze()  # forks share what is imported
     logging.disable(logging.WARNING)  # an id in two partitions is said once a store
     killed: Counter[str] = Counter()
     more = 0

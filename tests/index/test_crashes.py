@@ -17,6 +17,7 @@ RUNS = 200
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_process_killed_anywhere_comes_back_as_the_oracle(tmp_path: Path) -> None:
     """What a killed process wrote survives it, synced or not: memory serves as the disk here."""
     memory = Path("/dev/shm")
