@@ -20,12 +20,14 @@ import uvicorn
 from encoders.embedder import Embedder, load
 from encoders.errors import BadInput
 from encoders.types import Model, Sample
+from index.arrivals import Arrivals
 from index.errors import BadQuery, UnknownGeneration
 from index.generations import GenerationError, Generations
 from index.metrics import ServiceMetrics
 from index.payloads import Payloads
 from index.recall_probe import RecentQueries, probe_for_ever
 from index.service import QueryInput, QueryVectors, ServiceDeps, Serving, create_app
+from index.shelf import Shelf
 
 from .announcements import check_partitions, first_champion, follow_champion
 from .errors import RegistryError
@@ -33,6 +35,7 @@ from .failpoints import Failpoints
 from .models import Champion, Registry
 from .producer import Producer
 from .reader import Reader
+from .rebuild import Rebuilder
 from .settings import Settings
 from .stores import gpu_for, open_kept
 from .topics import ensure
@@ -49,10 +52,14 @@ class _Server(uvicorn.Server):
 
 
 class Generation:
-    """One generation on this node: its reader, its store, and what embeds its queries."""
+    """One generation on this node: its reader, its store, and what embeds its queries.
 
-    def __init__(self, name: str, model: Model, reader: Reader) -> None:
-        self.name, self.reader = name, reader
+    Args:
+        arrivals: what the reader has applied last.
+    """
+
+    def __init__(self, name: str, model: Model, reader: Reader, arrivals: Arrivals) -> None:
+        self.name, self.reader, self.arrivals = name, reader, arrivals
         self.embedder = Embedder(model)
         self.stopping = asyncio.Event()
 
@@ -63,6 +70,7 @@ class Generation:
             encode=self._encode,
             encode_many=self._encode_many,
             model=self.embedder.model.name,
+            arrivals=self.arrivals,
         )
 
     async def _encode(self, query: QueryInput) -> QueryVectors:
@@ -98,6 +106,7 @@ class IndexNode:
         self.registry = Registry(settings.models_dir, base=settings.model_name)
         self._failpoint = Failpoints.from_environment()
         self._payloads = Payloads(settings.redis_url)
+        self._rebuilder = Rebuilder(settings)
         self._metrics = ServiceMetrics()
         self._gpu = gpu_for(settings)
         self._recent = RecentQueries()
@@ -140,6 +149,7 @@ class IndexNode:
                 await asyncio.wait({served, *for_ever, *readers}, timeout=30)
                 for name in self.generations.names:
                     self.generations.get(name).embedder.close()
+                await asyncio.to_thread(self._rebuilder.close)
 
     def _background(self) -> list[asyncio.Task[None]]:
         """What runs beside, until it is cancelled."""
@@ -175,8 +185,15 @@ class IndexNode:
         kept = open_kept(
             settings, model, metrics=self._metrics, failpoint=self._failpoint, gpu=self._gpu
         )
-        reader = Reader(settings, kept, metrics=self._metrics, failpoint=self._failpoint)
-        return Generation(name, model, reader)
+        arrivals = Arrivals()
+        reader = Reader(
+            settings,
+            kept,
+            metrics=self._metrics,
+            failpoint=self._failpoint,
+            applied=arrivals.applied,
+        )
+        return Generation(name, model, reader, arrivals)
 
     async def _read(self, generation: Generation) -> None:
         await generation.reader.run(self._partitions, generation.stopping)
@@ -223,6 +240,8 @@ class IndexNode:
             keys=self._keys,
             limits=self.settings.limits(),
             recent=self._recent,
+            shelf=Shelf(self._payloads, budget=self.settings.media_bytes),
+            rebuild=self._rebuilder.rebuild,
         )
 
     def _not_ready(self) -> str | None:
