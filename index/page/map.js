@@ -17,6 +17,7 @@ let added = new Map(); // id -> record, arrived since the drawing was made
 let hits = new Map(); // id -> {x, y, rank, record}
 let pulses = [];
 let colourBy = ALL;
+let byHand = false; // whether somebody has chosen what to colour by
 const painted = new Map(); // field -> choice -> the number of its colour, which it keeps
 let only = null; // the one choice that the legend shows
 let hovered = null;
@@ -33,7 +34,10 @@ export function prepareMap({ opened, fieldsFound }) {
   $("zoom-in").onclick = () => view.zoom(1.5);
   $("zoom-out").onclick = () => view.zoom(1 / 1.5);
   $("zoom-fit").onclick = () => view.fit();
-  $("colour").onchange = (event) => colour(drawing.fields[event.target.value] ?? ALL);
+  $("colour").onchange = (event) => {
+    byHand = true;
+    colour(drawing.fields[event.target.value] ?? ALL);
+  };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view.redraw());
 }
 
@@ -120,7 +124,7 @@ export function light(id) {
 function choices() {
   const same = drawing.fields.findIndex((field) => field.kind === colourBy.kind && field.name === colourBy.name && field.choices.length);
   const first = drawing.fields.findIndex((field) => field.choices.length > 1);
-  const chosen = same >= 0 ? same : colourBy === ALL ? first : -1;
+  const chosen = same >= 0 ? same : byHand ? -1 : first;
   const options = drawing.fields.map((field, place) =>
     field.choices.length ? el("option", { value: place }, field.kind === "predicted" ? `${field.name}, predicted` : field.name) : null,
   );

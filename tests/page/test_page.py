@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 from playwright.sync_api import FilePayload, Page, Route, expect
@@ -300,6 +301,69 @@ def test_it_fits_a_phone(site: Site, tab: Page, width: int) -> None:
                          .map((n) => n.outerHTML)"""
     )
     assert small == []  # a finger must hit it
+
+
+CONTRAST = """() => {
+    const numbers = (colour) => {
+        const canvas = document.createElement("canvas");
+        const context = canvas.getContext("2d", {willReadFrequently: true});
+        context.fillStyle = colour;
+        context.fillRect(0, 0, 1, 1);
+        const [r, g, b, a] = context.getImageData(0, 0, 1, 1).data;
+        return [r, g, b, a / 255];
+    };
+    const over = (top, below) => [0, 1, 2].map((i) => top[i] * top[3] + below[i] * (1 - top[3]));
+    const behind = (node) => {
+        if (node === null) return numbers("white");
+        const own = numbers(getComputedStyle(node).backgroundColor);
+        return own[3] === 1 ? own : [...over(own, behind(node.parentElement)), 1];
+    };
+    const light = (colour) => colour.slice(0, 3).reduce((sum, value, i) => {
+        const c = value / 255;
+        const linear = c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+        return sum + [0.2126, 0.7152, 0.0722][i] * linear;
+    }, 0);
+    const weak = new Set();
+    let looked = 0;
+    for (const node of document.body.querySelectorAll("*")) {
+        const own = [...node.childNodes].filter((child) => child.nodeType === Node.TEXT_NODE);
+        const text = own.map((child) => child.data).join("");
+        if (!text.trim() || !node.checkVisibility({visibilityProperty: true})) continue;
+        if (node.closest(".hidden, .skip, dialog:not([open])")) continue;
+        const style = getComputedStyle(node);
+        if (parseFloat(style.fontSize) === 0) continue;
+        looked += 1;
+        const [a, b] = [light(numbers(style.color)), light(behind(node))];
+        const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        if (ratio < 4.5) weak.add(`${node.className || node.tagName}: ${ratio.toFixed(2)} ${text}`);
+    }
+    return [looked, [...weak]];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_is_easy_to_read(
+    site: Site, tab: Page, scheme: Literal["light", "dark"]
+) -> None:
+    """A contrast of 4.5 and more, WCAG 2.2's AA, whatever its size."""
+    site.fill()
+    site.put("spoken", None, None, tone("red"), predicted={"mood": "calm"}, meta={"lang": "en"})
+    site.put("words", "only words, no picture", meta={"lang": "en"})
+    tab.emulate_media(color_scheme=scheme)
+    opened(tab, site)
+    ask(tab, "red")
+    tab.click("#filter-button")
+    tab.locator("#filters").get_by_role("button", name=re.compile("^en")).click()
+    expect(tab.locator(CARD)).to_have_count(5)
+    drawn(tab, 0)
+    looked, weak = tab.evaluate(CONTRAST)
+    assert looked > 60
+    assert weak == []
+    tab.keyboard.press("Escape")  # closes the filters
+    tab.keyboard.press("Escape")
+    site.put("new", "has just come")
+    expect(tab.locator(CARD).first).to_have_attribute("data-id", "new")
+    assert tab.evaluate(CONTRAST)[1] == []
 
 
 def test_nothing_yet(site: Site, tab: Page) -> None:
