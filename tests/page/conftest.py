@@ -6,15 +6,14 @@ Its model is a toy that a test can read: colours are directions. Everything else
 from __future__ import annotations
 
 import io
-import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
 from encoders.config import Limits
@@ -26,6 +25,7 @@ from index.shelf import Shelf
 from index.showing import Rebuilt
 from index.store import Array, Delete, Upsert
 from stream.media import media_of
+from tests.index.conftest import serve as serve_app
 from tests.stream.conftest import tone
 
 DIM = 4
@@ -181,30 +181,22 @@ def site(valkey: str) -> Iterator[Site]:
 
 
 def serve(site: Site) -> Iterator[Site]:
-    app = create_app(
-        ServiceDeps(
-            serving=site.serving,
-            payloads=site.payloads,
-            delete=site.delete,
-            status=site.status,
-            not_ready=lambda: site.not_ready,
-            shelf=site.shelf,
-            rebuild=site.rebuild,
-        )
-    )
-    config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="critical", lifespan="off",
-        timeout_graceful_shutdown=1,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, name="page")
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the service did not start"
-        threading.Event().wait(0.01)
-    site.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    try:
+    with serving(site) as site.url:
         yield site
-    finally:
-        server.should_exit = True
-        thread.join()
+
+
+@contextmanager
+def serving(site: Site, **options: Any) -> Iterator[str]:
+    """The site on a free port; its address. `options` are of ServiceDeps."""
+    deps = ServiceDeps(
+        serving=site.serving,
+        payloads=site.payloads,
+        delete=site.delete,
+        status=site.status,
+        not_ready=lambda: site.not_ready,
+        shelf=site.shelf,
+        rebuild=site.rebuild,
+        **options,
+    )
+    with serve_app(create_app(deps)) as url:
+        yield url

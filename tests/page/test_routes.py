@@ -11,10 +11,12 @@ import pytest
 import soundfile
 from PIL import Image
 
+from index.access import ApiKeys
+from index.service import Limits
 from index.store import Delete
 from tests.stream.conftest import tone
 
-from .conftest import Site, picture
+from .conftest import Site, picture, serving
 
 pytestmark = pytest.mark.redis
 
@@ -170,3 +172,19 @@ def test_hits_say_what_matched(site: Site, http: httpx.Client) -> None:
     hit = http.post("/v1/search", json={"id": "red-0", "k": 1}).json()["hits"][0]
     assert (hit["id"], hit["modalities"]) == ("red-0", ["audio", "image", "text"])
     assert hit["labels"] == {"colour": "red"}
+
+
+def test_what_the_page_asks_by_itself_costs_no_query(site: Site) -> None:
+    """Twenty-four pictures and a look at the counters are not twenty-five searches."""
+    site.fill()
+    limits = Limits(rate_per_s=0.001, burst=2)
+    keys = ApiKeys(["long-enough-a-key"])
+    with serving(site, limits=limits, keys=keys) as url, httpx.Client(base_url=url) as http:
+        assert http.get("/").status_code == 200
+        assert http.get("/v1/live").status_code == 401
+        http.headers["authorization"] = "Bearer long-enough-a-key"
+        for _ in range(10):
+            assert http.get("/v1/thumb", params={"id": "red-0"}).status_code == 200
+            assert http.get("/v1/live").status_code == 200
+        asked = [http.post("/v1/search", json={"text": "red"}).status_code for _ in range(3)]
+        assert asked == [200, 200, 429]
