@@ -14,7 +14,8 @@ const ALL = { kind: "none", name: "", choices: [], of: [] };
 
 let drawing = { revision: 0, ids: [], x: [], y: [], ts: [], version: [], fields: [] };
 let added = new Map(); // id -> record, arrived since the drawing was made
-let hits = new Map(); // id -> {x, y, rank, record}
+let wanted = []; // the records of the last search, best first
+let hits = new Map(); // those of them that have a place: id -> {x, y, rank, record}
 let pulses = [];
 let colourBy = ALL;
 let byHand = false; // whether somebody has chosen what to colour by
@@ -67,7 +68,7 @@ export async function loadMap({ now = false } = {}) {
   $("nomap").hidden = found.ids.length > 0;
   choices();
   onFields(found.fields);
-  if (hits.size) await showHits([...hits.values()].map((hit) => hit.record));
+  if (wanted.length) await showHits(wanted);
   view.redraw();
 }
 
@@ -85,6 +86,7 @@ function frameOf(x, y) {
 
 // Ring these on the map, the best first.
 export async function showHits(records) {
+  wanted = records;
   const found = new Map();
   const elsewhere = [];
   records.forEach((record, rank) => {
@@ -93,13 +95,18 @@ export async function showHits(records) {
     else found.set(record.id, { x: drawing.x[place], y: drawing.y[place], rank, record });
   });
   hits = found;
-  view.redraw();
+  ringed();
   if (!elsewhere.length || !drawing.revision) return;
   const answer = await call("/v1/map", { body: { ids: elsewhere.map(({ record }) => record.id) } });
   for (const { record, rank } of elsewhere) {
     const at = answer.places[record.id];
     if (at && hits === found) found.set(record.id, { x: at[0], y: at[1], rank, record });
   }
+  ringed();
+}
+
+function ringed() {
+  $("map").dataset.ringed = hits.size; // a canvas tells nothing else of what it shows
   view.redraw();
 }
 

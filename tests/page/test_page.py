@@ -167,6 +167,7 @@ def test_filters_and_links(site: Site, tab: Page) -> None:
     opened(tab, site, link)
     expect(tab.locator(CARD)).to_have_count(6)
     assert ids(tab) == seen
+    expect(tab.locator("#map")).to_have_attribute("data-ringed", "6")
     expect(tab.locator("#words")).to_have_value("red")
     expect(tab.locator("#active")).to_contain_text("lang: de, fr")
     tab.locator("#active").get_by_role("button").click()
@@ -271,6 +272,7 @@ def test_our_own_policy_refuses_a_foreign_script(
             const script = document.createElement("script");
             script.textContent = "window.ran = true";
             document.body.append(script);
+            if (window.ran) resolve("it ran");
         })"""
     )
     assert ran.startswith("script-src")
