@@ -8,7 +8,8 @@ Shapes: B pictures, C channels, H and W sides, F features.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,19 @@ def decode_image(data: bytes, side: int, limits: Limits) -> Array:
     Raises:
         BadInput: not one of `FORMATS`, too many pixels, truncated or broken.
     """
+    with open_image(data, side, limits) as picture:
+        return _on_white(upright(picture), side)
+
+
+@contextmanager
+def open_image(data: bytes, side: int, limits: Limits) -> Iterator[Image.Image]:
+    """A picture file, opened and not yet decoded, to be shown at most `side` pixels wide and high.
+
+    What goes wrong while it is decoded inside the block becomes BadInput too.
+
+    Raises:
+        BadInput: as `decode_image`.
+    """
     limit = limits.image_pixels
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
@@ -44,7 +58,7 @@ def decode_image(data: bytes, side: int, limits: Limits) -> Array:
             if width * height > limit:
                 raise BadInput("image", f"{width}x{height} pixels, the limit is {limit} pixels")
             picture.draft("RGB", (2 * side, 2 * side))  # lets a JPEG be decoded at a smaller scale
-            return _on_white(_straight(picture), side)
+            yield picture
     except BadInput:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -55,16 +69,16 @@ def decode_image(data: bytes, side: int, limits: Limits) -> Array:
         raise BadInput("image", f"does not decode: {type(error).__name__}: {error}") from error
 
 
-def _straight(picture: Image.Image) -> Image.Image:
+def upright(picture: Image.Image) -> Image.Image:
     """`picture` upright, as RGB or RGBA with 8 bits."""
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode.startswith("I") or upright.mode == "F":  # 16 or 32 bits a pixel
-        grey = np.asarray(upright, dtype=np.float64)
-        top = max(float(grey.max(initial=0.0)), 1.0) if upright.mode == "F" else 65535.0
+    straight = ImageOps.exif_transpose(picture)
+    if straight.mode.startswith("I") or straight.mode == "F":  # 16 or 32 bits a pixel
+        grey = np.asarray(straight, dtype=np.float64)
+        top = max(float(grey.max(initial=0.0)), 1.0) if straight.mode == "F" else 65535.0
         scaled = np.clip(np.nan_to_num(grey) * (255.0 / top), 0.0, 255.0)
-        upright = Image.fromarray(scaled.astype(np.uint8))
-    transparent = "A" in upright.getbands() or "transparency" in upright.info
-    return upright.convert("RGBA" if transparent else "RGB")
+        straight = Image.fromarray(scaled.astype(np.uint8))
+    transparent = "A" in straight.getbands() or "transparency" in straight.info
+    return straight.convert("RGBA" if transparent else "RGB")
 
 
 def _on_white(picture: Image.Image, side: int) -> Array:

@@ -79,6 +79,10 @@ def _digest(key: str, number: int) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
+# What the page asks for by itself, a hundred times a look: no query is embedded or searched.
+UNCOUNTED = frozenset(f"/v1/{name}" for name in ("live", "map", "shown", "snippet", "thumb"))
+
+
 class RateLimit:
     """A token bucket for each caller, in this process.
 
@@ -155,7 +159,8 @@ class Access:
         caller = self._key(scope)
         unknown = caller is None and self._keys is not None
         caller = caller or _address(scope)
-        wait_s = self._rate.wait_s(caller) if self._rate is not None else 0.0
+        counted = unknown or scope["path"] not in UNCOUNTED
+        wait_s = self._rate.wait_s(caller) if counted and self._rate is not None else 0.0
         if wait_s:
             answer = self._too_often(wait_s)
         elif unknown:

@@ -21,7 +21,7 @@ class ErrorAnswer(BaseModel):
 
 
 class Answered(BaseModel):
-    """One hit. `text` and `uri` are null when Redis does not have them."""
+    """One hit. `text`, `uri`, `labels` and `predicted` are null when Redis does not have them."""
 
     id: str
     score: float = Field(description="inner product of unit vectors, in [-1, 1]")
@@ -31,6 +31,11 @@ class Answered(BaseModel):
     model: str = Field(description="the model that embedded the record")
     version: int = Field(description="the record's offset in `records`")
     partition: int
+    labels: dict[str, Any] | None = Field(None, description="as the producer gave them")
+    predicted: dict[str, Any] | None = Field(None, description="by task, as it was embedded")
+    ts: int | None = Field(None, description="milliseconds since 1970")
+    modalities: list[str] = Field([], description="what the record holds")
+    matched: str | None = Field(None, description="the modality that is nearest to the query")
 
 
 class SearchAnswer(BaseModel):

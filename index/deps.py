@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .access import ApiKeys
+from .arrivals import Arrivals
 from .gate import Gate
 from .metrics import ServiceMetrics
 from .payloads import Payloads
 from .recall_probe import RecentQueries
+from .shelf import Shelf
+from .showing import Rebuild
 from .store import Array, VectorStore
 
 MIB = 1024 * 1024
@@ -55,6 +58,7 @@ class Serving:
         encode_many: embeds several at once with one model, in their order; raises BadQuery if
             any of them cannot be used. None: they are embedded one at a time.
         model: the model that embeds queries now, for `/v1/generations`.
+        arrivals: the last writes to the store, for the page.
     """
 
     generation: str
@@ -62,6 +66,7 @@ class Serving:
     encode: Encode | None = None
     encode_many: EncodeMany | None = None
     model: str | None = None
+    arrivals: Arrivals | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +112,8 @@ class ServiceDeps:
         generations: names of all generations here; without it there is the serving one only.
         keys: who may ask; None for everyone.
         recent: where queries are kept for the recall probe.
+        shelf: thumbnails and snippets; None looks where `payloads` are.
+        rebuild: makes what is shown of a record again from `records`.
     """
 
     serving: Callable[[str | None], Serving]
@@ -119,6 +126,8 @@ class ServiceDeps:
     metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
     limits: Limits = field(default_factory=Limits)
     recent: RecentQueries = field(default_factory=RecentQueries)
+    shelf: Shelf | None = None
+    rebuild: Rebuild | None = None
 
     def store(self) -> VectorStore:
         """The store of the serving generation."""

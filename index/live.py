@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .errors import BadQuery
 from .filters import Filter
@@ -26,7 +27,7 @@ from .gpu import Gpu
 from .growing import Block
 from .merging import Answer, merge
 from .parts import Edit, Mask, Part, View
-from .places import GONE, Last, Places, split
+from .places import GONE, Int64, Last, Places, split
 from .scan import Ask, Candidates, scan, wanted
 from .sealed import Recipe, Segment
 from .store import FUSED, Array, Delete, Hit, Row, Upsert
@@ -223,19 +224,22 @@ class LiveStore:
             return None if place is None or place == GONE else self._at(self.view, place, id)
 
     def sample(self, limit: int, *, seed: int = 0) -> list[Row]:
-        """See VectorStore.sample."""
+        """See VectorStore.sample: those whose slots, which ids keep, have the smallest hashes."""
         view = self.view
         living = [(part, part.living()) for part in view.parts.values() if part.alive]
-        total = sum(len(rows) for _, rows in living)
-        rng = np.random.default_rng(seed)
-        chosen = np.sort(rng.permutation(total)[:limit])
-        found: list[Row] = []
-        first = 0
-        for part, rows in living:
-            mine = chosen[(chosen >= first) & (chosen < first + len(rows))] - first
-            found += [_row(part.rows.record(row)) for row in rows[mine].tolist()]
-            first += len(rows)
-        return found
+        hashes = [_mixed(part.rows.slots[rows], seed) for part, rows in living]
+        if sum(map(len, hashes)) > limit > 0:
+            last = np.partition(np.concatenate(hashes), limit - 1)[limit - 1]
+            living = [
+                (part, rows[hashed <= last])
+                for (part, rows), hashed in zip(living, hashes, strict=True)
+            ]
+        return [
+            _row(part.rows.record(row))
+            for part, rows in living
+            if limit > 0
+            for row in rows.tolist()
+        ]
 
     def stats(self) -> dict[str, Any]:
         view = self.view
@@ -360,6 +364,14 @@ def _check_numbers(write: Upsert | Delete) -> None:
 def _advance(offsets: dict[int, int], by: Mapping[int, int]) -> None:
     for number, next_ in by.items():
         offsets[number] = max(next_, offsets.get(number, 0))
+
+
+def _mixed(slots_N: Int64, seed: int) -> npt.NDArray[np.uint64]:
+    """A number for each slot that looks random and no other slot has (the mixer of SplitMix64)."""
+    mixed_N = slots_N.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed_N = (mixed_N ^ (mixed_N >> np.uint64(shift))) * np.uint64(factor)
+    return mixed_N ^ (mixed_N >> np.uint64(31))
 
 
 def _row(write: Upsert) -> Row:

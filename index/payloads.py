@@ -1,4 +1,6 @@
-"""What a hit needs to be shown, in Redis: text, links, a thumbnail. Never the only copy.
+"""What a hit needs to be shown, in Redis: text, links, labels. Never the only copy.
+
+Thumbnails and snippets are kept beside, by `index.shelf`, which may drop them for others.
 
 Nothing here raises and nothing waits long: without Redis hits come without these, and say so.
 """
@@ -24,11 +26,12 @@ RETRY_S = 2.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Payload:
-    """What is shown of one record."""
+    """What is shown of one record: its labels as given, and by task what was predicted."""
 
     text: str | None = None
     uri: Mapping[str, str] = field(default_factory=dict)
-    thumb: bytes | None = None
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    predicted: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Payloads:
@@ -63,13 +66,21 @@ class Payloads:
         def put(client: redis.Redis) -> Any:
             return client.mset({KEY + id_: _pack(payload) for id_, payload in payloads.items()})
 
-        return self._try(put) is not None
+        return self.ask(put) is not None
+
+    def add(self, id: str, payload: Payload) -> bool:
+        """Write one payload if there is none, which may be newer; whether Redis answered."""
+
+        def add(client: redis.Redis) -> Any:
+            return client.set(KEY + id, _pack(payload), nx=True) or False
+
+        return self.ask(add) is not None
 
     def get_many(self, ids: Sequence[str]) -> dict[str, Payload] | None:
         """Payloads of the ids that have one; None when Redis does not answer."""
         if not ids:
             return {}
-        found = self._try(lambda client: client.mget([KEY + id_ for id_ in ids]))
+        found = self.ask(lambda client: client.mget([KEY + id_ for id_ in ids]))
         if found is None:
             return None
         return {
@@ -82,9 +93,10 @@ class Payloads:
         """Forget payloads; whether Redis did."""
         if not ids:
             return True
-        return self._try(lambda client: client.delete(*[KEY + id_ for id_ in ids])) is not None
+        return self.ask(lambda client: client.delete(*[KEY + id_ for id_ in ids])) is not None
 
-    def _try(self, call: Callable[[redis.Redis], Any]) -> Any | None:
+    def ask(self, call: Callable[[redis.Redis], Any]) -> Any | None:
+        """What `call` gets from Redis; None when it does not answer, or is left alone."""
         if self._client is None:
             return None
         with self._lock:
@@ -113,7 +125,12 @@ class Payloads:
 
 def _pack(payload: Payload) -> bytes:
     packed: bytes = msgpack.packb(
-        {"text": payload.text, "uri": dict(payload.uri), "thumb": payload.thumb}
+        {
+            "text": payload.text,
+            "uri": dict(payload.uri),
+            "labels": dict(payload.labels),
+            "predicted": dict(payload.predicted),
+        }
     )
     return packed
 
@@ -122,11 +139,16 @@ def _unpack(raw: bytes) -> Payload | None:
     """None for a value that something else wrote: the hit is shown without it."""
     try:
         value = msgpack.unpackb(raw)
-        text, uri, thumb = value["text"], value["uri"], value.get("thumb")
+        text, uri = value["text"], value["uri"]
+        labels, predicted = value.get("labels", {}), value.get("predicted", {})
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException):
         return None
-    if not isinstance(text, str | None) or not isinstance(uri, dict):
+    if not isinstance(text, str | None):
+        return None
+    if not all(isinstance(names, dict) for names in (uri, labels, predicted)):
         return None
     if not all(isinstance(part, str) for pair in uri.items() for part in pair):
         return None
-    return Payload(text=text, uri=uri, thumb=thumb)
+    if not all(isinstance(name, str) for name in (*labels, *predicted)):
+        return None
+    return Payload(text=text, uri=uri, labels=labels, predicted=predicted)

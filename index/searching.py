@@ -21,7 +21,7 @@ from .errors import BadQuery, NotYet, SpaceMismatch
 from .filters import compile_filter
 from .payloads import Payload
 from .requests import Kind, SearchBody
-from .store import Array, Hit, VectorStore, is_exact
+from .store import FUSED, Array, Hit, Row, VectorStore, is_exact
 
 POLL_S = 0.01
 ENCODE_AT_ONCE = 4  # queries of one batch, where the node embeds them one at a time
@@ -71,10 +71,14 @@ async def answer(
             await _search(deps, asked)
     payloads = await asyncio.to_thread(deps.payloads.get_many, _ids(asked))
     took_ms = round((time.perf_counter() - began) * 1000, 3)
-    return [
-        place if isinstance(place, BadQuery) else _shown(place, payloads, took_ms)
-        for place in places
-    ]
+
+    def all_shown() -> list[Outcome]:
+        return [
+            place if isinstance(place, BadQuery) else _shown(place, payloads, took_ms)
+            for place in places
+        ]
+
+    return await asyncio.to_thread(all_shown)  # each hit's row is looked up
 
 
 def of_record(store: VectorStore, id: str, vector: str) -> tuple[Array, str]:
@@ -92,17 +96,39 @@ def unknown_record(id: str) -> BadQuery:
     return BadQuery("id", f"no record {id[:256]!r}", status=404)
 
 
-def shown(hit: Hit, payload: Payload | None) -> dict[str, Any]:
-    """A hit as the answer shows it."""
+def shown(hit: Hit, payload: Payload | None, row: Row | None, asked: Asked) -> dict[str, Any]:
+    """A hit as the answer shows it. `row` is None if it was deleted since the search.
+
+    `matched` is the modality that was searched; in a search by fused vectors that whose own
+    vector is nearest to the query.
+    """
+    by = {} if row is None else {n: v for n, v in row.vectors.items() if n != FUSED}
+    query_D, vector = asked.vector_D, asked.body.vector
+    assert query_D is not None
+    nearest = max(by, key=lambda name: float(by[name] @ query_D), default=None)
     return {
         "id": hit.id,
         "score": hit.score,
-        "text": payload.text if payload else None,
-        "uri": dict(payload.uri) if payload else None,
         "meta": dict(hit.meta),
         "model": hit.model,
         "version": hit.version,
         "partition": hit.partition,
+        **described(payload),
+        "ts": None if row is None else row.ts,
+        "modalities": sorted(by),
+        "matched": vector if vector in by else nearest,
+    }
+
+
+def described(payload: Payload | None) -> dict[str, Any]:
+    """A payload's fields in an answer; null where there is none."""
+    if payload is None:
+        return {"text": None, "uri": None, "labels": None, "predicted": None}
+    return {
+        "text": payload.text,
+        "uri": dict(payload.uri),
+        "labels": dict(payload.labels),
+        "predicted": dict(payload.predicted),
     }
 
 
@@ -299,7 +325,9 @@ def _shown(one: Asked, payloads: Mapping[str, Payload] | None, took_ms: float) -
     assert one.as_of is not None
     store = one.serving.store
     return {
-        "hits": [shown(hit, (payloads or {}).get(hit.id)) for hit in one.hits],
+        "hits": [
+            shown(hit, (payloads or {}).get(hit.id), store.get(hit.id), one) for hit in one.hits
+        ],
         "model": one.model,
         "space": store.space,
         "generation": one.serving.generation,

@@ -18,6 +18,7 @@ from .deps import Gates, Limits, QueryInput, QueryVectors, ServiceDeps, Serving
 from .docs_page import add_docs
 from .node_routes import add_node
 from .openapi import describe
+from .page_routes import add_page
 from .problems import add_problems
 from .record_routes import add_records
 from .search_routes import add_search
@@ -52,6 +53,7 @@ def create_app(deps: ServiceDeps) -> FastAPI:
     add_records(app, deps)
     add_node(app, deps)
     add_docs(app)
+    add_page(app, deps)
     describe(app, keys=deps.keys is not None)
     return app
 

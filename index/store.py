@@ -121,6 +121,14 @@ class VectorStore(Protocol):
 
     def get(self, id: str) -> Row | None: ...
 
+    def sample(self, limit: int, *, seed: int = 0) -> list[Row]:
+        """Up to `limit` living records, all of them if there are no more, in no promised order.
+
+        For the same seed the same records, as far as they live: what comes and goes changes the
+        sample by little.
+        """
+        ...
+
     def stats(self) -> dict[str, Any]: ...
 
 

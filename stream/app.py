@@ -81,7 +81,7 @@ class EmbedService(Service):
         await check_partitions(settings, partitions)
         model = await self._first_model()
         self._slot = claim_slot(settings)
-        self._showcase = RedisShowcase(settings.redis_url)
+        self._showcase = RedisShowcase(settings.redis_url, media_bytes=settings.media_bytes)
         self._heartbeat = Heartbeat(settings, self._slot.name, self.metrics)
         if settings.metrics_port is not None:
             metrics_.serve(self.metrics, settings.metrics_host, settings.metrics_port)

@@ -20,6 +20,7 @@ import uvicorn
 from encoders.embedder import Embedder, load
 from encoders.errors import BadInput
 from encoders.types import Model, Sample
+from index.arrivals import Arrivals
 from index.errors import BadQuery, UnknownGeneration
 from index.generations import GenerationError, Generations
 from index.metrics import ServiceMetrics
@@ -33,6 +34,7 @@ from index.service import (
     create_app,
     server_config,
 )
+from index.shelf import Shelf
 
 from .announcements import check_partitions, first_champion, follow_champion
 from .errors import RegistryError
@@ -40,6 +42,7 @@ from .failpoints import Failpoints
 from .models import Champion, Registry
 from .producer import Producer
 from .reader import Reader
+from .rebuild import Rebuilder
 from .settings import Settings
 from .stores import gpu_for, open_kept
 from .topics import ensure
@@ -56,10 +59,14 @@ class _Server(uvicorn.Server):
 
 
 class Generation:
-    """One generation on this node: its reader, its store, and what embeds its queries."""
+    """One generation on this node: its reader, its store, and what embeds its queries.
 
-    def __init__(self, name: str, model: Model, reader: Reader) -> None:
-        self.name, self.reader = name, reader
+    Args:
+        arrivals: what the reader has applied last.
+    """
+
+    def __init__(self, name: str, model: Model, reader: Reader, arrivals: Arrivals) -> None:
+        self.name, self.reader, self.arrivals = name, reader, arrivals
         self.embedder = Embedder(model)
         self.stopping = asyncio.Event()
 
@@ -70,6 +77,7 @@ class Generation:
             encode=self._encode,
             encode_many=self._encode_many,
             model=self.embedder.model.name,
+            arrivals=self.arrivals,
         )
 
     async def _encode(self, query: QueryInput) -> QueryVectors:
@@ -105,6 +113,7 @@ class IndexNode:
         self.registry = Registry(settings.models_dir, base=settings.model_name)
         self._failpoint = Failpoints.from_environment()
         self._payloads = Payloads(settings.redis_url)
+        self._rebuilder = Rebuilder(settings)
         self._metrics = ServiceMetrics()
         self._gpu = gpu_for(settings)
         self._recent = RecentQueries()
@@ -147,6 +156,7 @@ class IndexNode:
                 await asyncio.wait({served, *for_ever, *readers}, timeout=30)
                 for name in self.generations.names:
                     self.generations.get(name).embedder.close()
+                await asyncio.to_thread(self._rebuilder.close)
 
     def _background(self) -> list[asyncio.Task[None]]:
         """What runs beside, until it is cancelled."""
@@ -179,8 +189,15 @@ class IndexNode:
         kept = open_kept(
             settings, model, metrics=self._metrics, failpoint=self._failpoint, gpu=self._gpu
         )
-        reader = Reader(settings, kept, metrics=self._metrics, failpoint=self._failpoint)
-        return Generation(name, model, reader)
+        arrivals = Arrivals()
+        reader = Reader(
+            settings,
+            kept,
+            metrics=self._metrics,
+            failpoint=self._failpoint,
+            applied=arrivals.applied,
+        )
+        return Generation(name, model, reader, arrivals)
 
     async def _read(self, generation: Generation) -> None:
         await generation.reader.run(self._partitions, generation.stopping)
@@ -227,6 +244,8 @@ class IndexNode:
             keys=self._keys,
             limits=self.settings.limits(),
             recent=self._recent,
+            shelf=Shelf(self._payloads, budget=self.settings.media_bytes),
+            rebuild=self._rebuilder.rebuild,
         )
 
     def _not_ready(self) -> str | None:

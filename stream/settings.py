@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     )
     embedded: bool = Field(False, description="the broker is the embedded one: no isolation")
 
+    media_bytes: int = Field(
+        256 * MIB, ge=0, description="thumbnails and snippets in Redis, all together; 0 keeps none"
+    )
+
     prefix: str = Field("", description="put before every topic's and group's name")
     partitions: int = Field(6, ge=1, le=1024, description="used when the topics are made")
     replication: int = Field(1, ge=1, le=9)

@@ -49,7 +49,7 @@ LAG_EVERY_S = 1.0
 class Showcase(Protocol):
     """Where what a hit needs to be shown is kept. Never raises, never blocks."""
 
-    def put(self, record: Record) -> None: ...
+    def put(self, record: Record, embedding: Embedding) -> None: ...
     def drop(self, record_id: str) -> None: ...
 
 
@@ -276,7 +276,7 @@ class Worker:
             for item, embedding in zip(batch.items, embeddings, strict=True):
                 record = _record(item)
                 if self._showcase is not None:
-                    self._showcase.put(record)
+                    self._showcase.put(record, embedding)
                 item.ticket.finish(
                     self._topics.embedded(
                         item.message, record, embedding, batch.model, now_ms=now_ms

@@ -7,6 +7,8 @@
 `valkey`  url of an empty Valkey: `REDIS_URL` (its database is flushed!), else one started here.
 `own_valkey` a Valkey of the test's own, which it may stop, pause and start again.
 `topics`  makes topics with unique names on `kafka` and deletes them at the end.
+`chromium` a headless Chromium: `CHROMIUM`, else one found on the path.
+`tab`     a tab of it, of which console errors and refused scripts fail the test.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ from typing import NoReturn
 import pytest
 import redis
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from stream.children import start_server
 from stream.datasets import default_cache
 from stream.embedded import EmbeddedError, tansu_command
-from tests.services import KafkaBroker, ServiceError, Valkey, in_ci
+from tests.services import KafkaBroker, ServiceError, Valkey, chromium_path, in_ci
 
-NEEDS = ("kafka", "redis")  # marks whose tests may not be skipped in CI
+NEEDS = ("kafka", "redis", "browser")  # marks whose tests may not be skipped in CI
 
 
 def _missing(reason: str) -> NoReturn:
@@ -156,3 +159,50 @@ def topics(kafka: str) -> Iterator[Topics]:
         yield made
     finally:
         made.delete_all()
+
+
+# Without sandbox and GPU it runs as root in a container; the rest keeps it off the network. The
+# microphone is a made one, which beeps.
+CHROMIUM = """
+    --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
+    --disable-background-networking --disable-component-update
+    --use-fake-ui-for-media-stream --use-fake-device-for-media-stream
+    --autoplay-policy=no-user-gesture-required
+"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """For one module: while it is there, its thread cannot run an event loop of its own."""
+    try:
+        path = chromium_path()
+    except ServiceError as error:
+        _missing(str(error))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def expected_errors() -> list[str]:
+    """Parts of console errors that a test provokes, such as a 404; all others fail it."""
+    return []
+
+
+@pytest.fixture
+def tab(chromium: Browser, expected_errors: list[str]) -> Iterator[Page]:
+    context = chromium.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(15_000)
+    said: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            said.append(f"{message.text} ({message.location.get('url')})")
+
+    page.on("console", note)
+    page.on("pageerror", lambda error: said.append(repr(error)))
+    yield page
+    context.close()
+    assert [line for line in said if not any(part in line for part in expected_errors)] == []

@@ -117,6 +117,16 @@ def kafka_jars(cache: Path) -> Path:
     return jars
 
 
+def chromium_path() -> str:
+    """The program of an installed Chromium. Raises ServiceError."""
+    given = os.environ.get("CHROMIUM")
+    names = [given] if given else ["chromium", "chromium-browser", "google-chrome"]
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None:
+        raise ServiceError(f"no Chromium: none of {', '.join(names)} is installed")
+    return path
+
+
 class KafkaBroker:
     """One Apache Kafka broker in KRaft mode with its data in `folder`, gone after `stop`."""
 

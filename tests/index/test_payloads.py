@@ -27,7 +27,12 @@ class Clock:
         return self.now
 
 
-BIRD = Payload(text="a red bird", uri={"image": "file:///bird.png"}, thumb=b"\xff")
+BIRD = Payload(
+    text="a red bird",
+    uri={"image": "file:///bird.png"},
+    labels={"category": "animals", "tags": ["red", "bird"]},
+    predicted={"category": "animals"},
+)
 
 
 def test_without_an_address_there_are_none() -> None:
@@ -48,16 +53,16 @@ def test_after_a_failure_redis_is_left_alone_for_a_while() -> None:
 
     payloads = Payloads("redis://127.0.0.1:1/0", clock=clock)
     assert payloads.available
-    assert payloads._try(refused) is None
+    assert payloads.ask(refused) is None
     assert not payloads.available
     clock.now += RETRY_S - 0.01
-    assert payloads._try(refused) is None
+    assert payloads.ask(refused) is None
     assert calls == 1
     clock.now += 0.02
-    assert payloads._try(refused) is None
+    assert payloads.ask(refused) is None
     assert calls == 2
     clock.now += RETRY_S + 0.01
-    assert payloads._try(lambda client: "here") == "here"
+    assert payloads.ask(lambda client: "here") == "here"
     assert payloads.available
 
 
@@ -74,10 +79,10 @@ def test_only_one_call_tries_whether_redis_is_back() -> None:
         return []
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(payloads._try, slow)
+        first = pool.submit(payloads.ask, slow)
         assert asked.wait(10)
         # `slow` would wait for `answer` here too.
-        assert payloads._try(slow) is None
+        assert payloads.ask(slow) is None
         answer.set()
         assert first.result() == []
     assert payloads.available
@@ -119,6 +124,8 @@ def test_half_a_surrogate_pair_is_no_reason_to_leave_redis_alone(valkey: str) ->
         msgpack.packb({"text": 7, "uri": {}}),
         msgpack.packb({"text": "x", "uri": None}),
         msgpack.packb({"text": "x", "uri": {"image": 1}}),
+        msgpack.packb({"text": "x", "uri": {}, "labels": 3}),
+        msgpack.packb({"text": "x", "uri": {}, "predicted": {1: "x"}}),
         msgpack.packb({"text": "x", "uri": {}})[:-1],
     ],
 )

@@ -48,6 +48,11 @@ def test_a_text_is_embedded_and_its_neighbours_come_best_first(node: Node, clien
         "model": "m-1",
         "version": row.version,
         "partition": 0,
+        "labels": None,
+        "predicted": None,
+        "ts": row.ts,
+        "modalities": ["image", "text"],
+        "matched": max(row.by, key=lambda name: float(row.by[name] @ query_D)),
     }
     assert answer["model"] == "m-query"
     assert (answer["space"], answer["generation"]) == (SPACE, "g0001")

@@ -1,0 +1,87 @@
+// The query service, with the key it may ask for and its errors in plain words.
+
+import { $ } from "./dom.js";
+
+const KEY = "braid-key";
+
+export class Refused extends Error {
+  constructor(status, field, reason) {
+    super(field && !["request", "body", "id"].includes(field) ? `${field}: ${reason}` : reason);
+    this.status = status;
+  }
+}
+
+export const hasKey = () => sessionStorage.getItem(KEY) !== null;
+
+const headers = () => (hasKey() ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
+
+// The answer as JSON, null for an empty one. Throws Refused; status 0 when nothing answers.
+export async function call(path, { body, signal } = {}) {
+  const answer = await fetched(path, {
+    signal,
+    method: body === undefined ? "GET" : "POST",
+    body: body === undefined ? undefined : JSON.stringify(body),
+    headers: body === undefined ? {} : { "content-type": "application/json" },
+  });
+  return answer.status === 204 ? null : answer.json();
+}
+
+async function fetched(path, options) {
+  const sent = sessionStorage.getItem(KEY);
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers: { ...options.headers, ...headers() } });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused(0, "", "the index does not answer; is it running?");
+  }
+  if (answer.ok) return answer;
+  let problem = {};
+  try {
+    problem = (await answer.json()).error ?? {};
+  } catch {
+    problem = { reason: `answered ${answer.status} without saying why` };
+  }
+  if (answer.status === 401) {
+    await askForKey(sent);
+    return fetched(path, options);
+  }
+  throw new Refused(answer.status, problem.field, problem.reason ?? `answered ${answer.status}`);
+}
+
+let asking = null;
+
+// Several calls are refused at once; one dialog asks for all of them.
+function askForKey(refused) {
+  if (sessionStorage.getItem(KEY) !== refused) return Promise.resolve(); // given meanwhile
+  asking ??= new Promise((resolve) => {
+    const dialog = $("key-dialog");
+    if (refused !== null) $("key-reason").textContent = "That key was not accepted. Try another.";
+    $("key-form").onsubmit = (event) => {
+      event.preventDefault();
+      sessionStorage.setItem(KEY, $("key").value.trim());
+      $("key").value = "";
+      dialog.close();
+      asking = null;
+      resolve();
+    };
+    dialog.oncancel = (event) => event.preventDefault();
+    dialog.showModal();
+  });
+  return asking;
+}
+
+const address = (kind, record) =>
+  `/v1/${kind}?id=${encodeURIComponent(record.id)}&v=${record.version}`;
+
+// Where an element finds a record's thumb or snippet. With a key the bytes are fetched here,
+// because an element sends no headers.
+export async function source(kind, record) {
+  if (!hasKey()) return address(kind, record);
+  const answer = await fetched(address(kind, record), {});
+  return URL.createObjectURL(await answer.blob());
+}
+
+export function release(url) {
+  if (url.startsWith("blob:")) URL.revokeObjectURL(url);
+}

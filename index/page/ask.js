@@ -1,0 +1,197 @@
+// What is asked with: words, and pictures or sounds that were dropped, pasted, chosen or recorded.
+
+import { $, NEAR, WAVE, el, icon } from "./dom.js";
+import { record, toWav } from "./record.js";
+
+const PLAIN_PICTURES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
+const PLAIN_SOUNDS = ["audio/wav", "audio/x-wav", "audio/wave", "audio/ogg", "audio/flac", "audio/x-flac", "audio/mpeg"];
+const LARGE = 3 * 1024 * 1024; // a phone's photo is made smaller before it is sent
+const SIDE = 1280;
+
+// At most one part of each kind; "more like this" stands alone.
+const parts = new Map();
+let recording = null;
+let changed = () => {};
+
+// `asked` runs the search, `failed` says what went wrong.
+export function prepareAsking({ asked, failed }) {
+  changed = asked;
+  const take = (files) => takeFiles(files).catch((error) => failed(error.message));
+  $("attach").onclick = () => $("file").click();
+  $("file").onchange = (event) => {
+    take([...event.target.files]);
+    event.target.value = "";
+  };
+  document.addEventListener("paste", (event) => {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (files.length) {
+      event.preventDefault();
+      take(files);
+    }
+  });
+  dropping(take);
+  const able = navigator.mediaDevices?.getUserMedia && "MediaRecorder" in window;
+  if (!able) $("record").hidden = true; // such as a page that is not on https or this machine
+  $("record").onclick = () => toggleRecording().catch((error) => failed(error.message));
+}
+
+function dropping(take) {
+  let depth = 0;
+  const over = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  const show = (on) => ($("drop").hidden = !on);
+  addEventListener("dragenter", (event) => over(event) && show(++depth > 0));
+  addEventListener("dragleave", (event) => over(event) && show(--depth > 0));
+  addEventListener("dragover", (event) => over(event) && event.preventDefault());
+  addEventListener("drop", (event) => {
+    if (!over(event)) return;
+    event.preventDefault();
+    depth = 0;
+    show(false);
+    take([...event.dataTransfer.files]);
+  });
+}
+
+async function takeFiles(files) {
+  let taken = 0;
+  for (const file of files) {
+    const kind = file.type.split("/")[0];
+    if (kind === "image") await attach("image", file.name || "a picture", await smaller(file));
+    else if (kind === "audio" || kind === "video") await attach("audio", file.name || "a sound", await readable(file));
+    else continue;
+    taken += 1;
+  }
+  if (!taken && files.length) throw new Error(`${files[0].name}: neither a picture nor a sound`);
+  if (taken) changed();
+}
+
+async function smaller(file) {
+  if (PLAIN_PICTURES.includes(file.type) && file.size <= LARGE) return file;
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    if (PLAIN_PICTURES.includes(file.type)) return file; // the service says what is wrong with it
+    throw new Error(`${file.name}: this browser cannot read that kind of picture`);
+  }
+  const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
+  const canvas = el("canvas", { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) });
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
+}
+
+async function readable(file) {
+  if (PLAIN_SOUNDS.includes(file.type) && file.size <= LARGE) return file;
+  try {
+    return await toWav(file);
+  } catch {
+    if (PLAIN_SOUNDS.includes(file.type)) return file;
+    throw new Error(`${file.name}: this browser cannot read that kind of sound`);
+  }
+}
+
+function attach(kind, name, blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onerror = () => reject(new Error(`${name}: cannot be read`));
+    reader.onload = () => {
+      parts.delete("id");
+      forget(kind);
+      parts.set(kind, { name, data: reader.result.split(",")[1], url: kind === "image" ? URL.createObjectURL(blob) : null });
+      draw();
+      resolve();
+    };
+    reader.readAsDataURL(blob);
+  });
+}
+
+async function toggleRecording() {
+  const button = $("record");
+  if (recording) {
+    recording.stop();
+    return;
+  }
+  recording = await record((seconds) => draw(seconds));
+  button.setAttribute("aria-pressed", "true");
+  button.setAttribute("aria-label", "Stop recording and search");
+  draw(0);
+  try {
+    const wav = await recording.done;
+    recording = null;
+    await attach("audio", "Recording", wav);
+    changed();
+  } finally {
+    recording = null;
+    button.setAttribute("aria-pressed", "false");
+    button.setAttribute("aria-label", "Record from the microphone");
+    draw();
+  }
+}
+
+function forget(kind) {
+  const part = parts.get(kind);
+  if (part?.url) URL.revokeObjectURL(part.url);
+  parts.delete(kind);
+}
+
+function draw(seconds = null) {
+  const nodes = [...parts].map(([kind, part]) =>
+    el(
+      "div",
+      { class: "part", data: { kind } },
+      kind === "image"
+        ? el("img", { src: part.url, alt: "" })
+        : el("div", { class: "glyph" }, icon(kind === "audio" ? WAVE : NEAR)),
+      el("span", {}, part.name),
+      el(
+        "button",
+        {
+          type: "button",
+          "aria-label": `Remove ${part.name}`,
+          onclick: () => {
+            forget(kind);
+            draw();
+            changed();
+          },
+        },
+        "×",
+      ),
+    ),
+  );
+  if (recording) {
+    nodes.push(
+      el("div", { class: "part busy", data: { kind: "audio" } }, el("div", { class: "glyph" }, icon(WAVE)),
+        el("span", {}, `Recording 0:${String(Math.floor(seconds ?? 0)).padStart(2, "0")}, press the microphone to stop`)),
+    );
+  }
+  $("parts").replaceChildren(...nodes);
+}
+
+// The part of a search's body that says what to look for; null when nothing is asked.
+export function asked() {
+  const words = $("words").value.trim();
+  if (words && parts.has("id")) {
+    parts.delete("id");
+    draw();
+  }
+  if (parts.has("id")) return { id: parts.get("id").id };
+  const body = {};
+  if (words) body.text = words;
+  for (const kind of ["image", "audio"]) if (parts.has(kind)) body[kind] = parts.get(kind).data;
+  return Object.keys(body).length ? body : null;
+}
+
+export function askLike(id, name) {
+  clearAsking();
+  parts.set("id", { id, name: `Like “${name}”` });
+  draw();
+}
+
+export function clearAsking() {
+  recording?.cancel();
+  for (const kind of [...parts.keys()]) forget(kind);
+  $("words").value = "";
+  draw();
+}

@@ -1,0 +1,217 @@
+// One record as a card: picture, caption, player, score, what matched, meta.
+
+import { call, release, source } from "./api.js";
+import { PAUSE, PLAY, WAVE, ago, el, icon, number, said } from "./dom.js";
+
+const MAX_META = 6;
+const ABSENT_TEXT = "Its text is not kept any more";
+
+const seen = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      seen.unobserve(target);
+      target.show?.();
+    }
+  },
+  { rootMargin: "300px" },
+);
+
+// The picture of a record, or what stands for it. `rank` is shown in its corner.
+export function well(record, { rank, words = true } = {}) {
+  const node = el("div", { class: "well" });
+  if (record.modalities.includes("image")) {
+    const image = el("img", { alt: "", decoding: "async", width: 224, height: 168 });
+    node.classList.add("pictured");
+    node.append(image);
+    const gone = () => {
+      image.remove();
+      node.classList.remove("pictured");
+      node.append(el("span", { class: "absent" }, words ? "Picture not kept" : "–"));
+    };
+    image.addEventListener("load", () => {
+      image.classList.add("there");
+      release(image.src);
+    });
+    image.addEventListener("error", gone);
+    node.show = () => source("thumb", record).then((url) => (image.src = url), gone);
+    seen.observe(node);
+  } else if (words && record.text) {
+    node.append(el("p", { class: "said", "aria-hidden": "true" }, record.text));
+  } else {
+    node.append(icon(record.modalities.includes("audio") ? WAVE : "M5 7h14M5 12h14M5 17h9", "wave"));
+  }
+  if (rank) node.append(el("span", { class: "place", "aria-hidden": "true" }, String(rank)));
+  return node;
+}
+
+// A card as <li>. `hit` has a score if it comes from a search.
+export function card(hit, { rank, like, fresh } = {}) {
+  const scored = typeof hit.score === "number";
+  const name = hit.text || hit.id;
+  const node = el(
+    "li",
+    {
+      class: fresh ? "card fresh" : "card",
+      tabindex: rank === 1 ? 0 : -1,
+      data: { id: hit.id },
+      "aria-label": scored ? `${rank}. ${name}, score ${hit.score.toFixed(3)}` : name,
+    },
+    well(hit, { rank: scored ? rank : null }),
+  );
+  const body = el("div", { class: "body" }, caption(hit));
+  if (hit.modalities.includes("audio")) body.append(player(hit));
+  if (scored) body.append(score(hit));
+  const tagged = tags(hit);
+  if (tagged.childElementCount) body.append(tagged);
+  body.append(meta(hit, scored));
+  body.append(
+    el("button", { class: "like", type: "button", tabindex: -1, onclick: () => like(hit) }, "More like this"),
+  );
+  node.append(body);
+  return node;
+}
+
+function caption(hit) {
+  const line = el("p", { class: "caption" });
+  const put = (text) => {
+    line.classList.toggle("absent", !text);
+    line.textContent = text || ABSENT_TEXT;
+    if (text) line.title = text;
+  };
+  if (hit.text) put(hit.text);
+  else if (hit.modalities.includes("text")) {
+    // Redis has lost it, or was never there: it may be read back from Kafka.
+    line.textContent = " ";
+    line.show = () => call(`/v1/shown?id=${encodeURIComponent(hit.id)}`).then((shown) => put(shown.text), () => put(null));
+    seen.observe(line);
+  } else {
+    line.textContent = hit.id;
+    line.classList.add("named");
+  }
+  return line;
+}
+
+function score(hit) {
+  const fill = el("i", { data: { modality: hit.matched ?? "" } });
+  fill.style.width = `${Math.round(Math.min(1, Math.max(0.01, hit.score)) * 100)}%`;
+  return el(
+    "div",
+    { class: "score", title: "Cosine similarity, 1 is the same direction" },
+    el("div", { class: "bar", "aria-hidden": "true" }, fill),
+    el("span", {}, hit.score.toFixed(3)),
+  );
+}
+
+function tags(hit) {
+  const list = el("div", { class: "tags" });
+  if (hit.matched) {
+    list.append(
+      el(
+        "span",
+        { class: "tag", data: { modality: hit.matched }, title: "Which of the record's own vectors is nearest to the query" },
+        `matched its ${said(hit.matched)}`,
+      ),
+    );
+  }
+  const labels = hit.labels ?? {};
+  for (const [task, label] of Object.entries(labels)) {
+    for (const one of [label].flat().slice(0, 3)) list.append(el("span", { class: "tag", title: task }, String(one)));
+  }
+  for (const [task, label] of Object.entries(hit.predicted ?? {})) {
+    if (task in labels || label === null) continue;
+    const text = typeof label === "number" ? Number(label.toPrecision(4)) : [label].flat().slice(0, 3).join(", ");
+    if (text === "") continue;
+    list.append(el("span", { class: "tag guess", title: `${task}, as predicted` }, `${text}?`));
+  }
+  return list;
+}
+
+function meta(hit, scored) {
+  const line = el("p", { class: "meta" });
+  const put = (node) => {
+    if (line.childNodes.length) line.append(" · ");
+    line.append(node);
+  };
+  const told = (name, value) => String(hit.labels?.[name]) === String(value); // as a tag already
+  for (const [name, value] of Object.entries(hit.meta).filter(([n, v]) => v !== null && !told(n, v)).slice(0, MAX_META)) {
+    const text = [value].flat().join(", ");
+    put(el("span", { title: `${name}: ${text}` }, `${name} `, el("b", {}, text.length > 28 ? `${text.slice(0, 28)}…` : text)));
+  }
+  if (hit.ts) put(el("time", { datetime: new Date(hit.ts).toISOString(), data: { ts: hit.ts } }, ago(hit.ts)));
+  if (scored) line.title = `${hit.id}, model ${hit.model}, version ${number(hit.version)}`;
+  return line;
+}
+
+let playing = null; // one sound at a time
+
+function player(hit) {
+  const button = el("button", { type: "button", tabindex: -1, "aria-label": "Play its sound" }, icon(PLAY));
+  const range = el("input", { type: "range", min: 0, max: 1000, value: 0, tabindex: -1, "aria-label": "Position in the sound" });
+  const time = el("time", {}, "");
+  const node = el("div", { class: "player" }, button, el("span", { class: "listen", "aria-hidden": "true" }, "Listen"), range, time);
+  let audio = null;
+  const draw = () => {
+    node.classList.toggle("loaded", Boolean(audio?.duration));
+    const share = audio && audio.duration ? audio.currentTime / audio.duration : 0;
+    range.value = Math.round(share * 1000);
+    range.style.setProperty("--done", `${share * 100}%`);
+    time.textContent = audio?.duration ? `0:${String(Math.ceil(audio.duration)).padStart(2, "0")}` : "";
+    const on = Boolean(audio && !audio.paused);
+    button.replaceChildren(icon(on ? PAUSE : PLAY));
+    button.setAttribute("aria-label", on ? "Pause" : "Play its sound");
+    if (on) requestAnimationFrame(draw);
+  };
+  const gone = () => node.replaceChildren(el("span", { class: "absent" }, "Sound not kept"));
+  button.addEventListener("click", async () => {
+    if (!audio) {
+      audio = new Audio();
+      for (const event of ["play", "pause", "ended", "loadedmetadata"]) audio.addEventListener(event, draw);
+      audio.addEventListener("error", gone);
+      try {
+        audio.src = await source("snippet", hit);
+      } catch {
+        gone();
+        return;
+      }
+    }
+    if (!audio.paused) {
+      audio.pause();
+      return;
+    }
+    if (playing && playing !== audio) playing.pause();
+    playing = audio;
+    audio.play().catch(() => {});
+  });
+  range.addEventListener("input", () => {
+    if (audio?.duration) audio.currentTime = (range.value / 1000) * audio.duration;
+    draw();
+  });
+  return node;
+}
+
+// What stands there while the first answer is on its way, of the size that cards have.
+export function ghosts(count) {
+  return Array.from({ length: count }, () =>
+    el(
+      "li",
+      { class: "card ghost", "aria-hidden": "true" },
+      el("div", { class: "well" }),
+      el("div", { class: "body" }, el("div", { class: "line" }), el("div", { class: "line short" })),
+    ),
+  );
+}
+
+export function arrival(record, { open, fresh }) {
+  return el(
+    "li",
+    { data: { id: record.id } },
+    el(
+      "button",
+      { class: fresh ? "arrival fresh" : "arrival", type: "button", onclick: () => open(record) },
+      well(record, { words: false }),
+      el("span", { class: "what" }, record.text || record.id),
+      el("time", { data: { ts: record.ts } }, ago(record.ts)),
+    ),
+  );
+}

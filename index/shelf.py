@@ -1,0 +1,133 @@
+"""Thumbnails and snippets in Redis, within a budget of bytes that all writers share.
+
+Each is a string of its own. A sorted set holds their ages, a hash their sizes, a counter the sum;
+scripts change all of it in one step, so several workers cannot go over the budget together or
+count one thing twice. The oldest make room. Nothing here is the only copy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .payloads import Payloads
+
+Kind = Literal["thumb", "snippet"]
+KINDS: tuple[Kind, ...] = ("thumb", "snippet")
+MIB = 1024 * 1024
+DEFAULT_BUDGET = 256 * MIB
+PREFIX = "braid:media:"
+AGES, SIZES, SUM = (PREFIX + name for name in ("ages", "sizes", "sum"))
+OVERHEAD = 300  # bytes that Redis spends beside the data: three keys, two entries (MEMORY USAGE)
+MEDIA_TYPE = re.compile(r"(image|audio)/[a-z0-9.+-]{1,40}")
+
+# KEYS: ages, sizes, sum, then the media. ARGV: budget, "1" to keep what is there, overhead, values.
+_PUT = """
+local ages, sizes, sum = KEYS[1], KEYS[2], KEYS[3]
+local budget = tonumber(ARGV[1])
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+for i = 4, #KEYS do
+  local key, value = KEYS[i], ARGV[i]
+  if not (ARGV[2] == '1' and redis.call('EXISTS', key) == 1) then
+    local size = #value + 2 * #key + tonumber(ARGV[3])
+    local before = tonumber(redis.call('HGET', sizes, key) or 0)
+    redis.call('SET', key, value)
+    redis.call('HSET', sizes, key, size)
+    redis.call('ZADD', ages, now + i, key)
+    redis.call('INCRBY', sum, size - before)
+  end
+end
+while tonumber(redis.call('GET', sum) or 0) > budget do
+  local oldest = redis.call('ZPOPMIN', ages)[1]
+  if not oldest then
+    redis.call('DEL', sizes, sum)
+    break
+  end
+  redis.call('DECRBY', sum, tonumber(redis.call('HGET', sizes, oldest) or 0))
+  redis.call('HDEL', sizes, oldest)
+  redis.call('DEL', oldest)
+end
+return redis.call('GET', sum) or 0
+"""
+
+_DROP = """
+for i = 4, #KEYS do
+  local size = tonumber(redis.call('HGET', KEYS[2], KEYS[i]) or 0)
+  if size > 0 then redis.call('DECRBY', KEYS[3], size) end
+  redis.call('HDEL', KEYS[2], KEYS[i])
+  redis.call('ZREM', KEYS[1], KEYS[i])
+  redis.call('DEL', KEYS[i])
+end
+return 1
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Media:
+    """A small picture or sound: the bytes of its file and its media type."""
+
+    data: bytes
+    type: str
+
+
+class Shelf:
+    """Puts and gets media; like `Payloads`, whose connection it uses, it never raises or waits.
+
+    Args:
+        budget: bytes of all media together, as Redis keeps them; 0 keeps none.
+    """
+
+    def __init__(self, payloads: Payloads, *, budget: int = DEFAULT_BUDGET) -> None:
+        self._payloads = payloads
+        self._budget = budget
+
+    def put_many(
+        self, media: Mapping[tuple[Kind, str], Media], *, only_missing: bool = False
+    ) -> bool:
+        """Keep media by (kind, record id); whether Redis took them.
+
+        Args:
+            only_missing: leave what is there, which may be newer.
+        """
+        if not media or self._budget <= 0:
+            return True
+        keys = [AGES, SIZES, SUM, *(_key(*name) for name in media)]
+        values = [one.type.encode() + b"\0" + one.data for one in media.values()]
+        keep = "1" if only_missing else "0"
+        arguments = [self._budget, keep, OVERHEAD, *values]
+        return self._call(_PUT, keys, arguments) is not None
+
+    def get(self, kind: Kind, id: str) -> Media | None:
+        """The thing, or None when it is not there or Redis does not answer."""
+        raw = self._payloads.ask(lambda client: client.get(_key(kind, id)))
+        if not isinstance(raw, bytes):
+            return None
+        type_, found, data = raw.partition(b"\0")
+        name = type_.decode("ascii", "replace")
+        if not found or not MEDIA_TYPE.fullmatch(name):
+            return None  # something else wrote it
+        return Media(data=data, type=name)
+
+    def drop_many(self, names: Sequence[tuple[Kind, str]]) -> bool:
+        """Forget media; whether Redis did."""
+        if not names:
+            return True
+        keys = [AGES, SIZES, SUM, *(_key(*name) for name in names)]
+        return self._call(_DROP, keys, []) is not None
+
+    def nbytes(self) -> int | None:
+        """Bytes on the shelf as counted, or None when Redis does not answer."""
+        found = self._payloads.ask(lambda client: client.get(SUM) or b"0")
+        return None if found is None else int(found)
+
+    def _call(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
+        return self._payloads.ask(
+            lambda client: client.register_script(script)(keys=keys, args=arguments)
+        )
+
+
+def _key(kind: Kind, id: str) -> str:
+    return f"{PREFIX}{kind}:{id}"

@@ -1,0 +1,80 @@
+"""Thumbnails and snippets: small pictures and sounds that a browser shows, made from a record.
+
+Decoding is bounded as the encoders' is: what a header claims is refused before anything is
+allocated. Whatever cannot be made is None: a record is searchable without being pretty.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import soundfile
+from PIL import Image
+
+from encoders.audio import decode_audio
+from encoders.config import Limits
+from encoders.errors import BadInput
+from encoders.image import open_image, upright
+from index.shelf import Kind, Media
+
+from .records import Record
+
+log = logging.getLogger(__name__)
+
+SIDE = 224  # pixels: a card's picture on a phone, or half of it on a fine screen
+QUALITY = 78
+SECONDS = 5.0
+# MP3, because every browser plays it; Safari has known Ogg for a short time only.
+RATE = 22_050
+FORMAT, SUBTYPE = "MP3", "MPEG_LAYER_III"
+COMPRESSION = 0.7  # of 0 to 1: about 40 kbit/s at this rate
+
+
+def thumb(data: bytes, limits: Limits) -> Media | None:
+    """A picture as WebP, its longer side SIDE pixels or less; transparency stays."""
+    try:
+        with open_image(data, SIDE, limits) as picture:
+            small = upright(picture)
+            small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+            file = io.BytesIO()
+            small.save(file, "WEBP", quality=QUALITY, method=2)
+    except BadInput as error:
+        log.debug("no thumbnail: %s", error)
+        return None
+    except (OSError, ValueError) as error:
+        log.debug("no thumbnail: %r", error)
+        return None
+    return Media(data=file.getvalue(), type="image/webp")
+
+
+def snippet(data: bytes, limits: Limits) -> Media | None:
+    """The first SECONDS of a sound as one channel of MP3."""
+    try:
+        wave_N = decode_audio(data, RATE, SECONDS, limits)
+        file = io.BytesIO()
+        soundfile.write(
+            file, wave_N, RATE, format=FORMAT, subtype=SUBTYPE, compression_level=COMPRESSION
+        )
+    except BadInput as error:
+        log.debug("no snippet: %s", error)
+        return None
+    except (soundfile.SoundFileError, RuntimeError, OSError, ValueError) as error:
+        log.debug("no snippet: %r", error)
+        return None
+    return Media(data=file.getvalue(), type="audio/mpeg")
+
+
+def media_of(image: bytes | None, audio: bytes | None, limits: Limits) -> dict[Kind, Media]:
+    """What can be made of a record's bytes."""
+    made: dict[Kind, Media] = {}
+    if image is not None and (picture := thumb(image, limits)) is not None:
+        made["thumb"] = picture
+    if audio is not None and (sound := snippet(audio, limits)) is not None:
+        made["snippet"] = sound
+    return made
+
+
+def nbytes(record: Record) -> int:
+    """Bytes of picture and sound that a record carries itself."""
+    return sum(len(blob.data or b"") for blob in (record.image, record.audio) if blob is not None)

@@ -1,0 +1,202 @@
+"""A query service for the page's tests: an in-memory store and a real Valkey, served by uvicorn.
+
+Its model is a toy that a test can read: colours are directions. Everything else is the real thing.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encoders.config import Limits
+from index.arrivals import Arrivals
+from index.live import LiveStore
+from index.payloads import Payload, Payloads
+from index.service import QueryInput, QueryVectors, ServiceDeps, Serving, create_app
+from index.shelf import Shelf
+from index.showing import Rebuilt
+from index.store import Array, Delete, Upsert
+from stream.media import media_of
+from tests.index.conftest import serve as serve_app
+from tests.stream.conftest import tone
+
+DIM = 4
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
+
+
+def picture(colour: str, size: tuple[int, int] = (48, 36)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, COLOURS[colour]).save(file, format="png")
+    return file.getvalue()
+
+
+def direction(weights: Any, shift: float = 0.0) -> Array:
+    vector_D = np.array([*weights, shift], dtype=np.float64)
+    return (vector_D / np.linalg.norm(vector_D)).astype(np.float32)
+
+
+def of_text(text: str) -> Array:
+    """A text's direction: the mean of the colours that it names."""
+    named = [COLOURS[word] for word in text.split() if word in COLOURS]
+    return direction(np.mean(named or [(1, 1, 1)], axis=0), 1.0)
+
+
+def of_image(data: bytes) -> Array:
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.float64)
+    return direction(pixels.mean(axis=(0, 1)))
+
+
+def of_audio(data: bytes) -> Array:
+    return direction(COLOURS["green"], len(data) % 7)
+
+
+@dataclass
+class Site:
+    """A running page and what a test may do behind it."""
+
+    payloads: Payloads
+    url: str = ""
+    store: LiveStore = field(default_factory=lambda: LiveStore(space="s-toy", dim=DIM, block=64))
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    shelf: Shelf = field(init=False)
+    asked: list[QueryInput] = field(default_factory=list)
+    log: dict[tuple[int, int], Rebuilt] = field(default_factory=dict)
+    read_back: list[str] = field(default_factory=list)
+    not_ready: str | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        self.shelf = Shelf(self.payloads)
+
+    def serving(self, name: str | None) -> Serving:
+        return Serving(
+            generation="g0001",
+            store=self.store,
+            encode=self.encode,
+            model="toy-0001",
+            arrivals=self.arrivals,
+        )
+
+    async def encode(self, query: QueryInput) -> QueryVectors:
+        self.asked.append(query)
+        by: dict[str, Array] = {}
+        if query.text is not None:
+            by["text"] = of_text(query.text)
+        if query.image is not None:
+            by["image"] = of_image(query.image)
+        if query.audio is not None:
+            by["audio"] = of_audio(query.audio)
+        fused = direction(np.sum([vector[:3] for vector in by.values()], axis=0), 0.1)
+        return QueryVectors(fused=fused, by=by, space="s-toy", model="toy-0001")
+
+    async def delete(self, id: str) -> tuple[int, int]:
+        raise NotImplementedError
+
+    async def rebuild(self, id: str, partition: int, version: int) -> Rebuilt | None:
+        self.read_back.append(id)
+        return self.log.get((partition, version))
+
+    def status(self) -> Mapping[str, Any]:
+        return {}
+
+    def put(
+        self,
+        id: str,
+        text: str | None = None,
+        image: bytes | None = None,
+        audio: bytes | None = None,
+        *,
+        meta: Mapping[str, Any] | None = None,
+        labels: Mapping[str, Any] | None = None,
+        predicted: Mapping[str, Any] | None = None,
+        shown: bool = True,
+        ts: int | None = None,
+    ) -> Upsert:
+        """One record, as worker and index node together would bring it here.
+
+        Args:
+            shown: whether Redis gets to know of it; `log` does.
+        """
+        by: dict[str, Array] = {}
+        if text is not None:
+            by["text"] = of_text(text)
+        if image is not None:
+            by["image"] = of_image(image)
+        if audio is not None:
+            by["audio"] = of_audio(audio)
+        version = self.store.positions.get(0, 0)
+        rebuilt = Rebuilt(
+            payload=Payload(text=text, labels=labels or {}, predicted=predicted or {}),
+            media=media_of(image, audio, Limits()),
+        )
+        self.log[0, version] = rebuilt
+        if shown:
+            assert self.payloads.put_many({id: rebuilt.payload})
+            assert self.shelf.put_many({(kind, id): m for kind, m in rebuilt.media.items()})
+        write = Upsert(
+            id=id,
+            partition=0,
+            version=version,
+            ts=int(time.time() * 1000) if ts is None else ts,
+            model="toy-0001",
+            # Each record in a direction of its own, so that no two are equally near.
+            fused=direction(
+                np.sum([vector[:3] for vector in by.values()], axis=0), 0.1 + version / 20
+            ),
+            by=by,
+            meta=meta or {},
+        )
+        self.apply(write, version + 1)
+        return write
+
+    def apply(self, write: Upsert | Delete, next_: int) -> None:
+        self.store.apply([write], positions={0: next_}, progress={0: next_})
+        self.arrivals.applied([write])
+
+    def fill(self) -> None:
+        """Three records of each colour: a caption, a picture, and for the first a sound."""
+        for colour in COLOURS:
+            for number in range(3):
+                self.put(
+                    f"{colour}-{number}",
+                    f"a {colour} thing, number {number}",
+                    picture(colour, (40 + 4 * number, 36)),
+                    tone("red") if number == 0 else None,
+                    meta={"lang": ("en", "de", "fr")[number], "year": 2020 + number},
+                    labels={"colour": colour},
+                )
+
+
+@pytest.fixture
+def site(valkey: str) -> Iterator[Site]:
+    yield from serve(Site(payloads=Payloads(valkey)))
+
+
+def serve(site: Site) -> Iterator[Site]:
+    with serving(site) as site.url:
+        yield site
+
+
+@contextmanager
+def serving(site: Site, **options: Any) -> Iterator[str]:
+    """The site on a free port; its address. `options` are of ServiceDeps."""
+    deps = ServiceDeps(
+        serving=site.serving,
+        payloads=site.payloads,
+        delete=site.delete,
+        status=site.status,
+        not_ready=lambda: site.not_ready,
+        shelf=site.shelf,
+        rebuild=site.rebuild,
+        **options,
+    )
+    with serve_app(create_app(deps)) as url:
+        yield url
