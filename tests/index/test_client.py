@@ -182,3 +182,14 @@ def test_the_package_exports_them_lazily() -> None:
     assert {"Client", "AsyncClient", "BadQuery"} <= set(dir(index))
     with pytest.raises(AttributeError, match="no attribute 'Clint'"):
         _ = index.Clint
+
+
+def test_what_json_cannot_hold_is_not_even_sent() -> None:
+    image = b"\x89PNG"
+    for wrong in ({"text": "q", "filter": {"a": float("nan")}}, {"values": [float("inf")]}):
+        with pytest.raises(BadQuery, match="cannot be sent"):
+            calls.search(wrong, pack=False)  # type: ignore[arg-type]
+        with pytest.raises(BadQuery, match="cannot be sent"):
+            calls.search({"image": image, **wrong}, pack=False)  # type: ignore[typeddict-item]
+        with pytest.raises(BadQuery, match="cannot be sent"):
+            calls.search_batch([wrong], pack=False)  # type: ignore[list-item]
