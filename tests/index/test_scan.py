@@ -6,6 +6,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from index import approximate, halves, scan
@@ -45,7 +46,8 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def rows_of(seed: int, count: int, dim: int) -> Array:
     rows_ND = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
-    return rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True)
+    unit_ND: Array = rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True)
+    return unit_ND
 
 
 def filled(raw_ND: Array, *, sealed: bool, has_every: int = 0, **options: Any) -> LiveStore:
@@ -77,7 +79,7 @@ def agree(
     queries_BD: Array,
     k: int,
     *,
-    rows: Array | None = None,
+    rows: npt.NDArray[np.int64] | None = None,
     filter: Filter | None = None,
     vector: str = FUSED,
     exact: bool = False,
