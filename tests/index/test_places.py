@@ -47,9 +47,8 @@ def test_any_course_is_as_a_dictionary_says() -> None:
     assert len(places) == len(expected) > 1024
     assert sorted(slots.values()) == list(range(len(slots)))
     for id_, last in expected.items():
-        slot = places.slot(id_)
-        assert slot == slots[id_]
-        assert places.last(slot) == last
+        assert places.slot(id_) == slots[id_]
+        assert places.last(slots[id_]) == last
         assert places.place(id_) == last.place
     gone = dict(places.deleted())
     assert gone == {id_: last for id_, last in expected.items() if last.place == GONE}
