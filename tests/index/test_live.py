@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 
 import numpy as np
 import pytest
 
+from index import live
 from index.errors import BadQuery
 from index.growing import Block
 from index.live import LiveStore
@@ -199,8 +201,11 @@ def test_rows_that_die_while_a_segment_is_written_are_dead_in_it() -> None:
     assert_same(store, oracle)
 
 
-def test_get_finds_a_row_while_it_is_moved() -> None:
+def test_get_finds_a_row_while_it_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of 30 rows is there all the time, in ever new segments."""
+    monkeypatch.setattr(live, "LOOKS", 10**9)  # by looking again, not by waiting for the writer
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads take turns in the middle of everything
     store = make(3)
     ids = [f"r{number}" for number in range(30)]
     put(store, *(upsert(id_, 0) for id_ in ids))
@@ -234,6 +239,7 @@ def test_get_finds_a_row_while_it_is_moved() -> None:
             )  # fmt: skip
             moved += settle(store)
     finally:
+        sys.setswitchinterval(before)
         done.set()
         thread.join()
     assert not failures, failures[0]
