@@ -50,6 +50,7 @@ from .milvus_rows import (
     size_of,
     vector_field,
 )
+from .milvus_sample import CIRCLE, arcs, start_of
 from .store import FUSED, Array, Delete, Hit, Row, Upsert
 
 log = logging.getLogger(__name__)
@@ -199,14 +200,32 @@ class MilvusStore:
         return self._admitted(queries_BD, k, vector, filter, f"{said} and {expression(filter)}")
 
     def get(self, id: str) -> Row | None:
-        try:
-            id.encode()
-        except UnicodeEncodeError:  # half a surrogate pair is no record's id
-            return None
+        return self.get_many([id]).get(id)
+
+    def get_many(self, ids: Iterable[str]) -> dict[str, Row]:
+        """The records of these ids that there are, by id, in few calls."""
+        sound = [id for id in ids if _is_text(id)]  # half a surrogate pair is no record's id
         vectors = [vector_field(name) for name in (FUSED, *self.names)]
         flags = [flag_field(name) for name in (FUSED, *self.names)]
-        found = self._by_ids([id], [*HIT_FIELDS, "ts", *flags, *vectors])
-        return decode_row(found[0], self.names) if found and found[0]["alive"] else None
+        return {
+            row["id"]: decode_row(row, self.names)
+            for some in _parts(sound, LOOK_UP)
+            for row in self._by_ids(some, [*HIT_FIELDS, "ts", *flags, *vectors])
+            if row["alive"]
+        }
+
+    def sample(self, limit: int, *, seed: int = 0) -> list[Row]:
+        """See VectorStore.sample."""
+        start = start_of(seed)
+        drawn: list[tuple[int, str]] = []
+        for arc in arcs(start, alive=len(self), limit=limit):
+            if len(drawn) >= limit:
+                break
+            said = f"alive == true and {arc}"
+            fields = ["id", "lot"]
+            rows = query(self._client, self.collection, said, fields, timeout_s=self._timeout_s)
+            drawn += sorted(((row["lot"] - start) % CIRCLE, row["id"]) for row in rows)
+        return list(self.get_many([id for _, id in drawn[: max(0, limit)]]).values())
 
     def stats(self) -> dict[str, Any]:
         records, rows = len(self), self._count(f"id != {quoted(HEADER)}")
@@ -351,6 +370,10 @@ class MilvusStore:
             message.append(row)
         if message:
             yield message
+
+
+def _is_text(id: str) -> bool:
+    return id.encode("utf-8", "ignore").decode() == id
 
 
 def _wins(write: Upsert | Delete, last: Upsert | Delete | Last) -> bool:

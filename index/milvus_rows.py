@@ -1,6 +1,7 @@
 """A record as a row of a Milvus collection, and back.
 
     id               VARCHAR, the primary key; HEADER is the one row that is no record
+    lot              where it is in samples, see `index.milvus_sample`
     alive            whether the row is a record; a deletion stays as a row that is not
     partition_no, version, ts, model     of its last write
     meta, told, tags the meta, whether it stands there as it is, and what filters ask (see
@@ -26,6 +27,7 @@ import msgpack
 import numpy as np
 
 from .milvus_filters import MAX_TAGS, tags_of
+from .milvus_sample import lot_of
 from .store import FUSED, Array, Delete, Hit, Row, Upsert
 
 HEADER = "__header"  # ids of records do not begin with __
@@ -75,7 +77,7 @@ def schema(client: Any, *, dim: int, names: Sequence[str]) -> Any:
         raise ValueError(f"names: {len(names)} modalities, the limit is {MOST_VECTORS - 1}")
     made = client.create_schema(auto_id=False, enable_dynamic_field=False)
     made.add_field("id", DataType.VARCHAR, is_primary=True, max_length=MAX_ID_BYTES)
-    for field in ("partition_no", "version", "ts"):
+    for field in ("lot", "partition_no", "version", "ts"):
         made.add_field(field, DataType.INT64)
     made.add_field("model", DataType.VARCHAR, max_length=MAX_MODEL_BYTES)
     made.add_field("meta", DataType.JSON)
@@ -126,6 +128,7 @@ def encode(write: Upsert | Delete, *, dim: int, names: Sequence[str]) -> dict[st
     tags = tags_of(meta)
     row: dict[str, Any] = {
         "id": write.id,
+        "lot": lot_of(write.id),
         "partition_no": write.partition,
         "version": write.version,
         "ts": write.ts,

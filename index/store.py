@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -145,6 +145,16 @@ class Probed(Protocol):
         Rows written between the two searches may lower it a little; 1.0 where there are none.
         """
         ...
+
+
+def rows_of(store: VectorStore, ids: Iterable[str]) -> dict[str, Row]:
+    """The records of these ids that there are, by id: in few calls where the store has `get_many`,
+    as one that asks a server does."""
+    together = getattr(store, "get_many", None)
+    if together is not None:
+        found: dict[str, Row] = together(ids)
+        return found
+    return {id: row for id in ids if (row := store.get(id)) is not None}
 
 
 def is_exact(store: VectorStore) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from index.errors import BadQuery, StoreError
 from index.filters import compile_filter
 from index.milvus import MilvusStore
 from index.milvus_rows import HEADER, MAX_ID_BYTES
-from index.store import Delete, Upsert
+from index.store import Delete, Upsert, rows_of
 
 from .lite import fresh, opened, put
 from .oracle import DIM, NAMES, SPACE, Oracle, assert_same, delete, unit, upsert
@@ -174,6 +174,55 @@ def test_an_older_write_never_wins_and_a_repeated_one_changes_nothing(store: Mil
     assert row is not None
     assert (row.version, row.model) == (5, "m-1")
     assert store.stats()["ignored"] == 4
+
+
+def test_many_records_are_read_together(
+    store: MilvusStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.milvus.LOOK_UP", 5)
+    put(store, *(upsert(id_, 1) for id_ in IDS), delete(IDS[0], 2))
+    asked = 0
+    look_up = store._by_ids
+
+    def counted(ids: Sequence[str], fields: list[str]) -> list[dict[str, Any]]:
+        nonlocal asked
+        asked += 1
+        return look_up(ids, fields)
+
+    monkeypatch.setattr(store, "_by_ids", counted)
+    found = rows_of(store, [*IDS, "none", "half\ud800"])
+    assert set(found) == set(IDS[1:])
+    assert asked == 3
+    assert [found[id_].vectors["text"].tolist() for id_ in IDS[1:]] == [
+        unit(id_, 0, 1, "text").tolist() for id_ in IDS[1:]
+    ]
+
+
+def test_a_sample_is_steady_and_in_the_end_everything(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("index.milvus_sample.AT_ONCE", 40)
+    store = fresh(client)
+    assert store.sample(5) == []
+    ids = {f"s{number}" for number in range(400)}
+    put(store, *(upsert(id_, 1) for id_ in sorted(ids)))
+
+    def sampled(limit: int, seed: int = 0) -> set[str]:
+        rows = store.sample(limit, seed=seed)
+        found = {row.id for row in rows}
+        assert len(found) == len(rows) == min(limit, len(store))
+        return found
+
+    first = sampled(100)
+    assert sampled(100) == first != sampled(100, seed=1)
+    assert sampled(60) < first
+    assert sampled(0) == set()
+    for seed in range(5):
+        assert sampled(1000, seed) == ids
+    gone = sorted(first)[:10]
+    put(store, *(delete(id_, 2) for id_ in gone))
+    assert len(sampled(100) & first) == 90
+    assert sampled(1000) == ids - set(gone)
 
 
 def test_a_deletion_is_remembered_and_a_later_write_comes_back(store: MilvusStore) -> None:

@@ -109,6 +109,39 @@ def test_for_plain_names_and_numbers_milvus_finds_nothing_more(
     assert {row["id"] for row in found} == admitted(filter) & told
 
 
+def test_a_range_that_ends_at_a_stored_value_is_as_sharp_as_the_filter(store: MilvusStore) -> None:
+    ends = [
+        (field, value)
+        for meta in METAS
+        for field, value in meta.items()
+        if field in PLAIN and (value in STRINGS or value in NUMBERS) and not isinstance(value, bool)
+    ]
+    assert {type(value) for _, value in ends[:12]} == {int, float, str}
+    for field, value in ends[:12]:
+        for op in ("gt", "gte", "lt", "lte"):
+            for filter in (Range(field, op, value), Not(Range(field, op, value))):
+                (hits,) = store.search(unit("q")[None], k=len(METAS), filter=filter)
+                assert {hit.id for hit in hits} == admitted(filter)
+
+
+@pytest.mark.parametrize(
+    ("op", "bound", "said"),
+    [
+        ("gt", 2**53 - 1, '(meta["n"] > 9007199254740991)'),
+        ("gt", 2**53, '(meta["n"] >= 9007199254740991.0)'),
+        ("lt", 2**53 + 1, '(meta["n"] <= 9007199254740994.0)'),
+        ("lte", -(2**53), '(meta["n"] <= -9007199254740991.0)'),
+        ("gte", 1e308, '(meta["n"] >= 9.999999999999998e+307)'),
+        ("gt", 10**400, "(told == true or told == false)"),
+    ],
+)
+def test_a_bound_that_a_double_may_miss_lets_its_neighbours_in(
+    op: str, bound: float, said: str
+) -> None:
+    """A server compares as doubles; Lite does not, so only the text can be looked at here."""
+    assert expression(Range("n", op, bound)).endswith(f" and {said}))")
+
+
 def test_no_parts_and_no_values(store: MilvusStore) -> None:
     for filter in (And(()), Or(()), Not(And(())), OneOf("lang", ()), Not(OneOf("lang", ()))):
         (hits,) = store.search(unit("q")[None], k=len(METAS), filter=filter)
