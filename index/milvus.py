@@ -23,8 +23,10 @@ Shapes: B queries, D dimensions, K hits.
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -58,6 +60,7 @@ MOST_K = 16_384  # hits of one search
 MOST_WITH_META = 2_048  # so that their metas fit in one answer (64 MiB)
 MESSAGE_BYTES = 8 * 1024 * 1024  # of one upsert; a server takes 64 MiB
 LOOK_UP = 500  # ids in one expression
+ROWS_AT_ONCE = 250  # with all their vectors, in one answer
 GROW = 4  # how much further to look when the filter leaves too few
 
 
@@ -199,14 +202,36 @@ class MilvusStore:
         return self._admitted(queries_BD, k, vector, filter, f"{said} and {expression(filter)}")
 
     def get(self, id: str) -> Row | None:
-        try:
-            id.encode()
-        except UnicodeEncodeError:  # half a surrogate pair is no record's id
-            return None
+        return self.get_many([id]).get(id)
+
+    def get_many(self, ids: Sequence[str]) -> dict[str, Row]:
+        """See index.store.Many."""
         vectors = [vector_field(name) for name in (FUSED, *self.names)]
         flags = [flag_field(name) for name in (FUSED, *self.names)]
-        found = self._by_ids([id], [*HIT_FIELDS, "ts", *flags, *vectors])
-        return decode_row(found[0], self.names) if found and found[0]["alive"] else None
+        rows = (
+            row
+            # Half a surrogate pair is no record's id.
+            for some in _parts([id_ for id_ in ids if _encodes(id_)], ROWS_AT_ONCE)
+            for row in self._by_ids(some, [*HIT_FIELDS, "ts", *flags, *vectors])
+        )
+        return {row["id"]: decode_row(row, self.names) for row in rows if row["alive"]}
+
+    def sample(self, limit: int, *, seed: int = 0) -> list[Row]:
+        """See VectorStore.sample: ids with the smallest hashes, of the first MOST_K given."""
+        if limit < 1:
+            return []
+        with errors(f"reading {self.collection}"):
+            found = self._client.query(
+                self.collection,
+                filter=f"alive == true and id != {quoted(HEADER)}",
+                output_fields=["id"],
+                limit=MOST_K,
+                timeout=self._timeout_s,
+            )
+        start = zlib.crc32(str(seed).encode())
+        ids = (row["id"] for row in found)
+        chosen = heapq.nsmallest(limit, ids, key=lambda id_: (zlib.crc32(id_.encode(), start), id_))
+        return list(self.get_many(chosen).values())
 
     def stats(self) -> dict[str, Any]:
         records, rows = len(self), self._count(f"id != {quoted(HEADER)}")
@@ -365,6 +390,14 @@ def _advanced(offsets: Mapping[int, int], by: Mapping[int, int]) -> dict[int, in
 
 def _best(hits: Iterable[Hit], k: int) -> list[Hit]:
     return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]
+
+
+def _encodes(id: str) -> bool:
+    try:
+        id.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parts(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -21,7 +21,7 @@ from .errors import BadQuery, NotYet, SpaceMismatch
 from .filters import compile_filter
 from .payloads import Payload
 from .requests import Kind, SearchBody
-from .store import FUSED, Array, Hit, Row, VectorStore, is_exact
+from .store import FUSED, Array, Hit, Row, VectorStore, is_exact, rows_of
 
 POLL_S = 0.01
 ENCODE_AT_ONCE = 4  # queries of one batch, where the node embeds them one at a time
@@ -324,9 +324,10 @@ def _shown(one: Asked, payloads: Mapping[str, Payload] | None, took_ms: float) -
     assert one.hits is not None
     assert one.as_of is not None
     store = one.serving.store
+    rows = rows_of(store, [hit.id for hit in one.hits])
     return {
         "hits": [
-            shown(hit, (payloads or {}).get(hit.id), store.get(hit.id), one) for hit in one.hits
+            shown(hit, (payloads or {}).get(hit.id), rows.get(hit.id), one) for hit in one.hits
         ],
         "model": one.model,
         "space": store.space,

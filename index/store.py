@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -130,6 +130,22 @@ class VectorStore(Protocol):
         ...
 
     def stats(self) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class Many(Protocol):
+    """What a store may offer besides: several records in one call, where each call is a journey."""
+
+    def get_many(self, ids: Sequence[str]) -> dict[str, Row]:
+        """Records by id; those that are not there are left out."""
+        ...
+
+
+def rows_of(store: VectorStore, ids: Iterable[str]) -> dict[str, Row]:
+    """Records by id, in one call where the store offers that; missing ones are left out."""
+    if isinstance(store, Many):
+        return store.get_many(list(ids))
+    return {id_: row for id_ in ids if (row := store.get(id_)) is not None}
 
 
 @runtime_checkable
