@@ -23,7 +23,7 @@ from .payloads import Payload
 from .searching import described, unknown_record
 from .shelf import Kind, Shelf
 from .showing import Showing
-from .store import FUSED, Row, VectorStore
+from .store import FUSED, Row, rows_of
 
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -111,9 +111,9 @@ def _add_map(app: FastAPI, deps: ServiceDeps, atlas: Atlas) -> None:
         """Where these records lie on the newest drawing; ids that are not there are left out."""
         await atlas.now()
         store = deps.store()
-        rows = [row for id_ in body.ids if (row := store.get(id_)) is not None]
-        placed = atlas.place(row.vectors[FUSED] for row in rows) or []
-        return {"places": {row.id: at for row, at in zip(rows, placed, strict=False)}}
+        rows = await asyncio.to_thread(rows_of, store, body.ids)
+        placed = atlas.place(row.vectors[FUSED] for row in rows.values()) or []
+        return {"places": dict(zip(rows, placed, strict=False))}
 
 
 def _add_live(app: FastAPI, deps: ServiceDeps, atlas: Atlas) -> None:
@@ -134,9 +134,11 @@ def _add_live(app: FastAPI, deps: ServiceDeps, atlas: Atlas) -> None:
             await asyncio.sleep(POLL_S)
         store, number = serving.store, _number(serving)
         arrived = [] if serving.arrivals is None else serving.arrivals.since(since)[:SHOWN]
-        rows = [row for write in arrived if (row := store.get(write.id)) is not None]
-        if since is None and len(rows) < SHOWN:  # a node that has just come up
-            rows = _filled(rows, (await atlas.now()).rows, store)
+        ids = [write.id for write in arrived]
+        if since is None and len(ids) < SHOWN:  # a node that has just come up
+            ids = _filled(ids, (await atlas.now()).rows)
+        rows = list((await asyncio.to_thread(rows_of, store, ids)).values()) if ids else []
+        rows.sort(key=lambda row: ids.index(row.id))
         found = await asyncio.to_thread(_payloads, deps, [row.id for row in rows])
         places = atlas.place(row.vectors[FUSED] for row in rows)
         records = [_record(row, found.get(row.id)) for row in rows]
@@ -151,19 +153,15 @@ def _number(serving: Serving) -> int:
 
 
 def _payloads(deps: ServiceDeps, ids: list[str]) -> Mapping[str, Payload]:
-    if (
-        not deps.payloads.available
-    ):  # also when nobody searches, somebody must try whether it is back
+    if not deps.payloads.available:  # nobody may search now: somebody must try if it is back
         deps.payloads.ask(lambda client: client.ping())
     return deps.payloads.get_many(ids) or {}
 
 
-def _filled(rows: Sequence[Row], sample: Sequence[Row], store: VectorStore) -> list[Row]:
-    """The newest of the sample behind the rows, SHOWN in all."""
-    seen = {row.id for row in rows}
+def _filled(ids: Sequence[str], sample: Sequence[Row]) -> list[str]:
+    """The newest of the sample behind the ids, SHOWN in all."""
     newest = sorted(sample, key=lambda row: -row.ts)
-    more = (store.get(row.id) for row in newest if row.id not in seen)
-    return [*rows, *(row for row in more if row is not None)][:SHOWN]
+    return list(dict.fromkeys([*ids, *(row.id for row in newest)]))[:SHOWN]
 
 
 def _counters(deps: ServiceDeps, serving: Serving) -> dict[str, Any]:

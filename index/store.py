@@ -133,6 +133,22 @@ class VectorStore(Protocol):
 
 
 @runtime_checkable
+class Many(Protocol):
+    """What a store may offer besides: several records in one call, where each call is a journey."""
+
+    def get_many(self, ids: Sequence[str]) -> dict[str, Row]:
+        """Records by id; those that are not there are left out."""
+        ...
+
+
+def rows_of(store: VectorStore, ids: Iterable[str]) -> dict[str, Row]:
+    """Records by id, in one call where the store offers that; missing ones are left out."""
+    if isinstance(store, Many):
+        return store.get_many(list(ids))
+    return {id_: row for id_ in ids if (row := store.get(id_)) is not None}
+
+
+@runtime_checkable
 class Probed(Protocol):
     """What a store may offer besides: how good its answers are now, measured.
 

@@ -391,3 +391,20 @@ def test_a_cleared_store_is_empty_and_forgets_even_deletions(store: MilvusStore)
         assert cleared.facts == {}
     put(store, upsert("a", 1), upsert("b", 1))
     assert len(store) == 2
+
+
+def test_a_sample_stays_the_same_as_far_as_it_lives(client: Any) -> None:
+    store = fresh(client)
+    assert store.sample(5) == []
+    store.apply([upsert(f"r{n}", n) for n in range(40)], positions={0: 40}, progress={0: 40})
+    first = {row.id for row in store.sample(10)}
+    assert len(first) == 10
+    assert {row.id for row in store.sample(10, seed=1)} != first
+    gone = sorted(first)[0]
+    store.apply([delete(gone, 99)], positions={0: 41}, progress={0: 41})
+    assert {row.id for row in store.sample(10)} > first - {gone}
+    rows = store.sample(100)
+    assert {row.id for row in rows} == {f"r{n}" for n in range(40)} - {gone}
+    for row in rows:
+        assert row.vectors.keys() == store.get_many([row.id])[row.id].vectors.keys()
+    assert set(store.get_many(["r1", "nobody", gone, "\ud800"])) == {"r1"} - {gone}
