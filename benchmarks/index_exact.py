@@ -1,6 +1,7 @@
 """Exact search of the live index against one float32 faiss.IndexFlat holding the same rows.
 
-    python -m benchmarks.index_exact [--rows 1000000] [--dim 256] [--rounds 9] [--threads 2] [--json]
+    python -m benchmarks.index_exact [--rows 1000000] [--dim 256] [--rounds 9] [--threads 2]
+        [--json]
 
 Both may use `--threads` threads. IndexFlat takes one query on one thread whatever it is allowed;
 the store shares its parts among the threads, so batch 1 is also measured with one thread for both.

@@ -74,15 +74,17 @@ def name_of(row: int) -> str:
     return f"r{row:08d}"
 
 
-def upserts(
-    rows_ND: Array, begin: int, *, first: int = 0, model: str = "m", share: bool = True
-) -> list[Upsert]:  # fmt: skip
-    """Writes of rows `begin`... ; meta holds what the filters of `index_filters` look at."""
+def percent_of(row: Any) -> Any:
+    """What `index_filters` filters on: 0, 0.1 ... 99.9, spread evenly over the rows."""
+    return (row * 7919) % 1000 / 10
+
+
+def upserts(rows_ND: Array, begin: int) -> list[Upsert]:
+    """Writes of the rows from number `begin`."""
     return [
         Upsert(
-            id=name_of(row), partition=0, version=first + row, ts=0, model=model, fused=row_D,
-            meta={"percent": (row * 7919) % 1000 / 10, "lang": ("en", "de", "fr")[row % 3]}
-            if share else {},
+            id=name_of(row), partition=0, version=row, ts=0, model="m", fused=row_D,
+            meta={"percent": percent_of(row), "lang": ("en", "de", "fr")[row % 3]},
         )
         for row, row_D in enumerate(rows_ND, start=begin)
     ]  # fmt: skip
@@ -133,9 +135,7 @@ def recall(found: Sequence[Sequence[int]], truth_BK: Found) -> float:
 
 def asked(store: LiveStore, queries_BD: Array, k: int = K, **options: Any) -> list[list[int]]:
     """The rows that the store finds."""
-    return [
-        [int(hit.id[1:]) for hit in hits] for hits in store.search(queries_BD, k=k, **options)
-    ]
+    return [[int(hit.id[1:]) for hit in hits] for hits in store.search(queries_BD, k=k, **options)]
 
 
 def in_batches(queries_BD: Array, size: int) -> Iterator[Array]:
