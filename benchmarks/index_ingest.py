@@ -14,6 +14,7 @@ sees another number of them, or marks of two applies, saw a half-written state: 
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import threading
 import time
@@ -129,7 +130,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = options(__doc__, vectors=1_000_000, rounds=7, threads=1)
     parser.add_argument("--per-second", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=8.0, help="of one period")
+    parser.add_argument(
+        "--switch-ms", type=float, default=1000 * sys.getswitchinterval(),
+        help="how long a thread may keep the interpreter from others",
+    )  # fmt: skip
     given = parser.parse_args(argv)
+    sys.setswitchinterval(given.switch_ms / 1000)
     rows_ND = clustered(given.rows + 1, given.dim, seed=given.seed)
     queries_BD = clustered(QUERIES, given.dim, seed=given.seed, queries=True)
     mark_D = _apart(rows_ND)
@@ -182,6 +188,7 @@ def _measured(
         "threads": given.threads,
         "rounds": given.rounds,
         "seconds": given.seconds,
+        "switch_ms": given.switch_ms,
         "applied_per_s": round(writer.applied / (given.rounds * given.seconds)),
         "late_applies": writer.late,
         "periods_that_sealed": sealed,

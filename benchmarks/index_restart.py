@@ -4,10 +4,11 @@
         [--json]
 
 `saving` writes a snapshot while another thread applies PER_SECOND rows a second and upkeep seals
-them: the longest apply is what a writer may notice of it. `restart` is another process each time: it restores the snapshot
-and answers one query; imports are not counted. Memory is what a process holds of its own
-(RssAnon); mapped files, which the kernel may drop and read again, are not. `at most` is the highest
-of many looks, so that a copy of the rows that is made for a moment would be seen.
+them: the longest apply is what a writer may notice of it. `restart` is another process each time:
+it restores the snapshot and answers one query; imports are not counted. Memory is what a process
+holds of its own (RssAnon); mapped files, which the kernel may drop and read again, are not.
+`at most` is the highest of many looks, so that a copy of the rows that is made for a moment would
+be seen.
 """
 
 from __future__ import annotations
