@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 
-def arguments(doc: str | None, parts: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """`--seeds`, `--json`, and `--part` where there are some."""
+def arguments(
+    doc: str | None, parts: Sequence[str] = (), *, seeds: bool = True
+) -> argparse.ArgumentParser:
+    """`--seeds` where something is trained, `--json`, and `--part` where there are some."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5, help="trainings to average over")
+    if seeds:
+        parser.add_argument("--seeds", type=int, default=5, help="trainings to average over")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--part", choices=parts or None, help="only this part")
     return parser

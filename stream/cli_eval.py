@@ -19,8 +19,15 @@ from .errors import ConfigError
 from .models import Registry
 from .settings import Settings
 
-BENCHMARKS = {"stamps": "stamps", "av-digits": "av_digits", "xor": "xor"}
-SYNTHETIC = ("xor",)  # they take no folder
+INDEX = ("exact", "approximate", "filters", "ingest", "freshness", "restart")
+BENCHMARKS = {
+    "stamps": "stamps",
+    "av-digits": "av_digits",
+    "xor": "xor",
+    **{f"index-{name}": f"index_{name}" for name in INDEX},
+}
+TRAINED = ("stamps", "av-digits", "xor")
+SYNTHETIC = tuple(name for name in BENCHMARKS if name not in ("stamps", "av-digits"))  # no folder
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
@@ -74,6 +81,8 @@ def _benchmark(
         raise ConfigError(f"--benchmark: no {name!r}; there are {', '.join(BENCHMARKS)}")
     if data is not None and name in SYNTHETIC:
         raise ConfigError(f"--data: {name} makes its own data")
+    if seeds is not None and name not in TRAINED:
+        raise ConfigError(f"--seeds: {name} trains nothing")
     root = Path(__file__).resolve().parents[1]
     if not (root / "benchmarks" / f"{BENCHMARKS[name]}.py").is_file():
         raise ConfigError("--benchmark: the benchmarks come with the source, not with the package")

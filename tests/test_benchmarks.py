@@ -79,7 +79,7 @@ def eval_(*arguments: str) -> Any:
 
 def test_the_command_names_what_it_does_not_know(tmp_path: Path) -> None:
     for arguments, said in (
-        (["--benchmark", "mnist"], "there are stamps, av-digits, xor"),
+        (["--benchmark", "mnist"], "there are stamps, av-digits, xor, index-exact"),
         (["--benchmark", "xor", "--data", str(tmp_path)], "xor makes its own data"),
         (["--benchmark", "av-digits", "--data", str(tmp_path)], "no av-digits folder"),
     ):

@@ -1,0 +1,146 @@
+"""How long from producing a record until a search finds it: a worker and an index node on a broker.
+
+    python -m benchmarks.index_freshness [--seconds 30] [--rounds 3] [--model null:16] [--json]
+
+The broker is the one that KAFKA_BOOTSTRAP names, else the embedded one. First `--burst` records at
+once: until the last is searchable, that is full load. Then records at half that rate, among them
+PROBES a second that are looked for: a probe is sent, its partition and offset come back, and a
+search over HTTP for its own vector waits with `min_offsets` until they are reflected; the time is
+from before sending to the answer, which must hold the record. The model null:16 hashes instead of
+computing, so that this is the time of the pipeline and not of an encoder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from index.client import AsyncClient, Client
+from stream.children import free_port
+from stream.fleet import Fleet, services
+from stream.producer import Producer
+from stream.settings import Settings
+from stream.topics import ensure
+
+from .common import arguments, finish
+from .vectors import machine, percentiles
+
+PROBES = 10  # a second
+READY_S = 180.0
+STALLED_S = 60.0
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = arguments(__doc__, seeds=False)
+    parser.add_argument("--burst", type=int, default=20_000, help="records that measure full load")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of one round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="null:16")
+    given = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        settings = Settings(
+            home=home, model=given.model, prefix=f"f{uuid.uuid4().hex[:8]}-", http_port=free_port()
+        )
+        with services(settings, home / "services") as run:
+            ensure(run)
+            with Fleet(run, home / "logs") as fleet:
+                report = _measured(fleet, run, given)
+    return finish(report, given.json)
+
+
+def _measured(fleet: Fleet, settings: Settings, given: Any) -> dict[str, Any]:
+    url = f"http://127.0.0.1:{settings.http_port}"
+    fleet.start("embed")
+    fleet.start("index")
+    with Client(url) as client:
+        fleet.wait("ready", lambda: int(client.ready()), 1, stalled=READY_S)
+
+        def searchable() -> int:
+            return int(client.status()["records"])
+
+        # Once before it counts: the group forms, connections open, code is imported.
+        asyncio.run(_burst(settings, "warm", 500))
+        fleet.wait("warm", searchable, 500, stalled=STALLED_S)
+        began = time.perf_counter()
+        asyncio.run(_burst(settings, "burst", given.burst))
+        sent_s = time.perf_counter() - began
+        fleet.wait("burst", searchable, 500 + given.burst, stalled=STALLED_S)
+        full = given.burst / (time.perf_counter() - began)
+    rows: dict[str, dict[str, Any]] = {
+        "full load": {
+            "records": given.burst,
+            "records_per_s": round(full),
+            "produced_per_s": round(given.burst / sent_s),
+        }
+    }
+    rounds = []
+    for number in range(given.rounds):
+        taken, sent = asyncio.run(_half(settings, url, full / 2, given.seconds, number))
+        rounds.append({**percentiles(taken), "probes": len(taken), "records_per_s": sent})
+        fleet.check()
+    rows["half load"] = {
+        name: round(statistics.median(its[name] for its in rounds), 1) for name in rounds[0]
+    }
+    return {
+        "machine": machine(),
+        "broker": "embedded" if settings.embedded else "kafka",
+        "model": given.model,
+        "rounds": given.rounds,
+        "seconds": given.seconds,
+        "rows": rows,
+    }
+
+
+async def _burst(settings: Settings, name: str, count: int) -> None:
+    async with Producer(settings) as producer:
+        for number in range(count):
+            await producer.send(id=f"{name}-{number}", text=f"{name} {number}", wait=False)
+
+
+async def _half(
+    settings: Settings, url: str, per_s: float, seconds: float, number: int
+) -> tuple[list[float], float]:
+    """Seconds from sending to found of each probe, and how many records went out a second."""
+    taken: list[float] = []
+    probes: set[asyncio.Task[None]] = set()
+    sent = 0
+    async with Producer(settings) as producer, AsyncClient(url) as client:
+
+        async def probe(id: str) -> None:
+            began = time.perf_counter()
+            where = await producer.send(id=id, text=id)
+            assert where is not None
+            partition, offset = where
+            answer = await client.search(
+                text=id, k=1, min_offsets={partition: offset + 1}, timeout_ms=10_000
+            )
+            taken.append(time.perf_counter() - began)
+            if answer["hits"][0]["id"] != id:
+                raise AssertionError(f"searched for {id}, found {answer['hits'][0]['id']}")
+
+        began = time.perf_counter()
+        next_probe = 0.0
+        while (now := time.perf_counter() - began) < seconds:
+            while sent < now * per_s:
+                id_ = f"half-{number}-{sent}"
+                await producer.send(id=id_, text=id_, wait=False)
+                sent += 1
+            if now >= next_probe:
+                task = asyncio.create_task(probe(f"probe-{number}-{len(taken)}-{sent}"))
+                probes.add(task)
+                next_probe += 1 / PROBES
+            await asyncio.sleep(0.002)
+        spent = time.perf_counter() - began
+        await asyncio.gather(*probes)
+    return taken, (sent + len(probes)) / spent
+
+
+if __name__ == "__main__":
+    main()
