@@ -163,16 +163,6 @@ class Probed(Protocol):
         ...
 
 
-def rows_of(store: VectorStore, ids: Iterable[str]) -> dict[str, Row]:
-    """The records of these ids that there are, by id: in few calls where the store has `get_many`,
-    as one that asks a server does."""
-    together = getattr(store, "get_many", None)
-    if together is not None:
-        found: dict[str, Row] = together(ids)
-        return found
-    return {id: row for id in ids if (row := store.get(id)) is not None}
-
-
 def is_exact(store: VectorStore) -> bool:
     """Whether the store's answers are exact."""
     return bool(getattr(store, "exact", True))

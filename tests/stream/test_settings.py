@@ -105,7 +105,7 @@ def test_keys_come_from_the_environment_and_from_a_file(
 def test_another_process_gets_the_keys_and_nothing_shows_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = Settings(api_keys=[KEY], api_key=KEY)  # type: ignore[list-item, arg-type]
+    first = Settings(api_keys=[KEY], api_key=KEY)
     for name, value in first.environment().items():
         monkeypatch.setenv(name, value)
     assert load() == first
