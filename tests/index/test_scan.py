@@ -224,12 +224,13 @@ def test_a_query_of_zeros_and_rows_of_zeros() -> None:
 
 
 @pytest.mark.parametrize("dim", [3, 24, 384])
-def test_the_bound_of_float16_holds(dim: int) -> None:
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_the_bound_of_float16_holds(dim: int, scale: int) -> None:
     """No score of `Halves` is further from the truth than the search believes."""
-    raw_ND, queries_BD = rows_of(1, 3000, dim), 3 * rows_of(2, 8, dim)
+    raw_ND, queries_BD = scale * rows_of(1, 3000, dim), 3 * rows_of(2, 8, dim)
     half = halves.Halves(raw_ND)
-    assert 0 < half.lost < 1e-3
-    assert half.longest == pytest.approx(1.0, abs=1e-5)
+    assert 0 < half.lost < 1e-3 * scale
+    assert half.longest == pytest.approx(scale, rel=1e-5)
     score_BK, row_BK = half.search(queries_BD, len(raw_ND))
     ask = Ask(queries_BD, np.linalg.norm(queries_BD, axis=1), FUSED, 10)
     off_B = scan._off(ask, half.longest) + ask.norm_B * half.lost
