@@ -27,7 +27,8 @@ def huge_bytes(address: int) -> int:
 
 
 def test_rows_are_moved_to_huge_pages_and_stay_what_they_were() -> None:
-    rows = np.frombuffer(mmap.mmap(-1, SIZE), np.uint8)  # small pages until somebody asks
+    held = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    rows = np.frombuffer(held, np.uint8)  # small pages until somebody asks
     rows[:] = np.arange(SIZE) % 251
     address = int(rows.ctypes.data)
     before = huge_bytes(address)
