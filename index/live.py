@@ -34,7 +34,7 @@ from .store import FUSED, Array, Delete, Hit, Row, Upsert
 
 log = logging.getLogger(__name__)
 
-BLOCK = 8192  # rows; measured in benchmarks/RESULTS.md against one block of 100,000
+BLOCK = 8192  # rows; so that a block fits the cache
 SPARE = 16  # candidates of each part beyond k: float16 seldom misplaces a row by so many
 MORE = 8  # times as many when an answer is not proven
 BITS = {"partition": 31, "version": 63, "ts": 63}  # of what `index.places` keeps, less the sign
