@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from confluent_kafka import Producer as RawProducer
 from PIL import Image
 
 import stream.showcase
@@ -23,10 +24,11 @@ from stream.fleet import services
 from stream.media import SECONDS, SIDE, snippet, thumb
 from stream.producer import Producer
 from stream.rebuild import Rebuilder
-from stream.records import Blob, Record
+from stream.records import Blob, Record, encode_record
 from stream.settings import Settings
 from stream.showcase import RedisShowcase
 from stream.topics import ensure
+from tests.stream.harness import Deployment
 
 from .conftest import picture, tone
 
@@ -247,3 +249,29 @@ def test_a_broker_that_is_away_is_not_waited_for(tmp_path: Path) -> None:
         assert found == [None] * 100  # most of them at once: only so many may wait
     finally:
         rebuilder.close()
+
+
+@pytest.mark.kafka
+def test_a_place_without_a_message_gives_none_of_the_next(deployment: Deployment) -> None:
+    """Compaction leaves gaps, and so does the marker that ends a transaction."""
+    settings = deployment.settings
+    producer = RawProducer(
+        {
+            "bootstrap.servers": settings.kafka_bootstrap,
+            "transactional.id": settings.prefix,
+            "log_level": 0,
+        }
+    )
+    producer.init_transactions(30)
+    value = encode_record(record("same"))
+    for _ in range(2):
+        producer.begin_transaction()
+        producer.produce(settings.topic("records"), key=b"same", value=value, partition=0)
+        producer.commit_transaction(30)
+    rebuilder = Rebuilder(settings, timeout_s=10.0)
+    try:
+        first, gap, second = rebuilt(rebuilder, *[("same", 0, offset) for offset in range(3)])
+    finally:
+        rebuilder.close()
+    assert first == second == Rebuilt(payload=Payload(text="words"))
+    assert gap is None
