@@ -175,3 +175,16 @@ def test_filters_and_a_large_k_get_all_they_ask_for() -> None:
             rows = np.arange(7, ROWS, 100)
             best = rows[np.argsort(-true_N[rows])][:k]
             assert [hit.id for hit in few] == [f"r{row}" for row in best]
+
+
+def test_queries_that_it_was_not_tuned_on_have_the_last_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw_ND = clustered(1, 3000)
+    for held in (0.5, 0.95):
+        said = iter([1.0, held] * 100)
+        monkeypatch.setattr(module, "_recall", lambda *given, said=said: next(said))
+        with tuned(FROM_ROWS=2000):
+            index = approximate(raw_ND, 0.9)
+        assert (index is None) == (held < 0.9)
+        assert index is None or index.recall == held
