@@ -72,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             except ImportError:
                 rows[name] = {"absent": "not installed: see the extra `bench`"}
                 continue
+            except Exception as error:  # noqa: BLE001 (whatever it is, the others' figures count)
+                rows[name] = {"failed": f"{error!r:.300}"}
+                continue
             closing.append(rival.close)
             rows[name] = {"what": rival.about, "build_s": round(time.perf_counter() - began, 1)}
             dial = _tuned(rival.search, rival.dial, queries_BD[tune], truth_BK[tune])

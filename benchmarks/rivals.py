@@ -24,6 +24,7 @@ from .vectors import K
 EF = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 PROBES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 LINKS, BUILD = 16, 200  # of a graph: links of a node, candidates while it is built
+PATIENCE_S = 7200.0
 INSERT = 10_000  # rows of one insert into a database
 
 
@@ -134,8 +135,9 @@ def milvus_lite(rows_ND: Array, folder: Path, threads: int) -> Rival:
         "vector", index_type="HNSW", metric_type="IP",
         params={"M": LINKS, "efConstruction": BUILD},
     )  # fmt: skip
-    client.create_index("rows", params)
-    client.load_collection("rows")
+    # Without a time of its own a build that takes minutes is asked for again, and refused then.
+    client.create_index("rows", params, timeout=PATIENCE_S)
+    client.load_collection("rows", timeout=PATIENCE_S)
 
     def search(queries_BD: Array, ef: int) -> Sequence[Sequence[int]]:
         found = client.search(
