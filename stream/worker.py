@@ -31,10 +31,12 @@ from .batcher import Budget, MicroBatcher
 from .broker import Message, Output
 from .errors import BadRecord, PublishRefused, RegistryError, WorkerError
 from .failpoints import Failpoints
+from .handover import Roles
 from .ledger import OffsetLedger, Run, Ticket
 from .links import Links
 from .metrics import WorkerMetrics
 from .outputs import OutputTopics
+from .pace import Pace
 from .records import Blob, Record, decode_record
 from .settings import Settings
 from .transactions import RecordSource, TransactionalSink
@@ -82,6 +84,8 @@ class Worker:
 
     Args:
         transactional_id: stable per worker slot.
+        roles: for which records it publishes predictions and dead letters; None: for all.
+        pace: what a generation that is being built leaves to the live one; None: nothing.
         clock: monotonic seconds.
         wall: seconds since 1970.
     """
@@ -94,6 +98,8 @@ class Worker:
         transactional_id: str,
         metrics: WorkerMetrics,
         showcase: Showcase | None = None,
+        roles: Roles | None = None,
+        pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -102,6 +108,7 @@ class Worker:
         self._offered: Model | None = None
         self._metrics = metrics
         self._showcase = showcase
+        self._roles, self._pace = roles, pace
         self._clock, self._wall = clock, wall
         self._topics = OutputTopics(settings)
         self._links = Links(settings)
@@ -175,6 +182,11 @@ class Worker:
         return self._model
 
     @property
+    def busy(self) -> bool:
+        """Whether records are on their way."""
+        return len(self._ledger) > 0
+
+    @property
     def owned(self) -> list[int]:
         return list(self._source.owned)
 
@@ -206,6 +218,8 @@ class Worker:
                 self._last_poll = now
                 self._source.idle_poll()
             return []
+        if self._pace is not None and not self._pace.may_go_on(now):
+            return self._rest(now)
         self._last_poll = now
         messages = self._source.poll(min(room, 64), wait_s=self._patience(now))
         return [Item(message, self._ticket(message), now) for message in messages]
@@ -271,7 +285,10 @@ class Worker:
                     f"encoding a batch of {len(batch.items)} from {_where(batch.items[0])} on, "
                     f"with model {batch.model.name}, failed: {error!r}"
                 ) from error
-            self._metrics.batch(len(batch.items), time.monotonic() - batch.started)
+            took_s = time.monotonic() - batch.started
+            self._metrics.batch(len(batch.items), took_s)
+            if self._pace is not None:
+                self._pace.worked(took_s, self._clock())
             now_ms = self._wall() * 1000
             for item, embedding in zip(batch.items, embeddings, strict=True):
                 record = _record(item)
@@ -289,12 +306,36 @@ class Worker:
             self._settle()
         lease = self._source.lease
         if self._publishing is None and lease is not None and (runs := self._ledger.ready()):
-            self._publishing = (runs, self._publisher.submit(self._transaction, runs, lease))
+            outputs = self._spoken(runs)
+            if outputs is not None:
+                publishing = self._publisher.submit(self._transaction, runs, outputs, lease)
+                self._publishing = (runs, publishing)
 
     # What the steps stand on.
 
-    def _transaction(self, runs: list[Run[list[Output]]], lease: object) -> None:
-        outputs = [output for run in runs for result in run.results for output in result]
+    def _spoken(self, runs: list[Run[list[Output]]]) -> list[Output] | None:
+        """What this generation publishes of these runs; None while a handover is being decided.
+
+        Asked here and not before: nothing may change between this and the publication for a record
+        that had been read by now (`stream.handover`).
+        """
+        tickets = [ticket for run in runs for ticket in run.tickets]
+        results = [ticket.result or [] for ticket in tickets]
+        if self._roles is None:
+            return [output for result in results for output in result]
+        speaks = self._roles.speaks([(ticket.partition, ticket.offset) for ticket in tickets])
+        if speaks is None:
+            return None
+        return [
+            output
+            for result, its in zip(results, speaks, strict=True)
+            for output in result
+            if its or output.topic == self._topics.vectors
+        ]
+
+    def _transaction(
+        self, runs: list[Run[list[Output]]], outputs: list[Output], lease: object
+    ) -> None:
         offsets = {run.partition: run.next_offset for run in runs}
         self._failpoint("before-publish")
         started = self._clock()
@@ -430,6 +471,14 @@ class Worker:
             return 0.002
         due = self._batcher.due_in(now)
         return 0.1 if due is None else min(0.1, due)
+
+    def _rest(self, now: float) -> list[Item]:
+        """Leave the machine to the live generation for a moment; the group's callbacks go on."""
+        if now - self._last_poll > CALLBACKS_EVERY_S:
+            self._last_poll = now
+            self._source.idle_poll()
+        time.sleep(0.005)
+        return []
 
     def _wait_for_room(self) -> None:
         waiting: list[Future] = [batch.encoding for batch in self._encoding]
