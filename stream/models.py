@@ -49,6 +49,7 @@ class Registry:
     def __init__(
         self, root: Path, *, base: str = "braid", wall: Callable[[], float] = time.time
     ) -> None:
+        self.root = root
         self._versions = root / "versions"
         self._champions = root / "champion"
         self._base = base

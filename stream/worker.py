@@ -20,8 +20,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from encoders.embedder import DeviceThread
 from encoders.errors import BadInput
@@ -32,6 +30,7 @@ from .broker import Message, Output
 from .errors import BadRecord, PublishRefused, RegistryError, WorkerError
 from .failpoints import Failpoints
 from .handover import Roles
+from .items import Batch, Item, Showcase, future_of, record_of, where
 from .ledger import OffsetLedger, Run, Ticket
 from .links import Links
 from .metrics import WorkerMetrics
@@ -46,34 +45,6 @@ log = logging.getLogger(__name__)
 MAX_REFUSALS = 5  # in a row without one success: not a rebalance, something is broken
 CALLBACKS_EVERY_S = 1.0  # a full worker still serves the group's callbacks this often
 LAG_EVERY_S = 1.0
-
-
-class Showcase(Protocol):
-    """Where what a hit needs to be shown is kept. Never raises, never blocks."""
-
-    def put(self, record: Record, embedding: Embedding) -> None: ...
-    def drop(self, record_id: str) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """One record on its way through the worker."""
-
-    message: Message
-    ticket: Ticket[list[Output]]
-    since: float
-    record: Record | None = None
-    preparing: Future[Prepared] | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """One micro-batch on the device. It ends with the model that it began with."""
-
-    items: list[Item]
-    model: Model
-    encoding: Future[list[Embedding]]
-    started: float = field(default_factory=time.monotonic)
 
 
 class Worker:
@@ -177,6 +148,10 @@ class Worker:
             raise RegistryError(f"{model.name} prepares its inputs in another way, restart for it")
         self._offered = model
 
+    def show(self, showcase: Showcase | None) -> None:
+        """From here on keep what is shown of records here, or not at all."""
+        self._showcase = showcase
+
     @property
     def model(self) -> Model:
         return self._model
@@ -252,14 +227,14 @@ class Worker:
 
     def _collect(self) -> None:
         """Step 3: what is prepared, in order of arrival, waits for its micro-batch."""
-        while self._preparing and _future(self._preparing[0]).done():
+        while self._preparing and future_of(self._preparing[0]).done():
             item = self._preparing.popleft()
             try:
-                prepared = _future(item).result()
+                prepared = future_of(item).result()
             except BadRecord as error:
                 self._bury(item, error)
             except Exception as error:
-                raise WorkerError(f"preparing record {_where(item)} failed: {error!r}") from error
+                raise WorkerError(f"preparing record {where(item)} failed: {error!r}") from error
             else:
                 self._batcher.add(item, prepared.cost, since=item.since)
 
@@ -270,7 +245,7 @@ class Worker:
             self._metrics.model(self._model.name)
             log.info("model %s serves from here on", self._model.name)
         while not self._device.full and (items := self._batcher.take(self._clock())):
-            prepared = [_future(item).result() for item in items]
+            prepared = [future_of(item).result() for item in items]
             encoding = self._device.submit(self._encode_batch, self._model, prepared)
             self._encoding.append(Batch(items, self._model, encoding))
 
@@ -282,7 +257,7 @@ class Worker:
                 embeddings = batch.encoding.result()
             except Exception as error:
                 raise WorkerError(
-                    f"encoding a batch of {len(batch.items)} from {_where(batch.items[0])} on, "
+                    f"encoding a batch of {len(batch.items)} from {where(batch.items[0])} on, "
                     f"with model {batch.model.name}, failed: {error!r}"
                 ) from error
             took_s = time.monotonic() - batch.started
@@ -291,7 +266,7 @@ class Worker:
                 self._pace.worked(took_s, self._clock())
             now_ms = self._wall() * 1000
             for item, embedding in zip(batch.items, embeddings, strict=True):
-                record = _record(item)
+                record = record_of(item)
                 if self._showcase is not None:
                     self._showcase.put(record, embedding)
                 item.ticket.finish(
@@ -446,7 +421,7 @@ class Worker:
 
     def _bury(self, item: Item, error: BadRecord) -> None:
         self._metrics.dead_letter(error.stage)
-        log.warning("dead letter %s: %s", _where(item), error)
+        log.warning("dead letter %s: %s", where(item), error)
         item.ticket.finish(self._topics.dead(item.message, error))
 
     def _delete(self, item: Item) -> None:
@@ -485,23 +460,8 @@ class Worker:
         if self._publishing is not None:
             waiting.append(self._publishing[1])
         elif self._preparing:
-            waiting.append(_future(self._preparing[0]))
+            waiting.append(future_of(self._preparing[0]))
         if waiting:
             wait(waiting, timeout=0.01, return_when="FIRST_COMPLETED")
         else:  # all of it waits for its micro-batch to be old enough
             time.sleep(0.002)
-
-
-def _future(item: Item) -> Future[Prepared]:
-    assert item.preparing is not None
-    return item.preparing
-
-
-def _record(item: Item) -> Record:
-    assert item.record is not None
-    return item.record
-
-
-def _where(item: Item) -> str:
-    message = item.message
-    return f"{message.topic}[{message.partition}]@{message.offset}"
