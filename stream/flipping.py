@@ -93,8 +93,8 @@ def readiness(
             stops=f"{missing} records of {serving} cannot be embedded again: they are no longer in "
             "records; promote with --drop-missing to go on without them",
         )  # fmt: skip
-    found = recall(old, new)
-    found = dict(zip((serving, rollout.generation), found, strict=True)) if found else {}
+    both = recall(old, new)
+    found = {} if both is None else dict(zip((serving, rollout.generation), both, strict=True))
     stops = None
     if found and found[rollout.generation] < found[serving] - settings.flip_recall_drop:
         stops = (
@@ -144,6 +144,30 @@ def _found(store: VectorStore, rows: list[Row]) -> float:
     return found / asked
 
 
+def promote(
+    settings: Settings, registry: Registry, name: str, *, drop_missing: bool = False
+) -> Champion | Rollout:
+    """Make a version champion, at once where its space is held, else when a generation is built.
+
+    Raises:
+        RegistryError: the version is damaged or failed its judge, or another one is being built.
+    """
+    champion = registry.champion()
+    manifest = registry.manifest(name)
+    if champion is None or manifest.space == champion.space:
+        generation = settings.generation if champion is None else champion.generation
+        promoted = registry.promote(name, generation=generation)
+        announce_champion(settings, promoted, registry)
+        return promoted
+    registry.check(name)
+    for rollout in Rollouts(registry.root).all():
+        if rollout.state == "grace" and rollout.space == manifest.space:
+            why = f"{rollout.generation} is still fed"
+            now_ms = 1000 * time.time()
+            return flip(settings, registry, rollout.generation, name, why=why, now_ms=now_ms)
+    return begin(settings, registry, name, drop_missing=drop_missing)
+
+
 def begin(
     settings: Settings, registry: Registry, name: str, *, drop_missing: bool = False
 ) -> Rollout:
@@ -191,9 +215,10 @@ def flip(
     said = handovers.confirmed()
     if not said or said[-1].after != to:  # else a process that died handed over already
         admin, topic = Admin(settings), settings.topic("records")
+        partitions = ensure(settings)
 
         def ends() -> dict[int, int]:
-            found = admin.ends(topic, settings.partitions)
+            found = admin.ends(topic, partitions)
             return {number: end for number, (_, end) in found.items()}
 
         handovers.hand_over(champion.generation, to, ends)
