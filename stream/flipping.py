@@ -83,7 +83,7 @@ def readiness(
     if behind > settings.flip_lag:
         return Readiness(
             behind=behind, missing=0, recall={}, stops=None,
-            waits_for=f"{behind} offsets of records to be embedded, {settings.flip_lag} may be left",
+            waits_for=f"{behind} offsets of records are not embedded, {settings.flip_lag} may be",
         )  # fmt: skip
     missing = absent(old, new)
     if missing > behind and not rollout.drop_missing:
