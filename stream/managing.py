@@ -172,6 +172,7 @@ class Manager:
         if self.generations.get(to).reader.caught_up:
             self._readiness.pop(to, None)
             await asyncio.to_thread(self.generations.flip, to)
+            await asyncio.to_thread(self.generations.get(to).reader.kept.serve)
 
     async def _drop(self, name: str) -> None:
         self.generations.get(name).stopping.set()
@@ -181,6 +182,7 @@ class Manager:
         dropped = await asyncio.to_thread(self.generations.drop, name)
         self._readiness.pop(name, None)
         if dropped is not None:
+            await asyncio.to_thread(dropped.reader.kept.drop)
             dropped.embedder.close()
         log.info("generation %s is dropped", name)
 
