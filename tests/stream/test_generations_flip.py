@@ -58,9 +58,14 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
     """One in the same space, one into a new space, one refused; and back under load."""
     deployment.produce(labelled(60))
     first = braid(deployment, "retrain", "--preset", "tiny", "--json")
+    same = braid(deployment, "retrain", "--preset", "tiny", "--heads-only", "--json")
+    other = braid(deployment, "retrain", "--preset", "tiny", "--seed", "5", "--json")
+    broken = braid(deployment, "retrain", "--preset", "tiny", "--seed", "6", "--json")
+    assert same["space"] == first["space"]
+    assert other["space"] != first["space"]
     deployment.worker("one", model=None, BRAID_GRACE_S="3600")
     deployment.index(model=None)
-    spaces = {first["name"]: first["space"]}
+    spaces = {its["name"]: its["space"] for its in (first, same, other)}
     sent: list[str] = [f"c{number}" for number in range(60)]
     hurry, enough = threading.Event(), threading.Event()
 
@@ -82,21 +87,14 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
         flow.start()
         asking = Asking(deployment.url, spaces)
 
-        same = braid(deployment, "retrain", "--preset", "tiny", "--heads-only", "--json")
-        spaces[same["name"]] = same["space"]
-        assert same["space"] == first["space"]
         braid(deployment, "models", "promote", same["name"], "--json")
         wait_for("it serves", lambda: client.status()["model"] == same["name"], timeout=60)
 
-        other = braid(deployment, "retrain", "--preset", "tiny", "--seed", "5", "--json")
-        spaces[other["name"]] = other["space"]
-        assert other["space"] != first["space"]
         rollout = braid(deployment, "models", "promote", other["name"], "--json")
         assert (rollout["generation"], rollout["state"]) == ("g0002", "building")
         wait_for("it flips", lambda: client.status()["generation"] == "g0002", timeout=240)
         assert client.status()["model"] == other["name"]
 
-        broken = braid(deployment, "retrain", "--preset", "tiny", "--seed", "6", "--json")
         path = deployment.settings.models_dir / "versions" / broken["name"] / "model.safetensors"
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
