@@ -38,7 +38,7 @@ class Readiness:
     """Whether a generation may take over.
 
     Attributes:
-        behind: offsets of `records` that its index does not reflect, of the worst partition.
+        behind: offsets of `records` that its index does not reflect, of all partitions.
         missing: ids that the serving generation holds and the new one does not.
         recall: recall@10 of the same queries, by generation, or nothing to compare.
         waits_for: what is still to come, or None.
@@ -77,9 +77,7 @@ def readiness(
     """
     old, new = stores[serving], stores[rollout.generation]
     progress = new.progress
-    behind = max(
-        (end - progress.get(number, first) for number, (first, end) in ends.items()), default=0
-    )
+    behind = sum(end - progress.get(number, first) for number, (first, end) in ends.items())
     if behind > settings.flip_lag:
         return Readiness(
             behind=behind, missing=0, recall={}, stops=None,

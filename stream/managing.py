@@ -89,8 +89,8 @@ class Manager:
         while True:
             self._changed.clear()
             for name in self.generations.names:
-                if name not in self._readers and not self._stopping:
-                    generation = self.generations.get(name)
+                generation = self.generations.get(name)
+                if name not in self._readers and not generation.stopping.is_set():
                     reading = generation.reader.run(partitions, generation.stopping)
                     self._readers[name] = asyncio.create_task(reading, name=f"read {name}")
             waking = asyncio.create_task(self._changed.wait())

@@ -146,6 +146,8 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
 
     braid(deployment, "models", "drop", "g0001", "--json")
     topic = deployment.settings.topic("vectors")
+    with Client(deployment.url) as client:
+        wait_for("the index lets go", lambda: held(client) == ["g0002"], timeout=60)
     wait_for(
         "its topic is gone",
         lambda: topic not in Admin(deployment.settings).partition_counts(),
@@ -153,6 +155,10 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
     )
     said = braid(deployment, "models", "rollback", status=1)
     assert "dropped" in said
+
+
+def held(client: Client) -> list[str]:
+    return [its["name"] for its in client.generations()["generations"]]
 
 
 def published_gaps(deployment: Deployment) -> list[float]:
