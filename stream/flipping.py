@@ -262,13 +262,24 @@ def drop(settings: Settings, registry: Registry, rollout: Rollout, *, why: str) 
     gone = replace(rollout, state="dropped", until_ms=None, why=why)
     Rollouts(registry.root).put(gone)
     announce(settings, f"generation/{rollout.generation}", _facts(gone))
-    its = settings.model_copy(update={"generation": rollout.generation})
+    swept(settings, gone)
+
+
+def swept(settings: Settings, gone: Rollout) -> bool:
+    """Delete the group and the topic of a dropped generation; whether both are gone.
+
+    Its workers may not have left the group yet; then a later call does it.
+    """
+    its = settings.model_copy(update={"generation": gone.generation})
+    admin = Admin(settings)
     try:
-        admin = Admin(settings)
-        admin.delete_group(its.group)
-        admin.delete([its.topic("vectors")])
-    except StreamError as error:  # its workers have not left the group yet: the next look does it
-        log.warning("%s is not deleted yet: %s", rollout.generation, error)
+        if its.topic("vectors") in admin.partition_counts():
+            admin.delete_group(its.group)
+            admin.delete([its.topic("vectors")])
+    except StreamError as error:
+        log.debug("%s is not deleted yet: %s", gone.generation, error)
+        return False
+    return True
 
 
 def rollback(settings: Settings, registry: Registry, *, now_ms: float | None = None) -> Champion:

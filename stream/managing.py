@@ -23,7 +23,7 @@ from index.metrics import ServiceMetrics
 from .broker import Admin
 from .errors import RegistryError
 from .failpoints import Failpoints
-from .flipping import Readiness, end_grace, flip, readiness
+from .flipping import Readiness, end_grace, flip, readiness, swept
 from .generation import Generation
 from .models import Champion, Registry
 from .reader import Reader
@@ -58,6 +58,7 @@ class Manager:
         self._rollouts = Rollouts(registry.root)
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._readiness: dict[str, Readiness] = {}
+        self._swept: set[str] = set()  # dropped generations whose topic and group are gone
         self._changed = asyncio.Event()
         self._stopping = False
         self.partitions = 0
@@ -142,6 +143,10 @@ class Manager:
         await self._build()
         now_ms = 1000 * self._wall()
         await asyncio.to_thread(end_grace, self._settings, self._registry, now_ms=now_ms)
+        for rollout in await asyncio.to_thread(self._rollouts.all):
+            if rollout.state == "dropped" and rollout.generation not in self._swept:
+                if await asyncio.to_thread(swept, self._settings, rollout):
+                    self._swept.add(rollout.generation)
         if problems:
             raise RegistryError("; ".join(problems))
 

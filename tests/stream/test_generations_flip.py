@@ -132,7 +132,7 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
     ):
         settings = deployment.settings.model_copy(update={"generation": generation})
         its = deployment.read_of(settings, "vectors")
-        vectors = [decode_map(message.value) for message in its]
+        vectors = [decode_map(message.value or b"") for message in its]
         assert {vector["id"] for vector in vectors} == set(sent)
         assert {(v["space"], v["model"] in models) for v in vectors} == {
             (spaces[next(iter(models))], True)
