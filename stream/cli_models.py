@@ -200,6 +200,9 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         settings = settings_of(context)
         registry = registry_of(settings)
         rollout = Rollouts(registry.root).get(generation)
+        champion = registry.champion()
+        if champion is not None and champion.generation == generation:
+            raise RegistryError(f"{generation} serves: promote or roll back first")
         if rollout is None:
             raise RegistryError(f"no generation {generation!r}: braid models generations")
         run(settings, registry, rollout, why="dropped by hand")

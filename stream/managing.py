@@ -144,9 +144,10 @@ class Manager:
         now_ms = 1000 * self._wall()
         await asyncio.to_thread(end_grace, self._settings, self._registry, now_ms=now_ms)
         for rollout in await asyncio.to_thread(self._rollouts.all):
-            if rollout.state == "dropped" and rollout.generation not in self._swept:
-                if await asyncio.to_thread(swept, self._settings, rollout):
-                    self._swept.add(rollout.generation)
+            name = rollout.generation
+            left = rollout.state == "dropped" and name not in self._swept
+            if left and await asyncio.to_thread(swept, self._settings, rollout):
+                self._swept.add(name)
         if problems:
             raise RegistryError("; ".join(problems))
 

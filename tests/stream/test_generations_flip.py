@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import threading
 import time
@@ -164,4 +165,4 @@ def held(client: Client) -> list[str]:
 def published_gaps(deployment: Deployment) -> list[float]:
     """Seconds between the broker's time stamps of predictions that follow one another."""
     stamps = sorted({message.ts for message in deployment.read("predictions")})
-    return [(after - before) / 1000 for before, after in zip(stamps, stamps[1:], strict=False)]
+    return [(after - before) / 1000 for before, after in itertools.pairwise(stamps)]
