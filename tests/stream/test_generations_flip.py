@@ -164,5 +164,6 @@ def held(client: Client) -> list[str]:
 
 def published_gaps(deployment: Deployment) -> list[float]:
     """Seconds between the broker's time stamps of predictions that follow one another."""
-    stamps = sorted({message.ts for message in deployment.read("predictions")})
+    flow = (m for m in deployment.read("predictions") if (m.key or b"").startswith(b"flow-"))
+    stamps = sorted({message.ts for message in flow})
     return [(after - before) / 1000 for before, after in itertools.pairwise(stamps)]
