@@ -116,6 +116,11 @@ class LiveStore:
     def __len__(self) -> int:
         return self.view.alive
 
+    def ids(self) -> set[str]:
+        """The ids of all living records, as of now."""
+        parts = self.view.parts.values()
+        return {part.rows.id(row) for part in parts for row in part.living().tolist()}
+
     def segments(self) -> list[Segment]:
         """The sealed segments as of now."""
         rows = (part.rows for part in self.view.parts.values())

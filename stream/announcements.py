@@ -8,6 +8,7 @@ poll of the registry is the fallback: whoever sees the higher sequence number fi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict
@@ -89,38 +90,34 @@ async def check_partitions(settings: Settings, partitions: int) -> None:
         )
 
 
-async def follow_champion(
-    settings: Settings, registry: Registry, take: Callable[[Champion], Awaitable[None]]
-) -> None:
-    """Call `take` with each new champion, from the topic or from the registry, until cancelled.
+async def follow_news(settings: Settings, look: Callable[[], Awaitable[None]]) -> None:
+    """Call `look` at once, at each fact on `models` and at each poll, until cancelled.
 
-    What `take` raises is logged, the old model goes on, and the next poll tries again.
+    What `look` raises is logged, all goes on as it was, and the next poll tries again.
     """
     news: asyncio.Queue[None] = asyncio.Queue(maxsize=1)
 
     async def listen() -> None:
-        async for key, _ in _facts(settings, follow=True):
-            if key == CHAMPION_KEY and news.empty():
+        async for _ in _facts(settings, follow=True):
+            if news.empty():
                 news.put_nowait(None)
 
     listener = asyncio.create_task(listen())
-    serving = 0
+    said = ""
     try:
         while True:
             if listener.done():  # the poll goes on without it
                 log.error("reading %s ended: %r", settings.topic("models"), listener.exception())
                 listener = asyncio.create_task(_later(listen, settings.model_poll_s))
             try:
-                champion = await asyncio.to_thread(registry.champion)
-                if champion is not None and champion.seq > serving:
-                    await take(champion)
-                    serving = champion.seq
+                await look()
+                said = ""
             except Exception as error:  # noqa: BLE001 (whatever it was, the old model goes on)
-                log.error("the new champion is not taken, the old model goes on: %s", error)
-            try:
+                if str(error) != said:  # once, not at every poll
+                    log.error("what is new is not taken, all goes on as it was: %s", error)
+                said = str(error)
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(news.get(), settings.model_poll_s)
-            except TimeoutError:
-                continue
     finally:
         listener.cancel()
 
@@ -173,6 +170,6 @@ __all__ = [
     "announce_champion",
     "check_partitions",
     "first_champion",
-    "follow_champion",
+    "follow_news",
     "read_all",
 ]

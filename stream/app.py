@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from typing import Any
 
 import faust
@@ -21,16 +20,17 @@ from encoders.embedder import load
 from encoders.types import Model
 
 from . import metrics as metrics_
-from .announcements import check_partitions, first_champion, follow_champion
+from .announcements import check_partitions, first_champion, follow_news
 from .heartbeat import Heartbeat
+from .hosting import Host
 from .join import add_join
-from .models import Champion, Registry
+from .models import Registry
+from .rollout import Rollouts
 from .settings import Settings
 from .settings import load as load_settings
 from .showcase import RedisShowcase
 from .slots import claim_slot
 from .topics import ensure
-from .worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +71,14 @@ class EmbedService(Service):
         self.settings = settings
         self.registry = Registry(settings.models_dir, base=settings.model_name)
         self.metrics = metrics_.WorkerMetrics()
-        self.worker: Worker | None = None
-        self._thread: threading.Thread | None = None
+        self.host: Host | None = None
         self._ended: asyncio.Future[None] | None = None
 
     async def on_start(self) -> None:
         settings = self.settings
         partitions = await asyncio.to_thread(ensure, settings)
         await check_partitions(settings, partitions)
-        model = await self._first_model()
+        generation, model = await self._first()
         self._slot = claim_slot(settings)
         self._showcase = RedisShowcase(settings.redis_url, media_bytes=settings.media_bytes)
         self._heartbeat = Heartbeat(settings, self._slot.name, self.metrics)
@@ -90,23 +89,21 @@ class EmbedService(Service):
                 "the embedded broker does not isolate transactions: delivery is at least once, "
                 "and one worker per group is all it can serve"
             )
-        self.worker = await asyncio.to_thread(
-            Worker,
+        self._ended = asyncio.get_running_loop().create_future()
+        self.host = Host(
             settings,
-            model,
-            transactional_id=f"{settings.group}-{self._slot.name}",
+            self.registry,
+            slot=self._slot.name,
             metrics=self.metrics,
             showcase=self._showcase,
+            ended=self._end,
         )
-        self._ended = asyncio.get_running_loop().create_future()
-        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
-        self._thread.start()
+        known = settings.model is None
+        await asyncio.to_thread(self.host.start, generation, model, serves=True, known=known)
 
     async def on_stop(self) -> None:
-        if self.worker is not None:
-            self.worker.stop()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+        if self.host is not None:
+            await asyncio.to_thread(self.host.close)
             self._showcase.close()
             self._heartbeat.close()
             self._slot.release()
@@ -120,44 +117,37 @@ class EmbedService(Service):
     @Service.task
     async def _refresh(self) -> None:
         if self.settings.model is None:
-            await follow_champion(self.settings, self.registry, self._take)
+            await follow_news(self.settings, self._look)
 
     @Service.task
     async def _beat(self) -> None:
-        assert self.worker is not None
         while not self.should_stop:
-            await asyncio.to_thread(self._heartbeat.beat, self.worker.owned)
+            live = self.host.live if self.host is not None else None
+            await asyncio.to_thread(self._heartbeat.beat, live.owned if live else [])
             await self.sleep(HEARTBEAT_S)
 
-    async def _first_model(self) -> Model:
+    async def _first(self) -> tuple[str, Model]:
+        """The generation that serves, and its model."""
         given = self.settings.model
+        generation = self.settings.generation
         if given is None:
             champion = await first_champion(self.settings, self.registry)
             given = str(self.registry.path(champion.name))
-        return await asyncio.to_thread(load, given, device=self.settings.device)
+            generation = champion.generation
+        return generation, await asyncio.to_thread(load, given, device=self.settings.device)
 
-    async def _take(self, champion: Champion) -> None:
-        """Load beside the old model, check the golden batch, then switch between two batches."""
-        assert self.worker is not None
-        if champion.name == self.worker.model.name:
-            return
-        model = await asyncio.to_thread(
-            load, self.registry.path(champion.name), device=self.settings.device
-        )
-        await asyncio.to_thread(model.check)
-        self.worker.offer(model)
+    async def _look(self) -> None:
+        """Load what is new beside the old, check it, and switch between two batches."""
+        assert self.host is not None
+        champion = await asyncio.to_thread(self.registry.champion)
+        if champion is not None:
+            fed = await asyncio.to_thread(Rollouts(self.registry.root).fed, self.registry)
+            await asyncio.to_thread(self.host.follow, fed, champion.generation)
 
-    def _run(self) -> None:
-        assert self.worker is not None
+    def _end(self, error: BaseException | None) -> None:
+        """A worker has ended: so does the process."""
         assert self._ended is not None
-        loop = self._ended.get_loop()
-        try:
-            self.worker.run()
-        except BaseException as error:  # noqa: BLE001 (handed to the process)
-            log.error("the worker stops: %s", error)
-            loop.call_soon_threadsafe(_settle, self._ended, error)
-        else:
-            loop.call_soon_threadsafe(_settle, self._ended, None)
+        self._ended.get_loop().call_soon_threadsafe(_settle, self._ended, error)
 
 
 def _settle(ended: asyncio.Future[None], error: BaseException | None) -> None:

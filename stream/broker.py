@@ -188,6 +188,19 @@ class Admin:
                 if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
                     raise mapped(error, f"deleting topic {name}") from error
 
+    def delete_group(self, group: str) -> None:
+        """Delete a consumer group; a missing one is fine.
+
+        Raises:
+            BrokerError: it still has members.
+        """
+        for name, future in self._client.delete_consumer_groups([group]).items():
+            try:
+                future.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
+                    raise mapped(error, f"deleting group {name}") from error
+
     def committed(self, group: str, topic: str, partitions: int) -> dict[int, int]:
         """The group's committed offsets; partitions without one are left out."""
         consumer = Consumer(

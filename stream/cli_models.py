@@ -13,10 +13,10 @@ import typer
 
 from encoders.errors import EncodersError
 
-from .announcements import announce_champion
 from .cli_common import AsJson, bar
-from .errors import ConfigError, StreamError
+from .errors import ConfigError, RegistryError, StreamError
 from .models import Champion, Registry
+from .rollout import Rollouts
 from .settings import Settings
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -128,35 +128,93 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     def promote(
         context: typer.Context,
         version: Annotated[str, typer.Argument(help="A name or a number: braid-0002, 2.")],
+        drop_missing: Annotated[
+            bool,
+            typer.Option(
+                "--drop-missing", help="Let a new generation serve though it lacks some records."
+            ),
+        ] = False,
         as_json: AsJson = False,
     ) -> None:
         """Make a version champion; running workers and index nodes go over to it.
 
+        A version of another space is built beside first: a generation of its own, which takes over
+        when it has caught up and finds as well as the one that serves.
+
         Example: braid models promote 2
         """
+        from .flipping import promote as run
+
         settings = settings_of(context)
         registry = registry_of(settings)
-        champion = registry.promote(registry.resolve(version), generation=settings.generation)
-        tell(settings, champion, registry, as_json)
+        done = run(settings, registry, registry.resolve(version), drop_missing=drop_missing)
+        if isinstance(done, Champion):
+            tell(done, as_json)
+        elif as_json:
+            print(json.dumps(asdict(done)))
+        else:
+            print(
+                f"{done.generation} is built for {done.model}; it takes over by itself: "
+                "braid models generations"
+            )
 
     @models.command()
     def rollback(context: typer.Context, as_json: AsJson = False) -> None:
-        """Go back to the champion before this one.
+        """Go back to the champion before this one, and to its generation.
 
         Example: braid models rollback
         """
+        from .flipping import rollback as run
+
+        settings = settings_of(context)
+        tell(run(settings, registry_of(settings)), as_json)
+
+    @models.command()
+    def generations(context: typer.Context, as_json: AsJson = False) -> None:
+        """Which generations are built, serve, or wait out their grace.
+
+        Example: braid models generations
+        """
+        registry = registry_of(settings_of(context))
+        rows = [asdict(rollout) for rollout in Rollouts(registry.root).all()]
+        if as_json:
+            print(json.dumps(rows))
+            return
+        for row in rows:
+            print(f"{row['generation']}  {row['state']:8}  {row['model']}  {row['why']}")
+        if not rows:
+            print("one generation, the first; a version of another space opens the next")
+
+    @models.command("drop")
+    def drop_(
+        context: typer.Context,
+        generation: Annotated[str, typer.Argument(help="Its name: g0002.")],
+        as_json: AsJson = False,
+    ) -> None:
+        """Drop a generation that does not serve: its topic, its group, its index.
+
+        Example: braid models drop g0002
+        """
+        from .flipping import drop as run
+
         settings = settings_of(context)
         registry = registry_of(settings)
-        tell(settings, registry.rollback(), registry, as_json)
+        rollout = Rollouts(registry.root).get(generation)
+        champion = registry.champion()
+        if champion is not None and champion.generation == generation:
+            raise RegistryError(f"{generation} serves: promote or roll back first")
+        if rollout is None:
+            raise RegistryError(f"no generation {generation!r}: braid models generations")
+        run(settings, registry, rollout, why="dropped by hand")
+        print(json.dumps({"dropped": generation}) if as_json else f"{generation} is dropped")
 
 
 def registry_of(settings: Settings) -> Registry:
     return Registry(settings.models_dir, base=settings.model_name)
 
 
-def tell(settings: Settings, champion: Champion, registry: Registry, as_json: bool) -> None:
-    """Announce the champion to every process, and say so here."""
-    announce_champion(settings, champion, registry)
+def tell(champion: Champion, as_json: bool) -> None:
+    """Say who is champion."""
     if as_json:
         print(json.dumps(asdict(champion)))
     else:

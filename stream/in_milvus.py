@@ -39,6 +39,7 @@ class InMilvus:
             )
         client = connect(settings.milvus_uri, token=settings.milvus_token)
         generations = MilvusGenerations(client, prefix=settings.prefix)
+        self._generations = generations
         self.store = generations.open(
             settings.generation, space=model.space, dim=model.dim, names=model.modalities
         )
@@ -55,6 +56,19 @@ class InMilvus:
 
     def start(self) -> None:
         """Nothing runs beside."""
+
+    def serve(self) -> None:
+        """Let Milvus' alias name this collection, for those who ask Milvus itself."""
+        try:
+            self._generations.flip(self.store.collection)
+        except StoreError as error:  # this node answers from it all the same
+            log.error("the alias in Milvus does not name %s: %s", self.store.collection, error)
+
+    def drop(self) -> None:
+        try:
+            self._generations.drop(self.store.collection)
+        except StoreError as error:
+            log.error("%s stays in Milvus: %s", self.store.collection, error)
 
     def check(self) -> None:
         """Nothing that could have ended."""

@@ -49,6 +49,7 @@ class Registry:
     def __init__(
         self, root: Path, *, base: str = "braid", wall: Callable[[], float] = time.time
     ) -> None:
+        self.root = root
         self._versions = root / "versions"
         self._champions = root / "champion"
         self._base = base
@@ -98,6 +99,19 @@ class Registry:
         """Every champion that ever was, oldest first."""
         return [self._read(seq) for seq in self._seqs()]
 
+    def check(self, name: str) -> Manifest:
+        """A version's manifest, if it may serve.
+
+        Raises:
+            RegistryError: it is missing or damaged.
+        """
+        manifest = self.manifest(name)
+        try:
+            verify(self.path(name))
+        except CheckpointError as error:
+            raise RegistryError(f"{name} is damaged and cannot serve: {error}") from error
+        return manifest
+
     def promote(self, name: str, *, generation: str, why: str = "promoted") -> Champion:
         """Make a version champion, after checking its files against their checksums.
 
@@ -105,18 +119,13 @@ class Registry:
             RegistryError: missing, damaged, of another space than the champion, or another
                 process promoted at the same moment.
         """
-        manifest = self.manifest(name)
-        try:
-            verify(self.path(name))
-        except CheckpointError as error:
-            raise RegistryError(f"{name} is damaged and cannot serve: {error}") from error
+        manifest = self.check(name)
         now = self.champion()
-        if now is not None and now.space != manifest.space:
+        if now is not None and now.space != manifest.space and now.generation == generation:
             raise RegistryError(
-                f"{name} makes vectors of space {manifest.space}, the index holds {now.space} "
+                f"{name} makes vectors of space {manifest.space}, {generation} holds {now.space} "
                 f"(from {now.name}): serving it would answer queries of one space with vectors "
-                "of another. A new space needs a new generation, and building one is not "
-                "possible yet; retrain with --heads-only to keep the space"
+                "of another. A new space needs a new generation"
             )
         champion = Champion(
             seq=(now.seq if now else 0) + 1,
@@ -130,8 +139,8 @@ class Registry:
         self._create(champion)
         return champion
 
-    def rollback(self) -> Champion:
-        """Make the champion before this one champion again, under a new sequence number.
+    def earlier(self) -> Champion:
+        """The champion before this one, which a rollback goes back to.
 
         Raises:
             RegistryError: there was no other version before.
@@ -139,11 +148,7 @@ class Registry:
         history = self.history()
         for earlier in reversed(history):
             if earlier.name != history[-1].name:
-                return self.promote(
-                    earlier.name,
-                    generation=earlier.generation,
-                    why=f"rolled back from {history[-1].name}",
-                )
+                return earlier
         raise RegistryError("there is no earlier champion to go back to")
 
     def _seqs(self) -> list[int]:

@@ -12,11 +12,12 @@ from encoders.manifest import Manifest
 from encoders.training import train
 from encoders.types import Sample
 
-from .announcements import announce, announce_champion
+from .announcements import announce
 from .broker import Admin, replay
 from .errors import BadRecord, RegistryError
+from .flipping import promote as promote_version
 from .links import Links
-from .models import Registry
+from .models import Champion, Registry
 from .records import Blob, decode_record
 from .settings import Settings
 from .topics import ensure
@@ -137,10 +138,8 @@ def retrain(
     }
     announce(settings, f"version/{name}", facts)
     serves = champion is None if promote is None else promote
-    if serves:
-        announce_champion(
-            settings, registry.promote(name, generation=settings.generation), registry
-        )
+    if serves:  # a version of another space does so only when its generation is built
+        serves = isinstance(promote_version(settings, registry, name), Champion)
     return manifest, serves
 
 

@@ -66,6 +66,18 @@ class Settings(BaseSettings):
     )
     model_poll_s: float = Field(5.0, gt=0, description="how often the registry is looked at")
 
+    rebuild_share: float = Field(
+        0.5, gt=0, le=1, description="of its time that a new generation works beside live traffic"
+    )
+    grace_s: float = Field(
+        86_400.0, ge=0, description="how long the generation before is fed after a flip"
+    )
+    flip_lag: int = Field(
+        64, ge=0, description="offsets of records a new generation may be behind when it takes over"
+    )
+    flip_recall_drop: float = Field(
+        0.05, ge=0, le=1, description="recall@10 that a new generation may lose against the old"
+    )
     slot: str | None = Field(
         None, pattern=r"^[A-Za-z0-9_.-]{1,80}$", description="names the worker's transactional id"
     )

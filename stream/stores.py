@@ -37,6 +37,14 @@ class Kept(Protocol):
 
     def start(self) -> None: ...
 
+    def serve(self) -> None:
+        """Its generation answers from here on."""
+        ...
+
+    def drop(self) -> None:
+        """Its generation is gone for good, and with it what lies outside of this node's folder."""
+        ...
+
     def check(self) -> None:
         """Raise what ended the background work, if anything did."""
         ...
@@ -120,6 +128,12 @@ class Local:
     def start(self) -> None:
         """Seal and compact in the background."""
         self._upkeep.start()
+
+    def serve(self) -> None:
+        """Nothing to do: the node's alias says it."""
+
+    def drop(self) -> None:
+        """Nothing to do: the folder goes with the generation."""
 
     def check(self) -> None:
         if self._upkeep.error is not None:

@@ -20,8 +20,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from encoders.embedder import DeviceThread
 from encoders.errors import BadInput
@@ -31,10 +29,13 @@ from .batcher import Budget, MicroBatcher
 from .broker import Message, Output
 from .errors import BadRecord, PublishRefused, RegistryError, WorkerError
 from .failpoints import Failpoints
+from .handover import Roles
+from .items import Batch, Item, Showcase, future_of, record_of, where
 from .ledger import OffsetLedger, Run, Ticket
 from .links import Links
 from .metrics import WorkerMetrics
 from .outputs import OutputTopics
+from .pace import Pace
 from .records import Blob, Record, decode_record
 from .settings import Settings
 from .transactions import RecordSource, TransactionalSink
@@ -46,34 +47,6 @@ CALLBACKS_EVERY_S = 1.0  # a full worker still serves the group's callbacks this
 LAG_EVERY_S = 1.0
 
 
-class Showcase(Protocol):
-    """Where what a hit needs to be shown is kept. Never raises, never blocks."""
-
-    def put(self, record: Record, embedding: Embedding) -> None: ...
-    def drop(self, record_id: str) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """One record on its way through the worker."""
-
-    message: Message
-    ticket: Ticket[list[Output]]
-    since: float
-    record: Record | None = None
-    preparing: Future[Prepared] | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """One micro-batch on the device. It ends with the model that it began with."""
-
-    items: list[Item]
-    model: Model
-    encoding: Future[list[Embedding]]
-    started: float = field(default_factory=time.monotonic)
-
-
 class Worker:
     """Reads `records` as one member of the group and publishes what they become.
 
@@ -82,6 +55,8 @@ class Worker:
 
     Args:
         transactional_id: stable per worker slot.
+        roles: for which records it publishes predictions and dead letters; None: for all.
+        pace: what a generation that is being built leaves to the live one; None: nothing.
         clock: monotonic seconds.
         wall: seconds since 1970.
     """
@@ -94,6 +69,8 @@ class Worker:
         transactional_id: str,
         metrics: WorkerMetrics,
         showcase: Showcase | None = None,
+        roles: Roles | None = None,
+        pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -102,6 +79,7 @@ class Worker:
         self._offered: Model | None = None
         self._metrics = metrics
         self._showcase = showcase
+        self._roles, self._pace = roles, pace
         self._clock, self._wall = clock, wall
         self._topics = OutputTopics(settings)
         self._links = Links(settings)
@@ -170,9 +148,18 @@ class Worker:
             raise RegistryError(f"{model.name} prepares its inputs in another way, restart for it")
         self._offered = model
 
+    def show(self, showcase: Showcase | None) -> None:
+        """From here on keep what is shown of records here, or not at all."""
+        self._showcase = showcase
+
     @property
     def model(self) -> Model:
         return self._model
+
+    @property
+    def busy(self) -> bool:
+        """Whether records are on their way."""
+        return len(self._ledger) > 0
 
     @property
     def owned(self) -> list[int]:
@@ -206,6 +193,8 @@ class Worker:
                 self._last_poll = now
                 self._source.idle_poll()
             return []
+        if self._pace is not None and not self._pace.may_go_on(now):
+            return self._rest(now)
         self._last_poll = now
         messages = self._source.poll(min(room, 64), wait_s=self._patience(now))
         return [Item(message, self._ticket(message), now) for message in messages]
@@ -238,14 +227,14 @@ class Worker:
 
     def _collect(self) -> None:
         """Step 3: what is prepared, in order of arrival, waits for its micro-batch."""
-        while self._preparing and _future(self._preparing[0]).done():
+        while self._preparing and future_of(self._preparing[0]).done():
             item = self._preparing.popleft()
             try:
-                prepared = _future(item).result()
+                prepared = future_of(item).result()
             except BadRecord as error:
                 self._bury(item, error)
             except Exception as error:
-                raise WorkerError(f"preparing record {_where(item)} failed: {error!r}") from error
+                raise WorkerError(f"preparing record {where(item)} failed: {error!r}") from error
             else:
                 self._batcher.add(item, prepared.cost, since=item.since)
 
@@ -256,7 +245,7 @@ class Worker:
             self._metrics.model(self._model.name)
             log.info("model %s serves from here on", self._model.name)
         while not self._device.full and (items := self._batcher.take(self._clock())):
-            prepared = [_future(item).result() for item in items]
+            prepared = [future_of(item).result() for item in items]
             encoding = self._device.submit(self._encode_batch, self._model, prepared)
             self._encoding.append(Batch(items, self._model, encoding))
 
@@ -268,13 +257,16 @@ class Worker:
                 embeddings = batch.encoding.result()
             except Exception as error:
                 raise WorkerError(
-                    f"encoding a batch of {len(batch.items)} from {_where(batch.items[0])} on, "
+                    f"encoding a batch of {len(batch.items)} from {where(batch.items[0])} on, "
                     f"with model {batch.model.name}, failed: {error!r}"
                 ) from error
-            self._metrics.batch(len(batch.items), time.monotonic() - batch.started)
+            took_s = time.monotonic() - batch.started
+            self._metrics.batch(len(batch.items), took_s)
+            if self._pace is not None:
+                self._pace.worked(took_s, self._clock())
             now_ms = self._wall() * 1000
             for item, embedding in zip(batch.items, embeddings, strict=True):
-                record = _record(item)
+                record = record_of(item)
                 if self._showcase is not None:
                     self._showcase.put(record, embedding)
                 item.ticket.finish(
@@ -289,12 +281,36 @@ class Worker:
             self._settle()
         lease = self._source.lease
         if self._publishing is None and lease is not None and (runs := self._ledger.ready()):
-            self._publishing = (runs, self._publisher.submit(self._transaction, runs, lease))
+            outputs = self._spoken(runs)
+            if outputs is not None:
+                publishing = self._publisher.submit(self._transaction, runs, outputs, lease)
+                self._publishing = (runs, publishing)
 
     # What the steps stand on.
 
-    def _transaction(self, runs: list[Run[list[Output]]], lease: object) -> None:
-        outputs = [output for run in runs for result in run.results for output in result]
+    def _spoken(self, runs: list[Run[list[Output]]]) -> list[Output] | None:
+        """What this generation publishes of these runs; None while a handover is being decided.
+
+        Asked here and not before: nothing may change between this and the publication for a record
+        that had been read by now (`stream.handover`).
+        """
+        tickets = [ticket for run in runs for ticket in run.tickets]
+        results = [ticket.result or [] for ticket in tickets]
+        if self._roles is None:
+            return [output for result in results for output in result]
+        speaks = self._roles.speaks([(ticket.partition, ticket.offset) for ticket in tickets])
+        if speaks is None:
+            return None
+        return [
+            output
+            for result, its in zip(results, speaks, strict=True)
+            for output in result
+            if its or output.topic == self._topics.vectors
+        ]
+
+    def _transaction(
+        self, runs: list[Run[list[Output]]], outputs: list[Output], lease: object
+    ) -> None:
         offsets = {run.partition: run.next_offset for run in runs}
         self._failpoint("before-publish")
         started = self._clock()
@@ -405,7 +421,7 @@ class Worker:
 
     def _bury(self, item: Item, error: BadRecord) -> None:
         self._metrics.dead_letter(error.stage)
-        log.warning("dead letter %s: %s", _where(item), error)
+        log.warning("dead letter %s: %s", where(item), error)
         item.ticket.finish(self._topics.dead(item.message, error))
 
     def _delete(self, item: Item) -> None:
@@ -431,28 +447,21 @@ class Worker:
         due = self._batcher.due_in(now)
         return 0.1 if due is None else min(0.1, due)
 
+    def _rest(self, now: float) -> list[Item]:
+        """Leave the machine to the live generation for a moment; the group's callbacks go on."""
+        if now - self._last_poll > CALLBACKS_EVERY_S:
+            self._last_poll = now
+            self._source.idle_poll()
+        time.sleep(0.005)
+        return []
+
     def _wait_for_room(self) -> None:
         waiting: list[Future] = [batch.encoding for batch in self._encoding]
         if self._publishing is not None:
             waiting.append(self._publishing[1])
         elif self._preparing:
-            waiting.append(_future(self._preparing[0]))
+            waiting.append(future_of(self._preparing[0]))
         if waiting:
             wait(waiting, timeout=0.01, return_when="FIRST_COMPLETED")
         else:  # all of it waits for its micro-batch to be old enough
             time.sleep(0.002)
-
-
-def _future(item: Item) -> Future[Prepared]:
-    assert item.preparing is not None
-    return item.preparing
-
-
-def _record(item: Item) -> Record:
-    assert item.record is not None
-    return item.record
-
-
-def _where(item: Item) -> str:
-    message = item.message
-    return f"{message.topic}[{message.partition}]@{message.offset}"

@@ -40,7 +40,9 @@ def test_promotions_count_up_and_a_rollback_is_a_new_number(registry: Registry) 
     assert registry.champion() is None
     assert registry.promote("tiny-0001", generation="g0001").seq == 1
     assert registry.promote(registry.resolve("2"), generation="g0001").seq == 2
-    back = registry.rollback()
+    earlier = registry.earlier()
+    assert (earlier.seq, earlier.name) == (1, "tiny-0001")
+    back = registry.promote(earlier.name, generation="g0001", why="rolled back")
     assert (back.seq, back.name) == (3, "tiny-0001")
     assert registry.champion() == back
     assert [champion.name for champion in registry.history()] == [
@@ -63,7 +65,7 @@ def test_what_may_not_become_champion(registry: Registry) -> None:
     with pytest.raises(RegistryError, match="damaged"):
         registry.promote("tiny-0002", generation="g0001")
     with pytest.raises(RegistryError, match="no earlier champion"):
-        registry.rollback()
+        registry.earlier()
     assert registry.champion() == registry.history()[0]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import threading
 
-from stream import app
+from stream import hosting
 from stream.broker import Output
 from stream.cli import main
 from stream.ledger import Run
@@ -21,11 +21,15 @@ from stream.worker import Worker
 class UnsafeWorker(Worker):
     joined_again = threading.Event()
 
-    def _transaction(self, runs: list[Run[list[Output]]], lease: object) -> None:
+    def _transaction(
+        self, runs: list[Run[list[Output]]], outputs: list[Output], lease: object
+    ) -> None:
         self._failpoint("before-publish")  # stopped here, and woken as a zombie
         if not self._failpoint._armed:
             self.joined_again.wait(20)
-        super()._transaction(runs, self._source.lease)  # fetched at commit: a new generation's
+        super()._transaction(
+            runs, outputs, self._source.lease
+        )  # fetched at commit: a new generation's
 
     def _on_lost(self, partitions: list[int]) -> None:
         """Neither waits for the open transaction nor drops what is in flight."""
@@ -37,6 +41,6 @@ class UnsafeWorker(Worker):
 
 
 if __name__ == "__main__":
-    app.Worker = UnsafeWorker  # type: ignore[attr-defined]
+    hosting.Worker = UnsafeWorker  # type: ignore[attr-defined]
     sys.argv[0] = "braid"
     main()

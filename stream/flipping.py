@@ -1,0 +1,315 @@
+"""When a generation that was built takes over, and how: checks, handover, champion, grace.
+
+A flip is the exclusive create of the next champion file, as every promotion is; it names the new
+generation. Before it, predictions are handed over (`stream.handover`). Whichever process gets this
+far does it, and one that comes second finds it done.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from index.live import LiveStore
+from index.store import FUSED, Row, VectorStore
+
+from .announcements import announce, announce_champion
+from .broker import Admin
+from .errors import RegistryError, StreamError
+from .handover import Handovers
+from .models import Champion, Registry
+from .rollout import Rollout, Rollouts
+from .settings import Settings
+from .topics import ensure
+
+log = logging.getLogger(__name__)
+
+FROZEN = 200  # records whose recall is compared
+AT = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Readiness:
+    """Whether a generation may take over.
+
+    Attributes:
+        behind: offsets of `records` that its index does not reflect, of all partitions.
+        missing: ids that the serving generation holds and the new one does not.
+        recall: recall@10 of the same queries, by generation, or nothing to compare.
+        waits_for: what is still to come, or None.
+        stops: what will not come by itself, or None.
+    """
+
+    behind: int
+    missing: int
+    recall: Mapping[str, float]
+    waits_for: str | None
+    stops: str | None
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "behind": self.behind,
+            "missing": self.missing,
+            "recall": dict(self.recall),
+            "waits_for": self.waits_for,
+            "stops": self.stops,
+        }
+
+
+def readiness(
+    settings: Settings,
+    rollout: Rollout,
+    stores: Mapping[str, VectorStore],
+    *,
+    serving: str,
+    ends: Mapping[int, tuple[int, int]],
+) -> Readiness:
+    """Look at both generations, and compare them on the same frozen queries.
+
+    Args:
+        stores: by generation: the one that serves and the one that is built.
+        ends: partition of `records` -> its first offset and its end.
+    """
+    old, new = stores[serving], stores[rollout.generation]
+    progress = new.progress
+    behind = sum(end - progress.get(number, first) for number, (first, end) in ends.items())
+    if behind > settings.flip_lag:
+        return Readiness(
+            behind=behind, missing=0, recall={}, stops=None,
+            waits_for=f"{behind} offsets of records are not embedded, {settings.flip_lag} may be",
+        )  # fmt: skip
+    missing = absent(old, new)
+    if missing > behind and not rollout.drop_missing:
+        # What is still on its way is behind; what is more than that will not come.
+        return Readiness(
+            behind=behind, missing=missing, recall={}, waits_for=None,
+            stops=f"{missing} records of {serving} cannot be embedded again: they are no longer in "
+            "records; promote with --drop-missing to go on without them",
+        )  # fmt: skip
+    both = recall(old, new)
+    found = {} if both is None else dict(zip((serving, rollout.generation), both, strict=True))
+    stops = None
+    if found and found[rollout.generation] < found[serving] - settings.flip_recall_drop:
+        stops = (
+            f"recall@{AT} of {rollout.generation} is {found[rollout.generation]:.3f}, of {serving} "
+            f"{found[serving]:.3f}: it may be {settings.flip_recall_drop:g} lower"
+        )
+    return Readiness(behind=behind, missing=missing, recall=found, waits_for=None, stops=stops)
+
+
+def absent(old: VectorStore, new: VectorStore) -> int:
+    """How many ids one store holds and the other does not."""
+    if isinstance(old, LiveStore) and isinstance(new, LiveStore):
+        return len(old.ids() - new.ids())
+    return max(0, len(old) - len(new))
+
+
+def recall(old: VectorStore, new: VectorStore) -> tuple[float, float] | None:
+    """recall@10 in either store, by the same frozen queries: one modality finds another's vector.
+
+    The queries are the vectors of a sample of the records that both hold, the same each time. None
+    if no record has two modalities.
+    """
+    rows = [row for row in old.sample(FROZEN) if len(row.vectors) > 2]
+    pairs = [(row, its) for row in rows if (its := new.get(row.id)) is not None]
+    if not pairs:
+        return None
+    return (
+        _found(old, [row for row, _ in pairs]),
+        _found(new, [row for _, row in pairs]),
+    )
+
+
+def _found(store: VectorStore, rows: list[Row]) -> float:
+    asked = found = 0
+    by_pair: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        names = sorted(set(row.vectors) - {FUSED})
+        for query in names:
+            for target in names:
+                if query != target:
+                    by_pair.setdefault((query, target), []).append(row)
+    for (query, target), its in by_pair.items():
+        queries_BD = np.stack([row.vectors[query] for row in its])
+        for row, hits in zip(its, store.search(queries_BD, k=AT, vector=target), strict=True):
+            asked += 1
+            found += row.id in {hit.id for hit in hits}
+    return found / asked
+
+
+def promote(
+    settings: Settings, registry: Registry, name: str, *, drop_missing: bool = False
+) -> Champion | Rollout:
+    """Make a version champion, at once where its space is held, else when a generation is built.
+
+    Raises:
+        RegistryError: the version is damaged or failed its judge, or another one is being built.
+    """
+    champion = registry.champion()
+    manifest = registry.manifest(name)
+    if champion is None or manifest.space == champion.space:
+        generation = settings.generation if champion is None else champion.generation
+        promoted = registry.promote(name, generation=generation)
+        announce_champion(settings, promoted, registry)
+        return promoted
+    registry.check(name)
+    for rollout in Rollouts(registry.root).all():
+        if rollout.state == "grace" and rollout.space == manifest.space:
+            why = f"{rollout.generation} is still fed"
+            now_ms = 1000 * time.time()
+            return flip(settings, registry, rollout.generation, name, why=why, now_ms=now_ms)
+    return begin(settings, registry, name, drop_missing=drop_missing)
+
+
+def begin(
+    settings: Settings, registry: Registry, name: str, *, drop_missing: bool = False
+) -> Rollout:
+    """Open a generation for a version of a new space; workers and index nodes will build it.
+
+    Raises:
+        RegistryError: nothing serves yet, or another generation is being built.
+    """
+    rollouts = Rollouts(registry.root)
+    champion = registry.champion()
+    if champion is None:
+        raise RegistryError("nothing serves yet: a first version is promoted, not built beside")
+    for rollout in rollouts.all():
+        if rollout.state == "building":
+            raise RegistryError(
+                f"{rollout.generation} is being built for {rollout.model}; "
+                f"braid models drop {rollout.generation} first"
+            )
+    manifest = registry.manifest(name)
+    rollout = Rollout(
+        generation=rollouts.next(serving=champion.generation),
+        model=name,
+        space=manifest.space,
+        state="building",
+        drop_missing=drop_missing,
+        why=f"a new space beside {champion.space}",
+    )
+    ensure(settings.model_copy(update={"generation": rollout.generation}))
+    rollouts.put(rollout)
+    announce(settings, f"generation/{rollout.generation}", _facts(rollout))
+    return rollout
+
+
+def flip(
+    settings: Settings, registry: Registry, to: str, name: str, *, why: str, now_ms: float
+) -> Champion:
+    """Let another generation serve, with a version of its space; the one before gets its grace.
+
+    Raises:
+        RegistryError: someone else was first, or no handover could be made.
+    """
+    champion = registry.champion()
+    assert champion is not None
+    rollouts, handovers = Rollouts(registry.root), Handovers(registry.root)
+    said = handovers.confirmed()
+    if not said or said[-1].after != to:  # else a process that died handed over already
+        admin, topic = Admin(settings), settings.topic("records")
+        partitions = ensure(settings)
+
+        def ends() -> dict[int, int]:
+            found = admin.ends(topic, partitions)
+            return {number: end for number, (_, end) in found.items()}
+
+        handovers.hand_over(champion.generation, to, ends)
+    flipped = registry.promote(name, generation=to, why=why)
+    before = rollouts.get(champion.generation) or Rollout(
+        generation=champion.generation, model=champion.name, space=champion.space, state="serving"
+    )
+    until_ms = int(now_ms + 1000 * settings.grace_s)
+    rollouts.put(replace(before, state="grace", model=champion.name, until_ms=until_ms, why=why))
+    after = rollouts.get(to)
+    if after is not None:
+        rollouts.put(replace(after, state="serving", until_ms=None, why=why))
+    announce_champion(settings, flipped, registry)
+    return flipped
+
+
+def end_grace(settings: Settings, registry: Registry, *, now_ms: float) -> list[str]:
+    """Drop the generations whose grace is over: nobody feeds them, topic and group go.
+
+    Returns:
+        Their names.
+    """
+    rollouts = Rollouts(registry.root)
+    champion = registry.champion()
+    dropped = []
+    for rollout in rollouts.all():
+        over = rollout.state == "grace" and (rollout.until_ms or 0) <= now_ms
+        if over and champion is not None and rollout.generation != champion.generation:
+            drop(settings, registry, rollout, why="its grace was over")
+            dropped.append(rollout.generation)
+    return dropped
+
+
+def drop(settings: Settings, registry: Registry, rollout: Rollout, *, why: str) -> None:
+    """Say that a generation is gone, and delete its topic and group as far as nobody uses them.
+
+    Raises:
+        RegistryError: it serves.
+    """
+    champion = registry.champion()
+    if champion is not None and champion.generation == rollout.generation:
+        raise RegistryError(f"{rollout.generation} serves: promote or roll back first")
+    gone = replace(rollout, state="dropped", until_ms=None, why=why)
+    Rollouts(registry.root).put(gone)
+    announce(settings, f"generation/{rollout.generation}", _facts(gone))
+    swept(settings, gone)
+
+
+def swept(settings: Settings, gone: Rollout) -> bool:
+    """Delete the group and the topic of a dropped generation; whether both are gone.
+
+    Its workers may not have left the group yet; then a later call does it.
+    """
+    its = settings.model_copy(update={"generation": gone.generation})
+    admin = Admin(settings)
+    try:
+        if its.topic("vectors") in admin.partition_counts():
+            admin.delete_group(its.group)
+            admin.delete([its.topic("vectors")])
+    except StreamError as error:
+        log.debug("%s is not deleted yet: %s", gone.generation, error)
+        return False
+    return True
+
+
+def rollback(settings: Settings, registry: Registry, *, now_ms: float | None = None) -> Champion:
+    """Make the champion before this one champion again; across a flip, at once.
+
+    Raises:
+        RegistryError: there was none, or its generation was dropped.
+    """
+    earlier = registry.earlier()
+    champion = registry.champion()
+    assert champion is not None
+    why = f"rolled back from {champion.name}"
+    if earlier.generation == champion.generation:
+        back = registry.promote(earlier.name, generation=earlier.generation, why=why)
+        announce_champion(settings, back, registry)
+        return back
+    rollout = Rollouts(registry.root).get(earlier.generation)
+    if rollout is None or rollout.state == "dropped":
+        raise RegistryError(
+            f"{earlier.name} served generation {earlier.generation}, which was dropped when its "
+            f"grace was over: promote {earlier.name} to build it anew"
+        )
+    now_ms = 1000 * time.time() if now_ms is None else now_ms
+    return flip(settings, registry, earlier.generation, earlier.name, why=why, now_ms=now_ms)
+
+
+def _facts(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "generation": rollout.generation,
+        "name": rollout.model,
+        "space": rollout.space,
+        "status": rollout.state,
+    }

@@ -1,0 +1,204 @@
+"""Who predicts from which offset on: exactly one generation for every record, across a flip.
+
+Two groups read the same `records`, one for each generation, and only one of them may publish a
+record's prediction (or bury it). A handover names, for each partition, the first offset that the
+next generation predicts. It is made in two steps, because a worker that has not heard of it yet
+must not be past that offset:
+
+1. *propose*: offsets a margin beyond the ends of `records` are written down, and only then the
+   ends are read again. If no end has passed its offset, no record beyond it existed when the
+   proposal could first be read: every worker reads it before it publishes such a record.
+2. *decide*: confirmed if so, else void, and another is proposed with a wider margin. A worker that
+   reaches an offset of an undecided proposal waits; should whoever proposed it be gone, it voids
+   it itself. The decision is an exclusive create: there is only one.
+
+    models/handovers/00000001.json       the proposal
+    models/handovers/00000001.decision   confirmed or void
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .errors import RegistryError
+
+log = logging.getLogger(__name__)
+
+CONFIRMED, VOID = "confirmed", "void"
+FOLDER = "handovers"
+MARGIN = 64  # records a partition, at first; four times as many at each further try
+TRIES = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Handover:
+    """From `offsets` on (partition -> offset in `records`) `after` predicts instead of `before`."""
+
+    number: int
+    before: str
+    after: str
+    offsets: Mapping[int, int]
+
+
+class Handovers:
+    """The handovers below a registry's folder, shared by all processes."""
+
+    def __init__(self, root: Path) -> None:
+        self._folder = root / FOLDER
+        self._read: dict[int, Handover] = {}
+
+    def confirmed(self) -> list[Handover]:
+        """All that are in force, oldest first."""
+        return [its for its, decision in self._all() if decision == CONFIRMED]
+
+    def undecided(self) -> list[Handover]:
+        return [its for its, decision in self._all() if decision is None]
+
+    def decide(self, number: int, decision: str) -> str:
+        """Confirm or void a proposal; the decision that holds, which may be another's."""
+        with contextlib.suppress(FileExistsError):
+            self._create(self._folder / f"{number:08d}.decision", decision)
+        return self._decision(number) or decision
+
+    def hand_over(self, before: str, after: str, ends: Callable[[], Mapping[int, int]]) -> Handover:
+        """Let `after` predict from soon on; confirmed when this returns.
+
+        Args:
+            ends: the end offsets of `records`, as of now.
+
+        Raises:
+            RegistryError: another handover is being made, or records come faster than offsets can
+                be written down.
+        """
+        margin = MARGIN
+        for _ in range(TRIES):
+            for left in self.undecided():
+                raise RegistryError(
+                    f"handover {left.number} from {left.before} to {left.after} is being decided"
+                )
+            offsets = {number: end + margin for number, end in ends().items()}
+            proposal = self._propose(before, after, offsets)
+            in_time = all(end <= offsets[number] for number, end in ends().items())
+            if self.decide(proposal.number, CONFIRMED if in_time else VOID) == CONFIRMED:
+                log.info("predictions go from %s to %s at %s", before, after, dict(offsets))
+                return proposal
+            margin *= 4
+        raise RegistryError(
+            f"predictions cannot go from {before} to {after}: within {TRIES} tries more than "
+            f"{margin // 4} records a partition came while the offsets were written down"
+        )
+
+    def _propose(self, before: str, after: str, offsets: Mapping[int, int]) -> Handover:
+        number = 1 + max((its.number for its, _ in self._all()), default=0)
+        proposal = Handover(number=number, before=before, after=after, offsets=dict(offsets))
+        try:
+            self._create(self._folder / f"{number:08d}.json", json.dumps(asdict(proposal)))
+        except FileExistsError:
+            raise RegistryError(f"another process makes handover {number}; look again") from None
+        return proposal
+
+    def _all(self) -> list[tuple[Handover, str | None]]:
+        # Listed anew each time: a folder's time stamp may be too coarse to tell of a new file.
+        try:
+            names = set(os.listdir(self._folder))
+        except FileNotFoundError:
+            return []
+        found = []
+        for name in sorted(name for name in names if name.endswith(".json")):
+            number = int(name.removesuffix(".json"))
+            decided = f"{number:08d}.decision" in names
+            found.append((self._handover(number), self._decision(number) if decided else None))
+        return found
+
+    def _handover(self, number: int) -> Handover:
+        if number not in self._read:
+            path = self._folder / f"{number:08d}.json"
+            try:
+                plain = json.loads(path.read_text())
+                plain["offsets"] = {int(n): int(at) for n, at in plain["offsets"].items()}
+                self._read[number] = Handover(**plain)
+            except (OSError, ValueError, TypeError, LookupError) as error:
+                raise RegistryError(f"{path} is no handover: {error}") from error
+        return self._read[number]
+
+    def _decision(self, number: int) -> str | None:
+        path = self._folder / f"{number:08d}.decision"
+        try:
+            decision = path.read_text()
+        except FileNotFoundError:
+            return None
+        if decision not in (CONFIRMED, VOID):
+            raise RegistryError(f"{path} says {decision!r:.40}, not {CONFIRMED} or {VOID}")
+        return decision
+
+    def _create(self, target: Path, content: str) -> None:
+        """An exclusive create of a whole, synced file. Raises FileExistsError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._folder / f".{uuid.uuid4().hex}"
+        with open(temporary, "w") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, target)
+        finally:
+            temporary.unlink()
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class Roles:
+    """Which records one generation's worker speaks for: their predictions, their dead letters.
+
+    Args:
+        generation: the worker's own.
+        first: predicts before any handover.
+        patience_s: how long an undecided proposal is waited for before it is void.
+    """
+
+    def __init__(
+        self,
+        handovers: Handovers,
+        *,
+        generation: str,
+        first: str,
+        patience_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._handovers = handovers
+        self._generation, self._first = generation, first
+        self._patience_s, self._clock = patience_s, clock
+        self._since: dict[int, float] = {}
+
+    def speaks(self, records: Sequence[tuple[int, int]]) -> list[bool] | None:
+        """For (partition, offset) of each record; None: a handover is being decided, ask again.
+
+        To be called when the records were read and before anything of them is published.
+        """
+        for proposal in self._handovers.undecided():
+            if any(offset >= proposal.offsets.get(number, 0) for number, offset in records):
+                since = self._since.setdefault(proposal.number, self._clock())
+                if self._clock() - since < self._patience_s:
+                    return None
+                log.warning("handover %d was never decided: void", proposal.number)
+                self._handovers.decide(proposal.number, VOID)
+        confirmed = self._handovers.confirmed()
+        return [self._of(confirmed, *record) == self._generation for record in records]
+
+    def _of(self, confirmed: Sequence[Handover], partition: int, offset: int) -> str:
+        speaker = confirmed[0].before if confirmed else self._first
+        for handover in confirmed:
+            if offset >= handover.offsets.get(partition, 0):
+                speaker = handover.after
+        return speaker

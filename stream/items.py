@@ -1,0 +1,57 @@
+"""What is on its way through the worker: records, and the micro-batches they form."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from encoders.types import Embedding, Model, Prepared
+
+from .broker import Message, Output
+from .ledger import Ticket
+from .records import Record
+
+
+class Showcase(Protocol):
+    """Where what a hit needs to be shown is kept. Never raises, never blocks."""
+
+    def put(self, record: Record, embedding: Embedding) -> None: ...
+    def drop(self, record_id: str) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One record on its way through the worker."""
+
+    message: Message
+    ticket: Ticket[list[Output]]
+    since: float
+    record: Record | None = None
+    preparing: Future[Prepared] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """One micro-batch on the device. It ends with the model that it began with."""
+
+    items: list[Item]
+    model: Model
+    encoding: Future[list[Embedding]]
+    started: float = field(default_factory=time.monotonic)
+
+
+def future_of(item: Item) -> Future[Prepared]:
+    assert item.preparing is not None
+    return item.preparing
+
+
+def record_of(item: Item) -> Record:
+    assert item.record is not None
+    return item.record
+
+
+def where(item: Item) -> str:
+    message = item.message
+    return f"{message.topic}[{message.partition}]@{message.offset}"

@@ -1,0 +1,133 @@
+"""Handovers: exactly one generation speaks for every record, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from stream.errors import RegistryError
+from stream.handover import CONFIRMED, VOID, Handovers, Roles
+
+OLD, NEW = "g0001", "g0002"
+
+
+def roles(root: Path, generation: str, *, patience_s: float = 5.0) -> Roles:
+    return Roles(Handovers(root), generation=generation, first=OLD, patience_s=patience_s)
+
+
+def both(root: Path, records: list[tuple[int, int]]) -> list[tuple[bool, bool]]:
+    old, new = (roles(root, name).speaks(records) for name in (OLD, NEW))
+    assert old is not None
+    assert new is not None
+    return list(zip(old, new, strict=True))
+
+
+def test_before_any_handover_the_first_speaks(tmp_path: Path) -> None:
+    assert both(tmp_path, [(0, 0), (3, 10**9)]) == [(True, False)] * 2
+
+
+def test_from_the_offset_on_the_next_one_speaks(tmp_path: Path) -> None:
+    handover = Handovers(tmp_path).hand_over(OLD, NEW, lambda: {0: 100, 1: 7})
+    at = handover.offsets
+    assert at[0] >= 100
+    assert at[1] >= 7
+    records = [(0, at[0] - 1), (0, at[0]), (1, at[1] - 1), (1, at[1])]
+    assert both(tmp_path, records) == [(True, False), (False, True)] * 2
+    back = Handovers(tmp_path).hand_over(NEW, OLD, lambda: {0: at[0] + 50, 1: at[1]})
+    records = [(0, at[0]), (0, back.offsets[0] - 1), (0, back.offsets[0])]
+    assert both(tmp_path, records) == [(False, True), (False, True), (True, False)]
+
+
+def test_an_undecided_proposal_is_waited_for_only_where_it_matters(tmp_path: Path) -> None:
+    handovers = Handovers(tmp_path)
+    proposal = handovers._propose(OLD, NEW, {0: 10})
+    new = roles(tmp_path, NEW)
+    assert new.speaks([(0, 9)]) == [False]
+    assert new.speaks([(0, 9), (0, 10)]) is None
+    assert handovers.decide(proposal.number, CONFIRMED) == CONFIRMED
+    assert new.speaks([(0, 9), (0, 10)]) == [False, True]
+    assert handovers.decide(proposal.number, VOID) == CONFIRMED  # there is only one decision
+
+
+def test_a_proposer_that_is_gone_holds_nobody_up_for_long(tmp_path: Path) -> None:
+    handovers = Handovers(tmp_path)
+    proposal = handovers._propose(OLD, NEW, {0: 10})
+    now = 100.0
+    old = Roles(handovers, generation=OLD, first=OLD, patience_s=5.0, clock=lambda: now)
+    assert old.speaks([(0, 12)]) is None
+    now = 104.9
+    assert old.speaks([(0, 12)]) is None
+    now = 105.1
+    assert old.speaks([(0, 12)]) == [True]
+    assert handovers.decide(proposal.number, CONFIRMED) == VOID
+
+
+def test_records_that_come_too_fast_are_said_and_nothing_is_handed_over(tmp_path: Path) -> None:
+    handovers = Handovers(tmp_path)
+    ends = iter(range(0, 10**10, 10**8))
+    with pytest.raises(RegistryError, match="within 8 tries"):
+        handovers.hand_over(OLD, NEW, lambda: {0: next(ends)})
+    assert handovers.confirmed() == handovers.undecided() == []
+
+
+def test_offsets_that_records_have_passed_are_void(tmp_path: Path) -> None:
+    ends = iter([{0: 10}, {0: 10 + 65}, {0: 80}, {0: 80 + 200}])
+    handover = Handovers(tmp_path).hand_over(OLD, NEW, lambda: next(ends))
+    assert handover.number == 2
+    assert handover.offsets[0] == 80 + 256
+    assert [its.number for its in Handovers(tmp_path).confirmed()] == [2]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"number": 1}'])
+def test_a_file_that_is_no_handover_is_never_guessed(tmp_path: Path, content: str) -> None:
+    handovers = Handovers(tmp_path)
+    handovers.hand_over(OLD, NEW, lambda: {0: 1})
+    (tmp_path / "handovers" / "00000001.json").write_text(content)
+    with pytest.raises(RegistryError, match="no handover"):
+        roles(tmp_path, OLD).speaks([(0, 1)])
+
+
+def test_workers_that_run_while_it_is_handed_over_and_back(tmp_path: Path) -> None:
+    """Records arrive all the time; two workers publish in batches, each asking just before."""
+    end = 0
+    stop = threading.Event()
+    spoken: dict[str, list[int]] = {OLD: [], NEW: []}
+
+    def produce() -> None:
+        nonlocal end
+        rng = random.Random(1)
+        while not stop.is_set():
+            end += rng.randrange(1, 4)
+            time.sleep(0.0005)
+
+    def work(generation: str) -> None:
+        its, at, rng = roles(tmp_path, generation), 0, random.Random(generation)
+        while not stop.is_set() or at < end:
+            batch = range(at, min(end, at + rng.randrange(1, 40)))
+            time.sleep(rng.random() * 0.003)  # it is embedded
+            speaks = its.speaks([(0, offset) for offset in batch])
+            if speaks is None:
+                continue
+            time.sleep(rng.random() * 0.003)  # it is published
+            spoken[generation] += [o for o, mine in zip(batch, speaks, strict=True) if mine]
+            at += len(batch)
+
+    threads = [threading.Thread(target=produce)]
+    threads += [threading.Thread(target=work, args=[name]) for name in (OLD, NEW)]
+    for thread in threads:
+        thread.start()
+    handovers = Handovers(tmp_path)
+    for number in range(6):
+        time.sleep(0.15)
+        before, after = (OLD, NEW) if number % 2 == 0 else (NEW, OLD)
+        handovers.hand_over(before, after, lambda: {0: end})
+    time.sleep(0.3)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(spoken[OLD] + spoken[NEW]) == list(range(end))
+    assert min(map(len, spoken.values())) > 50
