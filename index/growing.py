@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgpack
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +19,17 @@ from .places import Int64
 from .store import FUSED, Array, Upsert
 
 Mask = npt.NDArray[np.bool_]
+
+
+class Facts(NamedTuple):
+    """A row without its vectors; `meta` is packed."""
+
+    id: str
+    version: int
+    ts: int
+    partition: int
+    model: str
+    meta: bytes
 
 
 class Block:
@@ -67,6 +79,11 @@ class Block:
 
     def record(self, row: int) -> Upsert:
         return self._rows[row]
+
+    def facts(self, row: int) -> Facts:
+        its = self._rows[row]
+        packed: bytes = msgpack.packb(dict(its.meta))
+        return Facts(its.id, its.version, its.ts, its.partition, its.model, packed)
 
     def meta(self, row: int) -> Mapping[str, Any]:
         return self._rows[row].meta

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .filters import Filter
-from .growing import Block
+from .growing import Block, Facts
 from .places import Int64, place_of, split
 from .store import Array, Upsert
 
@@ -37,6 +37,10 @@ class Rows(Protocol):
 
     def record(self, row: int) -> Upsert:
         """The row as it was written, vectors and all."""
+        ...
+
+    def facts(self, row: int) -> Facts:
+        """The row without its vectors."""
         ...
 
     def meta(self, row: int) -> Mapping[str, Any]: ...

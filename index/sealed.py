@@ -34,6 +34,7 @@ from .approximate import Approximate, approximate, load_approximate
 from .errors import SnapshotError
 from .files import checked, sealed_json, sync_folder, synced, unsealed_json
 from .filters import Filter
+from .growing import Facts
 from .halves import Halves, longest
 from .parts import Mask, Part
 from .places import Int64
@@ -122,11 +123,23 @@ class Segment:
         return self.ids[row]
 
     def meta(self, row: int) -> Mapping[str, Any]:
-        begin, end = self.numbers.meta_at_R1[row : row + 2].tolist()
-        unpacked: dict[str, Any] = msgpack.unpackb(
-            self._meta[begin:end].tobytes(), strict_map_key=False
-        )
+        unpacked: dict[str, Any] = msgpack.unpackb(self._packed(row), strict_map_key=False)
         return unpacked
+
+    def facts(self, row: int) -> Facts:
+        numbers = self.numbers
+        return Facts(
+            self.ids[row],
+            int(numbers.version_R[row]),
+            int(numbers.ts_R[row]),
+            int(numbers.partition_R[row]),
+            self.model(row),
+            self._packed(row),
+        )
+
+    def _packed(self, row: int) -> bytes:
+        begin, end = self.numbers.meta_at_R1[row : row + 2].tolist()
+        return self._meta[begin:end].tobytes()
 
     def model(self, row: int) -> str:
         return self.models[int(self.numbers.model_R[row])]
@@ -318,12 +331,12 @@ def _gathered(
     models: dict[str, int] = {}
     for part, rows in parts:
         for count, row in enumerate(rows.tolist()):
-            write = part.rows.record(row)
-            ids.append(write.id)
-            metas.append(write.meta)
-            model = models.setdefault(write.model, len(models))
-            numbers.append((write.version, write.ts, write.partition, model, len(packed)))
-            packed += msgpack.packb(dict(write.meta))
+            facts = part.rows.facts(row)
+            ids.append(facts.id)
+            metas.append(msgpack.unpackb(facts.meta, strict_map_key=False))
+            model = models.setdefault(facts.model, len(models))
+            numbers.append((facts.version, facts.ts, facts.partition, model, len(packed)))
+            packed += facts.meta
             if count % STEP == 0:
                 breathe()
     found = np.array(numbers, np.int64).reshape(-1, 5).T
