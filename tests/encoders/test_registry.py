@@ -48,7 +48,8 @@ CODE = "from encoders.text import HashedWords\nclass Mine(HashedWords): ...\n"
 
 def test_the_readmes_example_is_trained_and_loaded(install: Install, tmp_path: Path) -> None:
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), re.S | re.M)
-    (written,) = [tomllib.loads(code) for language, code in blocks if language == "toml"]
+    files = [tomllib.loads(code) for language, code in blocks if language == "toml"]
+    (written,) = [its for its in files if "project" in its]
     (code,) = [code for language, code in blocks if language == "python" and "Letters" in code]
     install("letters", code, written["project"]["entry-points"][GROUP])
     its = EncoderConfig(kind="letters", options={"width": 16})
