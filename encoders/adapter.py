@@ -51,7 +51,8 @@ class Adapter:
         if vectors_nD.shape[-1] != self.dim:
             raise ValueError(f"the adapter maps {self.dim} dimensions, not {vectors_nD.shape[-1]}")
         here_n1 = vectors_nD.norm(dim=-1, keepdim=True) > 0
-        return F.normalize(_MAPS[self.kind](vectors_nD, self.tensors), dim=-1) * here_n1
+        found: Tensor = F.normalize(_MAPS[self.kind](vectors_nD, self.tensors), dim=-1) * here_n1
+        return found
 
     def apply(self, vectors_nD: Vector) -> Vector:
         """As calling it, for an array: stored vectors or a query."""
@@ -89,7 +90,9 @@ _MAPS: dict[str, Callable[[Tensor, Mapping[str, Tensor]], Tensor]] = {
 _PARTS = {"procrustes": "R", "affine": "RABt", "mlp": "RVuWt"}
 
 
-def load_adapter(folder: Path, manifest: Manifest, *, applied: bool | None = None) -> Adapter | None:
+def load_adapter(
+    folder: Path, manifest: Manifest, *, applied: bool | None = None
+) -> Adapter | None:
     """The adapter of a version, None if it has none.
 
     Args:

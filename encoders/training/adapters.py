@@ -36,7 +36,8 @@ def procrustes(source_nD: Tensor, target_nD: Tensor) -> Tensor:
     value decomposition of source' target (Schönemann 1966, "A generalized solution of the
     orthogonal Procrustes problem")."""
     u_DD, _, vh_DD = torch.linalg.svd(source_nD.T @ target_nD)
-    return u_DD @ vh_DD
+    found: Tensor = u_DD @ vh_DD
+    return found
 
 
 def _procrustes(

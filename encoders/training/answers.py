@@ -66,7 +66,7 @@ class Answers:
         return self.present_NM[:, places].all(1)
 
     @property
-    def finite_N(self) -> Tensor:
+    def finite(self) -> Tensor:
         """Which records have nothing but finite vectors and predictions."""
         fine_N = torch.ones(len(self.present_NM), dtype=torch.bool)
         for vectors_ND in [*self.by.values(), *self.fused.values()]:

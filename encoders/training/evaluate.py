@@ -83,6 +83,7 @@ def held_out_loss(
         batch = Batch(
             features=seen.features, present_BM=seen.present_BM, group_B=seen.group_B.to(device),
             target={name: target.to(device) for name, target in seen.target.items()},
+            old_BSD=None if data.old_NSD is None else data.old_NSD[part].to(device),
         )  # fmt: skip
         with torch.no_grad():
             terms = objective(net, batch, np.random.default_rng(0))

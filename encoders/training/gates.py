@@ -62,6 +62,8 @@ class Compatibility:
         ratio: least cross-version recall R.
         even: how far the share of old vectors in the top k of a gallery that is half old may be
             from a half.
+        cost: most recall that staying may cost against a space of its own: R only says that
+            nothing is worse than before, and a much better model would be held back by old vectors.
         k: of the recall.
         adapters: the kinds that are tried, in this order; none opens a new space at once.
         stored: whether an adapter that maps stored vectors into the new space may be chosen, where
@@ -73,6 +75,7 @@ class Compatibility:
 
     ratio: float = 0.99
     even: float = 0.05
+    cost: float = 0.01
     k: int = 10
     adapters: tuple[str, ...] = ADAPTERS
     stored: bool = False

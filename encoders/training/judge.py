@@ -37,6 +37,10 @@ PASSED, FAILED, REFUSED = "passed", "failed", "refused"
 TOO_LITTLE = "not enough evidence"
 
 
+class Unfit(CheckpointError):
+    """A challenger that could not take the champion's place, however good it is."""
+
+
 def judged(samples: Sequence[Sample], most: int | None = None) -> list[Sample]:
     """The judge split of `samples`, of a repeated id the last; at most `most`, chosen by hash."""
     latest = {sample.id: sample for sample in samples if split(sample.id) == "judge"}
@@ -48,29 +52,27 @@ def refuse_unfit(champion: Manifest, challenger: Manifest) -> None:
     """Nothing to measure where the challenger could not take the champion's place.
 
     Raises:
-        CheckpointError: another dimension; a modality or a task that the champion serves is
+        Unfit: another dimension; a modality or a task that the champion serves is
             missing, or is of another kind.
     """
     name = challenger.name
     if challenger.dim != champion.dim:
-        raise CheckpointError(
+        raise Unfit(
             f"{name} makes vectors of {challenger.dim} dimensions, {champion.name} of "
             f"{champion.dim}: it cannot take its place"
         )
     missing = [m for m in champion.modalities if m not in challenger.modalities]
     if missing:
-        raise CheckpointError(
-            f"{name} knows no {', '.join(missing)}, which {champion.name} serves"
-        )
+        raise Unfit(f"{name} knows no {', '.join(missing)}, which {champion.name} serves")
     for task, its in champion.tasks.items():
         if task not in challenger.tasks:
             has = ", ".join(sorted(challenger.tasks)) or "none"
-            raise CheckpointError(
+            raise Unfit(
                 f"{name} lacks the task {task!r} that {champion.name} serves; it has: {has}"
             )
         kinds = Task.from_dict(its).kind, Task.from_dict(challenger.tasks[task]).kind
         if kinds[0] != kinds[1]:
-            raise CheckpointError(
+            raise Unfit(
                 f"{name} makes of the task {task!r} a {kinds[1]}, {champion.name} a {kinds[0]}"
             )
 
@@ -104,8 +106,8 @@ def judge(
         The records that were judged, and what the two made of them; None where nothing was.
 
     Raises:
-        CheckpointError: the challenger cannot take the champion's place (`refuse_unfit`), or the
-            champion itself gives what is not finite.
+        Unfit: the challenger cannot take the champion's place (`refuse_unfit`).
+        CheckpointError: the champion itself gives what is not finite.
     """
     refuse_unfit(champion.manifest, challenger.manifest)
     kept, (old, new) = answers((champion, challenger), judged(samples, gates.most))
@@ -117,9 +119,9 @@ def judge(
     if count < gates.least:
         reason = f"not enough evidence: {count} judge records, the gates want {gates.least}"
         return say(TOO_LITTLE, reason), kept, None
-    if not bool(old.finite_N.all()):
+    if not bool(old.finite.all()):
         raise CheckpointError(f"{name}, the champion, gives values that are not finite")
-    wrong = int((~new.finite_N).sum())
+    wrong = int((~new.finite).sum())
     finite = _gate("values that are not finite", 0, wrong, wrong, 0, wrong == 0, count)
     if wrong:
         reason = f"{wrong} of {count} judge records give a value that is not finite (NaN or inf)"
@@ -250,7 +252,10 @@ class _Bench:
         """The effective rank of the fused vectors and of each modality's."""
         for name in (ALL, *self.old.modalities):
             here_N = self.old.has(name)
-            records, metric = int(here_N.sum()), f"effective rank {'fused' if name == ALL else name}"
+            records, metric = (
+                int(here_N.sum()),
+                f"effective rank {'fused' if name == ALL else name}",
+            )
             if records < self.gates.least:
                 self.unjudged[metric] = records
                 continue
@@ -277,8 +282,9 @@ def _latency(
         for model, its in turns if round_ % 2 else turns[::-1]:
             begun = clock()
             model.encode([model.prepare(sample) for sample in batch])
+            seconds = clock() - begun
             if round_:
-                its.append(1000.0 * (clock() - begun) / len(batch))
+                its.append(1000.0 * seconds / len(batch))
     before, after = (float(np.median(its)) for its in spent)
     limit = gates.latency * before
     return _gate(
@@ -290,7 +296,10 @@ def _right(task: Task, said: Said, truth: Sequence[Label | None], spread: float)
     """1 where the class decided on is the label; a class that the version does not know is wrong
     for it, however it decides."""
     return torch.tensor(
-        [float(task.classes[int(d)] == label) for d, label in zip(said.decided_N, truth, strict=True)]
+        [
+            float(task.classes[int(d)] == label)
+            for d, label in zip(said.decided_N, truth, strict=True)
+        ]
     )
 
 
