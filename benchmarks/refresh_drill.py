@@ -16,7 +16,7 @@ Rows, each way with the same version 2 but for the compatibility loss, which nee
     new generation      everything is embedded again, in a space of its own
     automatic           what `examiner` chose under its default limits
 
-`accuracy` is the decision's (digits: without the name), `gain` against version 1; `recall` recall@10
+`accuracy` is the decision's (digits: without the name), `gain` against version 1; `recall` is at 10
 over all served directions; `ratio` is R. `re-embedded` counts vectors, `seconds` is what the way
 took beyond the training of version 2: the loss (the difference of the two trainings), fitting the
 adapter, or embedding every record again (measured on up to 128 of them, without what is
