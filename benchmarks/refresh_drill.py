@@ -216,8 +216,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="of the stamps")
     options = parser.parse_args(argv)
     remembered = Remembered()
-    encoders.training.data.encode_all = remembered  # type: ignore[assignment]
-    encoders.training.answers.encode_all = remembered  # type: ignore[assignment]
+    for module in (encoders.training.data, encoders.training.answers):
+        vars(module)["encode_all"] = remembered
     read: dict[str, Callable[[], tuple[list[Sample], TrainConfig]]] = {
         "stamps": lambda: stamps_data(options.cache),
         "digits": lambda: digits_data(options.data),
