@@ -16,6 +16,7 @@ from encoders.training.gates import Compatibility
 
 RIDGE = 1e-2  # times the mean variance of a direction
 RATE = 1e-3
+BATCH = 512
 DECAY = 1e-2
 
 
@@ -69,7 +70,8 @@ def _affine(
 def _mlp(
     source_nD: Tensor, target_nD: Tensor, limits: Compatibility, seed: int
 ) -> dict[str, Tensor]:
-    """Beginning as the rotation, by AdamW over all pairs at once, towards a cosine of 1."""
+    """Beginning as the rotation, by AdamW over random batches of the pairs, towards a cosine of
+    1."""
     source_nD, target_nD = source_nD.float(), target_nD.float()
     dim, hidden = source_nD.shape[1], limits.hidden
     generator = torch.Generator().manual_seed(seed)
@@ -85,8 +87,9 @@ def _mlp(
             tensor.requires_grad_(True)
         optimizer = torch.optim.AdamW(its.values(), lr=RATE, weight_decay=DECAY)
         for _ in range(limits.steps):
-            mapped_nD = Adapter(kind="mlp", tensors={"R": r_DD, **its})(source_nD)
-            loss = (1.0 - F.cosine_similarity(mapped_nD, target_nD, dim=1)).mean()
+            rows_B = torch.randint(len(source_nD), (BATCH,), generator=generator)
+            mapped_BD = Adapter(kind="mlp", tensors={"R": r_DD, **its})(source_nD[rows_B])
+            loss = (1.0 - F.cosine_similarity(mapped_BD, target_nD[rows_B], dim=1)).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -18,7 +18,7 @@ from encoders import CheckpointError, TrainingError, load, preset, train
 from encoders.adapter import Adapter, load_adapter
 from encoders.checkpoint import load_folder, make_net, save
 from encoders.config import from_dict
-from encoders.evaluation.report import look
+from encoders.evaluation.report import _map, look
 from encoders.losses import compatibility_loss
 from encoders.model import Net
 from encoders.torch_model import TorchModel
@@ -257,10 +257,11 @@ def turned(version: Path, folder: Path) -> Path:
 
 
 def examined(
-    net: Net, folder: Path, champion: Path, limits: Compatibility, count: int = 240
-) -> TorchModel:
+    net: Net, folder: Path, champion: Path, limits: Compatibility, gates: Gates = EASY,
+    count: int = 240,
+) -> TorchModel:  # fmt: skip
     """Written, examined and loaded, as training does it."""
-    examine = examiner(champion, gates=EASY, compatibility=limits)
+    examine = examiner(champion, gates=gates, compatibility=limits)
     save(
         net, folder, config=preset("tiny"), name=folder.name, version_number=2,
         examine=lambda draft: examine(draft, samples(count)),
@@ -319,6 +320,13 @@ def test_a_turned_model_stays_in_the_space_through_its_adapter(
         model.encode([model.prepare(made[0])])[0].fused, abs=1e-5
     )
 
+    unseen = save(
+        model.net, tmp_path / "v4", config=SHORT, name="v4", version_number=4,
+        keeps=tmp_path / "v2",
+    )  # fmt: skip
+    assert (unseen.space, unseen.verdict) == (champion.space, {})  # also where nobody examines
+    load(tmp_path / "v4", device="cpu").check()
+
     (tmp_path / "v2" / "adapter.safetensors").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match=r"adapter\.safetensors is damaged"):
         load(tmp_path / "v2")
@@ -335,6 +343,21 @@ def test_without_adapters_a_turned_model_opens_a_new_space(
     assert model.manifest.verdict["passed"]
     assert model.space == other.net.space() != champion.space
     assert model.adapter is None
+
+
+def test_a_challenger_that_fails_its_gates_is_kept_in_a_space_of_its_own(
+    version: Path, champion: TorchModel, tmp_path: Path
+) -> None:
+    other = load_folder(turned(version, tmp_path / "raw"), device="cpu")  # its heads know nothing
+    model = examined(other.net, tmp_path / "v2", version, LIMITS, replace(EASY, accuracy=0.01))
+    verdict, story = model.manifest.verdict, model.manifest.compatibility
+    assert (verdict["passed"], verdict["decision"]) == (False, "failed")
+    failed = [gate["metric"] for gate in verdict["gates"] if not gate["passed"]]
+    assert "accuracy colour: text" in failed
+    assert verdict["reason"] == f"failed: {', '.join(failed)}"
+    assert (story["choice"], story["tried"]) == ("new space", [])
+    assert "not measured, the verdict is: failed" in story["reason"]
+    assert model.space == other.net.space() != champion.space
 
 
 def test_an_unrelated_model_opens_a_new_space(version: Path, tmp_path: Path) -> None:
@@ -485,9 +508,11 @@ def test_an_evaluation_measures_what_is_served(champion: TorchModel) -> None:
     _, seen = look(champion, samples(40), Counter())
     plain = figures(champion.net, seen)
     found = figures(flat.net, seen, flat.served)
-    for kind, way in (("recall", "text->image"), ("recall_fused", "text+image->audio")):
+    for kind, way in (("recall", "text->image"), ("recall_fused", "text->fused")):
         assert found[kind][way]["1"] < plain[kind][way]["1"]
     assert found["accuracy"] == plain["accuracy"]
+    points = np.array(_map(flat, seen, samples(40))["points"])
+    assert np.abs(points[:, 1]).max() < 1e-3  # two places only: a line
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from encoders import CheckpointError, Manifest, Sample, TrainingError, load, preset, split, train
+from encoders.adapter import Adapter
 from encoders.checkpoint import load_folder, save
 from encoders.tasks import Task
 from encoders.torch_model import TorchModel
@@ -313,8 +314,11 @@ def test_only_the_judge_split_is_judged_each_id_once() -> None:
 
 
 def test_both_versions_are_asked_as_they_serve(model: TorchModel) -> None:
+    q_DD = torch.linalg.qr(torch.randn(model.dim, model.dim))[0]
+    turned = Adapter(kind="procrustes", tensors={"R": q_DD})
+    plain, model = model, TorchModel(model.net, model.manifest, model.device, turned)
     made = [*samples(20), Sample(id="bad", image=b"broken")]
-    kept, (its, _) = answers((model, model), made)
+    kept, (_, its) = answers((plain, model), made)
     assert [sample.id for sample in kept] == [sample.id for sample in made[:-1]]
     for row, embedding in enumerate(model.encode([model.prepare(one) for one in kept])):
         assert its.fused[ALL][row].numpy() == pytest.approx(embedding.fused, abs=1e-5)
