@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,70 +18,23 @@ from encoders.adapter import Adapter, load_adapter
 from encoders.checkpoint import load_folder, make_net, save
 from encoders.config import from_dict
 from encoders.evaluation.report import _map, look
-from encoders.losses import compatibility_loss
 from encoders.model import Net
 from encoders.torch_model import TorchModel
 from encoders.training import compatibility as across
 from encoders.training.adapters import fit_adapter, procrustes
-from encoders.training.answers import ALL, Answers, answers, group_of
+from encoders.training.answers import Answers, answers, group_of
 from encoders.training.bootstrap import Bootstrap
 from encoders.training.evaluate import figures
 from encoders.training.examine import Compatibility, Gates, examiner
 from encoders.training.judge import judged
 from tests.encoders.material import samples
+from tests.encoders.spaces import LIMITS, D, answers_of, made_up, mapped, rotation
 
 SHORT = replace(preset("tiny"), epochs=2, refit=False)
 EASY = Gates(
     least=6, accuracy=1.0, recall=1.0, calibration=1.0, rank=0.0, latency=1e6, resamples=100,
     rounds=1, batch=2,
 )  # fmt: skip
-LIMITS = Compatibility(k=3, hidden=32, steps=40)
-D = 24
-
-
-def unit(vectors_ND: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(vectors_ND, dim=1)
-
-
-def made_up(
-    count: int = 60, noise: float = 0.6, seed: int = 0, audio: bool = False
-) -> Answers:  # fmt: skip
-    """Vectors of records of two (three) modalities, alike but for noise; the last fifth has no
-    picture."""
-    generator = torch.Generator().manual_seed(seed)
-    what_ND = torch.randn(count, D, generator=generator)
-    names = ("text", "image", "audio") if audio else ("text", "image")
-    by = {
-        name: unit(what_ND + noise * torch.randn(count, D, generator=generator)) for name in names
-    }
-    present_NM = torch.ones(count, len(names), dtype=torch.bool)
-    present_NM[-count // 5 :, 1] = False
-    return answers_of(by, present_NM)
-
-
-def answers_of(by: Mapping[str, Tensor], present_NM: Tensor) -> Answers:
-    names = tuple(by)
-    by = {name: by[name] * present_NM[:, [m]] for m, name in enumerate(names)}
-    subsets = [
-        "+".join(n for m, n in enumerate(names) if z >> m & 1) for z in range(1, 2 ** len(names))
-    ]
-    fused = {s: unit(sum((by[n] for n in s.split("+")), torch.zeros(()))) for s in subsets}
-    fused[ALL] = unit(sum(by.values(), torch.zeros(())))
-    return Answers(
-        modalities=names, tasks={}, present_NM=present_NM, by=by, fused=fused, said={}
-    )  # fmt: skip
-
-
-def mapped(its: Answers, change: Any) -> Answers:
-    return answers_of(
-        {name: unit(change(vectors_ND)) for name, vectors_ND in its.by.items()}, its.present_NM
-    )
-
-
-def rotation(seed: int = 7, dim: int = D) -> Tensor:
-    drawn_DD = torch.randn(dim, dim, generator=torch.Generator().manual_seed(seed))
-    q_DD: Tensor = torch.linalg.qr(drawn_DD)[0]
-    return q_DD
 
 
 # ---- R
@@ -201,38 +153,6 @@ def test_procrustes_recovers_a_rotation_exactly() -> None:
     back = fit_adapter("procrustes", *across.pairs(old, new), LIMITS)
     stored = across.crossing(old, new, torch.arange(200), k=3, stored=back)
     assert stored.ratio == pytest.approx(1.0, abs=1e-3)
-
-
-def test_what_no_rotation_undoes_needs_the_next_kind() -> None:
-    torch.manual_seed(0)
-    x_nD, r_DD = unit(torch.randn(600, D)), rotation()
-    spread_D = torch.cat([torch.full((4,), 3.0), torch.ones(D - 4)])
-    y_nD = unit((x_nD * spread_D) @ r_DD + 0.1)
-    held = slice(500, None)
-
-    def fit(kind: str, given_nD: Tensor = y_nD) -> float:
-        adapter = fit_adapter(kind, x_nD[:500], given_nD[:500], replace(LIMITS, rank=6, steps=300))
-        return float((adapter(x_nD[held]) * given_nD[held]).sum(1).mean())
-
-    assert fit("procrustes") < 0.9
-    assert fit("affine") > 0.96
-    bent_nD = unit((x_nD.abs() * spread_D) @ r_DD + x_nD)  # and what no linear map does
-    assert fit("mlp", bent_nD) > fit("affine", bent_nD) + 0.02
-
-
-def test_an_adapter_keeps_length_one_absent_rows_and_its_bytes() -> None:
-    torch.manual_seed(0)
-    x_nD = unit(torch.randn(40, D))
-    x_nD[3] = 0.0
-    for kind in ("procrustes", "affine", "mlp"):
-        adapter = fit_adapter(kind, x_nD, x_nD @ rotation(), LIMITS)
-        mapped_nD = adapter(x_nD)
-        norm_n = mapped_nD.norm(dim=1)
-        assert float(norm_n[3]) == 0.0
-        assert torch.allclose(norm_n[torch.arange(40) != 3], torch.ones(39), atol=1e-5)
-        assert adapter.apply(x_nD.numpy()) == pytest.approx(mapped_nD.numpy(), abs=1e-6)
-        with pytest.raises(ValueError, match="maps 24 dimensions, not 5"):
-            adapter(torch.zeros(2, 5))
 
 
 # ---- the choice, with whole versions
@@ -417,20 +337,6 @@ def test_new_heads_alone_keep_the_space(version: Path, tmp_path: Path) -> None:
 # ---- the loss
 
 
-def test_the_compatibility_loss_is_the_plain_one_and_leaves_the_old_alone() -> None:
-    torch.manual_seed(0)
-    new_BD, old_BD = unit(torch.randn(5, 8)), unit(torch.randn(5, 8))
-    scores = (new_BD @ old_BD.T / 0.07).double().numpy()
-    plain = np.mean(
-        [
-            1 - float(new_BD[i] @ old_BD[i]) + np.log(np.exp(scores[i] - scores[i, i]).sum())
-            for i in range(5)
-        ]
-    )
-    assert float(compatibility_loss(new_BD, old_BD, torch.eye(5))) == pytest.approx(plain, abs=1e-4)
-    assert float(compatibility_loss(new_BD[:0], old_BD[:0], torch.zeros(0, 0))) == 0.0
-
-
 def test_the_pull_makes_a_new_version_find_the_old_vectors(
     version: Path, champion: TorchModel, tmp_path: Path
 ) -> None:
@@ -476,28 +382,6 @@ def test_what_nothing_can_be_compatible_with_says_why(
             champion=change.get("champion", version),
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_adapter_of_another_kind_or_dimension_is_refused(
-    version: Path, champion: TorchModel, tmp_path: Path
-) -> None:
-    content = Adapter(kind="procrustes", tensors={"R": torch.eye(D)}).to_bytes()
-    (tmp_path / "adapter.safetensors").write_bytes(content)
-    for story, message in (
-        ({"kind": "procrustes"}, "adapter of 24 dimensions, not 64"),
-        ({"kind": "mlp"}, "is no adapter of kind 'mlp'"),
-        ({"kind": "magic"}, "is no adapter of kind 'magic'"),
-    ):
-        manifest = replace(
-            champion.manifest,
-            compatibility={"adapter": {**story, "file": "adapter.safetensors", "applied": True}},
-            files={"adapter.safetensors": ""},
-        )
-        with pytest.raises(CheckpointError, match=message):
-            load_adapter(tmp_path, manifest)
-    unlisted = replace(manifest, files={})
-    with pytest.raises(CheckpointError, match="no checksum of its adapter"):
-        load_adapter(tmp_path, unlisted)
 
 
 def test_an_evaluation_measures_what_is_served(champion: TorchModel) -> None:
