@@ -12,18 +12,19 @@ import os
 import shutil
 import uuid
 import wave
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from encoders.adapter import load_adapter
 from encoders.base import Encoder
 from encoders.config import TrainConfig, from_dict
 from encoders.errors import CheckpointError
@@ -35,6 +36,9 @@ from encoders.registry import encoder_class
 from encoders.tasks import Task
 from encoders.torch_model import TorchModel
 from encoders.types import FUSED, Embedding, Model, Sample, Vector
+
+if TYPE_CHECKING:
+    from encoders.training.examine import Examination
 
 TOLERANCE = 2e-3
 """How far a golden output may be off. CPUs and GPUs sum in different orders (about 1e-6 in
@@ -52,12 +56,20 @@ def make_net(config: TrainConfig, tasks: Mapping[str, Task]) -> Net:
 def save(
     net: Net, folder: Path, *, config: TrainConfig, name: str, version_number: int,
     parent: str | None = None, window: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None, keeps: Path | None = None,
+    examine: Callable[[Path], Examination] | None = None,
 ) -> Manifest:  # fmt: skip
     """Write `net` as the version folder `folder`, which must not exist yet.
 
+    Args:
+        keeps: a version whose encoders, projections and fusion these are, unchanged: its space is
+            kept, and its adapter with it.
+        examine: called with the finished folder before anybody sees it; what it found goes into
+            the manifest.
+
     Raises:
         CheckpointError: it exists already.
+        FloatingPointError: the net gives vectors that are not finite.
     """
     if folder.exists():
         raise CheckpointError(f"{folder} exists already; a version is never overwritten")
@@ -66,8 +78,11 @@ def save(
     draft.mkdir()
     try:
         manifest = _write(
-            net, draft, config, name, version_number, parent=parent, window=window, metrics=metrics
-        )
+            net, draft, config, name, version_number, parent=parent, window=window,
+            metrics=metrics, keeps=keeps,
+        )  # fmt: skip
+        if examine is not None:
+            manifest = _examined(draft, manifest, examine(draft), next_device(net))
         for path in [*draft.rglob("*"), draft]:
             _sync(path)
         try:
@@ -92,11 +107,17 @@ def _write(
         net.encoder(modality).save_assets(assets)
         if not any(assets.iterdir()):
             assets.rmdir()
+    kept, adapter = None, None
+    if story["keeps"] is not None:
+        kept = read_manifest(story["keeps"])
+        adapter = load_adapter(story["keeps"], kept, applied=True)
+        if adapter is not None:
+            (draft / kept.compatibility["adapter"]["file"]).write_bytes(adapter.to_bytes())
     raw = config.to_dict()
     manifest = Manifest(
         name=name,
         version=version_number,
-        space=net.space(),
+        space=net.space() if kept is None else kept.space,
         dim=net.config.dim,
         modalities=list(net.modalities),
         preprocessing=net.preprocessing(),
@@ -114,11 +135,36 @@ def _write(
         },
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         code=_code(),
+        compatibility=(
+            {} if kept is None or adapter is None else {"adapter": kept.compatibility["adapter"]}
+        ),
     )
     training = net.training
-    manifest = replace(manifest, golden=_golden(TorchModel(net, manifest, next_device(net))))
+    model = TorchModel(net, manifest, next_device(net), adapter)
+    manifest = replace(manifest, golden=_golden(model))
     net.requires_grad_(True).train(training)
     (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _examined(
+    draft: Path, manifest: Manifest, found: Examination, device: torch.device
+) -> Manifest:  # fmt: skip
+    """Write into a draft what its examination found."""
+    for name, content in found.files.items():
+        (draft / name).write_bytes(content)
+    manifest = replace(
+        manifest,
+        verdict=found.verdict,
+        compatibility=found.compatibility,
+        space=found.space or manifest.space,
+        files={**manifest.files, **{name: sha256_of(draft / name) for name in found.files}},
+    )
+    (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    if found.files:  # an adapter changes what the version gives: its golden outputs too
+        golden = _golden(load_folder(draft, device=str(device)))
+        manifest = replace(manifest, golden=golden)
+        (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
@@ -139,7 +185,7 @@ def load_folder(folder: Path, *, device: str | None = None) -> TorchModel:
         net = restore_net(folder, manifest)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} does not load: {type(error).__name__}: {error}") from error
-    return TorchModel(net, manifest, chosen)
+    return TorchModel(net, manifest, chosen, load_adapter(folder, manifest, applied=True))
 
 
 def restore_net(folder: Path, manifest: Manifest) -> Net:

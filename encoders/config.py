@@ -146,6 +146,9 @@ class TrainConfig:
             stay those of the whole batch: features are cached, encoders run twice.
         patience: stop when the loss on validation has not fallen for so many epochs, and keep the
             best epoch's weights; 0: never.
+        compatible: weight of the pull towards the champion's vectors of the same records
+            (`encoders.losses.compatibility_loss`), so that the space may stay; 0: none. It costs
+            accuracy where there is something new to learn.
         judge: keep a tenth of the samples apart for comparing versions. Without it they train; for
             samples with a test set of their own.
         max_classes: a str label with more distinct values than this is refused.
@@ -179,6 +182,7 @@ class TrainConfig:
     precision: str = "float32"
     chunk: int = 0
     patience: int = 0
+    compatible: float = 0.0
     judge: bool = True
     max_classes: int = 1000
 

@@ -85,6 +85,28 @@ def sigmoid_loss(
     return -F.logsigmoid(sign_BB * scores_BB).sum() / len(left_BD)
 
 
+def compatibility_loss(new_BD: Tensor, old_BD: Tensor, target_BB: Tensor) -> Tensor:
+    """How far a new model's vectors are from an old one's of the same records, a scalar >= 0.
+
+    mean_b (1 - new_b . old_b) + CE(s new old', target): each new vector is pulled to the old one of
+    its record, and must find it among the old ones of the batch, as a new query must find what is
+    stored (the influence loss of backward-compatible training, Shen et al. 2020, arXiv 2003.11942,
+    with InfoNCE as the old model's criterion). s is 1 / 0.07, fixed: a learnt one could grow until
+    the gallery does not matter.
+
+    Args:
+        new_BD, old_BD: unit vectors; no gradient flows into the old ones.
+        target_BB: rows sum to 1, see `positives`.
+
+    Fewer than one row give 0, with a gradient of 0.
+    """
+    if len(new_BD) == 0:
+        return new_BD.sum() * 0.0
+    scores_BB = math.exp(LOG_SCALE_START) * new_BD.float() @ old_BD.float().T
+    pull = (1.0 - (new_BD * old_BD).sum(1)).mean()
+    return pull + F.cross_entropy(scores_BB, target_BB)
+
+
 def confidence_penalty(fewer_BC: Tensor, more_BC: Tensor) -> Tensor:
     """How much taking modalities away raises the confidence, a scalar >= 0.
 

@@ -41,6 +41,10 @@ class Manifest:
         files: every other file of the folder with its sha256.
         golden: inputs and expected outputs for `Model.check`.
         code: versions of the packages that made it.
+        verdict: the judge's, against the champion of then: `passed`, `decision`, `reason`, `gates`
+            with their numbers; empty for a version that nobody judged.
+        compatibility: which space was chosen and why, the numbers of every choice tried, and the
+            `adapter`, if there is one; empty likewise.
     """
 
     name: str
@@ -60,6 +64,8 @@ class Manifest:
     golden: Mapping[str, Any] = field(default_factory=dict)
     created_at: str = ""
     code: Mapping[str, str] = field(default_factory=dict)
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+    compatibility: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -93,6 +99,9 @@ class Manifest:
                 raise CheckpointError(
                     f"manifest field {name!r} must be a {kind.__name__}, is {raw.get(name)!r:.80}"
                 )
+        for name in ("verdict", "compatibility"):  # versions from before there was a judge
+            if not isinstance(raw.setdefault(name, {}), dict):
+                raise CheckpointError(f"manifest field {name!r} must be a dict")
         return cls(**{name: value for name, value in raw.items() if name in known})
 
 

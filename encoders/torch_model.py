@@ -10,7 +10,9 @@ from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from encoders.adapter import Adapter
 from encoders.base import Array, encode_all, one_thread
 from encoders.manifest import Manifest
 from encoders.model import Net, prepare
@@ -19,12 +21,19 @@ from encoders.types import Embedding, Prepared, Sample
 
 
 class TorchModel:
-    """A loaded version; implements `encoders.types.Model`."""
+    """A loaded version; implements `encoders.types.Model`.
 
-    def __init__(self, net: Net, manifest: Manifest, device: torch.device) -> None:
+    Args:
+        adapter: what its vectors go through, where it lives in the space of the version before.
+    """
+
+    def __init__(
+        self, net: Net, manifest: Manifest, device: torch.device, adapter: Adapter | None = None
+    ) -> None:  # fmt: skip
         self.net = net.to(device).eval().requires_grad_(False)
         self.manifest = manifest
         self.device = device
+        self.adapter = None if adapter is None else adapter.to(device)
         self.name = manifest.name
         self.space = manifest.space
         self.dim = manifest.dim
@@ -34,6 +43,11 @@ class TorchModel:
     def prepare(self, sample: Sample) -> Prepared:
         """See `encoders.types.Model.prepare`."""
         return prepare(self.net, sample, self.net.config.limits, self.preprocessing)
+
+    def served(self, vectors: Tensor) -> Tensor:
+        """The net's unit vectors, float[..., D], as this version gives them away: through its
+        adapter, if it has one."""
+        return vectors if self.adapter is None else self.adapter(vectors)
 
     def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
         """See `encoders.types.Model.encode`. Sorts by size and runs sub-batches inside."""
@@ -59,8 +73,8 @@ class TorchModel:
             }
             unit_BMD, fused_BD = self.net.align(features, present_BM)
             tasks = predict(self.net, features, unit_BMD, fused_BD, present_BM)
-        units = unit_BMD.cpu().numpy()
-        fused = fused_BD.cpu().numpy()
+            units = self.served(unit_BMD).cpu().numpy()
+            fused = self.served(fused_BD).cpu().numpy()
         if not (np.isfinite(fused).all() and np.isfinite(units).all()):
             raise FloatingPointError(f"{self.name} made a vector that is not finite")
         return [

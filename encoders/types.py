@@ -124,7 +124,8 @@ class Model(Protocol):
         name: what goes into `model` of every vector and prediction, such as "braid-0001".
         space: names the space that its vectors live in. It is derived from the weights of
             encoders, projections and fusion and from the preprocessing, so that retraining only
-            the heads keeps it.
+            the heads keeps it; or it is the parent's, where cross-version recall said that it may
+            be (`encoders.training.compatibility`).
         dim: D.
         preprocessing: a hash. What one model prepared, another with the same hash may encode.
     """

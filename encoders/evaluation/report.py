@@ -50,7 +50,7 @@ def report(
     left_out: Counter[str] = Counter()
     with torch.no_grad(), one_thread(model.device.type == "cpu"):
         kept, seen = look(model, samples, left_out)
-        found = figures(model.net, seen)
+        found = figures(model.net, seen, model.served)
         found["model"] = {"name": model.name, "space": model.space}
         found["left_out"] = dict(left_out)
         rng = np.random.default_rng([seed, 4242])
@@ -66,7 +66,7 @@ def report(
             )
         found["robustness"] = robust
         found["shuffled"] = _shuffled(model.net, seen, rng)
-        found["map"] = _map(model.net, seen, kept)
+        found["map"] = _map(model, seen, kept)
     return found
 
 
@@ -182,16 +182,17 @@ def _shuffled(net: Net, seen: View, rng: np.random.Generator) -> dict[str, Any]:
     return found
 
 
-def _map(net: Net, seen: View, samples: Sequence[Sample]) -> dict[str, Any]:
+def _map(model: TorchModel, seen: View, samples: Sequence[Sample]) -> dict[str, Any]:
     """The fused vectors on their first two principal components."""
-    _, fused_BD = net.align(seen.features, seen.present_BM)
-    shown = fused_BD[:MAP].double().cpu()
+    _, fused_BD = model.net.align(seen.features, seen.present_BM)
+    shown = model.served(fused_BD)[:MAP].double().cpu()
     if len(shown) < 3:
         return {"points": [], "label": [], "ids": []}
     centred_BD = shown - shown.mean(0)
     _, _, axes = torch.linalg.svd(centred_BD, full_matrices=False)
     points = (centred_BD @ axes[:2].T).tolist()
-    named = next((name for name, task in net.tasks.items() if task.kind == "classification"), None)
+    tasks = model.net.tasks
+    named = next((name for name, task in tasks.items() if task.kind == "classification"), None)
     labels = [str(s.labels.get(named, "")) if named else "" for s in samples[:MAP]]
     return {
         "points": [[round(x, 4), round(y, 4)] for x, y in points],

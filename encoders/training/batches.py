@@ -29,12 +29,14 @@ class Batch:
         present_BM: which those are.
         group_B: equal for samples that cannot be told apart.
         target: task to its targets, see `encoders.training.targets`.
+        old_BSD: the champion's vectors, see `Dataset.old_NSD`.
     """
 
     features: Mapping[str, Features]
     present_BM: Tensor
     group_B: Tensor
     target: Mapping[str, Tensor]
+    old_BSD: Tensor | None = None
 
 
 def batches(
@@ -96,6 +98,7 @@ def assemble(
         present_BM=present_BM,
         group_B=data.group_N[batch_B].to(device),
         target={task: target[batch_B].to(device) for task, target in data.target.items()},
+        old_BSD=None if data.old_NSD is None else data.old_NSD[batch_B].to(device),
     )
 
 

@@ -68,6 +68,8 @@ class Dataset:
         target: task to its targets, see `encoders.training.targets`.
         tasks: by name.
         left_out: how many samples or labels were not used, by reason.
+        old_NSD: the champion's vectors of each modality and the fused one, zeros where it has none;
+            None where nothing asks for them.
     """
 
     ids: list[str]
@@ -78,6 +80,7 @@ class Dataset:
     target: Mapping[str, Tensor]
     tasks: Mapping[str, Task]
     left_out: Counter[str] = field(default_factory=Counter)
+    old_NSD: Tensor | None = None
 
     def rows(self, *splits: str) -> Tensor:
         """Positions of the samples in one of `splits`, int[n]."""

@@ -83,6 +83,7 @@ def held_out_loss(
         batch = Batch(
             features=seen.features, present_BM=seen.present_BM, group_B=seen.group_B.to(device),
             target={name: target.to(device) for name, target in seen.target.items()},
+            old_BSD=None if data.old_NSD is None else data.old_NSD[part].to(device),
         )  # fmt: skip
         with torch.no_grad():
             terms = objective(net, batch, np.random.default_rng(0))
@@ -129,8 +130,13 @@ def evaluate(net: Net, data: Dataset, rows: Tensor, device: torch.device) -> dic
     return figures(net, view(net, data, rows, device))
 
 
-def figures(net: Net, seen: View) -> dict[str, Any]:
+def figures(
+    net: Net, seen: View, served: Callable[[Tensor], Tensor] = lambda vectors: vectors
+) -> dict[str, Any]:  # fmt: skip
     """What the version can do with these samples.
+
+    Args:
+        served: what its vectors go through before anybody gets them (`TorchModel.served`).
 
     Returns:
         samples: how many.
@@ -144,9 +150,9 @@ def figures(net: Net, seen: View) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"samples": len(seen.group_B)}
     with torch.no_grad():
-        unit_BMD = net.units(seen.features, seen.present_BM).cpu()
+        unit_BMD = served(net.units(seen.features, seen.present_BM)).cpu()
         found["recall"] = _recalls(net, seen, unit_BMD)
-        found["recall_fused"] = _fused_recalls(net, seen, unit_BMD)
+        found["recall_fused"] = _fused_recalls(net, seen, unit_BMD, served)
         accuracy: dict[str, Any] = {}
         errors: dict[str, Any] = {}
         for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
@@ -199,13 +205,15 @@ def _recalls(net: Net, seen: View, unit_BMD: Tensor) -> dict[str, dict[str, floa
     return found
 
 
-def _fused_recalls(net: Net, seen: View, unit_BMD: Tensor) -> dict[str, dict[str, float]]:
+def _fused_recalls(
+    net: Net, seen: View, unit_BMD: Tensor, served: Callable[[Tensor], Tensor]
+) -> dict[str, dict[str, float]]:  # fmt: skip
     fused: dict[str, Tensor] = {}
     units = net.units(seen.features, seen.present_BM)
     tokens = net.tokens(seen.features, seen.present_BM)
     for _, subset_M in subsets(net):
         kept_BM = seen.only(subset_M.to(seen.present_BM.device)).kept_BM
-        fused[name_of(net, subset_M)] = net.fusion(units, kept_BM, tokens).cpu()
+        fused[name_of(net, subset_M)] = served(net.fusion(units, kept_BM, tokens)).cpu()
     present_BM = seen.present_BM.cpu()
     found = {}
     for _, subset_M in subsets(net):

@@ -21,8 +21,10 @@ from encoders.errors import TrainingError
 from encoders.manifest import Manifest, digest, read_manifest
 from encoders.model import Net
 from encoders.training import parallel
+from encoders.training.champion import old_vectors
 from encoders.training.data import Dataset, Progress, gather
 from encoders.training.evaluate import evaluate, fit_decisions
+from encoders.training.examine import Examination, Examine
 from encoders.training.fit import fit
 from encoders.training.start import start_projectors
 from encoders.types import Sample
@@ -34,7 +36,8 @@ def train(
     samples: Iterable[Sample], config: TrainConfig, *, out: Path, name: str, version: int,
     seed: int, parent: Path | None = None, heads_only: bool = False,
     window: Mapping[str, Any] | None = None, progress: Progress | None = None,
-    device: str | None = None, resume: Path | None = None,
+    device: str | None = None, resume: Path | None = None, champion: Path | None = None,
+    examine: Examine | None = None,
 ) -> Manifest:  # fmt: skip
     """Train on `samples` and write the version folder `out`.
 
@@ -49,14 +52,18 @@ def train(
             "evaluate", "refit" and "write".
         resume: a folder that keeps the state after each epoch, so that the same call after a crash
             goes on from there, to the same losses; removed when the version is written.
+        champion: the version whose vectors `config.compatible` pulls towards; None for the parent.
+        examine: called with the finished version before it is published, and all samples (kept in
+            memory then, those of the judge split too); what it finds goes into the manifest. See
+            `encoders.training.examine.examiner`. Stage "examine" is told around it.
 
     Under `torchrun` the processes train one model together (`encoders.training.parallel`), and the
     first one writes it.
 
     Raises:
-        TrainingError: nothing to train on, a parent that does not fit, a step that is not finite.
-            Nothing is written then.
-        CheckpointError: a damaged parent, or `out` exists.
+        TrainingError: nothing to train on, a parent or champion that does not fit, a step or an
+            output that is not finite. Nothing is written then.
+        CheckpointError: a damaged parent or champion, or `out` exists.
     """
     tell: Progress = progress or (lambda stage, done, total, figures: None)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -66,9 +73,14 @@ def train(
         parallel.processes(place) as (rank, size),
     ):
         torch.manual_seed(seed)
+        if examine is not None:
+            samples = list(samples)
         config, net, parent_name = _start(config, parent, heads_only)
+        before = None if parent is None else net.space()
         net = net.to(place)
         data = gather(samples, net, config, all_frozen=heads_only, device=place, progress=tell)
+        if config.compatible > 0 and not heads_only:
+            data.old_NSD = old_vectors(champion or parent, net, data, place)
         net.new_heads(data.tasks)
         net = net.to(place)
         held = data.rows("validation")
@@ -100,10 +112,24 @@ def train(
             metrics["refit"] = again.to_dict()
         tell("write", 0, 1, {})
         if rank == 0:
-            manifest = save(
-                net, out, config=config, name=name, version_number=version, parent=parent_name,
-                window=window, metrics=metrics,
-            )  # fmt: skip
+
+            def examined(draft: Path) -> Examination:
+                assert examine is not None
+                assert isinstance(samples, list)
+                tell("examine", 0, 1, {})
+                found = examine(draft, samples)
+                tell("examine", 1, 1, {})
+                return found
+
+            try:
+                manifest = save(
+                    net, out, config=config, name=name, version_number=version,
+                    parent=parent_name, window=window, metrics=metrics,
+                    keeps=parent if before is not None and net.space() == before else None,
+                    examine=None if examine is None else examined,
+                )  # fmt: skip
+            except FloatingPointError as error:
+                raise TrainingError(f"{error}; refused, no version is written") from error
             if state is not None:
                 shutil.rmtree(state, ignore_errors=True)
         if size > 1:
@@ -116,7 +142,8 @@ def train(
 
 def _key(config: TrainConfig, data: Dataset, seed: int, heads_only: bool) -> str:
     """A name for this very training: another configuration, seed or data starts anew."""
-    return digest([config.to_dict(), seed, heads_only, data.ids], 16)
+    pull = "" if data.old_NSD is None else data.old_NSD.double().sum().item()
+    return digest([config.to_dict(), seed, heads_only, data.ids, pull], 16)
 
 
 def _at(state: Path | None, stage: str, rank: int) -> Path | None:

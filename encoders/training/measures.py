@@ -5,13 +5,20 @@ Shapes: B samples, D the shared space, C classes.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 RECALL_AT = (1, 5, 10)
 
 
 def recall(query_BD: Tensor, target_BD: Tensor, group_B: Tensor) -> dict[str, float]:
-    """recall@k of row i of `query_BD` finding row i of `target_BD`, k as a string (for JSON).
+    """recall@k of row i of `query_BD` finding row i of `target_BD`, k as a string (for JSON)."""
+    rank_B = ranks(query_BD, target_BD, group_B)
+    return {str(k): float((rank_B < k).float().mean()) for k in RECALL_AT}
+
+
+def ranks(query_BD: Tensor, target_BD: Tensor, group_B: Tensor) -> Tensor:
+    """How many wrong targets come before the right one of each query, int[B]; found at k: rank < k.
 
     A target of the same group (an identical caption) is as right as row i itself. A target that
     scores the same as the right one but is not right counts as before it: ties never help.
@@ -19,8 +26,16 @@ def recall(query_BD: Tensor, target_BD: Tensor, group_B: Tensor) -> dict[str, fl
     scores_BB = query_BD @ target_BD.T
     right_BB = group_B[:, None] == group_B[None]
     best_B1 = scores_BB.masked_fill(~right_BB, -2.0).amax(1, keepdim=True)
-    rank_B = ((scores_BB >= best_B1) & ~right_BB).sum(1)
-    return {str(k): float((rank_B < k).float().mean()) for k in RECALL_AT}
+    return ((scores_BB >= best_B1) & ~right_BB).sum(1)
+
+
+def effective_rank(vectors_BD: Tensor) -> float:
+    """How many directions the vectors fill: exp of the entropy of their singular values, scaled to
+    sum 1 (Roy and Vetterli 2007, "The effective rank"; as a measure of embeddings: RankMe, Garrido
+    et al. 2023, arXiv 2210.02885). 1 if they are all alike, at most min(B, D)."""
+    values_R = torch.linalg.svdvals(vectors_BD.double())
+    share_R = values_R / values_R.sum().clamp(min=1e-12)
+    return float(torch.special.entr(share_R).sum().exp())
 
 
 def calibration_error(probs_BC: Tensor, label_B: Tensor, bins: int = 15) -> float:
@@ -30,7 +45,7 @@ def calibration_error(probs_BC: Tensor, label_B: Tensor, bins: int = 15) -> floa
         return 0.0
     confidence_B, said_B = probs_BC.max(1)
     right_B = (said_B == label_B).float()
-    bin_B = (confidence_B * bins).ceil().long().clamp(1, bins)
+    bin_B = bins_of(confidence_B, bins)
     error = 0.0
     for number in range(1, bins + 1):
         here_B = bin_B == number
@@ -38,6 +53,11 @@ def calibration_error(probs_BC: Tensor, label_B: Tensor, bins: int = 15) -> floa
             gap = (right_B[here_B].mean() - confidence_B[here_B].mean()).abs()
             error += float(here_B.float().mean() * gap)
     return error
+
+
+def bins_of(confidence_B: Tensor, bins: int = 15) -> Tensor:
+    """The bin of each confidence, int[B], from 1."""
+    return (confidence_B * bins).ceil().long().clamp(1, bins)
 
 
 def interval(right_B: Tensor, other_B: Tensor) -> tuple[float, float]:

@@ -28,6 +28,7 @@ from encoders.losses import (
     SIGMOID_BIAS,
     SIGMOID_LOG_SCALE,
     caption_loss,
+    compatibility_loss,
     confidence_penalty,
     info_nce,
     masked_binary_cross_entropy,
@@ -48,7 +49,7 @@ class Terms:
 
     Attributes:
         loss: the weighted sum, a scalar.
-        parts: "task", "align" and "fuse" without their weights.
+        parts: "task", "align", "fuse" (and "compatible") without their weights.
         confidence_M: the mean probability of the true class by each modality's own heads, over the
             classification tasks; NaN where there was nothing to say.
     """
@@ -152,6 +153,9 @@ class Objective(nn.Module):
         terms = {"task": task, "align": align, "fuse": fuse}
         weighed = {name: self.fixed[name] * term for name, term in terms.items()}
         loss = self.weights(weighed) if self.config.learn_weights else sum(weighed.values(), zero)
+        if config.compatible > 0 and batch.old_BSD is not None and not self.heads_only:
+            terms["compatible"] = self._compatible(net, unit_BMD, tokens, batch)
+            loss = loss + config.compatible * terms["compatible"]
         return Terms(
             loss=loss,
             parts={name: float(term.detach()) for name, term in terms.items()},
@@ -194,6 +198,28 @@ class Objective(nn.Module):
                 left_BD, right_BD, self.log_scale[pair], self.bias[pair], target_BB
             )  # fmt: skip
         return info_nce(left_BD, right_BD, self.log_scale[pair], target_BB)
+
+    def _compatible(
+        self, net: Net, unit_BMD: Tensor, tokens: Tokens, batch: Batch
+    ) -> Tensor:  # fmt: skip
+        """The compatibility loss summed over the modalities and the fused vector. The latter counts
+        where the batch has all that the champion's was made of."""
+        old_BSD = cast(Tensor, batch.old_BSD)
+        had_BM = old_BSD[:, :-1].norm(dim=2) > 0
+        whole_B = (had_BM == batch.present_BM).all(1)
+        new_BSD = torch.cat(
+            [unit_BMD, net.fusion(unit_BMD, batch.present_BM, tokens)[:, None]], dim=1
+        )
+        kept_BS = torch.cat([had_BM & batch.present_BM, whole_B[:, None]], dim=1)
+        total = torch.zeros((), device=unit_BMD.device)
+        label_B = torch.full_like(batch.group_B, -1)  # the same record is meant, not its class
+        for place in range(new_BSD.shape[1]):
+            kept_B = kept_BS[:, place]
+            target_BB = positives(batch.group_B[kept_B], label_B[kept_B], 0.0)
+            total = total + compatibility_loss(
+                new_BSD[kept_B, place], old_BSD[kept_B, place], target_BB
+            )
+        return total
 
     def _captions(
         self, net: Net, task: str, batch: Batch, unit_BMD: Tensor, rng: np.random.Generator

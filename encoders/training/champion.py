@@ -1,0 +1,58 @@
+"""The champion's vectors of the records that a new version is trained on.
+
+Shapes: N samples, M modalities, S = M + 1 (the last is the fused vector), D the shared space.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from encoders.checkpoint import load_folder
+from encoders.errors import TrainingError
+from encoders.model import Net
+from encoders.training.answers import encoder_prints
+from encoders.training.data import Dataset
+from encoders.training.evaluate import view
+
+CHUNK = 256
+
+
+def old_vectors(champion: Path | None, net: Net, data: Dataset, device: torch.device) -> Tensor:
+    """Unit vectors as the champion serves them, float[N, S, D], zeros where it has none.
+
+    Where an encoder is frozen, its stored features are used: so it must be the champion's too.
+
+    Raises:
+        TrainingError: there is no champion, or one with another dimension, modalities,
+            preprocessing or frozen encoder.
+        CheckpointError: it is damaged.
+    """
+    if champion is None:
+        raise TrainingError("compatible needs a champion or a parent to be compatible with")
+    model = load_folder(champion, device=str(device))
+    for what, theirs, ours in (
+        ("dimension", model.dim, net.config.dim),
+        ("modalities", model.modalities, net.modalities),
+        ("preprocessing", model.preprocessing, net.preprocessing()),
+    ):
+        if theirs != ours:
+            raise TrainingError(
+                f"compatible: {model.name} has another {what} ({theirs}, here {ours})"
+            )
+    prints, its = encoder_prints(net), encoder_prints(model.net)
+    for name, column in data.columns.items():
+        if column.features_nF is not None and prints[name] != its[name]:
+            raise TrainingError(
+                f"compatible: the frozen {name} encoder is not that of {model.name}; start from it"
+            )
+    parts = []
+    with torch.no_grad():
+        for rows in torch.arange(len(data.ids)).split(CHUNK):
+            seen = view(model.net, data, rows, device)
+            unit_BMD, fused_BD = model.net.align(seen.features, seen.present_BM)
+            both_BSD = torch.cat([unit_BMD, fused_BD[:, None]], dim=1)
+            parts.append(model.served(both_BSD).cpu())
+    return torch.cat(parts)
