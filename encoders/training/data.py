@@ -19,9 +19,10 @@ from encoders.config import TrainConfig
 from encoders.errors import BadInput, TrainingError
 from encoders.model import Net
 from encoders.tasks import Task
+from encoders.training.rows import Row, exchanged
 from encoders.training.splits import split
 from encoders.training.targets import targets
-from encoders.types import Label, Sample
+from encoders.types import Sample
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with the stage, how much is done, of how much (0: unknown), and figures to show."""
@@ -89,11 +90,15 @@ class Dataset:
 
 def gather(
     samples: Iterable[Sample], net: Net, config: TrainConfig, *, all_frozen: bool,
-    device: torch.device, progress: Progress,
+    device: torch.device, progress: Progress, shared: bool = False,
 ) -> Dataset:  # fmt: skip
     """Read the samples once; frozen encoders run now, so that pictures are not kept in memory.
 
     A repeated id keeps its last sample. Bad samples and labels are left out and counted.
+
+    Args:
+        shared: of several processes each has samples of its own; what they read and encoded is
+            then exchanged, and all have all of it.
 
     Raises:
         TrainingError: no sample is left in the train split.
@@ -102,7 +107,7 @@ def gather(
         name: all_frozen or config.model.encoders[name].frozen for name in net.modalities
     }  # fmt: skip
     left_out: Counter[str] = Counter()
-    kept: dict[str, _Row] = {}
+    kept: dict[str, Row] = {}
     total = len(samples) if isinstance(samples, Sized) else 0
     done = 0
     net.eval()
@@ -120,25 +125,15 @@ def gather(
             kept[row.sample_id] = row
         done += len(window)
         progress("read", done, total, {})
+    if shared:
+        kept, left_out = exchanged(kept, left_out, device)
     rows = [kept[key] for key in sorted(kept)]  # not the order of arrival: the result must repeat
     if not any(row.split == "train" for row in rows):
         raise TrainingError("there is no usable sample in the train split")
     return _assemble(rows, net, frozen, config, left_out)
 
 
-@dataclass(kw_only=True)
-class _Row:
-    sample_id: str
-    split: str
-    group: str
-    text: str | None
-    labels: Mapping[str, Label]
-    inputs: dict[str, Array]
-    features: dict[str, Tensor] = field(default_factory=dict)
-    tokens: dict[str, Tensor] = field(default_factory=dict)
-
-
-def _keep(found: Features, rows: Sequence[_Row], name: str) -> None:
+def _keep(found: Features, rows: Sequence[Row], name: str) -> None:
     """Give each row its own features; tokens in half precision, since they are many."""
     # A clone is an ordinary tensor, one from inference mode is not.
     pooled_BF = found.pooled_BF.clone().cpu()
@@ -151,11 +146,11 @@ def _keep(found: Features, rows: Sequence[_Row], name: str) -> None:
 
 def _prepared(
     samples: Iterable[Sample], net: Net, left_out: Counter[str], judge: bool
-) -> Iterator[list[_Row]]:  # fmt: skip
+) -> Iterator[list[Row]]:  # fmt: skip
     """Windows of prepared rows; the next window is prepared while the caller encodes this one."""
     with ThreadPoolExecutor(4, "prepare") as pool:
-        waiting: deque[Future[_Row | None]] = deque()
-        window: list[_Row] = []
+        waiting: deque[Future[Row | None]] = deque()
+        window: list[Row] = []
 
         def take() -> None:
             row = waiting.popleft().result()
@@ -184,7 +179,7 @@ def _prepared(
             yield window
 
 
-def _prepare(net: Net, sample: Sample, place: str) -> _Row | None:
+def _prepare(net: Net, sample: Sample, place: str) -> Row | None:
     limits = net.config.limits
     inputs: dict[str, Array] = {}
     try:
@@ -197,14 +192,14 @@ def _prepare(net: Net, sample: Sample, place: str) -> _Row | None:
     if not inputs:
         return None
     group = f"text {sample.text}" if sample.text is not None else f"id {sample.id}"
-    return _Row(
+    return Row(
         sample_id=sample.id, split=place, group=group, text=sample.text, labels=sample.labels,
         inputs=inputs,
     )  # fmt: skip
 
 
 def _assemble(
-    rows: list[_Row], net: Net, frozen: Mapping[str, bool], config: TrainConfig,
+    rows: list[Row], net: Net, frozen: Mapping[str, bool], config: TrainConfig,
     left_out: Counter[str],
 ) -> Dataset:  # fmt: skip
     columns: dict[str, Column] = {}

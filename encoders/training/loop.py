@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -37,7 +37,7 @@ def train(
     seed: int, parent: Path | None = None, heads_only: bool = False,
     window: Mapping[str, Any] | None = None, progress: Progress | None = None,
     device: str | None = None, resume: Path | None = None, champion: Path | None = None,
-    examine: Examine | None = None,
+    examine: Examine | None = None, shared: bool = False,
 ) -> Manifest:  # fmt: skip
     """Train on `samples` and write the version folder `out`.
 
@@ -53,9 +53,12 @@ def train(
         resume: a folder that keeps the state after each epoch, so that the same call after a crash
             goes on from there, to the same losses; removed when the version is written.
         champion: the version whose vectors `config.compatible` pulls towards; None for the parent.
-        examine: called with the finished version before it is published, and all samples (kept in
-            memory then, those of the judge split too); what it finds goes into the manifest. See
+        examine: called with the finished version before it is published, and all samples (those of
+            the judge split too; kept in memory if they can be read only once); what it finds goes
+            into the manifest. See
             `encoders.training.examine.examiner`. Stage "examine" is told around it.
+
+        shared: under `torchrun`, each process is given samples of its own, and reads only those.
 
     Under `torchrun` the processes train one model together (`encoders.training.parallel`), and the
     first one writes it.
@@ -73,12 +76,15 @@ def train(
         parallel.processes(place) as (rank, size),
     ):
         torch.manual_seed(seed)
-        if examine is not None:
+        if examine is not None and not isinstance(samples, Sized):  # it is read again then
             samples = list(samples)
         config, net, parent_name = _start(config, parent, heads_only)
         before = None if parent is None else net.space()
         net = net.to(place)
-        data = gather(samples, net, config, all_frozen=heads_only, device=place, progress=tell)
+        data = gather(
+            samples, net, config, all_frozen=heads_only, device=place, progress=tell,
+            shared=shared and size > 1,
+        )  # fmt: skip
         if config.compatible > 0 and not heads_only:
             data.old_NSD = old_vectors(champion or parent, net, data, place)
         net.new_heads(data.tasks)
@@ -115,9 +121,9 @@ def train(
 
             def examined(draft: Path) -> Examination:
                 assert examine is not None
-                assert isinstance(samples, list)
+                assert isinstance(samples, Sized)
                 tell("examine", 0, 1, {})
-                found = examine(draft, samples)
+                found = examine(draft, cast(Sequence[Sample], samples))
                 tell("examine", 1, 1, {})
                 return found
 

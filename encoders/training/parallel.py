@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -27,11 +28,17 @@ def world() -> tuple[int, int]:
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[tuple[int, int]]:
-    """Join the processes that `torchrun` started, if it did: gloo on CPUs, NCCL on GPUs."""
+def processes(
+    device: torch.device, timeout: timedelta | None = None
+) -> Iterator[tuple[int, int]]:  # fmt: skip
+    """Join the processes that `torchrun` started, if it did: gloo on CPUs, NCCL on GPUs.
+
+    Args:
+        timeout: how long one waits for another; None: as torch has it (minutes).
+    """
     begin = "WORLD_SIZE" in os.environ and "RANK" in os.environ and not dist.is_initialized()
     if begin:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         yield world()
     finally:
@@ -75,6 +82,24 @@ def gathered(local_nF: Tensor) -> Tensor:
 def longest(length: int, device: torch.device) -> int:
     """The largest of all processes' numbers."""
     return length if world()[1] == 1 else max(_counts(length, device))
+
+
+def least(value: int, device: torch.device) -> int:
+    """The smallest of all processes' numbers."""
+    return value if world()[1] == 1 else min(_counts(value, device))
+
+
+def collected(mine: bytes, device: torch.device) -> list[bytes]:
+    """Each process's bytes, in every process, in rank order."""
+    if world()[1] == 1:
+        return [mine]
+    counts = _counts(len(mine), device)
+    padded = torch.zeros(max(counts), dtype=torch.uint8, device=device)
+    if mine:
+        padded[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(device)
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return [part[:count].cpu().numpy().tobytes() for part, count in zip(parts, counts, strict=True)]
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:

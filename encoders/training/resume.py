@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from encoders.errors import TrainingError
 from encoders.manifest import digest
 from encoders.model import Net
+from encoders.training import parallel
 from encoders.training.ema import Ema
 
 if TYPE_CHECKING:
@@ -54,8 +55,15 @@ class Resume:
             TrainingError: what is there is of another model.
         """
         newest = self._newest()
-        if newest is None:
+        # Of several processes one may have been killed before it kept what another had: all go on
+        # from the epoch that all have.
+        device = self.trained[0].device
+        epoch = parallel.least(0 if newest is None else _epoch_of(newest), device)
+        if newest is None or epoch == 0:
             return []
+        newest = newest.with_name(_name(epoch))
+        if not (newest / STORY).is_file():
+            raise TrainingError(f"{newest} is gone, though another process needs it; remove all")
         story = json.loads((newest / STORY).read_text(encoding="utf-8"))
         if story["shapes"] != self.shapes:
             raise TrainingError(f"{newest} holds the state of another model; remove it")
@@ -77,7 +85,6 @@ class Resume:
         self.optimizer.load_state_dict(loaded)
         for name, value in story["fitted"].items():
             setattr(state, name, value)
-        device = self.trained[0].device
         return [tensors[f"best.{i}"].to(device) for i in range(story["best"])]
 
     def keep(self, state: Fitted, best: Sequence[Tensor]) -> None:
@@ -104,7 +111,7 @@ class Resume:
             "best": len(best),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        place = self.folder / f"epoch-{len(state.losses):05d}"
+        place = self.folder / _name(len(state.losses))
         draft = self.folder / f".{place.name}.{os.getpid()}.tmp"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
@@ -116,8 +123,10 @@ class Resume:
             os.close(handle)
         shutil.rmtree(place, ignore_errors=True)
         draft.rename(place)
+        # Processes are never more than an epoch apart: the loss needs all of them.
+        before = {_name(len(state.losses) - 1)} if parallel.world()[1] > 1 else set()
         for other in self.folder.glob("epoch-*"):
-            if other != place:
+            if other.name not in {place.name, *before}:
                 shutil.rmtree(other, ignore_errors=True)
 
     def _newest(self) -> Path | None:
@@ -134,3 +143,11 @@ class Resume:
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
             for buffer in module.buffers(recurse=False)
         ]
+
+
+def _name(epoch: int) -> str:
+    return f"epoch-{epoch:05d}"
+
+
+def _epoch_of(place: Path) -> int:
+    return int(place.name.rpartition("-")[2])
