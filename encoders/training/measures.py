@@ -23,6 +23,8 @@ def ranks(query_BD: Tensor, target_BD: Tensor, group_B: Tensor) -> Tensor:
     A target of the same group (an identical caption) is as right as row i itself. A target that
     scores the same as the right one but is not right counts as before it: ties never help.
     """
+    if len(query_BD) == 0:  # a modality that the model knows and no record has
+        return torch.zeros(0, dtype=torch.long)
     scores_BB = query_BD @ target_BD.T
     right_BB = group_B[:, None] == group_B[None]
     best_B1 = scores_BB.masked_fill(~right_BB, -2.0).amax(1, keepdim=True)
