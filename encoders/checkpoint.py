@@ -220,6 +220,8 @@ def check_golden(model: Model) -> None:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{model.name}: no usable golden batch: {error!r}") from error
+    except FloatingPointError as error:
+        raise CheckpointError(f"golden batch: {error}") from error
     for what, got_D, want_D in pairs:
         if got_D.shape != want_D.shape or not np.abs(got_D - want_D).max() <= tolerance:
             off = np.abs(got_D - want_D).max() if got_D.shape == want_D.shape else float("nan")

@@ -123,7 +123,7 @@ def verify(folder: str | Path) -> Manifest:
     """Compare every file of a version with the sha256 in its manifest.
 
     Raises:
-        CheckpointError: a file is missing, or a byte differs.
+        CheckpointError: a file is missing, a byte differs, or the manifest contradicts itself.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -138,6 +138,12 @@ def verify(folder: str | Path) -> Manifest:
         found = sha256_of(path)
         if found != wanted:
             raise CheckpointError(f"{folder}: {name} is damaged: sha256 {found}, wanted {wanted}")
+    if manifest.config:
+        if digest(manifest.config) != manifest.config_sha256:
+            raise CheckpointError(f"{folder}: the configuration does not fit its sha256")
+        dim = manifest.config["model"]["dim"]
+        if dim != manifest.dim:
+            raise CheckpointError(f"{folder}: dim is {manifest.dim}, the configuration says {dim}")
     return manifest
 
 

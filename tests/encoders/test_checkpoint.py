@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from encoders import CheckpointError, Manifest, Model, load, preset, read_manifest, train, verify
 from encoders.checkpoint import load_folder
-from encoders.manifest import WEIGHTS, sha256_of
+from encoders.manifest import WEIGHTS, digest, sha256_of
 from tests.encoders.material import png, samples, wav
 
 
@@ -29,6 +29,8 @@ def rewrite(folder: Path, change: Callable[[dict], object]) -> None:
     path = folder / "manifest.json"
     raw = json.loads(path.read_text())
     change(raw)
+    if isinstance(raw.get("config"), dict):  # so that it is what it says that is wrong
+        raw["config_sha256"] = digest(raw["config"])
     path.write_text(json.dumps(raw))
 
 
@@ -158,7 +160,7 @@ def test_a_file_outside_of_the_version_is_not_read(copy: Path) -> None:
 
 
 def test_weights_of_another_shape_do_not_load(copy: Path) -> None:
-    rewrite(copy, lambda raw: raw["config"]["model"].update(dim=32))
+    rewrite(copy, lambda raw: (raw.update(dim=32), raw["config"]["model"].update(dim=32)))
     with pytest.raises(CheckpointError, match="does not load"):
         load(copy)
 
