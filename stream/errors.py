@@ -9,6 +9,8 @@ StreamError
 │   └── PublishRefused the transaction was aborted; its records are read again
 ├── WorkerError        the worker stops; what it had not committed is read again
 ├── RegistryError      a model version is missing, damaged or not allowed
+├── WindowError        a training window is missing or damaged
+├── LockError          another trainer runs, or whether one runs cannot be known
 ├── EmbeddedError      a binary of the embedded services is not there, or does not answer
 ├── DatasetError       a data set cannot be had
 └── DemoError          the demo did not get where it should
@@ -63,3 +65,11 @@ class WorkerError(StreamError):
 
 class RegistryError(StreamError):
     """A model version is missing, damaged, or not allowed to serve."""
+
+
+class WindowError(StreamError):
+    """The shards of a training window are missing or damaged: the run cannot use them."""
+
+
+class LockError(StreamError):
+    """Another trainer runs, or whether one runs cannot be known."""
