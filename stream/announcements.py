@@ -26,6 +26,9 @@ from .settings import Settings
 
 log = logging.getLogger(__name__)
 
+Tell = Callable[[Settings, str, Mapping[str, Any]], None]
+"""Announces a fact under a key."""
+
 TOPICS_KEY = "topics"
 CHAMPION_KEY = "champion"
 
@@ -49,10 +52,15 @@ def announce(settings: Settings, key: str, value: Mapping[str, Any]) -> None:
         raise mapped(failures[0], f"announcing {key}")
 
 
-def announce_champion(settings: Settings, champion: Champion, registry: Registry) -> None:
+def announce_champion(
+    settings: Settings,
+    champion: Champion,
+    registry: Registry,
+    tell: Tell = announce,
+) -> None:
     """Tell every process who serves from now on."""
     manifest = registry.manifest(champion.name)
-    announce(
+    tell(
         settings,
         CHAMPION_KEY,
         asdict(champion)
@@ -165,6 +173,7 @@ async def _facts(settings: Settings, *, follow: bool) -> AsyncIterator[tuple[str
 
 __all__ = [
     "CHAMPION_KEY",
+    "Tell",
     "RegistryError",
     "announce",
     "announce_champion",

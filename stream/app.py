@@ -26,6 +26,7 @@ from .hosting import Host
 from .join import add_join
 from .models import Registry
 from .rollout import Rollouts
+from .schedule import add_schedule
 from .settings import Settings
 from .settings import load as load_settings
 from .showcase import RedisShowcase
@@ -54,6 +55,7 @@ def create_app(settings: Settings) -> faust.App:
         broker_heartbeat_interval=settings.session_timeout_s / 5,
     )
     add_join(app, settings)
+    add_schedule(app, settings)
 
     class HotPath(EmbedService):
         def __init__(self, **options: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_data, cli_eval, cli_models, cli_report
+from . import cli_data, cli_eval, cli_models, cli_report, cli_retrain
 from .children import ChildError
 from .errors import StreamError
 from .settings import Settings, load
@@ -129,6 +129,7 @@ def demo(
 
 
 cli_data.add(app, settings_of)
+cli_retrain.add(app, settings_of)
 cli_models.add(app, settings_of)
 cli_eval.add(app, settings_of)
 cli_report.add(app, settings_of)

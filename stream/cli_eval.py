@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,10 +121,11 @@ def _version(
                 for i in folder(data)
             ]
         else:
-            from .retrain import read_window
+            from .window import read_records
 
-            seen = read_window(settings, progress).samples
-            samples = [sample for sample in seen if split(sample.id) == "judge"]
+            with tempfile.TemporaryDirectory(prefix="braid-eval-") as window_at:
+                seen = read_records(settings, Path(window_at), progress).samples()
+                samples = [sample for sample in seen if split(sample.id) == "judge"]
         if not samples:
             raise ConfigError("there is no record in the judge split; try --data DIR")
         loaded = load_folder(place, device=settings.device)

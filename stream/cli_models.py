@@ -1,25 +1,22 @@
-"""`braid retrain` and `braid models`."""
+"""`braid models`: list, promote, rollback; show, diff and gc are in `cli_versions`."""
 
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from encoders.errors import EncodersError
 
-from .cli_common import AsJson, bar
-from .errors import ConfigError, RegistryError, StreamError
-from .models import Champion, Registry
+from . import cli_versions
+from .cli_common import AsJson
+from .errors import RegistryError
+from .models import Champion, Registry, failures
 from .rollout import Rollouts
 from .settings import Settings
-
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
@@ -31,70 +28,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     )
     app.add_typer(models, name="models")
 
-    @app.command()
-    def retrain(
-        context: typer.Context,
-        preset: Annotated[str, typer.Option(help="tiny, demo or base.")] = "demo",
-        heads_only: Annotated[
-            bool, typer.Option(help="Keep the space: train only heads and decision.")
-        ] = False,
-        seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
-        promote: Annotated[
-            bool | None,
-            typer.Option(
-                help="Make it champion; without either only the first version becomes it."
-            ),
-        ] = None,
-        every: Annotated[
-            str | None, typer.Option(help="Again and again, e.g. every 6h (s, m, h, d).")
-        ] = None,
-        as_json: AsJson = False,
-    ) -> None:
-        """Train a new model version from what is on `records`.
-
-        Example: braid retrain --heads-only --promote
-        """
-        from .retrain import retrain as run
-
-        settings = settings_of(context)
-        period = None if every is None else seconds_of(every)
-
-        def once() -> None:
-            started = time.monotonic()
-            with bar("retrain", as_json) as progress:
-                manifest, serves = run(
-                    settings,
-                    preset=preset,
-                    heads_only=heads_only,
-                    seed=seed,
-                    promote=promote,
-                    progress=progress,
-                )
-            report = {
-                "name": manifest.name,
-                "version": manifest.version,
-                "space": manifest.space,
-                "champion": serves,
-                "metrics": manifest.metrics,
-                "seconds": round(time.monotonic() - started, 1),
-            }
-            if as_json:
-                print(json.dumps(report), flush=True)
-            else:
-                state = "is champion" if serves else "waits: braid models promote"
-                print(f"{manifest.name} (space {manifest.space}) {state}", flush=True)
-
-        if period is None:
-            once()
-            return
-        while True:
-            began = time.monotonic()
-            try:
-                once()
-            except (StreamError, EncodersError) as error:
-                # The champion goes on serving; the next run may find what this one lacked.
-                print(f"braid: this run made no version: {error}", file=sys.stderr, flush=True)
-            time.sleep(max(0.0, period - (time.monotonic() - began)))
+    cli_versions.add(models, settings_of)
 
     @models.command("list")
     def list_(context: typer.Context, as_json: AsJson = False) -> None:
@@ -104,23 +38,17 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         """
         registry = registry_of(settings_of(context))
         champion = registry.champion()
-        rows = [
-            {
-                "name": manifest.name,
-                "version": manifest.version,
-                "space": manifest.space,
-                "created_at": manifest.created_at,
-                "champion": champion is not None and champion.name == manifest.name,
-                "metrics": manifest.metrics,
-            }
-            for manifest in map(registry.manifest, registry.names())
-        ]
+        rows = [_row(registry, name, champion) for name in registry.names()]
         if as_json:
             print(json.dumps(rows))
             return
         for row in rows:
             mark = "*" if row["champion"] else " "
-            print(f"{mark} {row['name']}  space {row['space']}  {row['created_at']}")
+            if "damaged" in row:
+                print(f"{mark} {row['name']}  DAMAGED: {row['damaged']}")
+                continue
+            failed = f"  rejected: {row['failed']}" if row["failed"] else ""
+            print(f"{mark} {row['name']}  space {row['space']}  {row['created_at']}{failed}")
         if not rows:
             print("no versions yet: braid retrain")
 
@@ -133,6 +61,9 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             typer.Option(
                 "--drop-missing", help="Let a new generation serve though it lacks some records."
             ),
+        ] = False,
+        force: Annotated[
+            bool, typer.Option(help="Although it did not pass its examination.")
         ] = False,
         as_json: AsJson = False,
     ) -> None:
@@ -147,7 +78,10 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
         settings = settings_of(context)
         registry = registry_of(settings)
-        done = run(settings, registry, registry.resolve(version), drop_missing=drop_missing)
+        name = registry.resolve(version)
+        registry.admit(name, force=force)
+        _prove(registry, name, settings)
+        done = run(settings, registry, name, drop_missing=drop_missing, force=force)
         if isinstance(done, Champion):
             tell(done, as_json)
         elif as_json:
@@ -209,6 +143,34 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         print(json.dumps({"dropped": generation}) if as_json else f"{generation} is dropped")
 
 
+def _prove(registry: Registry, name: str, settings: Settings) -> None:
+    """It gives on this machine what it gave when it was written. Raises RegistryError."""
+    from .retrain import prove
+
+    try:
+        prove(registry.path(name), settings.device)
+    except EncodersError as error:
+        raise RegistryError(f"{name} cannot serve: {error}") from error
+
+
+def _row(registry: Registry, name: str, champion: Champion | None) -> dict[str, Any]:
+    """A version in the list; one whose manifest cannot be read is listed too."""
+    serves = champion is not None and champion.name == name
+    try:
+        manifest = registry.manifest(name)
+    except RegistryError as error:
+        return {"name": name, "champion": serves, "damaged": str(error)}
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "space": manifest.space,
+        "created_at": manifest.created_at,
+        "champion": serves,
+        "failed": failures(manifest),
+        "metrics": manifest.metrics,
+    }
+
+
 def registry_of(settings: Settings) -> Registry:
     return Registry(settings.models_dir, base=settings.model_name)
 
@@ -219,11 +181,3 @@ def tell(champion: Champion, as_json: bool) -> None:
         print(json.dumps(asdict(champion)))
     else:
         print(f"{champion.name} is champion number {champion.seq} ({champion.why})")
-
-
-def seconds_of(every: str) -> int:
-    """ "90s", "15m", "6h", "1d" in seconds. Raises ConfigError."""
-    number, unit = every[:-1], every[-1:]
-    if unit not in UNITS or not number.isdigit() or int(number) == 0:
-        raise ConfigError(f"--every: expected a number and one of s, m, h, d; got {every!r}")
-    return int(number) * UNITS[unit]

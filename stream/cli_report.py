@@ -8,6 +8,7 @@ from collections.abc import Callable
 import typer
 
 from .cli_common import AsJson
+from .lock import described
 from .settings import Settings
 
 
@@ -38,6 +39,8 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
                 f"worker {slot}: {worker.get('records_per_s', 0)} records/s, "
                 f"model {worker.get('model')}, partitions {worker.get('partitions')}"
             )
+        if found["trainer"] is not None:
+            print(f"trainer     {described(found['trainer'])}")
         print(f"index       {found['index'] or 'does not answer'}")
 
     @app.command()

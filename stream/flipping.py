@@ -18,7 +18,7 @@ import numpy as np
 from index.live import LiveStore
 from index.store import FUSED, Row, VectorStore
 
-from .announcements import announce, announce_champion
+from .announcements import Tell, announce, announce_champion
 from .broker import Admin
 from .errors import RegistryError, StreamError
 from .handover import Handovers
@@ -143,21 +143,25 @@ def _found(store: VectorStore, rows: list[Row]) -> float:
 
 
 def promote(
-    settings: Settings, registry: Registry, name: str, *, drop_missing: bool = False
-) -> Champion | Rollout:
+    settings: Settings, registry: Registry, name: str, *, drop_missing: bool = False,
+    after: int | None = None, force: bool = False, why: str = "promoted", tell: Tell = announce,
+) -> Champion | Rollout:  # fmt: skip
     """Make a version champion, at once where its space is held, else when a generation is built.
+
+    Args:
+        after, force: see `Registry.admit`.
+        tell: announces it.
 
     Raises:
         RegistryError: the version is damaged or failed its judge, or another one is being built.
     """
     champion = registry.champion()
-    manifest = registry.manifest(name)
+    manifest = registry.admit(name, after=after, force=force)
     if champion is None or manifest.space == champion.space:
         generation = settings.generation if champion is None else champion.generation
-        promoted = registry.promote(name, generation=generation)
-        announce_champion(settings, promoted, registry)
+        promoted = registry.promote(name, generation=generation, why=why, after=after, force=force)
+        announce_champion(settings, promoted, registry, tell)
         return promoted
-    registry.check(name)
     for rollout in Rollouts(registry.root).all():
         if rollout.state == "grace" and rollout.space == manifest.space:
             why = f"{rollout.generation} is still fed"
@@ -220,7 +224,8 @@ def flip(
             return {number: end for number, (_, end) in found.items()}
 
         handovers.hand_over(champion.generation, to, ends)
-    flipped = registry.promote(name, generation=to, why=why)
+    # It was admitted when its generation began, or has served before.
+    flipped = registry.promote(name, generation=to, why=why, force=True)
     before = rollouts.get(champion.generation) or Rollout(
         generation=champion.generation, model=champion.name, space=champion.space, state="serving"
     )
@@ -293,7 +298,9 @@ def rollback(settings: Settings, registry: Registry, *, now_ms: float | None = N
     assert champion is not None
     why = f"rolled back from {champion.name}"
     if earlier.generation == champion.generation:
-        back = registry.promote(earlier.name, generation=earlier.generation, why=why)
+        back = registry.promote(
+            earlier.name, generation=earlier.generation, why=why, force=True
+        )  # fmt: skip
         announce_champion(settings, back, registry)
         return back
     rollout = Rollouts(registry.root).get(earlier.generation)

@@ -2,6 +2,7 @@
 
     models/versions/braid-0001/     model.safetensors, manifest.json (encoders.checkpoint)
     models/champion/00000001.json   who became champion, and when; the highest number holds
+    models/numbers/0001             which run writes the version of this number; given once
 
 The pointer's sequence number is the fencing token of promotions: its file is created exclusively,
 so of two that promote at once one fails. A rollback is a new number that names an older version.
@@ -12,9 +13,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +24,9 @@ from encoders.errors import CheckpointError
 from encoders.manifest import Manifest, read_manifest, verify
 
 from .errors import RegistryError
+
+ABANDONED_S = 3600.0
+TOO_LITTLE = "not enough evidence"  # the judge's decision where it has too few records
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +57,7 @@ class Registry:
         self.root = root
         self._versions = root / "versions"
         self._champions = root / "champion"
+        self._numbers = root / "numbers"
         self._base = base
         self._wall = wall
 
@@ -59,17 +65,50 @@ class Registry:
         """The folder of a version."""
         return self._versions / name
 
+    def page(self, name: str) -> Path:
+        """Where a version's plots are: beside its folder, which is never written again."""
+        return self._versions / f"{name}.html"
+
     def names(self) -> list[str]:
         """All finished versions, oldest first."""
         if not self._versions.is_dir():
             return []
         found = [folder.name for folder in self._versions.iterdir() if _is_version(folder)]
-        return sorted(found, key=lambda name: (self.manifest(name).version, name))
+        return sorted(found, key=lambda name: (self._number(name), name))
 
     def next(self) -> tuple[str, int]:
-        """Name and number for a new version, one above every version there is."""
-        number = 1 + max((self.manifest(name).version for name in self.names()), default=0)
+        """Name and number for a new version, one above every version there is or will be."""
+        given = [int(file.name) for file in self._numbers.glob("[0-9]*")]
+        number = 1 + max([*given, *map(self._number, self.names())], default=0)
         return f"{self._base}-{number:04d}", number
+
+    def claim(self, run: str) -> tuple[str, int]:
+        """`next`, for `run` alone: no number is given twice, not even that of a removed version."""
+        self._numbers.mkdir(parents=True, exist_ok=True)
+        while True:
+            name, number = self.next()
+            try:
+                with open(self._numbers / f"{number:04d}", "x") as file:
+                    file.write(run)
+            except FileExistsError:
+                continue
+            return name, number
+
+    def sweep(self, living: Collection[str]) -> None:
+        """Remove what killed trainers left of versions, except of those that `living` write."""
+        for draft in self._versions.glob(".*.tmp"):  # .NAME.RANDOM.tmp
+            if draft.name[1:].rsplit(".", 2)[0] not in living:
+                _remove(draft)
+        for draft in self._champions.glob(".[0-9]*"):
+            if self._wall() - draft.stat().st_mtime > ABANDONED_S:  # else it is being linked
+                _remove(draft)
+
+    def remove(self, name: str) -> None:
+        """Remove a version: it is out of sight at once, and gone when this returns."""
+        gone = self._versions / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
+        self.path(name).rename(gone)
+        self.page(name).unlink(missing_ok=True)
+        _remove(gone)
 
     def resolve(self, given: str) -> str:
         """A version's name from its name or its number ("braid-0002", "2").
@@ -79,7 +118,7 @@ class Registry:
         """
         names = self.names()
         for name in names:
-            if given in (name, str(self.manifest(name).version)):
+            if given in (name, str(self._number(name))):
                 return name
         raise RegistryError(f"no version {given!r}; there are: {', '.join(names) or 'none yet'}")
 
@@ -112,15 +151,52 @@ class Registry:
             raise RegistryError(f"{name} is damaged and cannot serve: {error}") from error
         return manifest
 
-    def promote(self, name: str, *, generation: str, why: str = "promoted") -> Champion:
-        """Make a version champion, after checking its files against their checksums.
+    def admit(self, name: str, *, after: int | None = None, force: bool = False) -> Manifest:
+        """A version's manifest, if it may become champion now, in its own space or another.
+
+        Args:
+            after: only as the successor of this champion number, the one that the caller saw when
+                it began; None: of whoever serves now.
+            force: although its examination failed.
 
         Raises:
-            RegistryError: missing, damaged, of another space than the champion, or another
-                process promoted at the same moment.
+            RegistryError: missing, damaged, not passed, of another dimension in the champion's
+                space, or another was promoted since.
         """
         manifest = self.check(name)
         now = self.champion()
+        seq = now.seq if now else 0
+        if after is not None and seq != after:
+            raise RegistryError(
+                f"{name} is not promoted: it was trained as successor of champion number {after}, "
+                f"and number {seq} ({now.name if now else 'nobody'}) was promoted since; it is "
+                f"kept: braid models diff, then braid models promote {name}"
+            )
+        if not force and rejected(manifest):
+            raise RegistryError(
+                f"{name} did not pass its examination: {failures(manifest)} (--force insists)"
+            )
+        if now is not None and now.space == manifest.space:
+            dim = self.manifest(now.name).dim
+            if dim != manifest.dim:
+                raise RegistryError(
+                    f"{name} makes vectors of {manifest.dim} values, {now.name} of {dim}: they "
+                    f"cannot share space {now.space}"
+                )
+        return manifest
+
+    def promote(
+        self, name: str, *, generation: str, why: str = "promoted",
+        after: int | None = None, force: bool = False,
+    ) -> Champion:  # fmt: skip
+        """Make a version champion, after checking its files against their checksums.
+
+        Raises:
+            RegistryError: `admit` refuses it, it is of another space than the champion, or another
+                process promoted at the same moment.
+        """
+        now = self.champion()  # before it is admitted: who comes in between takes this number
+        manifest = self.admit(name, after=after, force=force)
         if now is not None and now.space != manifest.space and now.generation == generation:
             raise RegistryError(
                 f"{name} makes vectors of space {manifest.space}, {generation} holds {now.space} "
@@ -150,6 +226,13 @@ class Registry:
             if earlier.name != history[-1].name:
                 return earlier
         raise RegistryError("there is no earlier champion to go back to")
+
+    def _number(self, name: str) -> int:
+        """By the manifest, else by the name: one damaged version must not hide the others."""
+        try:
+            return self.manifest(name).version
+        except RegistryError:
+            return int(name.rpartition("-")[2]) if name[-1:].isdigit() else 0
 
     def _seqs(self) -> list[int]:
         if not self._champions.is_dir():
@@ -184,6 +267,26 @@ class Registry:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def failures(manifest: Manifest) -> str:
+    """Why a version's examination did not pass, for a person; empty: passed, or never examined."""
+    if not manifest.verdict or manifest.verdict.get("passed", False):
+        return ""
+    return str(manifest.verdict.get("reason") or "not passed")
+
+
+def rejected(manifest: Manifest) -> bool:
+    """Whether it failed its examination. Where there was too little to judge it by, a person may
+    decide; nothing promotes it by itself."""
+    return bool(failures(manifest)) and manifest.verdict.get("decision") != TOO_LITTLE
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_version(folder: Path) -> bool:

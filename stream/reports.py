@@ -11,6 +11,7 @@ from .broker import Admin
 from .cli_common import service_url
 from .errors import StreamError
 from .heartbeat import workers
+from .lock import holder
 from .models import Registry
 from .settings import Settings
 
@@ -39,6 +40,7 @@ def status(settings: Settings) -> dict[str, Any]:
             for number, (start, end) in ends.items()
         },
         "workers": workers(settings),
+        "trainer": holder(settings),
         "versions": registry.names(),
         "champion": champion.name if champion else None,
         "index": _index_status(settings),

@@ -78,6 +78,25 @@ class Settings(BaseSettings):
     flip_recall_drop: float = Field(
         0.05, ge=0, le=1, description="recall@10 that a new generation may lose against the old"
     )
+    gates: dict[str, int | float] = Field(
+        {}, description="limits of the judge that differ from encoders.training.gates.Gates"
+    )
+    compatibility: dict[str, Any] = Field(
+        {}, description="when a version may stay in its parent's space; ...gates.Compatibility"
+    )
+    windows_kept: int = Field(
+        3, ge=1, description="finished runs whose windows are kept, so that they can be repeated"
+    )
+    retrain_cron: str | None = Field(
+        None, description="when the workers start a retraining, in cron's five fields; UTC"
+    )
+    retrain_options: list[str] = Field(
+        [], description="options of a retraining that the workers start, e.g. --heads-only"
+    )
+    retrain_least_s: float = Field(
+        3600.0, ge=0, description="a retraining triggered by drift starts at most so often"
+    )
+
     slot: str | None = Field(
         None, pattern=r"^[A-Za-z0-9_.-]{1,80}$", description="names the worker's transactional id"
     )

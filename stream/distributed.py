@@ -1,0 +1,56 @@
+"""The same job under `torchrun`: the first process leads, all train.
+
+The first one has the lock, the window and the registry, as if it were alone; then it tells the
+others the run, and each reads its own partitions' shards. They share the home folder.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from encoders.manifest import Manifest
+from encoders.training import parallel
+
+from .retrain import Job, Outcome, lead, train
+from .runs import Run
+from .window import Window, open_window
+
+PATIENCE = timedelta(days=1)
+"""How long the others wait while the first one reads `records`, or examines the version."""
+
+
+def together(job: Job) -> Outcome:
+    """This process's part. Those that follow end by SystemExit 0, whatever became of the run."""
+    device = torch.device(job.settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with parallel.processes(device, PATIENCE) as (rank, size):
+        if rank > 0:
+            _follow(job, rank, size, device)
+        told = False
+
+        def train_told(job: Job, run: Run, window: Window) -> Manifest:
+            nonlocal told
+            begins = run.name not in job.registry.names()
+            told = True
+            plan = {"run": asdict(run), "window": str(window.folder)} if begins else {}
+            parallel.collected(json.dumps(plan).encode(), device)
+            return train(job, run, window, rank, size)
+
+        try:
+            return lead(job, train_told)
+        finally:
+            if not told:  # it ends before the training: so do the others
+                parallel.collected(b"{}", device)
+
+
+def _follow(job: Job, rank: int, size: int, device: torch.device) -> NoReturn:
+    plan = json.loads(parallel.collected(b"{}", device)[0])
+    if plan:
+        run = Run(**plan["run"])
+        train(job, run, open_window(Path(plan["window"])), rank, size)
+    raise SystemExit(0)

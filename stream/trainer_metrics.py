@@ -1,0 +1,88 @@
+"""What a trainer shows while it runs: for Prometheus, and for `braid status` through its lock."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
+
+from .errors import ConfigError
+from .lock import TrainerLock
+from .settings import Settings
+from .window import Progress
+
+log = logging.getLogger(__name__)
+
+
+class TrainerMetrics:
+    """Gauges of one training: the stage that runs, how far it is, and its losses."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._stage = Gauge(
+            "braid_trainer_stage", "1 for the stage that runs", ["stage"], registry=self.registry
+        )
+        self._done = Gauge("braid_trainer_done", "Of the stage", registry=self.registry)
+        self._total = Gauge(
+            "braid_trainer_total", "Of the stage; 0: unknown", registry=self.registry
+        )
+        self._figure = Gauge(
+            "braid_trainer_figure", "loss, held out, ...", ["name"], registry=self.registry
+        )
+        self._run = Gauge(
+            "braid_trainer_info", "1 for the run in hand", ["run", "version"],
+            registry=self.registry,
+        )  # fmt: skip
+
+    def run(self, run: str, version: str) -> None:
+        self._run.clear()
+        self._run.labels(run, version).set(1)
+
+    def at(self, stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        self._stage.clear()
+        self._stage.labels(stage).set(1)
+        self._done.set(done)
+        self._total.set(total)
+        for name, value in figures.items():
+            self._figure.labels(name).set(value)
+
+
+@contextmanager
+def served(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
+    """`/metrics` on `metrics_port` while the block runs, where one is set.
+
+    Raises ConfigError: the port is taken.
+    """
+    if settings.metrics_port is None:
+        yield
+        return
+    try:
+        server, thread = start_http_server(
+            settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry
+        )
+    except OSError as error:
+        raise ConfigError(f"metrics_port: {settings.metrics_port}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def following(
+    lock: TrainerLock, metrics: TrainerMetrics, progress: Progress | None
+) -> Callable[[str, int, int, Mapping[str, float]], None]:
+    """One progress function that tells all who want to know."""
+
+    def follow(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        lock.tell(stage=stage, done=done, total=total, **{
+            name: round(float(figures[name]), 6) for name in ("loss",) if name in figures
+        })  # fmt: skip
+        metrics.at(stage, done, total, figures)
+        if progress is not None:
+            progress(stage, done, total, figures)
+
+    return follow
