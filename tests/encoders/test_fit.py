@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,9 @@ def script(place: Path, fatal: int, *launcher: str, modalities: str = "text,imag
         [sys.executable, *launcher, str(place / "run.py"), str(place), str(fatal), modalities],
         env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
+    if launcher and fatal:  # torchrun's own status says less
+        assert f"exitcode  : {-signal.SIGKILL}" in done.stderr, done.stderr
+        return -signal.SIGKILL
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
 
@@ -193,6 +197,11 @@ def test_a_killed_training_goes_on_to_the_same_losses(tmp_path: Path) -> None:
 def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     """The sound encoder stays out: its batch norm sees each process's share by itself."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    script(tmp_path / "two", 3, *launcher, modalities="text,image")
+    kept = {rank: _kept(tmp_path / "two", rank) for rank in (0, 1)}
+    assert all(len(its) == 2 for its in kept.values()), "the epoch before is kept for the others"
+    if max(kept[1]).name == max(kept[0]).name:
+        shutil.rmtree(max(kept[1]))  # as if it had been killed before it kept this one
     assert script(tmp_path / "two", 0, *launcher, modalities="text,image") == 0
     assert script(tmp_path / "one", 0, modalities="text,image") == 0
     assert story(tmp_path / "two")["losses"] == pytest.approx(
@@ -200,6 +209,10 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     )
     one, two = weights(tmp_path / "one" / "v"), weights(tmp_path / "two" / "v")
     assert all(torch.allclose(one[k], two[k], atol=1e-3) for k in one)
+
+
+def _kept(place: Path, rank: int) -> list[Path]:
+    return list((place / "state").glob(f"*/train-{rank}/epoch-*"))
 
 
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
