@@ -117,7 +117,7 @@ def test_a_half_written_state_would_be_seen() -> None:
 def test_restart() -> None:
     rows = index_restart.main(FEW)["rows"]
     assert rows["restart"]["records"] >= 3000
-    assert rows["restart"]["restore_s"] < rows["restart"]["seconds_to_first_answer"]
+    assert 0 < rows["restart"]["restore_s"] <= rows["restart"]["seconds_to_first_answer"]
     assert rows["saving"]["rows_applied_meanwhile"] >= 0
     assert rows["saving"]["snapshot_mb"] > 0
 
