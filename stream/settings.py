@@ -146,7 +146,9 @@ class Settings(BaseSettings):
         None, description="http://host:port, or a path ending in .db for Milvus Lite"
     )
     milvus_token: str = Field("", repr=False, description="user:password, or an API key")
-    faiss_threads: int = Field(1, ge=1)
+    faiss_threads: int = Field(
+        default_factory=lambda: min(8, os.cpu_count() or 1), ge=1, description="of one search"
+    )
     recall: float = Field(
         1.0, gt=0, le=1, description="recall@10 that is enough; 1 keeps search exact"
     )
