@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 KEY = "braid:hit:"
 TIMEOUT_S = 0.25
 RETRY_S = 2.0
+PATIENCE_S = 2 * TIMEOUT_S  # a trial connects and asks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +52,7 @@ class Payloads:
             )
         self._lock = threading.Lock()
         self._closed_until = 0.0
+        self._trial: threading.Event | None = None
 
     @property
     def available(self) -> bool:
@@ -66,7 +68,7 @@ class Payloads:
         def put(client: redis.Redis) -> Any:
             return client.mset({KEY + id_: _pack(payload) for id_, payload in payloads.items()})
 
-        return self.ask(put) is not None
+        return self.ask(put, patient=True) is not None
 
     def add(self, id: str, payload: Payload) -> bool:
         """Write one payload if there is none, which may be newer; whether Redis answered."""
@@ -93,18 +95,43 @@ class Payloads:
         """Forget payloads; whether Redis did."""
         if not ids:
             return True
-        return self.ask(lambda client: client.delete(*[KEY + id_ for id_ in ids])) is not None
+        return (
+            self.ask(lambda client: client.delete(*[KEY + id_ for id_ in ids]), patient=True)
+            is not None
+        )
 
-    def ask(self, call: Callable[[redis.Redis], Any]) -> Any | None:
-        """What `call` gets from Redis; None when it does not answer, or is left alone."""
-        if self._client is None:
-            return None
-        with self._lock:
-            now = self._clock()
-            if now < self._closed_until:
+    def ask(self, call: Callable[[redis.Redis], Any], *, patient: bool = False) -> Any | None:
+        """What `call` gets from Redis; None when it does not answer, or is left alone.
+
+        Args:
+            patient: if another call is just trying whether Redis is back, wait for what it finds.
+        """
+        for again in (patient, False):
+            with self._lock:
+                now = self._clock()
+                if self._client is None:
+                    return None
+                trial = self._trial
+                if now >= self._closed_until:
+                    if self._closed_until:
+                        # One call tries, the others do not wait for it, or not for long.
+                        self._closed_until = now + RETRY_S
+                        self._trial = threading.Event()
+                    trial = self._trial
+                    break
+            if not again or trial is None:
                 return None
-            if self._closed_until:
-                self._closed_until = now + RETRY_S  # one call tries, the others do not wait for it
+            trial.wait(PATIENCE_S)
+        try:
+            return self._called(call)
+        finally:
+            if trial is not None:
+                with self._lock:
+                    self._trial = None
+                trial.set()
+
+    def _called(self, call: Callable[[redis.Redis], Any]) -> Any | None:
+        assert self._client is not None
         try:
             result = call(self._client)
         except UnicodeError as error:  # half a surrogate pair; Redis has no part in it

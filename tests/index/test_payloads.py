@@ -213,3 +213,25 @@ def test_redis_paused_and_back_again(own_valkey: Valkey, node: Node) -> None:
         answer = http.post("/v1/search", json=query).json()
     assert answer["payloads"] == "ok"
     assert answer["hits"][0]["text"] == BIRD.text
+
+
+def test_a_write_waits_for_the_call_that_tries_whether_redis_is_back() -> None:
+    """Else what one thread writes is lost because another one was first to ask."""
+    now = 100.0
+    payloads = Payloads("redis://127.0.0.1:1", clock=lambda: now)
+    assert not payloads.put_many({"a": Payload(text="x")})  # nobody is there: left alone
+    now += RETRY_S + 0.1
+    trying, may_end = threading.Event(), threading.Event()
+
+    def slow(client: object) -> str:
+        trying.set()
+        assert may_end.wait(10)
+        return "there"
+
+    trial = threading.Thread(target=payloads.ask, args=[slow])
+    trial.start()
+    assert trying.wait(10)
+    assert payloads.ask(lambda client: "late") is None  # a query does not wait
+    threading.Timer(0.1, may_end.set).start()
+    assert payloads.ask(lambda client: "late", patient=True) == "late"
+    trial.join()
