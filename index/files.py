@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,10 +39,28 @@ def sync_file(path: Path) -> None:
 
 def replaced(path: Path, content: bytes) -> None:
     """Write a small file in one step: a reader sees the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with synced(temporary) as file:
         file.write(content)
     temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def created(path: Path, content: bytes) -> None:
+    """Write a small file that must not be there yet, whole and at once.
+
+    Of several that try, one succeeds, in whatever process.
+
+    Raises:
+        FileExistsError: it is there.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with synced(temporary) as file:
+        file.write(content)
+    try:
+        os.link(temporary, path)
+    finally:
+        temporary.unlink()
     sync_folder(path.parent)
 
 

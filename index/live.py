@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import BadQuery
 from .filters import Filter
 from .gpu import Gpu
 from .growing import Block
 from .merging import Answer, merge
 from .parts import Edit, Mask, Part, View
 from .places import GONE, Int64, Last, Places, split
+from .rules import check_vectors, checked_queries, warn_of_second_partition, wins
 from .scan import Ask, Candidates, scan, wanted
 from .sealed import Recipe, Segment
 from .store import FUSED, Array, Delete, Hit, Row, Upsert
@@ -186,7 +186,7 @@ class LiveStore:
         Args:
             exact: pass approximate indexes over.
         """
-        queries_BD = self._checked(queries_BD, k)
+        queries_BD = checked_queries(queries_BD, dim=self._dim, k=k)
         view = self.view
         answers: list[Answer | None] = [None] * len(queries_BD)
         left = np.arange(len(queries_BD))
@@ -302,17 +302,6 @@ class LiveStore:
     def _now(self) -> View:
         return self.view
 
-    def _checked(self, queries_BD: Array, k: int) -> Array:
-        queries_BD = np.ascontiguousarray(queries_BD, dtype=np.float32)
-        if queries_BD.ndim != 2 or queries_BD.shape[1] != self._dim:
-            shape = queries_BD.shape[-1] if queries_BD.ndim else 0
-            raise BadQuery("vector", f"has {shape} values, this space has {self._dim}")
-        if not np.isfinite(queries_BD).all():
-            raise BadQuery("vector", "holds a value that is not finite")
-        if k < 1:
-            raise BadQuery("k", f"must be at least 1, got {k}")
-        return queries_BD
-
     def _at(self, view: View, place: int, id: str) -> Row | None:
         number, row = split(place)
         part = view.parts.get(number)
@@ -321,29 +310,17 @@ class LiveStore:
         return _row(part.rows.record(row))
 
     def _check(self, write: Upsert) -> None:
-        for name, vector_D in {FUSED: write.fused, **write.by}.items():
-            if not name.isidentifier() or FUSED in write.by:
+        for name in write.by:
+            if not name.isidentifier() or name == FUSED:
                 raise ValueError(f"{write.id}: {name!r} cannot name a modality's vector")
-            if vector_D.shape != (self._dim,):
-                raise ValueError(
-                    f"{write.id}: {name} has shape {vector_D.shape}, this space has ({self._dim},)"
-                )
-            if not np.isfinite(vector_D).all():
-                raise ValueError(f"{write.id}: {name} holds a value that is not finite")
+        check_vectors(write, self._dim)
 
     def _wins(self, write: Upsert | Delete, known: Last) -> bool:
-        if known.partition == write.partition:
-            return write.version > known.version
-        if self._second_partition == 0:
-            log.warning(
-                "id %r is in partitions %d and %d: its producers partition differently; "
-                "the later ts wins (said once, counted in /v1/status)",
-                write.id,
-                known.partition,
-                write.partition,
-            )
-        self._second_partition += 1
-        return (write.ts, write.partition) > (known.ts, known.partition)
+        if known.partition != write.partition:
+            if self._second_partition == 0:
+                warn_of_second_partition(write, known)
+            self._second_partition += 1
+        return wins(write, known)
 
 
 def _described(part: Part) -> dict[str, Any]:

@@ -51,6 +51,7 @@ from .milvus_rows import (
     vector_field,
 )
 from .milvus_sample import CIRCLE, arcs, start_of
+from .rules import checked_queries, warn_of_second_partition, wins
 from .store import FUSED, Array, Delete, Hit, Row, Upsert
 
 log = logging.getLogger(__name__)
@@ -184,13 +185,8 @@ class MilvusStore:
                 exactly and admits fewer than k of the MOST_K nearest that Milvus found.
             StoreError: Milvus failed.
         """
-        queries_BD = np.ascontiguousarray(queries_BD, dtype=np.float32)
-        if queries_BD.ndim != 2 or queries_BD.shape[1] != self.dim:
-            shape = queries_BD.shape[-1] if queries_BD.ndim else 0
-            raise BadQuery("vector", f"has {shape} values, this space has {self.dim}")
-        if not np.isfinite(queries_BD).all():
-            raise BadQuery("vector", "holds a value that is not finite")
-        if not 1 <= k <= MOST_K:
+        queries_BD = checked_queries(queries_BD, dim=self.dim, k=k)
+        if k > MOST_K:
             raise BadQuery("k", f"must be 1 to {MOST_K}, got {k}")
         if vector not in (FUSED, *self.names):
             return [[] for _ in queries_BD]
@@ -259,15 +255,9 @@ class MilvusStore:
             last = winners.get(write.id) or known.get(write.id)
             if last is not None and last.partition != write.partition:
                 if self._second_partition + second == 0:
-                    log.warning(
-                        "id %r is in partitions %d and %d: its producers partition differently; "
-                        "the later ts wins (said once, counted in /v1/status)",
-                        write.id,
-                        last.partition,
-                        write.partition,
-                    )
+                    warn_of_second_partition(write, last)
                 second += 1
-            if last is not None and not _wins(write, last):
+            if last is not None and not wins(write, last):
                 ignored += 1
                 continue
             winners[write.id] = write
@@ -374,12 +364,6 @@ class MilvusStore:
 
 def _is_text(id: str) -> bool:
     return id.encode("utf-8", "ignore").decode() == id
-
-
-def _wins(write: Upsert | Delete, last: Upsert | Delete | Last) -> bool:
-    if last.partition == write.partition:
-        return write.version > last.version
-    return (write.ts, write.partition) > (last.ts, last.partition)
 
 
 def _advanced(offsets: Mapping[int, int], by: Mapping[int, int]) -> dict[int, int]:

@@ -28,6 +28,7 @@ import numpy as np
 
 from .milvus_filters import MAX_TAGS, tags_of
 from .milvus_sample import lot_of
+from .rules import check_vectors
 from .store import FUSED, Array, Delete, Hit, Row, Upsert
 
 HEADER = "__header"  # ids of records do not begin with __
@@ -106,17 +107,12 @@ def check(write: Upsert | Delete, *, dim: int, names: Sequence[str]) -> None:
         return
     if len(write.model.encode()) > MAX_MODEL_BYTES:
         raise ValueError(f"{write.id}: the model's name is over {MAX_MODEL_BYTES} bytes")
-    for name, vector_D in {FUSED: write.fused, **write.by}.items():
-        if name not in (FUSED, *names) or FUSED in write.by:
+    for name in write.by:
+        if name not in names:
             raise ValueError(
                 f"{write.id}: {name!r} is no vector of this collection; it has {', '.join(names)}"
             )
-        if vector_D.shape != (dim,):
-            raise ValueError(
-                f"{write.id}: {name} has shape {vector_D.shape}, this space has ({dim},)"
-            )
-        if not np.isfinite(vector_D).all():
-            raise ValueError(f"{write.id}: {name} holds a value that is not finite")
+    check_vectors(write, dim)
 
 
 def encode(write: Upsert | Delete, *, dim: int, names: Sequence[str]) -> dict[str, Any]:

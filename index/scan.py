@@ -1,6 +1,6 @@
 """Search of one part on the CPU: its best rows by a quick score, and a bound on all the others.
 
-Which way a part is searched, by what was quickest (benchmarks/RESULTS.md):
+Which way a part is searched, by what was quickest of these (`benchmarks.index_filters` compares):
 
     few rows are wanted          look at those alone, in float32
     sealed, few queries          float16 rows; with most rows wanted, more hits are fetched and the
@@ -30,7 +30,7 @@ from .store import Array
 Scores = npt.NDArray[np.float32]
 Found = npt.NDArray[np.int64]
 
-CHUNK = 8192  # rows; measured against one block of 100,000
+CHUNK = 8192  # rows: a chunk fits the cache, which one block of 100,000 does not
 FEW_ROWS = 2048
 FEW_SHARE = 0.005
 MANY_QUERIES = 12

@@ -23,10 +23,11 @@ import json
 import logging
 import os
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from index.files import created
 
 from .errors import RegistryError
 
@@ -140,22 +141,8 @@ class Handovers:
         return decision
 
     def _create(self, target: Path, content: str) -> None:
-        """An exclusive create of a whole, synced file. Raises FileExistsError."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f".{uuid.uuid4().hex}"
-        with open(temporary, "w") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, target)
-        finally:
-            temporary.unlink()
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        created(target, content.encode())
 
 
 class Roles:

@@ -12,7 +12,6 @@ The `models` topic carries the same facts to every process; the folder is what t
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 import uuid
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from encoders.errors import CheckpointError
 from encoders.manifest import Manifest, read_manifest, verify
+from index.files import created
 
 from .errors import RegistryError
 
@@ -248,25 +248,14 @@ class Registry:
 
     def _create(self, champion: Champion) -> None:
         self._champions.mkdir(parents=True, exist_ok=True)
-        target = self._champions / f"{champion.seq:08d}.json"
-        temporary = self._champions / f".{champion.seq:08d}.{uuid.uuid4().hex}"
-        with open(temporary, "w") as file:
-            json.dump(asdict(champion), file)
-            file.flush()
-            os.fsync(file.fileno())
         try:
-            os.link(temporary, target)  # fails if it exists: the exclusive create
+            created(
+                self._champions / f"{champion.seq:08d}.json", json.dumps(asdict(champion)).encode()
+            )
         except FileExistsError:
             raise RegistryError(
                 f"another promotion took number {champion.seq} at the same moment; look again"
             ) from None
-        finally:
-            temporary.unlink()
-        folder = os.open(self._champions, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def failures(manifest: Manifest) -> str:

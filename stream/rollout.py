@@ -14,12 +14,12 @@ file (`stream.models`), which names its generation; the states say what to do be
 from __future__ import annotations
 
 import json
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from index.files import replaced
 
 from .errors import RegistryError
 from .models import Registry
@@ -70,12 +70,8 @@ class Rollouts:
     def put(self, rollout: Rollout) -> None:
         """Replace what is said of a generation."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f".{uuid.uuid4().hex}"
-        with open(temporary, "w") as file:
-            json.dump(asdict(rollout), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self._folder / f"{rollout.generation}.json")
+        content = json.dumps(asdict(rollout)).encode()
+        replaced(self._folder / f"{rollout.generation}.json", content)
 
     def next(self, *, serving: str) -> str:
         """A name that no generation had."""

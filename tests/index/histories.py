@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import strategies as st
 
 from index import approximate, live, scan
 from index.live import LiveStore
@@ -83,3 +84,16 @@ def after(batches: Sequence[Batch]) -> Oracle:
     for batch in batches:
         oracle.apply(batch)
     return oracle
+
+
+@st.composite
+def write(draw: st.DrawFn, *, ids: Sequence[str] = IDS, partitions: int = 1) -> Upsert | Delete:
+    """Any write: versions and times that go back, too."""
+    id_ = draw(st.sampled_from(ids))
+    version = draw(st.integers(0, 30))
+    partition = draw(st.integers(0, partitions - 1))
+    ts = draw(st.integers(0, 5))
+    if draw(st.integers(0, 3)) == 0:
+        return delete(id_, version, partition=partition, ts=ts)
+    by = draw(st.sets(st.sampled_from(NAMES[1:])))
+    return upsert(id_, version, partition=partition, ts=ts, by=sorted(by))

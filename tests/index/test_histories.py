@@ -15,27 +15,14 @@ from hypothesis import strategies as st
 from index.filters import compile_filter
 from index.live import LiveStore
 from index.snapshot import restore, save
-from index.store import Delete, Upsert
 from index.upkeep import Policy, maintain
 
-from .histories import IDS, SMALL, Batch, after, make, put, settle, tuned
-from .oracle import NAMES, Oracle, assert_same, delete, unit, upsert
+from .histories import IDS, SMALL, Batch, after, make, put, settle, tuned, write
+from .oracle import Oracle, assert_same, delete, unit, upsert
 
 FEW = settings(
     max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
-
-
-@st.composite
-def write(draw: st.DrawFn, *, partitions: int = 1) -> Upsert | Delete:
-    id_ = draw(st.sampled_from(IDS))
-    version = draw(st.integers(0, 30))
-    partition = draw(st.integers(0, partitions - 1))
-    ts = draw(st.integers(0, 5))
-    if draw(st.integers(0, 3)) == 0:
-        return delete(id_, version, partition=partition, ts=ts)
-    by = draw(st.sets(st.sampled_from(NAMES[1:])))
-    return upsert(id_, version, partition=partition, ts=ts, by=sorted(by))
 
 
 def steps(partitions: int) -> st.SearchStrategy[list[Batch | str]]:

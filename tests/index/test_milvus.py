@@ -19,8 +19,9 @@ from index.milvus import MilvusStore
 from index.milvus_rows import HEADER, MAX_ID_BYTES
 from index.store import Delete, Upsert, rows_of
 
+from .histories import write
 from .lite import fresh, opened, put
-from .oracle import DIM, NAMES, SPACE, Oracle, assert_same, delete, unit, upsert
+from .oracle import DIM, SPACE, Oracle, assert_same, delete, unit, upsert
 
 IDS = [f"r{number}" for number in range(8)] + ['a"b\\', "c'd\n", "%_ [é]", "id in [\x00]"]
 FEW = settings(
@@ -42,21 +43,9 @@ def store(client: Any) -> MilvusStore:
     return fresh(client)
 
 
-@st.composite
-def write(draw: st.DrawFn, *, partitions: int = 1) -> Upsert | Delete:
-    id_ = draw(st.sampled_from(IDS))
-    version = draw(st.integers(0, 30))
-    partition = draw(st.integers(0, partitions - 1))
-    ts = draw(st.integers(0, 5))
-    if draw(st.integers(0, 3)) == 0:
-        return delete(id_, version, partition=partition, ts=ts)
-    by = draw(st.sets(st.sampled_from(NAMES[1:])))
-    return upsert(id_, version, partition=partition, ts=ts, by=sorted(by))
-
-
 def steps(partitions: int) -> st.SearchStrategy[list[list[Upsert | Delete] | None]]:
     """Batches of writes; None is another process that opens the collection."""
-    batch = st.lists(write(partitions=partitions), max_size=15)
+    batch = st.lists(write(ids=IDS, partitions=partitions), max_size=15)
     return st.lists(st.one_of(batch, batch, batch, st.none()), min_size=1, max_size=4)
 
 
