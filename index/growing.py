@@ -5,7 +5,7 @@ Shapes: D dimensions, R rows of one block, N of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -99,6 +99,10 @@ class Block:
 
     def having(self, name: str, count: int) -> Mask | None:
         return self._has[name][:count]
+
+    @property
+    def names(self) -> Sequence[str]:
+        return list(self.vectors)
 
     def has(self, name: str) -> bool:
         return name in self._has

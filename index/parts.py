@@ -10,7 +10,7 @@ Shapes: D dimensions, R rows of a part, N of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -51,6 +51,11 @@ class Rows(Protocol):
 
     def having(self, name: str, count: int) -> Mask | None:
         """bool[count], which rows have that vector; None when all have. Not to be written to."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The vectors that rows may have."""
         ...
 
     def has(self, name: str) -> bool:

@@ -38,7 +38,8 @@ from .live import LiveStore
 from .parts import Part
 from .places import Last
 from .sealed import MANIFEST as SEGMENT
-from .sealed import Recipe, Segment, open_segment, write
+from .sealed import Recipe, Segment, open_segment
+from .sealing import write
 from .store import Delete, Upsert
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,8 @@ from .growing import Block
 from .live import LiveStore
 from .parts import Edit, Part, View
 from .places import Int64
-from .sealed import Segment, segment_name, write
+from .sealed import Segment
+from .sealing import segment_name, write
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from index import sealed
+from index import sealing
 from index.errors import SnapshotError
 from index.snapshot import KEEP, restore, save, segments_folder
 from index.upkeep import maintain
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     faulthandler.enable()
-    sealed.BREATH_S = 0.0  # nobody else wants the interpreter
+    sealing.BREATH_S = 0.0  # nobody else wants the interpreter
     for _ in range(2):  # what is imported late is imported once
         live(given.folder / "first", history(0, batches=8), Killer(), given.folder / "first.said")
     shutil.rmtree(given.folder / "first")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index import sealed, snapshot, upkeep
+from index import sealing, snapshot, upkeep
 from index.growing import Block
 from index.live import LiveStore
 from index.sealed import Segment
@@ -86,7 +86,7 @@ def test_many_full_blocks_do_not_become_one_segment_that_is_too_large() -> None:
 
 def test_rows_are_copied_a_logarithm_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
     copied = 0
-    write = sealed.write
+    write = sealing.write
 
     def counted(name: str, parts: list, recipe: object) -> Segment:
         nonlocal copied
