@@ -227,6 +227,27 @@ def test_the_latency_gate(model: TorchModel, slower: float, passed: bool) -> Non
     assert found["champion"] == pytest.approx(50.0)
     assert found["challenger"] == pytest.approx(50.0 * slower)
     assert found["limit"] == pytest.approx(75.0)
+    low, high = found["interval"]
+    assert low == high == pytest.approx(50.0 * (slower - 1))
+
+
+def test_a_machine_that_is_busy_now_and_then_fails_no_version(model: TorchModel) -> None:
+    """Half of the challenger's rounds meet other work; one that is slow in all of them fails."""
+    gates = Gates(rounds=9, batch=2)
+
+    class Busy(Ticks):
+        def __init__(self, disturbed: int) -> None:
+            super().__init__({"champion": 0.1, "challenger": 0.1})
+            self.turns, self.disturbed = 0, disturbed
+
+        def __call__(self) -> float:
+            if self.running == "challenger":
+                self.turns += 1
+                self.now += 0.9 if self.turns <= self.disturbed else 0.0
+            return super().__call__()
+
+    assert court._latency(model, model, samples(4), gates, Busy(6))["passed"] is True
+    assert court._latency(model, model, samples(4), gates, Busy(10))["passed"] is False
 
 
 @pytest.mark.parametrize(
