@@ -13,6 +13,7 @@ being filled was merged into one segment.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -77,9 +78,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 continue
             closing.append(rival.close)
             rows[name] = {"what": rival.about, "build_s": round(time.perf_counter() - began, 1)}
+            _say(f"{name}: built in {rows[name]['build_s']} s")
             dial = _tuned(rival.search, rival.dial, queries_BD[tune], truth_BK[tune])
             rows[name]["dial"] = dial
             searches[name] = partial(_at, rival, dial)
+        _say("all built; what follows is timed")
         _measure(searches, queries_BD[QUERIES // 2 :], truth_BK[QUERIES // 2 :], rows, given.rounds)
         for close in closing:
             close()
@@ -117,8 +120,13 @@ def _ours(
             for its in store.stats()["segments"]
         ]
         rows[f"{OURS}, {name}"] = {"what": "; ".join(parts), "build_s": round(took, 1)}
+        _say(f"{OURS}, {name}: built in {took:.1f} s")
         found[f"{OURS}, {name}"] = _search(store)
     return found
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _at(rival: Rival, dial: int, queries_BD: Array) -> Sequence[Sequence[int]]:
