@@ -1,8 +1,9 @@
 """The `models` topic: what every process must know, read without a group.
 
-Keys are `topics` (the partition count that all share), `version/NAME` and `champion`. Every process
-reads it from the beginning and then goes on; an agent would tell only one worker of a group. A
-poll of the registry is the fallback: whoever sees the higher sequence number first wins.
+Keys are `topics` (the partition count that all share), `version/NAME`, `generation/NAME` and
+`champion`. Every process reads it from the beginning and then goes on; an agent would tell only one
+worker of a group. A notice in Redis (`stream.notice`) makes them look sooner, a poll of the
+registry is the fallback: whoever sees the higher sequence number first wins.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from confluent_kafka import KafkaException, Producer
 from .broker import client_config, mapped
 from .errors import BadRecord, ConfigError, RegistryError, Unreachable
 from .models import Champion, Registry
+from .notice import listen, notify
 from .records import SCHEMA_VERSION, decode_map, pack
 from .settings import Settings
 
@@ -34,7 +36,11 @@ CHAMPION_KEY = "champion"
 
 
 def announce(settings: Settings, key: str, value: Mapping[str, Any]) -> None:
-    """Write one fact to `models` and wait until the broker has it. Raises BrokerError."""
+    """Write one fact to `models` and wait until the broker has it. Raises BrokerError.
+
+    What it tells is in the registry already, so the notice in Redis goes ahead of it.
+    """
+    notify(settings, key)
     failures: list[Any] = []
     try:
         producer = Producer(client_config(settings) | {"acks": "all"})
@@ -99,24 +105,25 @@ async def check_partitions(settings: Settings, partitions: int) -> None:
 
 
 async def follow_news(settings: Settings, look: Callable[[], Awaitable[None]]) -> None:
-    """Call `look` at once, at each fact on `models` and at each poll, until cancelled.
+    """Call `look` at once, at each notice, each fact on `models` and each poll, until cancelled.
 
     What `look` raises is logged, all goes on as it was, and the next poll tries again.
     """
-    news: asyncio.Queue[None] = asyncio.Queue(maxsize=1)
+    news = asyncio.Event()
 
-    async def listen() -> None:
+    async def read() -> None:
         async for _ in _facts(settings, follow=True):
-            if news.empty():
-                news.put_nowait(None)
+            news.set()
 
-    listener = asyncio.create_task(listen())
+    listener = asyncio.create_task(read())
+    hearing = asyncio.create_task(listen(settings, news.set))
     said = ""
     try:
         while True:
             if listener.done():  # the poll goes on without it
                 log.error("reading %s ended: %r", settings.topic("models"), listener.exception())
-                listener = asyncio.create_task(_later(listen, settings.model_poll_s))
+                listener = asyncio.create_task(_later(read, settings.model_poll_s))
+            news.clear()
             try:
                 await look()
                 said = ""
@@ -125,9 +132,10 @@ async def follow_news(settings: Settings, look: Callable[[], Awaitable[None]]) -
                     log.error("what is new is not taken, all goes on as it was: %s", error)
                 said = str(error)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(news.get(), settings.model_poll_s)
+                await asyncio.wait_for(news.wait(), settings.model_poll_s)
     finally:
         listener.cancel()
+        hearing.cancel()
 
 
 async def first_champion(settings: Settings, registry: Registry) -> Champion:
@@ -141,9 +149,9 @@ async def first_champion(settings: Settings, registry: Registry) -> Champion:
     return champion
 
 
-async def _later(listen: Callable[[], Awaitable[None]], seconds: float) -> None:
+async def _later(read: Callable[[], Awaitable[None]], seconds: float) -> None:
     await asyncio.sleep(seconds)
-    await listen()
+    await read()
 
 
 async def _facts(settings: Settings, *, follow: bool) -> AsyncIterator[tuple[str, dict[str, Any]]]:
