@@ -166,7 +166,9 @@ def promote(
         if rollout.state == "grace" and rollout.space == manifest.space:
             why = f"{rollout.generation} is still fed"
             now_ms = 1000 * time.time()
-            return flip(settings, registry, rollout.generation, name, why=why, now_ms=now_ms)
+            return flip(
+                settings, registry, rollout.generation, name, why=why, now_ms=now_ms, after=after
+            )
     return begin(settings, registry, name, drop_missing=drop_missing)
 
 
@@ -174,6 +176,8 @@ def begin(
     settings: Settings, registry: Registry, name: str, *, drop_missing: bool = False
 ) -> Rollout:
     """Open a generation for a version of a new space; workers and index nodes will build it.
+
+    One that is being built for this very version goes on, as the successor of who serves now.
 
     Raises:
         RegistryError: nothing serves yet, or another generation is being built.
@@ -183,6 +187,12 @@ def begin(
     if champion is None:
         raise RegistryError("nothing serves yet: a first version is promoted, not built beside")
     for rollout in rollouts.all():
+        if rollout.state == "building" and rollout.model == name:
+            again = replace(
+                rollout, seq=champion.seq, drop_missing=rollout.drop_missing or drop_missing
+            )
+            rollouts.put(again)
+            return again
         if rollout.state == "building":
             raise RegistryError(
                 f"{rollout.generation} is being built for {rollout.model}; "
@@ -195,6 +205,7 @@ def begin(
         space=manifest.space,
         state="building",
         drop_missing=drop_missing,
+        seq=champion.seq,
         why=f"a new space beside {champion.space}",
     )
     ensure(settings.model_copy(update={"generation": rollout.generation}))
@@ -203,39 +214,86 @@ def begin(
     return rollout
 
 
+def overtaken(registry: Registry, rollout: Rollout) -> str | None:
+    """Why a generation may not take over though it is ready: another was promoted since."""
+    champion = registry.champion()
+    if champion is None or champion.generation == rollout.generation:
+        return None
+    if rollout.seq in (None, champion.seq):
+        return None
+    return (
+        f"{rollout.generation} was begun when champion number {rollout.seq} served, and number "
+        f"{champion.seq} ({champion.name}) was promoted since: braid models promote "
+        f"{rollout.model} to let it take over all the same, or braid models drop "
+        f"{rollout.generation}"
+    )
+
+
 def flip(
-    settings: Settings, registry: Registry, to: str, name: str, *, why: str, now_ms: float
-) -> Champion:
+    settings: Settings, registry: Registry, to: str, name: str, *, why: str, now_ms: float,
+    after: int | None = None,
+) -> Champion:  # fmt: skip
     """Let another generation serve, with a version of its space; the one before gets its grace.
+
+    Args:
+        after: only as the successor of this champion number; None: of whoever serves now.
 
     Raises:
         RegistryError: someone else was first, or no handover could be made.
     """
     champion = registry.champion()
     assert champion is not None
-    rollouts, handovers = Rollouts(registry.root), Handovers(registry.root)
-    said = handovers.confirmed()
-    if not said or said[-1].after != to:  # else a process that died handed over already
-        admin, topic = Admin(settings), settings.topic("records")
-        partitions = ensure(settings)
-
-        def ends() -> dict[int, int]:
-            found = admin.ends(topic, partitions)
-            return {number: end for number, (_, end) in found.items()}
-
-        handovers.hand_over(champion.generation, to, ends)
-    # It was admitted when its generation began, or has served before.
-    flipped = registry.promote(name, generation=to, why=why, force=True)
+    # It was judged when its generation began, or has served before.
+    registry.admit(name, after=after, force=True)
+    predict(settings, registry, champion.generation, to)
+    try:
+        flipped = registry.promote(name, generation=to, why=why, after=champion.seq, force=True)
+    except RegistryError:
+        serves = registry.champion()
+        if serves is not None and serves.generation != to:  # who came first keeps its predictions
+            predict(settings, registry, to, serves.generation)
+        raise
+    rollouts = Rollouts(registry.root)
     before = rollouts.get(champion.generation) or Rollout(
         generation=champion.generation, model=champion.name, space=champion.space, state="serving"
     )
     until_ms = int(now_ms + 1000 * settings.grace_s)
     rollouts.put(replace(before, state="grace", model=champion.name, until_ms=until_ms, why=why))
-    after = rollouts.get(to)
-    if after is not None:
-        rollouts.put(replace(after, state="serving", until_ms=None, why=why))
+    taken = rollouts.get(to)
+    if taken is not None:
+        rollouts.put(replace(taken, state="serving", until_ms=None, why=why))
     announce_champion(settings, flipped, registry)
     return flipped
+
+
+def predict(settings: Settings, registry: Registry, before: str, to: str) -> None:
+    """Let a generation publish the predictions from soon on, if it does not already.
+
+    Raises:
+        RegistryError: no handover could be made.
+    """
+    handovers = Handovers(registry.root)
+    said = handovers.confirmed()
+    if said and said[-1].after == to:
+        return  # a process that died handed over already
+    admin, topic = Admin(settings), settings.topic("records")
+    partitions = ensure(settings)
+
+    def ends() -> dict[int, int]:
+        found = admin.ends(topic, partitions)
+        return {number: end for number, (_, end) in found.items()}
+
+    handovers.hand_over(before, to, ends)
+
+
+def given_back(settings: Settings, registry: Registry, rollout: Rollout) -> None:
+    """What was handed over to a generation that then did not take over goes back to who serves."""
+    champion = registry.champion()
+    said = Handovers(registry.root).confirmed()
+    if champion is None or not said or said[-1].after != rollout.generation:
+        return
+    if champion.generation != rollout.generation:
+        predict(settings, registry, rollout.generation, champion.generation)
 
 
 def end_grace(settings: Settings, registry: Registry, *, now_ms: float) -> list[str]:
@@ -264,6 +322,7 @@ def drop(settings: Settings, registry: Registry, rollout: Rollout, *, why: str) 
     champion = registry.champion()
     if champion is not None and champion.generation == rollout.generation:
         raise RegistryError(f"{rollout.generation} serves: promote or roll back first")
+    given_back(settings, registry, rollout)
     gone = replace(rollout, state="dropped", until_ms=None, why=why)
     Rollouts(registry.root).put(gone)
     announce(settings, f"generation/{rollout.generation}", _facts(gone))

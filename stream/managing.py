@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from encoders.embedder import load
@@ -23,7 +24,15 @@ from index.metrics import ServiceMetrics
 from .broker import Admin
 from .errors import RegistryError
 from .failpoints import Failpoints
-from .flipping import Readiness, end_grace, flip, readiness, swept
+from .flipping import (
+    Readiness,
+    end_grace,
+    flip,
+    given_back,
+    overtaken,
+    readiness,
+    swept,
+)
 from .generation import Generation
 from .models import Champion, Registry
 from .reader import Reader
@@ -202,6 +211,9 @@ class Manager:
             if not self.generations.get(name).reader.caught_up:
                 continue
             found = await asyncio.to_thread(self._readiness_of, rollout, serving)
+            if found.waits_for is None and (by := overtaken(self._registry, rollout)):
+                await asyncio.to_thread(given_back, self._settings, self._registry, rollout)
+                found = replace(found, stops=by)
             before = self._readiness.get(name)
             self._readiness[name] = found
             if found.stops and (before is None or before.stops != found.stops):
@@ -210,7 +222,7 @@ class Manager:
                 continue
             flipped = await asyncio.to_thread(
                 flip, self._settings, self._registry, name, rollout.model,
-                why=f"built for {rollout.model}", now_ms=1000 * self._wall(),
+                why=f"built for {rollout.model}", now_ms=1000 * self._wall(), after=rollout.seq,
             )  # fmt: skip
             await self._follow_alias(flipped)
 

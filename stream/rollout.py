@@ -35,6 +35,7 @@ class Rollout:
     Attributes:
         until_ms: when its grace ends.
         drop_missing: flip though some ids could not be embedded again.
+        seq: the champion's number when it was begun; it takes over from that one only.
         why: what became of it, for people.
     """
 
@@ -44,6 +45,7 @@ class Rollout:
     state: str
     until_ms: int | None = None
     drop_missing: bool = False
+    seq: int | None = None
     why: str = ""
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from encoders.config import preset
 from encoders.training import train
 from encoders.types import Sample
+from stream.models import Registry
 from tests.stream.harness import Deployment
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
@@ -50,6 +51,25 @@ def coloured(number: int) -> Sample:
         audio=tone(colour, number),
         labels={"colour": colour},
     )
+
+
+def three_versions(root: Path) -> Registry:
+    """A registry with two versions of one space and one of another, none of them champion."""
+    registry = Registry(root, base="tiny")
+    samples = [coloured(number) for number in range(60)]
+    for heads_only, seed in ((False, 0), (True, 1), (False, 2)):
+        name, version = registry.next()
+        train(
+            samples,
+            preset("tiny"),
+            out=registry.path(name),
+            name=name,
+            version=version,
+            parent=registry.path("tiny-0001") if heads_only else None,
+            heads_only=heads_only,
+            seed=seed,
+        )
+    return registry
 
 
 @pytest.fixture

@@ -8,31 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from encoders.config import preset
-from encoders.training import train
 from stream.errors import RegistryError
 from stream.models import Champion, Registry
-from tests.stream.conftest import coloured
+from tests.stream.conftest import three_versions
 
 
 @pytest.fixture
-def registry(tmp_path: Path, tiny_model: Path) -> Registry:
-    """Two versions of one space and one of another."""
-    registry = Registry(tmp_path, base="tiny")
-    samples = [coloured(number) for number in range(60)]
-    for heads_only, seed in ((None, 0), (True, 1), (None, 2)):
-        name, version = registry.next()
-        train(
-            samples,
-            preset("tiny"),
-            out=registry.path(name),
-            name=name,
-            version=version,
-            parent=registry.path("tiny-0001") if heads_only else None,
-            heads_only=bool(heads_only),
-            seed=seed,
-        )
-    return registry
+def registry(tmp_path: Path) -> Registry:
+    return three_versions(tmp_path)
 
 
 def test_promotions_count_up_and_a_rollback_is_a_new_number(registry: Registry) -> None:
