@@ -161,6 +161,10 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
         tell_version(job, manifest, "rejected" if rejected(manifest) else "candidate")  # 6
         serves, building = _promote(job, run, failed)  # 7
         job.runs.write(replace(run, state="done", note=failed))
+        metrics.ended(
+            "champion" if serves else "building" if building
+            else "rejected" if rejected(manifest) else "candidate"
+        )  # fmt: skip
     return Outcome(
         manifest=manifest, run=run.id, serves=serves, building=building, failed=failed,
         resumed=resumed,

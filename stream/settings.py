@@ -115,6 +115,9 @@ class Settings(BaseSettings):
     )
     metrics_port: int | None = Field(None, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"
+    metrics_file: Path | None = Field(
+        None, description="a trainer's metrics, for the textfile collector of Prometheus"
+    )
 
     link_roots: list[Path] = Field([], description="folders that file:// links may point into")
     link_hosts: list[str] = Field([], description="hosts that http(s):// links may name")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, start_http_server, write_to_textfile
 
 from .errors import ConfigError
 from .lock import TrainerLock
@@ -35,6 +35,10 @@ class TrainerMetrics:
             "braid_trainer_info", "1 for the run in hand", ["run", "version"],
             registry=self.registry,
         )  # fmt: skip
+        self._ended = Gauge(
+            "braid_trainer_ended_seconds", "When the run ended, since 1970, and as what",
+            ["result"], registry=self.registry,
+        )  # fmt: skip
 
     def run(self, run: str, version: str) -> None:
         self._run.clear()
@@ -48,13 +52,44 @@ class TrainerMetrics:
         for name, value in figures.items():
             self._figure.labels(name).set(value)
 
+    def ended(self, result: str) -> None:
+        """The run is over: `champion`, `building`, `candidate`, `rejected` or `failed`."""
+        self._stage.clear()
+        self._ended.clear()
+        self._ended.labels(result).set_to_current_time()
+
 
 @contextmanager
 def served(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
-    """`/metrics` on `metrics_port` while the block runs, where one is set.
+    """`/metrics` on `metrics_port` while the block runs, and a file when it ends, where one is set.
 
-    Raises ConfigError: the port is taken.
+    The file is in Prometheus' text format, for the textfile collector of its node exporter: a
+    trainer seldom lives long enough to be scraped. A block that raises ends as `failed`.
+
+    Raises ConfigError: the port is taken, or the file cannot be written.
     """
+    try:
+        _write(metrics, settings)  # now, not after hours of training
+        with _answering(metrics, settings):
+            yield
+    except BaseException:
+        metrics.ended("failed")
+        raise
+    finally:
+        _write(metrics, settings)
+
+
+def _write(metrics: TrainerMetrics, settings: Settings) -> None:
+    if settings.metrics_file is None:
+        return
+    try:
+        write_to_textfile(str(settings.metrics_file), metrics.registry)
+    except OSError as error:
+        raise ConfigError(f"metrics_file: {settings.metrics_file}: {error.strerror}") from None
+
+
+@contextmanager
+def _answering(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
     if settings.metrics_port is None:
         yield
         return

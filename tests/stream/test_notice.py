@@ -61,7 +61,7 @@ def test_one_prefix_does_not_hear_another(valkey: str, tmp_path: Path) -> None:
         subscription.subscribe(channel(ours))
         notify(theirs, "champion")
         notify(ours, "version/braid-0002")
-        heard = []
+        heard: list[bytes] = []
         while not heard:
             message = subscription.get_message(ignore_subscribe_messages=True, timeout=1.0)
             heard += [message["data"]] if message else []

@@ -223,8 +223,8 @@ def test_another_question_gives_the_unfinished_run_up(
 
 
 def judged(home: Path, **gates: float) -> Outcome:
-    """A run that asks for its promotion under other gates."""
-    settings = Settings(home=home, gates={**GATES, **gates})
+    """A run that asks for its promotion under other gates; it leaves `home`/trainer.prom."""
+    settings = Settings(home=home, gates={**GATES, **gates}, metrics_file=home / "trainer.prom")
     asked = Options(preset="tiny", heads_only=True, seed=3, promote=True)
     return retrain(settings, asked, read=read, tell=tell)
 
@@ -235,6 +235,7 @@ def test_a_rejected_version_is_kept_announced_and_never_served(copy: Path) -> No
     assert not outcome.serves
     assert outcome.failed == "failed: embed ms a record"
     assert told(copy)[-1]["status"] == "rejected"
+    assert 'ended_seconds{result="rejected"}' in (copy / "trainer.prom").read_text()
     registry = Registry(copy / "models")
     assert registry.champion() == registry.history()[0]
     with pytest.raises(RegistryError, match="did not pass its examination: failed: embed ms"):
@@ -247,6 +248,7 @@ def test_a_version_that_could_not_be_judged_waits_for_a_person(copy: Path) -> No
     assert not outcome.serves
     assert "not enough evidence: 8 judge records, the gates want 1000" in outcome.failed
     assert told(copy)[-1]["status"] == "candidate"
+    assert 'ended_seconds{result="candidate"}' in (copy / "trainer.prom").read_text()
     assert Registry(copy / "models").promote(outcome.manifest.name, generation="g0001").seq == 2
 
 

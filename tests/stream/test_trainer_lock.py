@@ -232,6 +232,27 @@ def test_live_metrics_of_a_trainer(tmp_path: Path) -> None:
     assert (state["stage"], state["done"], state["total"], state["loss"]) == ("train", 3, 8, 0.25)
 
 
+def test_the_metrics_file_is_left_when_the_trainer_is_gone(tmp_path: Path) -> None:
+    """It has what the run came to, and is refused before anybody trains for hours."""
+    file = tmp_path / "trainer.prom"
+    settings = Settings(home=tmp_path, metrics_file=file)
+    metrics = TrainerMetrics()
+    with served(metrics, settings):
+        assert "braid_trainer_done 0.0" in file.read_text()
+        metrics.at("train", 3, 8, {"loss": 0.25})
+        metrics.ended("candidate")
+    assert 'braid_trainer_figure{name="loss"} 0.25' in file.read_text()
+    assert 'braid_trainer_ended_seconds{result="candidate"}' in file.read_text()
+    assert "braid_trainer_stage{" not in file.read_text()
+    with pytest.raises(RuntimeError), served(metrics, settings):
+        raise RuntimeError
+    assert 'braid_trainer_ended_seconds{result="failed"}' in file.read_text()
+    assert "candidate" not in file.read_text()
+    elsewhere = settings.model_copy(update={"metrics_file": tmp_path / "nowhere" / "x.prom"})
+    with pytest.raises(ConfigError, match=r"metrics_file: .*nowhere"), served(metrics, elsewhere):
+        pytest.fail("it began")
+
+
 def test_the_schedules_own_flag_is_not_passed_on() -> None:
     line = ["--home", "h", "retrain", "--every", "6h", "--heads-only", "--every=2h"]
     assert without_every(line) == ["--home", "h", "retrain", "--heads-only"]
