@@ -52,7 +52,7 @@ from stream.datasets import default_cache, stamps
 PARTS = ("stamps", "digits")
 STARTS = ("warm", "cold")
 EPOCHS = {"stamps": 30, "digits": 6}
-RECORDS = 800  # digits
+RECORDS = 2000  # digits
 AGAIN = 128
 OPEN = Gates(
     accuracy=1.0, error=1e6, recall=1.0, calibration=1.0, rank=0.0, latency=1e6, least=20, rounds=1
@@ -185,12 +185,12 @@ def stamps_data(cache: Path) -> tuple[list[Sample], TrainConfig]:
     return found, replace(demo, model=replace(demo.model, encoders=seen))
 
 
-def digits_data(folder: Path) -> tuple[list[Sample], TrainConfig]:
+def digits_data(folder: Path, records: int) -> tuple[list[Sample], TrainConfig]:
     """Recordings of known speakers with a picture and the digit's name, so that any record of a
     digit is right for it."""
     digits = load(folder)
     train_R, _ = known_split(digits)
-    some_R = np.random.default_rng(0).permutation(train_R)[:RECORDS]
+    some_R = np.random.default_rng(0).permutation(train_R)[:records]
     every_N = np.ones(len(digits.images_NHW), dtype=bool)
     made = paired(digits, digits.images_NHW, some_R, every_N, seed=0)
     named = [replace(s, text=str(s.labels[TASK])) for s in made]
@@ -211,7 +211,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = arguments(__doc__, parts=PARTS)
     parser.set_defaults(seeds=1)
     parser.add_argument("--start", choices=STARTS, help="only this one")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--epochs", type=int, help=f"instead of {EPOCHS}")
+    parser.add_argument("--records", type=int, default=RECORDS, help="of the digits")
     parser.add_argument("--data", type=Path, default=default_folder(), help="of the digits")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="of the stamps")
     options = parser.parse_args(argv)
@@ -220,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         vars(module)["encode_all"] = remembered
     read: dict[str, Callable[[], tuple[list[Sample], TrainConfig]]] = {
         "stamps": lambda: stamps_data(options.cache),
-        "digits": lambda: digits_data(options.data),
+        "digits": lambda: digits_data(options.data, options.records),
     }
     subsets = {"stamps": ALL, "digits": "image+audio"}  # the digit's name would tell everything
     table: dict[str, Any] = {}
@@ -232,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         config = replace(config, epochs=options.epochs or EPOCHS[part])
         for start in STARTS if options.start is None else (options.start,):
             runs = []
-            for seed in range(options.seeds):
+            for seed in range(options.first, options.first + options.seeds):
                 note(f"{part}, {start}, seed {seed}")
                 runs.append(drill(samples, config, seed, start == "warm", subsets[part]))
             kept = [row for row in runs[0] if all(row in run for run in runs)]
