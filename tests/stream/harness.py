@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -90,8 +91,17 @@ class Deployment:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.settings.http_port}"
 
-    def produce(self, records: Iterable[dict[str, Any]], *, per_second: float = 1e9) -> None:
-        """Send records at a rate."""
+    def produce(
+        self,
+        records: Iterable[dict[str, Any]],
+        *,
+        per_second: float = 1e9,
+        hurry: threading.Event | None = None,
+    ) -> None:
+        """Send records at a rate; as fast as it goes once there is `hurry`.
+
+        `records` must not sleep: the producer sends in the loop that takes them.
+        """
 
         async def send() -> None:
             async with Producer(self.settings) as producer:
@@ -99,7 +109,7 @@ class Deployment:
                 for number, record in enumerate(records):
                     await producer.send(**record, wait=False)
                     ahead = number / per_second - (time.monotonic() - began)
-                    if ahead > 0.005:
+                    if ahead > 0.005 and not (hurry and hurry.is_set()):
                         await asyncio.sleep(ahead)
 
         asyncio.run(send())

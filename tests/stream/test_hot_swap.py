@@ -20,11 +20,11 @@ from tests.stream.harness import Deployment, wait_for
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 
-def braid(deployment: Deployment, *arguments: str, status: int = 0) -> Any:
-    """A command of the command line; its JSON."""
+def braid(deployment: Deployment, *arguments: str, status: int = 0, **env: str) -> Any:
+    """A command of the command line; its JSON, or what it says where it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "stream", *arguments],
-        env={"PATH": "/usr/bin:/bin", **deployment.settings.environment()},
+        env={"PATH": "/usr/bin:/bin", **deployment.settings.environment(), **env},
         capture_output=True,
         text=True,
         timeout=120,
