@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import signal
 
-WORKER = ("before-encode", "before-publish", "after-publish")
+WORKER = ("before-encode", "before-publish", "after-publish", "after-piece")
 INDEX = (
     "after-apply",
     "before-snapshot",

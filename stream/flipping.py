@@ -199,14 +199,19 @@ def begin(
                 f"braid models drop {rollout.generation} first"
             )
     manifest = registry.manifest(name)
+    adapter = manifest.compatibility.get("adapter") or {}
+    stored = not adapter.get("applied", True) and adapter.get("from") == champion.space
+    source = champion.generation if stored else None
     rollout = Rollout(
         generation=rollouts.next(serving=champion.generation),
         model=name,
         space=manifest.space,
         state="building",
+        source=source,
         drop_missing=drop_missing,
         seq=champion.seq,
-        why=f"a new space beside {champion.space}",
+        why=f"a new space beside {champion.space}"
+        + (f", mapped from {source}" if source is not None else ""),
     )
     ensure(settings.model_copy(update={"generation": rollout.generation}))
     rollouts.put(rollout)

@@ -17,9 +17,11 @@ from encoders.types import Model
 from .errors import RegistryError
 from .handover import Handovers, Roles
 from .items import Showcase
+from .mapping import filling
 from .metrics import WorkerMetrics
 from .models import Registry
 from .pace import Pace
+from .rollout import Rollouts
 from .settings import Settings
 from .topics import ensure
 from .worker import Worker
@@ -82,6 +84,7 @@ class Host:
         if serves:
             self._serving = generation
         roles = None
+        rollout = Rollouts(self._registry.root).get(generation)
         if known:
             champion = self._registry.champion()
             first = champion.generation if champion is not None else generation
@@ -93,6 +96,7 @@ class Host:
             metrics=self._metrics,
             showcase=self._showcase if serves else None,
             roles=roles,
+            filling=filling(settings, self._registry, rollout) if known else None,
             pace=Pace(settings.rebuild_share, lambda: self._busy(generation)),
         )
         thread = threading.Thread(target=self._run, args=[generation, worker], daemon=True)

@@ -34,6 +34,8 @@ class Rollout:
 
     Attributes:
         until_ms: when its grace ends.
+        source: the generation whose vectors fill it, mapped by the model's adapter; None: every
+            record is embedded.
         drop_missing: flip though some ids could not be embedded again.
         seq: the champion's number when it was begun; it takes over from that one only.
         why: what became of it, for people.
@@ -44,6 +46,7 @@ class Rollout:
     space: str
     state: str
     until_ms: int | None = None
+    source: str | None = None
     drop_missing: bool = False
     seq: int | None = None
     why: str = ""

@@ -128,21 +128,29 @@ class RecordSource:
                 TopicPartition(self.topic, message.partition() or 0, message.offset() or 0)
             )
 
-    def rewind(self) -> None:
-        """Go back to the committed offsets of all owned partitions."""
+    def committed(self) -> list[TopicPartition]:
+        """The committed offset of each owned partition, below 0 where there is none."""
         if not self.owned:
-            return
+            return []
         try:
-            positions = self._consumer.committed(
+            positions: list[TopicPartition] = self._consumer.committed(
                 topic_partitions(self.topic, self.owned), timeout=self._settings.broker_timeout_s
             )
-            for position in positions:
-                if position.error is not None:
-                    raise mapped(position.error, f"committed offset of {self.topic}")
-                offset = position.offset if position.offset >= 0 else OFFSET_BEGINNING
-                self._consumer.seek(TopicPartition(self.topic, position.partition, offset))
         except KafkaException as error:
-            raise mapped(error, f"going back in {self.topic}") from error
+            raise mapped(error, f"committed offsets of {self.topic}") from error
+        for position in positions:
+            if position.error is not None:
+                raise mapped(position.error, f"committed offset of {self.topic}")
+        return positions
+
+    def rewind(self) -> None:
+        """Go back to the committed offsets of all owned partitions."""
+        for position in self.committed():
+            offset = position.offset if position.offset >= 0 else OFFSET_BEGINNING
+            try:
+                self._consumer.seek(TopicPartition(self.topic, position.partition, offset))
+            except KafkaException as error:
+                raise mapped(error, f"going back in {self.topic}") from error
 
     def lag(self) -> dict[int, int]:
         """How many offsets behind the end each owned partition's position is."""
@@ -222,16 +230,21 @@ class TransactionalSink:
         self._until_done("starting transactions", self._producer.init_transactions)
 
     def publish(
-        self, outputs: Iterable[Output], *, topic: str, offsets: Mapping[int, int], lease: object
-    ) -> None:
+        self, outputs: Iterable[Output], *, topic: str, offsets: Mapping[int, int], lease: object,
+        metadata: str = "",
+    ) -> None:  # fmt: skip
         """Publish outputs and commit `offsets` (partition -> next offset) of `topic`, atomically.
+
+        `metadata` is kept with each of them.
 
         Raises:
             PublishRefused: aborted; nothing is visible, nothing committed. Read the records again.
             Fenced: this process must stop.
             Unreachable: no answer; the broker settles the outcome when the id starts again.
         """
-        positions = [TopicPartition(topic, number, next_) for number, next_ in offsets.items()]
+        positions = [
+            TopicPartition(topic, number, next_, metadata) for number, next_ in offsets.items()
+        ]
         try:
             self._producer.begin_transaction()
             for output in outputs:

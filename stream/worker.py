@@ -33,6 +33,7 @@ from .handover import Roles
 from .items import Batch, Item, Showcase, future_of, record_of, where
 from .ledger import OffsetLedger, Run, Ticket
 from .links import Links
+from .mapping import Filling
 from .metrics import WorkerMetrics
 from .outputs import OutputTopics
 from .pace import Pace
@@ -57,6 +58,7 @@ class Worker:
         transactional_id: stable per worker slot.
         roles: for which records it publishes predictions and dead letters; None: for all.
         pace: what a generation that is being built leaves to the live one; None: nothing.
+        filling: fills its partitions from another generation before it reads `records`.
         clock: monotonic seconds.
         wall: seconds since 1970.
     """
@@ -71,6 +73,7 @@ class Worker:
         showcase: Showcase | None = None,
         roles: Roles | None = None,
         pace: Pace | None = None,
+        filling: Filling | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -79,7 +82,7 @@ class Worker:
         self._offered: Model | None = None
         self._metrics = metrics
         self._showcase = showcase
-        self._roles, self._pace = roles, pace
+        self._roles, self._pace, self._filling = roles, pace, filling
         self._clock, self._wall = clock, wall
         self._topics = OutputTopics(settings)
         self._links = Links(settings)
@@ -195,8 +198,16 @@ class Worker:
             return []
         if self._pace is not None and not self._pace.may_go_on(now):
             return self._rest(now)
+        if self._filling is not None and self._filling.busy:
+            if self._filling.step(self._source, self._sink, self._topics):
+                self._failpoint("after-piece")
+                if self._pace is not None:
+                    self._pace.worked(self._clock() - now, self._clock())
+            return []
         self._last_poll = now
         messages = self._source.poll(min(room, 64), wait_s=self._patience(now))
+        if self._filling is not None and self._filling.busy:
+            return []  # they came with an assignment; they are read again when it is filled
         return [Item(message, self._ticket(message), now) for message in messages]
 
     def _decode(self, items: Sequence[Item]) -> None:
@@ -352,6 +363,8 @@ class Worker:
 
     def _on_assigned(self, partitions: list[int]) -> None:
         self._drop()
+        if self._filling is not None:
+            self._filling.forget()
         self._metrics.assigned(len(partitions))
         log.info("partitions assigned: %s", partitions)
 
@@ -395,6 +408,8 @@ class Worker:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._sink.close()
         self._links.close()
+        if self._filling is not None:
+            self._filling.forget()
 
     def _prepare_one(self, model: Model, record: Record) -> Prepared:
         try:

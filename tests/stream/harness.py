@@ -114,13 +114,26 @@ class Deployment:
 
         asyncio.run(send())
 
+    def delete(self, id_: str) -> None:
+        """Send a null for an id."""
+
+        async def send() -> None:
+            async with Producer(self.settings) as producer:
+                await producer.delete(id_)
+
+        asyncio.run(send())
+
     def read(self, topic: str) -> list[Message]:
         """All committed messages of one of braid's topics, up to where it ends now."""
         return self._read(self.settings.topic(topic))
 
+    def read_all(self, settings: Settings, topic: str) -> list[Message]:
+        """The same as other settings name it."""
+        return self._read(settings.topic(topic))
+
     def read_of(self, settings: Settings, topic: str) -> list[Message]:
-        """The same as other settings name it, without marks of progress and deletions."""
-        messages = self._read(settings.topic(topic))
+        """The same without marks of progress and deletions."""
+        messages = self.read_all(settings, topic)
         return [m for m in messages if m.key != PROGRESS_KEY and m.value is not None]
 
     def _read(self, name: str) -> list[Message]:
@@ -134,11 +147,17 @@ class Deployment:
     def vectors(self) -> list[Message]:
         return [message for message in self.read("vectors") if message.key != PROGRESS_KEY]
 
-    def lag(self) -> int:
-        """Offsets of `records` that the group has not committed yet."""
+    def ends(self, topic: str) -> dict[int, int]:
+        """Partition -> end offset of one of braid's topics."""
+        ends = Admin(self.settings).ends(self.settings.topic(topic), self.settings.partitions)
+        return {number: end for number, (_, end) in ends.items()}
+
+    def lag(self, settings: Settings | None = None) -> int:
+        """Offsets of `records` that the group (of other settings) has not committed yet."""
         admin, topic = Admin(self.settings), self.settings.topic("records")
         ends = admin.ends(topic, self.settings.partitions)
-        committed = admin.committed(self.settings.group, topic, self.settings.partitions)
+        group = (settings or self.settings).group
+        committed = admin.committed(group, topic, self.settings.partitions)
         return sum(end - max(first, committed.get(n, first)) for n, (first, end) in ends.items())
 
 
