@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from confluent_kafka import Producer, TopicPartition
 
 from encoders.adapter import FILE, Adapter
 from encoders.manifest import FILE_NAME, read_manifest, sha256_of
@@ -18,8 +19,15 @@ from stream import mapping
 from stream.broker import Message
 from stream.errors import RegistryError, WorkerError
 from stream.flipping import promote
-from stream.mapping import Filling, Origin, filling
-from stream.records import PROGRESS_KEY, Vector32, decode_progress, decode_vector
+from stream.mapping import Filling, Origin, Piece, filling
+from stream.records import (
+    PROGRESS_KEY,
+    Vector,
+    Vector32,
+    decode_progress,
+    decode_vector,
+    encode_vector,
+)
 from stream.rollout import Rollout
 from stream.settings import Settings
 from stream.topics import ensure
@@ -67,13 +75,21 @@ def latest(messages: list[Message]) -> dict[bytes, Message]:
     return {message.key or b"": message for message in rows(messages)}
 
 
+def send(deployment: Deployment, topic: str, key: bytes, value: bytes, *, partition: int) -> None:
+    producer = Producer({"bootstrap.servers": deployment.settings.kafka_bootstrap})
+    producer.produce(deployment.settings.topic(topic), value, key, partition)
+    assert producer.flush(30) == 0
+
+
 def fill_first(deployment: Deployment) -> None:
-    """The old generation: rows, some written again, some deleted, one of these written again."""
+    """The old generation: rows, some written again, some deleted, one of these written again; the
+    last of partition 0 is a dead letter, so that its progress ends behind its rows."""
     deployment.produce(texts(0, COUNT, "first"))
     deployment.produce(texts(0, 60, "second"))
     for id_ in ("r1", "r2", "r399"):
         deployment.delete(id_)
     deployment.produce(texts(2, 3, "third"))
+    send(deployment, "records", b"bad", b"no map", partition=0)
     with running(deployment.settings, NullModel(16)) as run:
         wait_until_idle(run, deployment.lag)
 
@@ -131,6 +147,25 @@ def test_what_is_stored_is_mapped_once_though_the_worker_dies(
             marks.setdefault(message.partition, []).append(decode_progress(message.value or b""))
     assert {number: max(its) for number, its in marks.items()} == deployment.ends("records")
     assert all(its == sorted(its) for its in marks.values())
+    assert len(deployment.read("dead-letters")) == 1
+
+
+def test_rows_whose_progress_was_compacted_away_tell_it_themselves(deployment: Deployment) -> None:
+    row = Vector(
+        id="r", ts=7, space=NullModel(16).space, model="null-16", fused=np.ones(16, np.float32),
+        by={}, meta={}, source=41,
+    )  # fmt: skip
+    send(deployment, "vectors", b"r", encode_vector(row), partition=1)
+    settings = deployment.settings
+    its = Filling(settings, origin(settings), target="elsewhere")
+    committed = [TopicPartition(settings.topic("records"), 1, -1001)]
+    pieces: list[Piece] = []
+    while its.busy:
+        if piece := its.next(lambda: committed):
+            pieces.append(piece)
+            its.published(piece)
+    assert pieces[-1].offset == 42
+    assert [output.key for piece in pieces for output in piece.rows] == [b"r"]
 
 
 def test_a_row_of_another_space_stops_the_worker(deployment: Deployment) -> None:
