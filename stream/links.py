@@ -12,7 +12,10 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
+from encoders.types import Sample
+
 from .errors import BadRecord
+from .records import Blob, Record
 from .settings import MIB, Settings
 
 MAX_LINKED_BYTES = 64 * MIB
@@ -47,8 +50,23 @@ class Links:
             field, f"scheme {parts.scheme!r} is none of file, http, https", stage="prepare"
         )
 
+    def sample(self, record: Record) -> Sample:
+        """A record as a model sees it, with what it links to. Raises BadRecord."""
+        return Sample(
+            id=record.id,
+            text=record.text,
+            image=self._content("image", record.image),
+            audio=self._content("audio", record.audio),
+        )
+
     def close(self) -> None:
         self._client.close()
+
+    def _content(self, name: str, blob: Blob | None) -> bytes | None:
+        if blob is None or blob.data is not None:
+            return None if blob is None else blob.data
+        assert blob.uri is not None
+        return self.fetch(f"{name}.uri", blob.uri)
 
     def _file(self, field: str, path: Path) -> bytes:
         real = path.resolve()
