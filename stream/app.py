@@ -21,10 +21,12 @@ from encoders.types import Model
 
 from . import metrics as metrics_
 from .announcements import check_partitions, first_champion, follow_news
+from .canary import Canaries, Canary
+from .errors import RegistryError
 from .heartbeat import Heartbeat
 from .hosting import Host
 from .join import add_join
-from .models import Registry
+from .models import Champion, Registry
 from .rollout import Rollouts
 from .schedule import add_schedule
 from .settings import Settings
@@ -144,7 +146,16 @@ class EmbedService(Service):
         champion = await asyncio.to_thread(self.registry.champion)
         if champion is not None:
             fed = await asyncio.to_thread(Rollouts(self.registry.root).fed, self.registry)
-            await asyncio.to_thread(self.host.follow, fed, champion.generation)
+            canary = await asyncio.to_thread(self._canary, champion)
+            await asyncio.to_thread(self.host.follow, fed, champion.generation, canary)
+
+    def _canary(self, champion: Champion) -> Canary | None:
+        """What is tried out beside the champion; a file that is damaged holds nothing else up."""
+        try:
+            return Canaries(self.registry.root).running(champion)
+        except RegistryError as error:
+            log.error("no canary is followed: %s", error)
+            return None
 
     def _end(self, error: BaseException | None) -> None:
         """A worker has ended: so does the process."""

@@ -238,6 +238,19 @@ class Admin:
         ends = true_ends(self._bootstrap, topic, reported, timeout=self._timeout)
         return {number: (first, ends[number]) for number, (first, _) in found.items()}
 
+    def offsets_at(self, topic: str, partitions: int, ts_ms: int) -> dict[int, int]:
+        """Each partition's first offset from a time on; left out where there is none yet."""
+        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "_", "log_level": 3})
+        times = [TopicPartition(topic, number, ts_ms) for number in range(partitions)]
+        try:
+            found = self._call(
+                f"offsets of {topic} by time",
+                lambda: consumer.offsets_for_times(times, timeout=self._timeout),
+            )
+        finally:
+            consumer.close()
+        return {part.partition: part.offset for part in found if part.offset >= 0}
+
     def identity(self, topic: str) -> tuple[str | None, float]:
         """The topic's id, None where the broker has none, and its delete.retention.ms.
 
@@ -289,12 +302,19 @@ class Admin:
             time.sleep(RETRY_S)
 
 
-def replay(settings: Settings, topic: str, *, stop_at: Mapping[int, int]) -> Iterator[Message]:
+def replay(
+    settings: Settings, topic: str, *, stop_at: Mapping[int, int],
+    start_at: Mapping[int, int] | None = None,
+) -> Iterator[Message]:  # fmt: skip
     """A topic from its beginning up to the given end offsets, read committed, without a group.
+
+    Args:
+        start_at: from these offsets on instead, where there are any.
 
     Raises Unreachable when nothing arrives for broker_timeout_s though more is expected.
     """
-    left = {number: end for number, end in stop_at.items() if end > 0}
+    starts = start_at or {}
+    left = {number: end for number, end in stop_at.items() if end > starts.get(number, 0)}
     consumer = Consumer(
         client_config(settings)
         | {
@@ -306,7 +326,9 @@ def replay(settings: Settings, topic: str, *, stop_at: Mapping[int, int]) -> Ite
             "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
         }
     )
-    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in left])
+    consumer.assign(
+        [TopicPartition(topic, number, starts.get(number, OFFSET_BEGINNING)) for number in left]
+    )
     try:
         last = time.monotonic()
         while left:

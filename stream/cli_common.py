@@ -10,7 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .errors import ConfigError
+from encoders.errors import EncodersError
+
+from .errors import ConfigError, RegistryError
+from .models import Registry
 from .settings import Settings
 
 AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
@@ -31,6 +34,16 @@ def json_option(name: str, given: str | None) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise ConfigError(f"{name}: must be a JSON object, got {given!r}")
     return value
+
+
+def proven(registry: Registry, name: str, settings: Settings) -> None:
+    """A version gives on this machine what it gave when it was written. Raises RegistryError."""
+    from .retrain import prove
+
+    try:
+        prove(registry.path(name), settings.device)
+    except EncodersError as error:
+        raise RegistryError(f"{name} cannot serve: {error}") from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`braid models`: list, promote, rollback; show, diff and gc are in `cli_versions`."""
+"""`braid models`: list, promote, rollback; the others are in `cli_versions` and `cli_canary`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from encoders.errors import EncodersError
-
-from . import cli_versions
-from .cli_common import AsJson
+from . import cli_canary, cli_versions
+from .cli_common import AsJson, proven
 from .errors import RegistryError
 from .models import Champion, Registry, failures
 from .rollout import Rollouts
@@ -29,6 +27,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     app.add_typer(models, name="models")
 
     cli_versions.add(models, settings_of)
+    cli_canary.add(models, settings_of)
 
     @models.command("list")
     def list_(context: typer.Context, as_json: AsJson = False) -> None:
@@ -80,7 +79,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         registry = registry_of(settings)
         name = registry.resolve(version)
         registry.admit(name, force=force)
-        _prove(registry, name, settings)
+        proven(registry, name, settings)
         done = run(settings, registry, name, drop_missing=drop_missing, force=force)
         if isinstance(done, Champion):
             tell(done, as_json)
@@ -141,16 +140,6 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             raise RegistryError(f"no generation {generation!r}: braid models generations")
         run(settings, registry, rollout, why="dropped by hand")
         print(json.dumps({"dropped": generation}) if as_json else f"{generation} is dropped")
-
-
-def _prove(registry: Registry, name: str, settings: Settings) -> None:
-    """It gives on this machine what it gave when it was written. Raises RegistryError."""
-    from .retrain import prove
-
-    try:
-        prove(registry.path(name), settings.device)
-    except EncodersError as error:
-        raise RegistryError(f"{name} cannot serve: {error}") from error
 
 
 def _row(registry: Registry, name: str, champion: Champion | None) -> dict[str, Any]:

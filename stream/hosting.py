@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from encoders.embedder import load
 from encoders.types import Model
 
+from .canary import Canary
 from .errors import RegistryError
 from .handover import Handovers, Roles
 from .items import Showcase
@@ -24,6 +25,7 @@ from .pace import Pace
 from .rollout import Rollouts
 from .settings import Settings
 from .topics import ensure
+from .trial import Trial
 from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class Host:
         self._ended = ended
         self._hosted: dict[str, Hosted] = {}
         self._serving = settings.generation
+        self._trial: Trial | None = None
 
     @property
     def models(self) -> Mapping[str, str]:
@@ -104,16 +107,20 @@ class Host:
         thread.start()
         log.info("%s feeds generation %s", model.name, generation)
 
-    def follow(self, fed: Mapping[str, str], serving: str) -> None:
-        """Bring the workers in line with what the registry wants fed.
+    def follow(self, fed: Mapping[str, str], serving: str, canary: Canary | None = None) -> None:
+        """Bring the workers in line with what the registry wants fed, and tried out.
 
         A new version is loaded and checked beside the old one, which goes on if anything is wrong.
+
+        Args:
+            canary: runs beside the champion, in the serving generation's worker.
 
         Raises:
             RegistryError, CheckpointError: one of them could not be followed, and why; the others
                 were.
         """
         self._serving = serving
+        self._end_trial(unless=canary)
         problems = []
         for generation, name in fed.items():
             hosted = self._hosted.get(generation)
@@ -128,6 +135,7 @@ class Host:
             its.worker.show(self._showcase if generation == serving else None)
         for generation in set(self._hosted) - set(fed):
             self.stop(generation)
+        self._begin_trial(canary)
         if problems:
             raise RegistryError("; ".join(problems))
 
@@ -143,6 +151,30 @@ class Host:
             hosted.worker.stop()
         for hosted in self._hosted.values():
             hosted.thread.join()
+
+    def _end_trial(self, unless: Canary | None) -> None:
+        """First of all: a challenger that becomes champion must not be tried out beside itself."""
+        if self._trial is not None and (
+            unless is None or unless.number != self._trial.canary.number
+        ):
+            log.info("canary %d with %s ends", self._trial.canary.number, self._trial.canary.model)
+            self._trial = None
+        for generation, its in self._hosted.items():
+            its.worker.try_out(self._trial if generation == self._serving else None)
+
+    def _begin_trial(self, canary: Canary | None) -> None:
+        """Load a challenger, if it is not there. One that does not load is tried once; its records
+        are marked as failed, so that whoever waits for the comparison learns of it."""
+        if canary is not None and self._trial is None:
+            try:
+                self._trial = Trial(canary, self._loaded(canary.model))
+            except Exception as error:  # noqa: BLE001 (whatever it is, the champion goes on alone)
+                log.error("canary %d: %s: %s", canary.number, canary.model, error)
+                self._trial = Trial(canary, None, broken=f"does not load: {error}")
+            else:
+                log.info("canary %d begins with %s", canary.number, canary.model)
+        if self.live is not None:
+            self.live.try_out(self._trial)
 
     def _loaded(self, name: str) -> Model:
         model = load(self._registry.path(name), device=self._settings.device)

@@ -12,6 +12,7 @@ from encoders.types import Embedding, Model, Prepared
 from .broker import Message, Output
 from .ledger import Ticket
 from .records import Record
+from .trial import Attempt
 
 
 class Showcase(Protocol):
@@ -23,13 +24,18 @@ class Showcase(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One record on its way through the worker."""
+    """One record on its way through the worker.
+
+    Attributes:
+        attempt: a canary's challenger at this record; there from when it is prepared.
+    """
 
     message: Message
     ticket: Ticket[list[Output]]
     since: float
     record: Record | None = None
     preparing: Future[Prepared] | None = None
+    attempt: Attempt | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -23,6 +23,7 @@ from .records import (
     encode_vector,
 )
 from .settings import Settings
+from .trial import Attempt, spoken
 
 
 class OutputTopics:
@@ -34,9 +35,15 @@ class OutputTopics:
         self.dead_letters = settings.topic("dead-letters")
 
     def embedded(
-        self, message: Message, record: Record, embedding: Embedding, model: Model, *, now_ms: float
-    ) -> list[Output]:
-        """The vector and the prediction of one record; both name the model that made them."""
+        self, message: Message, record: Record, embedding: Embedding, model: Model, *,
+        now_ms: float, attempt: Attempt | None = None,
+    ) -> list[Output]:  # fmt: skip
+        """The vector and the prediction of one record; both name the model that made them.
+
+        Args:
+            attempt: a canary's challenger at this record: where it got through, the prediction is
+                its, and names it, and the champion's stands beside.
+        """
         vector = Vector(
             id=record.id,
             ts=record.ts,
@@ -47,13 +54,16 @@ class OutputTopics:
             meta=record.meta,
             source=message.offset,
         )
+        mine = {name: asdict(task) for name, task in embedding.tasks.items()}
+        name, tasks, mark = spoken(attempt, model.name, mine, record.labels)
         prediction = encode_prediction(
             id=record.id,
             ts=record.ts,
-            model=model.name,
-            tasks={name: asdict(task) for name, task in embedding.tasks.items()},
+            model=name,
+            tasks=tasks,
             source=(message.partition, message.offset),
             latency_ms=max(0.0, now_ms - record.ts),
+            canary=mark,
         )
         return [
             self._beside(message, self.vectors, encode_vector(vector)),

@@ -244,19 +244,27 @@ def encode_prediction(
     tasks: Mapping[str, Mapping[str, Any]],
     source: tuple[int, int],
     latency_ms: float,
+    canary: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The msgpack value of a `predictions` message; source is (partition, offset) in `records`."""
-    return pack(
-        {
-            "v": SCHEMA_VERSION,
-            "id": id,
-            "ts": ts,
-            "model": model,
-            "tasks": {name: dict(task) for name, task in tasks.items()},
-            "source": {"partition": source[0], "offset": source[1]},
-            "latency_ms": latency_ms,
-        }
-    )
+    """The msgpack value of a `predictions` message; source is (partition, offset) in `records`.
+
+    Args:
+        canary: there where a canary took the record, `{number, model: the champion}`, and
+            `{tasks: what the champion predicts, labels: the record's own, if it has any, seconds:
+            [of the champion, of the challenger] to encode a record}` where the challenger predicts
+            (`model` and `tasks` are its then), `{failed: why}` where it could not (then `model` and
+            `tasks` are the champion's, as ever).
+    """
+    value = {
+        "v": SCHEMA_VERSION,
+        "id": id,
+        "ts": ts,
+        "model": model,
+        "tasks": {name: dict(task) for name, task in tasks.items()},
+        "source": {"partition": source[0], "offset": source[1]},
+        "latency_ms": latency_ms,
+    }
+    return pack(value if canary is None else value | {"canary": dict(canary)})
 
 
 def decode_map(value: bytes) -> dict[str, Any]:

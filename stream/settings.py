@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     compatibility: dict[str, Any] = Field(
         {}, description="when a version may stay in its parent's space; ...gates.Compatibility"
     )
+    canary: dict[str, int | float] = Field(
+        {}, description="limits of a canary that differ from stream.comparing.CanaryLimits"
+    )
     windows_kept: int = Field(
         3, ge=1, description="finished runs whose windows are kept, so that they can be repeated"
     )

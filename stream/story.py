@@ -14,6 +14,7 @@ from typing import Any
 from encoders.evaluation.page import bars, curves, page
 from encoders.manifest import Manifest
 
+from .canary import Canaries
 from .models import Registry
 
 NO_PLOTS: Mapping[str, Any] = {"shuffled": {}, "robustness": {}, "map": {"points": []}}
@@ -33,6 +34,7 @@ def story(registry: Registry, name: str) -> dict[str, Any]:
         "created_at": manifest.created_at,
         "champion": now is not None and now.name == name,
         "served": [asdict(one) for one in registry.history() if one.name == name],
+        "canaries": [asdict(one) for one in Canaries(registry.root).all() if one.model == name],
         "space": manifest.space,
         "dim": manifest.dim,
         "modalities": list(manifest.modalities),
@@ -83,6 +85,11 @@ def _standing(told: Mapping[str, Any]) -> Iterator[str]:
         yield f"champion number {one['seq']} from {at:%Y-%m-%d %H:%M} UTC: {one['why']}"
     if not told["served"]:
         yield "it never served"
+    for one in told["canaries"]:
+        found = one["comparison"] or {}
+        on = f" on {found['records'] + found['failures']} records" if found else ""
+        why = f": {one['why']}" if one["why"] else ""
+        yield f"canary {one['number']} beside {one['champion']}{on} {one['state']}{why}"
 
 
 def _learning(told: Mapping[str, Any]) -> Iterator[str]:

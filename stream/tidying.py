@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .canary import Canaries
 from .models import Registry
 from .runs import Runs
 
@@ -38,7 +39,7 @@ def plan(
         newest: so many of the newest versions stay.
         champions: so do those that the last so many champion files name, and every generation's
             last champion.
-        needed: other versions that stay.
+        needed: other versions that stay; so does what a running canary tries out.
     """
     kept: dict[str, str] = {}
     names = registry.names()
@@ -57,6 +58,8 @@ def plan(
                 kept.setdefault(name, f"run {run.id} needs it")
     if history:
         kept[history[-1].name] = "the champion"
+        if (canary := Canaries(registry.root).running(history[-1])) is not None:
+            kept[canary.model] = f"canary {canary.number} runs with it"
     gone = [name for name in names if name not in kept]
     windows = [
         run.id

@@ -23,7 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from encoders.embedder import DeviceThread
 from encoders.errors import BadInput
-from encoders.types import Embedding, Model, Prepared, Sample
+from encoders.types import Embedding, Model, Prepared
 
 from .batcher import Budget, MicroBatcher
 from .broker import Message, Output
@@ -37,9 +37,10 @@ from .mapping import Filling
 from .metrics import WorkerMetrics
 from .outputs import OutputTopics
 from .pace import Pace
-from .records import Blob, Record, decode_record
+from .records import decode_record
 from .settings import Settings
 from .transactions import RecordSource, TransactionalSink
+from .trial import Attempt, Trial, begun, encode_both
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Worker:
         self._settings = settings
         self._model = model
         self._offered: Model | None = None
+        self._trial: Trial | None = None
         self._metrics = metrics
         self._showcase = showcase
         self._roles, self._pace, self._filling = roles, pace, filling
@@ -150,6 +152,10 @@ class Worker:
         if model.preprocessing != self._model.preprocessing:
             raise RegistryError(f"{model.name} prepares its inputs in another way, restart for it")
         self._offered = model
+
+    def try_out(self, trial: Trial | None) -> None:
+        """From the next micro-batch on a challenger predicts its share of the records, or none."""
+        self._trial = trial
 
     def show(self, showcase: Showcase | None) -> None:
         """From here on keep what is shown of records here, or not at all."""
@@ -230,10 +236,10 @@ class Worker:
 
     def _prepare(self, items: Sequence[Item]) -> None:
         """Step 2: hand the records to the CPU threads."""
-        model = self._model
+        model, trial = self._model, self._trial
         for item in items:
             if item.record is not None:
-                item.preparing = self._threads.submit(self._prepare_one, model, item.record)
+                item.preparing = self._threads.submit(self._prepare_one, model, item, trial)
                 self._preparing.append(item)
 
     def _collect(self) -> None:
@@ -257,7 +263,8 @@ class Worker:
             log.info("model %s serves from here on", self._model.name)
         while not self._device.full and (items := self._batcher.take(self._clock())):
             prepared = [future_of(item).result() for item in items]
-            encoding = self._device.submit(self._encode_batch, self._model, prepared)
+            attempts = begun(items, self._trial, self._model)
+            encoding = self._device.submit(self._encode_batch, self._model, prepared, attempts)
             self._encoding.append(Batch(items, self._model, encoding))
 
     def _decide(self) -> None:
@@ -282,7 +289,12 @@ class Worker:
                     self._showcase.put(record, embedding)
                 item.ticket.finish(
                     self._topics.embedded(
-                        item.message, record, embedding, batch.model, now_ms=now_ms
+                        item.message,
+                        record,
+                        embedding,
+                        batch.model,
+                        now_ms=now_ms,
+                        attempt=item.attempt,
                     )
                 )
 
@@ -411,28 +423,21 @@ class Worker:
         if self._filling is not None:
             self._filling.forget()
 
-    def _prepare_one(self, model: Model, record: Record) -> Prepared:
+    def _prepare_one(self, model: Model, item: Item, trial: Trial | None) -> Prepared:
+        sample = self._links.sample(record_of(item))
         try:
-            return model.prepare(
-                Sample(
-                    id=record.id,
-                    text=record.text,
-                    image=self._bytes_of("image", record.image),
-                    audio=self._bytes_of("audio", record.audio),
-                )
-            )
+            prepared = model.prepare(sample)
         except BadInput as error:
             raise BadRecord(error.field, error.reason, stage="prepare") from error
+        if trial is not None:
+            item.attempt = trial.attempt(sample, prepared, item.message.partition)
+        return prepared
 
-    def _encode_batch(self, model: Model, prepared: list[Prepared]) -> list[Embedding]:
+    def _encode_batch(
+        self, model: Model, prepared: list[Prepared], attempts: list[Attempt]
+    ) -> list[Embedding]:
         self._failpoint("before-encode")
-        return model.encode(prepared)
-
-    def _bytes_of(self, name: str, blob: Blob | None) -> bytes | None:
-        if blob is None or blob.data is not None:
-            return None if blob is None else blob.data
-        assert blob.uri is not None
-        return self._links.fetch(f"{name}.uri", blob.uri)
+        return encode_both(model, prepared, attempts)
 
     def _bury(self, item: Item, error: BadRecord) -> None:
         self._metrics.dead_letter(error.stage)
