@@ -12,10 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from encoders.types import Sample
-
 from .cli_common import AsJson, bar
-from .datasets import folder
 from .errors import ConfigError
 from .models import Registry
 from .settings import Settings
@@ -105,6 +102,9 @@ def _version(
     from encoders.evaluation.page import page
     from encoders.evaluation.report import report
     from encoders.training.splits import split
+    from encoders.types import Sample
+
+    from .datasets import folder
 
     registry = Registry(settings.models_dir, base=settings.model_name)
     place = Path(model) if model and Path(model).is_dir() else None

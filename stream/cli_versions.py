@@ -11,7 +11,6 @@ import typer
 
 from .cli_common import AsJson
 from .models import Registry
-from .runs import Runs
 from .settings import Settings
 
 Version = Annotated[str, typer.Argument(help="A name or a number: braid-0002, 2.")]
@@ -70,6 +69,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         """
         from .lock import TrainerLock
         from .rollout import Rollouts
+        from .runs import Runs
         from .tidying import Tidy, plan, remove
 
         settings = settings_of(context)
