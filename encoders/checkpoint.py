@@ -58,6 +58,7 @@ def save(
     parent: str | None = None, window: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None, keeps: Path | None = None,
     examine: Callable[[Path], Examination] | None = None,
+    reference: Callable[[TorchModel], Mapping[str, Any]] | None = None,
 ) -> Manifest:  # fmt: skip
     """Write `net` as the version folder `folder`, which must not exist yet.
 
@@ -66,6 +67,8 @@ def save(
             kept, and its adapter with it.
         examine: called with the finished folder before anybody sees it; what it found goes into
             the manifest.
+        reference: gives the manifest's `reference`, from the model as it will be loaded: its
+            vectors go through its adapter, if it has one.
 
     Raises:
         CheckpointError: it exists already.
@@ -79,10 +82,10 @@ def save(
     try:
         manifest = _write(
             net, draft, config, name, version_number, parent=parent, window=window,
-            metrics=metrics, keeps=keeps,
+            metrics=metrics, keeps=keeps, reference=reference,
         )  # fmt: skip
         if examine is not None:
-            manifest = _examined(draft, manifest, examine(draft), next_device(net))
+            manifest = _examined(draft, manifest, examine(draft), next_device(net), reference)
         for path in [*draft.rglob("*"), draft]:
             _sync(path)
         try:
@@ -141,14 +144,18 @@ def _write(
     )
     training = net.training
     model = TorchModel(net, manifest, next_device(net), adapter)
-    manifest = replace(manifest, golden=_golden(model))
+    refer = story["reference"]
+    manifest = replace(
+        manifest, golden=_golden(model), reference={} if refer is None else refer(model)
+    )
     net.requires_grad_(True).train(training)
     (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
 
 def _examined(
-    draft: Path, manifest: Manifest, found: Examination, device: torch.device
+    draft: Path, manifest: Manifest, found: Examination, device: torch.device,
+    reference: Callable[[TorchModel], Mapping[str, Any]] | None,
 ) -> Manifest:  # fmt: skip
     """Write into a draft what its examination found."""
     for name, content in found.files.items():
@@ -161,9 +168,10 @@ def _examined(
         files={**manifest.files, **{name: sha256_of(draft / name) for name in found.files}},
     )
     (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
-    if found.files:  # an adapter changes what the version gives: its golden outputs too
-        golden = _golden(load_folder(draft, device=str(device)))
-        manifest = replace(manifest, golden=golden)
+    if found.files:  # an adapter changes what the version gives: golden outputs and reference too
+        model = load_folder(draft, device=str(device))
+        again = manifest.reference if reference is None else reference(model)
+        manifest = replace(manifest, golden=_golden(model), reference=again)
         (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 

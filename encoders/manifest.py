@@ -45,6 +45,8 @@ class Manifest:
             with their numbers; empty for a version that nobody judged.
         compatibility: which space was chosen and why, the numbers of every choice tried, and the
             `adapter`, if there is one; empty likewise.
+        reference: `encoders.tally.Tally.to_plain()` of what it makes of the validation split, which
+            drift is measured against; empty where nothing was held out, and in old versions.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Manifest:
     code: Mapping[str, str] = field(default_factory=dict)
     verdict: Mapping[str, Any] = field(default_factory=dict)
     compatibility: Mapping[str, Any] = field(default_factory=dict)
+    reference: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -99,7 +102,7 @@ class Manifest:
                 raise CheckpointError(
                     f"manifest field {name!r} must be a {kind.__name__}, is {raw.get(name)!r:.80}"
                 )
-        for name in ("verdict", "compatibility"):  # versions from before there was a judge
+        for name in ("verdict", "compatibility", "reference"):  # not in versions from before them
             if not isinstance(raw.setdefault(name, {}), dict):
                 raise CheckpointError(f"manifest field {name!r} must be a dict")
         return cls(**{name: value for name, value in raw.items() if name in known})

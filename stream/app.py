@@ -2,7 +2,8 @@
 
 The hot path, steps 1 to 6, is a service of the app with its own consumer, producer and group
 (`stream.worker`): a Faust stream would cost per event and acknowledge what failed. Faust keeps what
-it is good at: the lifecycle, supervision, and the agent that joins the parts of a record.
+it is good at: the lifecycle, supervision, and the agents: one joins the parts of a record, one adds
+up what was made of records, in windows.
 
 `faust -A stream.app worker` works as well; the app is made when the name is first looked up.
 """
@@ -22,13 +23,14 @@ from encoders.types import Model
 from . import metrics as metrics_
 from .announcements import check_partitions, first_champion, follow_news
 from .canary import Canaries, Canary
+from .drift import add_drift
 from .errors import RegistryError
 from .heartbeat import Heartbeat
 from .hosting import Host
 from .join import add_join
 from .models import Champion, Registry
 from .rollout import Rollouts
-from .schedule import add_schedule
+from .schedule import Trigger, add_schedule
 from .settings import Settings
 from .settings import load as load_settings
 from .showcase import RedisShowcase
@@ -57,11 +59,13 @@ def create_app(settings: Settings) -> faust.App:
         broker_heartbeat_interval=settings.session_timeout_s / 5,
     )
     add_join(app, settings)
-    add_schedule(app, settings)
+    metrics, trigger = metrics_.WorkerMetrics(), Trigger(settings)
+    add_schedule(app, settings, trigger)
+    add_drift(app, settings, metrics, trigger)
 
     class HotPath(EmbedService):
         def __init__(self, **options: Any) -> None:
-            super().__init__(settings, **options)
+            super().__init__(settings, metrics, **options)
 
     app.service(HotPath)
     return app
@@ -70,11 +74,11 @@ def create_app(settings: Settings) -> faust.App:
 class EmbedService(Service):
     """Runs a Worker on its own thread, tells its state, and hands it each new champion."""
 
-    def __init__(self, settings: Settings, **options: Any) -> None:
+    def __init__(self, settings: Settings, metrics: metrics_.WorkerMetrics, **options: Any) -> None:
         super().__init__(**options)
         self.settings = settings
         self.registry = Registry(settings.models_dir, base=settings.model_name)
-        self.metrics = metrics_.WorkerMetrics()
+        self.metrics = metrics
         self.host: Host | None = None
         self._ended: asyncio.Future[None] | None = None
 

@@ -60,9 +60,12 @@ class Message:
         return len(self.key or b"") + len(self.value or b"")
 
 
+BY_KEY = -1  # for librdkafka: the partition that its partitioner finds for the key
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
-    """One message to publish, to an explicit partition."""
+    """One message to publish, to an explicit partition or `BY_KEY`."""
 
     topic: str
     partition: int

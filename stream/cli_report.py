@@ -17,10 +17,11 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
     @app.command()
     def status(context: typer.Context, as_json: AsJson = False) -> None:
-        """Lag, workers, versions and the index: is it going well?
+        """Lag, workers, versions, drift and the index: is it going well?
 
         Example: braid status --json
         """
+        from .drift_report import line
         from .reports import status as report
 
         found = report(settings_of(context))
@@ -39,6 +40,10 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
                 f"worker {slot}: {worker.get('records_per_s', 0)} records/s, "
                 f"model {worker.get('model')}, partitions {worker.get('partitions')}"
             )
+        if found["drift"] is None:
+            print("drift       unknown: Redis does not answer")
+        for version, window in (found["drift"] or {}).items():
+            print(f"drift       {line(version, window)}")
         if found["trainer"] is not None:
             print(f"trainer     {described(found['trainer'])}")
         print(f"index       {found['index'] or 'does not answer'}")

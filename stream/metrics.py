@@ -4,11 +4,68 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+SHOWN = 8  # versions whose windows are shown, the last ones: the series stay bounded
+
+
+class DriftMetrics:
+    """The last complete window of each version that this worker watches (`stream.drift`)."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, says: str, *labels: str) -> Gauge:
+            return Gauge(name, says, ["generation", "model", *labels], registry=registry)
+
+        self._drift = gauge("braid_drift", "A statistic of drift, see README", "statistic")
+        self._limit = gauge("braid_drift_limit", "From where on it is drift", "statistic")
+        self._exceeded = gauge("braid_drift_exceeded", "Statistics that exceed their limits")
+        self._records = gauge("braid_window_records", "Records in the window")
+        self._end = gauge("braid_window_end_seconds", "When the window ended, since 1970")
+        self._confidence = gauge("braid_window_confidence", "Mean confidence", "task")
+        self._missing = gauge("braid_window_missing", "Share of records without it", "modality")
+        self._norm = gauge("braid_window_norm", "Mean length of the fused vectors")
+        self._concentration = gauge("braid_window_concentration", "Length of their mean vector")
+        self._shown: dict[tuple[str, str], list[tuple[Gauge, tuple[str, ...]]]] = {}
+
+    def show(self, report: Mapping[str, Any]) -> None:
+        """Show a version's window in place of the one before."""
+        version = (str(report["generation"]), str(report["model"]))
+        self._hide(version)
+        while len(self._shown) >= SHOWN:
+            self._hide(next(iter(self._shown)))
+        shown = self._shown[version] = []
+
+        def put(gauge: Gauge, value: float, *labels: str) -> None:
+            gauge.labels(*version, *labels).set(value)
+            shown.append((gauge, (*version, *labels)))
+
+        for its in report["statistics"]:
+            put(self._drift, its["value"], its["name"])
+            put(self._limit, its["limit"], its["name"])
+        put(self._exceeded, sum(its["exceeds"] for its in report["statistics"]))
+        put(self._records, report["records"])
+        put(self._end, report["end"])
+        put(self._norm, report["norm"])
+        put(self._concentration, report["concentration"])
+        for task, its in report["confidence"].items():
+            put(self._confidence, its["mean"], task)
+        for modality, rate in report["missing"].items():
+            put(self._missing, rate, modality)
+
+    def clear(self) -> None:
+        """Show nothing: other workers may watch the versions now."""
+        for version in list(self._shown):
+            self._hide(version)
+
+    def _hide(self, version: tuple[str, str]) -> None:
+        for gauge, labels in self._shown.pop(version, []):
+            gauge.remove(*labels)
 
 
 class WorkerMetrics:
@@ -53,6 +110,7 @@ class WorkerMetrics:
         self._lag = Gauge(
             "braid_lag", "Offsets behind the end", ["partition"], registry=self.registry
         )
+        self.drift = DriftMetrics(self.registry)
         self._lock = threading.Lock()
         self._now: dict[str, object] = {"records": 0, "dead_letters": 0, "partitions": 0}
 

@@ -1,7 +1,7 @@
 """What one record becomes on the output topics. Pure functions: bytes in, messages out.
 
-Every output goes to its source's partition explicitly, so that a record and its vector share a
-partition number.
+What a record becomes goes to its source's partition explicitly, so that a record and its vector
+share a partition number.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from encoders.tally import Tally
 from encoders.types import Embedding, Model
 
-from .broker import Message, Output
+from .broker import BY_KEY, Message, Output
 from .errors import BadRecord
 from .records import (
     PROGRESS_KEY,
@@ -20,6 +21,7 @@ from .records import (
     dead_letter_headers,
     encode_prediction,
     encode_progress,
+    encode_tally,
     encode_vector,
 )
 from .settings import Settings
@@ -33,6 +35,8 @@ class OutputTopics:
         self.vectors = settings.topic("vectors")
         self.predictions = settings.topic("predictions")
         self.dead_letters = settings.topic("dead-letters")
+        self.statistics = settings.topic("statistics")
+        self._generation = settings.generation
 
     def embedded(
         self, message: Message, record: Record, embedding: Embedding, model: Model, *,
@@ -97,6 +101,16 @@ class OutputTopics:
             )
             for partition, next_offset in offsets.items()
         ]
+
+    def tallied(self, model: str, tally: Tally) -> Output:
+        """What a version made of some seconds' records. All tallies of it meet in one partition,
+        whichever worker they are from: who adds them up must see them all."""
+        return Output(
+            topic=self.statistics,
+            partition=BY_KEY,
+            key=f"{self._generation}/{model}".encode(),
+            value=encode_tally(tally),
+        )
 
     def _beside(
         self,

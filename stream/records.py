@@ -6,6 +6,7 @@ left out and counted; an unknown `v` is an error. Times (`ts`) are milliseconds 
     records        Record       what producers send; a null value deletes the id
     vectors.gNNNN  Vector       what the index applies; null deletes; PROGRESS_KEY marks progress
     predictions    a plain map, see encode_prediction
+    statistics     a Tally of some seconds of one version's records, see encode_tally
     dead-letters   the original bytes; the reason stands in the headers, see dead_letter_headers
 """
 
@@ -21,6 +22,7 @@ import msgpack
 import numpy as np
 import numpy.typing as npt
 
+from encoders.tally import Tally
 from encoders.types import Label
 
 from .errors import BadRecord
@@ -265,6 +267,27 @@ def encode_prediction(
         "latency_ms": latency_ms,
     }
     return pack(value if canary is None else value | {"canary": dict(canary)})
+
+
+def encode_tally(tally: Tally) -> bytes:
+    """The msgpack value of a `statistics` message; the key says whose tally it is."""
+    plain = tally.to_plain()
+    if tally.vectors_D is not None:
+        plain["vectors"] = _pack_array(tally.vectors_D.astype(np.float32))
+    return pack({"v": SCHEMA_VERSION, **plain})
+
+
+def decode_tally(value: bytes) -> Tally:
+    """The tally of a `statistics` message. Raises BadRecord."""
+    raw = _unpack_map(value)
+    if raw.get("v") != SCHEMA_VERSION:
+        raise BadRecord("v", f"is {raw.get('v')!r}, this braid reads version {SCHEMA_VERSION}")
+    try:
+        if raw["vectors"] is not None:
+            raw["vectors"] = _unpack_array(raw["vectors"])
+        return Tally.from_plain(raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRecord("value", f"is not a statistics message: {error}") from None
 
 
 def decode_map(value: bytes) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from .broker import Admin
 from .cli_common import service_url
+from .drift_report import reports
 from .errors import StreamError
 from .heartbeat import workers
 from .lock import holder
@@ -19,7 +20,7 @@ PACKAGES = ("torch", "torchaudio", "transformers", "faust-streaming", "aiokafka"
 
 
 def status(settings: Settings) -> dict[str, Any]:
-    """Lag per partition, workers alive, versions, and what the index node says of itself.
+    """Lag per partition, workers alive, versions, their drift, and what the index node says.
 
     Raises:
         Unreachable: the broker does not answer; without it nothing can be said.
@@ -43,6 +44,7 @@ def status(settings: Settings) -> dict[str, Any]:
         "trainer": holder(settings),
         "versions": registry.names(),
         "champion": champion.name if champion else None,
+        "drift": reports(settings),
         "index": _index_status(settings),
     }
 

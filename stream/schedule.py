@@ -102,6 +102,7 @@ class Trigger:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._child: Child | None = None
+        self._asking = threading.Lock()
 
     def __call__(self, reason: str, *, name: str = "retrain", least_s: float | None = None) -> str:
         """Start a trainer unless one was started within `least_s`; says what came of it.
@@ -112,6 +113,10 @@ class Trigger:
             least_s: seconds between two, among all processes that share the Redis (without one,
                 the home folder); None takes `retrain_least_s`.
         """
+        with self._asking:
+            return self._ask(reason, name, least_s)
+
+    def _ask(self, reason: str, name: str, least_s: float | None) -> str:
         settings = self._settings
         if self._child is not None and self._child.running:
             return f"not started ({reason}): this process's trainer runs yet"
@@ -139,7 +144,7 @@ def trainer(settings: Settings, options: Sequence[str]) -> Child:
     return Child("retrain", command(options), log=log_file, env=environment)
 
 
-def add_schedule(app: faust.App, settings: Settings) -> None:
+def add_schedule(app: faust.App, settings: Settings, trigger: Trigger | None = None) -> None:
     """Give the Faust app the crontab of `retrain_cron`, if there is one.
 
     Every worker's crontab fires, and the first to ask for the minute starts the trainer: Faust's
@@ -158,17 +163,17 @@ def add_schedule(app: faust.App, settings: Settings) -> None:
         secs_for_next(settings.retrain_cron, UTC)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"retrain_cron: {settings.retrain_cron!r}: {error}") from None
-    trigger = Trigger(settings)
+    started = trigger or Trigger(settings)
 
     class Trainers(Service):
         async def on_stop(self) -> None:
-            await asyncio.to_thread(trigger.stop)
+            await asyncio.to_thread(started.stop)
 
     app.service(Trainers)
 
     @app.crontab(settings.retrain_cron, timezone=UTC)
     async def retrain() -> None:
-        log.info("retraining %s", trigger("crontab", name="cron", least_s=CRON_S))
+        log.info("retraining %s", started("crontab", name="cron", least_s=CRON_S))
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -96,6 +96,15 @@ class Settings(BaseSettings):
     retrain_options: list[str] = Field(
         [], description="options of a retraining that the workers start, e.g. --heads-only"
     )
+    drift: dict[str, int | float] = Field(
+        {}, description="limits of drift that differ from encoders.drift.Limits"
+    )
+    drift_window_s: int = Field(
+        300, ge=1, le=86_400, description="how long a window of statistics is"
+    )
+    drift_retrain: bool = Field(
+        False, description="whether drift of the version that serves starts a retraining"
+    )
     retrain_least_s: float = Field(
         3600.0, ge=0, description="a retraining triggered by drift starts at most so often"
     )

@@ -9,6 +9,9 @@ from .errors import ConfigError
 from .records import MAX_DEAD_LETTER_BYTES, MAX_RECORD_BYTES
 from .settings import Settings
 
+STATISTICS_S = (
+    86_400  # tallies are read within seconds; the windows that they fill are kept by Faust
+)
 SLACK = 64 * 1024  # batch headers, keys and message headers around the largest value
 
 
@@ -42,6 +45,7 @@ def plan(settings: Settings) -> list[Topic]:
         topic("vectors", compact),
         topic("predictions", delete),
         topic("dead-letters", delete | dead),
+        topic("statistics", delete | {"retention.ms": str(STATISTICS_S * 1000)}),
         topic("models", compact, partitions=1),
     ]
 

@@ -39,6 +39,7 @@ from .outputs import OutputTopics
 from .pace import Pace
 from .records import decode_record
 from .settings import Settings
+from .tallying import Tallies
 from .transactions import RecordSource, TransactionalSink
 from .trial import Attempt, Trial, begun, encode_both
 
@@ -87,6 +88,7 @@ class Worker:
         self._roles, self._pace, self._filling = roles, pace, filling
         self._clock, self._wall = clock, wall
         self._topics = OutputTopics(settings)
+        self._tallies = Tallies(self._topics, window_s=settings.drift_window_s)
         self._links = Links(settings)
         self._failpoint = Failpoints.from_environment()
         self._unknown: Counter[str] = Counter()
@@ -282,6 +284,7 @@ class Worker:
             self._metrics.batch(len(batch.items), took_s)
             if self._pace is not None:
                 self._pace.worked(took_s, self._clock())
+            self._tallies.add(batch.model.name, embeddings)
             now_ms = self._wall() * 1000
             for item, embedding in zip(batch.items, embeddings, strict=True):
                 record = record_of(item)
@@ -306,6 +309,8 @@ class Worker:
         if self._publishing is None and lease is not None and (runs := self._ledger.ready()):
             outputs = self._spoken(runs)
             if outputs is not None:
+                # Gone from here even if the transaction is refused: its records are tallied again.
+                outputs += self._tallies.take(self._clock())
                 publishing = self._publisher.submit(self._transaction, runs, outputs, lease)
                 self._publishing = (runs, publishing)
 
@@ -369,6 +374,7 @@ class Worker:
     def _drop(self) -> None:
         """Forget everything in flight; what the threads still finish has no effect."""
         self._ledger.drop()
+        self._tallies.forget()
         self._batcher.clear()
         self._preparing.clear()
         self._encoding.clear()

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from encoders.base import one_thread
 from encoders.checkpoint import make_net, restore_net, save, verify
@@ -20,12 +21,15 @@ from encoders.config import TrainConfig, from_dict
 from encoders.errors import TrainingError
 from encoders.manifest import Manifest, digest, read_manifest
 from encoders.model import Net
+from encoders.tally import TaskTally
+from encoders.torch_model import TorchModel
 from encoders.training import parallel
 from encoders.training.champion import old_vectors
 from encoders.training.data import Dataset, Progress, gather
 from encoders.training.evaluate import evaluate, fit_decisions
 from encoders.training.examine import Examination, Examine
 from encoders.training.fit import fit
+from encoders.training.reference import tally
 from encoders.training.start import start_projectors
 from encoders.types import Sample
 
@@ -101,9 +105,12 @@ def train(
         metrics: dict[str, Any] = {"seed": seed, **fitted.to_dict()}
         metrics["left_out"] = dict(data.left_out)
         metrics["train_samples"] = len(data.rows("train"))
+        unlearnt: dict[str, TaskTally] = {}
         if len(held) > 0:
             fit_decisions(net, data, held, place, copies=config.calibration_copies, seed=seed)
             metrics["validation"] = evaluate(net, data, held, place)
+            # Before the refit: afterwards it has learnt them, and is surer of them than of others.
+            unlearnt = tally(net, data, held, place).tasks
         tell("evaluate", 1, 1, {})
         if config.refit and len(held) > 0:
             decided = {k: v for k, v in net.state_dict().items() if k.startswith(DECISIONS)}
@@ -133,6 +140,7 @@ def train(
                     parent=parent_name, window=window, metrics=metrics,
                     keeps=parent if before is not None and net.space() == before else None,
                     examine=None if examine is None else examined,
+                    reference=_reference(data, held, place, unlearnt),
                 )  # fmt: skip
             except FloatingPointError as error:
                 raise TrainingError(f"{error}; refused, no version is written") from error
@@ -154,6 +162,21 @@ def _key(config: TrainConfig, data: Dataset, seed: int, heads_only: bool) -> str
 
 def _at(state: Path | None, stage: str, rank: int) -> Path | None:
     return None if state is None else state / f"{stage}-{rank}"
+
+
+def _reference(
+    data: Dataset, held: Tensor, place: torch.device, tasks: dict[str, TaskTally]
+) -> Callable[[TorchModel], Mapping[str, Any]] | None:
+    """What gives a manifest's `reference`: the vectors as the version serves them, and `tasks`."""
+    if len(held) == 0:
+        return None
+
+    def refer(model: TorchModel) -> Mapping[str, Any]:
+        found = tally(model.net, data, held, place, served=model.served, tasks=False)
+        found.tasks = tasks
+        return found.to_plain()
+
+    return refer
 
 
 def _start(

@@ -125,18 +125,19 @@ class Deployment:
 
     def read(self, topic: str) -> list[Message]:
         """All committed messages of one of braid's topics, up to where it ends now."""
-        return self._read(self.settings.topic(topic))
+        return self.read_named(self.settings.topic(topic))
 
     def read_all(self, settings: Settings, topic: str) -> list[Message]:
         """The same as other settings name it."""
-        return self._read(settings.topic(topic))
+        return self.read_named(settings.topic(topic))
 
     def read_of(self, settings: Settings, topic: str) -> list[Message]:
         """The same without marks of progress and deletions."""
         messages = self.read_all(settings, topic)
         return [m for m in messages if m.key != PROGRESS_KEY and m.value is not None]
 
-    def _read(self, name: str) -> list[Message]:
+    def read_named(self, name: str) -> list[Message]:
+        """The same by the topic's full name."""
         ends = Admin(self.settings).ends(name, self.settings.partitions)
         stop_at = {number: end for number, (_, end) in ends.items()}
         return list(replay(self.settings, name, stop_at=stop_at))

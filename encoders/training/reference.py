@@ -1,0 +1,66 @@
+"""What a new version makes of records that it did not learn from: the reference for its drift.
+
+The records of the validation split, as they came. The judge split stays the judge's.
+
+Shapes: B samples, M modalities, D the shared space, N all samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from encoders.model import Net
+from encoders.predictions import predict
+from encoders.tally import Tally
+from encoders.training.data import Dataset
+from encoders.training.evaluate import view
+from encoders.types import Embedding
+
+MOST = 2000
+"""Records looked at: chance then moves no statistic by more than a few hundredths."""
+BATCH = 64
+
+
+def tally(
+    net: Net, data: Dataset, rows_n: Tensor, device: torch.device, *,
+    served: Callable[[Tensor], Tensor] = lambda vectors: vectors, tasks: bool = True,
+) -> Tally:  # fmt: skip
+    """The tally of the samples at `rows_n`, of evenly spread ones where there are over `MOST`.
+
+    Args:
+        served: what its vectors go through before anybody gets them (`TorchModel.served`).
+        tasks: whether it predicts, too.
+    """
+    if len(rows_n) > MOST:
+        rows_n = rows_n[torch.linspace(0, len(rows_n) - 1, MOST).long()]
+    found = Tally()
+    training = net.training
+    for rows_B in rows_n.split(BATCH):
+        seen = view(net, data, rows_B, device)
+        with torch.no_grad():
+            unit_BMD, fused_BD = net.align(seen.features, seen.present_BM)
+            said = (
+                predict(net, seen.features, unit_BMD, fused_BD, seen.present_BM) if tasks else None
+            )
+            units, fused = served(unit_BMD).cpu().numpy(), served(fused_BD).cpu().numpy()
+        present_BM = seen.present_BM.tolist()
+        found.add_all(
+            [
+                Embedding(
+                    id=data.ids[int(row)],
+                    fused=fused[b],
+                    by={
+                        name: units[b, m]
+                        for m, name in enumerate(net.modalities)
+                        if present_BM[b][m]
+                    },
+                    tasks={} if said is None else said[b],
+                )
+                for b, row in enumerate(rows_B)
+            ]
+        )
+    net.train(training)
+    return found
