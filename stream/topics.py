@@ -9,9 +9,7 @@ from .errors import ConfigError
 from .records import MAX_DEAD_LETTER_BYTES, MAX_RECORD_BYTES
 from .settings import Settings
 
-STATISTICS_S = (
-    86_400  # tallies are read within seconds; the windows that they fill are kept by Faust
-)
+STATISTICS_MS = 86_400_000  # tallies are read in seconds, the windows they fill are Faust's
 SLACK = 64 * 1024  # batch headers, keys and message headers around the largest value
 
 
@@ -45,7 +43,7 @@ def plan(settings: Settings) -> list[Topic]:
         topic("vectors", compact),
         topic("predictions", delete),
         topic("dead-letters", delete | dead),
-        topic("statistics", delete | {"retention.ms": str(STATISTICS_S * 1000)}),
+        topic("statistics", delete | {"retention.ms": str(STATISTICS_MS)}),
         topic("models", compact, partitions=1),
     ]
 
