@@ -1,7 +1,7 @@
 """Approximate search at recall@10 >= 0.95: the live index, hnswlib, usearch, LanceDB, Milvus Lite.
 
     python -m benchmarks.index_approximate [--rows 1000000] [--dim 256] [--rounds 7] [--threads 2]
-        [--part hnswlib] [--json]
+        [--part braid,hnswlib] [--json]
 
 The same rows and queries for all. Half the queries tune: a rival's dial goes up until it finds
 0.96 of their true hits, 0.01 more than is wanted of queries that had no part in it, as
@@ -49,8 +49,12 @@ Search = Callable[[Array], Sequence[Sequence[int]]]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = options(__doc__, vectors=1_000_000, rounds=7, parts=[OURS, *RIVALS])
+    parser = options(__doc__, vectors=1_000_000, rounds=7)
+    parser.set_defaults(part=",".join([OURS, *RIVALS]))
     given = parser.parse_args(argv)
+    wanted = given.part.split(",")
+    if unknown := set(wanted) - {OURS, *RIVALS}:
+        parser.error(f"--part: there are {OURS}, {', '.join(RIVALS)}, not {', '.join(unknown)}")
     rows_ND = clustered(given.rows, given.dim, seed=given.seed)
     queries_BD = clustered(QUERIES, given.dim, seed=given.seed, queries=True)
     _, truth_BK = exact(rows_ND, queries_BD)
@@ -59,7 +63,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     closing: list[Callable[[], None]] = []
     tune = slice(0, QUERIES // 2)
     with tempfile.TemporaryDirectory() as folder:
-        wanted = [OURS, *RIVALS] if given.part is None else [given.part]
         for name in wanted:
             place = Path(folder) / name
             place.mkdir()
