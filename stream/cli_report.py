@@ -44,6 +44,10 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             print("drift       unknown: Redis does not answer")
         for version, window in (found["drift"] or {}).items():
             print(f"drift       {line(version, window)}")
+        if (canary := found["canary"]) is not None:
+            print(
+                f"canary      {canary['name']} predicts {canary['share']:.0%}: braid models canary"
+            )
         if found["trainer"] is not None:
             print(f"trainer     {described(found['trainer'])}")
         print(f"index       {found['index'] or 'does not answer'}")

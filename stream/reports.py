@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from .broker import Admin
+from .canary import Canaries
 from .cli_common import service_url
 from .drift_report import reports
 from .errors import StreamError
@@ -32,6 +33,7 @@ def status(settings: Settings) -> dict[str, Any]:
     committed = admin.committed(settings.group, topic, partitions)
     registry = Registry(settings.models_dir, base=settings.model_name)
     champion = registry.champion()
+    canary = Canaries(registry.root).running(champion)
     return {
         "generation": settings.generation,
         "vectors_topic": settings.topic("vectors"),
@@ -44,6 +46,7 @@ def status(settings: Settings) -> dict[str, Any]:
         "trainer": holder(settings),
         "versions": registry.names(),
         "champion": champion.name if champion else None,
+        "canary": canary.facts() if canary else None,
         "drift": reports(settings),
         "index": _index_status(settings),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,9 +54,9 @@ def coloured(number: int) -> Sample:
     )
 
 
-def three_versions(root: Path) -> Registry:
-    """A registry with two versions of one space and one of another, none of them champion."""
-    registry = Registry(root, base="tiny")
+@pytest.fixture(scope="session")
+def _three_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    registry = Registry(tmp_path_factory.mktemp("registry"), base="tiny")
     samples = [coloured(number) for number in range(60)]
     for heads_only, seed in ((False, 0), (True, 1), (False, 2)):
         name, version = registry.next()
@@ -69,7 +70,15 @@ def three_versions(root: Path) -> Registry:
             heads_only=heads_only,
             seed=seed,
         )
-    return registry
+    return registry.root
+
+
+@pytest.fixture
+def three_versions(_three_versions: Path, tmp_path: Path) -> Registry:
+    """A registry of its own with two versions of one space and one of another, none champion."""
+    root = tmp_path / "models"
+    shutil.copytree(_three_versions, root)
+    return Registry(root, base="tiny")
 
 
 @pytest.fixture

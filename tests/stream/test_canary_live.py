@@ -24,6 +24,7 @@ from stream.canary import Canaries, Canary
 from stream.cli import app
 from stream.models import Registry
 from stream.records import decode_vector
+from stream.reports import status
 from stream.trial import Trial
 from tests.stream.conftest import coloured
 from tests.stream.harness import Deployment, wait_for
@@ -140,7 +141,10 @@ def test_a_challenger_of_another_space_serves_a_share_and_then_all(
         assert found["comparison"]["records"] == len(chosen)
         assert found["comparison"]["failures"] == 0
         assert found["comparison"]["tasks"]["colour"]["labelled"] == len(chosen)
+        told = status(deployment.settings)["canary"]
+        assert (told["name"], told["share"]) == ("tiny-0002", 0.5)
         assert braid(deployment, "canary", "--stop")["state"] == "stopped"
+        assert status(deployment.settings)["canary"] is None
         wait_for("it ends", lambda: "canary 1 with tiny-0002 ends" in worker.tail(200), timeout=60)
         after = set(traffic.send(40))
 

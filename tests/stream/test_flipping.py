@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from stream.cli import app
 from stream.errors import RegistryError
 from stream.flipping import drop, flip, overtaken, predict, promote, rollback
 from stream.handover import Handovers
 from stream.models import Champion, Registry
 from stream.rollout import Rollout, Rollouts
-from tests.stream.conftest import three_versions
 from tests.stream.harness import Deployment
 
 pytestmark = pytest.mark.kafka
@@ -24,9 +27,10 @@ def speaks(registry: Registry) -> list[tuple[str, str]]:
     return [(its.before, its.after) for its in Handovers(registry.root).confirmed()]
 
 
-def test_who_was_promoted_meanwhile_is_not_replaced_unasked(deployment: Deployment) -> None:
-    settings = deployment.settings
-    registry = three_versions(settings.models_dir)
+def test_who_was_promoted_meanwhile_is_not_replaced_unasked(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    settings, registry = deployment.settings, three_versions
     promote(settings, registry, FIRST)
     begun = promote(settings, registry, OTHER)
     assert isinstance(begun, Rollout)
@@ -64,10 +68,11 @@ def test_who_was_promoted_meanwhile_is_not_replaced_unasked(deployment: Deployme
     assert speaks(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
 
 
-def test_predictions_never_stay_with_a_generation_that_is_dropped(deployment: Deployment) -> None:
+def test_predictions_never_stay_with_a_generation_that_is_dropped(
+    deployment: Deployment, three_versions: Registry
+) -> None:
     """Whoever made the flip died between the handover and the promotion."""
-    settings = deployment.settings
-    registry = three_versions(settings.models_dir)
+    settings, registry = deployment.settings, three_versions
     promote(settings, registry, FIRST)
     begun = promote(settings, registry, OTHER)
     assert isinstance(begun, Rollout)
@@ -79,3 +84,34 @@ def test_predictions_never_stay_with_a_generation_that_is_dropped(deployment: De
     dropped = Rollouts(registry.root).get("g0002")
     assert dropped is not None
     assert dropped.state == "dropped"
+
+
+def test_a_model_of_another_space_waits_until_it_is_built(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    """Nobody runs who could build it: the champion stays, and no second one is begun."""
+    registry = three_versions
+    assert registry.root == deployment.settings.models_dir
+
+    def models(*arguments: str, status: int = 0) -> Any:
+        """A `braid models` command: its JSON, or what it fails with."""
+        done = CliRunner().invoke(
+            app, ["models", *arguments, "--json"], env=deployment.settings.environment()
+        )
+        assert done.exit_code == status, (done.output, done.exception)
+        return json.loads(done.stdout) if status == 0 else str(done.exception)
+
+    models("promote", FIRST)
+    rollout = models("promote", OTHER)
+    assert (rollout["generation"], rollout["state"]) == ("g0002", "building")
+    assert [row["champion"] for row in models("list")] == [True, False, False]
+    assert models("promote", OTHER)["generation"] == "g0002"  # the same one
+    rollouts = Rollouts(registry.root)
+    rollouts.put(Rollout(**{**rollout, "model": "tiny-0009"}))
+    assert "g0002 is being built for tiny-0009" in models("promote", OTHER, status=1)
+    assert "no earlier champion" in models("rollback", status=1)
+    assert "serves" in models("drop", "g0001", status=1)
+    models("drop", "g0002")
+    (row,) = models("generations")
+    assert (row["state"], row["why"]) == ("dropped", "dropped by hand")
+    assert models("promote", OTHER)["generation"] == "g0003"  # a name is never used again

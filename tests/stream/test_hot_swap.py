@@ -106,27 +106,5 @@ def test_promotion_reaches_running_processes_between_two_batches(deployment: Dep
         assert set(prediction["tasks"]["colour"]["by"]) == {"text", "image", "audio", "fused"}
 
 
-def test_a_model_of_another_space_waits_until_it_is_built(deployment: Deployment) -> None:
-    """Nobody runs who could build it: the champion stays, and no second one is begun."""
-    deployment.produce(labelled(60))
-    first = braid(deployment, "retrain", "--preset", "tiny", "--json")
-    other = braid(deployment, "retrain", "--preset", "tiny", "--seed", "5", "--json")
-    assert other["space"] != first["space"]
-    assert other["champion"] is False
-    rollout = braid(deployment, "models", "promote", other["name"], "--json")
-    assert (rollout["generation"], rollout["state"]) == ("g0002", "building")
-    rows = braid(deployment, "models", "list", "--json")
-    assert [row["champion"] for row in rows] == [True, False]
-    said = braid(deployment, "models", "promote", other["name"], status=1)
-    assert "g0002 is being built" in said
-    assert "no earlier champion" in braid(deployment, "models", "rollback", status=1)
-    assert "serves" in braid(deployment, "models", "drop", "g0001", status=1)
-    braid(deployment, "models", "drop", "g0002", "--json")
-    (row,) = braid(deployment, "models", "generations", "--json")
-    assert (row["state"], row["why"]) == ("dropped", "dropped by hand")
-    again = braid(deployment, "models", "promote", other["name"], "--json")
-    assert again["generation"] == "g0003"  # a name is never used again
-
-
 def searchable(client: Client) -> int:
     return int(client.status()["records"]) if client.ready() else -1

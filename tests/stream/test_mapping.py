@@ -20,6 +20,7 @@ from stream.broker import Message
 from stream.errors import RegistryError, WorkerError
 from stream.flipping import promote
 from stream.mapping import Filling, Origin, Piece, filling
+from stream.models import Registry
 from stream.records import (
     PROGRESS_KEY,
     Vector,
@@ -31,7 +32,6 @@ from stream.records import (
 from stream.rollout import Rollout
 from stream.settings import Settings
 from stream.topics import ensure
-from tests.stream.conftest import three_versions
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.running import running, wait_until_idle
 
@@ -184,10 +184,9 @@ def test_a_row_of_another_space_stops_the_worker(deployment: Deployment) -> None
 
 
 def test_a_version_whose_adapter_maps_stored_vectors_is_filled_with_them(
-    deployment: Deployment,
+    deployment: Deployment, three_versions: Registry
 ) -> None:
-    settings = deployment.settings
-    registry = three_versions(settings.models_dir)
+    settings, registry = deployment.settings, three_versions
     promote(settings, registry, "tiny-0001")
     folder = registry.path("tiny-0003")
     manifest = read_manifest(folder)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 
 import pytest
 
 from stream.errors import RegistryError
 from stream.models import Champion, Registry
-from tests.stream.conftest import three_versions
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return three_versions(tmp_path)
+def registry(three_versions: Registry) -> Registry:
+    return three_versions
 
 
 def test_promotions_count_up_and_a_rollback_is_a_new_number(registry: Registry) -> None:
