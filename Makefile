@@ -16,7 +16,9 @@ BIN := $(VENV)/bin
 SOURCES := encoders index stream tests benchmarks
 READY := $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: demo test soak check format clean
+.PHONY: ready demo test soak check format clean
+
+ready: $(READY)
 
 demo: $(READY)
 	$(BIN)/braid demo $(ARGS)
