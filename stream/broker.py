@@ -305,6 +305,27 @@ class Admin:
             time.sleep(RETRY_S)
 
 
+def lone_consumer(settings: Settings, **config: object) -> Consumer:
+    """A consumer without a group, read committed, that tells of a partition's end; to be assigned.
+
+    Args:
+        config: differs from or adds to it, with "_" for ".".
+    """
+    own = {name.replace("_", "."): value for name, value in config.items()}
+    return Consumer(
+        client_config(settings)
+        | {
+            "group.id": "_",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+            "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
+        }
+        | own
+    )
+
+
 def replay(
     settings: Settings, topic: str, *, stop_at: Mapping[int, int],
     start_at: Mapping[int, int] | None = None,
@@ -318,17 +339,7 @@ def replay(
     """
     starts = start_at or {}
     left = {number: end for number, end in stop_at.items() if end > starts.get(number, 0)}
-    consumer = Consumer(
-        client_config(settings)
-        | {
-            "group.id": "_",
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
-        }
-    )
+    consumer = lone_consumer(settings)
     consumer.assign(
         [TopicPartition(topic, number, starts.get(number, OFFSET_BEGINNING)) for number in left]
     )

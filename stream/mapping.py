@@ -27,7 +27,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartiti
 
 from encoders.errors import CheckpointError
 
-from .broker import MAX_MESSAGE_BYTES, Message, Output, client_config, mapped, to_message
+from .broker import Message, Output, lone_consumer, mapped, to_message
 from .errors import BadRecord, PublishRefused, RegistryError, WorkerError
 from .records import PROGRESS_KEY, Vector, Vector32, decode_progress, decode_vector, encode_vector
 from .settings import Settings
@@ -208,17 +208,7 @@ class Filling:
         return messages, False
 
     def _consumer(self, partition: int, start: int) -> Consumer:
-        consumer = Consumer(
-            client_config(self._settings)
-            | {
-                "group.id": "_",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-                "auto.offset.reset": "earliest",
-                "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
-            }
-        )
+        consumer = lone_consumer(self._settings)
         at = start if start > 0 else OFFSET_BEGINNING
         consumer.assign([TopicPartition(self.origin.topic, partition, at)])
         return consumer

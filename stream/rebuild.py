@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from encoders.config import Limits
 from index.showing import Rebuilt
 
-from .broker import MAX_MESSAGE_BYTES, client_config
+from .broker import lone_consumer
 from .errors import BadRecord
 from .links import Links
 from .media import media_of
@@ -134,16 +134,9 @@ class Rebuilder:
         return None
 
     def _make(self) -> Consumer:
-        return Consumer(
-            client_config(self._settings)
-            | {
-                "group.id": "_",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-                "auto.offset.reset": "error",
-                "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
-                "fetch.wait.max.ms": 20,
-                "queued.max.messages.kbytes": 1024,
-            }
+        return lone_consumer(
+            self._settings,
+            auto_offset_reset="error",
+            fetch_wait_max_ms=20,
+            queued_max_messages_kbytes=1024,
         )
