@@ -1,21 +1,32 @@
-"""While records flow a second version becomes champion; nothing is restarted."""
+"""While records flow a second version becomes champion, and four that cannot be; nothing is
+restarted."""
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from encoders.manifest import sha256_of
 from index.client import Client
 from index.errors import BadQuery
+from stream.children import Child
+from stream.models import Registry
 from tests.stream.conftest import coloured
 from tests.stream.harness import Deployment, wait_for
+from tests.stream.test_versions import altered
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
@@ -93,6 +104,21 @@ def test_promotion_reaches_running_processes_between_two_batches(deployment: Dep
         with pytest.raises(BadQuery) as caught:
             client.search(values=[1.0] * 64, space="s-of-another-model")
         assert caught.value.status == 409
+
+        registry = Registry(deployment.settings.models_dir, base="braid")
+        for seq, (spoil, words) in enumerate(SPOILT.items(), start=3):
+            name = f"braid-{seq:04d}"
+            shutil.copytree(registry.path(second["name"]), registry.path(name))
+            altered(registry.path(name), name=name, version=seq)
+            spoil(registry.path(name))
+            serves(registry, name, seq)  # past all that would refuse it
+            for child in (worker, index):
+                wait_for(f"{child.name} says {words!r}", said(child, words), timeout=60)
+                assert "all goes on as it was" in child.tail(50)
+            deployment.produce(labelled(5, start=10_000 + 5 * seq))
+            total += 5
+            wait_for("it goes on", holds(client, total), timeout=60)
+            assert client.search(text="a red tile", k=1)["model"] == second["name"]
     assert (worker.pid, index.pid) == pids
     assert worker.running
     assert index.running
@@ -104,6 +130,48 @@ def test_promotion_reaches_running_processes_between_two_batches(deployment: Dep
     assert min(made_by.values()) > 50, made_by
     for prediction in predictions:
         assert set(prediction["tasks"]["colour"]["by"]) == {"text", "image", "audio", "fused"}
+
+
+def serves(registry: Registry, name: str, seq: int) -> None:
+    """Write it into the registry as champion, as a hand might."""
+    before = registry.champion()
+    assert before is not None
+    now = replace(before, name=name, version=seq, seq=seq)
+    path = registry.root / "champion" / f"{seq:08d}.json"
+    path.write_text(json.dumps(asdict(now)))
+
+
+def said(child: Child, words: str) -> Callable[[], bool]:
+    return lambda: words in child.tail(50)
+
+
+def holds(client: Client, records: int) -> Callable[[], bool]:
+    return lambda: searchable(client) == records
+
+
+def flipped(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def spoilt(folder: Path) -> None:
+    """It gives NaN, and its sums are right."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    key = next(name for name in tensors if name.startswith("projectors.text"))
+    tensors[key] = torch.full_like(tensors[key], math.nan)
+    save_file(tensors, path)
+    altered(folder, files={"model.safetensors": sha256_of(path)})
+
+
+SPOILT: dict[Callable[[Path], None], str] = {
+    flipped: "model.safetensors is damaged",
+    lambda folder: altered(folder, config_sha256="0" * 64): "does not fit its sha256",
+    lambda folder: altered(folder, dim=32): "dim is 32, the configuration says 64",
+    spoilt: "not finite",
+}
 
 
 def searchable(client: Client) -> int:
