@@ -61,8 +61,8 @@ def _measured(
                 "store_queries_per_s": round(1000 * size / taken["store"], 1),
                 "flat_queries_per_s": round(1000 * size / taken["flat"], 1),
                 "ratio": round(taken["flat"] / taken["store"], 2),
-                "store_ms": round(taken["store"], 2),
-                "flat_ms": round(taken["flat"], 2),
+                "store_ms": round(taken["store"], 4),
+                "flat_ms": round(taken["flat"], 4),
                 "recall": recall(found, truth_BK[:count]),
             }
     kinds = [part["kind"] for part in store.stats()["segments"]]

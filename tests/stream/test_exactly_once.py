@@ -118,12 +118,12 @@ def test_kills_lose_and_double_nothing(kafka: str, tmp_path: Path) -> None:
         zombie = deployment.worker("zombie", BRAID_FAILPOINT="before-publish:stop:40")
         index = deployment.index()
         flow = threading.Thread(
-            target=deployment.produce, args=(texts(5000),), kwargs={"per_second": 100}
+            target=deployment.produce, args=(texts(5000),), kwargs={"per_second": 150}
         )
         flow.start()
         try:
             for number in range(10):
-                time.sleep(moments.uniform(0.2, 5.0))
+                time.sleep(moments.uniform(0.2, 3.0))
                 kill_and_restart(victim)
                 if number % 2:
                     kill_and_restart(index)
