@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import redis
 
+from .brief import brief_redis
 from .errors import BadRecord
 from .records import decode_map, pack
 from .settings import Settings
@@ -23,7 +24,7 @@ class Board:
     """Where each version's last window is told. Never raises: Redis is a convenience here."""
 
     def __init__(self, settings: Settings) -> None:
-        self._client = _client(settings)
+        self._client = brief_redis(settings, TIMEOUT_S)
         self._key = _key(settings)
         self._kept_s = KEPT_S + 4 * settings.drift_window_s
 
@@ -48,7 +49,7 @@ class Board:
 
 def reports(settings: Settings) -> dict[str, dict[str, Any]] | None:
     """Each version's last complete window by "GENERATION/MODEL"; None: Redis does not answer."""
-    client = _client(settings)
+    client = brief_redis(settings, TIMEOUT_S)
     if client is None:
         return None
     try:
@@ -83,11 +84,3 @@ def _all(client: redis.Redis, key: str) -> dict[str, dict[str, Any]]:
 
 def _key(settings: Settings) -> str:
     return f"braid:drift:{settings.prefix}"
-
-
-def _client(settings: Settings) -> redis.Redis | None:
-    if settings.redis_url is None:
-        return None
-    return redis.Redis.from_url(
-        settings.redis_url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
-    )

@@ -248,15 +248,15 @@ def flip(
     """
     champion = registry.champion()
     assert champion is not None
-    # It was judged when its generation began, or has served before.
-    registry.admit(name, after=after, force=True)
-    predict(settings, registry, champion.generation, to)
+    registry.follows(name, after)  # before predictions are handed over for nothing
+    hand_over(settings, registry, champion.generation, to)
     try:
+        # It was judged when its generation began, or has served before.
         flipped = registry.promote(name, generation=to, why=why, after=champion.seq, force=True)
     except RegistryError:
         serves = registry.champion()
         if serves is not None and serves.generation != to:  # who came first keeps its predictions
-            predict(settings, registry, to, serves.generation)
+            hand_over(settings, registry, to, serves.generation)
         raise
     rollouts = Rollouts(registry.root)
     before = rollouts.get(champion.generation) or Rollout(
@@ -271,7 +271,7 @@ def flip(
     return flipped
 
 
-def predict(settings: Settings, registry: Registry, before: str, to: str) -> None:
+def hand_over(settings: Settings, registry: Registry, before: str, to: str) -> None:
     """Let a generation publish the predictions from soon on, if it does not already.
 
     Raises:
@@ -298,7 +298,7 @@ def given_back(settings: Settings, registry: Registry, rollout: Rollout) -> None
     if champion is None or not said or said[-1].after != rollout.generation:
         return
     if champion.generation != rollout.generation:
-        predict(settings, registry, rollout.generation, champion.generation)
+        hand_over(settings, registry, rollout.generation, champion.generation)
 
 
 def end_grace(settings: Settings, registry: Registry, *, now_ms: float) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import redis
 
+from .brief import brief_redis
 from .metrics import WorkerMetrics
 from .records import decode_map, pack
 from .settings import Settings
@@ -22,7 +23,7 @@ class Heartbeat:
     """Tells Redis that this worker lives. Never raises: Redis is a convenience here."""
 
     def __init__(self, settings: Settings, slot: str, metrics: WorkerMetrics) -> None:
-        self._client = _client(settings)
+        self._client = brief_redis(settings, TIMEOUT_S)
         self._key = f"{_prefix(settings)}{slot}"
         self._metrics = metrics
         self._last: tuple[float, int] | None = None
@@ -55,7 +56,7 @@ class Heartbeat:
 
 def workers(settings: Settings) -> dict[str, dict[str, Any]] | None:
     """State of each live worker by slot; None when Redis does not answer."""
-    client = _client(settings)
+    client = brief_redis(settings, TIMEOUT_S)
     if client is None:
         return None
     try:
@@ -74,11 +75,3 @@ def workers(settings: Settings) -> dict[str, dict[str, Any]] | None:
 
 def _prefix(settings: Settings) -> str:
     return f"braid:worker:{settings.group}:"
-
-
-def _client(settings: Settings) -> redis.Redis | None:
-    if settings.redis_url is None:
-        return None
-    return redis.Redis.from_url(
-        settings.redis_url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
-    )

@@ -151,6 +151,17 @@ class Registry:
             raise RegistryError(f"{name} is damaged and cannot serve: {error}") from error
         return manifest
 
+    def follows(self, name: str, after: int | None) -> None:
+        """Raises RegistryError if champion number `after` does not serve any more; see `admit`."""
+        now = self.champion()
+        seq = now.seq if now else 0
+        if after is not None and seq != after:
+            raise RegistryError(
+                f"{name} is not promoted: it was trained as successor of champion number {after}, "
+                f"and number {seq} ({now.name if now else 'nobody'}) was promoted since; it is "
+                f"kept: braid models diff, then braid models promote {name}"
+            )
+
     def admit(self, name: str, *, after: int | None = None, force: bool = False) -> Manifest:
         """A version's manifest, if it may become champion now, in its own space or another.
 
@@ -163,15 +174,9 @@ class Registry:
             RegistryError: missing, damaged, not passed, of another dimension in the champion's
                 space, or another was promoted since.
         """
+        self.follows(name, after)
         manifest = self.check(name)
         now = self.champion()
-        seq = now.seq if now else 0
-        if after is not None and seq != after:
-            raise RegistryError(
-                f"{name} is not promoted: it was trained as successor of champion number {after}, "
-                f"and number {seq} ({now.name if now else 'nobody'}) was promoted since; it is "
-                f"kept: braid models diff, then braid models promote {name}"
-            )
         if not force and rejected(manifest):
             raise RegistryError(
                 f"{name} did not pass its examination: {failures(manifest)} (--force insists)"

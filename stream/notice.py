@@ -14,6 +14,7 @@ from collections.abc import Callable
 import redis
 import redis.asyncio
 
+from .brief import brief_redis
 from .settings import Settings
 
 log = logging.getLogger(__name__)
@@ -28,11 +29,9 @@ def channel(settings: Settings) -> str:
 
 def notify(settings: Settings, key: str) -> None:
     """Tell whoever listens that `key` has news. Never raises: the topic and the poll remain."""
-    if settings.redis_url is None:
+    client = brief_redis(settings, TIMEOUT_S)
+    if client is None:
         return
-    client = redis.Redis.from_url(
-        settings.redis_url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
-    )
     try:
         client.publish(channel(settings), key)
     except redis.RedisError as error:

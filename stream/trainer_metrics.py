@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge, start_http_server, write_to_textfile
 
@@ -68,8 +70,8 @@ def served(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
 
     Raises ConfigError: the port is taken, or the file cannot be written.
     """
+    _can_write(settings.metrics_file)  # now, not after hours of training
     try:
-        _write(metrics, settings)  # now, not after hours of training
         with _answering(metrics, settings):
             yield
     except BaseException:
@@ -77,6 +79,11 @@ def served(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
         raise
     finally:
         _write(metrics, settings)
+
+
+def _can_write(path: Path | None) -> None:
+    if path is not None and not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"metrics_file: {path}: nothing can be written to {path.parent}")
 
 
 def _write(metrics: TrainerMetrics, settings: Settings) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -13,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from encoders.config import preset
-from encoders.manifest import sha256_of
 from encoders.training import train
 from stream.canary import Canaries, Canary
 from stream.cli import app
@@ -29,7 +25,7 @@ from stream.trial import Trial
 from tests.stream.conftest import coloured
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.test_canary import copied
-from tests.stream.test_versions import altered
+from tests.stream.test_versions import gives_nan
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
@@ -43,13 +39,7 @@ def versions(deployment: Deployment, tiny_model: Path) -> Registry:
     other = registry.path("tiny-0002")
     train(samples, preset("tiny"), out=other, name=other.name, version=2, seed=5)
     broken = registry.path(copied(other, registry, 3, golden=EMPTY))
-    tensors = load_file(broken / "model.safetensors")
-    key = next(name for name in tensors if name.startswith("projectors.text"))
-    tensors[key] = torch.full_like(tensors[key], math.nan)
-    save_file(tensors, broken / "model.safetensors")
-    files = registry.manifest(broken.name).files
-    sums = {**files, "model.safetensors": sha256_of(broken / "model.safetensors")}
-    altered(broken, files=sums)
+    gives_nan(broken)
     registry.promote("tiny-0001", generation="g0001")
     return registry
 

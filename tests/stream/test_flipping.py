@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from stream.cli import app
 from stream.errors import RegistryError
-from stream.flipping import drop, flip, overtaken, predict, promote, rollback
+from stream.flipping import drop, flip, hand_over, overtaken, promote, rollback
 from stream.handover import Handovers
 from stream.models import Champion, Registry
 from stream.rollout import Rollout, Rollouts
@@ -76,8 +76,8 @@ def test_predictions_never_stay_with_a_generation_that_is_dropped(
     promote(settings, registry, FIRST)
     begun = promote(settings, registry, OTHER)
     assert isinstance(begun, Rollout)
-    predict(settings, registry, "g0001", "g0002")
-    predict(settings, registry, "g0001", "g0002")  # it is so already
+    hand_over(settings, registry, "g0001", "g0002")
+    hand_over(settings, registry, "g0001", "g0002")  # it is so already
     assert speaks(registry) == [("g0001", "g0002")]
     drop(settings, registry, begun, why="dropped by hand")
     assert speaks(registry) == [("g0001", "g0002"), ("g0002", "g0001")]

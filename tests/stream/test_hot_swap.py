@@ -4,7 +4,6 @@ restarted."""
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -16,17 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from encoders.manifest import sha256_of
 from index.client import Client
 from index.errors import BadQuery
 from stream.children import Child
 from stream.models import Registry
 from tests.stream.conftest import coloured
 from tests.stream.harness import Deployment, wait_for
-from tests.stream.test_versions import altered
+from tests.stream.test_versions import altered, gives_nan
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
@@ -156,21 +152,11 @@ def flipped(folder: Path) -> None:
     path.write_bytes(data)
 
 
-def spoilt(folder: Path) -> None:
-    """It gives NaN, and its sums are right."""
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    key = next(name for name in tensors if name.startswith("projectors.text"))
-    tensors[key] = torch.full_like(tensors[key], math.nan)
-    save_file(tensors, path)
-    altered(folder, files={"model.safetensors": sha256_of(path)})
-
-
 SPOILT: dict[Callable[[Path], None], str] = {
     flipped: "model.safetensors is damaged",
     lambda folder: altered(folder, config_sha256="0" * 64): "does not fit its sha256",
     lambda folder: altered(folder, dim=32): "dim is 32, the configuration says 64",
-    spoilt: "not finite",
+    gives_nan: "not finite",
 }
 
 

@@ -56,6 +56,17 @@ def altered(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
+def gives_nan(folder: Path) -> None:
+    """Its weights make NaN, and its sums are right: it was written so."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    key = next(name for name in tensors if name.startswith("projectors.text"))
+    tensors[key] = torch.full_like(tensors[key], math.nan)
+    save_file(tensors, path)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    altered(folder, files={**files, path.name: sha256_of(path)})
+
+
 def test_the_story_tells_where_a_version_came_from_and_how_it_was_judged(home: Path) -> None:
     said = braid(home, "models", "show", "2")
     run_id = Runs(home / "training").resolve("braid-0002").id
@@ -174,13 +185,8 @@ def test_a_manifest_that_does_not_fit_is_refused(
 
 
 def test_a_version_that_gives_nan_is_refused(home: Path) -> None:
-    """Its sums are right: it was written so."""
     folder = home / "models" / "versions" / "braid-0003"
-    tensors = load_file(folder / "model.safetensors")
-    key = next(name for name in tensors if name.startswith("projectors.text"))
-    tensors[key] = torch.full_like(tensors[key], math.nan)
-    save_file(tensors, folder / "model.safetensors")
-    altered(folder, files={"model.safetensors": sha256_of(folder / "model.safetensors")})
+    gives_nan(folder)
     with pytest.raises(CheckpointError, match="not finite"):
         prove(folder, "cpu")
     with pytest.raises(RegistryError, match=r"braid-0003 cannot serve: .* not finite"):

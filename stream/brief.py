@@ -1,0 +1,20 @@
+"""Redis for what may be missing: a client that gives up soon. Nothing there is the only copy."""
+
+from __future__ import annotations
+
+import redis
+
+from .settings import Settings
+
+
+def brief_redis(settings: Settings, timeout_s: float) -> redis.Redis | None:
+    """A client of the settings' Redis; None: there is none. It connects when it is first asked.
+
+    Args:
+        timeout_s: of connecting, and of each answer.
+    """
+    if settings.redis_url is None:
+        return None
+    return redis.Redis.from_url(
+        settings.redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s
+    )
