@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -224,14 +224,6 @@ class Tally:
         if self.vectors_D.shape != sum_D.shape:
             raise ValueError(f"vectors of {len(sum_D)} values, not of {len(self.vectors_D)}")
         self.vectors_D = self.vectors_D + sum_D
-
-
-def total(tallies: Iterable[Tally]) -> Tally:
-    """One tally of all."""
-    whole = Tally()
-    for tally in tallies:
-        whole.merge(tally)
-    return whole
 
 
 def _plain(moments: Moments) -> list[int | float]:

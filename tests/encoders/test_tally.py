@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,21 @@ from encoders import Model, load, preset, train
 from encoders.drift import Limits, compare
 from encoders.errors import CheckpointError
 from encoders.manifest import Manifest, read_manifest
-from encoders.tally import MAX_LABELS, NONE, OTHER, Tally, total
+from encoders.tally import MAX_LABELS, NONE, OTHER, Tally
 from encoders.training import split
 from encoders.types import Embedding, TaskPrediction
 from tests.encoders.material import samples
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")
 DIM = 16
+
+
+def total(tallies: Iterable[Tally]) -> Tally:
+    """One tally of all."""
+    whole = Tally()
+    for tally in tallies:
+        whole.merge(tally)
+    return whole
 
 
 def records(
