@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
@@ -17,17 +17,14 @@ REFUSALS = ("key", "rate", "busy", "size", "query")
 
 
 class ServiceMetrics:
-    """Counters of one index node."""
+    """Counters of one index node; `of` gives those of one generation."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._searches = Histogram(
-            "braid_search_seconds",
-            "One answered search, by what it asked with; waiting included",
-            ["kind"],
-            buckets=SEARCH_S,
-            registry=self.registry,
-        )
+        self._searches = self._histogram(
+            "braid_search_seconds", "One answered search, by what it asked with; waiting included",
+            SEARCH_S, "kind",
+        )  # fmt: skip
         for kind in KINDS:
             self._searches.labels(kind)  # 0 is said, too
         self._in_flight = self._gauge("braid_searches_in_flight", "Searches under way")
@@ -40,42 +37,50 @@ class ServiceMetrics:
         )
         for reason in REFUSALS:
             self._refused.labels(reason)
-        self._rows = self._gauge("braid_index_records", "Searchable records")
-        self._segments = Gauge(
-            "braid_index_segment_rows",
-            "Rows held, by kind of segment",
-            ["kind"],
+        its = "generation"
+        self.serving = self._gauge(
+            "braid_index_serving", "1: this generation answers where none is named", its
+        )
+        self.records = self._gauge("braid_index_records", "Searchable records", its)
+        self.segments = self._gauge(
+            "braid_index_segment_rows", "Rows held, by kind of segment", its, "kind"
+        )
+        self.writes = Counter(
+            "braid_index_writes", "Writes taken from vectors", [its], registry=self.registry
+        )
+        self.freshness = self._histogram(
+            "braid_freshness_seconds", "From a record's ts to being searchable", FRESHNESS_S, its
+        )
+        self.lag = self._gauge(
+            "braid_index_lag", "Messages of vectors not applied yet, by partition", its, "partition"
+        )
+        self.snapshot_age = self._gauge(
+            "braid_snapshot_age_seconds", "Since the last snapshot", its
+        )
+        self.snapshot_took = self._histogram(
+            "braid_snapshot_seconds", "Writing one snapshot", SNAPSHOT_S, its
+        )
+        self.recall = self._gauge(
+            "braid_recall_last", "Recall of the last probe against exact search", its
+        )
+        self.recalls = Summary(
+            "braid_recall", "Recall of all probes against exact search", [its],
             registry=self.registry,
-        )
-        self._applied = Counter(
-            "braid_index_writes", "Writes taken from vectors", registry=self.registry
-        )
-        self._fresh = Histogram(
-            "braid_freshness_seconds",
-            "From a record's ts to being searchable",
-            buckets=FRESHNESS_S,
-            registry=self.registry,
-        )
-        self._lag = Gauge(
-            "braid_index_lag",
-            "Messages of vectors not applied yet, by partition",
-            ["partition"],
-            registry=self.registry,
-        )
-        self._snapshot = self._gauge("braid_snapshot_age_seconds", "Since the last snapshot")
-        self._snapshot_s = Histogram(
-            "braid_snapshot_seconds",
-            "Writing one snapshot",
-            buckets=SNAPSHOT_S,
-            registry=self.registry,
-        )
-        self._recall = self._gauge(
-            "braid_recall_last", "Recall of the last probe against exact search; NaN before any"
-        )
-        self._recall.set(float("nan"))
-        self._recalls = Summary(
-            "braid_recall", "Recall of all probes against exact search", registry=self.registry
-        )
+        )  # fmt: skip
+        self._of: dict[str, GenerationMetrics] = {}
+
+    def of(self, generation: str) -> GenerationMetrics:
+        """The counters of this generation."""
+        return self._of.setdefault(generation, GenerationMetrics(self, generation))
+
+    def forget(self, generation: str) -> None:
+        """The generation is dropped: nothing is said of it any more."""
+        self._of.pop(generation, None)
+        for metric in (
+            self.serving, self.records, self.segments, self.writes, self.freshness, self.lag,
+            self.snapshot_age, self.snapshot_took, self.recall, self.recalls,
+        ):  # fmt: skip
+            metric.remove_by_labels({"generation": generation})
 
     def searched(self, seconds: float, kind: str) -> None:
         """A search of that kind (one of KINDS) was answered."""
@@ -94,36 +99,52 @@ class ServiceMetrics:
         """A request was refused: no key, too often, too busy, too large, or a bad query."""
         self._refused.labels(reason).inc()
 
+    def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
+        return Gauge(name, what, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, what: str, buckets: Sequence[float], *labels: str
+    ) -> Histogram:  # fmt: skip
+        return Histogram(name, what, labels, buckets=buckets, registry=self.registry)
+
+
+class GenerationMetrics:
+    """Counters of one generation: what its reader and its store tell."""
+
+    def __init__(self, shared: ServiceMetrics, generation: str) -> None:
+        self._shared, self._generation = shared, generation
+
+    def serving(self, serves: bool) -> None:
+        self._shared.serving.labels(self._generation).set(serves)
+
     def rows(self, count: int, segments: Iterable[Mapping[str, Any]] = ()) -> None:
         """How many records are searchable, and the store's segments: `kind` and `rows` of each."""
-        self._rows.set(count)
+        self._shared.records.labels(self._generation).set(count)
         held: Tally[str] = Tally()
         for segment in segments:
             held[str(segment["kind"])] += int(segment["rows"])
-        self._segments.clear()  # a kind that is gone is not said for ever
+        # A kind that is gone is not said for ever.
+        self._shared.segments.remove_by_labels({"generation": self._generation})
         for kind, rows in held.items():
-            self._segments.labels(kind).set(rows)
+            self._shared.segments.labels(self._generation, kind).set(rows)
 
     def applied(self, count: int) -> None:
-        self._applied.inc(count)
+        self._shared.writes.labels(self._generation).inc(count)
 
     def fresh(self, seconds: float) -> None:
-        self._fresh.observe(max(0.0, seconds))
+        self._shared.freshness.labels(self._generation).observe(max(0.0, seconds))
 
     def lag(self, partition: int, value: int) -> None:
         """So many messages of this partition of `vectors` are not applied yet."""
-        self._lag.labels(str(partition)).set(max(0, value))
+        self._shared.lag.labels(self._generation, str(partition)).set(max(0, value))
 
     def snapshot_age(self, seconds: float) -> None:
-        self._snapshot.set(seconds)
+        self._shared.snapshot_age.labels(self._generation).set(seconds)
 
     def snapshot_took(self, seconds: float) -> None:
-        self._snapshot_s.observe(seconds)
+        self._shared.snapshot_took.labels(self._generation).observe(seconds)
 
     def recall(self, value: float) -> None:
         """A probe found this recall, in [0, 1]."""
-        self._recall.set(value)
-        self._recalls.observe(value)
-
-    def _gauge(self, name: str, what: str) -> Gauge:
-        return Gauge(name, what, registry=self.registry)
+        self._shared.recall.labels(self._generation).set(value)
+        self._shared.recalls.labels(self._generation).observe(value)

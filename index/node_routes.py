@@ -41,15 +41,9 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
     )
     async def generations() -> Any:
         """Which generations can be searched, and which one is without being named."""
-        serving = deps.serving(None)
-        found = {serving.generation: serving}
-        for name in deps.generations() if deps.generations is not None else ():
-            try:
-                found.setdefault(name, deps.serving(name))
-            except UnknownGeneration:
-                continue  # dropped just now
+        serving, found = _generations(deps)
         return {
-            "serving": serving.generation,
+            "serving": serving,
             "generations": [
                 await asyncio.to_thread(_generation, found[name]) for name in sorted(found)
             ],
@@ -75,13 +69,28 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
         return {"ready": True}
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=METRICS, tags=["node"])  # type: ignore[arg-type]
-    async def metrics() -> Response:
+    async def prometheus() -> Response:
         """Prometheus text."""
-        store = deps.store()
-        stats = await asyncio.to_thread(store.stats)
-        deps.metrics.rows(stats["records"], stats.get("segments", ()))
+        serving, found = _generations(deps)
+        for name, its in found.items():
+            stats = await asyncio.to_thread(its.store.stats)
+            metrics = deps.metrics.of(name)
+            metrics.rows(stats["records"], stats.get("segments", ()))
+            metrics.serving(name == serving)
         text = generate_latest(deps.metrics.registry)
         return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def _generations(deps: ServiceDeps) -> tuple[str, dict[str, Serving]]:
+    """The one that answers where none is named, and all that can be searched, by name."""
+    serving = deps.serving(None)
+    found = {serving.generation: serving}
+    for name in deps.generations() if deps.generations is not None else ():
+        try:
+            found.setdefault(name, deps.serving(name))
+        except UnknownGeneration:
+            continue  # dropped just now
+    return serving.generation, found
 
 
 def _generation(serving: Serving) -> dict[str, Any]:

@@ -54,7 +54,7 @@ async def probe_once(
         return None
     query_D, k, vector = chosen
     recall = await asyncio.to_thread(serving.store.probe, query_D, k=k, vector=vector)
-    metrics.recall(recall)
+    metrics.of(serving.generation).recall(recall)
     return recall
 
 

@@ -79,14 +79,13 @@ class Manager:
     def open(self, name: str, model: Model) -> None:
         """Open a generation with the model that embeds its queries."""
         settings = self._settings.model_copy(update={"generation": name})
-        kept = open_kept(
-            settings, model, metrics=self._metrics, failpoint=self._failpoint, gpu=self._gpu
-        )
+        metrics = self._metrics.of(name)
+        kept = open_kept(settings, model, metrics=metrics, failpoint=self._failpoint, gpu=self._gpu)
         arrivals = Arrivals()
         reader = Reader(
             settings,
             kept,
-            metrics=self._metrics,
+            metrics=metrics,
             failpoint=self._failpoint,
             applied=arrivals.applied,
         )
@@ -199,6 +198,7 @@ class Manager:
         if dropped is not None:
             await asyncio.to_thread(dropped.reader.kept.drop)
             dropped.embedder.close()
+        self._metrics.forget(name)
         log.info("generation %s is dropped", name)
 
     async def _build(self) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
-from index.metrics import ServiceMetrics
+from index.metrics import GenerationMetrics
 from index.store import Delete, Upsert
 
 from .broker import Admin
@@ -112,7 +112,7 @@ class Reader:
         settings: Settings,
         kept: Kept,
         *,
-        metrics: ServiceMetrics,
+        metrics: GenerationMetrics,
         failpoint: Failpoints,
         applied: Callable[[Sequence[Upsert | Delete]], None] = lambda writes: None,
         wall: Callable[[], float] = time.time,

@@ -11,7 +11,7 @@ from encoders.types import Model
 from index.errors import SnapshotError
 from index.gpu import Gpu, gpu_found, open_gpu
 from index.live import LiveStore
-from index.metrics import ServiceMetrics
+from index.metrics import GenerationMetrics
 from index.snapshot import restore, save, segments_folder
 from index.store import VectorStore
 from index.upkeep import Upkeep
@@ -80,7 +80,7 @@ def open_kept(
     settings: Settings,
     model: Model,
     *,
-    metrics: ServiceMetrics,
+    metrics: GenerationMetrics,
     failpoint: Callable[[str], None],
     gpu: Gpu | None = None,
 ) -> Kept:
@@ -109,7 +109,7 @@ class Local:
         *,
         space: str,
         dim: int,
-        metrics: ServiceMetrics,
+        metrics: GenerationMetrics,
         failpoint: Callable[[str], None],
         gpu: Gpu | None = None,
     ) -> None:

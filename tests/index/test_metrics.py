@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from typing import Any
 
@@ -23,17 +22,18 @@ from .oracle import DIM, SPACE, unit, upsert
 
 
 def value(metrics: ServiceMetrics, name: str, **labels: str) -> float | None:
-    return metrics.registry.get_sample_value(name, labels)
+    return metrics.registry.get_sample_value(name, {"generation": "g0001", **labels})
 
 
 def test_what_the_reader_reports() -> None:
     metrics = ServiceMetrics()
-    metrics.lag(0, 7)
-    metrics.lag(3, 2)
-    metrics.lag(0, 4)
-    metrics.lag(1, -2)  # a position may be ahead of an end that was asked for earlier
-    metrics.snapshot_took(0.3)
-    metrics.snapshot_took(7.0)
+    its = metrics.of("g0001")
+    its.lag(0, 7)
+    its.lag(3, 2)
+    its.lag(0, 4)
+    its.lag(1, -2)  # a position may be ahead of an end that was asked for earlier
+    its.snapshot_took(0.3)
+    its.snapshot_took(7.0)
     assert value(metrics, "braid_index_lag", partition="0") == 4
     assert value(metrics, "braid_index_lag", partition="1") == 0
     assert value(metrics, "braid_index_lag", partition="3") == 2
@@ -43,13 +43,45 @@ def test_what_the_reader_reports() -> None:
 
 def test_rows_by_kind_of_segment() -> None:
     metrics = ServiceMetrics()
+    its = metrics.of("g0001")
     growing, sealed = {"kind": "growing", "rows": 3}, {"kind": "ivf", "rows": 100}
-    metrics.rows(90, [growing, sealed, sealed | {"rows": 50}])
+    its.rows(90, [growing, sealed, sealed | {"rows": 50}])
     assert value(metrics, "braid_index_records") == 90
     assert value(metrics, "braid_index_segment_rows", kind="ivf") == 150
     assert value(metrics, "braid_index_segment_rows", kind="growing") == 3
-    metrics.rows(90, [sealed])
+    its.rows(90, [sealed])
     assert value(metrics, "braid_index_segment_rows", kind="growing") is None
+
+
+def test_generations_are_counted_apart_and_forgotten_when_dropped() -> None:
+    metrics = ServiceMetrics()
+    old, new = metrics.of("g0001"), metrics.of("g0002")
+    assert metrics.of("g0001") is old
+    for its, number in ((old, 1), (new, 2)):
+        its.serving(its is old)
+        its.rows(number, [{"kind": "growing", "rows": number}])
+        its.applied(number)
+        its.fresh(number)
+        its.lag(0, number)
+        its.snapshot_age(number)
+        its.snapshot_took(number)
+        its.recall(number / 2)
+    old.rows(5, [])
+    assert value(metrics, "braid_index_records") == 5
+    assert value(metrics, "braid_index_segment_rows", generation="g0002", kind="growing") == 2
+    assert value(metrics, "braid_index_lag", partition="0") == 1
+    assert value(metrics, "braid_index_lag", generation="g0002", partition="0") == 2
+    assert value(metrics, "braid_index_serving") == 1
+    assert value(metrics, "braid_index_serving", generation="g0002") == 0
+    metrics.forget("g0001")
+    left = {
+        (sample.name, sample.labels["generation"])
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if "generation" in sample.labels
+    }
+    assert {generation for _, generation in left} == {"g0002"}
+    assert len({name.removesuffix("_created") for name, _ in left}) >= 10
 
 
 class Segmented(LiveStore):
@@ -70,7 +102,7 @@ def test_segments_and_refusals_are_on_the_page(node: Node) -> None:
     node.store = Segmented(space=SPACE, dim=DIM)
     with serving(node) as (url, _), httpx.Client(base_url=url, timeout=20) as http:
         found = read(http)
-        assert found["braid_index_segment_rows", "growing"] == 2
+        assert found["braid_index_segment_rows", "g0001growing"] == 2
         for kind in KINDS:
             assert found["braid_search_seconds_count", kind] == 0
         for reason in REFUSALS:
@@ -147,9 +179,9 @@ def test_a_real_query_is_probed_against_exact_search(node: Node) -> None:
         assert recall == len(best & {hit["id"] for hit in answer["hits"]}) / 7
         assert 0 < recall < 1
         found = read(http)
-        assert found["braid_recall_last", ""] == pytest.approx(recall)
-        assert found["braid_recall_count", ""] == 1
-        assert found["braid_recall_sum", ""] == pytest.approx(recall)
+        assert found["braid_recall_last", "g0001"] == pytest.approx(recall)
+        assert found["braid_recall_count", "g0001"] == 1
+        assert found["braid_recall_sum", "g0001"] == pytest.approx(recall)
 
 
 def test_nothing_is_probed_without_a_query_or_with_a_store_that_cannot() -> None:
@@ -169,8 +201,8 @@ def test_nothing_is_probed_without_a_query_or_with_a_store_that_cannot() -> None
     assert once(rough) is None  # that one asked another generation
     recent.note("g0001", unit("q"), k=3, vector="fused")
     assert once(bare) is None
-    assert value(metrics, "braid_recall_count") == 0
-    assert math.isnan(value(metrics, "braid_recall_last") or 0.0)
+    assert value(metrics, "braid_recall_count") is None
+    assert value(metrics, "braid_recall_last") is None
     assert once(rough) == 1.0  # no rows, nothing missed
     assert value(metrics, "braid_recall_last") == 1.0
 

@@ -47,14 +47,15 @@ def test_others_are_answered_while_a_search_goes_on(node: Node, http: httpx.Clie
 
 def test_writes_freshness_and_snapshots_are_counted() -> None:
     metrics = ServiceMetrics()
-    metrics.applied(3)
-    metrics.applied(2)
+    its = metrics.of("g0001")
+    its.applied(3)
+    its.applied(2)
     for seconds in (0.2, 40.0, -7.0):  # a producer's clock may be ahead
-        metrics.fresh(seconds)
-    metrics.snapshot_age(12.5)
+        its.fresh(seconds)
+    its.snapshot_age(12.5)
 
     def value(name: str, **labels: str) -> float | None:
-        return metrics.registry.get_sample_value(name, labels)
+        return metrics.registry.get_sample_value(name, {"generation": "g0001", **labels})
 
     assert value("braid_index_writes_total") == 5
     assert value("braid_freshness_seconds_count") == 3
