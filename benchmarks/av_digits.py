@@ -2,6 +2,7 @@
 
     braid eval --benchmark av-digits --json                  # five trainings of each row
     python -m benchmarks.av_digits --part known --seeds 1
+    python -m benchmarks.av_digits --part pretrained-unseen --jobs 8   # trainings side by side
     python -m benchmarks.av_digits --data DIR                # the folder of mnist.npz and fsdd.npz
 
 Parts and their rows (accuracy, but for recall):
@@ -9,6 +10,8 @@ Parts and their rows (accuracy, but for recall):
     known    speakers heard in training; pictures as 4 principal components see them; clean, with
              white noise on the sound at 0, -6 and -10 dB, and with either modality missing
     unseen   the same, the mean over five trainings that each leave one speaker out
+    pretrained-known, pretrained-unseen
+             both again, the sound heard by a pretrained network, its last three blocks trained on
     align    picture, sound and caption in one space, whole pictures: recall@1 of all six
              directions, any record of the same digit being right
     sweep    weights of the alignment 0, 0.1, 0.3, 1, on known speakers, a third of the epochs
@@ -20,10 +23,12 @@ paired over all test records of all seeds.
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -49,12 +54,15 @@ from stream.av_digits import (
     unseen_split,
 )
 
-PARTS = ("known", "unseen", "align", "sweep")
+PARTS = ("known", "unseen", "pretrained-known", "pretrained-unseen", "align", "sweep")
 SNRS_DB = (0.0, -6.0, -10.0)
 WEIGHTS = (0.0, 0.1, 0.3, 1.0)
 SINGLE = ("image", "audio")
 NAMES = {"image": "picture", "audio": "sound", "text": "caption", "fused": "cross-attention"}
-EPOCHS = {"known": 24, "unseen": 18, "align": 18, "sweep": 8}
+EPOCHS = {
+    "known": 24, "unseen": 18, "pretrained-known": 12, "pretrained-unseen": 12, "align": 18,
+    "sweep": 8,
+}  # fmt: skip
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]  # recordings to train on and to test on
 Right = dict[str, dict[str, list[bool]]]  # row -> source -> whether right, record by record
 
@@ -69,6 +77,15 @@ UNSEEN: dict[str, Any] = {
 }  # fmt: skip
 """Voices as they are, or voices drawn away from those at hand: what helps with a new speaker costs
 with a known one."""
+
+
+PRETRAINED = EncoderConfig(
+    kind="speech-embedding", source="package:openwakeword", train_last=3,
+    options={
+        "seconds": 1.2, "cut": 0.1, "noise_db": [-12, 30], "noise_share": 0.6, "speed": [1, 1],
+        "lead": 0.0, "gaps": 0,
+    },
+)  # fmt: skip
 
 
 def config(voices: Mapping[str, Any], *, epochs: int, captions: bool = False) -> TrainConfig:
@@ -100,6 +117,13 @@ def config(voices: Mapping[str, Any], *, epochs: int, captions: bool = False) ->
     )  # fmt: skip
 
 
+def pretrained(*, epochs: int) -> TrainConfig:
+    """The same, with a sound encoder that knows speech; less is to be learnt, at a lower rate."""
+    small = config(KNOWN, epochs=epochs)
+    encoders = {**small.model.encoders, "audio": PRETRAINED}
+    return replace(small, model=replace(small.model, encoders=encoders), encoder_lr=1e-3)
+
+
 def fitted(samples: Sequence[Sample], config: TrainConfig, seed: int, out: Path) -> float:
     """Train on all of `samples`; seconds. The test set is elsewhere: nothing is kept to judge."""
     begun = time.perf_counter()
@@ -117,9 +141,10 @@ def answers(embedder: Embedder, samples: Sequence[Sample], into: dict[str, list[
 
 
 def measured(
-    digits: Digits, split: Split, config: TrainConfig, seed: int, right: Right
-) -> float:  # fmt: skip
-    """Train once and ask under every condition; answers go to `right`. Seconds of training."""
+    digits: Digits, split: Split, config: TrainConfig, seed: int
+) -> tuple[Right, float]:  # fmt: skip
+    """Train once and ask under every condition; seconds of the training."""
+    right: Right = {}
     (train_R, test_R), held = split, held_out_pictures(digits)
     pictures = reduced(digits.images_NHW, ~held)
     known = paired(digits, pictures, train_R, ~held, seed=seed)
@@ -138,7 +163,7 @@ def measured(
             answers(embedder, deaf, right.setdefault("sound missing", {}))
             blind = [replace(sample, image=None) for sample in clean]
             answers(embedder, blind, right.setdefault("picture missing", {}))
-    return seconds
+    return right, seconds
 
 
 def rows(runs: Sequence[Right]) -> dict[str, dict[str, Any]]:
@@ -187,18 +212,34 @@ def vectors(found: Sequence[Embedding], name: str) -> torch.Tensor:
 
 
 def repeated(
-    digits: Digits, splits: Sequence[Split], config: TrainConfig, seeds: int
+    digits: Digits, splits: Sequence[Split], config: TrainConfig, seeds: int, jobs: int
 ) -> tuple[list[Right], list[float]]:  # fmt: skip
-    """One `Right` for each seed, over all splits, and the seconds of each training."""
-    found: list[Right] = []
+    """One `Right` for each seed, over all splits, and the seconds of each training.
+
+    Args:
+        jobs: so many trainings side by side, each in a process of its own.
+    """
+    each = [(seed, split) for seed in range(seeds) for split in splits]
+    found: list[Right] = [{} for _ in range(seeds)]
     seconds: list[float] = []
-    for seed in range(seeds):
-        right: Right = {}
-        for split in splits:
-            seconds.append(measured(digits, split, config, seed, right))
-            note(f"seed {seed}: decision {np.mean(right['clean']['decision']):.3f}")
-        found.append(right)
+    for (seed, _), (right, took) in zip(each, _trained(digits, each, config, jobs), strict=True):
+        seconds.append(took)
+        for row, its in right.items():
+            for source, whether in its.items():
+                found[seed].setdefault(row, {}).setdefault(source, []).extend(whether)
+        note(f"seed {seed}: decision {np.mean(right['clean']['decision']):.3f}")
     return found, seconds
+
+
+def _trained(
+    digits: Digits, each: Sequence[tuple[int, Split]], config: TrainConfig, jobs: int
+) -> Iterator[tuple[Right, float]]:
+    if jobs == 1:
+        yield from (measured(digits, split, config, seed) for seed, split in each)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        waiting = [pool.submit(measured, digits, split, config, seed) for seed, split in each]
+        yield from (one.result() for one in waiting)
 
 
 def note(text: str) -> None:
@@ -208,22 +249,24 @@ def note(text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = arguments(__doc__, parts=PARTS)
     parser.add_argument("--data", type=Path, default=default_folder())
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("--epochs", type=int, help=f"instead of {EPOCHS}")
     options = parser.parse_args(argv)
     digits = load(options.data)
     chosen = PARTS if options.part is None else (options.part,)
     epochs = {part: options.epochs or its for part, its in EPOCHS.items()}
+    known = [known_split(digits)]
+    unseen = [unseen_split(digits, speaker) for speaker in digits.speakers]
     ways: dict[str, tuple[TrainConfig, list[Split]]] = {
-        "known": (config(KNOWN, epochs=epochs["known"]), [known_split(digits)]),
-        "unseen": (
-            config(UNSEEN, epochs=epochs["unseen"]),
-            [unseen_split(digits, speaker) for speaker in digits.speakers],
-        ),
+        "known": (config(KNOWN, epochs=epochs["known"]), known),
+        "unseen": (config(UNSEEN, epochs=epochs["unseen"]), unseen),
+        "pretrained-known": (pretrained(epochs=epochs["pretrained-known"]), known),
+        "pretrained-unseen": (pretrained(epochs=epochs["pretrained-unseen"]), unseen),
     }
     table: dict[str, Any] = {}
     for part, (settings, splits) in ways.items():
         if part in chosen:
-            runs, seconds = repeated(digits, splits, settings, options.seeds)
+            runs, seconds = repeated(digits, splits, settings, options.seeds, options.jobs)
             table |= {f"{part}, {row}": found for row, found in rows(runs).items()}
             table[f"{part}, one training"] = spread([{"seconds": each} for each in seconds])
     if "align" in chosen:
@@ -232,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for weight in WEIGHTS if "sweep" in chosen else ():
         settings, splits = ways["known"]
         settings = replace(settings, align=weight, epochs=epochs["sweep"])
-        runs, _ = repeated(digits, splits, settings, options.seeds)
+        runs, _ = repeated(digits, splits, settings, options.seeds, options.jobs)
         table |= {
             f"align {weight:g}, {row}": found
             for row, found in rows(runs).items()

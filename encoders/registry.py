@@ -13,6 +13,7 @@ from encoders.base import Encoder
 from encoders.config import EncoderConfig
 from encoders.efficientnet import EfficientNetLite0, EfficientNetLite1, EfficientNetLite2
 from encoders.image import SmallCnn
+from encoders.speech import SpeechEmbedding
 from encoders.text import HashedWords, TransformerText
 from encoders.towers import ClipText, SiglipText
 from encoders.vision import ClipImage, ResNet, SiglipImage, Vit
@@ -39,6 +40,7 @@ ENCODERS: dict[str, dict[str, type[Encoder]]] = {
     "audio": {
         "logmel-cnn": LogMelCnn,
         "logmel-rnn": LogMelRnn,
+        "speech-embedding": SpeechEmbedding,
         "ast": Ast,
         "whisper": Whisper,
         "clap-audio": ClapAudio,

@@ -52,12 +52,7 @@ class LogMel(nn.Module):
             lengths_B: samples of each.
         """
         with torch.autocast(wave_BN.device.type, enabled=False):
-            power_BMT = self.mel(wave_BN.float() / 32768.0)
-            if self.floor > 0:
-                loudest_B11 = power_BMT.amax((1, 2), keepdim=True).clamp(min=1e-10)
-                log_BMT = torch.log(power_BMT / loudest_B11 + self.floor)
-            else:
-                log_BMT = torch.log(power_BMT + 1e-5)
+            log_BMT = self._log(self.mel(wave_BN.float() / 32768.0))
             frames_B = 1 + lengths_B // self.hop
             if self.training:
                 log_BMT, frames_B = self.variation.bend(log_BMT, frames_B)
@@ -68,6 +63,12 @@ class LogMel(nn.Module):
             if self.training:
                 standard_BMT = self.variation.hide(standard_BMT, frames_B)
         return standard_BMT, mask_BT
+
+    def _log(self, power_BMT: Tensor) -> Tensor:
+        if self.floor == 0:
+            return torch.log(power_BMT + 1e-5)
+        loudest_B11 = power_BMT.amax((1, 2), keepdim=True).clamp(min=1e-10)
+        return torch.log(power_BMT / loudest_B11 + self.floor)
 
     def _standardised(self, log_BMT: Tensor, weight_B1T: Tensor) -> Tensor:
         """Over each sound's own real frames: loudness and microphone go."""

@@ -51,6 +51,18 @@ def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         av_digits.main([*small(folder), "--part", "nothing"])
 
 
+def test_digits_heard_by_a_pretrained_network_side_by_side(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="the demo extra is not installed")
+    command = [*small(made(tmp_path)), "--part", "pretrained-unseen"]
+    one = av_digits.main(command)
+    assert len(one["rows"]) == 7
+    two = av_digits.main([*command, "--jobs", "2"])
+    timed = "pretrained-unseen, one training"
+    assert {name: its for name, its in one["rows"].items() if name != timed} == {
+        name: its for name, its in two["rows"].items() if name != timed
+    }
+
+
 def pictures(folder: Path) -> Path:
     for number in range(60):
         colour = sorted(COLOURS)[number % 2]

@@ -38,6 +38,7 @@ SMALL: dict[str, Any] = {"rate": 8000, "seconds": 2.0, "mels": 32}
 MADE: dict[str, dict[str, Any]] = {
     "logmel-cnn": {**SMALL, "channels": 8, "depth": 3},
     "logmel-rnn": {**SMALL, "hidden": 16, "layers": 1},
+    "speech-embedding": {"seconds": 2.0},
     **{kind: {"config": fields} for kind, fields in TOWERS.items()},
 }
 

@@ -41,7 +41,7 @@ TRIOS = (
     ("words", "vit", "ast"),
     ("hashed", "efficientnet-lite0", "logmel-cnn"),
     ("hashed", "efficientnet-lite1", "logmel-rnn"),
-    ("hashed", "efficientnet-lite2", "logmel-cnn"),
+    ("hashed", "efficientnet-lite2", "speech-embedding"),
 )
 SUBSETS = [
     frozenset(subset)
