@@ -118,10 +118,12 @@ def config(voices: Mapping[str, Any], *, epochs: int, captions: bool = False) ->
 
 
 def pretrained(*, epochs: int) -> TrainConfig:
-    """The same, with a sound encoder that knows speech; less is to be learnt, at a lower rate."""
+    """The same, with a sound encoder that knows speech, trained on at a lower rate; and the fused
+    head is taught, so that it says no less than the only modality that there is."""
     small = config(KNOWN, epochs=epochs)
     encoders = {**small.model.encoders, "audio": PRETRAINED}
-    return replace(small, model=replace(small.model, encoders=encoders), encoder_lr=1e-3)
+    model = replace(small.model, encoders=encoders)
+    return replace(small, model=model, encoder_lr=1e-3, teach=4.0)
 
 
 def fitted(samples: Sequence[Sample], config: TrainConfig, seed: int, out: Path) -> float:

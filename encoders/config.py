@@ -140,6 +140,8 @@ class TrainConfig:
             whose own head is surer than the others' is damped.
         monotone: weight, within fuse, of the penalty on a fused head that is surer with fewer
             modalities (`encoders.losses.confidence_penalty`).
+        teach: weight, within fuse, of the pull of the fused head, where it sees one modality alone,
+            towards what that modality's own head says (`encoders.losses.distillation_loss`).
         ema: decay of the moving average of the weights that is evaluated and written; 0: none.
         precision: "float32" or "bf16" (automatic mixed precision, losses in float32).
         chunk: how many samples of a batch go through a trained encoder at once; 0: all. Gradients
@@ -178,6 +180,7 @@ class TrainConfig:
     learn_weights: bool = False
     balance: float = 0.0
     monotone: float = 0.0
+    teach: float = 0.0
     ema: float = 0.0
     precision: str = "float32"
     chunk: int = 0

@@ -122,6 +122,23 @@ def confidence_penalty(fewer_BC: Tensor, more_BC: Tensor) -> Tensor:
     return F.relu(fewer_B - more_B).mean()
 
 
+def distillation_loss(student_BC: Tensor, teacher_BC: Tensor, kept_B: Tensor) -> Tensor:
+    """How far the student is from the teacher, a scalar >= 0; 0 where no sample is kept.
+
+    (1/n) sum_b KL(softmax(teacher_b) || softmax(student_b)) over the n samples kept (Hinton et al.
+    2015, arXiv 1503.02531, at temperature 1). No gradient reaches the teacher.
+
+    Args:
+        student_BC, teacher_BC: logits of the same samples.
+        kept_B: bool[B].
+    """
+    if not bool(kept_B.any()):
+        return student_BC.sum() * 0.0
+    student_nC = torch.log_softmax(student_BC[kept_B].float(), dim=1)
+    teacher_nC = torch.log_softmax(teacher_BC[kept_B].detach().float(), dim=1)
+    return F.kl_div(student_nC, teacher_nC, log_target=True, reduction="batchmean")
+
+
 def masked_cross_entropy(logits_BC: Tensor, label_B: Tensor) -> Tensor:
     """-(1/n) sum_b log softmax(logits_b)[label_b] over the n samples whose label is known (not -1),
     a scalar; 0 where none is.

@@ -4,7 +4,8 @@
     align  InfoNCE (or SigLIP) between the unit vectors of every pair of modalities
     fuse   the fused vector's head under random subsets of the modalities, captions, InfoNCE between
            fuse(A) and fuse(B) of one sample for random subsets A and B, so that a query with one
-           modality finds records with three, and the penalty on confidence that falls with more
+           modality finds records with three, the penalty on confidence that falls with more, and
+           what a modality's own head teaches the fused one about that modality alone
 
 Shapes: B samples, M modalities, S sources, C classes, L words, D the shared space.
 """
@@ -30,6 +31,7 @@ from encoders.losses import (
     caption_loss,
     compatibility_loss,
     confidence_penalty,
+    distillation_loss,
     info_nce,
     masked_binary_cross_entropy,
     masked_cross_entropy,
@@ -149,6 +151,8 @@ class Objective(nn.Module):
                 if whole_BD is not None:
                     whole_BC = net.heads(name, FUSED, whole_BD)
                     fuse = fuse + config.monotone * confidence_penalty(logits_BSC[:, -1], whole_BC)
+                if config.teach > 0:
+                    fuse = fuse + config.teach * _taught(logits_BSC, kept_BM)
         fuse = fuse + config.match * match
         terms = {"task": task, "align": align, "fuse": fuse}
         weighed = {name: self.fixed[name] * term for name, term in terms.items()}
@@ -243,6 +247,13 @@ class Objective(nn.Module):
 
 def _scalars(names: Sequence[str], start: float) -> nn.ParameterDict:
     return nn.ParameterDict({name: nn.Parameter(torch.tensor(start)) for name in names})
+
+
+def _taught(logits_BSC: Tensor, kept_BM: Tensor) -> Tensor:
+    """The fused head against the own head of the only modality that it saw, where that is so."""
+    only_B = kept_BM.float().argmax(1)
+    own_BC = logits_BSC[torch.arange(len(only_B), device=only_B.device), only_B]
+    return distillation_loss(logits_BSC[:, -1], own_BC, kept_BM.sum(1) == 1)
 
 
 def _confidence(logits_BSC: Tensor, label_B: Tensor, present_BM: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "learnt weights": {"learn_weights": True},
     "balance": {"balance": 0.5},
     "monotone": {"monotone": 1.0},
+    "teach": {"teach": 1.0},
     "ema": {"ema": 0.9},
     "chunks": {"chunk": 16},
 }

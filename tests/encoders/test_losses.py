@@ -14,6 +14,7 @@ from encoders.fusion import MeanFusion
 from encoders.losses import (
     caption_loss,
     confidence_penalty,
+    distillation_loss,
     info_nce,
     masked_binary_cross_entropy,
     masked_cross_entropy,
@@ -243,6 +244,24 @@ def test_confidence_may_rise_with_more_modalities_but_not_fall() -> None:
     assert confidence_penalty(unsure, sure).item() == 0.0
     wanted = float(torch.softmax(sure, 1).max()) - 0.5
     assert confidence_penalty(sure, unsure).item() == pytest.approx(wanted)
+
+
+def test_a_student_is_pulled_to_its_teacher_where_it_is_taught() -> None:
+    torch.manual_seed(0)
+    student, teacher = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
+    kept = torch.tensor([True, False, True, True, False])
+    loss = distillation_loss(student, teacher, kept)
+    wanted = 0.0
+    for row in (0, 2, 3):  # sum_c p_c log(p_c / q_c), one by one
+        p, q = (its[row].detach().double().softmax(0) for its in (teacher, student))
+        wanted += float((p * (p / q).log()).sum()) / 3
+    assert loss.item() == pytest.approx(wanted, abs=1e-6)
+    loss.backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+    assert student.grad.abs().sum(1).gt(0).tolist() == kept.tolist()
+    assert distillation_loss(teacher, teacher, kept).item() == pytest.approx(0.0, abs=1e-7)
+    assert distillation_loss(student, teacher, ~kept & kept).item() == 0.0
 
 
 def test_losses_of_what_is_unknown_are_nothing() -> None:
