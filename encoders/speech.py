@@ -2,7 +2,8 @@
 
 Lin et al. 2020 (arXiv 2002.01322) for the network and its training on many voices. The package
 `openwakeword` ships it as ONNX, batch norm folded into all but one layer; the frames that
-it takes are those of the same package. Here it slides over a whole sound at once.
+it takes are those of the same package. Here it slides over a whole sound at once. The weights are
+Google's, under Apache-2.0 as the package says.
 
 Shapes: B sounds, N samples of the waveform, M mel bands, T frames, C channels, F features.
 """
