@@ -9,7 +9,8 @@
                        fused.faiss       an approximate index, where there is one: a cache
 
 Written by `index.sealing`, read by `open_segment`, which sums up every file first. A damaged cache
-is built anew from the vectors; any other damage is a SnapshotError.
+is built anew from the vectors, and the whole segment by the next upkeep; any other damage is a
+SnapshotError.
 
 Shapes: D dimensions, R rows, N rows that have a vector, M any of them.
 """
@@ -95,6 +96,7 @@ class Segment:
         self.vectors = dict(vectors)
         self.folder = folder
         self.slots: Int64 = np.zeros(0, np.int64)
+        self.worn = False  # its files hold less than it does: to be written anew
         self.asked: set[str] = set()  # names that a search would have wanted in float16
         self._meta = packed_meta
         self._having: dict[str, Mask] = {}
@@ -248,6 +250,7 @@ def _bring_in(segment: Segment, recipe: Recipe, *, damaged: bool) -> None:
             "damaged" if index is None else f"of recall {index.recall:g}",
         )  # fmt: skip
         index = approximate(segment.vectors[FUSED].raw_ND, recipe.recall)
+        segment.worn = True
     if index is not None:
         segment.vectors[FUSED] = replace(segment.vectors[FUSED], approximate=index)
 

@@ -128,7 +128,8 @@ def _due(view: View, policy: Policy) -> list[Part]:
         return _fitting(full, policy.most_rows)
     sealed = [part for part in parts if isinstance(part.rows, Segment)]
     for part in sealed:
-        if part.count - part.alive > policy.most_dead * part.count:
+        worn = isinstance(part.rows, Segment) and part.rows.worn
+        if worn or part.count - part.alive > policy.most_dead * part.count:
             return [part]
     by_tier: dict[int, list[Part]] = {}
     for part in sealed:

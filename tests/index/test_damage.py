@@ -217,6 +217,19 @@ def test_a_damaged_cache_is_built_anew_from_the_vectors(
         assert "built anew" in caplog.text
         assert not found.store.exact
         assert_same(found.store, after([batch]), exact=True)
+        # The next upkeep writes the segment anew, so that no later start has to.
+        assert maintain(found.store, Policy())
+        assert not maintain(found.store, Policy())
+        assert_same(found.store, after([batch]), exact=True)
+        found.store.apply([], positions={0: 2}, progress={})
+        assert save(found.store, tmp_path, generation="g1") is not None
+        caplog.clear()
+        later = restore(tmp_path, recall=0.3)
+        assert later is not None
+        assert "built anew" not in caplog.text
+        assert not later.store.exact
+        assert not maintain(later.store, Policy())
+        assert_same(later.store, after([batch]), exact=True)
         exact = restore(tmp_path)  # and who wants none needs none
         assert exact is not None
         assert exact.store.exact
