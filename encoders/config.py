@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from encoders.errors import BadInput
+from encoders.types import MODALITIES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +127,8 @@ class TrainConfig:
         encoder_lr: learning rate of the encoders that are trained.
         encoder_batch: how many samples of a batch go through an encoder that is trained, drawn at
             random; for the others of the batch that modality is absent.
-        pairs: weight of a pair of modalities ("text-audio") in the alignment, where it is not 1.
+        pairs: weight of a pair of modalities ("text-audio") in the alignment and in the canonical
+            start, where it is not 1.
         refit: when validation has spoken, train once more, on train and validation together. The
             decision and the metrics stay those of the first run, which validation had judged.
         one_core: on a CPU, train on one core: for small models more cores only wait for each
@@ -197,9 +199,17 @@ class TrainConfig:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, is {value!r}")
+        for pair in self.pairs:
+            names = pair.split("-")
+            if len(set(names)) != 2 or len(names) != 2 or not set(names) <= set(MODALITIES):
+                raise ValueError(f"pairs: {pair!r} is no pair of two of {', '.join(MODALITIES)}")
         for name in ("epochs", "batch", "encoder_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+
+    def pair_weight(self, a: str, b: str) -> float:
+        """The weight in `pairs` of these two modalities, named in either order."""
+        return self.pairs.get(f"{a}-{b}", self.pairs.get(f"{b}-{a}", 1.0))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; `from_dict` reads them back."""

@@ -173,9 +173,9 @@ class Objective(nn.Module):
         total = torch.zeros((), device=unit_BMD.device)
         for left, right in combinations(range(len(net.modalities)), 2):
             both_B = batch.present_BM[:, left] & batch.present_BM[:, right]
-            pair = f"{net.modalities[left]}-{net.modalities[right]}"
-            total = total + self.config.pairs.get(pair, 1.0) * self._contrast(
-                unit_BMD[:, left], unit_BMD[:, right], pair, both_B, batch
+            names = net.modalities[left], net.modalities[right]
+            total = total + self.config.pair_weight(*names) * self._contrast(
+                unit_BMD[:, left], unit_BMD[:, right], "-".join(names), both_B, batch
             )
         return total
 

@@ -8,8 +8,8 @@ Shapes: n samples, F features, R directions of them, D the shared space.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise, product
 from typing import cast
 
 import torch
@@ -52,7 +52,7 @@ def start_projectors(
         name: cast(Tensor, data.columns[name].features_nF)[its[together]]
         for name, its in zip(frozen, places, strict=True)
     }
-    maps = canonical(views, net.config.dim)
+    maps = canonical(views, net.config.dim, weigh=config.pair_weight)
     for name, (weight_FD, bias_D) in maps.items():
         linear = cast(Projector, net.projectors[name]).layers[-1]
         if net.config.hidden > 0 or not isinstance(linear, nn.Linear):
@@ -67,8 +67,9 @@ def start_projectors(
 
 
 def canonical(
-    views: Mapping[str, Tensor], dim: int, ridge: float = RIDGE
-) -> dict[str, tuple[Tensor, Tensor]]:
+    views: Mapping[str, Tensor], dim: int, ridge: float = RIDGE,
+    weigh: Callable[[str, str], float] = lambda a, b: 1.0,
+) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
     """Linear maps of each view to the directions that correlate most, and their biases.
 
     Each view is centred and whitened, w = V (S^2 + ridge mean(S^2))^-1/2 of its singular values S;
@@ -79,6 +80,7 @@ def canonical(
     Args:
         views: by name, float[n, F], rows of one sample at the same place.
         dim: most directions.
+        weigh: the weight of each pair of views in the covariance.
 
     Returns:
         By name float64[F, D'] and float64[D'], D' at most `dim`; mapped rows have mean length 1.
@@ -99,8 +101,9 @@ def canonical(
         ends.append(ends[-1] + white[name][0].shape[1])
     all_nR = torch.cat([white[name][2] for name in names], dim=1)
     covariance_RR = all_nR.T @ all_nR
-    for begin, end in pairwise(ends):
-        covariance_RR[begin:end, begin:end] = 0.0
+    blocks = [slice(begin, end) for begin, end in pairwise(ends)]
+    for (a, rows), (b, columns) in product(zip(names, blocks, strict=True), repeat=2):
+        covariance_RR[rows, columns] *= 0.0 if a == b else weigh(a, b)
     values_R, vectors_RR = torch.linalg.eigh(covariance_RR)  # ascending
     kept = [i for i in reversed(range(len(values_R))) if values_R[i] > 1e-9][:dim]
     weighted_RD = vectors_RR[:, kept] * values_R[kept]

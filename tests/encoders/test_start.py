@@ -57,6 +57,30 @@ def test_rows_of_three_views_find_each_other_and_have_mean_length_one() -> None:
         assert mapped[a].mean(0).abs().max() < 1e-9
 
 
+def test_pairs_weigh_as_they_are_told() -> None:
+    """Where a view has no weight, the others start as if it were not there."""
+    all_three = views()
+    two = {name: view for name, view in all_three.items() if name != "audio"}
+    config = replace(preset("tiny"), pairs={"audio-text": 0.0, "image-audio": 0.0})
+    alone, beside = canonical(two, 3), canonical(all_three, 3, weigh=config.pair_weight)
+    equal = canonical(all_three, 3)
+    for name, view in two.items():
+        mapped = [view.double() @ found[name][0] for found in (alone, beside, equal)]
+        for i in range(3):
+            like = [
+                abs(float(torch.corrcoef(torch.stack([mapped[0][:, i], one[:, i]]))[0, 1]))
+                for one in mapped
+            ]
+            assert like[1] == pytest.approx(1.0, abs=1e-9)
+            assert like[2] < 1 - 1e-6
+
+
+@pytest.mark.parametrize("pair", ["text", "text-text", "text-image-audio", "text-smell"])
+def test_a_pair_that_is_none_is_refused(pair: str) -> None:
+    with pytest.raises(ValueError, match=f"pairs: '{pair}' is no pair of two of text, image"):
+        replace(preset("tiny"), pairs={pair: 1.0})
+
+
 def test_there_are_never_more_directions_than_the_features_hold() -> None:
     few = {name: view[:6] for name, view in views().items()}
     weight_FD, bias_D = canonical(few, 256)["text"]
