@@ -71,12 +71,15 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
     @app.get("/metrics", response_class=PlainTextResponse, responses=METRICS, tags=["node"])  # type: ignore[arg-type]
     async def prometheus() -> Response:
         """Prometheus text."""
-        serving, found = _generations(deps)
-        for name, its in found.items():
-            stats = await asyncio.to_thread(its.store.stats)
-            metrics = deps.metrics.of(name)
-            metrics.rows(stats["records"], stats.get("segments", ()))
-            metrics.serving(name == serving)
+        _, found = _generations(deps)
+        stats = {
+            name: await asyncio.to_thread(its.store.stats) for name, its in found.items()
+        }  # fmt: skip
+        serving, still = _generations(deps)  # one that was dropped meanwhile is not said again
+        for name in still.keys() & stats.keys():
+            its = deps.metrics.of(name)
+            its.rows(stats[name]["records"], stats[name].get("segments", ()))
+            its.serving(name == serving)
         text = generate_latest(deps.metrics.registry)
         return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
 

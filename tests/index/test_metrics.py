@@ -121,6 +121,29 @@ def test_segments_and_refusals_are_on_the_page(node: Node) -> None:
 # ---- the recall probe
 
 
+def test_each_generation_has_its_rows_on_the_page(node: Node) -> None:
+    other = filled(LiveStore(space="another", dim=DIM))
+
+    class Two(Node):
+        def serving(self, name: str | None) -> Serving:
+            if name == "g0002":
+                return Serving(generation="g0002", store=other)
+            return super().serving(name)
+
+    two = Two(store=node.store)
+    names = ["g0001", "g0002", "g0003"]  # the last is dropped while they are listed
+    with (
+        serving(two, generations=lambda: names) as (url, _),
+        httpx.Client(base_url=url, timeout=20) as http,
+    ):
+        found = read(http)
+        assert found["braid_index_records", "g0001"] == len(node.store)
+        assert found["braid_index_records", "g0002"] == 40
+        assert found["braid_index_serving", "g0001"] == 1
+        assert found["braid_index_serving", "g0002"] == 0
+        assert not any("g0003" in labels for _, labels in found)
+
+
 class Rough(LiveStore):
     """An approximate store: unless it is told otherwise it sees only records of even numbers."""
 
