@@ -70,6 +70,7 @@ def captions(
     """A decoder trained with the rest; what it writes, and the nearest training caption."""
     config = replace(
         config,
+        epochs=EPOCHS,
         model=replace(
             config.model, tasks={"caption": TaskConfig(kind="generation", source="text")}
         ),
