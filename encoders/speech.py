@@ -38,6 +38,8 @@ LEVEL = 11.25
 """Where a sound's loudest band ends up, in bels: what speech that peaks at a quarter of full scale
 has in the scale that the weights were trained on (log10 of the int16 samples' power, plus 2)."""
 RANGE = 8.0  # bels; what is quieter than the loudest by more is silence
+LOW_HZ, HIGH_HZ = 60.0, 3800.0
+OWN = {"rate": RATE, "mels": MELS, "window": WINDOW, "hop": HOP, "floor": 0.0, "norm": "sound"}
 
 
 class SpeechMel(LogMel):
@@ -48,7 +50,7 @@ class SpeechMel(LogMel):
 
         super().__init__(RATE, MELS, WINDOW, HOP, variation=variation)
         self.mel = MelSpectrogram(
-            RATE, n_fft=WINDOW, win_length=400, hop_length=HOP, f_min=60.0, f_max=3800.0,
+            RATE, n_fft=WINDOW, win_length=400, hop_length=HOP, f_min=LOW_HZ, f_max=HIGH_HZ,
             n_mels=MELS, norm="slaney", mel_scale="slaney", center=True, power=2.0,
         )  # fmt: skip
 
@@ -82,15 +84,25 @@ class SpeechEmbedding(WaveEncoder):
     """Speech to tokens of 0.76 s, one every 80 ms; pooled by mean, maximum and spread in time.
 
     A sound is taken with half a token's silence at either end, so that its first and last sample
-    are in the middle of a token too. Options are those of `WaveEncoder`, but for `rate`, `mels`,
-    `window`, `hop`, `floor` and `norm`, which are the weights' own.
+    are in the middle of a token too. Options are those of `WaveEncoder`; `OWN` of them are the
+    weights' own, and other values of them an error.
     """
 
     def __init__(self, *, variation: Mapping[str, Any] | None = None, **wave: Any) -> None:
-        super().__init__(rate=RATE, mels=MELS, window=WINDOW, hop=HOP, **wave)
+        for name in OWN.keys() & wave.keys():
+            if wave[name] != OWN[name]:
+                raise CheckpointError(
+                    f"{name} is {wave[name]!r} in the options, {OWN[name]!r} in the weights"
+                )
+        super().__init__(**{**wave, **OWN})
+        self.settings = {
+            **self.settings, "norm": "loudest", "level": LEVEL, "range": RANGE, "mel": "slaney",
+            "hz": [LOW_HZ, HIGH_HZ],
+        }  # fmt: skip
         self.spectrogram = SpeechMel(variation)
         self.stem = nn.Conv2d(1, WIDTHS[0], 3, padding=(0, 1), bias=False)
-        self.scale, self.shift = (nn.Parameter(torch.ones(WIDTHS[0], 1, 1)) for _ in range(2))
+        self.scale = nn.Parameter(torch.ones(WIDTHS[0], 1, 1))
+        self.shift = nn.Parameter(torch.zeros(WIDTHS[0], 1, 1))
         halves: list[nn.Module] = [
             Half(WIDTHS[0], WIDTHS[0], along_time=False),
             Half(WIDTHS[0], WIDTHS[0], along_time=True),

@@ -106,6 +106,13 @@ def test_another_network_and_a_broken_file_are_refused(tmp_path: Path) -> None:
         SpeechEmbedding.create(replace(CONFIG, source=str(broken)))
 
 
+def test_what_the_weights_were_trained_on_is_no_option() -> None:
+    SpeechEmbedding(rate=16_000, mels=32, seconds=2.0)
+    with pytest.raises(CheckpointError, match="rate is 8000 in the options, 16000 in the weights"):
+        SpeechEmbedding(rate=8000)
+    assert SpeechEmbedding().settings["hz"] == [60.0, 3800.0]
+
+
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CheckpointError, match=r"install 'openwakeword' \(extra \[demo\]\)"):
