@@ -251,7 +251,7 @@ def note(text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = arguments(__doc__, parts=PARTS)
     parser.add_argument("--data", type=Path, default=default_folder())
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, but of align")
     parser.add_argument("--epochs", type=int, help=f"instead of {EPOCHS}")
     options = parser.parse_args(argv)
     digits = load(options.data)

@@ -106,6 +106,8 @@ class WaveEncoder(Encoder):
     """
 
     modality = "audio"
+    front: type[LogMel] = LogMel
+    """Makes the frames of the waveforms."""
 
     def __init__(
         self, rate: int = 16_000, seconds: float = 6.0, mels: int = 64, window: int = 512,
@@ -120,7 +122,7 @@ class WaveEncoder(Encoder):
             "rate": rate, "seconds": seconds, "mels": mels, "window": window, "hop": hop,
             "floor": floor, "norm": norm, "channels": "mean", "scale": "int16",
         }  # fmt: skip
-        self.spectrogram = LogMel(
+        self.spectrogram = self.front(
             rate, mels, window, hop, floor=floor, norm=norm, variation=variation
         )
         self.noise_db, self.speed = _range(noise_db), _range(speed)

@@ -27,11 +27,13 @@ class LogMel(nn.Module):
             each band's own mean over time, so that the microphone's colour goes too. Either way
             its spread becomes 1.
         variation: see `Variation`; only while training.
+        filters: what torchaudio's `MelSpectrogram` is told beside these.
     """
 
     def __init__(
         self, rate: int, mels: int, window: int, hop: int, *, floor: float = 0.0,
         norm: str = "sound", variation: Mapping[str, Any] | None = None,
+        filters: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         from torchaudio.transforms import MelSpectrogram
 
@@ -40,8 +42,9 @@ class LogMel(nn.Module):
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, is {norm!r}")
         self.hop, self.floor, self.norm = hop, floor, norm
         self.mel = MelSpectrogram(
-            rate, n_fft=window, hop_length=hop, n_mels=mels, center=True, power=2.0
-        )
+            rate, n_fft=window, hop_length=hop, n_mels=mels, center=True, power=2.0,
+            **(filters or {}),
+        )  # fmt: skip
         self.variation = Variation(**(variation or {}))
 
     def forward(self, wave_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:

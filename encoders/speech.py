@@ -11,10 +11,10 @@ Shapes: B sounds, N samples of the waveform, M mel bands, T frames, C channels, 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,20 +39,17 @@ LEVEL = 11.25
 has in the scale that the weights were trained on (log10 of the int16 samples' power, plus 2)."""
 RANGE = 8.0  # bels; what is quieter than the loudest by more is silence
 LOW_HZ, HIGH_HZ = 60.0, 3800.0
+FILTERS = {
+    "win_length": 400, "f_min": LOW_HZ, "f_max": HIGH_HZ, "norm": "slaney", "mel_scale": "slaney",
+}  # fmt: skip
 OWN = {"rate": RATE, "mels": MELS, "window": WINDOW, "hop": HOP, "floor": 0.0, "norm": "sound"}
 
 
 class SpeechMel(LogMel):
     """25 ms every 10 ms in 32 bands from 60 to 3,800 Hz, in bels, the loudest at `LEVEL`."""
 
-    def __init__(self, variation: Mapping[str, Any] | None = None) -> None:
-        from torchaudio.transforms import MelSpectrogram
-
-        super().__init__(RATE, MELS, WINDOW, HOP, variation=variation)
-        self.mel = MelSpectrogram(
-            RATE, n_fft=WINDOW, win_length=400, hop_length=HOP, f_min=LOW_HZ, f_max=HIGH_HZ,
-            n_mels=MELS, norm="slaney", mel_scale="slaney", center=True, power=2.0,
-        )  # fmt: skip
+    def __init__(self, *sizes: int, **more: Any) -> None:
+        super().__init__(*sizes, filters=FILTERS, **more)
 
     def _log(self, power_BMT: Tensor) -> Tensor:
         loudest_B11 = power_BMT.amax((1, 2), keepdim=True).clamp(min=1e-10)
@@ -88,7 +85,9 @@ class SpeechEmbedding(WaveEncoder):
     weights' own, and other values of them an error.
     """
 
-    def __init__(self, *, variation: Mapping[str, Any] | None = None, **wave: Any) -> None:
+    front = SpeechMel
+
+    def __init__(self, **wave: Any) -> None:
         for name in OWN.keys() & wave.keys():
             if wave[name] != OWN[name]:
                 raise CheckpointError(
@@ -99,7 +98,6 @@ class SpeechEmbedding(WaveEncoder):
             **self.settings, "norm": "loudest", "level": LEVEL, "range": RANGE, "mel": "slaney",
             "hz": [LOW_HZ, HIGH_HZ],
         }  # fmt: skip
-        self.spectrogram = SpeechMel(variation)
         self.stem = nn.Conv2d(1, WIDTHS[0], 3, padding=(0, 1), bias=False)
         self.scale = nn.Parameter(torch.ones(WIDTHS[0], 1, 1))
         self.shift = nn.Parameter(torch.zeros(WIDTHS[0], 1, 1))
@@ -135,7 +133,8 @@ class SpeechEmbedding(WaveEncoder):
         """
         encoder = cls(**config.options)
         if config.source is not None:
-            encoder.load_state_dict(read(weights_file(config.source), encoder), strict=False)
+            weights = read(weights_file(config.source), encoder)
+            encoder.load_state_dict(weights, strict=False)  # all but the mel filters
         return encoder
 
     @classmethod
@@ -162,7 +161,7 @@ class SpeechEmbedding(WaveEncoder):
         tokens_BTF = self.last(x_BCTM)[:, :, :, 0].transpose(1, 2)
         # A token is real if all frames that it sees are.
         mask_BT = F.pad(mask_BT, (0, short))[:, FIELD - 1 :: STRIDE][:, : tokens_BTF.shape[1]]
-        mask_BT = torch.cat([torch.ones_like(mask_BT[:, :1]), mask_BT[:, 1:]], dim=1)
+        mask_BT[:, 0] = True
         mean_BF = masked_mean(tokens_BTF, mask_BT)
         real_BT1 = mask_BT[:, :, None]
         longest_BF = tokens_BTF.masked_fill(~real_BT1, float("-inf")).amax(1)
@@ -209,16 +208,17 @@ def read(path: Path, encoder: SpeechEmbedding) -> dict[str, Tensor]:
         if node.op_type == "Conv"
     ]
     norms = [node for node in graph.node if node.op_type == "BatchNormalization"]
-    convs = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
-    shapes = [[its.shape for its in conv.parameters()] for conv in convs]
+    convs = {
+        name: module for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)
+    }
+    shapes = [[its.shape for its in conv.parameters()] for conv in convs.values()]
     if [[one.shape for one in weights] for weights in found] != shapes or len(norms) != 1:
         raise CheckpointError(f"{path} holds another network than the speech embedding")
     gain, bias, mean, variance = (arrays[name] for name in norms[0].input[1:])
     epsilon = next(its.f for its in norms[0].attribute if its.name == "epsilon")
     gain = gain * (variance + epsilon).rsqrt()
-    names = [name for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)]
     result = {"scale": gain[:, None, None], "shift": (bias - mean * gain)[:, None, None]}
-    for name, weights in zip(names, found, strict=True):
+    for name, weights in zip(convs, found, strict=True):
         for leaf, value in zip(("weight", "bias"), weights, strict=False):
             result[f"{name}.{leaf}"] = value
-    return cast(dict[str, Tensor], result)
+    return result

@@ -126,13 +126,12 @@ def _due(view: View, policy: Policy) -> list[Part]:
     full = [part for part in parts if isinstance(part.rows, Block) and not _growing(part)]
     if len(full) >= policy.seal_blocks:
         return _fitting(full, policy.most_rows)
-    sealed = [part for part in parts if isinstance(part.rows, Segment)]
-    for part in sealed:
-        worn = isinstance(part.rows, Segment) and part.rows.worn
-        if worn or part.count - part.alive > policy.most_dead * part.count:
+    sealed = [(part, part.rows) for part in parts if isinstance(part.rows, Segment)]
+    for part, segment in sealed:
+        if segment.worn or part.count - part.alive > policy.most_dead * part.count:
             return [part]
     by_tier: dict[int, list[Part]] = {}
-    for part in sealed:
+    for part, _ in sealed:
         by_tier.setdefault(_tier(part.alive, policy.tier), []).append(part)
     for _, same in sorted(by_tier.items()):
         if len(same) >= policy.tier:
