@@ -225,7 +225,8 @@ def choose(
         found = _adapters(champion, challenger, samples, bench, tried)
     tried.append(
         {
-            "choice": NEW, "recall": report["new_to_new"], "cost": 0.0, "passed": True,
+            "choice": NEW, "recall": report["new_to_new"],
+            "cost": _round(bench.best - bench.base.recall("new")), "passed": True,
             "re_embedded": "every record",
         }
     )  # fmt: skip
@@ -323,6 +324,7 @@ class _Bench:
 
     def __post_init__(self) -> None:
         self.base = self.cross(self.new)
+        self.best = max(self.base.recall("new"), self.base.recall("mixed"))
 
     def cross(self, new: Answers, stored: Callable[[Tensor], Tensor] | None = None) -> Crossing:
         """See `crossing`."""
@@ -333,9 +335,9 @@ class _Bench:
 
     def entry(self, choice: str, its: Crossing, **more: Any) -> dict[str, Any]:
         """One choice with its numbers. `recall` is that of new queries in the mixed gallery, `cost`
-        what is missing to the new model in a space of its own."""
+        what is missing to the better of the new model in a space of its own and as it is."""
         limits = self.limits
-        cost = self.base.recall("new") - its.recall("mixed")
+        cost = self.best - its.recall("mixed")
         checks = {
             "ratio": its.ratio >= limits.ratio,
             "share": abs(its.share - 0.5) <= limits.even,

@@ -62,8 +62,9 @@ class Compatibility:
         ratio: least cross-version recall R.
         even: how far the share of old vectors in the top k of a gallery that is half old may be
             from a half.
-        cost: most recall that staying may cost against a space of its own: R only says that
-            nothing is worse than before, and a much better model would be held back by old vectors.
+        cost: most recall that staying may cost against a space of its own, or as it is where that
+            finds more: R only says that nothing is worse than before, and a much better model would
+            be held back by old vectors, or by an adapter.
         k: of the recall.
         adapters: the kinds that are tried, in this order; none opens a new space at once.
         stored: whether an adapter that maps stored vectors into the new space may be chosen, where

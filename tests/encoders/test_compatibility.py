@@ -104,6 +104,18 @@ def test_each_limit_of_staying_is_told_when_it_is_missed() -> None:
     turned_away = entry(mapped(old, lambda v: v @ rotation()), cost=1.0, even=1.0)
     assert turned_away["failed"] == ["ratio"]
     assert not turned_away["passed"]
+    # What an adapter may cost is against the model as it is where that finds more than its own.
+    bench = across._Bench(
+        old=same, new=old, group_N=torch.arange(60), limits=Compatibility(k=3), least=2, seed=0,
+        bootstrap=Bootstrap(60, resamples=100, seed=0),
+    )  # fmt: skip
+    as_it_is, its_own = bench.base.recall("mixed"), bench.base.recall("new")
+    assert as_it_is > its_own
+    assert bench.entry(across.SAME, bench.base)["cost"] == 0
+    lost = bench.cross(mapped(old, lambda v: v @ rotation()))
+    assert bench.entry(across.ADAPTER, lost)["cost"] == pytest.approx(
+        as_it_is - lost.recall("mixed"), abs=1e-4
+    )
 
 
 def test_a_version_is_compatible_with_itself_exactly() -> None:
