@@ -196,7 +196,7 @@ def begin(
         if rollout.state == "building":
             raise RegistryError(
                 f"{rollout.generation} is being built for {rollout.model}; "
-                f"braid models drop {rollout.generation} first"
+                f"braid models drop {rollout.generation} first, then braid models promote {name}"
             )
     manifest = registry.manifest(name)
     adapter = manifest.compatibility.get("adapter") or {}

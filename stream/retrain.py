@@ -8,7 +8,9 @@
     6. announce   the version on `models`, as candidate or rejected
     7. promote    where asked, and only as the successor of the champion that step 2 saw
 
-Killed at any moment, it leaves the champion as it was, and the next trainer goes on from there.
+Killed at any moment, it leaves the champion as it was, and the next trainer goes on from there; so
+it does where a service or the machine failed. A run ended by its own data or training (`OWN_FAULT`)
+is closed with the reason, and the next trainer begins anew, with a new window.
 Under `torchrun` the first process does all this, and the others help with step 4.
 """
 
@@ -16,20 +18,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from encoders.config import TrainConfig, from_dict
 from encoders.config import preset as preset_named
-from encoders.errors import EncodersError
+from encoders.errors import BadInput, EncodersError, TrainingError
 from encoders.manifest import Manifest, digest
 from encoders.types import Sample
 
 from .announcements import Tell, announce, announce_champion
-from .errors import ConfigError, RegistryError
+from .errors import ConfigError, RegistryError, WindowError
 from .flipping import promote as promote_version
 from .lock import TrainerLock
 from .models import Champion, Registry, failures, rejected
@@ -45,6 +47,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Read = Callable[[Settings, Path, Progress | None], Window]
+
+OWN_FAULT = (WindowError, TrainingError, BadInput)
+"""What the same run would end with again. All else may pass, or be mended around it: a broker or a
+hub that does not answer, a full disk, a lost process of `torchrun`, a damaged champion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,15 +157,20 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
         stack.enter_context(job.runs.owned(run))
         lock.tell(run=run.id, version=run.name)
         metrics.run(run.id, run.name)
-        window = job.runs.window(run)  # 3
-        if window is None:
-            window = job.read(settings, job.runs.folder(run.id), job.progress)
-        else:
-            window.check()
-        manifest = train_it(job, run, window)  # 4 and 5
+        with _closed_by_its_own_fault(job, run):
+            window = job.runs.window(run)  # 3
+            if window is None:
+                window = job.read(settings, job.runs.folder(run.id), job.progress)
+            else:
+                window.check()
+            manifest = train_it(job, run, window)  # 4 and 5
         failed = failures(manifest)
         tell_version(job, manifest, "rejected" if rejected(manifest) else "candidate")  # 6
-        serves, building = _promote(job, run, failed)  # 7
+        try:
+            serves, building = _promote(job, run, failed)  # 7
+        except RegistryError as error:  # the version is kept, and no training would change this
+            job.runs.write(replace(run, state="done", note=f"not promoted: {error}"))
+            raise
         job.runs.write(replace(run, state="done", note=failed))
         metrics.ended(
             "champion" if serves else "building" if building
@@ -169,6 +180,16 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
         manifest=manifest, run=run.id, serves=serves, building=building, failed=failed,
         resumed=resumed,
     )  # fmt: skip
+
+
+@contextmanager
+def _closed_by_its_own_fault(job: Job, run: Run) -> Iterator[None]:
+    try:
+        yield
+    except OWN_FAULT as error:
+        job.runs.fail(run, str(error))
+        log.warning("run %s failed; the next one begins anew", run.id)
+        raise
 
 
 def train(job: Job, run: Run, window: Window, rank: int = 0, size: int = 1) -> Manifest:

@@ -8,7 +8,8 @@
 
 A run is `open` until its version is written and announced. The next trainer goes on with an open
 run whose trainer has died, if it is asked for the same and the champion is the one that the run
-saw; else it gives the run up and says why.
+saw; else it gives the run up and says why. A run whose own data or training ends it has `failed`:
+going on with it would end in the same way, so the next one begins anew.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Run:
         parent: the version whose weights it starts from.
         champion, seq: who served when it began, and that champion's number; 0: nobody did.
         window_of: the run whose window it uses; its own id, unless it repeats another.
-        state: "open", "done", or "given up"; `note` says why.
+        state: "open", "done", "given up" or "failed"; `note` says why.
     """
 
     id: str
@@ -64,7 +65,7 @@ class Run:
     seq: int = 0
     window_of: str = ""
     reason: str = "asked for"
-    state: Literal["open", "done", "given up"] = "open"
+    state: Literal["open", "done", "given up", "failed"] = "open"
     note: str = ""
     format: int = field(default=FORMAT)
 
@@ -171,9 +172,11 @@ class Runs:
 
     def give_up(self, run: Run, why: str) -> Run:
         """It will not be gone on with: its state and its window are removed, its story stays."""
-        given_up = self.write(replace(run, state="given up", note=why))
-        self._empty(run.id)
-        return given_up
+        return self._closed(replace(run, state="given up", note=why))
+
+    def fail(self, run: Run, why: str) -> Run:
+        """Its own data or training ended it: closed as one that is given up, with the reason."""
+        return self._closed(replace(run, state="failed", note=why))
 
     def lives(self, run: Run) -> bool:
         """Whether the process that has the run is there, running or stopped."""
@@ -223,6 +226,11 @@ class Runs:
                 shutil.rmtree(self.folder(run.id) / STATE, ignore_errors=True)
                 if run.id not in kept:
                     self._empty(run.id)
+
+    def _closed(self, run: Run) -> Run:
+        self.write(run)
+        self._empty(run.id)
+        return run
 
     def _empty(self, id_: str) -> None:
         """The window's file goes first: without it what is left is no window."""

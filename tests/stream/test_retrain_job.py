@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 
+from encoders.errors import CheckpointError, TrainingError
 from encoders.manifest import read_manifest
-from stream.errors import ConfigError, LockError, RegistryError, WindowError
+from stream.errors import ConfigError, LockError, RegistryError, Unreachable, WindowError
 from stream.lock import TrainerLock, holder
 from stream.models import Registry
-from stream.retrain import Options, Outcome, retrain
-from stream.runs import Runs
+from stream.retrain import Job, Options, Outcome, lead, retrain
+from stream.rollout import Rollout, Rollouts
+from stream.runs import Run, Runs
 from stream.settings import Settings
-from stream.window import SHARDS
+from stream.window import SHARDS, Progress, Window, write_window
 from tests.stream.trainers import GATES, read, run, state, tell, told
 
 ROOT = Path(__file__).parents[2]
@@ -220,6 +222,105 @@ def test_another_question_gives_the_unfinished_run_up(
     runs = Runs(copy / "training").all()[-2:]
     assert [one.state for one in runs] == ["given up", "done"]
     assert not (copy / "training" / runs[0].id / SHARDS).exists()
+
+
+def last_run(home: Path) -> Run:
+    return Runs(home / "training").all()[-1]
+
+
+def test_an_empty_window_is_not_kept(tmp_path: Path) -> None:
+    """A schedule that starts before the first record."""
+
+    def nothing_yet(settings: Settings, folder: Path, progress: Progress | None) -> Window:
+        return write_window([], folder, topic="records", offsets={0: (0, 0)})
+
+    settings = Settings(home=tmp_path, gates=GATES, device="cpu")
+    with pytest.raises(TrainingError, match="no usable sample"):
+        retrain(settings, Options(preset="tiny"), read=nothing_yet, tell=tell)
+    failed = last_run(tmp_path)
+    assert (failed.state, failed.note) == ("failed", "there is no usable sample in the train split")
+    assert Runs(tmp_path / "training").window(failed) is None
+    assert not run(tmp_path).resumed
+    assert state(tmp_path)["versions"] == ["braid-0002"]
+
+
+def test_a_damaged_window_of_an_unfinished_run_is_read_anew(copy: Path) -> None:
+    def die(stage: str, *_: object) -> None:
+        if stage == "train":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(copy, die, heads_only=True, seed=2)
+    shard = next((copy / "training" / last_run(copy).id / SHARDS).iterdir())
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(WindowError, match="is damaged"):
+        run(copy, heads_only=True, seed=2)
+    assert last_run(copy).state == "failed"
+    assert f"{shard.name} is damaged: sha256" in last_run(copy).note
+    assert not run(copy, heads_only=True, seed=2).resumed
+    assert state(copy)["runs"][-2:] == [["braid-0003", "failed"], ["braid-0004", "done"]]
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"),
+    [
+        (TrainingError("step 3: loss nan"), "failed"),
+        (CheckpointError("no model at 'hub/name': no answer"), "open"),
+        (Unreachable("no answer"), "open"),
+        (OSError(28, "No space left on device"), "open"),
+        (RuntimeError("Connection closed by peer"), "open"),
+    ],
+)
+def test_what_a_run_fails_by_decides_whether_it_is_gone_on_with(
+    copy: Path, error: Exception, becomes: str
+) -> None:
+    def fails(job: Job, run: Run, window: Window) -> Any:
+        raise error
+
+    asked = Options(preset="tiny", heads_only=True, seed=2)
+    settings = Settings(home=copy, gates=GATES, device="cpu")
+    job = Job(settings=settings, options=asked, read=read, tell=tell)
+    with pytest.raises(type(error)):
+        lead(job, fails)
+    ended = last_run(copy)
+    assert (ended.state, ended.note) == (becomes, str(error) if becomes == "failed" else "")
+    assert (copy / "training" / ended.id / SHARDS).exists() == (becomes == "open")
+    with pytest.raises(type(error)):
+        lead(job, fails)
+    assert (last_run(copy).id == ended.id) == (becomes == "open")
+
+
+def test_a_version_that_cannot_serve_ends_its_run(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlike(*_: object) -> None:
+        raise CheckpointError("golden batch: it gives something else")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("stream.retrain.prove", unlike)
+        with pytest.raises(RegistryError, match="braid-0003 cannot serve: golden batch"):
+            run(copy, heads_only=True, seed=2, promote=True)
+    assert last_run(copy).note.startswith("not promoted: braid-0003 cannot serve: golden batch")
+    assert not run(copy, heads_only=True, seed=2, promote=True).resumed
+    assert state(copy)["champion"] == "braid-0004"
+
+
+def test_while_a_generation_is_built_the_next_candidate_is_kept(copy: Path) -> None:
+    """It can be promoted later, and the run after it learns from what has come since."""
+    building = Rollout(generation="g0002", model="braid-0002", space="other", state="building")
+    Rollouts(copy / "models").put(building)
+    asked: dict[str, Any] = {"from_scratch": True, "seed": 5, "promote": True, "force": True}
+    said = (
+        "g0002 is being built for braid-0002; braid models drop g0002 first, "
+        "then braid models promote braid-0003"
+    )
+    with pytest.raises(RegistryError, match=said):
+        run(copy, **asked)
+    assert (last_run(copy).state, last_run(copy).note) == ("done", f"not promoted: {said}")
+    assert told(copy)[-1]["key"] == "version/braid-0003"
+    with pytest.raises(RegistryError, match="then braid models promote braid-0004"):
+        run(copy, **asked)
+    assert state(copy)["runs"][-2:] == [["braid-0003", "done"], ["braid-0004", "done"]]
 
 
 def judged(home: Path, **gates: float) -> Outcome:
