@@ -23,16 +23,20 @@ PACKAGES = ("torch", "torchaudio", "transformers", "faust-streaming", "aiokafka"
 def status(settings: Settings) -> dict[str, Any]:
     """Lag per partition, workers alive, versions, their drift, and what the index node says.
 
+    Generation, topic and lag are those of the generation that serves.
+
     Raises:
         Unreachable: the broker does not answer; without it nothing can be said.
     """
+    registry = Registry(settings.models_dir, base=settings.model_name)
+    champion = registry.champion()
+    if champion is not None and settings.model is None:  # the same that the workers serve
+        settings = settings.model_copy(update={"generation": champion.generation})
     admin = Admin(settings)
     topic = settings.topic("records")
     partitions = admin.partition_counts().get(topic, 0)
     ends = admin.ends(topic, partitions)
     committed = admin.committed(settings.group, topic, partitions)
-    registry = Registry(settings.models_dir, base=settings.model_name)
-    champion = registry.champion()
     canary = Canaries(registry.root).running(champion)
     return {
         "generation": settings.generation,

@@ -252,12 +252,17 @@ def _examine(job: Job, run: Run, window: Window) -> Examine | None:
 
 
 def tell_version(job: Job, manifest: Manifest, status: str) -> None:
-    """Announce a version on `models`."""
+    """Announce a version on `models`, with the generation that it can serve at once, if any."""
+    champion, generation = job.registry.champion(), None
+    if champion is None:
+        generation = job.settings.generation
+    elif champion.space == manifest.space:
+        generation = champion.generation
     facts = {
         "name": manifest.name,
         "version": manifest.version,
         "space": manifest.space,
-        "generation": job.settings.generation,
+        "generation": generation,
         "uri": job.registry.path(manifest.name).as_uri(),
         "sha256": manifest.files.get("model.safetensors"),
         "status": status,

@@ -7,13 +7,16 @@ import time
 from typing import Any
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 from typer.testing import CliRunner
 
+from stream.broker import Admin
 from stream.cli import app
 from stream.errors import RegistryError
 from stream.flipping import drop, flip, hand_over, overtaken, promote, rollback
 from stream.handover import Handovers
 from stream.models import Champion, Registry
+from stream.reports import status
 from stream.rollout import Rollout, Rollouts
 from tests.stream.harness import Deployment
 
@@ -66,6 +69,43 @@ def test_who_was_promoted_meanwhile_is_not_replaced_unasked(
     back = rollback(settings, registry)
     assert (back.name, back.generation) == (SAME, "g0001")
     assert speaks(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
+
+
+def test_status_tells_of_the_generation_that_serves(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    """After a flip, and when the group of the generation before is deleted."""
+    settings, registry = deployment.settings, three_versions
+    deployment.produce({"id": f"r{number}", "text": "a red tile"} for number in range(12))
+
+    def told() -> tuple[str, str, int]:
+        found = status(settings)
+        return found["generation"], found["vectors_topic"], sum(found["lag"].values())
+
+    def embedded(generation: str) -> None:
+        its = settings.model_copy(update={"generation": generation})
+        topic = settings.topic("records")
+        ends = Admin(settings).ends(topic, settings.partitions)
+        group = Consumer({"bootstrap.servers": its.kafka_bootstrap, "group.id": its.group})
+        group.commit(
+            offsets=[TopicPartition(topic, n, end) for n, (_, end) in ends.items()],
+            asynchronous=False,
+        )
+        group.close()
+
+    promote(settings, registry, FIRST)
+    assert told() == ("g0001", f"{settings.prefix}vectors.g0001", 12)
+    embedded("g0001")
+    assert told() == ("g0001", f"{settings.prefix}vectors.g0001", 0)
+    promote(settings, registry, OTHER)
+    assert told()[0] == "g0001", "the other is only being built"
+    flip(settings, registry, "g0002", OTHER, why="built", now_ms=1000 * time.time())
+    assert told() == ("g0002", f"{settings.prefix}vectors.g0002", 12)
+    embedded("g0002")
+    before = Rollouts(registry.root).get("g0001")
+    assert before is not None
+    drop(settings, registry, before, why="its grace was over")
+    assert told() == ("g0002", f"{settings.prefix}vectors.g0002", 0)
 
 
 def test_predictions_never_stay_with_a_generation_that_is_dropped(

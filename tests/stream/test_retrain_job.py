@@ -224,6 +224,14 @@ def test_another_question_gives_the_unfinished_run_up(
     assert not (copy / "training" / runs[0].id / SHARDS).exists()
 
 
+def test_a_version_is_announced_with_the_generation_of_its_space(copy: Path) -> None:
+    Registry(copy / "models").promote("braid-0002", generation="g0002")  # as after a flip
+    run(copy, heads_only=True, seed=2)
+    assert told(copy)[-1]["generation"] == "g0002"
+    run(copy, from_scratch=True, seed=5)
+    assert told(copy)[-1]["generation"] is None, "a new space has none yet"
+
+
 def last_run(home: Path) -> Run:
     return Runs(home / "training").all()[-1]
 
