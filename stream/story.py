@@ -23,6 +23,15 @@ NO_MEASURES: Mapping[str, Any] = {
     "samples": 0, "accuracy": {}, "recall": {}, "recall_fused": {}, "calibration_error": {},
 }  # fmt: skip
 
+AS_THEY_COME = ": as it comes"
+"""How a gate's metric ends that is of records with all that they have."""
+CHOICES = {
+    "way": "way", "ratio": "R", "share": "share of old", "recall": "recall",
+    "recall_cost": "recall cost", "accuracy_gain": "accuracy gain", "re_embedded": "re-embedded",
+    "verdict": "",
+}  # fmt: skip
+"""The columns of `choices`, and what a person sees above them."""
+
 
 def story(registry: Registry, name: str) -> dict[str, Any]:
     """Everything about one version, as JSON. Raises RegistryError."""
@@ -46,10 +55,45 @@ def story(registry: Registry, name: str) -> dict[str, Any]:
         "metrics": manifest.metrics,
         "verdict": manifest.verdict,
         "compatibility": manifest.compatibility,
+        "choices": choices(manifest),
         "calibration": manifest.calibration,
         "files": dict(manifest.files),
         "code": dict(manifest.code),
     }
+
+
+def choices(manifest: Manifest) -> list[dict[str, Any]]:
+    """The ways to deal with its space that were tried, and what each costs.
+
+    `recall` is that of its queries among half old, half new vectors, and `recall_cost` what it
+    lacks against a space of its own. `accuracy_gain`, against the champion and over the tasks that
+    were judged, is the same for all: predictions are made before vectors are mapped.
+    """
+    found = manifest.compatibility
+    adapter = found.get("adapter") or {}
+    chosen = [found.get("choice")]
+    if chosen == ["adapter"]:
+        chosen += [adapter.get("kind"), adapter.get("maps")]
+    gains = [
+        gate["difference"]
+        for gate in manifest.verdict.get("gates") or []
+        if gate["metric"].startswith("accuracy ") and gate["metric"].endswith(AS_THEY_COME)
+    ]
+    rows = []
+    for its in found.get("tried") or []:
+        way = [its[key] for key in ("choice", "kind", "maps") if key in its]
+        passed = "passed" if its["passed"] else f"failed: {', '.join(its['failed'])}"
+        rows.append(
+            {
+                "way": ", ".join(way),
+                **{key: its.get(key) for key in ("ratio", "share", "recall")},
+                "recall_cost": its.get("cost"),
+                "accuracy_gain": sum(gains) / len(gains) if gains else None,
+                "re_embedded": its.get("re_embedded"),
+                "verdict": "chosen" if way == chosen else passed,
+            }
+        )
+    return rows
 
 
 def lines(told: Mapping[str, Any]) -> list[str]:
@@ -71,6 +115,9 @@ def lines(told: Mapping[str, Any]) -> list[str]:
     said += ["", "How it was judged"]
     said += [f"  {line}" for line in _judged(told["verdict"])]
     said += [f"  {line}" for line in _compatible(told["compatibility"])]
+    if told["choices"]:
+        rows = [[_number(its[key]) for key in CHOICES] for its in told["choices"]]
+        said += [f"  {line}" for line in _table([list(CHOICES.values()), *rows])]
     if told["metrics"].get("validation"):
         said += ["", f"On {told['metrics']['validation'].get('samples')} validation records"]
         said += [f"  {line}" for line in _measured(told["metrics"]["validation"])]

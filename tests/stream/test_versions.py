@@ -97,7 +97,56 @@ def test_the_story_tells_where_a_version_came_from_and_how_it_was_judged(home: P
     assert "not at all: there was no champion" in braid(home, "models", "show", "1")
     told = braid(home, "models", "show", "2", "--json")
     assert told["verdict"]["champion"] == told["parent"] == "braid-0001"
+    assert told["choices"] == [], "its vectors are the champion's: nothing was tried"
+    judged = braid(home, "models", "show", "4", "--json")
+    assert [its["way"] for its in judged["choices"]] == ["same space", "new space"]
+    assert judged["choices"][0]["ratio"] == judged["compatibility"]["tried"][0]["ratio"]
+    assert judged["choices"][0]["accuracy_gain"] is not None
     assert state(home)["versions"] == [f"braid-{n:04d}" for n in (1, 2, 3, 4)], "a page is none"
+
+
+def test_the_story_has_what_each_choice_of_a_space_costs(home: Path) -> None:
+    numbers = {
+        "ratio": 0.5, "share": 0.6, "recall": 0.75, "cost": 0.125, "re_embedded": "none"
+    }  # fmt: skip
+    fitted = {**numbers, "choice": "adapter", "kind": "procrustes"}
+    tried = [
+        {**numbers, "choice": "same space", "passed": False, "failed": ["ratio", "share"]},
+        {**fitted, "maps": "the new model's vectors", "passed": True, "failed": []},
+        {**fitted, "maps": "stored vectors", "passed": True, "failed": []},
+        {
+            "choice": "new space", "recall": 0.875, "cost": 0.0, "passed": True,
+            "re_embedded": "every record",
+        },
+    ]  # fmt: skip
+    gates = [
+        {"metric": "accuracy colour: text", "difference": 0.5, "passed": True},
+        {"metric": "accuracy colour: as it comes", "difference": 0.25, "passed": True},
+        {"metric": "accuracy shape: as it comes", "difference": -0.125, "passed": True},
+    ]
+    altered(
+        home / "models" / "versions" / "braid-0003",
+        verdict={"passed": True, "decision": "passed", "gates": gates},
+        compatibility={
+            "choice": "adapter", "tried": tried,
+            "adapter": {"kind": "procrustes", "maps": "the new model's vectors"},
+        },
+    )  # fmt: skip
+    said = [" ".join(line.split()) for line in braid(home, "models", "show", "3").splitlines()]
+    for line in (
+        "way R share of old recall recall cost accuracy gain re-embedded",
+        "same space 0.5000 0.6000 0.7500 0.1250 0.0625 none failed: ratio, share",
+        "adapter, procrustes, the new model's vectors 0.5000 0.6000 0.7500 0.1250 0.0625 none "
+        "chosen",
+        "adapter, procrustes, stored vectors 0.5000 0.6000 0.7500 0.1250 0.0625 none passed",
+        "new space - - 0.8750 0.0000 0.0625 every record passed",
+    ):
+        assert line in said, said
+    told = braid(home, "models", "show", "3", "--json")["choices"]
+    assert [its["verdict"] for its in told] == [
+        "failed: ratio, share", "chosen", "passed", "passed",
+    ]  # fmt: skip
+    assert told[0]["recall_cost"] == 0.125
 
 
 def test_what_differs_between_two_versions(home: Path) -> None:
