@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .canary import Canaries
 from .models import Registry
+from .rollout import Rollouts
 from .runs import Runs
 
 CHAMPIONS = 10
@@ -37,8 +38,8 @@ def plan(
 
     Args:
         newest: so many of the newest versions stay.
-        champions: so do those that the last so many champion files name, and every generation's
-            last champion.
+        champions: so do those that the last so many champion files name, and the last champion
+            of every generation that is not dropped.
         needed: other versions that stay; so does what a running canary tries out.
     """
     kept: dict[str, str] = {}
@@ -48,7 +49,9 @@ def plan(
         kept[name] = f"one of the newest {newest}"
     for name in needed:
         kept[name] = "in use"
-    for one in {one.generation: one for one in history}.values():
+    rollouts = Rollouts(registry.root).all()
+    dropped = {rollout.generation for rollout in rollouts if rollout.state == "dropped"}
+    for one in {one.generation: one for one in history if one.generation not in dropped}.values():
         kept[one.name] = f"the last champion of generation {one.generation}"
     for one in history[-champions:]:
         kept[one.name] = f"champion number {one.seq}"

@@ -20,6 +20,7 @@ from stream.cli import app
 from stream.errors import RegistryError
 from stream.models import Registry
 from stream.retrain import prove
+from stream.rollout import Rollout, Rollouts
 from stream.runs import Runs
 from tests.stream.trainers import run, state
 
@@ -178,6 +179,21 @@ def test_what_gc_keeps_and_what_it_removes(home: Path) -> None:
     assert "braid-0003" not in [one.name for one in Runs(home / "training").all()]
     registry = Registry(home / "models")
     assert registry.next() == ("braid-0005", 5), "a number is given once"
+
+
+def test_gc_keeps_the_last_champion_of_a_generation_until_that_is_dropped(home: Path) -> None:
+    registry, rollouts = Registry(home / "models"), Rollouts(home / "models")
+    registry.promote("braid-0004", generation="g0002")
+    registry.promote("braid-0002", generation="g0003")
+    registry.promote("braid-0003", generation="g0003")
+    asked = ("models", "gc", "--keep", "0", "--champions", "2", "--dry-run", "--json")
+    found = braid(home, *asked)
+    assert found["versions"] == ["braid-0001"]
+    assert found["kept"]["braid-0004"] == "the last champion of generation g0002"
+    other = registry.manifest("braid-0004").space
+    for state_, gone in (("grace", ["braid-0001"]), ("dropped", ["braid-0001", "braid-0004"])):
+        rollouts.put(Rollout(generation="g0002", model="braid-0004", space=other, state=state_))
+        assert braid(home, *asked)["versions"] == gone
 
 
 def test_gc_keeps_what_an_unfinished_run_needs_and_a_repeat_uses(home: Path) -> None:
