@@ -66,8 +66,9 @@ def choices(manifest: Manifest) -> list[dict[str, Any]]:
     """The ways to deal with its space that were tried, and what each costs.
 
     `recall` is that of its queries among half old, half new vectors, and `recall_cost` what it
-    lacks against a space of its own. `accuracy_gain`, against the champion and over the tasks that
-    were judged, is the same for all: predictions are made before vectors are mapped.
+    lacks against a space of its own, or as it is if that is more. `accuracy_gain`, against the
+    champion and over the tasks that were judged, is the same for all: predictions are made before
+    vectors are mapped.
     """
     found = manifest.compatibility
     adapter = found.get("adapter") or {}
