@@ -55,13 +55,29 @@ class Handovers:
     def __init__(self, root: Path) -> None:
         self._folder = root / FOLDER
         self._read: dict[int, Handover] = {}
+        self._decided: dict[int, str] = {}
+
+    def all(self) -> list[tuple[Handover, str | None]]:
+        """Every proposal, oldest first, with its decision; lists the folder, and reads only what
+        is new in it: neither is ever written again."""
+        # Listed anew each time: a folder's time stamp may be too coarse to tell of a new file.
+        try:
+            names = set(os.listdir(self._folder))
+        except FileNotFoundError:
+            return []
+        found = []
+        for name in sorted(name for name in names if name.endswith(".json")):
+            number = int(name.removesuffix(".json"))
+            decided = f"{number:08d}.decision" in names
+            found.append((self._handover(number), self._decision(number) if decided else None))
+        return found
 
     def confirmed(self) -> list[Handover]:
         """All that are in force, oldest first."""
-        return [its for its, decision in self._all() if decision == CONFIRMED]
+        return [its for its, decision in self.all() if decision == CONFIRMED]
 
     def undecided(self) -> list[Handover]:
-        return [its for its, decision in self._all() if decision is None]
+        return [its for its, decision in self.all() if decision is None]
 
     def decide(self, number: int, decision: str) -> str:
         """Confirm or void a proposal; the decision that holds, which may be another's."""
@@ -98,26 +114,13 @@ class Handovers:
         )
 
     def _propose(self, before: str, after: str, offsets: Mapping[int, int]) -> Handover:
-        number = 1 + max((its.number for its, _ in self._all()), default=0)
+        number = 1 + max((its.number for its, _ in self.all()), default=0)
         proposal = Handover(number=number, before=before, after=after, offsets=dict(offsets))
         try:
             self._create(self._folder / f"{number:08d}.json", json.dumps(asdict(proposal)))
         except FileExistsError:
             raise RegistryError(f"another process makes handover {number}; look again") from None
         return proposal
-
-    def _all(self) -> list[tuple[Handover, str | None]]:
-        # Listed anew each time: a folder's time stamp may be too coarse to tell of a new file.
-        try:
-            names = set(os.listdir(self._folder))
-        except FileNotFoundError:
-            return []
-        found = []
-        for name in sorted(name for name in names if name.endswith(".json")):
-            number = int(name.removesuffix(".json"))
-            decided = f"{number:08d}.decision" in names
-            found.append((self._handover(number), self._decision(number) if decided else None))
-        return found
 
     def _handover(self, number: int) -> Handover:
         if number not in self._read:
@@ -131,14 +134,16 @@ class Handovers:
         return self._read[number]
 
     def _decision(self, number: int) -> str | None:
-        path = self._folder / f"{number:08d}.decision"
-        try:
-            decision = path.read_text()
-        except FileNotFoundError:
-            return None
-        if decision not in (CONFIRMED, VOID):
-            raise RegistryError(f"{path} says {decision!r:.40}, not {CONFIRMED} or {VOID}")
-        return decision
+        if number not in self._decided:
+            path = self._folder / f"{number:08d}.decision"
+            try:
+                decision = path.read_text()
+            except FileNotFoundError:
+                return None
+            if decision not in (CONFIRMED, VOID):
+                raise RegistryError(f"{path} says {decision!r:.40}, not {CONFIRMED} or {VOID}")
+            self._decided[number] = decision
+        return self._decided[number]
 
     def _create(self, target: Path, content: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -173,14 +178,18 @@ class Roles:
 
         To be called when the records were read and before anything of them is published.
         """
-        for proposal in self._handovers.undecided():
-            if any(offset >= proposal.offsets.get(number, 0) for number, offset in records):
+        known = self._handovers.all()
+        for proposal, decision in known:
+            if decision is None and any(
+                offset >= proposal.offsets.get(number, 0) for number, offset in records
+            ):
                 since = self._since.setdefault(proposal.number, self._clock())
                 if self._clock() - since < self._patience_s:
                     return None
                 log.warning("handover %d was never decided: void", proposal.number)
                 self._handovers.decide(proposal.number, VOID)
-        confirmed = self._handovers.confirmed()
+                known = self._handovers.all()
+        confirmed = [its for its, decision in known if decision == CONFIRMED]
         return [self._of(confirmed, *record) == self._generation for record in records]
 
     def _of(self, confirmed: Sequence[Handover], partition: int, offset: int) -> str:

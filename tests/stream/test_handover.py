@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -51,6 +52,35 @@ def test_an_undecided_proposal_is_waited_for_only_where_it_matters(tmp_path: Pat
     assert handovers.decide(proposal.number, CONFIRMED) == CONFIRMED
     assert new.speaks([(0, 9), (0, 10)]) == [False, True]
     assert handovers.decide(proposal.number, VOID) == CONFIRMED  # there is only one decision
+
+
+def test_what_is_decided_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker asks before each publication: it lists the folder once and reads what is new."""
+    for _ in range(3):
+        Handovers(tmp_path).hand_over(OLD, NEW, lambda: {0: 10})
+    read: list[str] = []
+    listed: list[Path] = []
+    read_text, listdir = Path.read_text, os.listdir
+
+    def reading(path: Path) -> str:
+        read.append(path.name)
+        return read_text(path)
+
+    def listing(path: Path) -> list[str]:
+        listed.append(path)
+        return listdir(path)
+
+    new = roles(tmp_path, NEW)
+    monkeypatch.setattr(Path, "read_text", reading)
+    monkeypatch.setattr(os, "listdir", listing)
+    assert new.speaks([(0, 100)]) == [True]
+    assert (len(read), len(listed)) == (6, 1)
+    assert new.speaks([(0, 101)]) == [True]
+    assert (len(read), len(listed)) == (6, 2)
+    Handovers(tmp_path).hand_over(NEW, OLD, lambda: {0: 200})
+    del read[:]
+    assert new.speaks([(0, 300)]) == [False]
+    assert read == ["00000004.json", "00000004.decision"]
 
 
 def test_a_proposer_that_is_gone_holds_nobody_up_for_long(tmp_path: Path) -> None:
