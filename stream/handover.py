@@ -9,8 +9,9 @@ must not be past that offset:
    ends are read again. If no end has passed its offset, no record beyond it existed when the
    proposal could first be read: every worker reads it before it publishes such a record.
 2. *decide*: confirmed if so, else void, and another is proposed with a wider margin. A worker that
-   reaches an offset of an undecided proposal waits; should whoever proposed it be gone, it voids
-   it itself. The decision is an exclusive create: there is only one.
+   reaches an offset of an undecided proposal waits, and so does whoever wants to propose another;
+   should its proposer be gone, they void it themselves. The decision is an exclusive create: there
+   is only one.
 
     models/handovers/00000001.json       the proposal
     models/handovers/00000001.decision   confirmed or void
@@ -37,6 +38,8 @@ CONFIRMED, VOID = "confirmed", "void"
 FOLDER = "handovers"
 MARGIN = 64  # records a partition, at first; four times as many at each further try
 TRIES = 8
+PATIENCE_S = 5.0
+LOOK_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,12 +53,27 @@ class Handover:
 
 
 class Handovers:
-    """The handovers below a registry's folder, shared by all processes."""
+    """The handovers below a registry's folder, shared by all processes.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        patience_s: how long an undecided proposal is waited for before it is void.
+        clock: monotonic seconds.
+        sleep: waits for so many seconds.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._folder = root / FOLDER
+        self._patience_s, self._clock, self._sleep = patience_s, clock, sleep
         self._read: dict[int, Handover] = {}
         self._decided: dict[int, str] = {}
+        self._since: dict[int, float] = {}
 
     def all(self) -> list[tuple[Handover, str | None]]:
         """Every proposal, oldest first, with its decision; lists the folder, and reads only what
@@ -85,6 +103,19 @@ class Handovers:
             self._create(self._folder / f"{number:08d}.decision", decision)
         return self._decision(number) or decision
 
+    def given_up(self, proposal: Handover) -> bool:
+        """Whether an undecided proposal was waited for long enough; then it is void.
+
+        That is safe at any moment: a proposer that was only slow finds its decision taken, and
+        proposes anew.
+        """
+        since = self._since.setdefault(proposal.number, self._clock())
+        if self._clock() - since < self._patience_s:
+            return False
+        log.warning("handover %d was never decided: void", proposal.number)
+        self.decide(proposal.number, VOID)
+        return True
+
     def hand_over(self, before: str, after: str, ends: Callable[[], Mapping[int, int]]) -> Handover:
         """Let `after` predict from soon on; confirmed when this returns.
 
@@ -92,15 +123,14 @@ class Handovers:
             ends: the end offsets of `records`, as of now.
 
         Raises:
-            RegistryError: another handover is being made, or records come faster than offsets can
-                be written down.
+            RegistryError: another process proposes one at this moment, or records come faster than
+                offsets can be written down.
         """
         margin = MARGIN
         for _ in range(TRIES):
-            for left in self.undecided():
-                raise RegistryError(
-                    f"handover {left.number} from {left.before} to {left.after} is being decided"
-                )
+            while left := self.undecided():
+                if not all(self.given_up(its) for its in left):
+                    self._sleep(LOOK_S)
             offsets = {number: end + margin for number, end in ends().items()}
             proposal = self._propose(before, after, offsets)
             in_time = all(end <= offsets[number] for number, end in ends().items())
@@ -156,22 +186,11 @@ class Roles:
     Args:
         generation: the worker's own.
         first: predicts before any handover.
-        patience_s: how long an undecided proposal is waited for before it is void.
     """
 
-    def __init__(
-        self,
-        handovers: Handovers,
-        *,
-        generation: str,
-        first: str,
-        patience_s: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, handovers: Handovers, *, generation: str, first: str) -> None:
         self._handovers = handovers
         self._generation, self._first = generation, first
-        self._patience_s, self._clock = patience_s, clock
-        self._since: dict[int, float] = {}
 
     def speaks(self, records: Sequence[tuple[int, int]]) -> list[bool] | None:
         """For (partition, offset) of each record; None: a handover is being decided, ask again.
@@ -183,11 +202,8 @@ class Roles:
             if decision is None and any(
                 offset >= proposal.offsets.get(number, 0) for number, offset in records
             ):
-                since = self._since.setdefault(proposal.number, self._clock())
-                if self._clock() - since < self._patience_s:
+                if not self._handovers.given_up(proposal):
                     return None
-                log.warning("handover %d was never decided: void", proposal.number)
-                self._handovers.decide(proposal.number, VOID)
                 known = self._handovers.all()
         confirmed = [its for its, decision in known if decision == CONFIRMED]
         return [self._of(confirmed, *record) == self._generation for record in records]

@@ -16,8 +16,8 @@ from stream.handover import CONFIRMED, VOID, Handovers, Roles
 OLD, NEW = "g0001", "g0002"
 
 
-def roles(root: Path, generation: str, *, patience_s: float = 5.0) -> Roles:
-    return Roles(Handovers(root), generation=generation, first=OLD, patience_s=patience_s)
+def roles(root: Path, generation: str) -> Roles:
+    return Roles(Handovers(root), generation=generation, first=OLD)
 
 
 def both(root: Path, records: list[tuple[int, int]]) -> list[tuple[bool, bool]]:
@@ -84,16 +84,49 @@ def test_what_is_decided_is_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_proposer_that_is_gone_holds_nobody_up_for_long(tmp_path: Path) -> None:
-    handovers = Handovers(tmp_path)
-    proposal = handovers._propose(OLD, NEW, {0: 10})
     now = 100.0
-    old = Roles(handovers, generation=OLD, first=OLD, patience_s=5.0, clock=lambda: now)
+    handovers = Handovers(tmp_path, patience_s=5.0, clock=lambda: now)
+    proposal = handovers._propose(OLD, NEW, {0: 10})
+    old = Roles(handovers, generation=OLD, first=OLD)
     assert old.speaks([(0, 12)]) is None
     now = 104.9
     assert old.speaks([(0, 12)]) is None
     now = 105.1
     assert old.speaks([(0, 12)]) == [True]
     assert handovers.decide(proposal.number, CONFIRMED) == VOID
+
+
+def test_a_proposer_that_is_gone_keeps_nobody_from_handing_over(tmp_path: Path) -> None:
+    """No worker reaches its offsets on a quiet topic: who comes next waits, and voids it."""
+    now = 100.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    stale = Handovers(tmp_path)._propose(OLD, NEW, {0: 74})
+    handovers = Handovers(tmp_path, patience_s=5.0, clock=lambda: now, sleep=sleep)
+    handover = handovers.hand_over(OLD, NEW, lambda: {0: 10})
+    assert now >= 105.0
+    assert handovers.decide(stale.number, CONFIRMED) == VOID
+    assert [its.number for its in handovers.confirmed()] == [handover.number] == [2]
+
+
+def test_a_proposer_that_is_only_slow_is_waited_for(tmp_path: Path) -> None:
+    slow = Handovers(tmp_path)
+    proposal = slow._propose(OLD, NEW, {0: 74})
+    now = 100.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if now > 102:
+            slow.decide(proposal.number, CONFIRMED)
+
+    handovers = Handovers(tmp_path, patience_s=5.0, clock=lambda: now, sleep=sleep)
+    handovers.hand_over(NEW, OLD, lambda: {0: 80})
+    assert now < 105.0
+    assert [its.number for its in handovers.confirmed()] == [1, 2]
 
 
 def test_records_that_come_too_fast_are_said_and_nothing_is_handed_over(tmp_path: Path) -> None:
