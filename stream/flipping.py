@@ -180,12 +180,13 @@ def begin(
     One that is being built for this very version goes on, as the successor of who serves now.
 
     Raises:
-        RegistryError: nothing serves yet, or another generation is being built.
+        RegistryError: nothing serves yet, or another generation is being built or opened.
     """
     rollouts = Rollouts(registry.root)
     champion = registry.champion()
     if champion is None:
         raise RegistryError("nothing serves yet: a first version is promoted, not built beside")
+    generation = rollouts.next(serving=champion.generation)  # before: who opens one now is seen
     for rollout in rollouts.all():
         if rollout.state == "building" and rollout.model == name:
             again = replace(
@@ -203,7 +204,7 @@ def begin(
     stored = not adapter.get("applied", True) and adapter.get("from") == champion.space
     source = champion.generation if stored else None
     rollout = Rollout(
-        generation=rollouts.next(serving=champion.generation),
+        generation=generation,
         model=name,
         space=manifest.space,
         state="building",
@@ -214,7 +215,7 @@ def begin(
         + (f", mapped from {source}" if source is not None else ""),
     )
     ensure(settings.model_copy(update={"generation": rollout.generation}))
-    rollouts.put(rollout)
+    rollouts.add(rollout)
     announce(settings, f"generation/{rollout.generation}", _facts(rollout))
     return rollout
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from index.files import replaced
+from index.files import created, replaced
 
 from .errors import RegistryError
 from .models import Registry
@@ -69,14 +69,23 @@ class Rollouts:
         ]
 
     def get(self, generation: str) -> Rollout | None:
-        path = self._folder / f"{generation}.json"
+        path = self._path(generation)
         return self._read(path) if path.exists() else None
+
+    def add(self, rollout: Rollout) -> None:
+        """Open a generation. Raises RegistryError if another process did so at the same moment."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            created(self._path(rollout.generation), _plain(rollout))
+        except FileExistsError:
+            raise RegistryError(
+                f"another process opened {rollout.generation} at the same moment; look again"
+            ) from None
 
     def put(self, rollout: Rollout) -> None:
         """Replace what is said of a generation."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(asdict(rollout)).encode()
-        replaced(self._folder / f"{rollout.generation}.json", content)
+        replaced(self._path(rollout.generation), _plain(rollout))
 
     def next(self, *, serving: str) -> str:
         """A name that no generation had."""
@@ -100,6 +109,9 @@ class Rollouts:
             models[rollout.generation] = last.get(rollout.generation, rollout.model)
         return models
 
+    def _path(self, generation: str) -> Path:
+        return self._folder / f"{generation}.json"
+
     def _read(self, path: Path) -> Rollout:
         try:
             rollout = Rollout(**json.loads(path.read_text()))
@@ -108,3 +120,7 @@ class Rollouts:
         if rollout.state not in STATES:
             raise RegistryError(f"{path}: state {rollout.state!r:.40}, not one of {STATES}")
         return rollout
+
+
+def _plain(rollout: Rollout) -> bytes:
+    return json.dumps(asdict(rollout)).encode()

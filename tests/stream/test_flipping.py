@@ -155,3 +155,21 @@ def test_a_model_of_another_space_waits_until_it_is_built(
     (row,) = models("generations")
     assert (row["state"], row["why"]) == ("dropped", "dropped by hand")
     assert models("promote", OTHER)["generation"] == "g0003"  # a name is never used again
+
+
+def test_of_two_that_open_a_generation_at_once_one_fails(
+    deployment: Deployment, three_versions: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one came in when this one had looked which there are."""
+    settings, registry = deployment.settings, three_versions
+    promote(settings, registry, FIRST)
+    theirs = Rollout(generation="g0002", model="tiny-0009", space="other", state="building")
+
+    def meanwhile(settings: Any) -> int:
+        Rollouts(registry.root).put(theirs)
+        return 4
+
+    monkeypatch.setattr("stream.flipping.ensure", meanwhile)
+    with pytest.raises(RegistryError, match="another process opened g0002 at the same moment"):
+        promote(settings, registry, OTHER)
+    assert Rollouts(registry.root).all() == [theirs]
