@@ -95,6 +95,8 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     def rollback(context: typer.Context, as_json: AsJson = False) -> None:
         """Go back to the champion before this one, and to its generation.
 
+        Once more goes to the one before that, never forth again: braid models promote does.
+
         Example: braid models rollback
         """
         from .flipping import rollback as run

@@ -237,12 +237,13 @@ def overtaken(registry: Registry, rollout: Rollout) -> str | None:
 
 def flip(
     settings: Settings, registry: Registry, to: str, name: str, *, why: str, now_ms: float,
-    after: int | None = None,
+    after: int | None = None, back_to: int | None = None,
 ) -> Champion:  # fmt: skip
     """Let another generation serve, with a version of its space; the one before gets its grace.
 
     Args:
         after: only as the successor of this champion number; None: of whoever serves now.
+        back_to: see `Champion`.
 
     Raises:
         RegistryError: someone else was first, or no handover could be made.
@@ -253,7 +254,9 @@ def flip(
     hand_over(settings, registry, champion.generation, to)
     try:
         # It was judged when its generation began, or has served before.
-        flipped = registry.promote(name, generation=to, why=why, after=champion.seq, force=True)
+        flipped = registry.promote(
+            name, generation=to, why=why, after=champion.seq, force=True, back_to=back_to
+        )
     except RegistryError:
         serves = registry.champion()
         if serves is not None and serves.generation != to:  # who came first keeps its predictions
@@ -355,6 +358,8 @@ def swept(settings: Settings, gone: Rollout) -> bool:
 def rollback(settings: Settings, registry: Registry, *, now_ms: float | None = None) -> Champion:
     """Make the champion before this one champion again; across a flip, at once.
 
+    A second rollback goes back further, not forth again (`Registry.earlier`).
+
     Raises:
         RegistryError: there was none, or its generation was dropped.
     """
@@ -364,8 +369,8 @@ def rollback(settings: Settings, registry: Registry, *, now_ms: float | None = N
     why = f"rolled back from {champion.name}"
     if earlier.generation == champion.generation:
         back = registry.promote(
-            earlier.name, generation=earlier.generation, why=why, force=True
-        )  # fmt: skip
+            earlier.name, generation=earlier.generation, why=why, force=True, back_to=earlier.seq
+        )
         announce_champion(settings, back, registry)
         return back
     rollout = Rollouts(registry.root).get(earlier.generation)
@@ -375,7 +380,10 @@ def rollback(settings: Settings, registry: Registry, *, now_ms: float | None = N
             f"grace was over: promote {earlier.name} to build it anew"
         )
     now_ms = 1000 * time.time() if now_ms is None else now_ms
-    return flip(settings, registry, earlier.generation, earlier.name, why=why, now_ms=now_ms)
+    return flip(
+        settings, registry, earlier.generation, earlier.name, why=why, now_ms=now_ms,
+        back_to=earlier.seq,
+    )  # fmt: skip
 
 
 def _facts(rollout: Rollout) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,7 +31,11 @@ TOO_LITTLE = "not enough evidence"  # the judge's decision where it has too few 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Champion:
-    """Which version serves, since when; `seq` only grows."""
+    """Which version serves, since when; `seq` only grows.
+
+    Attributes:
+        back_to: of a rollback, the number of the promotion that it went back to.
+    """
 
     seq: int
     name: str
@@ -40,6 +44,7 @@ class Champion:
     generation: str
     at_ms: int
     why: str
+    back_to: int | None = None
 
 
 class Registry:
@@ -192,9 +197,13 @@ class Registry:
 
     def promote(
         self, name: str, *, generation: str, why: str = "promoted",
-        after: int | None = None, force: bool = False,
+        after: int | None = None, force: bool = False, back_to: int | None = None,
     ) -> Champion:  # fmt: skip
         """Make a version champion, after checking its files against their checksums.
+
+        Args:
+            after, force: see `admit`.
+            back_to: see `Champion`.
 
         Raises:
             RegistryError: `admit` refuses it, it is of another space than the champion, or another
@@ -216,21 +225,32 @@ class Registry:
             generation=generation,
             at_ms=int(self._wall() * 1000),
             why=why,
+            back_to=back_to,
         )
         self._create(champion)
         return champion
 
     def earlier(self) -> Champion:
-        """The champion before this one, which a rollback goes back to.
+        """The promotion before that of the champion, which a rollback goes back to.
+
+        After a rollback the champion's is the one that was gone back to: what was rolled back from
+        is no target, and a second rollback goes further back.
 
         Raises:
             RegistryError: there was no other version before.
         """
-        history = self.history()
-        for earlier in reversed(history):
-            if earlier.name != history[-1].name:
-                return earlier
+        by_seq = {champion.seq: champion for champion in self.history()}
+        serves = at = self._promotion(by_seq, max(by_seq, default=0))
+        while at is not None:
+            at = self._promotion(by_seq, at.seq - 1)
+            if at is not None and serves is not None and at.name != serves.name:
+                return at
         raise RegistryError("there is no earlier champion to go back to")
+
+    def _promotion(self, by_seq: Mapping[int, Champion], seq: int) -> Champion | None:
+        found = by_seq.get(seq)
+        back_to = None if found is None else found.back_to
+        return found if back_to is None else by_seq.get(back_to)
 
     def _number(self, name: str) -> int:
         """By the manifest, else by the name: one damaged version must not hide the others."""

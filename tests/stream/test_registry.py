@@ -33,6 +33,26 @@ def test_promotions_count_up_and_a_rollback_is_a_new_number(registry: Registry) 
     ]
 
 
+def test_rollbacks_walk_back_through_what_was_promoted(registry: Registry) -> None:
+    """What was rolled back from is no target, whether reached by a promotion or a rollback."""
+    one, two = "tiny-0001", "tiny-0002"
+    for name in (one, two, one, two, two):
+        registry.promote(name, generation="g0001")
+
+    def rolled_back() -> tuple[str, int | None]:
+        earlier = registry.earlier()
+        back = registry.promote(earlier.name, generation="g0001", back_to=earlier.seq)
+        return back.name, back.back_to
+
+    assert rolled_back() == (one, 3)
+    assert rolled_back() == (two, 2)
+    assert registry.promote(one, generation="g0001").seq == 8
+    assert rolled_back() == (two, 2)  # what served before that promotion
+    assert rolled_back() == (one, 1)
+    with pytest.raises(RegistryError, match="no earlier champion"):
+        registry.earlier()
+
+
 def test_what_may_not_become_champion(registry: Registry) -> None:
     registry.promote("tiny-0001", generation="g0001")
     with pytest.raises(RegistryError, match="new generation"):
