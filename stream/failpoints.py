@@ -19,7 +19,8 @@ INDEX = (
     *(f"snapshot-{step}" for step in ("begin", "files", "manifest", "renamed", "old-gone", "end")),
     *(f"segment-{step}" for step in ("begin", "vectors", "files", "sealed", "publish")),
 )
-NAMES = (*WORKER, *INDEX)
+FLIP = ("flip-handed-over", "flip-promoted", "flip-settling")
+NAMES = (*WORKER, *INDEX, *FLIP)
 
 
 class Failpoints:

@@ -2,11 +2,13 @@
 
 A flip is the exclusive create of the next champion file, as every promotion is; it names the new
 generation. Before it, predictions are handed over (`stream.handover`). Whichever process gets this
-far does it, and one that comes second finds it done.
+far does it, and one that comes second finds it done. What follows from that file (`settle`) whoever
+looks next does, should the process that flipped be gone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from index.store import FUSED, Row, VectorStore
 from .announcements import Tell, announce, announce_champion
 from .broker import Admin
 from .errors import RegistryError, StreamError
+from .failpoints import Failpoints
 from .handover import Handovers
 from .models import Champion, Registry
 from .rollout import Rollout, Rollouts
@@ -155,6 +158,8 @@ def promote(
     Raises:
         RegistryError: the version is damaged or failed its judge, or another one is being built.
     """
+    now_ms = 1000 * time.time()
+    settle(settings, registry, now_ms=now_ms, tell=tell)
     champion = registry.champion()
     manifest = registry.admit(name, after=after, force=force)
     if champion is None or manifest.space == champion.space:
@@ -165,7 +170,6 @@ def promote(
     for rollout in Rollouts(registry.root).all():
         if rollout.state == "grace" and rollout.space == manifest.space:
             why = f"{rollout.generation} is still fed"
-            now_ms = 1000 * time.time()
             return flip(
                 settings, registry, rollout.generation, name, why=why, now_ms=now_ms, after=after
             )
@@ -248,10 +252,17 @@ def flip(
     Raises:
         RegistryError: someone else was first, or no handover could be made.
     """
+    failpoint = Failpoints.from_environment()
+    settle(settings, registry, now_ms=now_ms)
     champion = registry.champion()
     assert champion is not None
     registry.follows(name, after)  # before predictions are handed over for nothing
-    hand_over(settings, registry, champion.generation, to)
+    generation, space = champion.generation, champion.space
+    before = Rollout(generation=generation, model=champion.name, space=space, state="serving")
+    with contextlib.suppress(RegistryError):  # the first has no file yet; by that it is fed on
+        Rollouts(registry.root).add(before)
+    hand_over(settings, registry, generation, to)
+    failpoint("flip-handed-over")
     try:
         # It was judged when its generation began, or has served before.
         flipped = registry.promote(
@@ -262,17 +273,45 @@ def flip(
         if serves is not None and serves.generation != to:  # who came first keeps its predictions
             hand_over(settings, registry, to, serves.generation)
         raise
-    rollouts = Rollouts(registry.root)
-    before = rollouts.get(champion.generation) or Rollout(
-        generation=champion.generation, model=champion.name, space=champion.space, state="serving"
-    )
-    until_ms = int(now_ms + 1000 * settings.grace_s)
-    rollouts.put(replace(before, state="grace", model=champion.name, until_ms=until_ms, why=why))
-    taken = rollouts.get(to)
-    if taken is not None:
-        rollouts.put(replace(taken, state="serving", until_ms=None, why=why))
-    announce_champion(settings, flipped, registry)
+    failpoint("flip-promoted")
+    settle(settings, registry, now_ms=now_ms)
     return flipped
+
+
+def settle(settings: Settings, registry: Registry, *, now_ms: float, tell: Tell = announce) -> None:
+    """Say of every generation what the champion's file has decided, and tell who serves.
+
+    The one that it names serves, one that served before gets its grace. Twice changes nothing.
+
+    Args:
+        tell: announces it.
+    """
+    rollouts = Rollouts(registry.root)
+    known = rollouts.all()  # before the champion: one who flips meanwhile settles that
+    champion = registry.champion()
+    if champion is None:
+        return
+    late = [
+        its
+        for its in known
+        if its.state != "dropped"
+        and (its.state == "serving") != (its.generation == champion.generation)
+    ]
+    if not late:
+        return
+    failpoint = Failpoints.from_environment()
+    announce_champion(settings, champion, registry, tell)
+    last = {its.generation: its.name for its in registry.history()}
+    for its in late:
+        if its.generation == champion.generation:
+            said = replace(its, state="serving", until_ms=None, why=champion.why)
+        else:
+            said = replace(
+                its, state="grace", model=last.get(its.generation, its.model), why=champion.why,
+                until_ms=int(now_ms + 1000 * settings.grace_s),
+            )  # fmt: skip
+        rollouts.put(said)
+        failpoint("flip-settling")
 
 
 def hand_over(settings: Settings, registry: Registry, before: str, to: str) -> None:

@@ -31,6 +31,7 @@ from .flipping import (
     given_back,
     overtaken,
     readiness,
+    settle,
     swept,
 )
 from .generation import Generation
@@ -138,6 +139,8 @@ class Manager:
         champion = await asyncio.to_thread(self._registry.champion)
         if champion is None or self._stopping or not self.partitions:
             return
+        now_ms = 1000 * self._wall()
+        await asyncio.to_thread(settle, self._settings, self._registry, now_ms=now_ms)
         fed = await asyncio.to_thread(self._rollouts.fed, self._registry)
         problems = []
         for name, model in fed.items():
@@ -149,7 +152,6 @@ class Manager:
         for name in set(self.generations.names) - set(fed) - {self.generations.alias.name}:
             await self._drop(name)
         await self._build()
-        now_ms = 1000 * self._wall()
         await asyncio.to_thread(end_grace, self._settings, self._registry, now_ms=now_ms)
         for rollout in await asyncio.to_thread(self._rollouts.all):
             name = rollout.generation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -10,11 +11,14 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from typer.testing import CliRunner
 
+from index.metrics import ServiceMetrics
 from stream.broker import Admin
 from stream.cli import app
 from stream.errors import RegistryError
-from stream.flipping import drop, flip, hand_over, overtaken, promote, rollback
+from stream.failpoints import FLIP, Failpoints
+from stream.flipping import drop, flip, hand_over, overtaken, promote, rollback, settle
 from stream.handover import Handovers
+from stream.managing import Manager
 from stream.models import Champion, Registry
 from stream.reports import status
 from stream.rollout import Rollout, Rollouts
@@ -173,3 +177,70 @@ def test_of_two_that_open_a_generation_at_once_one_fails(
     with pytest.raises(RegistryError, match="another process opened g0002 at the same moment"):
         promote(settings, registry, OTHER)
     assert Rollouts(registry.root).all() == [theirs]
+
+
+FLIPS = """
+import sys
+from stream.flipping import flip
+from stream.models import Registry
+from stream.settings import load
+settings = load()
+registry = Registry(settings.models_dir, base="tiny")
+flip(settings, registry, *sys.argv[1:], why="built", now_ms=1e6)
+"""
+
+
+@pytest.mark.parametrize("point", FLIP)
+def test_a_flip_that_was_killed_is_finished_by_whoever_looks_next(
+    deployment: Deployment, three_versions: Registry, point: str
+) -> None:
+    """The first flip of all: of the generation that served until then no file tells yet."""
+    settings, registry = deployment.settings, three_versions
+    rollouts = Rollouts(registry.root)
+    promote(settings, registry, FIRST)
+    promote(settings, registry, OTHER)
+    env = {"BRAID_FAILPOINT": f"{point}:kill"}
+    assert deployment.child("flip", ["-c", FLIPS, "g0002", OTHER], env).wait(120) == -9
+    champion = registry.champion()
+    assert champion is not None
+    done = point != "flip-handed-over"
+    assert champion.generation == ("g0002" if done else "g0001")
+    assert rollouts.fed(registry) == {"g0001": FIRST, "g0002": OTHER}  # a node that looks now
+
+    manager = Manager(
+        settings, registry, metrics=ServiceMetrics(), failpoint=Failpoints(), gpu=None,
+        wall=lambda: 1000.0,
+    )  # fmt: skip
+    manager.partitions = settings.partitions
+    asyncio.run(manager.look())
+    assert manager.generations.names == ["g0001", "g0002"]
+    manager.stop()
+    if not done:
+        flip(settings, registry, "g0002", OTHER, why="built", now_ms=1e6)
+    states = {its.generation: (its.state, its.model, its.until_ms) for its in rollouts.all()}
+    until_ms = int(1e6 + 1000 * settings.grace_s)
+    assert states == {"g0001": ("grace", FIRST, until_ms), "g0002": ("serving", OTHER, None)}
+    settle(settings, registry, now_ms=0)  # nothing is left to do
+    assert {its.until_ms for its in rollouts.all()} == {until_ms, None}
+    assert speaks(registry) == [("g0001", "g0002")]
+
+    back = rollback(settings, registry)
+    assert (back.name, back.generation) == (FIRST, "g0001")
+    assert [its.state for its in rollouts.all()] == ["serving", "grace"]
+
+
+def test_a_rollback_from_a_flip_that_was_killed_leaves_nothing_being_built(
+    deployment: Deployment, three_versions: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, registry = deployment.settings, three_versions
+    promote(settings, registry, FIRST)
+    promote(settings, registry, OTHER)
+    monkeypatch.setenv("BRAID_FAILPOINT", "flip-promoted:raise")
+    with pytest.raises(RuntimeError, match="failpoint flip-promoted"):
+        flip(settings, registry, "g0002", OTHER, why="built", now_ms=0)
+    monkeypatch.delenv("BRAID_FAILPOINT")
+    rollback(settings, registry)
+    assert [its.state for its in Rollouts(registry.root).all()] == ["serving", "grace"]
+    again = promote(settings, registry, OTHER)
+    assert isinstance(again, Champion)
+    assert again.why == "g0002 is still fed"
