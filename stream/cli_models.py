@@ -124,9 +124,15 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     def drop_(
         context: typer.Context,
         generation: Annotated[str, typer.Argument(help="Its name: g0002.")],
+        force: Annotated[
+            bool,
+            typer.Option(help="Although records that it has to predict will have no prediction."),
+        ] = False,
         as_json: AsJson = False,
     ) -> None:
         """Drop a generation that does not serve: its topic, its group, its index.
+
+        What it has not read of its share of the records goes to the generation that serves.
 
         Example: braid models drop g0002
         """
@@ -140,7 +146,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             raise RegistryError(f"{generation} serves: promote or roll back first")
         if rollout is None:
             raise RegistryError(f"no generation {generation!r}: braid models generations")
-        run(settings, registry, rollout, why="dropped by hand")
+        run(settings, registry, rollout, why="dropped by hand", force=force)
         print(json.dumps({"dropped": generation}) if as_json else f"{generation} is dropped")
 
 

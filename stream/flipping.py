@@ -21,10 +21,10 @@ from index.live import LiveStore
 from index.store import FUSED, Row, VectorStore
 
 from .announcements import Tell, announce, announce_champion
-from .broker import Admin
+from .broker import Admin, replay
 from .errors import RegistryError, StreamError
 from .failpoints import Failpoints
-from .handover import Handovers
+from .handover import Handovers, speaks_until
 from .models import Champion, Registry
 from .rollout import Rollout, Rollouts
 from .settings import Settings
@@ -324,14 +324,13 @@ def hand_over(settings: Settings, registry: Registry, before: str, to: str) -> N
     said = handovers.confirmed()
     if said and said[-1].after == to:
         return  # a process that died handed over already
-    admin, topic = Admin(settings), settings.topic("records")
-    partitions = ensure(settings)
+    partitions = ensure(settings.model_copy(update={"generation": to}))
+    handovers.hand_over(before, to, lambda: _ends(settings, partitions))
 
-    def ends() -> dict[int, int]:
-        found = admin.ends(topic, partitions)
-        return {number: end for number, (_, end) in found.items()}
 
-    handovers.hand_over(before, to, ends)
+def _ends(settings: Settings, partitions: int) -> dict[int, int]:
+    found = Admin(settings).ends(settings.topic("records"), partitions)
+    return {number: end for number, (_, end) in found.items()}
 
 
 def given_back(settings: Settings, registry: Registry, rollout: Rollout) -> None:
@@ -344,8 +343,55 @@ def given_back(settings: Settings, registry: Registry, rollout: Rollout) -> None
         hand_over(settings, registry, rollout.generation, champion.generation)
 
 
+def owed(settings: Settings, registry: Registry, generation: str) -> str | None:
+    """What a generation that does not serve has still to predict, or None: it may go.
+
+    A handover lies beyond the ends of `records`: what comes next, even much later, is the old
+    generation's. What did not come yet goes to who serves, by another handover. What did is the
+    generation's own: its group must commit it, since who serves may have passed it.
+
+    Raises:
+        RegistryError: no handover could be made.
+    """
+    champion, handovers = registry.champion(), Handovers(registry.root)
+    if champion is None or not handovers.confirmed():
+        return None
+    serving = settings.model_copy(update={"generation": champion.generation})
+    admin, topic, partitions = Admin(settings), settings.topic("records"), ensure(serving)
+
+    def untils() -> dict[int, int | None]:
+        confirmed = handovers.confirmed()
+        return {number: speaks_until(confirmed, generation, number) for number in range(partitions)}
+
+    ends = _ends(settings, partitions)
+    left = {number for number, at in untils().items() if at is None or at > ends[number]}
+    if left:
+        handovers.hand_over(
+            generation, champion.generation, lambda: _ends(settings, partitions), at_once=left
+        )
+    group = settings.model_copy(update={"generation": generation}).group
+    committed = admin.committed(group, topic, partitions)
+    starts, stops = {}, {}
+    for number, (first, end) in admin.ends(topic, partitions).items():
+        starts[number] = max(first, committed.get(number, 0))
+        until = untils()[number]
+        if until is None or until > end:
+            return f"records[{number}] ends at {end}, {generation} predicts up to {until}"
+        stops[number] = until
+    # Read, not computed: offsets below may hold no record, which no group ever commits.
+    for message in replay(settings, topic, start_at=starts, stop_at=stops):
+        number, offset = message.partition, message.offset
+        return (
+            f"records[{number}]@{offset} is {generation}'s to predict, which is at offset "
+            f"{starts[number]} of {stops[number]} there"
+        )
+    return None
+
+
 def end_grace(settings: Settings, registry: Registry, *, now_ms: float) -> list[str]:
     """Drop the generations whose grace is over: nobody feeds them, topic and group go.
+
+    One that has still to predict something is fed on until it has.
 
     Returns:
         Their names.
@@ -356,21 +402,39 @@ def end_grace(settings: Settings, registry: Registry, *, now_ms: float) -> list[
     for rollout in rollouts.all():
         over = rollout.state == "grace" and (rollout.until_ms or 0) <= now_ms
         if over and champion is not None and rollout.generation != champion.generation:
-            drop(settings, registry, rollout, why="its grace was over")
+            if (left := owed(settings, registry, rollout.generation)) is not None:
+                log.info("the grace of %s is over, it is fed on: %s", rollout.generation, left)
+                continue
+            _drop(settings, registry, rollout, why="its grace was over")
             dropped.append(rollout.generation)
     return dropped
 
 
-def drop(settings: Settings, registry: Registry, rollout: Rollout, *, why: str) -> None:
+def drop(
+    settings: Settings, registry: Registry, rollout: Rollout, *, why: str, force: bool = False
+) -> None:
     """Say that a generation is gone, and delete its topic and group as far as nobody uses them.
 
+    Args:
+        force: although records that it has to predict will have no prediction.
+
     Raises:
-        RegistryError: it serves.
+        RegistryError: it serves, or has still to predict something.
     """
     champion = registry.champion()
     if champion is not None and champion.generation == rollout.generation:
         raise RegistryError(f"{rollout.generation} serves: promote or roll back first")
-    given_back(settings, registry, rollout)
+    if rollout.state != "dropped":
+        left = owed(settings, registry, rollout.generation)
+        if left is not None and not force:
+            raise RegistryError(
+                f"{rollout.generation} is not dropped: {left}; its workers are on it, so try again "
+                "in a moment (--force leaves such records without a prediction)"
+            )
+    _drop(settings, registry, rollout, why=why)
+
+
+def _drop(settings: Settings, registry: Registry, rollout: Rollout, *, why: str) -> None:
     gone = replace(rollout, state="dropped", until_ms=None, why=why)
     Rollouts(registry.root).put(gone)
     announce(settings, f"generation/{rollout.generation}", _facts(gone))

@@ -24,7 +24,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -116,31 +116,42 @@ class Handovers:
         self.decide(proposal.number, VOID)
         return True
 
-    def hand_over(self, before: str, after: str, ends: Callable[[], Mapping[int, int]]) -> Handover:
+    def hand_over(
+        self, before: str, after: str, ends: Callable[[], Mapping[int, int]], *,
+        at_once: Collection[int] = (),
+    ) -> Handover:  # fmt: skip
         """Let `after` predict from soon on; confirmed when this returns.
 
         Args:
             ends: the end offsets of `records`, as of now.
+            at_once: quiet partitions, to hand over without a margin if nothing comes meanwhile.
 
         Raises:
             RegistryError: another process proposes one at this moment, or records come faster than
                 offsets can be written down.
         """
-        margin = MARGIN
+        margins: dict[int, int] = {}
         for _ in range(TRIES):
             while left := self.undecided():
                 if not all(self.given_up(its) for its in left):
                     self._sleep(LOOK_S)
-            offsets = {number: end + margin for number, end in ends().items()}
+            offsets = {
+                number: end + margins.setdefault(number, 0 if number in at_once else MARGIN)
+                for number, end in ends().items()
+            }
             proposal = self._propose(before, after, offsets)
-            in_time = all(end <= offsets[number] for number, end in ends().items())
-            if self.decide(proposal.number, CONFIRMED if in_time else VOID) == CONFIRMED:
+            passed = {number for number, end in ends().items() if end > offsets[number]}
+            if self.decide(proposal.number, VOID if passed else CONFIRMED) == CONFIRMED:
                 log.info("predictions go from %s to %s at %s", before, after, dict(offsets))
                 return proposal
-            margin *= 4
+            margins = {
+                number: 4 * margin or (MARGIN if number in passed else 0)
+                for number, margin in margins.items()
+            }
+        most = max(margins.values()) // 4
         raise RegistryError(
             f"predictions cannot go from {before} to {after}: within {TRIES} tries more than "
-            f"{margin // 4} records a partition came while the offsets were written down"
+            f"{most} records a partition came while the offsets were written down"
         )
 
     def _propose(self, before: str, after: str, offsets: Mapping[int, int]) -> Handover:
@@ -206,11 +217,24 @@ class Roles:
                     return None
                 known = self._handovers.all()
         confirmed = [its for its, decision in known if decision == CONFIRMED]
-        return [self._of(confirmed, *record) == self._generation for record in records]
+        if not confirmed:
+            return [self._first == self._generation] * len(records)
+        return [speaker(confirmed, *record) == self._generation for record in records]
 
-    def _of(self, confirmed: Sequence[Handover], partition: int, offset: int) -> str:
-        speaker = confirmed[0].before if confirmed else self._first
-        for handover in confirmed:
-            if offset >= handover.offsets.get(partition, 0):
-                speaker = handover.after
-        return speaker
+
+def speaker(confirmed: Sequence[Handover], partition: int, offset: int) -> str:
+    """Which generation speaks for a record; `confirmed`: all there are, at least one."""
+    found = confirmed[0].before
+    for handover in confirmed:
+        if offset >= handover.offsets.get(partition, 0):
+            found = handover.after
+    return found
+
+
+def speaks_until(confirmed: Sequence[Handover], generation: str, partition: int) -> int | None:
+    """The offset from which on a generation speaks for no record any more; None: it has no end."""
+    starts = sorted({0, *(its.offsets.get(partition, 0) for its in confirmed)})
+    for start, end in reversed(list(zip(starts, [*starts[1:], None], strict=True))):
+        if speaker(confirmed, partition, start) == generation:
+            return end
+    return 0

@@ -16,8 +16,17 @@ from stream.broker import Admin
 from stream.cli import app
 from stream.errors import RegistryError
 from stream.failpoints import FLIP, Failpoints
-from stream.flipping import drop, flip, hand_over, overtaken, promote, rollback, settle
-from stream.handover import Handovers
+from stream.flipping import (
+    drop,
+    end_grace,
+    flip,
+    hand_over,
+    overtaken,
+    promote,
+    rollback,
+    settle,
+)
+from stream.handover import Handovers, Roles
 from stream.managing import Manager
 from stream.models import Champion, Registry
 from stream.reports import status
@@ -244,3 +253,85 @@ def test_a_rollback_from_a_flip_that_was_killed_leaves_nothing_being_built(
     again = promote(settings, registry, OTHER)
     assert isinstance(again, Champion)
     assert again.why == "g0002 is still fed"
+
+
+def commit(deployment: Deployment, generation: str, offsets: dict[int, int]) -> None:
+    """As the generation's group does when it has published what comes before these offsets."""
+    settings = deployment.settings.model_copy(update={"generation": generation})
+    its = {"bootstrap.servers": settings.kafka_bootstrap, "group.id": settings.group}
+    consumer = Consumer(its)
+    topic = settings.topic("records")
+    positions = [TopicPartition(topic, number, at) for number, at in offsets.items()]
+    for position in consumer.commit(offsets=positions, asynchronous=False):
+        assert position.error is None
+    consumer.close()
+
+
+def flipped(deployment: Deployment, registry: Registry, records: int = 40) -> dict[int, int]:
+    """Some records, then a flip from g0001 to g0002; the ends of `records`."""
+    deployment.produce({"id": f"r{number}", "text": "a tile"} for number in range(records))
+    promote(deployment.settings, registry, FIRST)
+    promote(deployment.settings, registry, OTHER)
+    flip(deployment.settings, registry, "g0002", OTHER, why="built", now_ms=0)
+    return deployment.ends("records")
+
+
+def test_a_generation_goes_when_it_has_predicted_what_is_its(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    """The handover lies 64 records ahead, and they may take longer to come than any grace."""
+    settings, registry = deployment.settings, three_versions
+    ends = flipped(deployment, registry)
+    its = Rollouts(registry.root).get("g0001")
+    assert its is not None
+    with pytest.raises(RegistryError, match=r"records\[0\]@0 is g0001's to predict, which is at"):
+        drop(settings, registry, its, why="dropped by hand")
+    assert end_grace(settings, registry, now_ms=1e15) == []
+
+    # What did not come yet was handed over, once: from here on nothing is the old one's.
+    assert speaks(registry) == [("g0001", "g0002")] * 2
+    assert Handovers(registry.root).confirmed()[-1].offsets == ends
+    for name in ("g0001", "g0002"):
+        roles = Roles(Handovers(registry.root), generation=name, first="g0001")
+        assert roles.speaks([(n, end - 1) for n, end in ends.items()]) == [name == "g0001"] * 4
+        assert roles.speaks(list(ends.items())) == [name == "g0002"] * 4
+
+    commit(deployment, "g0001", {**ends, 2: ends[2] - 1})
+    with pytest.raises(RegistryError, match=rf"records\[2\]@{ends[2] - 1} is g0001's.*--force"):
+        drop(settings, registry, its, why="dropped by hand")
+    assert end_grace(settings, registry, now_ms=1e15) == []
+    deployment.produce({"id": f"r{number}", "text": "a tile"} for number in range(40))
+    commit(deployment, "g0001", ends)
+    assert end_grace(settings, registry, now_ms=0) == []  # its grace lasts
+    assert end_grace(settings, registry, now_ms=1e15) == ["g0001"]
+    assert speaks(registry) == [("g0001", "g0002")] * 2
+    dropped = Rollouts(registry.root).get("g0001")
+    assert dropped is not None
+    drop(settings, registry, dropped, why="dropped by hand")  # is nothing new
+
+
+def test_a_generation_that_cannot_go_on_goes_by_force(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    ends = flipped(deployment, three_versions)
+    done = CliRunner().invoke(
+        app, ["models", "drop", "g0001", "--force"], env=deployment.settings.environment()
+    )
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert Handovers(three_versions.root).confirmed()[-1].offsets == ends
+
+
+def test_what_was_rolled_back_from_goes_at_once_if_nothing_came(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    settings, registry = deployment.settings, three_versions
+    ends = flipped(deployment, registry)
+    rollback(settings, registry)
+    its = Rollouts(registry.root).get("g0002")
+    assert its is not None
+    drop(settings, registry, its, why="dropped by hand")
+    assert speaks(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
+    roles = Roles(Handovers(registry.root), generation="g0001", first="g0001")
+    assert roles.speaks([(n, end + more) for n, end in ends.items() for more in (0, 64)]) == (
+        [True] * 8
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from stream.errors import RegistryError
-from stream.handover import CONFIRMED, VOID, Handovers, Roles
+from stream.handover import CONFIRMED, VOID, Handover, Handovers, Roles, speaks_until
 
 OLD, NEW = "g0001", "g0002"
 
@@ -145,6 +145,28 @@ def test_offsets_that_records_have_passed_are_void(tmp_path: Path) -> None:
     assert [its.number for its in Handovers(tmp_path).confirmed()] == [2]
 
 
+def test_a_quiet_partition_goes_over_at_its_very_end(tmp_path: Path) -> None:
+    """One into which a record came meanwhile gets a margin; one that was not asked for has one."""
+    ends = iter([{0: 10, 1: 10, 2: 10}, {0: 10, 1: 11, 2: 10}, {0: 10, 1: 11, 2: 20}] * 2)
+    handover = Handovers(tmp_path).hand_over(OLD, NEW, lambda: next(ends), at_once=[0, 1])
+    assert handover.offsets == {0: 10, 1: 11 + 64, 2: 20 + 256}
+
+
+def test_until_where_a_generation_speaks() -> None:
+    def handover(before: str, after: str, at: int) -> Handover:
+        return Handover(number=1, before=before, after=after, offsets={0: at})
+
+    there = handover(OLD, NEW, 74)
+    assert (speaks_until([there], OLD, 0), speaks_until([there], NEW, 0)) == (74, None)
+    assert speaks_until([there], "g0003", 0) == 0
+    back = handover(NEW, OLD, 100)
+    assert [speaks_until([there, back], name, 0) for name in (OLD, NEW)] == [None, 100]
+    at_once = handover(NEW, OLD, 74)  # not one record was the other's
+    assert [speaks_until([there, at_once], name, 0) for name in (OLD, NEW)] == [None, 0]
+    rest = handover(OLD, NEW, 10)  # what had not come by then
+    assert [speaks_until([there, rest], name, 0) for name in (OLD, NEW)] == [10, None]
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"number": 1}'])
 def test_a_file_that_is_no_handover_is_never_guessed(tmp_path: Path, content: str) -> None:
     handovers = Handovers(tmp_path)
@@ -187,7 +209,7 @@ def test_workers_that_run_while_it_is_handed_over_and_back(tmp_path: Path) -> No
     for number in range(6):
         time.sleep(0.15)
         before, after = (OLD, NEW) if number % 2 == 0 else (NEW, OLD)
-        handovers.hand_over(before, after, lambda: {0: end})
+        handovers.hand_over(before, after, lambda: {0: end}, at_once=[0] if number % 3 else [])
     time.sleep(0.3)
     stop.set()
     for thread in threads:
