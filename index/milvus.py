@@ -50,7 +50,7 @@ from .milvus_rows import (
     size_of,
     vector_field,
 )
-from .milvus_sample import CIRCLE, arcs, start_of
+from .milvus_sample import AT_ONCE, CIRCLE, arcs, start_of
 from .rules import checked_queries, warn_of_second_partition, wins
 from .store import FUSED, Array, Delete, Hit, Row, Upsert
 
@@ -209,6 +209,15 @@ class MilvusStore:
             for row in self._by_ids(some, [*HIT_FIELDS, "ts", *flags, *vectors])
             if row["alive"]
         }
+
+    def ids(self) -> set[str]:
+        """See VectorStore.ids."""
+        found: set[str] = set()
+        for arc in arcs(0, alive=len(self), limit=AT_ONCE):
+            said = f"alive == true and {arc}"
+            rows = query(self._client, self.collection, said, ["id"], timeout_s=self._timeout_s)
+            found |= {row["id"] for row in rows}
+        return found
 
     def sample(self, limit: int, *, seed: int = 0) -> list[Row]:
         """See VectorStore.sample."""

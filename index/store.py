@@ -121,6 +121,10 @@ class VectorStore(Protocol):
 
     def get(self, id: str) -> Row | None: ...
 
+    def ids(self) -> set[str]:
+        """The ids of all living records, at least those that `progress` promised before."""
+        ...
+
     def sample(self, limit: int, *, seed: int = 0) -> list[Row]:
         """Up to `limit` living records, all of them if there are no more, in no promised order.
 

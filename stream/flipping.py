@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from index.live import LiveStore
-from index.store import FUSED, Row, VectorStore
+from index.store import FUSED, Row, VectorStore, rows_of
 
 from .announcements import Tell, announce, announce_champion
 from .broker import Admin, replay
@@ -42,7 +41,8 @@ class Readiness:
 
     Attributes:
         behind: offsets of `records` that its index does not reflect, of all partitions.
-        missing: ids that the serving generation holds and the new one does not.
+        missing: records that the serving generation holds and the new one does not, though it has
+            read beyond them.
         recall: recall@10 of the same queries, by generation, or nothing to compare.
         waits_for: what is still to come, or None.
         stops: what will not come by itself, or None.
@@ -80,19 +80,25 @@ def readiness(
     """
     old, new = stores[serving], stores[rollout.generation]
     progress = new.progress
-    behind = sum(end - progress.get(number, first) for number, (first, end) in ends.items())
+    behind = sum(
+        max(0, end - max(first, progress.get(number, 0))) for number, (first, end) in ends.items()
+    )
     if behind > settings.flip_lag:
         return Readiness(
             behind=behind, missing=0, recall={}, stops=None,
             waits_for=f"{behind} offsets of records are not embedded, {settings.flip_lag} may be",
         )  # fmt: skip
-    missing = absent(old, new)
-    if missing > behind and not rollout.drop_missing:
-        # What is still on its way is behind; what is more than that will not come.
+    missing, unsure = absent(old, new)
+    if missing and not rollout.drop_missing:
         return Readiness(
             behind=behind, missing=missing, recall={}, waits_for=None,
             stops=f"{missing} records of {serving} cannot be embedded again: they are no longer in "
             "records; promote with --drop-missing to go on without them",
+        )  # fmt: skip
+    if unsure and not rollout.drop_missing:
+        return Readiness(
+            behind=behind, missing=missing, recall={}, stops=None,
+            waits_for=f"{unsure} records are missing, or deleted as {serving} has not read yet",
         )  # fmt: skip
     both = recall(old, new)
     found = {} if both is None else dict(zip((serving, rollout.generation), both, strict=True))
@@ -105,11 +111,24 @@ def readiness(
     return Readiness(behind=behind, missing=missing, recall=found, waits_for=None, stops=stops)
 
 
-def absent(old: VectorStore, new: VectorStore) -> int:
-    """How many ids one store holds and the other does not."""
-    if isinstance(old, LiveStore) and isinstance(new, LiveStore):
-        return len(old.ids() - new.ids())
-    return max(0, len(old) - len(new))
+def absent(old: VectorStore, new: VectorStore) -> tuple[int, int]:
+    """How many records one store holds and the other does not, though it has read beyond them.
+
+    Returns:
+        How many are missing, and how many more may be: or they are deleted, and `old` is not as
+        far as that.
+    """
+    before, there, after = new.progress, new.ids(), new.progress
+    known = old.progress
+    missing = unsure = 0
+    for row in rows_of(old, old.ids() - there).values():
+        if row.version >= before.get(row.partition, 0):
+            continue  # it is still on its way
+        if known.get(row.partition, 0) >= after.get(row.partition, 0):
+            missing += 1
+        else:
+            unsure += 1
+    return missing, unsure
 
 
 def recall(old: VectorStore, new: VectorStore) -> tuple[float, float] | None:

@@ -212,6 +212,7 @@ def test_a_sample_is_steady_and_in_the_end_everything(
     put(store, *(delete(id_, 2) for id_ in gone))
     assert len(sampled(100) & first) == 90
     assert sampled(1000) == ids - set(gone)
+    assert store.ids() == ids - set(gone)
 
 
 def test_a_deletion_is_remembered_and_a_later_write_comes_back(store: MilvusStore) -> None:

@@ -5,24 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from typer.testing import CliRunner
 
+from index.live import LiveStore
 from index.metrics import ServiceMetrics
+from index.store import Array, Upsert
 from stream.broker import Admin
 from stream.cli import app
 from stream.errors import RegistryError
 from stream.failpoints import FLIP, Failpoints
 from stream.flipping import (
+    Readiness,
+    absent,
     drop,
     end_grace,
     flip,
     hand_over,
     overtaken,
     promote,
+    readiness,
     rollback,
     settle,
 )
@@ -31,10 +39,15 @@ from stream.managing import Manager
 from stream.models import Champion, Registry
 from stream.reports import status
 from stream.rollout import Rollout, Rollouts
+from stream.settings import Settings
+from tests.index.histories import make
+from tests.index.lite import fresh, opened
+from tests.index.oracle import delete, unit, upsert
 from tests.stream.harness import Deployment
 
 pytestmark = pytest.mark.kafka
 
+BUILT = Rollout(generation="g0002", model="tiny-0003", space="other", state="building")
 FIRST, SAME, OTHER = "tiny-0001", "tiny-0002", "tiny-0003"
 
 
@@ -335,3 +348,85 @@ def test_what_was_rolled_back_from_goes_at_once_if_nothing_came(
     assert roles.speaks([(n, end + more) for n, end in ends.items() for more in (0, 64)]) == (
         [True] * 8
     )
+
+
+def holding(versions: Iterable[int], *, reached: int) -> LiveStore:
+    """A store of the records with these offsets in `records`, which has read up to `reached`."""
+    store = make()
+    writes = [upsert(f"r{version}", version) for version in versions]
+    store.apply(writes, positions={}, progress={0: reached})
+    return store
+
+
+def ready(
+    old: LiveStore, new: LiveStore, *, end: int, first: int = 0, drop_missing: bool = False
+) -> Readiness:
+    rollout = Rollout(**{**asdict(BUILT), "drop_missing": drop_missing})
+    stores = {"g0001": old, "g0002": new}
+    return readiness(Settings(), rollout, stores, serving="g0001", ends={0: (first, end)})
+
+
+def test_what_is_on_its_way_is_waited_for_and_hides_nothing_that_is_missing() -> None:
+    old = holding(range(100), reached=100)
+    found = ready(old, holding(range(35), reached=35), end=100)
+    assert found.waits_for == "65 offsets of records are not embedded, 64 may be"
+    on_its_way = ready(old, holding(range(60), reached=60), end=100)
+    assert (on_its_way.behind, on_its_way.missing) == (40, 0)
+    assert on_its_way.waits_for is on_its_way.stops is None
+
+    lacking = holding(range(30, 60), reached=60)  # retention took the first 30
+    found = ready(old, lacking, end=100, first=30)
+    assert (found.behind, found.missing, found.waits_for) == (40, 30, None)
+    assert found.stops is not None
+    assert "30 records of g0001 cannot be embedded again" in found.stops
+    found = ready(old, lacking, end=100, first=30, drop_missing=True)
+    assert (found.missing, found.waits_for, found.stops) == (30, None, None)
+    gone = ready(holding([], reached=9), holding([], reached=9), end=99, first=99)
+    assert gone.behind == 0  # nobody can read what retention took
+
+
+def test_what_came_after_the_ends_were_read_is_no_reason_to_wait() -> None:
+    store = holding(range(100), reached=100)
+    found = ready(store, holding(range(100), reached=100), end=97)
+    assert (found.behind, found.missing, found.waits_for, found.stops) == (0, 0, None, None)
+
+
+def test_what_is_deleted_is_not_missing() -> None:
+    """The new index may have read a deletion that the old one has not."""
+    old, new = holding(range(100), reached=100), holding(range(100), reached=100)
+    new.apply([delete("r5", 100)], positions={}, progress={0: 101})
+    found = ready(old, new, end=101)
+    assert (found.missing, found.stops) == (0, None)
+    assert found.waits_for is not None
+    assert "1 records are missing, or deleted as g0001 has not read yet" in found.waits_for
+    old.apply([delete("r5", 100)], positions={}, progress={0: 101})
+    assert ready(old, new, end=101).waits_for is None
+
+
+def test_a_generation_that_finds_worse_does_not_take_over() -> None:
+    def filled(image: Callable[[int], Array]) -> LiveStore:
+        store = make()
+        for number in range(100):
+            text = unit(number, "text")
+            write = Upsert(
+                id=f"r{number}", partition=0, version=number, ts=0, model="m", fused=text,
+                by={"text": text, "image": image(number)},
+            )  # fmt: skip
+            store.apply([write], positions={}, progress={0: number + 1})
+        return store
+
+    good = filled(lambda number: unit(number, "text"))
+    assert ready(good, good, end=100).stops is None
+    found = ready(good, filled(lambda number: unit(number, "another")), end=100)
+    assert found.recall["g0001"] == 1.0
+    assert found.stops is not None
+    assert "recall@10 of g0002 is" in found.stops
+
+
+def test_new_ones_do_not_hide_what_is_missing_in_milvus(tmp_path: Path) -> None:
+    with opened(tmp_path / "lite.db") as client:
+        old, new = fresh(client), fresh(client)
+        old.apply([upsert("a", 0), upsert("b", 1)], positions={}, progress={0: 2})
+        new.apply([upsert("b", 1), upsert("c", 2)], positions={}, progress={0: 2})
+        assert absent(old, new) == (1, 0)
+        assert absent(new, new) == (0, 0)
