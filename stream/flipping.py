@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FROZEN = 200  # records whose recall is compared
 AT = 10
+ABANDONED_MS = 60_000.0  # a flip's champion file follows its handover in moments
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -301,9 +302,13 @@ def settle(settings: Settings, registry: Registry, *, now_ms: float, tell: Tell 
     """Say of every generation what the champion's file has decided, and tell who serves.
 
     The one that it names serves, one that served before gets its grace. Twice changes nothing.
+    Predictions that were handed over for a flip that then never came go back to who serves.
 
     Args:
         tell: announces it.
+
+    Raises:
+        RegistryError: they could not go back.
     """
     rollouts = Rollouts(registry.root)
     known = rollouts.all()  # before the champion: one who flips meanwhile settles that
@@ -316,10 +321,9 @@ def settle(settings: Settings, registry: Registry, *, now_ms: float, tell: Tell 
         if its.state != "dropped"
         and (its.state == "serving") != (its.generation == champion.generation)
     ]
-    if not late:
-        return
     failpoint = Failpoints.from_environment()
-    announce_champion(settings, champion, registry, tell)
+    if late:
+        announce_champion(settings, champion, registry, tell)
     last = {its.generation: its.name for its in registry.history()}
     for its in late:
         if its.generation == champion.generation:
@@ -331,6 +335,11 @@ def settle(settings: Settings, registry: Registry, *, now_ms: float, tell: Tell 
             )  # fmt: skip
         rollouts.put(said)
         failpoint("flip-settling")
+    handovers = Handovers(registry.root)
+    for newest in handovers.confirmed()[-1:]:
+        abandoned = now_ms - handovers.decided_ms(newest.number) > ABANDONED_MS
+        if newest.after != champion.generation and abandoned:
+            hand_over(settings, registry, newest.after, champion.generation)
 
 
 def hand_over(settings: Settings, registry: Registry, before: str, to: str) -> None:

@@ -97,6 +97,10 @@ class Handovers:
     def undecided(self) -> list[Handover]:
         return [its for its, decision in self.all() if decision is None]
 
+    def decided_ms(self, number: int) -> float:
+        """When it was decided, in milliseconds since 1970."""
+        return 1000 * (self._folder / f"{number:08d}.decision").stat().st_mtime
+
     def decide(self, number: int, decision: str) -> str:
         """Confirm or void a proposal; the decision that holds, which may be another's."""
         with contextlib.suppress(FileExistsError):

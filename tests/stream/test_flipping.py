@@ -152,6 +152,24 @@ def test_predictions_never_stay_with_a_generation_that_is_dropped(
     assert dropped.state == "dropped"
 
 
+def test_predictions_go_back_when_the_flip_that_they_were_handed_over_for_never_comes(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    settings, registry = deployment.settings, three_versions
+    promote(settings, registry, FIRST)
+    promote(settings, registry, OTHER)
+    hand_over(settings, registry, "g0001", "g0002")
+    now_ms = 1000 * time.time()
+    settle(settings, registry, now_ms=now_ms)  # it may be about to come
+    assert speaks(registry) == [("g0001", "g0002")]
+    for _ in range(2):
+        settle(settings, registry, now_ms=now_ms + 3_600_000)
+        assert speaks(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
+    flip(settings, registry, "g0002", OTHER, why="built", now_ms=now_ms)
+    settle(settings, registry, now_ms=now_ms + 3_600_000)
+    assert speaks(registry)[2:] == [("g0001", "g0002")]
+
+
 def test_a_model_of_another_space_waits_until_it_is_built(
     deployment: Deployment, three_versions: Registry
 ) -> None:
