@@ -86,13 +86,23 @@ def open_kept(
 ) -> Kept:
     """The store that the settings name, with what it holds of the model's space.
 
+    Args:
+        gpu: searches, where the store is in this process.
+
     Raises:
         ConfigError: the store is Milvus, and no setting says where.
         StoreError: Milvus does not answer, or holds another shape of vectors.
     """
     if settings.store == "milvus":
         return InMilvus(settings, model)
-    return Local(settings, space=model.space, dim=model.dim, metrics=metrics, failpoint=failpoint)
+    return Local(
+        settings,
+        space=model.space,
+        dim=model.dim,
+        metrics=metrics,
+        failpoint=failpoint,
+        gpu=gpu,
+    )
 
 
 class Local:
