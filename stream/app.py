@@ -130,8 +130,9 @@ class EmbedService(Service):
     @Service.task
     async def _beat(self) -> None:
         while not self.should_stop:
-            live = self.host.live if self.host is not None else None
-            await asyncio.to_thread(self._heartbeat.beat, live.owned if live else [])
+            if (host := self.host) is not None:
+                owned = host.live.owned if host.live is not None else []
+                await asyncio.to_thread(self._heartbeat.beat, host.serving, owned)
             await self.sleep(HEARTBEAT_S)
 
     async def _first(self) -> tuple[str, Model]:

@@ -26,17 +26,21 @@ class Heartbeat:
         self._client = brief_redis(settings, TIMEOUT_S)
         self._key = f"{_prefix(settings)}{slot}"
         self._metrics = metrics
-        self._last: tuple[float, int] | None = None
+        self._last: tuple[str, float, int] | None = None
 
-    def beat(self, owned: list[int]) -> None:
-        """Write the worker's state; the rate is records a second since the beat before."""
-        state = self._metrics.snapshot()
+    def beat(self, generation: str, owned: list[int]) -> None:
+        """Write the state of the serving generation's worker.
+
+        The rate is records a second since the beat before.
+        """
+        state = self._metrics.of(generation).snapshot()
         now, records = time.monotonic(), int(str(state["records"]))
         rate = 0.0
-        if self._last is not None and now > self._last[0]:
-            rate = (records - self._last[1]) / (now - self._last[0])
-        self._last = (now, records)
+        if self._last is not None and self._last[0] == generation and now > self._last[1]:
+            rate = (records - self._last[2]) / (now - self._last[1])
+        self._last = (generation, now, records)
         state |= {
+            "generation": generation,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "partitions": owned,

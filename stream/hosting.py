@@ -70,6 +70,11 @@ class Host:
         return {name: its.worker.model.name for name, its in self._hosted.items()}
 
     @property
+    def serving(self) -> str:
+        """The generation that serves, as far as is known here."""
+        return self._serving
+
+    @property
     def live(self) -> Worker | None:
         """The serving generation's worker."""
         hosted = self._hosted.get(self._serving)
@@ -144,6 +149,7 @@ class Host:
         hosted = self._hosted.pop(generation)
         hosted.worker.stop()
         hosted.thread.join()
+        self._metrics.forget(generation)
         log.info("generation %s is fed no longer", generation)
 
     def close(self) -> None:

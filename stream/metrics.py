@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
+BUCKETS_RECORDS = (1, 4, 16, 64, 128, 256, 512, 1024)
 
 SHOWN = 8  # versions whose windows are shown, the last ones: the series stay bounded
 
@@ -69,83 +69,99 @@ class DriftMetrics:
 
 
 class WorkerMetrics:
-    """Counters of one embed worker. `snapshot` is what its heartbeat tells."""
+    """Counters of one process's workers; `of` gives those of the worker of one generation."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._records = Counter(
-            "braid_records", "Records whose outputs are committed", registry=self.registry
+        its = "generation"
+        self.records = self._counter("braid_records", "Records whose outputs are committed", its)
+        self.dead = self._counter(
+            "braid_dead_letters", "Records that became dead letters", its, "stage"
         )
-        self._dead = Counter(
-            "braid_dead_letters",
-            "Records that became dead letters",
-            ["stage"],
-            registry=self.registry,
+        self.unknown = self._counter(
+            "braid_unknown_fields", "Fields of records that were left out", its
         )
-        self._unknown = Counter(
-            "braid_unknown_fields", "Fields of records that were left out", registry=self.registry
+        self.refused = self._counter(
+            "braid_transactions_refused", "Transactions that were aborted", its
         )
-        self._refused = Counter(
-            "braid_transactions_refused", "Transactions that were aborted", registry=self.registry
+        self.batch = self._histogram(
+            "braid_batch_records", "Records in a micro-batch", BUCKETS_RECORDS, its
         )
-        self._batch = Histogram(
-            "braid_batch_records",
-            "Records in a micro-batch",
-            buckets=(1, 4, 16, 64, 128, 256, 512, 1024),
-            registry=self.registry,
+        self.encode = self._histogram(
+            "braid_encode_seconds", "From a batch's start to its embeddings", BUCKETS_S, its
         )
-        self._encode = Histogram(
-            "braid_encode_seconds",
-            "From a batch's start to its embeddings",
-            buckets=BUCKETS_S,
-            registry=self.registry,
-        )
-        self._commit = Histogram(
-            "braid_publish_seconds", "One transaction", buckets=BUCKETS_S, registry=self.registry
-        )
-        self._owned = Gauge("braid_partitions", "Partitions assigned", registry=self.registry)
-        self._model = Gauge(
-            "braid_model_info", "1 for the model in use", ["model"], registry=self.registry
-        )
-        self._lag = Gauge(
-            "braid_lag", "Offsets behind the end", ["partition"], registry=self.registry
-        )
+        self.commit = self._histogram("braid_publish_seconds", "One transaction", BUCKETS_S, its)
+        self.owned = self._gauge("braid_partitions", "Partitions assigned", its)
+        self.model = self._gauge("braid_model_info", "1 for the model in use", its, "model")
+        self.lag = self._gauge("braid_lag", "Offsets behind the end", its, "partition")
         self.drift = DriftMetrics(self.registry)
+        self._of: dict[str, GenerationMetrics] = {}
+
+    def of(self, generation: str) -> GenerationMetrics:
+        """The counters of this generation's worker."""
+        return self._of.setdefault(generation, GenerationMetrics(self, generation))
+
+    def forget(self, generation: str) -> None:
+        """The generation is fed no longer: nothing is said of it any more."""
+        self._of.pop(generation, None)
+        for metric in (
+            self.records, self.dead, self.unknown, self.refused, self.batch, self.encode,
+            self.commit, self.owned, self.model, self.lag,
+        ):  # fmt: skip
+            metric.remove_by_labels({"generation": generation})
+
+    def _counter(self, name: str, says: str, *labels: str) -> Counter:
+        return Counter(name, says, labels, registry=self.registry)
+
+    def _gauge(self, name: str, says: str, *labels: str) -> Gauge:
+        return Gauge(name, says, labels, registry=self.registry)
+
+    def _histogram(self, name: str, says: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, says, labels, buckets=buckets, registry=self.registry)
+
+
+class GenerationMetrics:
+    """Counters of the worker of one generation. `snapshot` is what its heartbeat tells."""
+
+    def __init__(self, shared: WorkerMetrics, generation: str) -> None:
+        self._shared, self._generation = shared, generation
+        for counter in (shared.records, shared.unknown, shared.refused):
+            counter.labels(generation)  # 0 is said, too
         self._lock = threading.Lock()
         self._now: dict[str, object] = {"records": 0, "dead_letters": 0, "partitions": 0}
 
     def model(self, name: str) -> None:
-        self._model.clear()
-        self._model.labels(name).set(1)
+        self._shared.model.remove_by_labels({"generation": self._generation})
+        self._shared.model.labels(self._generation, name).set(1)
         self._set(model=name)
 
     def assigned(self, count: int) -> None:
-        self._owned.set(count)
+        self._shared.owned.labels(self._generation).set(count)
         self._set(partitions=count)
 
     def dead_letter(self, stage: str) -> None:
-        self._dead.labels(stage).inc()
+        self._shared.dead.labels(self._generation, stage).inc()
         self._add("dead_letters", 1)
 
     def unknown(self, count: int) -> None:
-        self._unknown.inc(count)
+        self._shared.unknown.labels(self._generation).inc(count)
 
     def refused(self) -> None:
-        self._refused.inc()
+        self._shared.refused.labels(self._generation).inc()
 
     def batch(self, records: int, seconds: float) -> None:
-        self._batch.observe(records)
-        self._encode.observe(seconds)
+        self._shared.batch.labels(self._generation).observe(records)
+        self._shared.encode.labels(self._generation).observe(seconds)
 
     def published(self, *, records: int, seconds: float) -> None:
-        self._records.inc(records)
-        self._commit.observe(seconds)
+        self._shared.records.labels(self._generation).inc(records)
+        self._shared.commit.labels(self._generation).observe(seconds)
         self._add("records", records)
 
     def lag(self, lags: Mapping[int, int]) -> None:
-        self._lag.clear()
+        self._shared.lag.remove_by_labels({"generation": self._generation})
         for partition, behind in lags.items():
-            self._lag.labels(str(partition)).set(behind)
+            self._shared.lag.labels(self._generation, str(partition)).set(behind)
 
     def snapshot(self) -> dict[str, object]:
         with self._lock:

@@ -83,7 +83,7 @@ class Worker:
         self._model = model
         self._offered: Model | None = None
         self._trial: Trial | None = None
-        self._metrics = metrics
+        self._metrics = metrics.of(settings.generation)
         self._showcase = showcase
         self._roles, self._pace, self._filling = roles, pace, filling
         self._clock, self._wall = clock, wall
@@ -114,7 +114,7 @@ class Worker:
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._sink = self.make_sink(transactional_id)
         self._source = self.make_source()
-        metrics.model(model.name)
+        self._metrics.model(model.name)
 
     # The one loop.
 

@@ -125,11 +125,11 @@ def test_a_worker_counts_its_lag_and_the_fields_it_left_out(deployment: Deployme
     metrics = WorkerMetrics()
     with running(deployment.settings, NullModel(16), metrics=metrics) as run:
         wait_until_idle(run, deployment.lag)
-        registry = metrics.registry
+        registry, its = metrics.registry, {"generation": "g0001"}
         wait_for(
             "the lag is told",
-            lambda: registry.get_sample_value("braid_lag", {"partition": "0"}) == 0,
+            lambda: registry.get_sample_value("braid_lag", its | {"partition": "0"}) == 0,
             timeout=10,
         )
-    assert registry.get_sample_value("braid_unknown_fields_total") == 2
-    assert registry.get_sample_value("braid_records_total") == 1
+    assert registry.get_sample_value("braid_unknown_fields_total", its) == 2
+    assert registry.get_sample_value("braid_records_total", its) == 1
