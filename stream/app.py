@@ -118,7 +118,7 @@ class EmbedService(Service):
 
     @Service.task
     async def _supervise(self) -> None:
-        """An error of the worker ends the whole process: it must never live on half dead."""
+        """An error of the serving worker ends the process: it must never live on half dead."""
         assert self._ended is not None
         await asyncio.shield(self._ended)
 
@@ -132,7 +132,8 @@ class EmbedService(Service):
         while not self.should_stop:
             if (host := self.host) is not None:
                 owned = host.live.owned if host.live is not None else []
-                await asyncio.to_thread(self._heartbeat.beat, host.serving, owned)
+                beat = self._heartbeat.beat
+                await asyncio.to_thread(beat, host.serving, owned, host.problems)
             await self.sleep(HEARTBEAT_S)
 
     async def _first(self) -> tuple[str, Model]:

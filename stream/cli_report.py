@@ -40,6 +40,8 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
                 f"worker {slot}: {worker.get('records_per_s', 0)} records/s, "
                 f"model {worker.get('model')}, partitions {worker.get('partitions')}"
             )
+            for generation, why in (worker.get("problems") or {}).items():
+                print(f"            {generation} is not fed as it should be: {why}")
         if found["drift"] is None:
             print("drift       unknown: Redis does not answer")
         for version, window in (found["drift"] or {}).items():

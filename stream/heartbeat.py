@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import redis
@@ -28,10 +29,13 @@ class Heartbeat:
         self._metrics = metrics
         self._last: tuple[str, float, int] | None = None
 
-    def beat(self, generation: str, owned: list[int]) -> None:
-        """Write the state of the serving generation's worker.
+    def beat(self, generation: str, owned: list[int], problems: Mapping[str, str]) -> None:
+        """Write the state of the serving generation's worker, and what is wrong with any.
 
         The rate is records a second since the beat before.
+
+        Args:
+            problems: generation -> why it is not fed as it should be.
         """
         state = self._metrics.of(generation).snapshot()
         now, records = time.monotonic(), int(str(state["records"]))
@@ -45,6 +49,7 @@ class Heartbeat:
             "host": socket.gethostname(),
             "partitions": owned,
             "records_per_s": round(rate, 1),
+            "problems": dict(problems),
         }
         if self._client is not None:
             with contextlib.suppress(redis.RedisError):

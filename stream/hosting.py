@@ -2,14 +2,18 @@
 
 The live generation's worker and, while a new space is built or an old one waits out its grace,
 another beside it, each with its own group, topic, transactional id and model.
+
+What ends the serving generation's worker ends the process. Another one fails by itself: it is
+started again, after pauses that grow, and the live one goes on.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from encoders.embedder import load
 from encoders.types import Model
@@ -22,6 +26,7 @@ from .mapping import filling
 from .metrics import WorkerMetrics
 from .models import Registry
 from .pace import Pace
+from .retries import Retries
 from .rollout import Rollouts
 from .settings import Settings
 from .topics import ensure
@@ -33,10 +38,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Hosted:
-    """A worker and its thread."""
+    """A worker, its thread, and what ended it."""
 
     worker: Worker
-    thread: threading.Thread
+    thread: threading.Thread = field(init=False)
+    error: BaseException | None = None
 
 
 class Host:
@@ -44,7 +50,9 @@ class Host:
 
     Args:
         slot: this process's part of the transactional ids.
-        ended: called from a worker's thread when it ends, with what ended it; None: it was stopped.
+        ended: called from the serving worker's thread when it ends, with what ended it; None: it
+            was stopped.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class Host:
         metrics: WorkerMetrics,
         showcase: Showcase | None,
         ended: Callable[[BaseException | None], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._registry = settings, registry
         self._slot, self._metrics, self._showcase = slot, metrics, showcase
@@ -63,6 +72,8 @@ class Host:
         self._hosted: dict[str, Hosted] = {}
         self._serving = settings.generation
         self._trial: Trial | None = None
+        self._retries = Retries[tuple[str, str]](clock)  # of a generation with a model
+        self.problems: Mapping[str, str] = {}  # generation -> why it is not fed as it should be
 
     @property
     def models(self) -> Mapping[str, str]:
@@ -107,9 +118,9 @@ class Host:
             filling=filling(settings, self._registry, rollout) if known else None,
             pace=Pace(settings.rebuild_share, lambda: self._busy(generation)),
         )
-        thread = threading.Thread(target=self._run, args=[generation, worker], daemon=True)
-        self._hosted[generation] = Hosted(worker, thread)
-        thread.start()
+        hosted = self._hosted[generation] = Hosted(worker)
+        hosted.thread = threading.Thread(target=self._run, args=[generation, hosted], daemon=True)
+        hosted.thread.start()
         log.info("%s feeds generation %s", model.name, generation)
 
     def follow(self, fed: Mapping[str, str], serving: str, canary: Canary | None = None) -> None:
@@ -121,28 +132,25 @@ class Host:
             canary: runs beside the champion, in the serving generation's worker.
 
         Raises:
-            RegistryError, CheckpointError: one of them could not be followed, and why; the others
-                were.
+            RegistryError: one of them could not be followed, and why; the others were.
         """
         self._serving = serving
         self._end_trial(unless=canary)
-        problems = []
+        self._retries.keep(fed.items())
+        problems = {}
         for generation, name in fed.items():
-            hosted = self._hosted.get(generation)
             try:
-                if hosted is None:
-                    self.start(generation, self._loaded(name), serves=generation == serving)
-                elif hosted.worker.model.name != name:
-                    hosted.worker.offer(self._loaded(name))
-            except Exception as error:  # noqa: BLE001 (one must not keep the others from theirs)
-                problems.append(f"{generation}: {error}")
+                self._feed(generation, name)
+            except RegistryError as error:  # it must not keep the others from theirs
+                problems[generation] = str(error)
         for generation, its in self._hosted.items():
             its.worker.show(self._showcase if generation == serving else None)
         for generation in set(self._hosted) - set(fed):
             self.stop(generation)
         self._begin_trial(canary)
+        self.problems = problems
         if problems:
-            raise RegistryError("; ".join(problems))
+            raise RegistryError("; ".join(f"{name}: {why}" for name, why in problems.items()))
 
     def stop(self, generation: str) -> None:
         """End a generation's worker after what it has encoded."""
@@ -157,6 +165,31 @@ class Host:
             hosted.worker.stop()
         for hosted in self._hosted.values():
             hosted.thread.join()
+
+    def _feed(self, generation: str, name: str) -> None:
+        """Let a generation have a worker, with this model.
+
+        What failed is left alone for a while. But a generation that has come to serve is not left
+        without a worker.
+        """
+        hosted = self._hosted.get(generation)
+        if hosted is not None and hosted.error is not None:
+            del self._hosted[generation]
+            self._retries.failed((generation, hosted.worker.model.name), _described(hosted.error))
+            hosted = None
+        if hosted is not None and hosted.worker.model.name == name:
+            return
+        failure = self._retries.pausing((generation, name))
+        if failure is not None and (hosted is not None or generation != self._serving):
+            raise RegistryError(str(failure))
+        try:
+            if hosted is None:
+                self.start(generation, self._loaded(name), serves=generation == self._serving)
+            else:
+                hosted.worker.offer(self._loaded(name))
+        except Exception as error:  # whatever it is, all else goes on
+            failure = self._retries.failed((generation, name), _described(error))
+            raise RegistryError(str(failure)) from error
 
     def _end_trial(self, unless: Canary | None) -> None:
         """First of all: a challenger that becomes champion must not be tried out beside itself."""
@@ -191,12 +224,21 @@ class Host:
         live = self._hosted.get(self._serving)
         return generation != self._serving and live is not None and live.worker.busy
 
-    def _run(self, generation: str, worker: Worker) -> None:
+    def _run(self, generation: str, hosted: Hosted) -> None:
         try:
-            worker.run()
-        except BaseException as error:  # noqa: BLE001 (handed to the process)
-            log.error("the worker of %s stops: %s", generation, error)
-            self._ended(error)
+            hosted.worker.run()
+        except BaseException as error:  # noqa: BLE001 (handed to the process, or to `follow`)
+            if generation == self._serving:
+                log.error("the worker of %s stops: %s", generation, error)
+                self._ended(error)
+            else:
+                log.error("the worker of %s stops, the others go on: %s", generation, error)
+                self._metrics.of(generation).failed()
+                hosted.error = error
         else:
             if generation in self._hosted:  # else it was told to, alone
                 self._ended(None)
+
+
+def _described(error: BaseException) -> str:
+    return str(error) or repr(error)

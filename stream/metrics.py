@@ -84,6 +84,9 @@ class WorkerMetrics:
         self.refused = self._counter(
             "braid_transactions_refused", "Transactions that were aborted", its
         )
+        self.failures = self._counter(
+            "braid_worker_failures", "Times its worker ended while others went on", its
+        )
         self.batch = self._histogram(
             "braid_batch_records", "Records in a micro-batch", BUCKETS_RECORDS, its
         )
@@ -105,8 +108,8 @@ class WorkerMetrics:
         """The generation is fed no longer: nothing is said of it any more."""
         self._of.pop(generation, None)
         for metric in (
-            self.records, self.dead, self.unknown, self.refused, self.batch, self.encode,
-            self.commit, self.owned, self.model, self.lag,
+            self.records, self.dead, self.unknown, self.refused, self.failures, self.batch,
+            self.encode, self.commit, self.owned, self.model, self.lag,
         ):  # fmt: skip
             metric.remove_by_labels({"generation": generation})
 
@@ -125,7 +128,7 @@ class GenerationMetrics:
 
     def __init__(self, shared: WorkerMetrics, generation: str) -> None:
         self._shared, self._generation = shared, generation
-        for counter in (shared.records, shared.unknown, shared.refused):
+        for counter in (shared.records, shared.unknown, shared.refused, shared.failures):
             counter.labels(generation)  # 0 is said, too
         self._lock = threading.Lock()
         self._now: dict[str, object] = {"records": 0, "dead_letters": 0, "partitions": 0}
@@ -148,6 +151,10 @@ class GenerationMetrics:
 
     def refused(self) -> None:
         self._shared.refused.labels(self._generation).inc()
+
+    def failed(self) -> None:
+        """The worker has ended by itself, and the process goes on."""
+        self._shared.failures.labels(self._generation).inc()
 
     def batch(self, records: int, seconds: float) -> None:
         self._shared.batch.labels(self._generation).observe(records)

@@ -59,10 +59,11 @@ def test_the_heartbeat_is_of_the_generation_that_serves(valkey: str, tmp_path: P
     settings = Settings(home=tmp_path, redis_url=valkey, prefix=f"{tmp_path.name}-")
     metrics = two()
     heart = Heartbeat(settings, "one", metrics)
-    heart.beat("g0001", [0, 1])
+    heart.beat("g0001", [0, 1], {"g0002": "its worker fails"})
     (told,) = (workers(settings) or {}).values()
     assert (told["generation"], told["model"], told["records"]) == ("g0001", "old", 100)
-    heart.beat("g0002", [0])  # it took over: the difference is no rate
+    assert told["problems"] == {"g0002": "its worker fails"}
+    heart.beat("g0002", [0], {})  # it took over: the difference is no rate
     (told,) = (workers(settings) or {}).values()
     assert (told["generation"], told["model"], told["records"]) == ("g0002", "new", 200)
     assert (told["records_per_s"], told["partitions"]) == (0.0, [0])
