@@ -71,6 +71,7 @@ class Host:
         self._ended = ended
         self._hosted: dict[str, Hosted] = {}
         self._serving = settings.generation
+        self._building: frozenset[str] = frozenset()
         self._trial: Trial | None = None
         self._retries = Retries[tuple[str, str]](clock)  # of a generation with a model
         self.problems: Mapping[str, str] = {}  # generation -> why it is not fed as it should be
@@ -95,7 +96,7 @@ class Host:
         """Feed a generation with a model, from its group's offsets on.
 
         Args:
-            serves: it is the live one; others leave it the machine.
+            serves: it is the live one.
             known: the registry says who predicts what; without one this worker predicts all.
         """
         settings = self._settings.model_copy(update={"generation": generation})
@@ -135,6 +136,8 @@ class Host:
             RegistryError: one of them could not be followed, and why; the others were.
         """
         self._serving = serving
+        rollouts = Rollouts(self._registry.root).all()
+        self._building = frozenset(its.generation for its in rollouts if its.state == "building")
         self._end_trial(unless=canary)
         self._retries.keep(fed.items())
         problems = {}
@@ -221,8 +224,12 @@ class Host:
         return model
 
     def _busy(self, generation: str) -> bool:
-        live = self._hosted.get(self._serving)
-        return generation != self._serving and live is not None and live.worker.busy
+        """Whether the live worker has something to do, and this generation leaves it the machine.
+
+        One in its grace does not: it must keep up, or a rollback would answer from what is old.
+        """
+        building = generation in self._building and generation != self._serving
+        return building and self.live is not None and self.live.busy
 
     def _run(self, generation: str, hosted: Hosted) -> None:
         try:

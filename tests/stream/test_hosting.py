@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from stream.hosting import Host
 from stream.metrics import WorkerMetrics
 from stream.models import Registry
 from stream.retries import FIRST_S
-from stream.rollout import Rollout
+from stream.rollout import Rollout, Rollouts
 from stream.settings import Settings
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.test_canary import copied
@@ -142,6 +143,31 @@ def test_a_version_that_is_not_taken_is_not_loaded_at_every_poll(process: Proces
     process.host.follow({"g0001": "better"}, "g0001")  # another one is tried at once
     assert process.worker("g0001").model.name == "better"
     process.host.close()
+
+
+def test_only_what_is_built_leaves_the_machine_to_the_live_one(process: Process) -> None:
+    """Not what is in its grace: after a rollback it answers, and must not be old."""
+    host, rollouts = process.host, Rollouts(process.registry.root)
+
+    def rests(generation: str) -> bool:
+        pace = process.worker(generation).pace
+        pace.worked(1.0, now=0.0)
+        return not pace.may_go_on(0.1)
+
+    new = Rollout(generation="g0002", model="new", space="s", state="building")
+    rollouts.put(new)
+    host.follow(NEW, "g0001")
+    assert (rests("g0001"), rests("g0002")) == (False, True)
+    process.worker("g0001").busy = False
+    assert not rests("g0002")
+    process.worker("g0001").busy = True
+    host.follow(NEW, "g0002")  # the flip is there before what is said of both
+    assert (rests("g0001"), rests("g0002")) == (False, False)
+    rollouts.put(replace(new, state="serving"))
+    rollouts.put(Rollout(generation="g0001", model="old", space="r", state="grace", until_ms=9))
+    host.follow(NEW, "g0002")
+    assert (rests("g0001"), rests("g0002")) == (False, False)
+    host.close()
 
 
 @pytest.mark.kafka
