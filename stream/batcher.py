@@ -1,7 +1,8 @@
 """The micro-batcher: when does a batch close?
 
-When it is full (a budget of records, tokens, pixels and seconds of sound) or when its *oldest*
-record has waited long enough. Order is kept. The clock is passed in.
+When it is full (a budget of records, tokens, pixels and seconds of sound), when its *oldest*
+record has waited long enough, or when one of another kind comes: what was prepared in different
+ways is not encoded together. Order is kept. The clock is passed in.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class _Waiting(Generic[T]):
     item: T
     cost: Costed
     since: float
+    kind: str
 
 
 class MicroBatcher(Generic[T]):
@@ -62,9 +64,9 @@ class MicroBatcher(Generic[T]):
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, item: T, cost: Costed, *, since: float) -> None:
+    def add(self, item: T, cost: Costed, *, since: float, kind: str = "") -> None:
         """Put one item behind the others; `since` is when its record was polled."""
-        self._waiting.append(_Waiting(item, cost, since))
+        self._waiting.append(_Waiting(item, cost, since, kind))
         self._extend()
 
     def take(self, now: float) -> list[T] | None:
@@ -95,6 +97,8 @@ class MicroBatcher(Generic[T]):
 
     def _extend(self) -> None:
         while self._fits < min(len(self._waiting), self._budget.records):
+            if self._waiting[self._fits].kind != self._waiting[0].kind:
+                return
             cost = self._waiting[self._fits].cost
             used = [
                 self._used[0] + cost.tokens,

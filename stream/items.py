@@ -27,6 +27,7 @@ class Item:
     """One record on its way through the worker.
 
     Attributes:
+        model: prepares it; there from when it is prepared.
         attempt: a canary's challenger at this record; there from when it is prepared.
     """
 
@@ -34,6 +35,7 @@ class Item:
     ticket: Ticket[list[Output]]
     since: float
     record: Record | None = None
+    model: Model | None = None
     preparing: Future[Prepared] | None = None
     attempt: Attempt | None = None
 
@@ -51,6 +53,11 @@ class Batch:
 def future_of(item: Item) -> Future[Prepared]:
     assert item.preparing is not None
     return item.preparing
+
+
+def model_of(item: Item) -> Model:
+    assert item.model is not None
+    return item.model
 
 
 def record_of(item: Item) -> Record:

@@ -30,7 +30,7 @@ from .broker import Message, Output
 from .errors import BadRecord, PublishRefused, RegistryError, WorkerError
 from .failpoints import Failpoints
 from .handover import Roles
-from .items import Batch, Item, Showcase, future_of, record_of, where
+from .items import Batch, Item, Showcase, future_of, model_of, record_of, where
 from .ledger import OffsetLedger, Run, Ticket
 from .links import Links
 from .mapping import Filling
@@ -142,7 +142,8 @@ class Worker:
         self._stopping.set()
 
     def offer(self, model: Model) -> None:
-        """Switch to `model` between two micro-batches.
+        """Switch to `model` between two micro-batches; what is prepared in another way by then is
+        still encoded by the one before.
 
         Raises:
             RegistryError: it makes vectors of another space; a generation must be built for it.
@@ -151,8 +152,6 @@ class Worker:
             raise RegistryError(
                 f"{model.name} lives in space {model.space}, this worker feeds {self._model.space}"
             )
-        if model.preprocessing != self._model.preprocessing:
-            raise RegistryError(f"{model.name} prepares its inputs in another way, restart for it")
         self._offered = model
 
     def try_out(self, trial: Trial | None) -> None:
@@ -241,6 +240,7 @@ class Worker:
         model, trial = self._model, self._trial
         for item in items:
             if item.record is not None:
+                item.model = model
                 item.preparing = self._threads.submit(self._prepare_one, model, item, trial)
                 self._preparing.append(item)
 
@@ -255,7 +255,8 @@ class Worker:
             except Exception as error:
                 raise WorkerError(f"preparing record {where(item)} failed: {error!r}") from error
             else:
-                self._batcher.add(item, prepared.cost, since=item.since)
+                way = prepared.preprocessing
+                self._batcher.add(item, prepared.cost, since=item.since, kind=way)
 
     def _encode(self) -> None:
         """Step 4: closed micro-batches go to the device thread; a new model comes in between."""
@@ -265,9 +266,11 @@ class Worker:
             log.info("model %s serves from here on", self._model.name)
         while not self._device.full and (items := self._batcher.take(self._clock())):
             prepared = [future_of(item).result() for item in items]
-            attempts = begun(items, self._trial, self._model)
-            encoding = self._device.submit(self._encode_batch, self._model, prepared, attempts)
-            self._encoding.append(Batch(items, self._model, encoding))
+            alike = self._model.preprocessing == prepared[0].preprocessing
+            model = self._model if alike else model_of(items[0])  # the last of those before it
+            attempts = begun(items, self._trial, model)
+            encoding = self._device.submit(self._encode_batch, model, prepared, attempts)
+            self._encoding.append(Batch(items, model, encoding))
 
     def _decide(self) -> None:
         """Step 5: finished batches become the messages that will be published."""

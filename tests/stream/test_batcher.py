@@ -33,6 +33,16 @@ def test_it_closes_when_the_count_is_reached() -> None:
     assert len(queue) == 1
 
 
+def test_it_closes_when_one_of_another_kind_comes() -> None:
+    """And not before: what comes alone waits as ever."""
+    queue = batcher()
+    for name, kind in (("a", "x"), ("b", "x"), ("c", "y"), ("d", "x"), ("e", "x")):
+        queue.add(name, Cost(tokens=1), since=0.0, kind=kind)
+    assert [queue.take(0.0), queue.take(0.0), queue.take(0.0)] == [["a", "b"], ["c"], None]
+    queue.add("f", Cost(tokens=1), since=0.4, kind="x")
+    assert queue.take(0.5) == ["d", "e", "f"]
+
+
 def test_it_closes_when_any_budget_is_reached() -> None:
     for cost in (Cost(tokens=60), Cost(pixels=600), Cost(seconds=6.0)):
         queue = batcher()

@@ -9,19 +9,22 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from encoders.null import NullModel
+from encoders.types import Embedding, Prepared
 from index.client import Client
 from index.errors import BadQuery
 from stream.children import Child
 from stream.models import Registry
 from tests.stream.conftest import coloured
 from tests.stream.harness import Deployment, wait_for
+from tests.stream.running import running, wait_until_idle
 from tests.stream.test_versions import altered, gives_nan
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
@@ -126,6 +129,59 @@ def test_promotion_reaches_running_processes_between_two_batches(deployment: Dep
     assert min(made_by.values()) > 50, made_by
     for prediction in predictions:
         assert set(prediction["tasks"]["colour"]["by"]) == {"text", "image", "audio", "fused"}
+
+
+class Held(NullModel):
+    """Its first batch waits for `go`; it prepares in a way of its own and refuses what did not.
+
+    The space is that of the other null models: such a version recalls what is stored.
+    """
+
+    def __init__(self, way: str) -> None:
+        super().__init__(16, way)
+        self.preprocessing = f"prepared by {way}"
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        self.begun.set()
+        assert self.go.wait(30)
+        return super().encode(prepared)
+
+
+def test_a_version_that_prepares_in_another_way_takes_over_between_two_batches(
+    deployment: Deployment,
+) -> None:
+    """What the old ones prepared and did not encode is theirs; nothing is restarted."""
+    old, middle, new = Held("old"), Held("middle"), Held("new")
+    settings = deployment.settings.model_copy(
+        update={"batch_records": 8, "inflight_records": 100, "batch_wait_s": 0.01}
+    )
+    with running(settings, old) as run:
+
+        def holds(records: int) -> Callable[[], bool]:
+            return lambda: len(run.worker._ledger) == records
+
+        def has(model: Held) -> Callable[[], bool]:
+            return lambda: run.worker.model is model
+
+        # The first batches wait, and behind them what else is prepared: none is encoded yet.
+        for number, model in enumerate((old, middle, new)):
+            if model is not old:
+                run.worker.offer(model)
+                wait_for("it is taken", has(model), timeout=10)
+            deployment.produce([{"id": f"{number}-{n}", "text": f"{n}"} for n in range(30)])
+            wait_for("they are read", holds(30 * (number + 1)), timeout=30)
+        assert [model.begun.is_set() for model in (old, middle, new)] == [True, False, False]
+        for model in (old, middle, new):
+            model.go.set()
+        wait_until_idle(run, deployment.lag)
+        assert run.alive
+    predictions = deployment.predictions()
+    made_by = {its["id"]: its["model"] for its in predictions}
+    assert len(predictions) == len(made_by) == 90
+    assert {(id_[0], model) for id_, model in made_by.items()} == {
+        ("0", "null-16-old"), ("1", "null-16-middle"), ("2", "null-16-new"),
+    }  # fmt: skip
 
 
 def serves(registry: Registry, name: str, seq: int) -> None:
