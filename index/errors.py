@@ -5,6 +5,7 @@ BraidIndexError
 │   ├── SpaceMismatch   a vector from another space: refused, never answered wrongly (409)
 │   ├── UnknownGeneration  there is no generation of that name (404)
 │   ├── NotYet          `min_offsets` were not reached in time (412)
+│   ├── NotServing      no generation answers where none is named, yet (503)
 │   └── Busy            the node has as much to do as it takes on (503)
 ├── StoreError          the server that keeps the vectors refused, or does not answer (503)
 ├── SnapshotError       no snapshot could be written, or the one named is damaged
@@ -60,6 +61,13 @@ class NotYet(BadQuery):
 
     def __init__(self, reason: str) -> None:
         super().__init__("min_offsets", reason, status=412, retry_after_s=1)
+
+
+class NotServing(BadQuery):
+    """The generation that is searched where none is named is not open; the query may be good."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("generation", reason, status=503, retry_after_s=1)
 
 
 class Busy(BadQuery):

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from .answers import ErrorAnswer
 from .bodies import refusal
 from .body_limit import BodyTooLarge
-from .errors import BadQuery, Busy, StoreError
+from .errors import BadQuery, Busy, NotServing, StoreError
 from .metrics import ServiceMetrics
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,8 @@ MEANINGS = {
     429: "too many requests; only where a rate is set; with retry-after",
     500: "the service failed; its log says why",
     501: "this node has no model to embed queries with",
-    503: "too many searches at once, or the vectors' own server fails; with retry-after",
+    503: "too many searches at once, no generation is open to search, or the vectors' own server "
+    "fails; with retry-after",
 }
 
 
@@ -38,7 +39,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: these and what every call below `/v1/` may get."""
     return {
         status: {"model": ErrorAnswer, "description": MEANINGS[status]}
-        for status in sorted({*statuses, 401, 413, 415, 422, 429, 500})
+        for status in sorted({*statuses, 401, 413, 415, 422, 429, 500, 503})
     }
 
 
@@ -52,7 +53,7 @@ def add_problems(app: FastAPI, metrics: ServiceMetrics) -> None:
 
     @app.exception_handler(BadQuery)
     async def bad_query(_: Request, error: BadQuery) -> JSONResponse:
-        metrics.refused("busy" if isinstance(error, Busy) else "query")
+        metrics.refused("busy" if isinstance(error, (Busy, NotServing)) else "query")
         return JSONResponse(problem(error.field, error.reason), error.status, _again(error))
 
     @app.exception_handler(StoreError)

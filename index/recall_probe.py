@@ -7,12 +7,14 @@ one of the last queries and lets the store compare its own answer with exact sea
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from .errors import NotServing
 from .metrics import ServiceMetrics
 from .store import Array, Probed
 
@@ -70,4 +72,5 @@ async def probe_for_ever(
     """A task: probe the serving generation every `every_s` seconds, until it is cancelled."""
     while True:
         await sleep(every_s)
-        await probe_once(serving(), recent, metrics, rng)
+        with contextlib.suppress(NotServing):
+            await probe_once(serving(), recent, metrics, rng)

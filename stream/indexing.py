@@ -19,7 +19,7 @@ import uvicorn
 
 from encoders.embedder import load
 from encoders.types import Model
-from index.errors import UnknownGeneration
+from index.errors import NotServing, UnknownGeneration
 from index.generations import GenerationError
 from index.metrics import ServiceMetrics
 from index.payloads import Payloads
@@ -133,17 +133,22 @@ class IndexNode:
         )
 
     def _serving(self, name: str | None) -> Serving:
+        generations = self._manager.generations
         try:
-            found = (
-                self._manager.generations.serving
-                if name is None
-                else self._manager.generations.get(name)
-            )
+            found = generations.serving if name is None else generations.get(name)
         except GenerationError:
-            raise UnknownGeneration(
-                name or self._manager.generations.alias.name, self._manager.generations.names
-            ) from None
+            if name is None:
+                raise NotServing(self._closed()) from None
+            raise UnknownGeneration(name, generations.names) from None
         return found.serving()
+
+    def _closed(self) -> str:
+        """Why nothing is searched by default: this node was away when generations changed."""
+        generations = self._manager.generations
+        return (
+            f"{generations.alias.name} was searched here last and is not open, "
+            f"{', '.join(generations.names)} is still being read"
+        )
 
     def _deps(self, producer: Producer) -> ServiceDeps:
         async def delete(id_: str) -> tuple[int, int]:
@@ -167,7 +172,11 @@ class IndexNode:
         )
 
     def _not_ready(self) -> str | None:
-        if self._manager.generations.serving.reader.caught_up:
+        try:
+            serving = self._manager.generations.serving
+        except GenerationError:
+            return self._closed()
+        if serving.reader.caught_up:
             return None
         return "still reading vectors up to where they were at start"
 

@@ -155,8 +155,14 @@ class Manager:
         await asyncio.to_thread(end_grace, self._settings, self._registry, now_ms=now_ms)
         for rollout in await asyncio.to_thread(self._rollouts.all):
             name = rollout.generation
-            left = rollout.state == "dropped" and name not in self._swept
-            if left and await asyncio.to_thread(swept, self._settings, rollout):
+            if rollout.state != "dropped" or name in fed:
+                continue
+            if name in self.generations.kept() and name != self.generations.alias.name:
+                await asyncio.to_thread(self.generations.drop, name)
+                log.info("generation %s was dropped while this node was away", name)
+            if name in self._swept:
+                continue
+            if await asyncio.to_thread(swept, self._settings, rollout):
                 self._swept.add(name)
         if problems:
             raise RegistryError("; ".join(problems))
