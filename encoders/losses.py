@@ -18,6 +18,12 @@ SIGMOID_LOG_SCALE, SIGMOID_BIAS = math.log(10.0), -10.0
 """Where SigLIP's scale and bias start (arXiv 2303.15343, section 3)."""
 
 
+def _scores(left_BD: Tensor, right_BD: Tensor) -> Tensor:
+    """left @ right.T in float32: autocast would take the product in bf16, whatever comes in."""
+    with torch.autocast(left_BD.device.type, enabled=False):
+        return left_BD.float() @ right_BD.float().T
+
+
 def positives(group_B: Tensor, label_B: Tensor, same_label: float) -> Tensor:
     """Where InfoNCE should put its probability: float[B, B], each row sums to 1.
 
@@ -56,7 +62,7 @@ def info_nce(left_BD: Tensor, right_BD: Tensor, log_scale: Tensor, target_BB: Te
     """
     if len(left_BD) < 2:
         return (left_BD.sum() + right_BD.sum()) * 0.0
-    scores_BB = log_scale.exp() * left_BD.float() @ right_BD.float().T
+    scores_BB = _scores(log_scale.exp() * left_BD.float(), right_BD)
     back_BB = target_BB.T / target_BB.T.sum(1, keepdim=True)
     forth = F.cross_entropy(scores_BB, target_BB)
     return 0.5 * (forth + F.cross_entropy(scores_BB.T, back_BB))
@@ -80,7 +86,7 @@ def sigmoid_loss(
     """
     if len(left_BD) < 2:
         return (left_BD.sum() + right_BD.sum()) * 0.0
-    scores_BB = log_scale.exp() * left_BD.float() @ right_BD.float().T + bias
+    scores_BB = _scores(log_scale.exp() * left_BD.float(), right_BD) + bias
     sign_BB = torch.where(target_BB > 0, 1.0, -1.0)
     return -F.logsigmoid(sign_BB * scores_BB).sum() / len(left_BD)
 
@@ -102,8 +108,8 @@ def compatibility_loss(new_BD: Tensor, old_BD: Tensor, target_BB: Tensor) -> Ten
     """
     if len(new_BD) == 0:
         return new_BD.sum() * 0.0
-    scores_BB = math.exp(LOG_SCALE_START) * new_BD.float() @ old_BD.float().T
-    pull = (1.0 - (new_BD * old_BD).sum(1)).mean()
+    scores_BB = _scores(math.exp(LOG_SCALE_START) * new_BD.float(), old_BD)
+    pull = (1.0 - (new_BD.float() * old_BD.float()).sum(1)).mean()
     return pull + F.cross_entropy(scores_BB, target_BB)
 
 

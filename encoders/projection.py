@@ -27,5 +27,5 @@ class Projector(nn.Module):
         )
 
     def forward(self, features_BF: Tensor) -> Tensor:
-        """Unit vectors, float[B, D]."""
-        return F.normalize(self.layers(features_BF), dim=1)
+        """Unit vectors, float32[B, D], of length 1 under autocast too."""
+        return F.normalize(self.layers(features_BF).float(), dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from encoders.fitting import fit_temperature, fit_weights
 from encoders.fusion import MeanFusion
 from encoders.losses import (
     caption_loss,
+    compatibility_loss,
     confidence_penalty,
     distillation_loss,
     info_nce,
@@ -22,6 +24,7 @@ from encoders.losses import (
     positives,
     sigmoid_loss,
 )
+from encoders.projection import Projector
 
 
 def unit(rows: int, dim: int, seed: int) -> Tensor:
@@ -278,3 +281,39 @@ def test_losses_of_what_is_unknown_are_nothing() -> None:
     assert caption_loss(words, torch.tensor([[1, -1]]), mask).item() == pytest.approx(
         float(torch.tensor(4.0).log())
     )
+
+
+BF16 = {
+    "info_nce": lambda: info_nce(unit(8, 64, 1), unit(8, 64, 2), torch.tensor(4.0), torch.eye(8)),
+    "siglip": lambda: sigmoid_loss(
+        unit(8, 64, 1), unit(8, 64, 2), torch.tensor(2.3), torch.tensor(-10.0), torch.eye(8)
+    ),
+    "compatibility": lambda: compatibility_loss(unit(8, 64, 1), unit(8, 64, 2), torch.eye(8)),
+    "confidence": lambda: confidence_penalty(unit(8, 4, 1), unit(8, 4, 2)),
+    "distillation": lambda: distillation_loss(unit(8, 4, 1), unit(8, 4, 2), torch.ones(8) > 0),
+    "classes": lambda: masked_cross_entropy(unit(8, 4, 1), torch.arange(8) % 4),
+    "labels": lambda: masked_binary_cross_entropy(
+        unit(8, 4, 1), (unit(8, 4, 2) > 0).float(), torch.ones(8) > 0
+    ),
+    "number": lambda: masked_regression(unit(8, 4, 1)[:, 0], unit(8, 4, 2)[:, 0]),
+    "caption": lambda: caption_loss(
+        unit(8, 4, 1)[None], torch.arange(8)[None] % 4, torch.ones(1, 8) > 0
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", BF16.values(), ids=BF16.keys())
+def test_losses_are_in_float32_under_autocast_too(loss: Callable[[], Tensor]) -> None:
+    wanted = loss()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss()
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+
+
+def test_projected_vectors_have_length_1_under_autocast_too() -> None:
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found_BD = Projector(16, 64)(torch.randn(8, 16))
+    assert found_BD.dtype == torch.float32
+    assert torch.allclose(found_BD.norm(dim=1), torch.ones(8), atol=1e-5)
