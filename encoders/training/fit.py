@@ -18,12 +18,13 @@ from encoders.caption import Captioner
 from encoders.config import TrainConfig
 from encoders.errors import TrainingError
 from encoders.model import Net
+from encoders.training import parallel
 from encoders.training.batches import batches
 from encoders.training.data import Dataset, Progress
 from encoders.training.ema import Ema
 from encoders.training.evaluate import held_out_loss
 from encoders.training.objective import Objective
-from encoders.training.resume import Resume
+from encoders.training.resume import Resume, running_statistics
 from encoders.training.step import backward
 from encoders.training.weighing import damp, gradient_scales
 
@@ -74,17 +75,18 @@ def fit(
         TrainingError: a loss or gradient that is not finite.
     """
     device = next(net.parameters()).device
+    rows = data.rows(*splits)
     objective = Objective(net.modalities, config, heads_only=heads_only).to(device)
     groups = parameter_groups(net, data, config, objective, heads_only, warm)
     optimizer = torch.optim.AdamW(groups)
     trained = [p for group in groups for p in group["params"]]
     starts = [group["lr"] for group in groups]
-    rows = data.rows(*splits)
     per_epoch = math.ceil(len(rows) / config.batch)
     ema = Ema(trained, config.ema)
     held = data.rows("validation") if config.patience > 0 and "validation" not in splits else None
     state = Fitted()
-    keeper = Resume(resume, net, objective, optimizer, ema, trained)
+    statistics = running_statistics(net)
+    keeper = Resume(resume, net, optimizer, ema, trained)
     best = keeper.restore(state)
     for epoch in range(len(state.losses), config.epochs):
         if _waited(state, config):
@@ -116,23 +118,25 @@ def fit(
             total += loss * len(batch_B)
             seen += len(batch_B)
             state.parts = terms.parts
+        parallel.average(running_statistics(net, moving=True))
         state.losses.append(total / max(seen, 1))
         figures = {"loss": state.losses[-1]}
         if held is not None and len(held) > 0:
             with ema.averaged():
-                state.held_out.append(held_out_loss(net, objective, data, held, device))
+                found = held_out_loss(net, objective, data, held, device)
+            state.held_out.append(parallel.of_first(found, device))
             figures["held out"] = state.held_out[-1]
             if state.held_out[-1] <= min(state.held_out):
                 state.best = epoch + 1
-                best = [p.detach().clone() for p in (ema.shadow or trained)]
+                best = [t.detach().clone() for t in [*(ema.shadow or trained), *statistics]]
         keeper.keep(state, best)
         if progress is not None:
             progress(stage, epoch + 1, config.epochs, figures)
     ema.take()
     if best:
         with torch.no_grad():
-            for parameter, value in zip(trained, best, strict=True):
-                parameter.copy_(value)
+            for tensor, value in zip([*trained, *statistics], best, strict=True):
+                tensor.copy_(value)
     return state
 
 
@@ -149,11 +153,18 @@ def _modes(net: Net, data: Dataset, config: TrainConfig, heads_only: bool) -> No
     """Training mode for what is trained; batch norms of the rest keep their statistics."""
     net.train()
     for name in net.modalities:
+        encoder = net.encoder(name)
         if data.columns[name].features_nF is not None:
-            net.encoder(name).eval()
-        else:
-            for block in frozen_blocks(net, config, name):
-                block.eval()
+            encoder.eval()
+            continue
+        if config.model.encoders[name].train_last is None:
+            continue
+        kept = frozen_blocks(net, config, name)
+        others = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for part in [*kept, *others]:  # a batch norm of the stem is in no block
+            part.eval()
+        for block in encoder.trainable_blocks()[len(kept) :]:
+            block.train()
     if heads_only:
         net.projectors.eval()
         net.fusion.eval()

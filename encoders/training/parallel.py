@@ -5,6 +5,10 @@ the loss of the *whole* batch from them. So negatives come from all processes, a
 of one process, whatever it is made of. Heads, projectors and fusion get the same gradient
 everywhere; an encoder's is the sum over the processes of what its share gave.
 
+One thing differs: a batch norm sees its process's share by itself, so with one the loss is not
+quite that of one process. Its running statistics are averaged over the processes after each epoch,
+and the loss on validation is the first process's: all evaluate, keep and stop at the same.
+
 Shapes: n samples of a process's share, F width.
 """
 
@@ -111,6 +115,24 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
+
+
+def average(buffers: Iterable[Tensor]) -> None:
+    """Make each buffer of floats its mean over the processes, in place."""
+    size = world()[1]
+    for buffer in buffers if size > 1 else ():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer.div_(size)
+
+
+def of_first(value: float, device: torch.device) -> float:
+    """The first process's number, in every process: what is decided by it, all decide alike."""
+    if world()[1] == 1:
+        return value
+    first = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(first, 0)
+    return float(first)
 
 
 def share(items: int, rank: int, size: int) -> slice:

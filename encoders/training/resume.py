@@ -40,16 +40,17 @@ class Resume:
     """
 
     def __init__(
-        self, folder: Path | None, net: Net, objective: nn.Module,
-        optimizer: torch.optim.Optimizer, ema: Ema, trained: Sequence[nn.Parameter],
+        self, folder: Path | None, net: Net, optimizer: torch.optim.Optimizer, ema: Ema,
+        trained: Sequence[nn.Parameter],
     ) -> None:  # fmt: skip
         self.folder = folder
-        self.net, self.objective, self.optimizer, self.ema = net, objective, optimizer, ema
+        self.buffers, self.optimizer, self.ema = running_statistics(net), optimizer, ema
         self.trained = list(trained)
         self.shapes = digest([list(p.shape) for p in self.trained], 16)
 
     def restore(self, state: Fitted) -> list[Tensor]:
-        """Put back what was kept, into `state` too; the best epoch's weights, if there are any.
+        """Put back what was kept, into `state` too; the best epoch's weights and running
+        statistics, if there are any.
 
         Raises:
             TrainingError: what is there is of another model.
@@ -71,7 +72,7 @@ class Resume:
         with torch.no_grad():
             for i, parameter in enumerate(self.trained):
                 parameter.copy_(tensors[f"weight.{i}"])
-            for i, buffer in enumerate(self._buffers()):
+            for i, buffer in enumerate(self.buffers):
                 buffer.copy_(tensors[f"buffer.{i}"])
             for i, shadow in enumerate(self.ema.shadow):
                 shadow.copy_(tensors[f"ema.{i}"])
@@ -94,7 +95,7 @@ class Resume:
         optimizer = self.optimizer.state_dict()["state"]
         tensors: dict[str, Tensor] = {
             **{f"weight.{i}": p.detach() for i, p in enumerate(self.trained)},
-            **{f"buffer.{i}": b for i, b in enumerate(self._buffers())},
+            **{f"buffer.{i}": b for i, b in enumerate(self.buffers)},
             **{f"ema.{i}": s for i, s in enumerate(self.ema.shadow)},
             **{f"best.{i}": b for i, b in enumerate(best)},
             **{
@@ -135,14 +136,19 @@ class Resume:
         whole = [p for p in sorted(self.folder.glob("epoch-*")) if (p / STORY).is_file()]
         return whole[-1] if whole else None
 
-    def _buffers(self) -> list[Tensor]:
-        """Running statistics of what is trained: they change without being parameters."""
-        return [
-            buffer
-            for module in [*self.net.modules(), *self.objective.modules()]
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            for buffer in module.buffers(recurse=False)
-        ]
+
+def running_statistics(net: nn.Module, *, moving: bool = False) -> list[Tensor]:
+    """The batch norms' buffers: they change in training without being parameters.
+
+    Args:
+        moving: only of those in training mode.
+    """
+    return [
+        buffer
+        for module in net.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or not moving)
+        for buffer in module.buffers(recurse=False)
+    ]
 
 
 def _name(epoch: int) -> str:

@@ -83,11 +83,13 @@ class _Part:
         mine = parallel.share(len(batch[0]), rank, size)
         self.batch = tuple(part[mine].to(device) for part in batch)
         self.key = (*key, rank)
-        self.chunk = chunk
+        self.device, self.chunk = device, chunk
         self.leaves: list[Tensor] = []
 
     def encode(self) -> Features:
         """The features of all processes' shares."""
+        if len(self.batch[0]) == 0:  # a short batch among many: a spectrogram of nothing is none
+            return _everyone(_nothing(self.encoder, self.device))
         if self.chunk <= 0 or self.chunk >= len(self.batch[0]):
             self.chunk = 0
             local = self._run(self.batch, 0)
@@ -136,8 +138,18 @@ def _joined(pieces: Sequence[Features]) -> Features:
     )
 
 
+def _nothing(encoder: Encoder, device: torch.device) -> Features:
+    """The features of no sample."""
+    width = encoder.token_width
+    return Features(
+        pooled_BF=torch.zeros(0, encoder.width, device=device),
+        tokens_BTF=torch.zeros(0, 0, width, device=device) if width else None,
+    )
+
+
 def _everyone(local: Features) -> Features:
-    """The features of all processes, tokens padded to the longest."""
+    """The features of all processes, tokens padded to the longest. In float32, whatever autocast
+    made of a process's own: all have to be alike."""
     if parallel.world()[1] == 1:
         return local
     tokens, mask = local.tokens_BTF, local.mask_BT
@@ -145,10 +157,10 @@ def _everyone(local: Features) -> Features:
         if mask is None:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         extra = parallel.longest(tokens.shape[1], tokens.device) - tokens.shape[1]
-        tokens = torch.nn.functional.pad(tokens, (0, 0, 0, extra))
+        tokens = torch.nn.functional.pad(tokens.float(), (0, 0, 0, extra))
         mask = torch.nn.functional.pad(mask, (0, extra))
     return Features(
-        pooled_BF=parallel.gathered(local.pooled_BF),
+        pooled_BF=parallel.gathered(local.pooled_BF.float()),
         tokens_BTF=None if tokens is None else parallel.gathered(tokens),
         mask_BT=None if mask is None else parallel.gathered(mask),
     )

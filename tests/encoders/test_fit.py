@@ -16,13 +16,19 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from encoders import TrainingError, load, preset, train
+from encoders import TrainingError, load, preset, split, train
+from encoders.checkpoint import make_net
 from encoders.config import EncoderConfig, TrainConfig
 from encoders.manifest import Manifest, read_manifest
+from encoders.model import Net
 from encoders.torch_model import TorchModel
+from encoders.training.data import Dataset, gather
 from encoders.training.ema import Ema
+from encoders.training.fit import fit
+from encoders.training.resume import running_statistics
 from encoders.training.weighing import BOUND, LearnedWeights, damp, gradient_scales
 from tests.encoders.material import samples
 
@@ -32,6 +38,18 @@ SHORT = replace(preset("tiny"), epochs=2)
 
 def run(place: Path, config: TrainConfig, **more: Any) -> Manifest:
     return train(samples(), config, out=place / "v", name="v", version=1, seed=0, **more)
+
+
+def made(config: TrainConfig) -> tuple[Net, Dataset]:
+    """A new model and the material as it trains on it."""
+    torch.manual_seed(0)
+    net = make_net(config, {})
+    data = gather(
+        samples(), net, config, all_frozen=False, device=torch.device("cpu"),
+        progress=lambda *_: None,
+    )  # fmt: skip
+    net.new_heads(data.tasks)
+    return net, data
 
 
 def weights(version: Path) -> dict[str, torch.Tensor]:
@@ -47,6 +65,36 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert len(held_out) < 40, "it never stopped"
     assert held_out[story["best_epoch"] - 1] == min(held_out)
     assert len(held_out) == story["best_epoch"] + 2
+
+
+def test_the_best_epochs_running_statistics_are_kept_with_its_weights() -> None:
+    config = replace(SHORT, epochs=40, lr=0.3, patience=2)
+    net, data = made(config)
+    seen: list[list[torch.Tensor]] = []
+
+    def keep(*_: object) -> None:
+        seen.append([one.clone() for one in running_statistics(net)])
+
+    state = fit(net, data, config, splits=("train",), seed=0, progress=keep)
+    assert 0 < state.best < len(seen)
+    found = running_statistics(net)
+    assert len(found) == 9, "of three batch norms"
+    assert all(torch.equal(a, b) for a, b in zip(found, seen[state.best - 1], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(found, seen[-1], strict=True))
+
+
+def test_a_batch_norm_outside_the_trained_blocks_keeps_its_statistics() -> None:
+    resnet = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]}
+    options = {"config": resnet, "side": 32}
+    encoders = {"image": EncoderConfig(kind="resnet", train_last=1, options=options)}
+    config = replace(SHORT, epochs=1, model=replace(SHORT.model, encoders=encoders))
+    net, data = made(config)
+    before = {name: buffer.clone() for name, buffer in net.encoders.named_buffers()}
+    fit(net, data, config, splits=("train",), seed=0)
+    changed = {k for k, b in net.encoders.named_buffers() if not torch.equal(b, before[k])}
+    last = "image.net.encoder.stages.1."
+    assert changed == {name for name in before if name.startswith(last)}
+    assert any("embedder" in name for name in before), "there is a stem with a batch norm"
 
 
 def test_a_refit_trains_as_long_as_the_best_epoch(tmp_path: Path) -> None:
@@ -143,7 +191,7 @@ from tests.encoders.material import samples
 
 torch.set_num_threads(1)
 place, fatal = Path(sys.argv[1]), int(sys.argv[2])
-config = replace(preset("tiny"), epochs=5, ema=0.9, patience=4)
+config = replace(preset("tiny"), epochs=5, ema=0.9, patience=4, batch=int(sys.argv[4]))
 encoders = {k: v for k, v in config.model.encoders.items() if k in sys.argv[3].split(",")}
 config = replace(config, model=replace(config.model, encoders=encoders, fusion="intermediate"))
 ends = 0
@@ -160,12 +208,17 @@ train(samples(), config, out=place / "v", name="v", version=1, seed=0, progress=
 """
 
 
-def script(place: Path, fatal: int, *launcher: str, modalities: str = "text,image,audio") -> int:
+def script(
+    place: Path, fatal: int, *launcher: str, modalities: str = "text,image,audio", batch: int = 32
+) -> int:
     place.mkdir(exist_ok=True)
     (place / "run.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, *launcher, str(place / "run.py"), str(place), str(fatal), modalities],
+        [
+            sys.executable, *launcher, str(place / "run.py"), str(place), str(fatal), modalities,
+            str(batch),
+        ],
         env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     if launcher and fatal:  # torchrun's own status says less
@@ -212,6 +265,28 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     )
     one, two = weights(tmp_path / "one" / "v"), weights(tmp_path / "two" / "v")
     assert all(torch.allclose(one[k], two[k], atol=1e-3) for k in one)
+
+
+def test_a_batch_may_be_smaller_than_the_number_of_processes(tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3")
+    number = sum(split(sample.id) == "train" for sample in samples())
+    script(tmp_path, 2, *launcher, batch=number - 2)
+    assert len(_kept(tmp_path, 0)) == 2
+
+
+def test_processes_keep_and_evaluate_the_same_model(tmp_path: Path) -> None:
+    """Batch norm sees each process's share by itself; what comes of it must be one model."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    script(tmp_path, 3, *launcher)
+    epoch = min(max(_kept(tmp_path, rank)).name for rank in (0, 1))
+    places = [_kept(tmp_path, rank)[0].with_name(epoch) for rank in (0, 1)]
+    one, two = (load_file(place / "state.safetensors") for place in places)
+    statistics = [name for name in one if name.startswith("buffer.")]
+    assert len(statistics) == 9, "of three batch norms"
+    assert all(torch.equal(one[name], two[name]) for name in statistics)
+    fitted = [json.loads((place / "state.json").read_text())["fitted"] for place in places]
+    assert fitted[0]["held_out"] == fitted[1]["held_out"]
+    assert fitted[0]["best"] == fitted[1]["best"]
 
 
 def _kept(place: Path, rank: int) -> list[Path]:
