@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from encoders.caption import Captioner
 from encoders.config import TrainConfig
@@ -72,10 +72,11 @@ def fit(
             None keeps nothing.
 
     Raises:
-        TrainingError: a loss or gradient that is not finite.
+        TrainingError: nothing to learn, a loss or gradient that is not finite.
     """
     device = next(net.parameters()).device
     rows = data.rows(*splits)
+    check_something_to_learn(data, config, rows, heads_only)
     objective = Objective(net.modalities, config, heads_only=heads_only).to(device)
     groups = parameter_groups(net, data, config, objective, heads_only, warm)
     optimizer = torch.optim.AdamW(groups)
@@ -138,6 +139,34 @@ def fit(
             for tensor, value in zip([*trained, *statistics], best, strict=True):
                 tensor.copy_(value)
     return state
+
+
+def check_something_to_learn(
+    data: Dataset, config: TrainConfig, rows: Tensor, heads_only: bool
+) -> None:
+    """Whether any term of the joint loss says something about the samples at `rows`.
+
+    Raises:
+        TrainingError: none does.
+    """
+    spoken = [config.task if task.kind != "generation" else 0.0 for task in data.tasks.values()]
+    if any(weight > 0 or config.fuse > 0 for weight in spoken):
+        return
+    why = (
+        f"task {config.task} and fuse {config.fuse} leave the labels out"
+        if data.tasks
+        else "no label makes a task (a class must be one of two or more)"
+    )
+    if heads_only:
+        raise TrainingError(f"nothing to learn: only heads are trained, and {why}")
+    several = int((data.present_NM[rows].sum(1) > 1).sum())
+    aligned = several > 0 and (config.align > 0 or config.fuse * config.match > 0)
+    if not aligned and (config.compatible == 0 or data.old_NSD is None):
+        raise TrainingError(
+            f"nothing to learn: {why}, and nothing is aligned (align {config.align}, match "
+            f"{config.match}, fuse {config.fuse}; {several} of {len(rows)} samples have two "
+            "modalities or more)"
+        )
 
 
 def schedule(step: int, steps: int) -> float:

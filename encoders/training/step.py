@@ -61,7 +61,8 @@ def backward(
         batch = assemble(net, data, batch_B, features, rows, device)
         seeded(seed, step, 1000)
         terms = objective(net, batch, np.random.default_rng([seed, step]))
-    terms.loss.backward()
+    if terms.loss.requires_grad:  # else a last batch of one sample, which no encoder took
+        terms.loss.backward()
     with amp:
         for part in parts.values():
             part.finish()

@@ -16,9 +16,13 @@ from encoders import Sample, TrainingError, load, preset, split, train
 from encoders.config import EncoderConfig, TrainConfig, from_dict
 from encoders.manifest import Manifest
 from encoders.training.measures import recall
+from encoders.types import Label
 from tests.encoders.material import png, samples
 
 SHORT = replace(preset("tiny"), epochs=2)
+
+
+BARE = [replace(sample, labels={}) for sample in samples()]
 
 
 def run(tmp_path: Path, name: str = "v", **changes: Any) -> Manifest:
@@ -157,8 +161,36 @@ def test_several_tasks_each_on_what_has_its_label(tmp_path: Path) -> None:
         ({"samples": [Sample(id="x")]}, "no usable sample"),
         ({"heads_only": True}, "needs a parent"),
         ({"config": replace(SHORT, max_classes=3)}, "colour.*4 classes"),
+        (
+            {"samples": BARE, "config": replace(SHORT, align=0.0)},
+            "no label makes a task.*align 0.0, match 0.0",
+        ),
+        (
+            {"samples": [replace(sample, image=None, audio=None) for sample in BARE]},
+            "no label makes a task.*0 of 96 samples have two modalities",
+        ),
+        (
+            {
+                "samples": [replace(sample, labels={"colour": "red"}) for sample in BARE],
+                "config": replace(SHORT, align=0.0),
+            },
+            "no label makes a task",
+        ),
+        (
+            {"config": replace(SHORT, align=0.0, task=0.0, fuse=0.0)},
+            "task 0.0 and fuse 0.0 leave the labels out",
+        ),
     ],
-    ids=["nothing", "nothing usable", "heads only", "too many classes"],
+    ids=[
+        "nothing",
+        "nothing usable",
+        "heads only",
+        "too many classes",
+        "neither label nor pair",
+        "one modality",
+        "one class",
+        "no weight",
+    ],
 )
 def test_what_cannot_be_trained_says_why(
     tmp_path: Path, changes: dict[str, Any], message: str
@@ -166,6 +198,23 @@ def test_what_cannot_be_trained_says_why(
     with pytest.raises(TrainingError, match=message):
         run(tmp_path, **changes)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("labels", [{}, {"colour": "red"}], ids=["no label", "one class"])
+def test_heads_only_needs_something_to_tell_apart(
+    tmp_path: Path, version: Path, labels: dict[str, Label]
+) -> None:
+    made = [replace(sample, labels=labels) for sample in BARE]
+    with pytest.raises(TrainingError, match="only heads are trained, and no label makes a task"):
+        run(tmp_path, samples=made, parent=version, heads_only=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_last_batch_that_no_encoder_takes_teaches_nothing(tmp_path: Path) -> None:
+    """Of one sample: batch norm needs two, so its modalities sit it out."""
+    number = sum(split(sample.id) == "train" for sample in BARE)
+    config = replace(SHORT, batch=number - 1, refit=False)
+    assert math.isfinite(run(tmp_path, samples=BARE, config=config).metrics["loss"])
 
 
 def test_a_parent_of_another_shape_is_refused(tmp_path: Path, version: Path) -> None:
