@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Array, Encoder, Features, joined, one_thread
+from encoders.base import Array, Encoder, Features, joined, no_source, one_thread
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput
 from encoders.spectrogram import LogMel, strided
@@ -131,6 +131,7 @@ class WaveEncoder(Encoder):
 
     @classmethod
     def create(cls, config: EncoderConfig) -> WaveEncoder:
+        no_source(config)
         return cls(**config.options)
 
     @classmethod

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from encoders.config import EncoderConfig, Limits
+from encoders.errors import CheckpointError
 from encoders.types import Cost
 
 Array = NDArray[Any]
@@ -122,6 +123,19 @@ class Encoder(nn.Module, ABC):
     def vary(self, value: Array, rng: np.random.Generator) -> Array:
         """A training-time variation of a prepared value; the value itself by default."""
         return value
+
+
+def no_source(config: EncoderConfig) -> None:
+    """For an encoder that is trained from scratch only.
+
+    Raises:
+        CheckpointError: a source is given, which would be ignored.
+    """
+    if config.source is not None:
+        raise CheckpointError(
+            f"source of a {config.kind} encoder must be None (it has no pretrained weights), "
+            f"is {config.source!r}"
+        )
 
 
 def plan(sizes: Sequence[int], budget: int) -> list[list[int]]:

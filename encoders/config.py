@@ -61,6 +61,10 @@ class EncoderConfig:
     train_last: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.frozen and self.train_last is not None:
+            raise ValueError(f"train_last of a frozen encoder must be None, is {self.train_last}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskConfig:
@@ -106,6 +110,14 @@ class ModelConfig:
     head_dropout: float = 0.0
     tasks: Mapping[str, TaskConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+
+
+_WEIGHTS = ("task", "align", "fuse", "match", "monotone", "teach", "compatible")
+_LEAST = {
+    **dict.fromkeys(("epochs", "batch", "encoder_batch"), 1),
+    **dict.fromkeys((*_WEIGHTS, "drop", "same_label", "balance", "chunk", "patience"), 0),
+}
+"""What the fields of a `TrainConfig` must at least be."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,9 +215,14 @@ class TrainConfig:
             names = pair.split("-")
             if len(set(names)) != 2 or len(names) != 2 or not set(names) <= set(MODALITIES):
                 raise ValueError(f"pairs: {pair!r} is no pair of two of {', '.join(MODALITIES)}")
-        for name in ("epochs", "batch", "encoder_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+            if self.pairs[pair] < 0:
+                raise ValueError(f"pairs: {pair!r} must be at least 0, is {self.pairs[pair]}")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, is {getattr(self, name)}")
+        for name in ("drop", "same_label"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} must be at most 1, is {getattr(self, name)}")
 
     def pair_weight(self, a: str, b: str) -> float:
         """The weight in `pairs` of these two modalities, named in either order."""

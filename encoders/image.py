@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from encoders.base import Array, Encoder, Features, joined
+from encoders.base import Array, Encoder, Features, joined, no_source
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput
 from encoders.types import Cost
@@ -169,6 +169,7 @@ class SmallCnn(ImageEncoder):
 
     @classmethod
     def create(cls, config: EncoderConfig) -> SmallCnn:
+        no_source(config)
         return cls(**config.options)
 
     @classmethod

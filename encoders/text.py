@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Array, Encoder, Features, joined
+from encoders.base import Array, Encoder, Features, joined, no_source
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput, CheckpointError
 from encoders.types import Cost
@@ -89,6 +89,7 @@ class HashedWords(TextEncoder):
 
     @classmethod
     def create(cls, config: EncoderConfig) -> HashedWords:
+        no_source(config)
         return cls(**config.options)
 
     @classmethod

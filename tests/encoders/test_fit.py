@@ -19,11 +19,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from encoders import TrainingError, load, preset, split, train
+from encoders import CheckpointError, TrainingError, load, preset, split, train
 from encoders.checkpoint import make_net
 from encoders.config import EncoderConfig, TrainConfig
 from encoders.manifest import Manifest, read_manifest
 from encoders.model import Net
+from encoders.registry import encoder_class
 from encoders.torch_model import TorchModel
 from encoders.training.data import Dataset, gather
 from encoders.training.ema import Ema
@@ -130,11 +131,33 @@ def test_bf16_trains_and_is_written_in_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("contrast", "triplet"), ("precision", "fp8"), ("batch", 0), ("ema", 1.0)]
-)
+    ("field", "value"),
+    [
+        ("contrast", "triplet"), ("precision", "fp8"), ("batch", 0), ("ema", 1.0), ("task", -0.1),
+        ("align", -1.0), ("fuse", -1.0), ("match", -0.3), ("monotone", -1.0), ("teach", -1.0),
+        ("compatible", -1.0), ("balance", -0.5), ("drop", -0.1), ("drop", 1.1), ("chunk", -1),
+        ("same_label", -0.1), ("same_label", 2), ("patience", -1), ("pairs", {"text-audio": -1.0}),
+    ],
+)  # fmt: skip
 def test_a_bad_setting_is_named(tmp_path: Path, field: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=field):
+    shown = value["text-audio"] if isinstance(value, dict) else value
+    with pytest.raises(ValueError, match=rf"^{field}\b.* is .*{shown}"):
         run(tmp_path, replace(SHORT, **{field: value}))
+
+
+def test_a_frozen_encoder_trains_no_block() -> None:
+    with pytest.raises(ValueError, match="train_last of a frozen encoder must be None, is 4"):
+        EncoderConfig(kind="vit", frozen=True, train_last=4)
+
+
+@pytest.mark.parametrize(
+    ("modality", "kind"),
+    [("text", "hashed"), ("image", "small-cnn"), ("audio", "logmel-cnn"), ("audio", "logmel-rnn")],
+)
+def test_a_source_that_would_be_ignored_is_refused(modality: str, kind: str) -> None:
+    config = EncoderConfig(kind=kind, source="somebody/some-model")
+    with pytest.raises(CheckpointError, match=f"source of a {kind} encoder must be None.*some-mod"):
+        encoder_class(modality, config).create(config)
 
 
 def test_the_average_of_the_weights_is_what_its_formula_says() -> None:
