@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from encoders.base import Array, Features, encode_all
 from encoders.config import TrainConfig
 from encoders.errors import BadInput, TrainingError
+from encoders.manifest import digest
 from encoders.model import Net
 from encoders.tasks import Task
 from encoders.training.rows import Row, exchanged
@@ -68,6 +70,7 @@ class Dataset:
         group_N: equal for samples with the same text: none is another's negative.
         target: task to its targets, see `encoders.training.targets`.
         tasks: by name.
+        content: a hash of what was prepared of all samples.
         left_out: how many samples or labels were not used, by reason.
         old_NSD: the champion's vectors of each modality and the fused one, zeros where it has none;
             None where nothing asks for them.
@@ -80,6 +83,7 @@ class Dataset:
     group_N: Tensor
     target: Mapping[str, Tensor]
     tasks: Mapping[str, Task]
+    content: str = ""
     left_out: Counter[str] = field(default_factory=Counter)
     old_NSD: Tensor | None = None
 
@@ -191,10 +195,13 @@ def _prepare(net: Net, sample: Sample, place: str) -> Row | None:
         return None
     if not inputs:
         return None
+    content = 0
+    for name, array in inputs.items():
+        content = crc32(array.tobytes(), crc32(name.encode(), content))
     group = f"text {sample.text}" if sample.text is not None else f"id {sample.id}"
     return Row(
         sample_id=sample.id, split=place, group=group, text=sample.text, labels=sample.labels,
-        inputs=inputs,
+        inputs=inputs, content=content,
     )  # fmt: skip
 
 
@@ -230,5 +237,6 @@ def _assemble(
         group_N=torch.tensor([groups[row.group] for row in rows]),
         target=target,
         tasks=tasks,
+        content=digest([row.content for row in rows], 16),
         left_out=left_out,
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ def train(
         net.new_heads(data.tasks)
         net = net.to(place)
         held = data.rows("validation")
-        state = None if resume is None else resume / _key(config, data, seed, heads_only)
+        state = None if resume is None else resume / _key(config, net, data, seed, heads_only)
         start = copy.deepcopy(net.state_dict()) if config.refit else {}
         warm = start_projectors(net, data, config, ("train",)) if parent is None else []
         fitted = fit(
@@ -154,10 +155,13 @@ def train(
         return manifest
 
 
-def _key(config: TrainConfig, data: Dataset, seed: int, heads_only: bool) -> str:
-    """A name for this very training: another configuration, seed or data starts anew."""
+def _key(config: TrainConfig, net: Net, data: Dataset, seed: int, heads_only: bool) -> str:
+    """A name for this very training: another configuration, seed, start (parent) or data (contents,
+    labels, the champion's vectors) begins anew."""
+    labels = {name: crc32(target.numpy().tobytes()) for name, target in data.target.items()}
     pull = "" if data.old_NSD is None else data.old_NSD.double().sum().item()
-    return digest([config.to_dict(), seed, heads_only, data.ids, pull], 16)
+    about = [data.ids, data.content, {n: t.to_dict() for n, t in data.tasks.items()}, labels, pull]
+    return digest([config.to_dict(), seed, heads_only, net.space(), *about], 16)
 
 
 def _at(state: Path | None, stage: str, rank: int) -> Path | None:

@@ -25,6 +25,7 @@ class Row:
     """One sample, prepared; of a frozen encoder its features are there instead of its input.
 
     Attributes:
+        content: a checksum of what was prepared.
         features, tokens: by modality, float[F] and float16[T, F].
     """
 
@@ -34,6 +35,7 @@ class Row:
     text: str | None
     labels: Mapping[str, Label]
     inputs: dict[str, Array]
+    content: int = 0
     features: dict[str, Tensor] = field(default_factory=dict)
     tokens: dict[str, Tensor] = field(default_factory=dict)
 
@@ -63,7 +65,7 @@ def _packed(rows: Mapping[str, Row], left_out: Counter[str]) -> bytes:
             tensors[f"{number}.inputs.{name}"] = torch.from_numpy(np.ascontiguousarray(array))
         for kind, its in (("features", row.features), ("tokens", row.tokens)):
             tensors |= {f"{number}.{kind}.{name}": t.contiguous() for name, t in its.items()}
-        facts.append([row.sample_id, row.split, row.group, row.text, dict(row.labels)])
+        facts.append([row.sample_id, row.split, row.group, row.text, dict(row.labels), row.content])
     head = json.dumps([facts, left_out]).encode()
     return len(head).to_bytes(8, "little") + head + save(tensors)
 
@@ -72,8 +74,16 @@ def _unpacked(packed: bytes) -> tuple[dict[str, Row], Counter[str]]:
     start = 8 + int.from_bytes(packed[:8], "little")
     facts, left_out = json.loads(packed[8:start])
     rows = [
-        Row(sample_id=id_, split=split, group=group, text=text, labels=labels, inputs={})
-        for id_, split, group, text, labels in facts
+        Row(
+            sample_id=id_,
+            split=split,
+            group=group,
+            text=text,
+            labels=labels,
+            inputs={},
+            content=content,
+        )
+        for id_, split, group, text, labels, content in facts
     ]
     for key, tensor in load(packed[start:]).items():
         number, kind, name = key.split(".", 2)

@@ -326,6 +326,33 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
         run(tmp_path, SHORT, resume=state)
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_another_parent_label_or_content_begins_anew(tmp_path: Path, frozen: bool) -> None:
+    encoders = {"image": EncoderConfig(kind="small-cnn", frozen=frozen)}
+    config = replace(SHORT, refit=False, model=replace(SHORT.model, encoders=encoders))
+    start = [replace(sample, text=None, audio=None) for sample in samples() if sample.image]
+    for number in (1, 2):
+        name = f"p{number}"
+        train(start, config, out=tmp_path / name, name=name, version=number, seed=number)
+    first = next(i for i, one in enumerate(start) if split(one.id) == "train" and one.labels)
+    label = next(one.labels for one in start if one.labels not in ({}, start[first].labels))
+    picture = next(one.image for one in start if one.image != start[first].image)
+    relabelled, repainted = list(start), list(start)
+    relabelled[first] = replace(start[first], labels=label)
+    repainted[first] = replace(start[first], image=picture)
+    state = tmp_path / "state"
+    ways = [(start, "p1"), (start, "p1"), (start, "p2"), (relabelled, "p1"), (repainted, "p1")]
+    kept = []
+    for given, parent in ways:
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                given, config, out=tmp_path / "v", name="v", version=3, seed=0,
+                parent=tmp_path / parent, resume=state, progress=_interrupt,
+            )  # fmt: skip
+        kept.append(len(list(state.iterdir())))
+    assert kept == [1, 1, 2, 3, 4]
+
+
 def _interrupt(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
     if stage == "train":
         raise KeyboardInterrupt
