@@ -5,7 +5,8 @@
     intermediate  cross-attention among their tokens: words, patches, frames
 
 All share one interface, `forward(unit_BMD, present_BM, tokens)`; only `intermediate` looks at the
-tokens. All begin as the mean, so that fuse({text}) finds fuse({image}) from the first step on.
+tokens. The other two add to the mean, so that fuse({text}) finds fuse({image}) as soon as the units
+are aligned: `intermediate` begins as the mean, `early` as the mean and what its random MLP gives.
 
 Shapes: B samples, M modalities, D the shared space, T tokens of one modality, F their width,
 S places in the sequence (the fused one, then all tokens), H attention heads.
@@ -49,7 +50,8 @@ class Fusion(nn.Module, ABC):
 
 
 class MeanFusion(Fusion):
-    """fused = normalise(sum over m of present_m * unit_m), the mean direction of what is present.
+    """fused = normalise(sum over m of present_m * unit_m), the mean direction of what is present
+    (Mardia and Jupp 2000, "Directional Statistics", chapter 9).
 
     Should the vectors cancel each other (opposite ones do), the first present one is taken, so
     that the result is always a unit vector.

@@ -147,7 +147,8 @@ def distillation_loss(student_BC: Tensor, teacher_BC: Tensor, kept_B: Tensor) ->
 
 def masked_cross_entropy(logits_BC: Tensor, label_B: Tensor) -> Tensor:
     """-(1/n) sum_b log softmax(logits_b)[label_b] over the n samples whose label is known (not -1),
-    a scalar; 0 where none is.
+    a scalar; 0 where none is (cross-entropy, Bishop 2006, "Pattern Recognition and Machine
+    Learning", equation 4.108).
 
     Args:
         logits_BC: float[B, C].
@@ -161,7 +162,8 @@ def masked_cross_entropy(logits_BC: Tensor, label_B: Tensor) -> Tensor:
 
 def masked_binary_cross_entropy(logits_BC: Tensor, target_BC: Tensor, known_B: Tensor) -> Tensor:
     """Mean over classes and known samples of -[t log p + (1 - t) log(1 - p)], p = sigmoid(logit), a
-    scalar; 0 where no sample is known.
+    scalar; 0 where no sample is known (Bishop 2006, "Pattern Recognition and Machine Learning",
+    equation 4.90, each class a yes-or-no question of its own).
 
     Args:
         logits_BC, target_BC: float[B, C], targets 0 or 1.
@@ -188,7 +190,9 @@ def masked_regression(value_B: Tensor, target_B: Tensor) -> Tensor:
 
 
 def caption_loss(logits_BTV: Tensor, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean of -log softmax(logits_bt)[id_bt] over the real words, a scalar; 0 where none is.
+    """Mean of -log softmax(logits_bt)[id_bt] over the real words, a scalar; 0 where none is (each
+    word given the true ones before it, Vinyals et al. 2015, "Show and Tell", arXiv 1411.4555,
+    section 3).
 
     Args:
         logits_BTV: of each word given those before it, float[B, T, V].

@@ -7,9 +7,13 @@ A change of the arithmetic that nobody meant shows here first.
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ import pytest
 from encoders import preset, train
 from encoders.config import TaskConfig, TrainConfig
 from encoders.fusion import FUSIONS
+from encoders.types import Label
 from tests.encoders.material import samples
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -31,7 +36,25 @@ WAYS: dict[str, dict[str, Any]] = {
     "teach": {"teach": 1.0},
     "ema": {"ema": 0.9},
     "chunks": {"chunk": 16},
+    "several labels": {},
+    "number": {},
+    "compatible": {"compatible": 1.0},
 }
+LABELS: dict[str, Callable[[int], dict[str, Label]]] = {
+    "several labels": lambda i: {"marks": [mark for mark in "ab" if (i + ord(mark)) % 3]},
+    "number": lambda i: {"size": float(i % 7)},
+}
+"""The labels of a way, where they are not the material's own; every fifth sample has none."""
+
+
+@cache
+def champion() -> Path:
+    """A version of one epoch, whose vectors the way "compatible" pulls towards."""
+    folder = Path(tempfile.mkdtemp(prefix="golden-")) / "champion"
+    atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
+    short = replace(preset("tiny"), epochs=1, refit=False)
+    train(samples(), short, out=folder, name="champion", version=1, seed=1)
+    return folder
 
 
 def config_of(fusion: str, way: str) -> TrainConfig:
@@ -46,10 +69,17 @@ def config_of(fusion: str, way: str) -> TrainConfig:
 
 
 def losses(fusion: str, way: str) -> list[float]:
+    given = samples()
+    if way in LABELS:
+        given = [
+            replace(sample, labels=LABELS[way](i) if i % 5 else {})
+            for i, sample in enumerate(given)
+        ]
     with tempfile.TemporaryDirectory() as place:
         manifest = train(
-            samples(), config_of(fusion, way), out=Path(place) / "v", name="v", version=1, seed=0
-        )
+            given, config_of(fusion, way), out=Path(place) / "v", name="v", version=1, seed=0,
+            champion=champion() if way == "compatible" else None,
+        )  # fmt: skip
     found: list[float] = manifest.metrics["losses"]
     return found
 
