@@ -159,7 +159,8 @@ class TrainConfig:
         ema: decay of the moving average of the weights that is evaluated and written; 0: none.
         precision: "float32" or "bf16" (automatic mixed precision, losses in float32).
         chunk: how many samples of a batch go through a trained encoder at once; 0: all. Gradients
-            stay those of the whole batch: features are cached, encoders run twice.
+            stay those of the whole batch: features are cached, encoders run twice. But a batch
+            norm, and `mix` of the sounds' variation, sees each chunk by itself.
         patience: stop when the loss on validation has not fallen for so many epochs, and keep the
             best epoch's weights; 0: never.
         compatible: weight of the pull towards the champion's vectors of the same records

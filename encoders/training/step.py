@@ -3,7 +3,9 @@
 With `chunk`, a trained encoder sees a part of its inputs at a time, and memory is that of a part:
 the features are computed without a graph, the loss of the whole batch gives their gradients, and
 each part is encoded again to carry those further (GradCache, Gao et al. 2021, arXiv 2101.06983).
-The gradient is exact: contrastive losses over the parts one by one would have fewer negatives.
+The gradient is exact where a sample's features do not depend on its company: contrastive losses
+over the parts one by one would have fewer negatives. (A batch norm, and what mixes the sounds of a
+batch, sees each part by itself.)
 Randomness is seeded for each step and part, so that the second pass drops out what the first did.
 
 Shapes: B samples of a batch, n of them with a modality.
