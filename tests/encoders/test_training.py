@@ -13,9 +13,15 @@ import pytest
 import torch
 
 from encoders import Sample, TrainingError, load, preset, split, train
+from encoders.checkpoint import make_net
 from encoders.config import EncoderConfig, TrainConfig, from_dict
+from encoders.fusion import FUSIONS, IntermediateFusion, Tokens
 from encoders.manifest import Manifest
+from encoders.model import Net
+from encoders.training.data import Dataset, gather
+from encoders.training.evaluate import held_out_loss, known
 from encoders.training.measures import recall
+from encoders.training.objective import Objective
 from encoders.types import Label
 from tests.encoders.material import png, samples
 
@@ -145,13 +151,40 @@ def test_one_modality_alone_is_enough(tmp_path: Path) -> None:
     assert tuple(embedding.by) == ("image",)  # untrained, but served
 
 
-def test_several_tasks_each_on_what_has_its_label(tmp_path: Path) -> None:
+def test_several_tasks_each_on_what_has_its_label() -> None:
+    """The loss of all samples is that of each task on the samples that have its label."""
     made = [
-        replace(sample, labels={**sample.labels, **({"half": "ab"[i % 2]} if i % 3 else {})})
+        replace(
+            sample,
+            labels={
+                **sample.labels,
+                **({"half": "ab"[i % 2]} if i % 3 else {}),
+                **({"size": float(i % 7)} if i % 4 else {}),
+                **({"marks": [mark for mark in "xy" if (i + ord(mark)) % 3]} if i % 5 else {}),
+            },
+        )
         for i, sample in enumerate(samples())
     ]
-    done = run(tmp_path, samples=made)
-    assert set(done.tasks) == {"colour", "half"}
+    config = replace(SHORT, task=1.0, align=0.0, fuse=1.0, drop=0.0, batch=1000)
+    device = torch.device("cpu")
+    torch.manual_seed(0)
+    net = make_net(config, {})
+    data = gather(
+        made, net, config, all_frozen=False, device=device, progress=lambda *_: None
+    )  # fmt: skip
+    net.new_heads(data.tasks)
+    objective = Objective(net.modalities, config)
+    assert set(data.tasks) == {"colour", "half", "marks", "size"}
+
+    def loss(data: Dataset, rows: torch.Tensor) -> float:
+        return held_out_loss(net, objective, data, rows, device)
+
+    apart = 0.0
+    for name, target in data.target.items():
+        rows = torch.nonzero(known(target)).flatten()
+        assert 0 < len(rows) < len(data.ids)
+        apart += loss(replace(data, target={name: target}), rows)
+    assert loss(data, torch.arange(len(data.ids))) == pytest.approx(apart, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -284,10 +317,32 @@ def test_every_fusion_is_trained_written_and_loaded(tmp_path: Path, fusion: str)
     assert embedding.tasks["colour"].label == "red"
 
 
-def test_a_frozen_encoders_tokens_reach_the_fusion(tmp_path: Path) -> None:
+def test_a_frozen_encoders_tokens_reach_the_fusion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoders = {
         name: replace(encoder, frozen=True) for name, encoder in SHORT.model.encoders.items()
     }
     model = replace(SHORT.model, fusion="intermediate", encoders=encoders)
-    manifest = run(tmp_path, config=replace(SHORT, model=model, refit=False))
-    assert math.isfinite(manifest.metrics["losses"][-1])
+    config = replace(SHORT, model=model, refit=False)
+    seen: dict[int, set[int]] = {}
+
+    class Seen(IntermediateFusion):
+        def forward(
+            self, unit_BMD: torch.Tensor, present_BM: torch.Tensor, tokens: Tokens | None = None
+        ) -> torch.Tensor:
+            if self.training:
+                for m, (_, mask_BT) in (tokens or {}).items():
+                    seen.setdefault(m, set()).update(mask_BT.sum(1).tolist())
+            return super().forward(unit_BMD, present_BM, tokens)
+
+    monkeypatch.setitem(FUSIONS, "intermediate", Seen)
+    with_tokens = run(tmp_path, "a", config=config)
+    text, image, audio = (seen[m] for m in range(3))
+    assert text == {0, 5}, "words; none where there is no text"
+    assert image == {0, 16}
+    assert len(audio) > 0
+    assert 0 not in audio, "every sample has a sound"
+    monkeypatch.setattr(Net, "tokens", lambda *_: {})
+    without = run(tmp_path, "b", config=config)
+    assert abs(with_tokens.metrics["losses"][-1] - without.metrics["losses"][-1]) > 1e-4
