@@ -243,7 +243,8 @@ def _golden(model: TorchModel) -> dict[str, Any]:
         {"id": f"golden-{name}", **{key: value for key, value in _GOLDEN().items() if key in names}}
         for name, names in [("all", model.modalities), *((m, (m,)) for m in model.modalities)]
     ]
-    found = model.encode([model.prepare(_golden_sample(raw)) for raw in inputs])
+    with model.exact():
+        found = model.encode([model.prepare(_golden_sample(raw)) for raw in inputs])
     outputs = [
         {
             name: [round(float(value), 6) for value in vector_D]

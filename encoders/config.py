@@ -157,7 +157,8 @@ class TrainConfig:
         teach: weight, within fuse, of the pull of the fused head, where it sees one modality alone,
             towards what that modality's own head says (`encoders.losses.distillation_loss`).
         ema: decay of the moving average of the weights that is evaluated and written; 0: none.
-        precision: "float32" or "bf16" (automatic mixed precision, losses in float32).
+        precision: "float32" or "bf16" (automatic mixed precision, losses in float32); on a GPU the
+            version then embeds in it too.
         chunk: how many samples of a batch go through a trained encoder at once; 0: all. Gradients
             stay those of the whole batch: features are cached, encoders run twice. But a batch
             norm, and `mix` of the sounds' variation, sees each chunk by itself.

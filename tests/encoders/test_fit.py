@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -127,7 +128,32 @@ def test_bf16_trains_and_is_written_in_float32(tmp_path: Path) -> None:
     story = run(tmp_path, replace(SHORT, epochs=6, precision="bf16")).metrics
     assert story["losses"][-1] < story["losses"][0]
     assert weights(tmp_path / "v")["projectors.text.layers.1.weight"].dtype == torch.float32
-    load(tmp_path / "v", device="cpu").check()
+    model = load(tmp_path / "v", device="cpu")
+    model.check()
+    assert isinstance(model, TorchModel)
+    assert not model.bf16, "on a CPU it is slower"
+
+
+@pytest.mark.parametrize("fusion", ["mean", "early", "intermediate"])
+def test_a_version_serves_in_bf16_and_is_checked_in_float32(tmp_path: Path, fusion: str) -> None:
+    """As it does on a GPU, where it was trained so; here it is told to."""
+    run(tmp_path, replace(SHORT, model=replace(SHORT.model, fusion=fusion), refit=False))
+    model = load(tmp_path / "v", device="cpu")
+    assert isinstance(model, TorchModel)
+    prepared = [model.prepare(sample) for sample in samples(8)]
+    exact = model.encode(prepared)
+    model.bf16 = True
+    rough = model.encode(prepared)
+    off = [np.abs(a.fused - b.fused).max() for a, b in zip(exact, rough, strict=True)]
+    assert 0.0 < max(off) < 0.05
+    for one in rough:
+        for vector_D in (one.fused, *one.by.values()):
+            assert vector_D.dtype == np.float32
+            assert np.linalg.norm(vector_D) == pytest.approx(1.0, abs=1e-5)
+    manifest = replace(model.manifest, golden={**model.manifest.golden, "tolerance": 1e-5})
+    model.manifest = manifest
+    model.check()
+    assert model.bf16
 
 
 @pytest.mark.parametrize(
