@@ -25,18 +25,17 @@ from .broker import Admin
 from .errors import RegistryError
 from .failpoints import Failpoints
 from .flipping import (
-    Readiness,
     end_grace,
     flip,
     given_back,
     overtaken,
-    readiness,
     settle,
     swept,
 )
 from .generation import Generation
 from .models import Champion, Registry
 from .reader import Reader
+from .readiness import Readiness, readiness
 from .rollout import Rollout, Rollouts
 from .settings import Settings
 from .stores import open_kept

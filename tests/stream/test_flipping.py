@@ -22,21 +22,19 @@ from stream.cli import app
 from stream.errors import RegistryError
 from stream.failpoints import FLIP, Failpoints
 from stream.flipping import (
-    Readiness,
-    absent,
     drop,
     end_grace,
     flip,
     hand_over,
     overtaken,
     promote,
-    readiness,
     rollback,
     settle,
 )
 from stream.handover import Handovers, Roles
 from stream.managing import Manager
 from stream.models import Champion, Registry
+from stream.readiness import Readiness, absent, readiness
 from stream.reports import status
 from stream.rollout import Rollout, Rollouts
 from stream.settings import Settings
