@@ -72,7 +72,8 @@ def captions(
         config,
         epochs=EPOCHS,
         model=replace(
-            config.model, tasks={"caption": TaskConfig(kind="generation", source="text")}
+            config.model,
+            tasks={"caption": TaskConfig(kind="generation", source="text", least=1)},
         ),
     )
     alone = [replace(sample, text=None, audio=None) for sample in unseen]

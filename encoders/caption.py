@@ -1,6 +1,8 @@
 """Captions from the fused vector: a small recurrent decoder over a vocabulary of words.
 
-Show and Tell (Vinyals et al. 2015, arXiv 1411.4555) with the fused vector in place of the picture.
+Show and Tell (Vinyals et al. 2015, arXiv 1411.4555) with the fused vector in place of the picture;
+the vector is blurred in training (as in Nukrai et al. 2022, arXiv 2211.00575), so that few captions
+are not learnt by heart.
 
 Shapes: B samples, L words, V vocabulary, D the shared space, K beams.
 """
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 PAD, END, UNKNOWN = 0, 1, 2
 SPECIAL = ("<pad>", "<end>", "<unknown>")
 BEAMS = 4
+NOISE = 1.0  # length of the noise beside the unit vector; see the benchmark's captions
 
 
 def words_of(text: str) -> list[str]:
@@ -67,7 +70,11 @@ class Captioner(nn.Module):
         return [*(self.place.get(word, UNKNOWN) for word in words), END]
 
     def forward(self, fused_BD: Tensor, ids_BL: Tensor) -> Tensor:
-        """Logits of each word given those before it, float[B, L, V]."""
+        """Logits of each word given those before it, float[B, L, V]; in training from a blurred
+        vector."""
+        if self.training:
+            noise_BD = torch.randn_like(fused_BD) * (NOISE / fused_BD.shape[1] ** 0.5)
+            fused_BD = F.normalize(fused_BD + noise_BD, dim=1)
         before_BL = F.pad(ids_BL[:, :-1], (1, 0), value=PAD)
         states_BLW, _ = self._run(fused_BD, before_BL, self._first(fused_BD))
         logits_BLV: Tensor = self.out(self.dropout(states_BLW))

@@ -164,6 +164,22 @@ def test_a_decoder_hardly_decays() -> None:
     assert len(decay) == sum(len(group["params"]) for group in groups)  # each in one group
 
 
+def test_a_decoder_is_trained_from_a_blurred_vector_and_writes_from_the_vector_itself() -> None:
+    torch.manual_seed(0)
+    captioner = Captioner(("<pad>", "<end>", "<unknown>", "a"), 256, 3)
+    captioner.dropout.p = 0.0
+    fused_BD = torch.nn.functional.normalize(torch.randn(8, 256), dim=1)
+    ids_BL = torch.full((8, 3), 3)
+    seen: list[torch.Tensor] = []
+    captioner.see.register_forward_hook(lambda _, taken, out: seen.append(taken[0]))
+    captioner.train()(fused_BD, ids_BL)
+    captioner.eval()(fused_BD, ids_BL)
+    blurred, plain = (taken / captioner.scale for taken in seen)
+    assert torch.allclose(blurred.norm(dim=1), torch.ones(8))
+    assert (blurred * fused_BD).sum(1).mean() == pytest.approx(0.5**0.5, abs=0.05)
+    assert torch.allclose(plain, fused_BD)
+
+
 def test_beam_search_finds_what_a_greedy_choice_misses() -> None:
     """A first word that is likelier alone, but that nothing likely follows."""
 
