@@ -55,10 +55,14 @@ def indexed(client: Client) -> int:
     return int(client.status()["records"]) if client.ready() else -1
 
 
-def refused(worker: Child) -> bool:
-    """Whether the broker refused its transaction because of its stale membership."""
+STALE = ("UNKNOWN_MEMBER_ID", "ILLEGAL_GENERATION")
+LATE = "_TIMED_OUT"  # it was stopped in the middle of the transaction before
+
+
+def refused(worker: Child, *why: str) -> bool:
+    """Whether its transaction was refused for one of these reasons."""
     lines = [line for line in worker.tail(200).splitlines() if "transaction refused" in line]
-    return any("UNKNOWN_MEMBER_ID" in line or "ILLEGAL_GENERATION" in line for line in lines)
+    return any(reason in line for line in lines for reason in why)
 
 
 def wake_as_zombie(deployment: Deployment, zombie: Child) -> None:
@@ -75,7 +79,7 @@ def test_a_zombie_is_refused(kafka: str, tmp_path: Path) -> None:
         share_partitions(zombie, other)
         deployment.produce(texts(1000), per_second=300)
         wake_as_zombie(deployment, zombie)
-        wait_for("the broker refuses the zombie", lambda: refused(zombie), timeout=30)
+        wait_for("the broker refuses the zombie", lambda: refused(zombie, *STALE), timeout=30)
         deployment.produce(texts(200, start=1000))  # the zombie is a member again and works on
         wait_for("all is committed", lambda: deployment.lag() == 0, timeout=60)
         assert zombie.running
@@ -130,7 +134,7 @@ def test_kills_lose_and_double_nothing(kafka: str, tmp_path: Path) -> None:
         finally:
             flow.join()
         wake_as_zombie(deployment, zombie)
-        wait_for("the broker refuses the zombie", lambda: refused(zombie), timeout=30)
+        wait_for("the zombie is refused", lambda: refused(zombie, *STALE, LATE), timeout=30)
         wait_for("all is committed", lambda: deployment.lag() == 0, timeout=120)
         assert_exactly_once(deployment, 5000)
         with Client(deployment.url) as client:
