@@ -161,11 +161,13 @@ def test_filters_and_links(site: Site, tab: Page) -> None:
     tab.wait_for_function(
         "location.hash.includes('vector=image') && location.hash.includes('k=12')"
     )
+    expect(tab.locator("#results")).to_have_attribute("aria-busy", "false")
     link = tab.evaluate("location.hash")
     seen = ids(tab)
     tab.goto("about:blank")
     opened(tab, site, link)
     expect(tab.locator(CARD)).to_have_count(6)
+    expect(tab.locator("#results")).to_have_attribute("aria-busy", "false")
     assert ids(tab) == seen
     expect(tab.locator("#map")).to_have_attribute("data-ringed", "6")
     expect(tab.locator("#words")).to_have_value("red")
