@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
+from .by_generation import GENERATION, ByGeneration
 
 SEARCH_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 FRESHNESS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -16,11 +16,11 @@ KINDS = ("text", "image", "audio", "composed", "id", "query", "batch")
 REFUSALS = ("key", "rate", "busy", "size", "query")
 
 
-class ServiceMetrics:
+class ServiceMetrics(ByGeneration["GenerationMetrics"]):
     """Counters of one index node; `of` gives those of one generation."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        super().__init__(GenerationMetrics)
         self._searches = self._histogram(
             "braid_search_seconds", "One answered search, by what it asked with; waiting included",
             SEARCH_S, "kind",
@@ -32,12 +32,10 @@ class ServiceMetrics:
         self._offset_waits = self._gauge(
             "braid_searches_waiting_for_offsets", "Searches that wait for their min_offsets"
         )
-        self._refused = Counter(
-            "braid_refused", "Requests refused, by reason", ["reason"], registry=self.registry
-        )
+        self._refused = self._counter("braid_refused", "Requests refused, by reason", "reason")
         for reason in REFUSALS:
             self._refused.labels(reason)
-        its = "generation"
+        its = GENERATION
         self.serving = self._gauge(
             "braid_index_serving", "1: this generation answers where none is named", its
         )
@@ -45,9 +43,7 @@ class ServiceMetrics:
         self.segments = self._gauge(
             "braid_index_segment_rows", "Rows held, by kind of segment", its, "kind"
         )
-        self.writes = Counter(
-            "braid_index_writes", "Writes taken from vectors", [its], registry=self.registry
-        )
+        self.writes = self._counter("braid_index_writes", "Writes taken from vectors", its)
         self.freshness = self._histogram(
             "braid_freshness_seconds", "From a record's ts to being searchable", FRESHNESS_S, its
         )
@@ -63,24 +59,9 @@ class ServiceMetrics:
         self.recall = self._gauge(
             "braid_recall_last", "Recall of the last probe against exact search", its
         )
-        self.recalls = Summary(
-            "braid_recall", "Recall of all probes against exact search", [its],
-            registry=self.registry,
-        )  # fmt: skip
-        self._of: dict[str, GenerationMetrics] = {}
-
-    def of(self, generation: str) -> GenerationMetrics:
-        """The counters of this generation."""
-        return self._of.setdefault(generation, GenerationMetrics(self, generation))
-
-    def forget(self, generation: str) -> None:
-        """The generation is dropped: nothing is said of it any more."""
-        self._of.pop(generation, None)
-        for metric in (
-            self.serving, self.records, self.segments, self.writes, self.freshness, self.lag,
-            self.snapshot_age, self.snapshot_took, self.recall, self.recalls,
-        ):  # fmt: skip
-            metric.remove_by_labels({"generation": generation})
+        self.recalls = self._summary(
+            "braid_recall", "Recall of all probes against exact search", its
+        )
 
     def searched(self, seconds: float, kind: str) -> None:
         """A search of that kind (one of KINDS) was answered."""
@@ -99,14 +80,6 @@ class ServiceMetrics:
         """A request was refused: no key, too often, too busy, too large, or a bad query."""
         self._refused.labels(reason).inc()
 
-    def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
-        return Gauge(name, what, labels, registry=self.registry)
-
-    def _histogram(
-        self, name: str, what: str, buckets: Sequence[float], *labels: str
-    ) -> Histogram:  # fmt: skip
-        return Histogram(name, what, labels, buckets=buckets, registry=self.registry)
-
 
 class GenerationMetrics:
     """Counters of one generation: what its reader and its store tell."""
@@ -124,7 +97,7 @@ class GenerationMetrics:
         for segment in segments:
             held[str(segment["kind"])] += int(segment["rows"])
         # A kind that is gone is not said for ever.
-        self._shared.segments.remove_by_labels({"generation": self._generation})
+        self._shared.segments.remove_by_labels({GENERATION: self._generation})
         for kind, rows in held.items():
             self._shared.segments.labels(self._generation, kind).set(rows)
 

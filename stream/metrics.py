@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
+
+from index.by_generation import GENERATION, ByGeneration
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BUCKETS_RECORDS = (1, 4, 16, 64, 128, 256, 512, 1024)
@@ -68,12 +70,12 @@ class DriftMetrics:
             gauge.remove(*labels)
 
 
-class WorkerMetrics:
+class WorkerMetrics(ByGeneration["GenerationMetrics"]):
     """Counters of one process's workers; `of` gives those of the worker of one generation."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        its = "generation"
+        super().__init__(GenerationMetrics)
+        its = GENERATION
         self.records = self._counter("braid_records", "Records whose outputs are committed", its)
         self.dead = self._counter(
             "braid_dead_letters", "Records that became dead letters", its, "stage"
@@ -98,29 +100,6 @@ class WorkerMetrics:
         self.model = self._gauge("braid_model_info", "1 for the model in use", its, "model")
         self.lag = self._gauge("braid_lag", "Offsets behind the end", its, "partition")
         self.drift = DriftMetrics(self.registry)
-        self._of: dict[str, GenerationMetrics] = {}
-
-    def of(self, generation: str) -> GenerationMetrics:
-        """The counters of this generation's worker."""
-        return self._of.setdefault(generation, GenerationMetrics(self, generation))
-
-    def forget(self, generation: str) -> None:
-        """The generation is fed no longer: nothing is said of it any more."""
-        self._of.pop(generation, None)
-        for metric in (
-            self.records, self.dead, self.unknown, self.refused, self.failures, self.batch,
-            self.encode, self.commit, self.owned, self.model, self.lag,
-        ):  # fmt: skip
-            metric.remove_by_labels({"generation": generation})
-
-    def _counter(self, name: str, says: str, *labels: str) -> Counter:
-        return Counter(name, says, labels, registry=self.registry)
-
-    def _gauge(self, name: str, says: str, *labels: str) -> Gauge:
-        return Gauge(name, says, labels, registry=self.registry)
-
-    def _histogram(self, name: str, says: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(name, says, labels, buckets=buckets, registry=self.registry)
 
 
 class GenerationMetrics:
@@ -134,7 +113,7 @@ class GenerationMetrics:
         self._now: dict[str, object] = {"records": 0, "dead_letters": 0, "partitions": 0}
 
     def model(self, name: str) -> None:
-        self._shared.model.remove_by_labels({"generation": self._generation})
+        self._shared.model.remove_by_labels({GENERATION: self._generation})
         self._shared.model.labels(self._generation, name).set(1)
         self._set(model=name)
 
@@ -166,7 +145,7 @@ class GenerationMetrics:
         self._add("records", records)
 
     def lag(self, lags: Mapping[int, int]) -> None:
-        self._shared.lag.remove_by_labels({"generation": self._generation})
+        self._shared.lag.remove_by_labels({GENERATION: self._generation})
         for partition, behind in lags.items():
             self._shared.lag.labels(self._generation, str(partition)).set(behind)
 
