@@ -22,6 +22,7 @@ from encoders.errors import BadInput
 from encoders.spectrogram import LogMel, strided
 from encoders.text import masked_mean
 from encoders.types import Cost
+from encoders.wave_variation import WaveVariation
 
 RATES = (1_000, 384_000)
 """Sampling rates that are taken for real; a header that says otherwise is lying or broken."""
@@ -97,12 +98,9 @@ class WaveEncoder(Encoder):
         rate: samples a second that sounds are resampled to.
         seconds: longer sounds are cut.
         mels, window, hop, floor, norm: see `encoders.spectrogram.LogMel`.
-        variation: see `encoders.spectrogram.Variation`.
-        noise_db: range of signal-to-noise ratios, in dB, of the white noise added while training;
-            `noise_share` of the sounds get some.
-        speed: range of speeds while training; the pitch goes with it.
-        lead, gaps, cut: while training, up to so many seconds of silence in front, so many short
-            silences, and up to this share cut off at either end.
+        variation: of the frames while training, see `encoders.spectrogram.Variation`.
+        noise_db, noise_share, speed, lead, gaps, cut: of the waveform while training, see
+            `encoders.wave_variation.WaveVariation`.
     """
 
     modality = "audio"
@@ -112,9 +110,7 @@ class WaveEncoder(Encoder):
     def __init__(
         self, rate: int = 16_000, seconds: float = 6.0, mels: int = 64, window: int = 512,
         hop: int = 256, floor: float = 0.0, norm: str = "sound",
-        variation: Mapping[str, Any] | None = None, noise_db: Sequence[float] = (8.0, 40.0),
-        noise_share: float = 1.0, speed: Sequence[float] = (0.85, 1.15), lead: float = 0.25,
-        gaps: int = 2, cut: float = 0.0,
+        variation: Mapping[str, Any] | None = None, **waves: Any,
     ) -> None:  # fmt: skip
         super().__init__()
         self.rate, self.seconds, self.window, self.hop = rate, seconds, window, hop
@@ -125,9 +121,7 @@ class WaveEncoder(Encoder):
         self.spectrogram = self.front(
             rate, mels, window, hop, floor=floor, norm=norm, variation=variation
         )
-        self.noise_db, self.speed = _range(noise_db), _range(speed)
-        self.noise_share = noise_share
-        self.lead, self.gaps, self.cut = lead, gaps, cut
+        self.variation = WaveVariation(rate=rate, seconds=seconds, **waves)
 
     @classmethod
     def create(cls, config: EncoderConfig) -> WaveEncoder:
@@ -159,36 +153,7 @@ class WaveEncoder(Encoder):
         return int(16 * self.seconds * self.rate)
 
     def vary(self, value: Array, rng: np.random.Generator) -> Array:
-        """Another start, end, loudness and speed, white noise, and a few short silences."""
-        wave_N: Array = value.astype(np.float64)
-        if self.cut > 0:
-            # Half of the time nothing is lost at an end.
-            front, back = (np.clip(rng.uniform(-1, 1, 2), 0, 1) * self.cut * len(wave_N)).astype(
-                int
-            )
-            wave_N = wave_N[front : len(wave_N) - back]
-        speed = rng.uniform(*self.speed)
-        wave_N = np.interp(np.arange(0, len(wave_N) - 1, speed), np.arange(len(wave_N)), wave_N)
-        loudness = float(np.sqrt(np.mean(wave_N**2)) + 1.0)
-        wave_N = np.concatenate(
-            [np.zeros(rng.integers(0, max(1, int(self.lead * self.rate)))), wave_N]
-        )
-        ratio_db = rng.uniform(*self.noise_db)
-        wave_N = wave_N * rng.uniform(0.5, 1.2)
-        if rng.random() < self.noise_share:
-            noise = loudness * 10.0 ** (-ratio_db / 20.0)
-            wave_N = wave_N + rng.normal(0.0, noise, len(wave_N))
-        for _ in range(rng.integers(0, self.gaps + 1)):
-            start = int(rng.integers(0, max(1, len(wave_N))))
-            wave_N[start : start + self.rate // 8] = 0.0
-        kept = wave_N[: int(self.seconds * self.rate)]
-        peak = float(np.abs(kept).max(initial=0.0))  # quieter, not clipped: the ratio stays
-        return (kept * min(1.0, 32767.0 / max(peak, 1.0))).astype(np.int16)
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = values
-    return float(low), float(high)
+        return self.variation(value, rng)
 
 
 class LogMelCnn(WaveEncoder):

@@ -2,8 +2,9 @@
 
 A checkpoint brings its own sampling rate, mel settings and normalisation in a file of its own,
 `preprocessor_config.json`; they go into the version and its preprocessing hash, and an option that
-says otherwise is an error. The mel frames come from transformers' own feature extractor, so they
-are what the weights know.
+says otherwise is an error. The mel frames are those of transformers' own feature extractor, so they
+are what the weights know: AST's and Whisper's made on the device (`encoders.audio_frames`), CLAP's
+by the extractor.
 
 Shapes: B sounds, N samples of the waveform, M mel bands, T tokens, F features.
 """
@@ -21,14 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from encoders.audio import decode_audio
+from encoders.audio_frames import ast_frames, whisper_frames
 from encoders.base import Array, Encoder, Features, joined
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput, CheckpointError
 from encoders.text import locate, masked_mean
 from encoders.types import Cost
+from encoders.wave_variation import WaveVariation
 
 CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
 SHORTEST_S = 0.05
+"""Shorter sounds get silence behind them: no window of a spectrogram is longer."""
 DERIVED = frozenset({"mel_filters", "mel_filters_slaney", "window", "processor_class"})
 
 
@@ -44,6 +48,8 @@ class Tower:
             those that are real.
         blocks: the network's blocks from input to output.
         longest_s: the longest sound that the extractor takes, in seconds.
+        frames: (waveforms float32[B, N], samples of each, extractor) to what the extractor makes of
+            them, on their device; None: the extractor does.
     """
 
     config: str
@@ -54,6 +60,7 @@ class Tower:
     run: Callable[[nn.Module, Tensor, Tensor, Any], tuple[Tensor, Tensor]]
     blocks: Callable[[nn.Module], Sequence[nn.Module]]
     longest_s: Callable[[Any], float]
+    frames: Callable[[Tensor, Tensor, Any], Tensor] | None = None
 
 
 class AudioTower(Encoder):
@@ -65,6 +72,8 @@ class AudioTower(Encoder):
         config: fields of the transformers configuration, for random weights (no source).
         extractor: settings of the feature extractor; with a source they must agree with it.
         seconds: longer sounds are cut; at most, and by default, what the tower takes.
+        noise_db, noise_share, speed, lead, gaps, cut: of the waveform while training, see
+            `encoders.wave_variation.WaveVariation`.
 
     `source` is a hub name or a local folder (then nothing is looked up on the network).
     """
@@ -72,14 +81,18 @@ class AudioTower(Encoder):
     modality = "audio"
     tower: Tower
 
-    def __init__(self, net: nn.Module, extractor: Any, seconds: float | None = None) -> None:
+    def __init__(
+        self, net: nn.Module, extractor: Any, seconds: float | None = None, **waves: Any
+    ) -> None:  # fmt: skip
         super().__init__()
         self.net, self.extractor = net, extractor
         self.rate = int(extractor.sampling_rate)
+        self.shortest = int(SHORTEST_S * self.rate)
         longest = self.tower.longest_s(extractor)
         if seconds is not None and not 0 < seconds <= longest:
             raise CheckpointError(f"seconds must be above 0 and at most {longest:g}, is {seconds}")
         self.seconds = float(seconds or longest)
+        self.variation = WaveVariation(rate=self.rate, seconds=self.seconds, **waves)
         self.settings = {"extractor": described(extractor), "seconds": self.seconds}
         its: Any = net.config
         self.token_width = int(its.hidden_size)
@@ -147,12 +160,20 @@ class AudioTower(Encoder):
         return wave_N, Cost(seconds=len(wave_N) / self.rate)
 
     def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
-        waves = [_at_least(wave_N, int(SHORTEST_S * self.rate)) for wave_N in inputs]
+        lengths_B = torch.tensor([len(wave_N) for wave_N in inputs])
+        longest = max(self.shortest, int(lengths_B.max()))
+        wave_BN = np.zeros((len(inputs), longest), dtype=np.int16)
+        for row, wave_N in enumerate(inputs):
+            wave_BN[row, : len(wave_N)] = wave_N
+        if self.tower.frames is not None:
+            return torch.from_numpy(wave_BN), lengths_B
+        waves = [
+            wave_N[: max(self.shortest, length)].astype(np.float32) / 32768.0
+            for wave_N, length in zip(wave_BN, lengths_B.tolist(), strict=True)
+        ]
         with torch.autocast("cpu", enabled=False):  # it is numpy's turn afterwards, without bf16
             extracted = self.extractor(waves, sampling_rate=self.rate, return_tensors="pt")
-        lengths_B = torch.tensor([len(wave_N) for wave_N in inputs])
-        first = extracted["input_values" if "input_values" in extracted else "input_features"]
-        return first.float(), lengths_B
+        return extracted["input_features"].float(), lengths_B
 
     def size(self, value: Array) -> int:
         return 1  # every sound is padded to the same length
@@ -161,18 +182,19 @@ class AudioTower(Encoder):
     def budget(self) -> int:
         return 4
 
+    def vary(self, value: Array, rng: np.random.Generator) -> Array:
+        return self.variation(value, rng)
+
     def forward(self, *batch: Tensor) -> Features:
         frames, lengths_B = batch
+        if self.tower.frames is not None:
+            with torch.autocast(frames.device.type, enabled=False), torch.no_grad():
+                wave_BN = frames.float() / 32768.0
+                heard_B = lengths_B.clamp(min=self.shortest)
+                frames = self.tower.frames(wave_BN, heard_B, self.extractor)
         tokens_BTF, mask_BT = self.tower.run(self.net, frames, lengths_B, self.extractor)
         pooled_BF = joined(masked_mean(tokens_BTF, mask_BT))
         return Features(pooled_BF=pooled_BF, tokens_BTF=tokens_BTF, mask_BT=mask_BT)
-
-
-def _at_least(wave_N: Array, samples: int) -> Array:
-    """-1 to 1, float32, with silence behind what is shorter than one window."""
-    short = max(0, samples - len(wave_N))
-    padded_N: Array = np.pad(wave_N.astype(np.float32) / 32768.0, (0, short))
-    return padded_N
 
 
 def described(extractor: Any) -> dict[str, Any]:
@@ -268,6 +290,7 @@ class Ast(AudioTower):
         run=_run_ast,
         blocks=lambda net: net.layers,  # type: ignore[arg-type,return-value]
         longest_s=lambda extractor: 0.01 * extractor.max_length,
+        frames=ast_frames,
     )
 
 
@@ -286,6 +309,7 @@ class Whisper(AudioTower):
         run=_run_whisper,
         blocks=lambda net: net.layers,  # type: ignore[arg-type,return-value]
         longest_s=lambda extractor: float(extractor.chunk_length),
+        frames=whisper_frames,
     )
 
 
@@ -306,8 +330,10 @@ class ClapAudio(AudioTower):
         longest_s=lambda extractor: float(extractor.max_length_s),
     )
 
-    def __init__(self, net: nn.Module, extractor: Any, seconds: float | None = None) -> None:
-        super().__init__(net, extractor, seconds)
+    def __init__(
+        self, net: nn.Module, extractor: Any, seconds: float | None = None, **waves: Any
+    ) -> None:  # fmt: skip
+        super().__init__(net, extractor, seconds, **waves)
         its: Any = net.config
         self.token_width = int(its.patch_embeds_hidden_size * 2 ** (len(its.depths) - 1))
         self.width = self.token_width

@@ -173,8 +173,7 @@ def encode_all(
     def run(group: list[int]) -> Features:
         with torch.inference_mode(), one_thread(on_cpu):
             batch = encoder.collate([inputs[position] for position in group])
-            moved = [tensor.to(device, non_blocking=True) for tensor in batch]
-            features: Features = encoder(*moved)
+            features: Features = encoder(*(uploaded(tensor, device) for tensor in batch))
             return Features(
                 pooled_BF=features.pooled_BF.float(),
                 tokens_BTF=features.tokens_BTF if tokens else None,
@@ -188,7 +187,7 @@ def encode_all(
     tokens_BTF = torch.zeros(len(inputs), longest, encoder.token_width, device=device)
     mask_BT = torch.zeros(len(inputs), longest, dtype=torch.bool, device=device)
     for group, part in zip(groups, found, strict=True):
-        rows = torch.tensor(group, device=device)
+        rows = uploaded(torch.tensor(group), device)
         pooled_BF[rows] = part.pooled_BF
         if part.tokens_BTF is not None:
             tokens_BTF[rows, : part.length] = part.tokens_BTF.float()
@@ -196,6 +195,31 @@ def encode_all(
     if longest == 0:
         return Features(pooled_BF=pooled_BF)
     return Features(pooled_BF=pooled_BF, tokens_BTF=tokens_BTF, mask_BT=mask_BT)
+
+
+def spread(rows_N: Tensor, here_B: Tensor) -> Tensor:
+    """A row for each sample: the next of `rows_N` where it has one, zeros where it has none.
+
+    Without indexing by a mask: a GPU would have to finish what it has to do before, and say how
+    many there are, before anything more could be asked of it.
+
+    Args:
+        rows_N: [N, ...], N >= 0.
+        here_B: bool[B] with N times True.
+    """
+    if len(rows_N) == 0:
+        return rows_N.new_zeros(len(here_B), *rows_N.shape[1:])
+    found_B = rows_N[(here_B.cumsum(0) - 1).clamp(min=0)]
+    wanted_B = here_B.reshape(-1, *[1] * (rows_N.ndim - 1))
+    return torch.where(wanted_B, found_B, torch.zeros_like(found_B))
+
+
+def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`. To a GPU from pinned memory: another copy would wait for all that the
+    GPU has to do before."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @contextmanager

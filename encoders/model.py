@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Encoder, Features
+from encoders.base import Encoder, Features, spread
 from encoders.config import Limits, ModelConfig
 from encoders.decision import Decision
 from encoders.errors import BadInput
@@ -104,7 +104,7 @@ class Net(nn.Module):
             unit_BD = torch.zeros(len(present_BM), self.config.dim, device=present_BM.device)
             if name in features:
                 projected = self.projectors[name](features[name].pooled_BF)
-                unit_BD[present_BM[:, position]] = projected.float()
+                unit_BD = spread(projected.float(), present_BM[:, position])
             columns.append(unit_BD)
         return torch.stack(columns, dim=1)
 
@@ -116,11 +116,10 @@ class Net(nn.Module):
             if its is None or its.tokens_BTF is None:
                 continue
             here_B = present_BM[:, position]
-            shape = (len(here_B), its.length, its.tokens_BTF.shape[2])
-            tokens_BTF = its.tokens_BTF.new_zeros(shape)
-            tokens_BTF[here_B] = its.tokens_BTF
-            mask_BT = torch.zeros(shape[:2], dtype=torch.bool, device=here_B.device)
-            mask_BT[here_B] = True if its.mask_BT is None else its.mask_BT
+            tokens_BTF = spread(its.tokens_BTF, here_B)
+            mask_BT = here_B[:, None].expand(tokens_BTF.shape[:2])
+            if its.mask_BT is not None:
+                mask_BT = spread(its.mask_BT, here_B)
             found[position] = (tokens_BTF, mask_BT)
         return found
 

@@ -27,7 +27,7 @@ PATIENCE = timedelta(days=1)
 
 def together(job: Job) -> Outcome:
     """This process's part. Those that follow end by SystemExit 0, whatever became of the run."""
-    device = torch.device(job.settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = parallel.own_device(job.settings.device)
     with parallel.processes(device, PATIENCE) as (rank, size):
         if rank > 0:
             _follow(job, rank, size, device)

@@ -49,6 +49,10 @@ def train(
     Args:
         samples: read once, in any order; split by `encoders.training.split`.
         name, version: of the new version.
+        seed: of all that is random: on a CPU the same call gives the same version, to the last bit
+            on the same processor; on a GPU within rounding, since its sums have no order.
+        device: as torch names it; CUDA where there is some by default. Under `torchrun` "cuda" is
+            each process's own GPU.
         parent: version folder to start from, with the same model configuration.
         heads_only: keep the parent's encoders, projectors and fusion, and so its space; only
             heads and decisions are trained. The model configuration is then the parent's.
@@ -74,9 +78,9 @@ def train(
         CheckpointError: a damaged parent or champion, or `out` exists.
     """
     tell: Progress = progress or (lambda stage, done, total, figures: None)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = parallel.own_device(device)
     with (
-        torch.random.fork_rng(),
+        torch.random.fork_rng([place] if place.type == "cuda" else []),
         one_thread(place.type == "cpu" and config.one_core),
         parallel.processes(place) as (rank, size),
     ):

@@ -23,12 +23,39 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from encoders.errors import TrainingError
+
 
 def world() -> tuple[int, int]:
     """This process's rank and how many there are; (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def own_device(asked: str | None) -> torch.device:
+    """This process's device: what was asked for, or CUDA where there is some, or the CPU.
+
+    Under `torchrun` "cuda" is the GPU of this process's number on its machine: each needs its own.
+
+    Raises:
+        TrainingError: more processes than GPUs, or one GPU named for several.
+    """
+    chosen = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+    rank, size = (int(os.environ.get(f"LOCAL_{name}", 0)) for name in ("RANK", "WORLD_SIZE"))
+    if chosen.type != "cuda" or size == 0:
+        return chosen
+    if chosen.index is not None:
+        if size > 1:
+            raise TrainingError(f"device {asked!r} is one GPU for {size} processes: say 'cuda'")
+        return chosen
+    count = torch.cuda.device_count()
+    if size > count:
+        raise TrainingError(
+            f"torchrun started {size} processes on this machine, and it has {count} GPU"
+            f"{'' if count == 1 else 's'}: start one a GPU, or say device 'cpu'"
+        )
+    return torch.device("cuda", rank)
 
 
 @contextmanager
@@ -41,8 +68,11 @@ def processes(
         timeout: how long one waits for another; None: as torch has it (minutes).
     """
     begin = "WORLD_SIZE" in os.environ and "RANK" in os.environ and not dist.is_initialized()
-    if begin:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    if begin and device.type == "cuda":
+        own = device if device.index is not None else None
+        dist.init_process_group("nccl", timeout=timeout, device_id=own)
+    elif begin:
+        dist.init_process_group("gloo", timeout=timeout)
     try:
         yield world()
     finally:

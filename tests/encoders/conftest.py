@@ -17,10 +17,18 @@ def _one_thread() -> None:
     torch.set_num_threads(1)  # tiny arrays: more threads only wait for each other
 
 
+@pytest.fixture(autouse=True)
+def _on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compared to the last digit is the CPU's, also where there is a GPU."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of the processes that a test starts
+
+
 @pytest.fixture(scope="session")
 def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("versions") / "tiny-0001"
-    train(samples(), preset("tiny"), out=folder, name="tiny-0001", version=1, seed=0)
+    train(samples(), preset("tiny"), out=folder, name="tiny-0001", version=1, seed=0, device="cpu")
     return folder
 
 

@@ -86,6 +86,36 @@ def test_each_kind_runs_in_bf16(kind: str) -> None:
     assert torch.allclose(rough.float(), exact, atol=0.05)
 
 
+@pytest.mark.parametrize("kind", MADE)
+def test_each_kind_varies_what_it_trains_on(kind: str) -> None:
+    encoder = create(kind, seconds=0.9, noise_db=[0.0, 0.0], lead=0.0, gaps=0, speed=[0.5, 0.5])
+    sound, _ = encoder.prepare(wav(300, 0.6), Limits())
+    rng = np.random.default_rng(0)
+    one, other = encoder.vary(sound, rng), encoder.vary(sound, rng)
+    assert one.dtype == np.int16
+    assert len(one) == len(other) == int(0.9 * len(sound) / 0.6)  # twice as long, then cut
+    assert (one != other).mean() > 0.9
+    assert bool(encode_all(encoder, [one], CPU).pooled_BF.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"noise_db": [3.0]}, r"noise_db must be a lower and an upper bound, is \[3.0\]"),
+        ({"speed": [1.1, 0.9]}, r"speed must be a lower and an upper bound, is \[1.1, 0.9\]"),
+        ({"speed": [0.0, 1.0]}, r"speed must be above 0, is \[0.0, 1.0\]"),
+        ({"noise_share": 1.5}, "noise_share must be from 0 to 1, is 1.5"),
+        ({"lead": -1}, "lead must be at least 0, is -1"),
+        ({"gaps": -1}, "gaps must be at least 0, is -1"),
+        ({"cut": 0.5}, "cut must be at least 0 and below 0.5, is 0.5"),
+    ],
+)
+def test_a_bad_variation_is_named(option: dict[str, Any], message: str) -> None:
+    for kind in ("logmel-cnn", "ast"):
+        with pytest.raises(ValueError, match=message):
+            create(kind, **option)
+
+
 def test_no_short_sound_breaks_a_tower() -> None:
     for kind in TOWERS:
         encoder = create(kind)
