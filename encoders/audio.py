@@ -121,7 +121,7 @@ class WaveEncoder(Encoder):
         self.spectrogram = self.front(
             rate, mels, window, hop, floor=floor, norm=norm, variation=variation
         )
-        self.variation = WaveVariation(rate=rate, seconds=seconds, **waves)
+        self.waves = WaveVariation(rate=rate, seconds=seconds, **waves)
 
     @classmethod
     def create(cls, config: EncoderConfig) -> WaveEncoder:
@@ -153,7 +153,7 @@ class WaveEncoder(Encoder):
         return int(16 * self.seconds * self.rate)
 
     def vary(self, value: Array, rng: np.random.Generator) -> Array:
-        return self.variation(value, rng)
+        return self.waves(value, rng)
 
 
 class LogMelCnn(WaveEncoder):

@@ -54,17 +54,21 @@ def ast_frames(wave_BN: Tensor, lengths_B: Tensor, extractor: Any) -> Tensor:
 
 
 def whisper_frames(wave_BN: Tensor, lengths_B: Tensor, extractor: Any) -> Tensor:
-    """Whisper's log-mel spectrogram of `n_samples`, silence behind what is shorter; float[B, M, T].
+    """Whisper's log-mel spectrogram of `n_samples`, padding behind what is shorter; float[B, M, T].
 
     Powers of a Hann window's transform, in mel bands, as log10, at most 8 below the sound's own
     maximum, over 4 and plus 1 (Radford et al. 2022, arXiv 2212.04356, section 2.2, and their code).
 
     Args:
         wave_BN: float32, -1 to 1, zeros behind each sound.
+        lengths_B: samples of each sound.
         extractor: a `WhisperFeatureExtractor`.
     """
     whole = int(extractor.n_samples)
     wave_BN = F.pad(wave_BN, (0, max(0, whole - wave_BN.shape[1])))[:, :whole]
+    if extractor.padding_value:
+        real_BN = torch.arange(whole, device=wave_BN.device) < lengths_B[:, None]
+        wave_BN = wave_BN.masked_fill(~real_BN, extractor.padding_value)
     if extractor.dither:
         wave_BN = wave_BN + extractor.dither * torch.randn_like(wave_BN)
     window = torch.hann_window(extractor.n_fft, device=wave_BN.device)

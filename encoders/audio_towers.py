@@ -73,7 +73,7 @@ class AudioTower(Encoder):
         extractor: settings of the feature extractor; with a source they must agree with it.
         seconds: longer sounds are cut; at most, and by default, what the tower takes.
         noise_db, noise_share, speed, lead, gaps, cut: of the waveform while training, see
-            `encoders.wave_variation.WaveVariation`.
+            `encoders.wave_variation.WaveVariation`. Without any of them it is left as it is.
 
     `source` is a hub name or a local folder (then nothing is looked up on the network).
     """
@@ -88,11 +88,14 @@ class AudioTower(Encoder):
         self.net, self.extractor = net, extractor
         self.rate = int(extractor.sampling_rate)
         self.shortest = int(SHORTEST_S * self.rate)
+        side = getattr(extractor, "padding_side", "right")
+        if side != "right":  # which tokens are real is counted from the left
+            raise CheckpointError(f"extractor.padding_side must be 'right', is {side!r}")
         longest = self.tower.longest_s(extractor)
         if seconds is not None and not 0 < seconds <= longest:
             raise CheckpointError(f"seconds must be above 0 and at most {longest:g}, is {seconds}")
         self.seconds = float(seconds or longest)
-        self.variation = WaveVariation(rate=self.rate, seconds=self.seconds, **waves)
+        self.waves = WaveVariation(rate=self.rate, seconds=self.seconds, **waves) if waves else None
         self.settings = {"extractor": described(extractor), "seconds": self.seconds}
         its: Any = net.config
         self.token_width = int(its.hidden_size)
@@ -173,7 +176,8 @@ class AudioTower(Encoder):
         ]
         with torch.autocast("cpu", enabled=False):  # it is numpy's turn afterwards, without bf16
             extracted = self.extractor(waves, sampling_rate=self.rate, return_tensors="pt")
-        return extracted["input_features"].float(), lengths_B
+        first = extracted["input_values" if "input_values" in extracted else "input_features"]
+        return first.float(), lengths_B
 
     def size(self, value: Array) -> int:
         return 1  # every sound is padded to the same length
@@ -183,7 +187,7 @@ class AudioTower(Encoder):
         return 4
 
     def vary(self, value: Array, rng: np.random.Generator) -> Array:
-        return self.variation(value, rng)
+        return value if self.waves is None else self.waves(value, rng)
 
     def forward(self, *batch: Tensor) -> Features:
         frames, lengths_B = batch

@@ -38,7 +38,7 @@ class WaveVariation:
     def __post_init__(self) -> None:
         for name in ("noise_db", "speed"):
             its = getattr(self, name)
-            if len(its) != 2 or not its[0] <= its[1]:
+            if not isinstance(its, Sequence) or len(its) != 2 or not its[0] <= its[1]:
                 raise ValueError(f"{name} must be a lower and an upper bound, is {its!r}")
         for name, sound, limits in (
             ("speed", self.speed[0] > 0, "above 0"),
@@ -51,7 +51,7 @@ class WaveVariation:
                 raise ValueError(f"{name} must be {limits}, is {getattr(self, name)!r}")
 
     def __call__(self, value: Array, rng: np.random.Generator) -> Array:
-        """int16[N] to int16 of another length."""
+        """int16[N] to int16 of another length; fewer than 2 samples stay as they are."""
         wave_N: Array = value.astype(np.float64)
         if self.cut > 0:
             # Half of the time nothing is lost at an end.
@@ -59,6 +59,8 @@ class WaveVariation:
                 int
             )
             wave_N = wave_N[front : len(wave_N) - back]
+        if len(wave_N) < 2:
+            return value
         speed = rng.uniform(self.speed[0], self.speed[1])
         wave_N = np.interp(np.arange(0, len(wave_N) - 1, speed), np.arange(len(wave_N)), wave_N)
         loudness = float(np.sqrt(np.mean(wave_N**2)) + 1.0)

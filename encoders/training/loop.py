@@ -80,7 +80,7 @@ def train(
     tell: Progress = progress or (lambda stage, done, total, figures: None)
     place = parallel.own_device(device)
     with (
-        torch.random.fork_rng([place] if place.type == "cuda" else []),
+        torch.random.fork_rng(range(torch.cuda.device_count())),
         one_thread(place.type == "cpu" and config.one_core),
         parallel.processes(place) as (rank, size),
     ):

@@ -49,8 +49,8 @@ def own_device(asked: str | None) -> torch.device:
         if size > 1:
             raise TrainingError(f"device {asked!r} is one GPU for {size} processes: say 'cuda'")
         return chosen
-    count = torch.cuda.device_count()
-    if size > count:
+    count = torch.cuda.device_count()  # 1, where each was shown its own and all have rank 0
+    if 0 < count <= rank:
         raise TrainingError(
             f"torchrun started {size} processes on this machine, and it has {count} GPU"
             f"{'' if count == 1 else 's'}: start one a GPU, or say device 'cpu'"

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoders.base import Encoder, Features
+from encoders.base import Encoder, Features, uploaded
 from encoders.config import TrainConfig
 from encoders.model import Net
 from encoders.training import parallel
@@ -84,7 +84,7 @@ class _Part:
         self.encoder: Encoder = net.encoder(name)
         rank, size = parallel.world()
         mine = parallel.share(len(batch[0]), rank, size)
-        self.batch = tuple(part[mine].to(device) for part in batch)
+        self.batch = tuple(uploaded(part[mine], device) for part in batch)
         self.key = (*key, rank)
         self.device, self.chunk = device, chunk
         self.leaves: list[Tensor] = []

@@ -22,6 +22,7 @@ def _on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """What is compared to the last digit is the CPU's, also where there is a GPU."""
     if request.node.get_closest_marker("gpu") is None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of the processes that a test starts
 
 

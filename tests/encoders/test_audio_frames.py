@@ -48,8 +48,9 @@ def test_ast_frames(rate: int, behind: int, device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("behind", [0, 40_000])
-def test_whisper_frames(behind: int, device: str) -> None:
-    extractor = t.WhisperFeatureExtractor(feature_size=32, chunk_length=1)
+@pytest.mark.parametrize("padding", [0.0, 0.25])
+def test_whisper_frames(padding: float, behind: int, device: str) -> None:
+    extractor = t.WhisperFeatureExtractor(feature_size=32, chunk_length=1, padding_value=padding)
     waves = [*sounds(800, 5000, 16_000, 20_000), np.zeros(2000, np.float32)]
     wave_BN, lengths_B = batch(waves, behind)
     wanted = extractor(waves, sampling_rate=16_000, return_tensors="pt")["input_features"]

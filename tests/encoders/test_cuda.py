@@ -66,7 +66,7 @@ def test_ten_steps_give_the_losses_of_the_cpu(fusion: str, tmp_path: Path) -> No
     assert here[-1] < here[0]
 
 
-def test_a_process_of_torchrun_has_its_gpu(tmp_path: Path) -> None:
+def test_a_process_of_torchrun_trains_as_one_alone(tmp_path: Path) -> None:
     alone = losses(config("intermediate"), tmp_path / "alone", "cuda")
     assert torchrun(1, tmp_path).returncode == 0
     assert read_manifest(tmp_path / "v").metrics["losses"] == pytest.approx(alone, rel=1e-3)

@@ -115,11 +115,12 @@ def plainly() -> Iterator[Callable[[str], Losses]]:
             children[fusion] = ended.enter_context(child)
             ended.callback(child.kill)
 
-        @cache
+        said = cache(lambda fusion: children[fusion].communicate()[0])
+
         def found(fusion: str) -> Losses:
-            said, _ = children[fusion].communicate()
-            assert children[fusion].returncode == 0
-            return cast(Losses, json.loads(said.splitlines()[-1]))
+            lines = said(fusion).splitlines()
+            assert children[fusion].returncode == 0, "see what the process wrote"
+            return cast(Losses, json.loads(lines[-1]))
 
         yield found
 

@@ -39,8 +39,17 @@ def test_processes_do_not_share_a_gpu(gpus: pytest.MonkeyPatch) -> None:
     gpus.setenv("LOCAL_RANK", "0")
     gpus.setenv("LOCAL_WORLD_SIZE", "1")
     assert own_device("cuda:1") == torch.device("cuda", 1)
+    gpus.setenv("LOCAL_RANK", "2")
     gpus.setenv("LOCAL_WORLD_SIZE", "3")
     with pytest.raises(TrainingError, match=r"started 3 processes .* it has 2 GPUs.* 'cpu'"):
         own_device(None)
     with pytest.raises(TrainingError, match="'cuda:1' is one GPU for 3 processes: say 'cuda'"):
         own_device("cuda:1")
+
+
+def test_each_process_was_shown_its_own_gpu(gpus: pytest.MonkeyPatch) -> None:
+    """`torchrun --virtual-local-rank`: one GPU is seen, and every process is the first."""
+    gpus.setattr(torch.cuda, "device_count", lambda: 1)
+    gpus.setenv("LOCAL_RANK", "0")
+    gpus.setenv("LOCAL_WORLD_SIZE", "2")
+    assert own_device(None) == torch.device("cuda", 0)

@@ -98,9 +98,29 @@ def test_each_kind_varies_what_it_trains_on(kind: str) -> None:
     assert bool(encode_all(encoder, [one], CPU).pooled_BF.isfinite().all())
 
 
+@pytest.mark.parametrize("kind", TOWERS)
+def test_a_towers_sounds_are_varied_where_an_option_says_how(kind: str) -> None:
+    encoder, rng = create(kind), np.random.default_rng(0)
+    sound, _ = encoder.prepare(wav(300, 0.3), Limits())
+    assert encoder.vary(sound, rng) is sound
+    assert (create(kind, noise_share=1.0).vary(sound, rng)[:100] != sound[:100]).any()
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_what_is_too_short_to_vary_stays(length: int) -> None:
+    sound = np.ones(length, np.int16)
+    assert create("logmel-cnn", cut=0.4).vary(sound, np.random.default_rng(0)) is sound
+
+
+def test_a_tower_that_pads_on_the_left_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"padding_side must be 'right', is 'left'"):
+        create("whisper", extractor={"padding_side": "left"})
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
+        ({"speed": 1.0}, r"speed must be a lower and an upper bound, is 1.0"),
         ({"noise_db": [3.0]}, r"noise_db must be a lower and an upper bound, is \[3.0\]"),
         ({"speed": [1.1, 0.9]}, r"speed must be a lower and an upper bound, is \[1.1, 0.9\]"),
         ({"speed": [0.0, 1.0]}, r"speed must be above 0, is \[0.0, 1.0\]"),

@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
         config, epochs=15, task=1.0, fuse=1.0, model=replace(config.model, tasks=tasks)
     )
     folder = tmp_path_factory.mktemp("tasks") / "v"
-    train(labelled(), config, out=folder, name="v", version=1, seed=0)
+    train(labelled(), config, out=folder, name="v", version=1, seed=0, device="cpu")
     return load(folder, device="cpu")
 
 
