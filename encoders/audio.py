@@ -91,6 +91,14 @@ def _resampler(found: int, rate: int) -> nn.Module:
     return resampler
 
 
+def padded(waves: Sequence[Array], length: int) -> tuple[Tensor, Tensor]:
+    """int16[B, length], silence behind each, and how many samples each has, int64[B]."""
+    wave_BN = np.zeros((len(waves), length), dtype=np.int16)
+    for row, wave_N in enumerate(waves):
+        wave_BN[row, : len(wave_N)] = wave_N
+    return torch.from_numpy(wave_BN), torch.tensor([len(wave_N) for wave_N in waves])
+
+
 class WaveEncoder(Encoder):
     """What the encoders over log-mel share: waveforms in, variation of them, batches.
 
@@ -141,12 +149,7 @@ class WaveEncoder(Encoder):
     def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
         # A window of silence follows even the longest, so that the last frame of a sound is the
         # same whatever it is batched with.
-        longest = self.window + max(len(wave_N) for wave_N in inputs)
-        wave_BN = np.zeros((len(inputs), longest), dtype=np.int16)
-        for row, wave_N in enumerate(inputs):
-            wave_BN[row, : len(wave_N)] = wave_N
-        lengths_B = np.array([len(wave_N) for wave_N in inputs], dtype=np.int64)
-        return torch.from_numpy(wave_BN), torch.from_numpy(lengths_B)
+        return padded(inputs, self.window + max(len(wave_N) for wave_N in inputs))
 
     @property
     def budget(self) -> int:

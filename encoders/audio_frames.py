@@ -1,7 +1,7 @@
 """The mel frames of AST and Whisper for a batch of sounds at once, on the device they are on.
 
-The feature extractors of `transformers` make the same frames one sound after the other on the CPU,
-13 and 45 ms each, longer than a GPU takes for the network behind; tests compare with them.
+The feature extractors of `transformers` make the same frames on the CPU, where a GPU would wait for
+them; tests compare with them.
 
 Shapes: B sounds, N samples, T frames, M mel bands.
 """

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from encoders.audio import decode_audio
+from encoders.audio import decode_audio, padded
 from encoders.audio_frames import ast_frames, whisper_frames
 from encoders.base import Array, Encoder, Features, joined
 from encoders.config import EncoderConfig, Limits
@@ -163,15 +163,12 @@ class AudioTower(Encoder):
         return wave_N, Cost(seconds=len(wave_N) / self.rate)
 
     def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
-        lengths_B = torch.tensor([len(wave_N) for wave_N in inputs])
-        longest = max(self.shortest, int(lengths_B.max()))
-        wave_BN = np.zeros((len(inputs), longest), dtype=np.int16)
-        for row, wave_N in enumerate(inputs):
-            wave_BN[row, : len(wave_N)] = wave_N
+        longest = max(self.shortest, *(len(wave_N) for wave_N in inputs))
+        wave_BN, lengths_B = padded(inputs, longest)
         if self.tower.frames is not None:
-            return torch.from_numpy(wave_BN), lengths_B
+            return wave_BN, lengths_B
         waves = [
-            wave_N[: max(self.shortest, length)].astype(np.float32) / 32768.0
+            wave_N[: max(self.shortest, length)].numpy().astype(np.float32) / 32768.0
             for wave_N, length in zip(wave_BN, lengths_B.tolist(), strict=True)
         ]
         with torch.autocast("cpu", enabled=False):  # it is numpy's turn afterwards, without bf16

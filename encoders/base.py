@@ -209,7 +209,7 @@ def spread(rows_N: Tensor, here_B: Tensor) -> Tensor:
     """
     if len(rows_N) == 0:
         return rows_N.new_zeros(len(here_B), *rows_N.shape[1:])
-    # (The gradient of `rows_N[...]` costs three times that of `index_select`.)
+    # Not `rows_N[...]`, whose gradient sorts and accumulates.
     found_B = rows_N.index_select(0, (here_B.cumsum(0) - 1).clamp(min=0))
     return found_B.masked_fill(~here_B.reshape(-1, *[1] * (rows_N.ndim - 1)), 0)
 

@@ -70,7 +70,7 @@ class TorchModel:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 features = {}
                 # The last, sounds, are as a rule the most work: while a GPU does it, the others
-                # are prepared and asked for. (The base preset so embeds a quarter more a second.)
+                # are collated and their kernels launched.
                 for position, name in reversed(list(enumerate(self.modalities))):
                     if not bool(has_BM[:, position].any()):
                         continue
