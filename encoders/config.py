@@ -290,14 +290,15 @@ def demo() -> TrainConfig:
                     options={"seconds": 3.0},
                 ),
             },
+            fusion="early",
             dropout=0.5,
         ),
         batch=256,
         lr=6e-3,
         weight_decay=1.0,
-        task=0.1,
+        match=0.3,
         start="cca",
-        pairs={"text-audio": 0.3, "image-audio": 0.3},
+        pairs={"text-audio": 0.1, "image-audio": 0.1},
     )
 
 

@@ -5,8 +5,8 @@
     intermediate  cross-attention among their tokens: words, patches, frames
 
 All share one interface, `forward(unit_BMD, present_BM, tokens)`; only `intermediate` looks at the
-tokens. The other two add to the mean, so that fuse({text}) finds fuse({image}) as soon as the units
-are aligned: `intermediate` begins as the mean, `early` as the mean and what its random MLP gives.
+tokens. The other two add to the mean and begin as it, so that fuse({text}) finds fuse({image}) as
+soon as the units are aligned. `early` adds nothing to a modality that is alone.
 
 Shapes: B samples, M modalities, D the shared space, T tokens of one modality, F their width,
 S places in the sequence (the fused one, then all tokens), H attention heads.
@@ -73,11 +73,15 @@ class MeanFusion(Fusion):
 
 
 class EarlyFusion(Fusion):
-    """fused = normalise(mean + MLP(concat over m of z_m)), z_m = unit_m, or a learnt absent vector.
+    """fused = normalise(mean + MLP(concat over m of z_m)), z_m = unit_m, or a learnt absent vector;
+    one modality alone stays as it is.
 
     Early fusion by concatenation (Baltrusaitis et al. 2019, "Multimodal Machine Learning", arXiv
     1705.09406, section 6.1). The MLP sees all modalities at once, so the result can hold what no
     single one does (an XOR); the mean direction beside it keeps the result in the shared space.
+    Its last layer begins at 0. A single modality has nothing to be concatenated with: a query with
+    the text alone is the very vector that was aligned with the pictures' (an MLP that may move it
+    found half as many of them on stamps, and not all with a loss that pulls subsets together).
     """
 
     def __init__(self, dim: int, token_widths: Sequence[int]) -> None:
@@ -86,15 +90,18 @@ class EarlyFusion(Fusion):
         self.mean = MeanFusion(dim, token_widths)
         self.absent_MD = nn.Parameter(F.normalize(torch.randn(modalities, dim), dim=1))
         self.layers = nn.Sequential(
-            nn.Linear(modalities * dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
+            nn.Linear(modalities * dim, 2 * dim), nn.GELU(), last := nn.Linear(2 * dim, dim)
         )
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(
         self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None
     ) -> Tensor:  # fmt: skip
         """See `Fusion.forward`."""
         filled_BMD = torch.where(present_BM[:, :, None], unit_BMD, self.absent_MD)
-        together_BD = self.layers(filled_BMD.flatten(1))
+        several_B1 = present_BM.sum(1, keepdim=True) > 1
+        together_BD = self.layers(filled_BMD.flatten(1)) * several_B1
         return F.normalize(self.mean(unit_BMD, present_BM) + together_BD, dim=1)
 
 

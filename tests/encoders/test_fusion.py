@@ -29,6 +29,26 @@ def test_every_subset_gives_a_unit_vector_that_absent_values_do_not_change(name:
     assert torch.allclose(fusion(unit + 100.0 * ~present[:, :, None], present), fused)
 
 
+@pytest.mark.parametrize("name", ["mean", "early"])
+def test_a_modality_alone_stays_its_own_vector(name: str) -> None:
+    torch.manual_seed(0)
+    fusion = make_fusion(name, 8, [0, 0, 0])
+    for weight in fusion.parameters():
+        weight.data.add_(0.3 * torch.randn_like(weight))
+    unit = units(4, 3, 8)
+    present = torch.tensor([[True, False, False], [False, True, False], [False, False, True]])
+    for m in range(3):
+        assert torch.allclose(fusion(unit, present[m].expand(4, 3)), unit[:, m], atol=1e-6)
+
+
+def test_every_fusion_begins_as_the_mean() -> None:
+    unit = units(7, 3, 8)
+    present = torch.tensor([[bool(bits >> m & 1) for m in range(3)] for bits in range(1, 8)])
+    mean = make_fusion("mean", 8, [0, 0, 0])(unit, present)
+    for name in FUSIONS:
+        assert torch.allclose(make_fusion(name, 8, [0, 0, 0])(unit, present), mean, atol=1e-6), name
+
+
 def test_early_fusion_learns_a_label_that_no_single_modality_carries() -> None:
     torch.manual_seed(0)
     prototypes = units(2, 2, 16)  # modality, bit, D
