@@ -6,8 +6,9 @@
 
 The stamps come with apt into the cache folder the first time (`stream.datasets`). The trainer sees
 only the four fifths that are not held out; recall is among the held-out stamps, a stamp's own
-caption or picture being the only right answer, ties counted as wrong. No index takes part: the
-scores are the inner products themselves.
+caption or picture (or fused vector, for a query with one modality alone: "text->record") being the
+only right answer, ties counted as wrong. No index takes part: the scores are the inner products
+themselves.
 
 Rows: the demo preset ("recall"); the same without the sound and with other weights of the alignment
 ("align ...", starting at random, since the canonical start is an alignment itself), and with a
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.common import arguments, finish, spread
@@ -37,6 +39,7 @@ from stream.datasets import default_cache, folder, held_out, stamps
 PAIRS = (("text", "image"), ("image", "text"))
 SOURCES = ("text", "image", "audio")
 PARTS = ("recall", "captions", "sweep")
+Vectors = NDArray[np.float32]
 EPOCHS = 100  # a decoder needs more of them
 WEIGHTS = (0.0, 0.1, 0.3, 1.0)
 
@@ -54,9 +57,11 @@ def run(
             embedder.model.check()
             loaded = time.perf_counter()
             embeddings = embedder.embed(unseen)
-        embedded = time.perf_counter()
+            embedded = time.perf_counter()
+            whole = record_recalls(embedder, unseen, embeddings)
     return {
         **recalls(embeddings),
+        **whole,
         **accuracies(embeddings, unseen),
         "train seconds": trained - begun,
         "load seconds": loaded - trained,
@@ -132,11 +137,31 @@ def recalls(embeddings: Sequence[Embedding]) -> dict[str, float]:
         both = [one for one in embeddings if query in one.by and target in one.by]
         query_BD = np.stack([one.by[query] for one in both])
         target_BD = np.stack([one.by[target] for one in both])
-        scores_BB = query_BD @ target_BD.T
-        rank_B = (scores_BB >= np.diag(scores_BB)[:, None]).sum(1)
-        for k in (1, 5, 10):
-            found[f"{query}->{target} recall@{k}"] = float((rank_B <= k).mean())
+        found |= ranked(f"{query}->{target}", query_BD, target_BD)
     return found
+
+
+def record_recalls(
+    embedder: Embedder, samples: Sequence[Sample], embeddings: Sequence[Embedding]
+) -> dict[str, float]:
+    """Of records with more than one modality, queried with one of them alone: the fused vector."""
+    found: dict[str, float] = {}
+    for source in SOURCES:
+        both = [i for i, one in enumerate(embeddings) if source in one.by and len(one.by) > 1]
+        if both:
+            absent: dict[str, Any] = dict.fromkeys(name for name in SOURCES if name != source)
+            alone = embedder.embed([replace(samples[i], **absent) for i in both])
+            query_BD = np.stack([one.fused for one in alone])
+            target_BD = np.stack([embeddings[i].fused for i in both])
+            found |= ranked(f"{source}->record", query_BD, target_BD)
+    return found
+
+
+def ranked(way: str, query_BD: Vectors, target_BD: Vectors) -> dict[str, float]:
+    """Recall@1, 5, 10, a query's only right target being the one at its own place."""
+    scores_BB = query_BD @ target_BD.T
+    rank_B = (scores_BB >= np.diag(scores_BB)[:, None]).sum(1)
+    return {f"{way} recall@{k}": float((rank_B <= k).mean()) for k in (1, 5, 10)}
 
 
 def accuracies(embeddings: Sequence[Embedding], truth: Sequence[Sample]) -> dict[str, float]:
