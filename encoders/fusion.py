@@ -80,8 +80,8 @@ class EarlyFusion(Fusion):
     1705.09406, section 6.1). The MLP sees all modalities at once, so the result can hold what no
     single one does (an XOR); the mean direction beside it keeps the result in the shared space.
     Its last layer begins at 0. A single modality has nothing to be concatenated with: a query with
-    the text alone is the very vector that was aligned with the pictures' (an MLP that may move it
-    found half as many of them on stamps, and not all with a loss that pulls subsets together).
+    the text alone is the very vector that was aligned with the pictures', from which what the task
+    teaches the MLP would lead it away.
     """
 
     def __init__(self, dim: int, token_widths: Sequence[int]) -> None:
