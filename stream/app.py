@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import threading
+import time
 from typing import Any
 
 import faust
@@ -40,6 +43,7 @@ from .topics import ensure
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
+END_WITHIN_S = 30.0  # an orderly end after an error takes a few seconds
 
 
 def create_app(settings: Settings) -> faust.App:
@@ -166,7 +170,21 @@ class EmbedService(Service):
     def _end(self, error: BaseException | None) -> None:
         """A worker has ended: so does the process."""
         assert self._ended is not None
+        if error is not None:
+            threading.Thread(target=_end_anyway, name="end anyway", daemon=True).start()
         self._ended.get_loop().call_soon_threadsafe(_settle, self._ended, error)
+
+
+def _end_anyway() -> None:
+    """End the process, which has been given time to end by itself.
+
+    Faust's consumer has a thread of its own. Where the app stops while that one joins its group
+    again, it is left behind, and Python waits for it for ever: a worker that embeds nothing, and
+    that nobody starts again. Nothing is lost: what is not committed is read again.
+    """
+    time.sleep(END_WITHIN_S)
+    log.critical("still there %g s after the worker stopped: ended at once", END_WITHIN_S)
+    os._exit(1)
 
 
 def _settle(ended: asyncio.Future[None], error: BaseException | None) -> None:

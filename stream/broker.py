@@ -80,8 +80,9 @@ def mapped(error: KafkaException | KafkaError, doing: str) -> BrokerError | Conf
     name, text = cause.name(), cause.str()
     if cause.code() in _FENCED:
         return Fenced(
-            f"{doing}: another process took this worker's transactional id ({name}); "
-            "give each worker its own --slot"
+            f"{doing}: the broker no longer takes this worker's transactional id ({name}): another "
+            "process has it (give each worker its own --slot), or this one stood still in a "
+            "transaction for longer than BRAID_TRANSACTION_TIMEOUT_S (start it again)"
         )
     if cause.code() in UNREACHABLE:
         return Unreachable(f"{doing}: no answer from the broker ({name}: {text})")

@@ -5,7 +5,7 @@ StreamError
 ├── ConfigError        a setting or a topic is not what it must be: the process does not start
 ├── BrokerError        Kafka answered with an error that braid cannot mend
 │   ├── Unreachable    no broker answered in time
-│   ├── Fenced         another process took this worker's slot: this one must stop
+│   ├── Fenced         this worker's slot is another's now, or was taken back: it must stop
 │   └── PublishRefused the transaction was aborted; its records are read again
 ├── WorkerError        the worker stops; what it had not committed is read again
 ├── RegistryError      a model version is missing, damaged or not allowed
@@ -52,7 +52,7 @@ class Unreachable(BrokerError):
 
 
 class Fenced(BrokerError):
-    """Another process runs under the same transactional id: this one must stop."""
+    """The transactional id is another process's now, or was taken back: this one must stop."""
 
 
 class PublishRefused(BrokerError):

@@ -296,7 +296,9 @@ class TransactionalSink:
 
     def _abort_or_raise(self, error: KafkaException) -> None:
         cause = error.args[0]
-        if cause.fatal() or not cause.txn_requires_abort():
+        # `produce` has no other word for a transaction that has failed since it began.
+        to_abort = cause.txn_requires_abort() or cause.code() == KafkaError._STATE
+        if cause.fatal() or not to_abort:
             raise mapped(error, "publishing") from error
         try:
             self._until_done("aborting", self._producer.abort_transaction)

@@ -26,7 +26,7 @@ from tests.stream.harness import wait_for
 README = Path(__file__).parent.parent / "README.md"
 ENDLESS = ("up", "embed", "index", "--every")
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.redis, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Consumer
 
 from index.client import Client
+from stream.broker import Output
 from stream.children import Child
+from stream.errors import Fenced, PublishRefused
+from stream.transactions import TransactionalSink
+from tests.conftest import Topics
 from tests.stream.harness import Deployment, assigned, stopped, wait_for
 from tests.stream.oracle import check_index
 
@@ -65,6 +72,12 @@ def refused(worker: Child, *why: str) -> bool:
     return any(reason in line for line in lines for reason in why)
 
 
+def fenced(worker: Child) -> bool:
+    """Whether it stopped because the broker had taken its transaction's id back: it was stopped in
+    the middle of the transaction, and even aborting it came too late."""
+    return not worker.running and "no longer takes this worker's" in worker.tail(200)
+
+
 def wake_as_zombie(deployment: Deployment, zombie: Child) -> None:
     """Wait until it stopped between encode and publish and the group moved on; then wake it."""
     wait_for("the failpoint stops the worker", lambda: stopped(zombie), timeout=60)
@@ -108,6 +121,56 @@ def test_control_fresh_group_metadata_at_commit_lets_the_zombie_through(
         assert "transaction refused" not in zombie.tail(200)
 
 
+@pytest.fixture
+def lease(kafka: str) -> Iterator[object]:
+    """That of a group which has no members and owns nothing: the broker lets it commit."""
+    reader = Consumer({"bootstrap.servers": kafka, "group.id": f"t{uuid.uuid4().hex[:8]}"})
+    yield reader.consumer_group_metadata()
+    reader.close()
+
+
+def test_a_transaction_that_outlasts_its_time_ends_its_producer(
+    kafka: str, tmp_path: Path, lease: object
+) -> None:
+    def outputs() -> Iterator[Output]:
+        for number in range(20):
+            yield Output(topic=topic, partition=0, key=b"a", value=b"%d" % number)
+        wait_for(
+            "the broker marks it aborted",
+            lambda: deployment.ends("predictions")[0] > 20,
+            timeout=60,
+        )
+
+    with Deployment(kafka, tmp_path, transaction_timeout_s=1.0) as deployment:
+        topic = deployment.settings.topic("predictions")
+        sink = TransactionalSink(deployment.settings, transactional_id=f"{topic}-slow")
+        with pytest.raises(Fenced, match="BRAID_TRANSACTION_TIMEOUT_S"):
+            sink.publish(outputs(), topic=topic, offsets={0: 1}, lease=lease)
+        assert deployment.read("predictions") == []
+        with pytest.raises(Fenced):  # and never again
+            sink.publish([], topic=topic, offsets={0: 1}, lease=lease)
+
+
+def test_a_transaction_that_fails_before_its_last_message_is_aborted(
+    kafka: str, tmp_path: Path, topics: Topics, lease: object
+) -> None:
+    def outputs() -> Iterator[Output]:
+        yield Output(topic=small, partition=0, key=b"a", value=random.randbytes(5000))
+        sink._producer.flush(30)  # refused by now
+        yield fits
+
+    with Deployment(kafka, tmp_path) as deployment:
+        small = topics.create("small", partitions=4, max_message_bytes="1000")
+        fits = Output(topic=small, partition=0, key=b"b", value=b"fits")
+        sink = TransactionalSink(deployment.settings, transactional_id=small)
+        with pytest.raises(PublishRefused):
+            sink.publish(outputs(), topic=small, offsets={0: 1}, lease=lease)
+        with contextlib.suppress(PublishRefused):  # the refused one's sequence number is missing
+            sink.publish([fits], topic=small, offsets={0: 1}, lease=lease)
+        sink.publish([fits], topic=small, offsets={0: 1}, lease=lease)
+        assert {message.value for message in deployment.read_named(small)} == {b"fits"}
+
+
 def test_kills_lose_and_double_nothing(kafka: str, tmp_path: Path) -> None:
     """5,000 records, two workers and an index node, and none of them is left in peace.
 
@@ -134,7 +197,11 @@ def test_kills_lose_and_double_nothing(kafka: str, tmp_path: Path) -> None:
         finally:
             flow.join()
         wake_as_zombie(deployment, zombie)
-        wait_for("the zombie is refused", lambda: refused(zombie, *STALE, LATE), timeout=30)
+        wait_for(
+            "the zombie is refused",
+            lambda: refused(zombie, *STALE, LATE) or fenced(zombie),
+            timeout=60,
+        )
         wait_for("all is committed", lambda: deployment.lag() == 0, timeout=120)
         assert_exactly_once(deployment, 5000)
         with Client(deployment.url) as client:

@@ -68,6 +68,28 @@ def test_a_failing_encoder_ends_the_whole_process(deployment: Deployment) -> Non
     assert counts(deployment) == {f"r{n}": 1 for n in range(50)}
 
 
+LINGERING = """
+import sys, threading
+from stream import app, cli
+app.END_WITHIN_S = 1.0
+threading.Thread(target=threading.Event().wait).start()  # as Faust may leave its own behind
+sys.argv[0] = "braid"
+cli.main()
+"""
+
+
+def test_a_thread_left_behind_keeps_no_half_dead_worker(deployment: Deployment) -> None:
+    deployment.produce(texts(50))
+    worker = deployment.child(
+        "one",
+        ["-c", LINGERING, "embed", "--slot", "one", "--model", "null:16"],
+        {"BRAID_FAILPOINT": "before-encode:raise"},
+    )
+    assert worker.wait(60) == 1
+    assert "failpoint before-encode" in worker.tail(100)
+    assert "ended at once" in worker.tail(100)
+
+
 @pytest.mark.redis
 def test_redis_gone_and_back_does_not_touch_delivery(
     deployment: Deployment, own_valkey: Valkey
