@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 WORKER = ("before-encode", "before-publish", "after-publish", "after-piece")
 INDEX = (
@@ -48,4 +49,8 @@ class Failpoints:
         del self._armed[name]
         if action == "raise":
             raise RuntimeError(f"failpoint {name}")
-        os.kill(os.getpid(), signal.SIGSTOP if action == "stop" else signal.SIGKILL)
+        # To this thread: one that goes to the process may be taken by another thread, and this one
+        # would go on for a while, into what it was to stop before.
+        signal.pthread_kill(
+            threading.get_ident(), signal.SIGSTOP if action == "stop" else signal.SIGKILL
+        )
