@@ -300,10 +300,10 @@ def dead_letter_headers(
 ) -> list[tuple[str, bytes]]:
     """Headers of a dead letter: what is wrong, who found it, and where it came from."""
     return [
-        ("reason", error.reason[:1000].encode(errors="replace")),
-        ("field", error.field.encode(errors="replace")),
+        ("reason", error.reason.encode()),
+        ("field", error.field.encode()),
         ("stage", error.stage.encode()),
-        ("error", type(error).__name__.encode()),
+        ("error", error.kind.encode()),
         ("topic", topic.encode()),
         ("partition", str(partition).encode()),
         ("offset", str(offset).encode()),
