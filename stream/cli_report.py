@@ -33,6 +33,12 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         print(f"champion    {champion}")
         for partition, lag in found["lag"].items():
             print(f"partition {partition:>3}  lag {lag}")
+        for partition, its in found["handover"].items():
+            print(
+                f"handover of partition {partition} from {its['before']} to {its['after']}: "
+                f"at offset {its['at']}, {its['to_come']} records to come before it, "
+                f"{its['to_predict']} offsets to predict by {its['before']}"
+            )
         if found["workers"] is None:
             print("workers     unknown: Redis does not answer")
         for slot, worker in (found["workers"] or {}).items():

@@ -15,11 +15,12 @@ from dataclasses import replace
 from typing import Any
 
 from .announcements import Tell, announce, announce_champion
-from .broker import Admin, replay
+from .broker import Admin
 from .errors import RegistryError, StreamError
 from .failpoints import Failpoints
-from .handover import Handovers, speaks_until
+from .handover import Handovers
 from .models import Champion, Registry
+from .ownership import hand_over, owed
 from .rollout import Rollout, Rollouts
 from .settings import Settings
 from .topics import ensure
@@ -204,80 +205,6 @@ def settle(settings: Settings, registry: Registry, *, now_ms: float, tell: Tell 
         abandoned = now_ms - handovers.decided_ms(newest.number) > ABANDONED_MS
         if newest.after != champion.generation and abandoned:
             hand_over(settings, registry, newest.after, champion.generation)
-
-
-def hand_over(settings: Settings, registry: Registry, before: str, to: str) -> None:
-    """Let a generation publish the predictions from soon on, if it does not already.
-
-    Raises:
-        RegistryError: no handover could be made.
-    """
-    handovers = Handovers(registry.root)
-    said = handovers.confirmed()
-    if said and said[-1].after == to:
-        return  # a process that died handed over already
-    partitions = ensure(settings.model_copy(update={"generation": to}))
-    handovers.hand_over(before, to, lambda: _ends(settings, partitions))
-
-
-def _ends(settings: Settings, partitions: int) -> dict[int, int]:
-    found = Admin(settings).ends(settings.topic("records"), partitions)
-    return {number: end for number, (_, end) in found.items()}
-
-
-def given_back(settings: Settings, registry: Registry, rollout: Rollout) -> None:
-    """What was handed over to a generation that then did not take over goes back to who serves."""
-    champion = registry.champion()
-    said = Handovers(registry.root).confirmed()
-    if champion is None or not said or said[-1].after != rollout.generation:
-        return
-    if champion.generation != rollout.generation:
-        hand_over(settings, registry, rollout.generation, champion.generation)
-
-
-def owed(settings: Settings, registry: Registry, generation: str) -> str | None:
-    """What a generation that does not serve has still to predict, or None: it may go.
-
-    A handover lies beyond the ends of `records`: what comes next, even much later, is the old
-    generation's. What did not come yet goes to who serves, by another handover. What did is the
-    generation's own: its group must commit it, since who serves may have passed it.
-
-    Raises:
-        RegistryError: no handover could be made.
-    """
-    champion, handovers = registry.champion(), Handovers(registry.root)
-    if champion is None or not handovers.confirmed():
-        return None
-    serving = settings.model_copy(update={"generation": champion.generation})
-    admin, topic, partitions = Admin(settings), settings.topic("records"), ensure(serving)
-
-    def untils() -> dict[int, int | None]:
-        confirmed = handovers.confirmed()
-        return {number: speaks_until(confirmed, generation, number) for number in range(partitions)}
-
-    ends = _ends(settings, partitions)
-    left = {number for number, at in untils().items() if at is None or at > ends[number]}
-    if left:
-        handovers.hand_over(
-            generation, champion.generation, lambda: _ends(settings, partitions), at_once=left
-        )
-    group = settings.model_copy(update={"generation": generation}).group
-    committed = admin.committed(group, topic, partitions)
-    starts, stops = {}, {}
-    for number, (first, end) in admin.ends(topic, partitions).items():
-        starts[number] = max(first, committed.get(number, 0))
-        until = untils()[number]
-        if until is None or until > end:
-            return f"records[{number}] ends at {end}, {generation} predicts up to {until}"
-        stops[number] = until
-    # Read, not computed: offsets below may hold no record, which no group ever commits.
-    for message in replay(settings, topic, start_at=starts, stop_at=stops):
-        number, offset = message.partition, message.offset
-        return (
-            f"records[{number}]@{offset} is {generation}'s to predict, which is at offset "
-            f"{starts[number]} of {stops[number]} there"
-        )
-    return None
 
 
 def end_grace(settings: Settings, registry: Registry, *, now_ms: float) -> list[str]:

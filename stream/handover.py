@@ -5,13 +5,16 @@ record's prediction (or bury it). A handover names, for each partition, the firs
 next generation predicts. It is made in two steps, because a worker that has not heard of it yet
 must not be past that offset:
 
-1. *propose*: offsets a margin beyond the ends of `records` are written down, and only then the
-   ends are read again. If no end has passed its offset, no record beyond it existed when the
-   proposal could first be read: every worker reads it before it publishes such a record.
-2. *decide*: confirmed if so, else void, and another is proposed with a wider margin. A worker that
-   reaches an offset of an undecided proposal waits, and so does whoever wants to propose another;
-   should its proposer be gone, they void it themselves. The decision is an exclusive create: there
-   is only one.
+1. *propose*: the ends of `records` are written down, and only then the ends are read again. If
+   none has passed its offset, no record beyond it existed when the proposal could first be read:
+   every worker reads it before it publishes such a record.
+2. *decide*: confirmed if so, else void, and another is proposed, with a margin for the partitions
+   into which records came meanwhile. A worker that reaches an offset of an undecided proposal
+   waits, and so does whoever wants to propose another; should its proposer be gone, they void it
+   themselves. The decision is an exclusive create: there is only one.
+
+Offsets mean something in one topic only: a handover names the id of `records` as it was. In a topic
+made anew, all records come after it.
 
     models/handovers/00000001.json       the proposal
     models/handovers/00000001.decision   confirmed or void
@@ -24,7 +27,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,7 +39,7 @@ log = logging.getLogger(__name__)
 
 CONFIRMED, VOID = "confirmed", "void"
 FOLDER = "handovers"
-MARGIN = 64  # records a partition, at first; four times as many at each further try
+MARGIN = 2  # times the records that came during the try before; at least 4 times its margin
 TRIES = 8
 PATIENCE_S = 5.0
 LOOK_S = 0.05
@@ -44,18 +47,25 @@ LOOK_S = 0.05
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Handover:
-    """From `offsets` on (partition -> offset in `records`) `after` predicts instead of `before`."""
+    """From `offsets` on (partition -> offset in `records`) `after` predicts instead of `before`.
+
+    Attributes:
+        topic: the id of `records` that the offsets belong to; None: not known.
+    """
 
     number: int
     before: str
     after: str
     offsets: Mapping[int, int]
+    topic: str | None = None
 
 
 class Handovers:
     """The handovers below a registry's folder, shared by all processes.
 
     Args:
+        topic: the id of `records` as it is now; offsets of another topic's handover are 0. None:
+            not known, all offsets hold.
         patience_s: how long an undecided proposal is waited for before it is void.
         clock: monotonic seconds.
         sleep: waits for so many seconds.
@@ -65,11 +75,12 @@ class Handovers:
         self,
         root: Path,
         *,
+        topic: str | None = None,
         patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._folder = root / FOLDER
+        self._folder, self._topic = root / FOLDER, topic
         self._patience_s, self._clock, self._sleep = patience_s, clock, sleep
         self._read: dict[int, Handover] = {}
         self._decided: dict[int, str] = {}
@@ -120,15 +131,12 @@ class Handovers:
         self.decide(proposal.number, VOID)
         return True
 
-    def hand_over(
-        self, before: str, after: str, ends: Callable[[], Mapping[int, int]], *,
-        at_once: Collection[int] = (),
-    ) -> Handover:  # fmt: skip
+    def hand_over(self, before: str, after: str, ends: Callable[[], Mapping[int, int]]) -> Handover:
         """Let `after` predict from soon on; confirmed when this returns.
 
         Args:
-            ends: the end offsets of `records`, as of now.
-            at_once: quiet partitions, to hand over without a margin if nothing comes meanwhile.
+            ends: the end offsets of `records`, as of now. A partition into which nothing comes
+                while they are written down is handed over at its end.
 
         Raises:
             RegistryError: another process proposes one at this moment, or records come faster than
@@ -139,28 +147,26 @@ class Handovers:
             while left := self.undecided():
                 if not all(self.given_up(its) for its in left):
                     self._sleep(LOOK_S)
-            offsets = {
-                number: end + margins.setdefault(number, 0 if number in at_once else MARGIN)
-                for number, end in ends().items()
-            }
+            began = ends()
+            offsets = {number: end + margins.get(number, 0) for number, end in began.items()}
             proposal = self._propose(before, after, offsets)
-            passed = {number for number, end in ends().items() if end > offsets[number]}
+            passed = {n: end - began[n] for n, end in ends().items() if end > offsets[n]}
             if self.decide(proposal.number, VOID if passed else CONFIRMED) == CONFIRMED:
                 log.info("predictions go from %s to %s at %s", before, after, dict(offsets))
                 return proposal
-            margins = {
-                number: 4 * margin or (MARGIN if number in passed else 0)
-                for number, margin in margins.items()
-            }
-        most = max(margins.values()) // 4
+            for number, came in passed.items():
+                margins[number] = max(4 * margins.get(number, 0), MARGIN * came)
         raise RegistryError(
-            f"predictions cannot go from {before} to {after}: within {TRIES} tries more than "
-            f"{most} records a partition came while the offsets were written down"
+            f"predictions cannot go from {before} to {after}: in each of {TRIES} tries records "
+            f"came faster than offsets could be written down ({max(passed.values(), default=0)} "
+            "into one partition at last)"
         )
 
     def _propose(self, before: str, after: str, offsets: Mapping[int, int]) -> Handover:
         number = 1 + max((its.number for its, _ in self.all()), default=0)
-        proposal = Handover(number=number, before=before, after=after, offsets=dict(offsets))
+        proposal = Handover(
+            number=number, before=before, after=after, offsets=dict(offsets), topic=self._topic
+        )
         try:
             self._create(self._folder / f"{number:08d}.json", json.dumps(asdict(proposal)))
         except FileExistsError:
@@ -172,8 +178,11 @@ class Handovers:
             path = self._folder / f"{number:08d}.json"
             try:
                 plain = json.loads(path.read_text())
-                plain["offsets"] = {int(n): int(at) for n, at in plain["offsets"].items()}
-                self._read[number] = Handover(**plain)
+                offsets = {int(n): int(at) for n, at in plain["offsets"].items()}
+                topic = plain.get("topic")
+                if None not in (topic, self._topic) and topic != self._topic:
+                    offsets = dict.fromkeys(offsets, 0)
+                self._read[number] = Handover(**plain | {"offsets": offsets})
             except (OSError, ValueError, TypeError, LookupError) as error:
                 raise RegistryError(f"{path} is no handover: {error}") from error
         return self._read[number]

@@ -20,11 +20,12 @@ from encoders.types import Model
 
 from .canary import Canary
 from .errors import RegistryError
-from .handover import Handovers, Roles
+from .handover import Roles
 from .items import Showcase
 from .mapping import filling
 from .metrics import WorkerMetrics
 from .models import Registry
+from .ownership import handovers_of
 from .pace import Pace
 from .retries import Retries
 from .rollout import Rollouts
@@ -108,7 +109,8 @@ class Host:
         if known:
             champion = self._registry.champion()
             first = champion.generation if champion is not None else generation
-            roles = Roles(Handovers(self._registry.root), generation=generation, first=first)
+            handovers = handovers_of(settings, self._registry)
+            roles = Roles(handovers, generation=generation, first=first)
         worker = Worker(
             settings,
             model,

@@ -27,13 +27,13 @@ from .failpoints import Failpoints
 from .flipping import (
     end_grace,
     flip,
-    given_back,
     overtaken,
     settle,
     swept,
 )
 from .generation import Generation
 from .models import Champion, Registry
+from .ownership import finish, given_back
 from .reader import Reader
 from .readiness import Readiness, readiness
 from .rollout import Rollout, Rollouts
@@ -67,6 +67,7 @@ class Manager:
         self._rollouts = Rollouts(registry.root)
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._readiness: dict[str, Readiness] = {}
+        self._handed_over: int | None = None  # the champion whose generation predicts all by now
         self._swept: set[str] = set()  # dropped generations whose topic and group are gone
         self._changed = asyncio.Event()
         self._stopping = False
@@ -151,6 +152,10 @@ class Manager:
         for name in set(self.generations.names) - set(fed) - {self.generations.alias.name}:
             await self._drop(name)
         await self._build()
+        if self._handed_over != champion.seq and await asyncio.to_thread(
+            finish, self._settings, self._registry, now_ms=now_ms
+        ):
+            self._handed_over = champion.seq
         await asyncio.to_thread(end_grace, self._settings, self._registry, now_ms=now_ms)
         for rollout in await asyncio.to_thread(self._rollouts.all):
             name = rollout.generation

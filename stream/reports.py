@@ -15,6 +15,7 @@ from .errors import StreamError
 from .heartbeat import workers
 from .lock import holder
 from .models import Registry
+from .ownership import unfinished
 from .settings import Settings
 
 PACKAGES = ("torch", "torchaudio", "transformers", "faust-streaming", "aiokafka", "msgpack")
@@ -23,7 +24,8 @@ PACKAGES = ("torch", "torchaudio", "transformers", "faust-streaming", "aiokafka"
 def status(settings: Settings) -> dict[str, Any]:
     """Lag per partition, workers alive, versions, their drift, and what the index node says.
 
-    Generation, topic and lag are those of the generation that serves.
+    Generation, topic and lag are those of the generation that serves; `handover` names the
+    partitions of which the generation before has still to predict records.
 
     Raises:
         Unreachable: the broker does not answer; without it nothing can be said.
@@ -46,6 +48,7 @@ def status(settings: Settings) -> dict[str, Any]:
             str(number): max(0, end - max(start, committed.get(number, start)))
             for number, (start, end) in ends.items()
         },
+        "handover": unfinished(settings, registry, ends, admin) if partitions else {},
         "workers": workers(settings),
         "trainer": holder(settings),
         "versions": registry.names(),

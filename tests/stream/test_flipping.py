@@ -25,7 +25,6 @@ from stream.flipping import (
     drop,
     end_grace,
     flip,
-    hand_over,
     overtaken,
     promote,
     rollback,
@@ -34,6 +33,7 @@ from stream.flipping import (
 from stream.handover import Handovers, Roles
 from stream.managing import Manager
 from stream.models import Champion, Registry
+from stream.ownership import hand_over, handovers_of
 from stream.readiness import Readiness, absent, readiness
 from stream.reports import status
 from stream.rollout import Rollout, Rollouts
@@ -296,21 +296,31 @@ def commit(deployment: Deployment, generation: str, offsets: dict[int, int]) -> 
     consumer.close()
 
 
-def flipped(deployment: Deployment, registry: Registry, records: int = 40) -> dict[int, int]:
-    """Some records, then a flip from g0001 to g0002; the ends of `records`."""
+def flipped(
+    deployment: Deployment, registry: Registry, records: int = 40, ahead: int = 0
+) -> dict[int, int]:
+    """Some records, then a flip from g0001 to g0002; the ends of `records`.
+
+    Args:
+        ahead: the handover lies so many offsets beyond them.
+    """
     deployment.produce({"id": f"r{number}", "text": "a tile"} for number in range(records))
     promote(deployment.settings, registry, FIRST)
     promote(deployment.settings, registry, OTHER)
+    ends = deployment.ends("records")
+    if ahead:
+        beyond = {number: end + ahead for number, end in ends.items()}
+        handovers_of(deployment.settings, registry).hand_over("g0001", "g0002", lambda: beyond)
     flip(deployment.settings, registry, "g0002", OTHER, why="built", now_ms=0)
-    return deployment.ends("records")
+    return ends
 
 
 def test_a_generation_goes_when_it_has_predicted_what_is_its(
     deployment: Deployment, three_versions: Registry
 ) -> None:
-    """The handover lies 64 records ahead, and they may take longer to come than any grace."""
+    """Its handover may lie ahead, and the records before it take longer to come than any grace."""
     settings, registry = deployment.settings, three_versions
-    ends = flipped(deployment, registry)
+    ends = flipped(deployment, registry, ahead=64)
     its = Rollouts(registry.root).get("g0001")
     assert its is not None
     with pytest.raises(RegistryError, match=r"records\[0\]@0 is g0001's to predict, which is at"):

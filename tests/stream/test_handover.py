@@ -131,25 +131,41 @@ def test_a_proposer_that_is_only_slow_is_waited_for(tmp_path: Path) -> None:
 
 def test_records_that_come_too_fast_are_said_and_nothing_is_handed_over(tmp_path: Path) -> None:
     handovers = Handovers(tmp_path)
-    ends = iter(range(0, 10**10, 10**8))
-    with pytest.raises(RegistryError, match="within 8 tries"):
+    ends = iter(10**number for number in range(20))
+    with pytest.raises(RegistryError, match="in each of 8 tries"):
         handovers.hand_over(OLD, NEW, lambda: {0: next(ends)})
     assert handovers.confirmed() == handovers.undecided() == []
 
 
-def test_offsets_that_records_have_passed_are_void(tmp_path: Path) -> None:
-    ends = iter([{0: 10}, {0: 10 + 65}, {0: 80}, {0: 80 + 200}])
-    handover = Handovers(tmp_path).hand_over(OLD, NEW, lambda: next(ends))
-    assert handover.number == 2
-    assert handover.offsets[0] == 80 + 256
-    assert [its.number for its in Handovers(tmp_path).confirmed()] == [2]
-
-
 def test_a_quiet_partition_goes_over_at_its_very_end(tmp_path: Path) -> None:
-    """One into which a record came meanwhile gets a margin; one that was not asked for has one."""
-    ends = iter([{0: 10, 1: 10, 2: 10}, {0: 10, 1: 11, 2: 10}, {0: 10, 1: 11, 2: 20}] * 2)
-    handover = Handovers(tmp_path).hand_over(OLD, NEW, lambda: next(ends), at_once=[0, 1])
-    assert handover.offsets == {0: 10, 1: 11 + 64, 2: 20 + 256}
+    """Records came into the others meanwhile: these get twice as many, or four times a margin."""
+    ends = iter(
+        [
+            {0: 10, 1: 10, 2: 10},
+            {0: 10, 1: 11, 2: 40},
+            {0: 10, 1: 11, 2: 40},
+            {0: 10, 1: 11, 2: 101},
+            {0: 10, 1: 11, 2: 110},
+            {0: 10, 1: 11, 2: 350},
+        ]
+    )
+    handover = Handovers(tmp_path).hand_over(OLD, NEW, lambda: next(ends))
+    assert handover.number == 3
+    assert handover.offsets == {0: 10, 1: 11 + 2, 2: 110 + 240}
+    assert [its.number for its in Handovers(tmp_path).confirmed()] == [3]
+
+
+def test_in_a_topic_made_anew_all_records_come_after_a_handover(tmp_path: Path) -> None:
+    before = Handovers(tmp_path, topic="first")
+    before.hand_over(OLD, NEW, lambda: {0: 1000})
+    before._propose(NEW, OLD, {0: 2000})
+    anew = Handovers(tmp_path, topic="second", patience_s=0)
+    assert Roles(before, generation=OLD, first=OLD).speaks([(0, 999), (0, 1000)]) == [True, False]
+    assert Roles(anew, generation=OLD, first=OLD).speaks([(0, 0), (0, 999)]) == [False, False]
+    assert Roles(anew, generation=NEW, first=OLD).speaks([(0, 0), (0, 999)]) == [True, True]
+    assert anew.undecided() == []
+    anew.hand_over(NEW, OLD, lambda: {0: 5})
+    assert Roles(anew, generation=NEW, first=OLD).speaks([(0, 4), (0, 5)]) == [True, False]
 
 
 def test_until_where_a_generation_speaks() -> None:
@@ -209,7 +225,7 @@ def test_workers_that_run_while_it_is_handed_over_and_back(tmp_path: Path) -> No
     for number in range(6):
         time.sleep(0.15)
         before, after = (OLD, NEW) if number % 2 == 0 else (NEW, OLD)
-        handovers.hand_over(before, after, lambda: {0: end}, at_once=[0] if number % 3 else [])
+        handovers.hand_over(before, after, lambda: {0: end})
     time.sleep(0.3)
     stop.set()
     for thread in threads:

@@ -14,6 +14,7 @@ from encoders.null import NullModel
 from stream import hosting
 from stream.errors import RegistryError
 from stream.flipping import drop, promote
+from stream.handover import Handovers
 from stream.hosting import Host
 from stream.metrics import WorkerMetrics
 from stream.models import Registry
@@ -68,6 +69,7 @@ class Process:
         self.ended: list[BaseException | None] = []
         monkeypatch.setattr(hosting, "Worker", Idle)
         monkeypatch.setattr(hosting, "ensure", lambda settings: None)
+        monkeypatch.setattr(hosting, "handovers_of", lambda _, registry: Handovers(registry.root))
         monkeypatch.setattr(hosting, "load", self._load)
         settings = Settings(home=home)
         self.registry = Registry(settings.models_dir)

@@ -1,0 +1,107 @@
+"""Which generation predicts what of a real `records`: quiet partitions, new topics, status."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from index.client import Client
+from stream.broker import Admin
+from stream.cli import app
+from stream.flipping import promote
+from stream.handover import Handovers, Roles
+from stream.models import Registry
+from stream.ownership import finish, handovers_of
+from stream.reports import status
+from stream.topics import ensure
+from tests.stream.harness import Deployment, wait_for
+from tests.stream.test_flipping import FIRST, OTHER, commit, flipped
+from tests.stream.test_hot_swap import labelled, searchable
+
+pytestmark = pytest.mark.kafka
+
+
+def test_a_quiet_topic_is_handed_over_at_its_ends(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    ends = flipped(deployment, three_versions)
+    assert [its.offsets for its in Handovers(three_versions.root).confirmed()] == [ends]
+    assert finish(deployment.settings, three_versions, now_ms=0)
+    told = status(deployment.settings)["handover"]
+    assert told == {}, "no group has committed anything, so none has anything to predict"
+    commit(deployment, "g0001", {**ends, 1: 0})
+    assert status(deployment.settings)["handover"] == {
+        "1": {
+            "before": "g0001",
+            "after": "g0002",
+            "at": ends[1],
+            "to_come": 0,
+            "to_predict": ends[1],
+        }
+    }
+
+
+def test_a_handover_that_records_do_not_reach_is_told_and_finished(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    settings, registry = deployment.settings, three_versions
+    ends = flipped(deployment, registry, ahead=3)
+    commit(deployment, "g0001", ends)
+    told = status(settings)["handover"]
+    assert {number: (its["at"], its["to_come"]) for number, its in told.items()} == {
+        str(number): (end + 3, 3) for number, end in ends.items()
+    }
+    said = CliRunner().invoke(app, ["status"], env=settings.environment()).output
+    assert (
+        f"handover of partition 2 from g0001 to g0002: at offset {ends[2] + 3}, "
+        "3 records to come before it, 0 offsets to predict by g0001\n"
+    ) in said
+    now_ms = 1000 * time.time()
+    assert not finish(settings, registry, now_ms=now_ms), "records may be about to come"
+    assert status(settings)["handover"] == told
+    assert not finish(settings, registry, now_ms=now_ms + 60_000)
+    assert finish(settings, registry, now_ms=now_ms)
+    assert Handovers(registry.root).confirmed()[-1].offsets == ends
+    assert status(settings)["handover"] == {}
+
+
+def test_the_offsets_of_a_handover_do_not_hold_in_a_topic_made_anew(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    settings, registry = deployment.settings, three_versions
+    ends = flipped(deployment, registry)
+    admin, topic = Admin(settings), settings.topic("records")
+    admin.delete([topic])
+    wait_for("it is gone", lambda: topic not in admin.partition_counts(), timeout=60)
+    ensure(settings)
+    handovers = handovers_of(settings, registry)
+    for generation in ("g0001", "g0002"):
+        roles = Roles(handovers, generation=generation, first="g0001")
+        records = [(number, offset) for number, end in ends.items() for offset in (0, end)]
+        assert roles.speaks(records) == [generation == "g0002"] * 8
+    assert finish(settings, registry, now_ms=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_next_record_after_a_flip_is_predicted_by_the_new_version(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    """One record an hour: each is predicted once, by the version that serves."""
+    settings, registry = deployment.settings, three_versions
+    deployment.produce(labelled(8))
+    promote(settings, registry, FIRST)
+    deployment.worker("one", model=None)
+    deployment.index(model=None)
+    with Client(deployment.url) as client:
+        wait_for("they are searchable", lambda: searchable(client) >= 8, timeout=120)
+        promote(settings, registry, OTHER)
+        wait_for("it flips", lambda: client.status()["generation"] == "g0002", timeout=120)
+    deployment.produce([{"id": "the next", "text": "a red tile"}])
+    wait_for("it is predicted", lambda: len(deployment.predictions()) == 9, timeout=60)
+    made_by = {prediction["id"]: prediction["model"] for prediction in deployment.predictions()}
+    assert made_by.pop("the next") == OTHER
+    assert set(made_by.values()) == {FIRST}
+    wait_for("both groups are there", lambda: status(settings)["handover"] == {}, timeout=60)
