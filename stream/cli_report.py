@@ -44,7 +44,8 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         for slot, worker in (found["workers"] or {}).items():
             print(
                 f"worker {slot}: {worker.get('records_per_s', 0)} records/s, "
-                f"model {worker.get('model')}, partitions {worker.get('partitions')}"
+                f"generation {worker.get('generation')}, model {worker.get('model')}, "
+                f"partitions {worker.get('partitions')}"
             )
             for generation, why in (worker.get("problems") or {}).items():
                 print(f"            {generation} is not fed as it should be: {why}")

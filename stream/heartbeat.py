@@ -1,4 +1,7 @@
-"""Which workers are alive: a key in Redis that each one renews and that fades when it stops."""
+"""Which workers are alive: a key in Redis that each one renews and that fades when it stops.
+
+The key names the slot and no generation: a worker feeds several, and after a flip another serves.
+"""
 
 from __future__ import annotations
 
@@ -83,4 +86,4 @@ def workers(settings: Settings) -> dict[str, dict[str, Any]] | None:
 
 
 def _prefix(settings: Settings) -> str:
-    return f"braid:worker:{settings.group}:"
+    return f"{settings.prefix}braid:worker:"

@@ -2,7 +2,8 @@
 
 With the same id the broker finishes or aborts at once what the dead worker had left open, instead
 of waiting for the transaction's timeout while read_committed readers stand still. On one host the
-slot is the first free lock file; the kernel frees it when its holder dies.
+slot is the first free lock file; the kernel frees it when its holder dies. A slot names no
+generation: its worker feeds whichever is to be fed, under one transactional id for each.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ def claim_slot(settings: Settings) -> Slot:
     folder.mkdir(parents=True, exist_ok=True)
     host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:60]
     for number in range(MAX_SLOTS):
-        lock = open(folder / f"{settings.group}-{host}-{number}.lock", "w")  # noqa: SIM115
+        lock = open(folder / f"{settings.prefix}braid-{host}-{number}.lock", "w")  # noqa: SIM115
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()
             continue
         return Slot(f"{host}-{number}", lock)
-    raise ConfigError(f"{MAX_SLOTS} workers of group {settings.group} share {folder}")
+    raise ConfigError(f"{MAX_SLOTS} workers of one prefix share {folder}")

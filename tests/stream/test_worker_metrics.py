@@ -67,5 +67,8 @@ def test_the_heartbeat_is_of_the_generation_that_serves(valkey: str, tmp_path: P
     (told,) = (workers(settings) or {}).values()
     assert (told["generation"], told["model"], told["records"]) == ("g0002", "new", 200)
     assert (told["records_per_s"], told["partitions"]) == (0.0, [0])
+    serving = settings.model_copy(update={"generation": "g0002"})  # `braid status` after the flip
+    assert list(workers(serving) or {}) == ["one"]
+    assert workers(settings.model_copy(update={"prefix": "other-"})) == {}
     heart.close()
     assert workers(settings) == {}
