@@ -20,6 +20,8 @@ import redis
 log = logging.getLogger(__name__)
 
 KEY = "braid:hit:"
+KEPT_S = 30 * 86_400
+"""What is shown has a TTL so that a full Redis evicts it (`volatile-lru`) and not the locks."""
 TIMEOUT_S = 0.25
 RETRY_S = 2.0
 PATIENCE_S = 2 * TIMEOUT_S  # a trial connects and asks
@@ -66,7 +68,10 @@ class Payloads:
             return True
 
         def put(client: redis.Redis) -> Any:
-            return client.mset({KEY + id_: _pack(payload) for id_, payload in payloads.items()})
+            with client.pipeline(transaction=False) as pipeline:
+                for id_, payload in payloads.items():
+                    pipeline.set(KEY + id_, _pack(payload), ex=KEPT_S)
+                return pipeline.execute()
 
         return self.ask(put, patient=True) is not None
 
@@ -74,7 +79,7 @@ class Payloads:
         """Write one payload if there is none, which may be newer; whether Redis answered."""
 
         def add(client: redis.Redis) -> Any:
-            return client.set(KEY + id, _pack(payload), nx=True) or False
+            return client.set(KEY + id, _pack(payload), nx=True, ex=KEPT_S) or False
 
         return self.ask(add) is not None
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .payloads import Payloads
+from .payloads import KEPT_S, Payloads
 
 Kind = Literal["thumb", "snippet"]
 KINDS: tuple[Kind, ...] = ("thumb", "snippet")
@@ -23,18 +23,19 @@ AGES, SIZES, SUM = (PREFIX + name for name in ("ages", "sizes", "sum"))
 OVERHEAD = 300  # bytes that Redis spends beside the data: three keys, two entries (MEMORY USAGE)
 MEDIA_TYPE = re.compile(r"(image|audio)/[a-z0-9.+-]{1,40}")
 
-# KEYS: ages, sizes, sum, then the media. ARGV: budget, "1" to keep what is there, overhead, values.
+# KEYS: ages, sizes, sum, then the media. ARGV: budget, "1" to keep what is there, overhead, TTL,
+# values.
 _PUT = """
 local ages, sizes, sum = KEYS[1], KEYS[2], KEYS[3]
 local budget = tonumber(ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 for i = 4, #KEYS do
-  local key, value = KEYS[i], ARGV[i]
+  local key, value = KEYS[i], ARGV[i + 1]
   if not (ARGV[2] == '1' and redis.call('EXISTS', key) == 1) then
     local size = #value + 2 * #key + tonumber(ARGV[3])
     local before = tonumber(redis.call('HGET', sizes, key) or 0)
-    redis.call('SET', key, value)
+    redis.call('SET', key, value, 'EX', ARGV[4])
     redis.call('HSET', sizes, key, size)
     redis.call('ZADD', ages, now + i, key)
     redis.call('INCRBY', sum, size - before)
@@ -97,7 +98,7 @@ class Shelf:
         keys = [AGES, SIZES, SUM, *(_key(*name) for name in media)]
         values = [one.type.encode() + b"\0" + one.data for one in media.values()]
         keep = "1" if only_missing else "0"
-        arguments = [self._budget, keep, OVERHEAD, *values]
+        arguments = [self._budget, keep, OVERHEAD, KEPT_S, *values]
         return self._call(_PUT, keys, arguments) is not None
 
     def get(self, kind: Kind, id: str) -> Media | None:

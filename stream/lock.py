@@ -6,6 +6,8 @@ holds it. That is what the registry's numbers are for: a trainer may only create
 that comes after the one it saw when it began (`Registry.promote(after=...)`).
 
 In Redis the key holds who trains, since when and how far; the holder renews it while it lives.
+The keys here have no TTL: their value begins with when they end, by Redis's clock. A Redis that is
+full may evict keys with a TTL (`volatile-lru`), and these must stay.
 Without Redis it is a file beside the models, which the kernel unlocks when its holder ends.
 """
 
@@ -39,16 +41,40 @@ TIMEOUT_S = 2.0
 FILE_NAME = "trainer.lock"
 LOOKS, LOOK_S = 5, 0.05
 
-# The value is JSON; only its holder may renew or remove it. 1: still ours.
-_RENEW = """
-local now = redis.call('get', KEYS[1])
-if now and cjson.decode(now)['token'] ~= ARGV[1] then return 0 end
-redis.call('set', KEYS[1], ARGV[2], 'PX', ARGV[3])
+# Values are "END_MS", and for the lock a space and JSON after it. Only its holder may renew or
+# remove the lock. 1: it is ours.
+_NOW = """
+local time = redis.call('time')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function current(key)
+  local ends, state = string.match(redis.call('get', key) or '', '^(%d+) ?(.*)$')
+  if ends and tonumber(ends) > now then return state end
+  return false
+end
+local function put(key, state, ms)
+  redis.call('set', key, string.format('%.0f %s', now + tonumber(ms), state))
+end
+"""
+_LOOK = f"{_NOW} return current(KEYS[1])"
+_ONCE = f"""{_NOW}
+if current(KEYS[1]) then return 0 end
+put(KEYS[1], '', ARGV[1])
 return 1
 """
-_RELEASE = """
-local now = redis.call('get', KEYS[1])
-if now and cjson.decode(now)['token'] == ARGV[1] then return redis.call('del', KEYS[1]) end
+_TAKE = f"""{_NOW}
+if current(KEYS[1]) then return 0 end
+put(KEYS[1], ARGV[1], ARGV[2])
+return 1
+"""
+_RENEW = f"""{_NOW}
+local state = current(KEYS[1])
+if state and cjson.decode(state)['token'] ~= ARGV[1] then return 0 end
+put(KEYS[1], ARGV[2], ARGV[3])
+return 1
+"""
+_RELEASE = f"""{_NOW}
+local state = current(KEYS[1])
+if state and cjson.decode(state)['token'] == ARGV[1] then return redis.call('del', KEYS[1]) end
 return 0
 """
 
@@ -173,7 +199,7 @@ def first_in(settings: Settings, name: str, seconds: float) -> bool:
         try:
             with _client(settings.redis_url) as client:
                 key = f"{settings.prefix}braid:once:{name}"
-                return bool(client.set(key, "1", nx=True, px=max(1, int(seconds * 1000))))
+                return bool(client.eval(_ONCE, 1, key, str(max(1, int(seconds * 1000)))))
         except redis.RedisError as error:
             raise LockError(f"{settings.redis_url} does not answer: {error}") from error
     settings.home.mkdir(parents=True, exist_ok=True)
@@ -198,7 +224,9 @@ class _RedisLock:
 
     def take(self, state: Mapping[str, Any]) -> None:
         try:
-            taken = self._client.set(self._key, json.dumps(state), nx=True, px=self._lifetime_ms)
+            taken = self._client.eval(
+                _TAKE, 1, self._key, json.dumps(state), str(self._lifetime_ms)
+            )
             other = None if taken else self.look()
         except redis.RedisError as error:
             self._client.close()
@@ -224,7 +252,7 @@ class _RedisLock:
         self._client.close()
 
     def look(self) -> dict[str, Any] | None:
-        raw = cast("bytes | None", self._client.get(self._key))
+        raw = cast("bytes | None", self._client.eval(_LOOK, 1, self._key))
         return None if raw is None else dict(json.loads(raw))
 
 

@@ -12,8 +12,11 @@ import faust
 import httpx
 import pytest
 import redis
+import yaml
 from typer.testing import CliRunner
 
+from index.payloads import Payload, Payloads
+from index.shelf import Media, Shelf
 from stream import schedule
 from stream.children import Child, free_port
 from stream.cli import app
@@ -23,8 +26,11 @@ from stream.lock import TrainerLock, described, first_in, holder
 from stream.schedule import Trigger, add_schedule, every
 from stream.settings import Settings
 from stream.trainer_metrics import TrainerMetrics, following, served
+from tests.services import Valkey
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.trainers import KEY
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -65,8 +71,11 @@ def test_a_lost_lock_is_noticed_and_left_to_its_new_holder(settings: Settings) -
 
 
 def pttl(settings: Settings) -> int:
+    """How many milliseconds it has yet; its end stands in its value."""
     with redis.Redis.from_url(settings.redis_url or "") as client:
-        return int(str(client.pttl(KEY)))
+        ends, _, _ = (client.get(KEY) or b"0 ").partition(b" ")
+        seconds, micros = client.time()
+        return int(ends) - 1000 * int(seconds) - int(micros) // 1000
 
 
 @pytest.mark.redis
@@ -92,6 +101,32 @@ def test_the_first_to_ask_is_the_only_one(settings: Settings) -> None:
         assert first_in(one, "z", 0.001)
         time.sleep(0.01)
         assert first_in(one, "z", 0.001)
+
+
+@pytest.mark.redis
+def test_a_full_redis_evicts_what_is_shown_and_no_lock(own_valkey: Valkey, tmp_path: Path) -> None:
+    """Under the policy of the compose file, with as much memory as a few hundred texts take."""
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    command = compose["services"]["redis"]["command"]
+    policy = command[command.index("--maxmemory-policy") + 1]
+    settings = Settings(redis_url=own_valkey.url, home=tmp_path)
+    payloads = Payloads(own_valkey.url)
+    shelf = Shelf(payloads)
+    with redis.Redis.from_url(own_valkey.url) as client, TrainerLock(settings, lifetime_s=600):
+        assert first_in(settings, "retrain", 3600)
+        client.config_set("maxmemory-policy", policy)
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + 2_000_000)
+        for number in range(100):
+            shown = {f"r{number}-{one}": Payload(text="x" * 2000, uri={}) for one in range(100)}
+            assert payloads.put_many(shown)
+            media = {("thumb", f"r{number}"): Media(data=b"x" * 20_000, type="image/webp")}
+            assert shelf.put_many(media)  # type: ignore[arg-type]
+        assert client.info("stats")["evicted_keys"] > 5_000
+        assert payloads.get_many(["r99-99"])
+        assert holder(settings) is not None
+        with pytest.raises(LockError, match="another trainer runs"):
+            TrainerLock(settings).__enter__()
+        assert not first_in(settings, "retrain", 3600)
 
 
 def script(tmp_path: Path, code: str) -> Child:
