@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -27,6 +28,8 @@ from .records import SCHEMA_VERSION, decode_map, pack
 from .settings import Settings
 
 log = logging.getLogger(__name__)
+
+SAY_EVERY_S = 60.0
 
 Tell = Callable[[Settings, str, Mapping[str, Any]], None]
 """Announces a fact under a key."""
@@ -139,12 +142,12 @@ async def follow_news(settings: Settings, look: Callable[[], Awaitable[None]]) -
 
 
 async def first_champion(settings: Settings, registry: Registry) -> Champion:
-    """The champion; waits for the first one to be promoted, and says so."""
-    said = False
+    """The champion; waits for the first one to be promoted, and says so every minute."""
+    said_at: float | None = None
     while (champion := await asyncio.to_thread(registry.champion)) is None:
-        if not said:
+        if said_at is None or time.monotonic() - said_at >= SAY_EVERY_S:
+            said_at = time.monotonic()
             log.warning("no champion in the registry yet: waiting for `braid retrain`")
-            said = True
         await asyncio.sleep(min(1.0, settings.model_poll_s))
     return champion
 

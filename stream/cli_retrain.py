@@ -136,7 +136,7 @@ def _once(settings: Settings, options: Any, as_json: bool) -> None:
 
 
 def _again_and_again(settings: Settings, period_s: int, as_json: bool) -> None:
-    from .schedule import command, every
+    from .schedule import FirstVersion, command, every
 
     options = without_every(sys.argv[1:])
 
@@ -149,7 +149,7 @@ def _again_and_again(settings: Settings, period_s: int, as_json: bool) -> None:
         print(f"braid: {line}", file=sys.stderr, flush=True)
 
     try:
-        every(period_s, make, say=say)
+        every(period_s, make, say=say, first=FirstVersion(settings))
     except KeyboardInterrupt:
         say("the schedule stops")
 

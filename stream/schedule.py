@@ -17,9 +17,11 @@ from datetime import UTC
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from .broker import Admin
 from .children import Child
-from .errors import ConfigError, LockError
+from .errors import ConfigError, LockError, StreamError
 from .lock import described, first_in, holder
+from .models import Registry
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 30.0
 POLL_S = 0.2
+LOOK_S = 10.0  # between two looks at the ends of `records` while they are too few
+SAY_EVERY_S = 600.0
+RETRY_S, RETRY_MOST_S = 60.0, 3600.0  # while there is no model: doubled after each failed run
 CRON_S = 50.0
 """A crontab fires once a minute at most; the workers' clocks may be so far apart."""
 
@@ -38,21 +43,55 @@ def command(options: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "stream", "retrain", *options]
 
 
+class FirstVersion:
+    """What the first training waits for: records, counted by the offsets of `records` alone."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._registry = Registry(settings.models_dir, base=settings.model_name)
+
+    def serves(self) -> bool:
+        """Whether there is a model; until then nothing is embedded or found."""
+        return self._registry.champion() is not None
+
+    def missing(self) -> str | None:
+        """What is still to come before a training makes sense; None: nothing.
+
+        Raises:
+            StreamError: the broker or the registry does not answer.
+        """
+        if self.serves():
+            return None
+        settings, admin = self._settings, Admin(self._settings)
+        topic = settings.topic("records")
+        ends = admin.ends(topic, admin.partition_counts().get(topic, 0))
+        count, least = sum(end - start for start, end in ends.values()), settings.retrain_first
+        if count >= least:
+            return None
+        return (
+            f"the first model waits for labelled records: {topic} has {count}, and the first "
+            f"training begins with {least} (BRAID_RETRAIN_FIRST)"
+        )
+
+
 def every(
     period_s: float,
     make: Callable[[], Child],
     *,
     say: Callable[[str], None],
+    first: FirstVersion | None = None,
     clock: Callable[[], float] = time.monotonic,
     runs: int | None = None,
 ) -> None:
     """Start a trainer each `period_s`, from the start of one to the start of the next.
 
     They do not overlap: if one takes longer, the next starts when it ends. One that fails is said
-    and the schedule goes on: the champion serves, and the next may find what this one lacked.
+    and the schedule goes on: the champion serves, and the next may find what this one lacked. While
+    there is no model the next one comes soon, after pauses that grow from RETRY_S to RETRY_MOST_S.
 
     Args:
         make: makes one, not yet started.
+        first: what the first training waits for; None: for nothing.
         runs: so many, then return; None: for ever.
 
     Raises:
@@ -60,9 +99,11 @@ def every(
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
-    due, count = clock(), 0
+    due, count, pause_s = clock(), 0, RETRY_S
     while runs is None or count < runs:
         time.sleep(max(0.0, due - clock()))
+        if first is not None:
+            _await_first(first, say, clock)
         began = clock()
         child = make()
         said = child.log.stat().st_size if child.log.is_file() else 0
@@ -75,6 +116,28 @@ def every(
             say(f"this run made no version (status {child.status})")
         count += 1
         due = began + period_s
+        if child.status != 0 and first is not None and not first.serves():
+            due = min(due, clock() + pause_s)
+            say(f"there is no model yet: tried again in {max(0.0, due - clock()):.0f} s")
+            pause_s = min(2 * pause_s, RETRY_MOST_S)
+
+
+def _await_first(
+    first: FirstVersion, say: Callable[[str], None], clock: Callable[[], float]
+) -> None:
+    """Wait until the first training has what it needs; says what it waits for now and then."""
+    said_at: float | None = None
+    while True:
+        try:
+            missing = first.missing()
+        except StreamError as error:
+            missing = f"the first training waits: {error}"
+        if missing is None:
+            return
+        if said_at is None or clock() - said_at >= SAY_EVERY_S:
+            said_at = clock()
+            say(missing)
+        time.sleep(LOOK_S)
 
 
 def _pass_on(child: Child, start: int) -> None:

@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     retrain_cron: str | None = Field(
         None, description="when the workers start a retraining, in cron's five fields; UTC"
     )
+    retrain_first: int = Field(
+        50, ge=1, description="records that braid retrain --every waits for while there is no model"
+    )
     retrain_options: list[str] = Field(
         [], description="options of a retraining that the workers start, e.g. --heads-only"
     )

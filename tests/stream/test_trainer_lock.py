@@ -21,13 +21,15 @@ from stream import schedule
 from stream.children import Child, free_port
 from stream.cli import app
 from stream.cli_retrain import seconds_of, without_every
-from stream.errors import ConfigError, LockError
+from stream.errors import ConfigError, LockError, Unreachable
 from stream.lock import TrainerLock, described, first_in, holder
-from stream.schedule import Trigger, add_schedule, every
+from stream.models import Registry
+from stream.schedule import FirstVersion, Trigger, add_schedule, every
 from stream.settings import Settings
 from stream.trainer_metrics import TrainerMetrics, following, served
 from tests.services import Valkey
 from tests.stream.harness import Deployment, wait_for
+from tests.stream.test_hot_swap import labelled
 from tests.stream.trainers import KEY
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +161,70 @@ def test_a_schedule_goes_on_after_a_failure_and_does_not_overlap(
     assert said == ["this run made no version (status 3)"]
     shown = capsys.readouterr().err
     assert [shown.count(f"run {number}\n") for number in (1, 2, 3)] == [1, 1, 1]
+
+
+class First(FirstVersion):
+    """Records come after 25 s, a champion with the third run; the broker is away at first."""
+
+    def __init__(self, settings: Settings, now: list[float], starts: list[float]) -> None:
+        super().__init__(settings)
+        self.now, self.starts = now, starts
+
+    def serves(self) -> bool:
+        return len(self.starts) >= 3
+
+    def missing(self) -> str | None:
+        if self.now[0] == 0:
+            raise Unreachable("no answer")
+        return None if self.serves() or self.now[0] > 25 else "few records"
+
+
+def test_while_there_is_no_model_the_schedule_tries_again_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, starts = [0.0], list[float]()
+    said: list[str] = []
+    first = First(Settings(home=tmp_path), now, starts)
+
+    def make() -> Child:
+        starts.append(now[0])
+        return script(tmp_path, f"raise SystemExit({len(starts) < 3:d})")
+
+    def sleep(seconds: float) -> None:
+        if seconds != schedule.POLL_S:
+            now[0] += seconds
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    every(21_600, make, say=said.append, first=first, clock=lambda: now[0], runs=4)
+    assert starts == [30.0, 90.0, 210.0, 210.0 + 21_600]
+    no_version = "this run made no version (status 1)"
+    assert said == [
+        "the first training waits: no answer",
+        no_version,
+        "there is no model yet: tried again in 60 s",
+        no_version,
+        "there is no model yet: tried again in 120 s",
+    ]
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_first_model_comes_soon_after_the_first_records(kafka: str, tmp_path: Path) -> None:
+    """A schedule that is started with new topics, as by the compose file."""
+    with Deployment(kafka, tmp_path, retrain_first=40) as deployed:
+        command = ["-m", "stream", "retrain", "--every", "6h", "--preset", "tiny"]
+        trainer = deployed.child("trainer", command)
+        waits = "records has 0, and the first training begins with 40 (BRAID_RETRAIN_FIRST)"
+        wait_for("it says what it waits for", lambda: waits in trainer.log.read_text(), timeout=60)
+        worker = deployed.worker("one", model=None)
+        deployed.produce(labelled(60))
+        registry = Registry(deployed.settings.models_dir)
+        wait_for("a first model", lambda: registry.champion() is not None, timeout=180)
+        wait_for("it is served", lambda: deployed.lag() == 0, timeout=60)
+        assert trainer.log.read_text().count(waits) == 1
+        assert "no usable sample" not in trainer.log.read_text()
+        assert "no champion in the registry yet" in worker.log.read_text()
 
 
 def test_sigterm_ends_the_schedule_and_its_trainer(tmp_path: Path) -> None:
