@@ -90,7 +90,6 @@ def _measured(fleet: Fleet, settings: Settings, given: Any) -> dict[str, Any]:
     }
     return {
         "machine": machine(),
-        "broker": "embedded" if settings.embedded else "kafka",
         "model": given.model,
         "rounds": given.rounds,
         "seconds": given.seconds,

@@ -96,11 +96,6 @@ class EmbedService(Service):
         self._heartbeat = Heartbeat(settings, self._slot.name, self.metrics)
         if settings.metrics_port is not None:
             metrics_.serve(self.metrics, settings.metrics_host, settings.metrics_port)
-        if settings.embedded:
-            log.warning(
-                "the embedded broker does not isolate transactions: delivery is at least once, "
-                "and one worker per group is all it can serve"
-            )
         self._ended = asyncio.get_running_loop().create_future()
         self.host = Host(
             settings,

@@ -27,7 +27,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     NewTopic,
 )
 
-from .embedded import true_ends
 from .errors import BrokerError, ConfigError, Fenced, Unreachable
 from .records import MAX_DEAD_LETTER_BYTES, MIB
 from .settings import Settings
@@ -150,7 +149,6 @@ class Admin:
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings.broker_timeout_s
         self._bootstrap = settings.kafka_bootstrap
-        self._embedded = settings.embedded
         self._client = AdminClient(client_config(settings))
 
     def partition_counts(self) -> dict[str, int]:
@@ -225,7 +223,7 @@ class Admin:
         """(first offset, end offset) of each partition."""
         consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "_", "log_level": 3})
         try:
-            found = self._call(
+            return self._call(
                 "end offsets",
                 lambda: {
                     number: consumer.get_watermark_offsets(
@@ -236,11 +234,6 @@ class Admin:
             )
         finally:
             consumer.close()
-        if not self._embedded:
-            return found
-        reported = {number: end for number, (_, end) in found.items()}
-        ends = true_ends(self._bootstrap, topic, reported, timeout=self._timeout)
-        return {number: (first, ends[number]) for number, (first, _) in found.items()}
 
     def offsets_at(self, topic: str, partitions: int, ts_ms: int) -> dict[int, int]:
         """Each partition's first offset from a time on; left out where there is none yet."""
@@ -255,13 +248,8 @@ class Admin:
             consumer.close()
         return {part.partition: part.offset for part in found if part.offset >= 0}
 
-    def identity(self, topic: str) -> tuple[str | None, float]:
-        """The topic's id, None where the broker has none, and its delete.retention.ms.
-
-        Raises Unreachable. A broker that describes no topics (the embedded one) keeps all: inf.
-        """
-        if self._embedded:
-            return None, float("inf")
+    def identity(self, topic: str) -> tuple[str, float]:
+        """The topic's id and its delete.retention.ms. Raises Unreachable."""
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
         names = TopicCollection([topic])
         described = self._call(

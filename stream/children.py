@@ -9,6 +9,7 @@ children from a thread that lives as long as they should.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -49,6 +50,7 @@ class Child:
         log: where standard output and standard error go (appended; the folder is made).
         env: variables added to this process's environment.
         cwd: the folder it runs in.
+        pass_fds: descriptors that it inherits, such as a lock's.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class Child:
         log: Path,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.command = list(command)
         self.log = log
         self._env = dict(env or {})
         self._cwd = cwd
+        self._pass_fds = tuple(pass_fds)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Child:
@@ -81,6 +85,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self._env},
                 cwd=self._cwd,
+                pass_fds=self._pass_fds,
                 start_new_session=True,
             )
         return self
@@ -114,18 +119,8 @@ class Child:
 
     def stop(self, grace: float = 10.0) -> int | None:
         """SIGTERM, then SIGKILL after `grace` seconds; 0 means SIGKILL at once."""
-        if self._process is None:
-            return None
-        if self.running and grace > 0:
-            self.send(signal.SIGTERM)
-            self.send(signal.SIGCONT)  # a stopped process sees SIGTERM only once it goes on
-            try:
-                return self._process.wait(grace)
-            except subprocess.TimeoutExpired:
-                pass
-        if self.running:
-            self.send(signal.SIGKILL)
-        return self._process.wait()
+        stop_all([self], grace)
+        return self.status
 
     def tail(self, lines: int = 30) -> str:
         """The last lines of the log, for a message to a person."""
@@ -165,6 +160,23 @@ class Child:
             time.sleep(every)
 
 
+def stop_all(children: Sequence[Child], grace: float) -> None:
+    """SIGTERM to all at once, and SIGKILL to those left after `grace` seconds; 0: at once."""
+    running = [child for child in children if child.running]
+    deadline = time.monotonic() + grace
+    if grace > 0:
+        for child in running:
+            child.send(signal.SIGTERM)
+            child.send(signal.SIGCONT)  # a stopped process sees SIGTERM only once it goes on
+        for child in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.0, deadline - time.monotonic()))
+    for child in running:
+        child.send(signal.SIGKILL)
+    for child in running:
+        child.wait()
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that was free a moment ago."""
     with socket.socket() as probe:
@@ -187,8 +199,10 @@ def start_server(
     *,
     log: Path,
     port: int | None = None,
+    prefer: int | None = None,
     timeout: float = 30.0,
     attempts: int = 3,
+    pass_fds: Sequence[int] = (),
 ) -> tuple[Child, int]:
     """Start a server on `port`, or on a free one, and wait until it accepts connections.
 
@@ -200,8 +214,10 @@ def start_server(
         command: the command line for a port.
         log: its log file.
         port: the port, or None for a free one.
+        prefer: a port to try first, if nothing answers there.
         timeout: seconds until it must answer.
-        attempts: how many free ports are tried.
+        attempts: how many ports are tried.
+        pass_fds: descriptors that the server inherits.
 
     Returns:
         The running child and its port.
@@ -210,10 +226,11 @@ def start_server(
         ChildError: it ended or did not answer; the message carries the end of its log.
     """
     for attempt in range(attempts):
-        chosen = port or free_port()
+        preferred = None if attempt or prefer is None or port_answers(prefer) else prefer
+        chosen = port or preferred or free_port()
         if port_answers(chosen):
             raise ChildError(f"{name} cannot start: another process answers on port {chosen}")
-        child = Child(name, command(chosen), log=log).start()
+        child = Child(name, command(chosen), log=log, pass_fds=pass_fds).start()
         try:
             child.wait_until(lambda port=chosen: port_answers(port), timeout=timeout)  # type: ignore[misc]
         except BaseException as error:

@@ -101,8 +101,8 @@ def index(
 def up(context: typer.Context) -> None:
     """Everything on this machine: broker, Redis, one worker and the index node.
 
-    Nothing has to be installed first. The embedded broker keeps its data in memory only: when it
-    stops, the topics are gone. With KAFKA_BOOTSTRAP and REDIS_URL set, those are used instead.
+    Nothing has to be installed first. The broker, Apache Kafka, keeps its data in the home's
+    folder. What ends is started again. With KAFKA_BOOTSTRAP and REDIS_URL set, those are used.
 
     Example: braid up
     """

@@ -184,7 +184,7 @@ class Comparing:
         source = prediction.get("source") or {}
         partition, offset = int(source.get("partition", 0)), int(source.get("offset", 0))
         if offset <= self._last.get(partition, -1):
-            return  # on the embedded broker a record may be read twice
+            return  # repeated
         self._last[partition] = offset
         if "failed" in mark:
             self._reasons[str(mark["failed"])] += 1

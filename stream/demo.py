@@ -1,7 +1,7 @@
 """`braid demo`: the main job once, on real input, in separate real processes.
 
     1  get the data set
-    2  start the embedded broker and Valkey, make the topics
+    2  start Apache Kafka and Valkey, make the topics
     3  produce four fifths with their labels; train version 1 from Kafka
     4  start the embed worker and the index node; produce the held-out fifth without labels
     5  wait until all are searchable; read `predictions`; measure; report
@@ -90,7 +90,7 @@ def run_demo(
     """Run the main job; returns the exit status.
 
     A broker that the settings name (KAFKA_BOOTSTRAP) is used, under topics of the demo's own that
-    are deleted at the end; without one the embedded broker is started.
+    are deleted at the end; without one a broker is started.
 
     Args:
         settings: `home` gets a folder of this run, which is removed if all went well.
@@ -107,8 +107,7 @@ def run_demo(
     settings.home.mkdir(parents=True, exist_ok=True)
     with _terminable(), _folder(settings.home) as home:
         with _own_names(settings, home) as own, services(own, home / "services") as run:
-            kind = "embedded broker" if run.embedded else "Kafka"
-            say(f"{kind} at {run.kafka_bootstrap}, Redis at {run.redis_url}")
+            say(f"Kafka at {run.kafka_bootstrap}, Redis at {run.redis_url}")
             with Fleet(run, home) as fleet:
                 figures = main_job(fleet, dataset, preset=preset, seed=seed)
                 figures |= {"dataset": dataset.name, "seconds": round(time.monotonic() - began, 1)}
@@ -222,7 +221,7 @@ def until_ready(fleet: Fleet, client: Client) -> int:
 
 
 def until_predicted(fleet: Fleet, partitions: int, count: int) -> list[Message]:
-    """`predictions`, once there are `count` (the embedded broker shows vectors before them)."""
+    """`predictions`, once there are `count`."""
     found: list[Message] = []
 
     def arrived() -> int:

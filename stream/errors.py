@@ -11,7 +11,8 @@ StreamError
 ├── RegistryError      a model version is missing, damaged or not allowed
 ├── WindowError        a training window is missing or damaged
 ├── LockError          another trainer runs, or whether one runs cannot be known
-├── EmbeddedError      a binary of the embedded services is not there, or does not answer
+├── EmbeddedError      a part of the embedded services is not installed or cannot be fetched
+├── FileLockError      another process uses the same folder
 ├── DatasetError       a data set cannot be had
 └── DemoError          the demo did not get where it should
 """
@@ -121,3 +122,7 @@ class WindowError(StreamError):
 
 class LockError(StreamError):
     """Another trainer runs, or whether one runs cannot be known."""
+
+
+class EmbeddedError(StreamError):
+    """A part of the embedded services is not installed or cannot be fetched."""

@@ -1,7 +1,7 @@
 """braid's processes on one machine: started together, watched together, stopped together.
 
-`braid demo` runs on it. Each process is `python -m stream COMMAND` with the settings in its
-environment and a log file of its own.
+`braid up` and `braid demo` run on it. Each process is `python -m stream COMMAND` with the settings
+in its environment and a log file of its own.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .children import Child, ChildError
+from .children import Child, ChildError, stop_all
 from .embedded import EmbeddedServices
 from .settings import Settings
 
-# Half of it is how long the embedded broker lets a group's first member wait.
-EMBEDDED_SESSION_S = 4.0
+STOPPED_WITHIN_S = 20.0  # what a worker grants itself
 
 
 class Fleet:
@@ -35,7 +34,7 @@ class Fleet:
     def __init__(self, settings: Settings, logs: Path) -> None:
         self.settings = settings
         self._logs = logs
-        self._children: list[Child] = []
+        self.children: list[Child] = []
 
     def __enter__(self) -> Fleet:
         return self
@@ -51,7 +50,7 @@ class Fleet:
     def start(self, command: str, *arguments: str) -> Child:
         """Start `braid COMMAND ARGUMENTS` and watch it from here on."""
         child = self._child(command, *arguments).start()
-        self._children.append(child)
+        self.children.append(child)
         return child
 
     def run(self, command: str, *arguments: str, timeout: float) -> None:
@@ -77,7 +76,7 @@ class Fleet:
 
     def check(self) -> None:
         """Raise ChildError with the end of its log if one has ended."""
-        for child in self._children:
+        for child in self.children:
             child.check()
 
     def wait(self, what: str, done: Callable[[], int], target: int, *, stalled: float) -> None:
@@ -95,16 +94,16 @@ class Fleet:
                     last, since = now, time.monotonic()
                     continue
                 if time.monotonic() - since > stalled:
-                    logs = "\n".join(f"{child.name}:\n{child.tail(15)}" for child in self._children)
+                    logs = "\n".join(f"{child.name}:\n{child.tail(15)}" for child in self.children)
                     raise ChildError(
                         f"{what}: {last} of {target}, and nothing moved for {stalled:g} s\n{logs}"
                     )
                 time.sleep(0.2)
 
     def stop(self) -> None:
-        """Stop all, the last started first."""
-        while self._children:
-            self._children.pop().stop()
+        """Stop all at once: SIGTERM, and SIGKILL after `STOPPED_WITHIN_S`."""
+        stop_all(self.children, STOPPED_WITHIN_S)
+        self.children.clear()
 
     def _child(self, command: str, *arguments: str) -> Child:
         return Child(
@@ -125,20 +124,33 @@ def _between_bars() -> float:
     return 0.1 if sys.stderr.isatty() else 10.0
 
 
+def embedded_services(
+    settings: Settings, folder: Path, *, prefer: int | None = None, grace: float = 0
+) -> EmbeddedServices:
+    """Those of Kafka and Valkey that the settings do not name; see `EmbeddedServices`."""
+    return EmbeddedServices(
+        folder,
+        broker="kafka_bootstrap" not in settings.model_fields_set,
+        redis=settings.redis_url is None,
+        prefer=prefer,
+        grace=grace,
+    )
+
+
+def with_addresses(settings: Settings, embedded: EmbeddedServices) -> Settings:
+    """The settings with the addresses of the services that run."""
+    addresses = {"kafka_bootstrap": embedded.bootstrap, "redis_url": embedded.redis_url}
+    return settings.model_copy(update={name: text for name, text in addresses.items() if text})
+
+
 @contextmanager
 def services(settings: Settings, folder: Path) -> Iterator[Settings]:
-    """Settings with a broker and Redis: those given, else embedded ones with logs in `folder`."""
-    broker = "kafka_bootstrap" not in settings.model_fields_set
-    redis = settings.redis_url is None
-    own: dict[str, Any] = {}
-    with EmbeddedServices(folder, broker=broker, redis=redis) as embedded:
-        if broker:
-            own |= {"kafka_bootstrap": embedded.bootstrap, "embedded": True}
-            if "session_timeout_s" not in settings.model_fields_set:
-                own["session_timeout_s"] = EMBEDDED_SESSION_S
-        if redis:
-            own["redis_url"] = embedded.redis_url
-        yield settings.model_copy(update=own)
+    """Settings with a broker and Redis: those named, else embedded ones with data in `folder`.
+
+    At the end the embedded ones are killed: for a folder of no further use.
+    """
+    with embedded_services(settings, folder) as embedded:
+        yield with_addresses(settings, embedded)
 
 
 def _pass_on(output: bytes) -> None:

@@ -47,8 +47,7 @@ class Producer:
         self._producer = AIOKafkaProducer(
             bootstrap_servers=self._settings.kafka_bootstrap,
             acks="all",
-            # The embedded broker has no idempotent producers; a repeated record replaces itself.
-            enable_idempotence=not self._settings.embedded,
+            enable_idempotence=True,
             max_request_size=MAX_MESSAGE_BYTES,
             linger_ms=5,
         )

@@ -183,11 +183,8 @@ class Reader:
         ends = await consumer.end_offsets(parts)
         ranges = {part.partition: (beginnings[part], ends[part]) for part in parts}
         self._facts = await asyncio.to_thread(self._described, ranges)
-        if not self.settings.embedded:  # that broker's ends are not to be trusted
-            now_ms = 1000 * self._wall()
-            self.rebuilt = unfit(
-                self.kept.store.positions, self.kept.known, self._facts, now_ms=now_ms
-            )
+        now_ms = 1000 * self._wall()
+        self.rebuilt = unfit(self.kept.store.positions, self.kept.known, self._facts, now_ms=now_ms)
         if self.rebuilt is not None:
             log.warning("the snapshot is not used: %s; rebuilding from the beginning", self.rebuilt)
             await asyncio.to_thread(self.kept.renew)

@@ -30,19 +30,28 @@ class Retries(Generic[T]):
 
     Args:
         clock: monotonic seconds.
+        first_s: the first pause.
+        longest_s: the longest one.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        first_s: float = FIRST_S,
+        longest_s: float = LONGEST_S,
+    ) -> None:
         self._clock = clock
+        self._first_s, self._longest_s = first_s, longest_s
         self._failures: dict[T, Failure] = {}
 
     def failed(self, what: T, reason: str) -> Failure:
         """It failed now. Each pause is twice as long as the one before, unless it went well for
         longer than the longest in between."""
         now, before = self._clock(), self._failures.get(what)
-        pause_s = FIRST_S
-        if before is not None and now < before.until + LONGEST_S:
-            pause_s = min(LONGEST_S, 2 * before.pause_s)
+        pause_s = self._first_s
+        if before is not None and now < before.until + self._longest_s:
+            pause_s = min(self._longest_s, 2 * before.pause_s)
         failure = Failure(reason=reason, pause_s=pause_s, until=now + pause_s)
         self._failures[what] = failure
         return failure

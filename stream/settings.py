@@ -46,7 +46,6 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None, validation_alias=AliasChoices("redis_url", "REDIS_URL", "BRAID_REDIS_URL")
     )
-    embedded: bool = Field(False, description="the broker is the embedded one: no isolation")
 
     media_bytes: int = Field(
         256 * MIB, ge=0, description="thumbnails and snippets in Redis, all together; 0 keeps none"

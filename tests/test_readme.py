@@ -1,7 +1,6 @@
-"""The README's commands and programs, run as written, in its order, on the embedded broker.
+"""The README's commands and programs, run as written, in its order, on Apache Kafka.
 
-Only addresses are replaced (the README says where things are by default, a test takes free ports)
-and the session timeout, half of which the embedded broker lets a new group wait.
+Only addresses are replaced: the README says where things are by default, a test takes free ports.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import pytest
 
 from index.client import Client
 from stream.children import Child, free_port, port_answers
+from tests.services import KafkaBroker
 from tests.stream.conftest import COLOURS, picture, tone
 from tests.stream.harness import wait_for
 
@@ -57,11 +57,9 @@ class Newcomer:
         self._env = {
             "KAFKA_BOOTSTRAP": bootstrap,
             "REDIS_URL": redis_url,
-            "BRAID_EMBEDDED": "true",
             "BRAID_HOME": str(folder / "home"),
             "BRAID_HTTP_PORT": str(self.port),
             "BRAID_PARTITIONS": "2",
-            "BRAID_SESSION_TIMEOUT_S": "4",
         }
 
     def start(self, arguments: list[str]) -> Child:
@@ -87,7 +85,6 @@ class Newcomer:
         code = code.replace('".braid/', f'"{self.folder}/home/')
         code = code.replace("127.0.0.1:9092", self._bootstrap)
         code = code.replace("127.0.0.1:8077", f"127.0.0.1:{self.port}")
-        code = code.replace('"group.id"', '"session.timeout.ms": 4000, "group.id"')
         return self._ended([sys.executable, "-W", "error", "-c", code], code)
 
     def run_curl(self, line: str) -> str:
@@ -113,8 +110,8 @@ class Newcomer:
 
 
 @pytest.fixture
-def newcomer(tmp_path: Path, embedded: str, valkey: str) -> Iterator[Newcomer]:
-    person = Newcomer(tmp_path, embedded, valkey)
+def newcomer(tmp_path: Path, own_kafka: KafkaBroker, valkey: str) -> Iterator[Newcomer]:
+    person = Newcomer(tmp_path, own_kafka.bootstrap, valkey)
     for number in range(60):
         colour = sorted(COLOURS)[number % 2]
         stem = tmp_path / "pictures" / colour / f"{colour}-{number // 2}"

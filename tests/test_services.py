@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import redis
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from tests.conftest import Topics
-from tests.services import Valkey
+from tests.services import KafkaBroker, Valkey
 
 
 @pytest.mark.kafka
@@ -56,3 +57,21 @@ def test_a_valkey_of_ones_own_stops_and_comes_back(own_valkey: Valkey) -> None:
 def test_the_shared_valkey_is_empty(valkey: str) -> None:
     with redis.Redis.from_url(valkey) as client:
         assert client.dbsize() == 0
+
+
+@pytest.mark.kafka
+def test_a_broker_of_ones_own_is_killed_paused_and_started_again(own_kafka: KafkaBroker) -> None:
+    address = own_kafka.bootstrap
+    admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
+    admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(30)
+    own_kafka.stop()
+    assert not own_kafka.running
+    with pytest.raises(KafkaException):
+        admin.list_topics(timeout=1)
+    assert own_kafka.start() == address
+    assert "kept" in admin.list_topics(timeout=30).topics
+    own_kafka.pause()
+    with pytest.raises(KafkaException):
+        AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=1)
+    own_kafka.resume()
+    assert "kept" in admin.list_topics(timeout=30).topics

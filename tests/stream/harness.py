@@ -193,5 +193,5 @@ def _least_session_s(bootstrap: str) -> float:
     try:
         config = admin.describe_configs([broker])[broker].result(10)
         return float(config["group.min.session.timeout.ms"].value) / 1000
-    except Exception:  # noqa: BLE001 (a broker that does not tell, such as the embedded one)
+    except Exception:  # noqa: BLE001 (a broker that refuses it)
         return 2.0

@@ -1,9 +1,9 @@
-"""The embedded broker and Valkey: what they do, what they do not, and that they leave nothing."""
+"""The embedded Kafka and Valkey: what they keep, what ends them, and that they leave nothing."""
 
 from __future__ import annotations
 
-import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,48 +13,57 @@ from pathlib import Path
 
 import pytest
 import redis
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka import TopicPartition as Partition
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from stream.children import Child, ChildError, free_port, start_server
-from stream.embedded import EmbeddedError, EmbeddedServices, true_ends
+from stream.embedded import EmbeddedServices, Kafka
+from stream.errors import EmbeddedError
+from stream.filelock import FileLockError
 
 MAX_BYTES = 17_825_792
+LARGE = 16 * 1024 * 1024
 
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServices]:
-    with EmbeddedServices(tmp_path_factory.mktemp("embedded")) as running:
+    with EmbeddedServices(tmp_path_factory.mktemp("embedded") / "services", grace=0) as running:
         yield running
 
 
-def make_topic(services: EmbeddedServices, name: str, partitions: int = 2, **config: str) -> str:
-    admin = AdminClient({"bootstrap.servers": services.bootstrap})
+def make_topic(bootstrap: str, name: str, partitions: int = 1, **config: str) -> str:
+    admin = AdminClient({"bootstrap.servers": bootstrap})
     settings = {key.replace("_", "."): value for key, value in config.items()}
     admin.create_topics([NewTopic(name, partitions, 1, config=settings)])[name].result(20)
     return name
 
 
-def read(services: EmbeddedServices, topic: str, count: int) -> list[bytes | None]:
+def read(bootstrap: str, topic: str, count: int) -> list[bytes | None]:
     """The first values of partition 0, read committed."""
     reader = Consumer(
         {
-            "bootstrap.servers": services.bootstrap,
+            "bootstrap.servers": bootstrap,
             "group.id": "unused",
             "isolation.level": "read_committed",
+            "fetch.message.max.bytes": MAX_BYTES,
         }
     )
     reader.assign([TopicPartition(topic, 0, 0)])
     values: list[bytes | None] = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(values) < count and time.monotonic() < deadline:
         message = reader.poll(1)
         if message is not None and not message.error():
             values.append(message.value())
     reader.close()
     return values
+
+
+def send(bootstrap: str, topic: str, *values: bytes) -> None:
+    producer = Producer({"bootstrap.servers": bootstrap, "message.max.bytes": MAX_BYTES})
+    for value in values:
+        producer.produce(topic, value, partition=0)
+    assert producer.flush(60) == 0
 
 
 def alive(pid: int) -> bool:
@@ -71,113 +80,95 @@ def gone(pid: int) -> bool:
     return not alive(pid)
 
 
-def test_topics_keep_their_configs(services: EmbeddedServices) -> None:
-    wanted = {"cleanup_policy": "compact", "max_message_bytes": str(MAX_BYTES)}
-    name = make_topic(services, "configs", 3, **wanted)
-    admin = AdminClient({"bootstrap.servers": services.bootstrap})
-    assert len(admin.list_topics(timeout=10).topics[name].partitions) == 3
-    described = admin.describe_configs([ConfigResource("topic", name)])
-    got = {key: entry.value for key, entry in next(iter(described.values())).result(10).items()}
-    assert got["cleanup.policy"] == "compact"
-    assert got["max.message.bytes"] == str(MAX_BYTES)
+def test_kafka_carries_sixteen_mebibytes(services: EmbeddedServices) -> None:
+    name = make_topic(services.bootstrap, "large", max_message_bytes=str(MAX_BYTES))
+    values = [os.urandom(LARGE) for _ in range(4)]
+    send(services.bootstrap, name, *values)
+    assert read(services.bootstrap, name, 4) == values
 
 
-def test_aiokafka_carries_ten_megabytes(services: EmbeddedServices) -> None:
-    name = make_topic(services, "large", max_message_bytes=str(MAX_BYTES))
-    large = os.urandom(10_000_000)
-
-    async def there_and_back() -> list[bytes | None]:
-        producer = AIOKafkaProducer(
-            bootstrap_servers=services.bootstrap, max_request_size=MAX_BYTES
-        )
-        await producer.start()
-        await producer.send_and_wait(name, large, key=b"large", partition=0)
-        await producer.send_and_wait(name, None, key=b"large", partition=0)
-        await producer.stop()
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=services.bootstrap,
-            isolation_level="read_committed",
-            max_partition_fetch_bytes=MAX_BYTES,
-        )
-        await consumer.start()
-        consumer.assign([Partition(name, 0)])
-        await consumer.seek_to_beginning()
-        values = [(await consumer.getone()).value for _ in range(2)]
-        await consumer.stop()
-        return values
-
-    values = asyncio.run(asyncio.wait_for(there_and_back(), 60))
-    assert values == [large, None]
+def test_a_program_path_without_java_and_maven_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    assert shutil.which("java") is None
+    assert shutil.which("mvn") is None
+    kafka = Kafka(tmp_path / "kafka")
+    kafka.start()
+    try:
+        send(kafka.bootstrap, make_topic(kafka.bootstrap, "t"), b"x")
+        assert read(kafka.bootstrap, "t", 1) == [b"x"]
+    finally:
+        kafka.stop(grace=0)
 
 
-def test_librdkafka_transactions_commit_offsets(services: EmbeddedServices) -> None:
-    """Transactions work for one worker: outputs arrive, offsets move with the commit only."""
-    source, target = make_topic(services, "source", 1), make_topic(services, "target", 1)
-    consumer = Consumer(
-        {
-            "bootstrap.servers": services.bootstrap,
-            "group.id": "transactions",
-            "enable.auto.commit": False,
-            "session.timeout.ms": 2000,  # a join takes half of it on Tansu
-        }
+def test_what_was_produced_is_there_after_an_orderly_stop_and_after_a_kill(tmp_path: Path) -> None:
+    """The same address as well, so that clients and other terminals need not be told."""
+    folder = tmp_path / "services"
+    addresses = set()
+    for number, grace in enumerate((20, 0, 0)):
+        with EmbeddedServices(folder, grace=grace) as services:
+            addresses.add((services.bootstrap, services.redis_url))
+            if not number:
+                make_topic(services.bootstrap, "t")
+            send(services.bootstrap, "t", b"%d" % number)
+            expected = [b"%d" % earlier for earlier in range(number + 1)]
+            assert read(services.bootstrap, "t", number + 1) == expected
+    assert len(addresses) == 1
+
+
+def test_a_port_that_another_process_took_is_left_to_it(tmp_path: Path) -> None:
+    kafka = Kafka(tmp_path / "kafka")
+    kafka.start()
+    make_topic(kafka.bootstrap, "t")
+    send(kafka.bootstrap, "t", b"x")
+    kafka.stop(grace=0)
+    code = (
+        "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1])));"
+        "time.sleep(600)"
     )
-    consumer.subscribe([source])
-    deadline = time.monotonic() + 30
-    while not consumer.assignment() and time.monotonic() < deadline:
-        consumer.poll(0.1)
-    producer = Producer({"bootstrap.servers": services.bootstrap, "transactional.id": "slot-0"})
-    producer.init_transactions(20)
-
-    def committed() -> int:
-        return int(consumer.committed([TopicPartition(source, 0)], timeout=20)[0].offset)
-
-    def transaction(value: bytes, offset: int) -> None:
-        producer.begin_transaction()
-        producer.produce(target, value, partition=0)
-        at = [TopicPartition(source, 0, offset)]
-        producer.send_offsets_to_transaction(at, consumer.consumer_group_metadata(), 20)
-
-    transaction(b"first", 7)
-    producer.commit_transaction(20)
-    assert committed() == 7
-    transaction(b"second", 9)
-    producer.flush(20)
-    producer.abort_transaction(20)
-    assert committed() == 7
-    consumer.close()
-    # The limit of Tansu: an aborted message is read. Should this fail one day, tell the README.
-    assert read(services, target, 2) == [b"first", b"second"]
+    before = kafka.port
+    taker, _ = start_server(
+        "taker",
+        lambda port: [sys.executable, "-c", code, str(port)],
+        log=tmp_path / "taker.log",
+        port=before,
+    )
+    try:
+        again = Kafka(tmp_path / "kafka")
+        again.start()
+        try:
+            assert again.port != before
+            assert read(again.bootstrap, "t", 1) == [b"x"]
+        finally:
+            again.stop(grace=0)
+    finally:
+        taker.stop(grace=0)
 
 
-def test_ends_are_read_because_tansu_misstates_them(services: EmbeddedServices) -> None:
-    name = make_topic(services, "ends", 3)
-
-    async def send_batches() -> None:
-        producer = AIOKafkaProducer(bootstrap_servers=services.bootstrap, linger_ms=50)
-        await producer.start()
-        for batch in range(2):
-            sent = [await producer.send(name, b"x", partition=0) for _ in range(20)]
-            await asyncio.gather(*sent)
-            if batch == 0:
-                await producer.send_and_wait(name, b"x", partition=1)
-        await producer.stop()
-
-    asyncio.run(asyncio.wait_for(send_batches(), 60))
-    reader = Consumer({"bootstrap.servers": services.bootstrap, "group.id": "unused"})
-    reported = {
-        number: reader.get_watermark_offsets(TopicPartition(name, number), timeout=20)[1]
-        for number in range(3)
-    }
-    reader.close()
-    # Should the broker say 40 one day, `true_ends` has become needless.
-    assert reported == {0: 21, 1: 1, 2: 0}
-    found = true_ends(services.bootstrap, name, reported, timeout=20)
-    assert found == {0: 40, 1: 1, 2: 0}
+def test_a_start_killed_while_it_formats_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = tmp_path / "kafka" / "data.partial"
+    partial.mkdir(parents=True)
+    (partial / "meta.properties").write_text("version=1\n")
+    kafka = Kafka(tmp_path / "kafka")
+    kafka.start()
+    kafka.stop(grace=0)
+    assert not partial.exists()
 
 
-def test_an_end_that_cannot_be_read_is_said() -> None:
-    with pytest.raises(EmbeddedError, match=r"t: no end of partitions \[0\]"):
-        true_ends(f"127.0.0.1:{free_port()}", "t", {0: 5}, timeout=0.3)
+def test_a_format_that_fails_says_why(tmp_path: Path) -> None:
+    kafka = Kafka(tmp_path / "kafka", properties={"process.roles": "juggler"})
+    with pytest.raises(EmbeddedError, match=r"(?s)formatting .*failed.*juggler"):
+        kafka.start()
+    assert not (tmp_path / "kafka" / "data").exists()
+
+
+def test_one_folder_serves_one_process(services: EmbeddedServices) -> None:
+    with pytest.raises(FileLockError, match=rf"services of .*in use .*pid {os.getpid()}"):
+        EmbeddedServices(services.folder).start()
 
 
 @pytest.mark.redis
@@ -189,17 +180,23 @@ def test_valkey_answers(services: EmbeddedServices) -> None:
 
 
 def test_both_listen_on_loopback_only(services: EmbeddedServices) -> None:
-    ports = {int(services.bootstrap.split(":")[1]), int(services.redis_url.split(":")[2][:-2])}
-    listening = set()
+    """Every listening socket of both processes, that of Kafka's controller too."""
+    sockets = {
+        os.readlink(descriptor)
+        for child in services.children
+        for descriptor in Path(f"/proc/{child.pid}/fd").iterdir()
+    }
+    listening: list[str] = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        if not Path(table).exists():
-            continue
-        for line in Path(table).read_text().splitlines()[1:]:
-            _, local, _, state = line.split()[:4]
-            address, port = local.split(":")
-            if state == "0A" and int(port, 16) in ports:
-                listening.add(address)
-    assert listening == {"0100007F"}
+        if Path(table).exists():
+            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+            listening += [
+                row[1].split(":")[0]
+                for row in rows
+                if row[3] == "0A" and f"socket:[{row[9]}]" in sockets
+            ]
+    assert len(listening) == 3
+    assert {address[-8:] for address in listening} == {"0100007F"}
 
 
 def test_stop_leaves_no_process(tmp_path: Path) -> None:
@@ -216,24 +213,16 @@ def test_stop_leaves_no_process(tmp_path: Path) -> None:
 def test_a_start_that_fails_half_way_stops_what_had_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[Child] = []
     monkeypatch.setattr(
-        "stream.embedded.valkey_command",
-        lambda port, folder: [sys.executable, "-c", "raise SystemExit('no room')"],
+        Kafka, "command", lambda self, port: [sys.executable, "-c", "raise SystemExit('no room')"]
     )
     services = EmbeddedServices(tmp_path)
-    start = services._start
-
-    def remember(name: str, command: object) -> int:
-        port = start(name, command)  # type: ignore[arg-type]
-        started.extend(services.children)
-        return port
-
-    monkeypatch.setattr(services, "_start", remember)
     with pytest.raises(ChildError, match="no room"):
         services.start()
-    assert len(started) == 1
-    assert not alive(started[0].pid)
+    assert services.redis_url
+    with pytest.raises(redis.ConnectionError), redis.Redis.from_url(services.redis_url) as client:
+        client.ping()
+    EmbeddedServices(tmp_path, broker=False, redis=False).start()  # the folder is free again
 
 
 def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
@@ -253,7 +242,8 @@ def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
     assert all(alive(pid) for pid in pids)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    assert all(gone(pid) for pid in pids)
+    with EmbeddedServices(tmp_path, grace=0):  # at once: it waits for what still ends
+        assert all(gone(pid) for pid in pids)
 
 
 def test_a_child_that_ends_shows_its_log(tmp_path: Path) -> None:

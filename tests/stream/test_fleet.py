@@ -57,7 +57,6 @@ def test_given_services_are_used(tmp_path: Path) -> None:
     with services(given, tmp_path) as settings:
         assert settings.kafka_bootstrap == "127.0.0.1:1"
         assert settings.redis_url == "redis://127.0.0.1:2"
-        assert not settings.embedded
 
 
 def test_missing_services_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,9 +64,7 @@ def test_missing_services_are_started(tmp_path: Path, monkeypatch: pytest.Monkey
         if name.startswith("BRAID_") or name in ("KAFKA_BOOTSTRAP", "REDIS_URL"):
             monkeypatch.delenv(name)
     with services(load(), tmp_path) as settings:
-        assert settings.embedded
         assert settings.redis_url is not None
         environment = settings.environment()
         assert environment["KAFKA_BOOTSTRAP"] == settings.kafka_bootstrap
-        assert environment["BRAID_EMBEDDED"] == "true"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tansu.log", "valkey.log"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kafka", "lock", "valkey"]

@@ -35,7 +35,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(
 
 
 def test_another_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Settings(kafka_bootstrap="k:1", link_hosts=["a.org"], home=Path("x"), embedded=True)
+    first = Settings(kafka_bootstrap="k:1", link_hosts=["a.org"], home=Path("x"), partitions=3)
     for name, value in first.environment().items():
         monkeypatch.setenv(name, value)
     assert load() == first
