@@ -1,7 +1,8 @@
 """The schemas of braid's topics and their limits, in one file.
 
 Values are msgpack maps with a version field `v`; keys are the UTF-8 record id. Unknown fields are
-left out and counted; an unknown `v` is an error. Times (`ts`) are milliseconds since 1970.
+left out and counted; an unknown `v` is an error. Times (`ts`) are milliseconds since 1970. What a
+value may become in memory is bounded in `stream.packing`.
 
     records        Record       what producers send; a null value deletes the id
     vectors.gNNNN  Vector       what the index applies; null deletes; PROGRESS_KEY marks progress
@@ -12,13 +13,11 @@ left out and counted; an unknown `v` is an error. Times (`ts`) are milliseconds 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgpack
 import numpy as np
 import numpy.typing as npt
 
@@ -26,6 +25,11 @@ from encoders.tally import Tally
 from encoders.types import Label
 
 from .errors import BadRecord
+from .fields import MAX_LABELS as MAX_LABELS
+from .fields import MAX_META_BYTES as MAX_META_BYTES
+from .fields import checked_labels, checked_meta
+from .packing import MAX_NAME_BYTES, kind, shown, unpack_bounded, unpack_map
+from .packing import pack as pack
 
 SCHEMA_VERSION = 1
 MIB = 1024 * 1024
@@ -33,12 +37,12 @@ MAX_RECORD_BYTES = 16 * MIB  # topic and clients are set to match (topics.py)
 MAX_DEAD_LETTER_BYTES = 17 * MIB
 MAX_ID_BYTES = 256
 MAX_TEXT_BYTES = 1 * MIB
-MAX_META_BYTES = 16 * 1024
-MAX_LABELS = 64
-MAX_NAME_BYTES = 128
+MAX_TS = 8_640_000_000_000_000  # the last millisecond that a Date of JavaScript can hold
+MAX_UNKNOWN_NAMES = 32  # counted by their names at a time; the others are counted together
 MAX_URI_BYTES = 2048
 RESERVED_PREFIX = "__"
 PROGRESS_KEY = b"__progress"
+OTHER_NAMES = "..."
 
 Scalar = str | int | float | bool | None
 Vector32 = npt.NDArray[np.float32]
@@ -87,16 +91,10 @@ _RECORD_FIELDS = frozenset({"v", "id", "ts", "text", "image", "audio", "labels",
 _BLOB_FIELDS = frozenset({"data", "uri", "media_type"})
 
 
-def pack(value: Any) -> bytes:
-    """msgpack bytes of a value made of maps, lists, strings, bytes and numbers."""
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
-    return packed
-
-
 def check_id(id_: object) -> str:
     """The id, if it may be one. Raises BadRecord otherwise."""
     if not isinstance(id_, str) or not id_:
-        raise BadRecord("id", f"must be a non-empty string, got {_kind(id_)}")
+        raise BadRecord("id", f"must be a non-empty string, got {kind(id_)}")
     try:
         size = len(id_.encode())
     except UnicodeEncodeError:
@@ -106,6 +104,17 @@ def check_id(id_: object) -> str:
     if id_.startswith(RESERVED_PREFIX):
         raise BadRecord("id", f"starts with {RESERVED_PREFIX!r}, which is reserved: {id_[:40]!r}")
     return id_
+
+
+def check_deletion(key: bytes | None) -> str:
+    """The id that a message without a value deletes. Raises BadRecord: the key is no id."""
+    try:
+        return check_id((key or b"").decode())
+    except (BadRecord, UnicodeDecodeError) as error:
+        reason = error.reason if isinstance(error, BadRecord) else "is not UTF-8"
+        raise BadRecord(
+            "key", f"a deletion must name the id of a record: the id {reason}"
+        ) from None
 
 
 def encode_record(record: Record) -> bytes:
@@ -160,28 +169,30 @@ def decode_record(
     """
     if len(value) > MAX_RECORD_BYTES:
         raise BadRecord("value", f"is {len(value)} bytes, the limit is {MAX_RECORD_BYTES}")
-    raw = _unpack_map(value)
+    raw = unpack_bounded(value)
     if "v" not in raw:
         raise BadRecord("v", f"is missing, expected {SCHEMA_VERSION}")
-    if raw["v"] != SCHEMA_VERSION or isinstance(raw["v"], bool):
-        raise BadRecord("v", f"is {raw['v']!r}, this braid reads version {SCHEMA_VERSION}")
+    if type(raw["v"]) is not int or raw["v"] != SCHEMA_VERSION:
+        raise _wrong_version(raw["v"])
     id_ = check_id(raw.get("id"))
     if key != id_.encode():
-        shown = "null" if key is None else repr(key[:60])
-        raise BadRecord("key", f"is {shown}, but the id is {id_!r}: the key must be the id")
+        name = "null" if key is None else shown(key)
+        raise BadRecord("key", f"is {name}, but the id is {shown(id_)}: the key must be the id")
     ts = raw.get("ts", default_ts)
-    if isinstance(ts, bool) or not isinstance(ts, int) or not 0 <= ts < 2**53:
-        raise BadRecord("ts", f"must be milliseconds since 1970 as an integer, got {ts!r:.60}")
-    if unknown is not None:
-        unknown.update(name for name in map(str, raw) if name not in _RECORD_FIELDS)
+    if type(ts) is not int or not 0 <= ts <= MAX_TS:
+        raise BadRecord(
+            "ts", f"must be milliseconds since 1970, from 0 to {MAX_TS}, got {shown(ts)}"
+        )
+    if unknown is not None and not _RECORD_FIELDS.issuperset(raw):
+        _count_unknown(unknown, (name for name in raw if name not in _RECORD_FIELDS))
     record = Record(
         id=id_,
         ts=ts,
         text=_text(raw.get("text")),
         image=_blob("image", raw.get("image"), unknown),
         audio=_blob("audio", raw.get("audio"), unknown),
-        labels=_labels(raw.get("labels")),
-        meta=_meta(raw.get("meta")),
+        labels=checked_labels(raw.get("labels")),
+        meta=checked_meta(raw.get("meta")),
     )
     if record.text is None and record.image is None and record.audio is None:
         raise BadRecord("value", "has no modality: one of text, image and audio must be there")
@@ -207,9 +218,9 @@ def encode_vector(vector: Vector) -> bytes:
 
 def decode_vector(value: bytes) -> Vector:
     """A `vectors` message as a Vector. Raises BadRecord."""
-    raw = _unpack_map(value)
+    raw = unpack_map(value)
     if raw.get("v") != SCHEMA_VERSION:
-        raise BadRecord("v", f"is {raw.get('v')!r}, this braid reads version {SCHEMA_VERSION}")
+        raise _wrong_version(raw.get("v"))
     try:
         return Vector(
             id=raw["id"],
@@ -232,9 +243,9 @@ def encode_progress(next_source: int) -> bytes:
 
 def decode_progress(value: bytes) -> int:
     """The next source offset of a progress message. Raises BadRecord."""
-    next_source = _unpack_map(value).get("next")
+    next_source = unpack_map(value).get("next")
     if not isinstance(next_source, int):
-        raise BadRecord("next", f"must be an integer, got {next_source!r}")
+        raise BadRecord("next", f"must be an integer, got {shown(next_source)}")
     return next_source
 
 
@@ -279,9 +290,9 @@ def encode_tally(tally: Tally) -> bytes:
 
 def decode_tally(value: bytes) -> Tally:
     """The tally of a `statistics` message. Raises BadRecord."""
-    raw = _unpack_map(value)
+    raw = unpack_map(value)
     if raw.get("v") != SCHEMA_VERSION:
-        raise BadRecord("v", f"is {raw.get('v')!r}, this braid reads version {SCHEMA_VERSION}")
+        raise _wrong_version(raw.get("v"))
     try:
         if raw["vectors"] is not None:
             raw["vectors"] = _unpack_array(raw["vectors"])
@@ -292,7 +303,7 @@ def decode_tally(value: bytes) -> Tally:
 
 def decode_map(value: bytes) -> dict[str, Any]:
     """Any of braid's values as a plain map (predictions, models). Raises BadRecord."""
-    return _unpack_map(value)
+    return unpack_map(value)
 
 
 def dead_letter_headers(
@@ -311,26 +322,22 @@ def dead_letter_headers(
     ]
 
 
-def _unpack_map(value: bytes) -> dict[str, Any]:
-    try:
-        raw = msgpack.unpackb(value, raw=False, strict_map_key=False)
-    except Exception as error:  # noqa: BLE001 (msgpack raises many kinds on hostile bytes)
-        what = str(error) or type(error).__name__
-        raise BadRecord("value", f"is not msgpack ({len(value)} bytes): {what[:200]}") from None
-    if not isinstance(raw, dict):
-        raise BadRecord("value", f"must be a msgpack map, got {_kind(raw)}")
-    return raw
+def _wrong_version(version: object) -> BadRecord:
+    return BadRecord("v", f"is {shown(version)}, this braid reads version {SCHEMA_VERSION}")
 
 
-def _kind(value: object) -> str:
-    return "nothing" if value is None else type(value).__name__
+def _count_unknown(unknown: Counter[str], names: Iterable[str]) -> None:
+    for name in names:
+        if name not in unknown and len(unknown) >= MAX_UNKNOWN_NAMES:
+            name = OTHER_NAMES
+        unknown[name] += 1
 
 
 def _text(text: object) -> str | None:
     if text is None:
         return None
     if not isinstance(text, str):
-        raise BadRecord("text", f"must be a string, got {_kind(text)}")
+        raise BadRecord("text", f"must be a string, got {kind(text)}")
     if (size := len(text.encode(errors="surrogatepass"))) > MAX_TEXT_BYTES:
         raise BadRecord("text", f"is {size} bytes of UTF-8, the limit is {MAX_TEXT_BYTES}")
     return text
@@ -340,12 +347,12 @@ def _blob(name: str, raw: object, unknown: Counter[str] | None) -> Blob | None:
     if raw is None:
         return None
     if not isinstance(raw, dict):
-        raise BadRecord(name, f"must be a map with data or uri, got {_kind(raw)}")
+        raise BadRecord(name, f"must be a map with data or uri, got {kind(raw)}")
     data, uri, media_type = raw.get("data"), raw.get("uri"), raw.get("media_type")
     if data is None and uri is None:
         raise BadRecord(name, "has neither data nor uri")
     if data is not None and not isinstance(data, bytes):
-        raise BadRecord(f"{name}.data", f"must be bytes, got {_kind(data)}")
+        raise BadRecord(f"{name}.data", f"must be bytes, got {kind(data)}")
     if data is not None and not data:
         raise BadRecord(f"{name}.data", "is empty")
     for key, part, limit in (
@@ -353,66 +360,12 @@ def _blob(name: str, raw: object, unknown: Counter[str] | None) -> Blob | None:
         ("media_type", media_type, MAX_NAME_BYTES),
     ):
         if part is not None and not isinstance(part, str):
-            raise BadRecord(f"{name}.{key}", f"must be a string, got {_kind(part)}")
+            raise BadRecord(f"{name}.{key}", f"must be a string, got {kind(part)}")
         if part is not None and len(part.encode(errors="replace")) > limit:
             raise BadRecord(f"{name}.{key}", f"is longer than the limit of {limit} bytes")
-    if unknown is not None:
-        unknown.update(f"{name}.{key}" for key in raw if key not in _BLOB_FIELDS)
+    if unknown is not None and not _BLOB_FIELDS.issuperset(raw):
+        _count_unknown(unknown, (f"{name}.{key}" for key in raw if key not in _BLOB_FIELDS))
     return Blob(data=data, uri=uri, media_type=media_type)
-
-
-def _labels(raw: object) -> dict[str, Label]:
-    if raw is None:
-        return {}
-    if not isinstance(raw, dict):
-        raise BadRecord("labels", f"must be a map of task to label, got {_kind(raw)}")
-    if len(raw) > MAX_LABELS:
-        raise BadRecord("labels", f"has {len(raw)} tasks, the limit is {MAX_LABELS}")
-    for task, label in raw.items():
-        if (
-            not isinstance(task, str)
-            or not 0 < len(task.encode(errors="replace")) <= MAX_NAME_BYTES
-        ):
-            raise BadRecord("labels", f"task names are strings of 1 to {MAX_NAME_BYTES} bytes")
-        name = f"labels.{task}"
-        if isinstance(label, (list, tuple)):
-            if len(label) > MAX_LABELS:
-                raise BadRecord(name, f"has {len(label)} class names, the limit is {MAX_LABELS}")
-            for one in label:
-                if not isinstance(one, str):
-                    raise BadRecord(name, f"a list must hold class names only, got {_kind(one)}")
-            label = "".join(label)
-        if isinstance(label, bool) or not isinstance(label, (str, int, float)):
-            raise BadRecord(
-                name,
-                f"must be a class name, a number, a caption or a list of class names, got "
-                f"{_kind(label)}",
-            )
-        if isinstance(label, float) and not math.isfinite(label):
-            raise BadRecord(name, f"must be a finite number, got {label}")
-        if isinstance(label, str) and len(label.encode(errors="replace")) > MAX_META_BYTES:
-            raise BadRecord(name, f"is longer than the limit of {MAX_META_BYTES} bytes")
-    return dict(raw)
-
-
-def _meta(raw: object) -> dict[str, Any]:
-    if raw is None:
-        return {}
-    if not isinstance(raw, dict):
-        raise BadRecord("meta", f"must be a map, got {_kind(raw)}")
-    for name, value in raw.items():
-        if not isinstance(name, str):
-            raise BadRecord("meta", f"names must be strings, got {_kind(name)}")
-        for part in value if isinstance(value, list) else [value]:
-            if not isinstance(part, (str, int, float, bool, type(None))):
-                raise BadRecord(
-                    f"meta.{name}", f"must be a scalar or a list of scalars, got {_kind(part)}"
-                )
-            if isinstance(part, float) and not math.isfinite(part):
-                raise BadRecord(f"meta.{name}", f"must be a finite number, got {part}")
-    if (size := len(pack(raw))) > MAX_META_BYTES:
-        raise BadRecord("meta", f"is {size} bytes packed, the limit is {MAX_META_BYTES}")
-    return dict(raw)
 
 
 def _pack_array(array: Vector32) -> dict[str, Any]:
