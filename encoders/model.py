@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Encoder, Features, spread
+from encoders.base import Array, Encoder, Features, spread
 from encoders.config import Limits, ModelConfig
 from encoders.decision import Decision
 from encoders.errors import BadInput
@@ -193,6 +193,21 @@ class Net(nn.Module):
         return "s-" + hasher.hexdigest()[:12]
 
 
+def prepare_one(encoder: Encoder, name: str, value: Any, limits: Limits) -> tuple[Array, Cost]:
+    """One modality of one sample, ready to encode; see `Encoder.prepare`.
+
+    Raises:
+        BadInput: it cannot be used. Whatever else the encoder raises becomes one, beside
+            MemoryError: a library that fails in a new way on one sample must not stop the others.
+    """
+    try:
+        return encoder.prepare(value, limits)
+    except (BadInput, MemoryError):
+        raise
+    except Exception as error:
+        raise BadInput(name, f"{type(error).__name__}: {error}") from error
+
+
 def prepare(net: Net, sample: Sample, limits: Limits, preprocessing: str) -> Prepared:
     """One sample, ready to encode.
 
@@ -205,7 +220,7 @@ def prepare(net: Net, sample: Sample, limits: Limits, preprocessing: str) -> Pre
     for name in net.modalities:
         value = getattr(sample, name)
         if value is not None:
-            array, its_cost = net.encoder(name).prepare(value, limits)
+            array, its_cost = prepare_one(net.encoder(name), name, value, limits)
             inputs[name] = array
             cost += its_cost
             nbytes += array.nbytes

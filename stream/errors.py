@@ -68,7 +68,9 @@ def bad_record(error: Exception, *, stage: str, field: str = "record") -> BadRec
     """
     if isinstance(error, BadRecord):
         return error
-    kind = type(error).__name__
+    kind = type(
+        error.__cause__ if isinstance(error, BadInput) and error.__cause__ else error
+    ).__name__
     if isinstance(error, BadInput):
         return BadRecord(error.field, error.reason, stage=stage, kind=kind)
     try:

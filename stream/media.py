@@ -14,10 +14,10 @@ from PIL import Image
 
 from encoders.audio import decode_audio
 from encoders.config import Limits
-from encoders.errors import BadInput
 from encoders.image import open_image, upright
 from index.shelf import Kind, Media
 
+from .errors import bad_record
 from .records import Record
 
 log = logging.getLogger(__name__)
@@ -39,11 +39,8 @@ def thumb(data: bytes, limits: Limits) -> Media | None:
             small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
             file = io.BytesIO()
             small.save(file, "WEBP", quality=QUALITY, method=2)
-    except BadInput as error:
-        log.debug("no thumbnail: %s", error)
-        return None
-    except (OSError, ValueError) as error:
-        log.debug("no thumbnail: %r", error)
+    except Exception as error:  # noqa: BLE001 (a library may raise anything on one picture)
+        log.debug("no thumbnail: %s", bad_record(error, stage="show", field="image"))
         return None
     return Media(data=file.getvalue(), type="image/webp")
 
@@ -56,11 +53,8 @@ def snippet(data: bytes, limits: Limits) -> Media | None:
         soundfile.write(
             file, wave_N, RATE, format=FORMAT, subtype=SUBTYPE, compression_level=COMPRESSION
         )
-    except BadInput as error:
-        log.debug("no snippet: %s", error)
-        return None
-    except (soundfile.SoundFileError, RuntimeError, OSError, ValueError) as error:
-        log.debug("no snippet: %r", error)
+    except Exception as error:  # noqa: BLE001 (as in thumb)
+        log.debug("no snippet: %s", bad_record(error, stage="show", field="audio"))
         return None
     return Media(data=file.getvalue(), type="audio/mpeg")
 

@@ -78,7 +78,7 @@ class WorkerMetrics(ByGeneration["GenerationMetrics"]):
         its = GENERATION
         self.records = self._counter("braid_records", "Records whose outputs are committed", its)
         self.dead = self._counter(
-            "braid_dead_letters", "Records that became dead letters", its, "stage"
+            "braid_dead_letters", "Records that became dead letters", its, "stage", "kind"
         )
         self.unknown = self._counter(
             "braid_unknown_fields", "Fields of records that were left out", its
@@ -121,8 +121,9 @@ class GenerationMetrics:
         self._shared.owned.labels(self._generation).set(count)
         self._set(partitions=count)
 
-    def dead_letter(self, stage: str) -> None:
-        self._shared.dead.labels(self._generation, stage).inc()
+    def dead_letter(self, stage: str, kind: str) -> None:
+        """One more; `kind` is the name of the exception's class."""
+        self._shared.dead.labels(self._generation, stage, kind).inc()
         self._add("dead_letters", 1)
 
     def unknown(self, count: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from hashlib import sha256
 
 from encoders.tally import Tally
 from encoders.types import Embedding, Model
@@ -15,6 +16,7 @@ from encoders.types import Embedding, Model
 from .broker import BY_KEY, Message, Output
 from .errors import BadRecord
 from .records import (
+    MAX_DEAD_LETTER_BYTES,
     PROGRESS_KEY,
     Record,
     Vector,
@@ -80,7 +82,12 @@ class OutputTopics:
         return [self._beside(message, self.vectors, None, headers)]
 
     def dead(self, message: Message, error: BadRecord) -> list[Output]:
-        """The message as it came, whole, with the reason in its headers."""
+        """The message as it came, whole, with the reason in its headers.
+
+        Only a batch that was compressed can hold a message that does not fit: the parts that are
+        over half the limit are cut, and a header names their size and sha256. The whole stands
+        where the headers say, for as long as `records` keeps it.
+        """
         headers = dead_letter_headers(
             error,
             topic=message.topic,
@@ -88,7 +95,18 @@ class OutputTopics:
             offset=message.offset,
             ts=message.ts,
         )
-        return [self._beside(message, self.dead_letters, message.value, headers)]
+        key, value = message.key, message.value
+        if message.nbytes > MAX_DEAD_LETTER_BYTES:
+            key, value = _cut("key", key, headers), _cut("value", value, headers)
+        return [
+            Output(
+                topic=self.dead_letters,
+                partition=message.partition,
+                key=key,
+                value=value,
+                headers=headers,
+            )
+        ]
 
     def progress(self, offsets: Mapping[int, int]) -> list[Output]:
         """The last message of a transaction for each partition: how far `records` is reflected."""
@@ -126,3 +144,10 @@ class OutputTopics:
             value=value,
             headers=headers or (),
         )
+
+
+def _cut(name: str, part: bytes | None, headers: list[tuple[str, bytes]]) -> bytes | None:
+    if part is None or len(part) <= MAX_DEAD_LETTER_BYTES // 2:
+        return part
+    headers.append((f"cut-{name}", f"{len(part)} sha256:{sha256(part).hexdigest()}".encode()))
+    return part[: MAX_DEAD_LETTER_BYTES // 2]

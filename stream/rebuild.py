@@ -19,7 +19,7 @@ from encoders.config import Limits
 from index.showing import Rebuilt
 
 from .broker import lone_consumer
-from .errors import BadRecord
+from .errors import BadRecord, bad_record
 from .links import Links
 from .media import media_of
 from .records import Blob, Record, decode_record
@@ -92,8 +92,12 @@ class Rebuilder:
                 return None
             image, audio = self._bytes(record, "image"), self._bytes(record, "audio")
             return Rebuilt(payload=payload_of(record), media=media_of(image, audio, self._limits))
-        except (BadRecord, KafkaException) as error:
-            log.warning("records[%d]@%d cannot be shown: %s", partition, offset, error)
+        except KafkaException as error:
+            log.warning("records[%d]@%d cannot be read: %s", partition, offset, error)
+            return None
+        except Exception as error:  # noqa: BLE001 (whatever the record causes: it is not shown)
+            bad = bad_record(error, stage="show")
+            log.warning("records[%d]@%d cannot be shown: %s", partition, offset, bad)
             return None
         finally:
             self._room.release()

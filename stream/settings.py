@@ -134,7 +134,14 @@ class Settings(BaseSettings):
     )
 
     link_roots: list[Path] = Field([], description="folders that file:// links may point into")
-    link_hosts: list[str] = Field([], description="hosts that http(s):// links may name")
+    link_hosts: list[str] = Field(
+        [],
+        description="hosts that http(s):// links may name, at their schemes' own ports; host:port "
+        "allows that port",
+    )
+    link_timeout_s: float = Field(
+        10.0, gt=0, description="how long one link may take, all tries together"
+    )
 
     http_host: str = "127.0.0.1"
     http_port: int = Field(8077, ge=0, le=65535)

@@ -30,9 +30,9 @@ from encoders.types import Sample
 from index.files import replaced, sync_folder, synced
 
 from .broker import Admin, Message, replay
-from .errors import BadRecord, WindowError
+from .errors import BadRecord, WindowError, bad_record
 from .links import Links
-from .records import MIB, Blob, Record, decode_record, pack
+from .records import MIB, Blob, Record, check_deletion, decode_record, pack
 from .settings import Settings
 from .topics import ensure
 
@@ -262,18 +262,17 @@ class _Spool:
         self._open.close()
 
     def add(self, message: Message) -> None:
-        if message.value is None:
-            id_ = (message.key or b"").decode(errors="replace")
-            known = self.latest.get(id_)
-            if known is not None and known.partition == message.partition:
-                del self.latest[id_]
-                self.deleted += 1
-            return
         try:
+            if message.value is None:
+                self._delete(check_deletion(message.key), message.partition)
+                return
             record = decode_record(message.key, message.value, default_ts=message.ts)
-        except BadRecord as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 (no record may fail the run)
             self.unreadable += 1
-            log.debug("left out [%d]@%d: %s", message.partition, message.offset, error)
+            bad = bad_record(error, stage="decode")
+            log.debug("left out [%d]@%d: %s", message.partition, message.offset, bad)
             return
         known = self.latest.get(record.id)
         if known and known.partition != message.partition and known.ts > record.ts:
@@ -285,6 +284,12 @@ class _Spool:
         self.latest[record.id] = _Place(
             message.partition, file.tell(), file.write(message.value), record.ts
         )
+
+    def _delete(self, id_: str, partition: int) -> None:
+        known = self.latest.get(id_)
+        if known is not None and known.partition == partition:
+            del self.latest[id_]
+            self.deleted += 1
 
     def path(self, partition: int) -> Path:
         return self._folder / f"spool-{partition}"
@@ -313,12 +318,16 @@ class _Reading:
             for id_ in self._ids[partition]:
                 place = self._spool.latest[id_]
                 file.seek(place.start)
-                record = decode_record(id_.encode(), file.read(place.size))
+                value = file.read(place.size)
                 try:
-                    yield self._sample(record)
-                except BadRecord as error:
+                    sample = self._sample(decode_record(id_.encode(), value, default_ts=place.ts))
+                except MemoryError:
+                    raise
+                except Exception as error:  # noqa: BLE001 (as in _Spool.add)
                     self.unreadable += 1
-                    log.debug("left out %s: %s", id_, error)
+                    log.debug("left out %s: %s", id_, bad_record(error, stage="prepare"))
+                    continue
+                yield sample
 
     def _sample(self, record: Record) -> dict[str, Any]:
         whole = {

@@ -22,12 +22,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from encoders.embedder import DeviceThread
-from encoders.errors import BadInput
 from encoders.types import Embedding, Model, Prepared
 
 from .batcher import Budget, MicroBatcher
 from .broker import Message, Output
-from .errors import BadRecord, PublishRefused, RegistryError, WorkerError
+from .errors import BadRecord, PublishRefused, RegistryError, WorkerError, bad_record
 from .failpoints import Failpoints
 from .handover import Roles
 from .items import Batch, Item, Showcase, future_of, model_of, record_of, where
@@ -37,7 +36,7 @@ from .mapping import Filling
 from .metrics import WorkerMetrics
 from .outputs import OutputTopics
 from .pace import Pace
-from .records import decode_record
+from .records import check_deletion, decode_record
 from .settings import Settings
 from .tallying import Tallies
 from .transactions import RecordSource, TransactionalSink
@@ -221,15 +220,17 @@ class Worker:
         """Step 1: bytes become a Record, a deletion or a dead letter."""
         for item in items:
             message = item.message
-            if message.value is None:
-                self._delete(item)
-                continue
             try:
-                item.record = decode_record(
-                    message.key, message.value, default_ts=message.ts, unknown=self._unknown
-                )
-            except BadRecord as error:
-                self._bury(item, error)
+                if message.value is None:
+                    self._delete(item)
+                else:
+                    item.record = decode_record(
+                        message.key, message.value, default_ts=message.ts, unknown=self._unknown
+                    )
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 (what a record causes must not stop the others)
+                self._bury(item, bad_record(error, stage="decode"))
         if self._unknown:
             self._metrics.unknown(self._unknown.total())
             log.debug("unknown fields left out: %s", dict(self._unknown))
@@ -250,10 +251,10 @@ class Worker:
             item = self._preparing.popleft()
             try:
                 prepared = future_of(item).result()
-            except BadRecord as error:
-                self._bury(item, error)
-            except Exception as error:
-                raise WorkerError(f"preparing record {where(item)} failed: {error!r}") from error
+            except MemoryError as error:
+                raise WorkerError(f"preparing record {where(item)}: out of memory") from error
+            except Exception as error:  # noqa: BLE001 (as in _decode)
+                self._bury(item, bad_record(error, stage="prepare"))
             else:
                 way = prepared.preprocessing
                 self._batcher.add(item, prepared.cost, since=item.since, kind=way)
@@ -434,10 +435,7 @@ class Worker:
 
     def _prepare_one(self, model: Model, item: Item, trial: Trial | None) -> Prepared:
         sample = self._links.sample(record_of(item))
-        try:
-            prepared = model.prepare(sample)
-        except BadInput as error:
-            raise BadRecord(error.field, error.reason, stage="prepare") from error
+        prepared = model.prepare(sample)
         if trial is not None:
             item.attempt = trial.attempt(sample, prepared, item.message.partition)
         return prepared
@@ -449,22 +447,15 @@ class Worker:
         return encode_both(model, prepared, attempts)
 
     def _bury(self, item: Item, error: BadRecord) -> None:
-        self._metrics.dead_letter(error.stage)
+        self._metrics.dead_letter(error.stage, error.kind)
         log.warning("dead letter %s: %s", where(item), error)
         item.ticket.finish(self._topics.dead(item.message, error))
 
     def _delete(self, item: Item) -> None:
-        message = item.message
-        try:
-            key = (message.key or b"").decode()
-        except UnicodeDecodeError:
-            key = ""
-        if not key or key.startswith("__"):
-            self._bury(item, BadRecord("key", "a deletion must name the id of a record"))
-            return
+        id_ = check_deletion(item.message.key)
         if self._showcase is not None:
-            self._showcase.drop(key)
-        item.ticket.finish(self._topics.deleted(message))
+            self._showcase.drop(id_)
+        item.ticket.finish(self._topics.deleted(item.message))
 
     def _ticket(self, message: Message) -> Ticket[list[Output]]:
         return self._ledger.receive(message.partition, message.offset, message.nbytes)

@@ -19,7 +19,7 @@ from encoders.base import Array, Features, encode_all
 from encoders.config import TrainConfig
 from encoders.errors import BadInput, TrainingError
 from encoders.manifest import digest
-from encoders.model import Net
+from encoders.model import Net, prepare_one
 from encoders.tasks import Task
 from encoders.training.rows import Row, exchanged
 from encoders.training.splits import split
@@ -190,7 +190,7 @@ def _prepare(net: Net, sample: Sample, place: str) -> Row | None:
         for name in net.modalities:
             value = getattr(sample, name)
             if value is not None:
-                inputs[name] = net.encoder(name).prepare(value, limits)[0]
+                inputs[name] = prepare_one(net.encoder(name), name, value, limits)[0]
     except BadInput:
         return None
     if not inputs:

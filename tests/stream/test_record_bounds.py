@@ -111,7 +111,8 @@ def test_16_mib_do_not_become_a_gigabyte_of_objects(name: str) -> None:
 
 def test_the_limit_of_objects_holds_over_the_whole_value() -> None:
     def value(objects: int) -> bytes:
-        return msgpack.packb(GOOD | {"new": [[None] * 1000 for _ in range(objects // 1000)]})
+        lists = [[None] * 1000 for _ in range(objects // 1000)]
+        return bytes(msgpack.packb(GOOD | {"new": lists}))
 
     assert decode_record(b"a", value(MAX_OBJECTS - 1000)).id == "a"
     assert f"limit of {MAX_OBJECTS} objects" in refused(value(MAX_OBJECTS + 1000)).reason

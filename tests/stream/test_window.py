@@ -12,7 +12,7 @@ from encoders.types import Sample
 from stream.broker import Message
 from stream.errors import WindowError
 from stream.links import Links
-from stream.records import Blob, Record, encode_record
+from stream.records import Blob, Record, encode_record, pack
 from stream.settings import Settings
 from stream.window import FILE_NAME, SHARDS, Window, open_window, write_window
 from tests.stream.trainers import message
@@ -147,3 +147,29 @@ def test_links_are_resolved_when_the_window_is_made(tmp_path: Path) -> None:
     picture.unlink()
     assert [(sample.id, sample.image) for sample in window.samples()] == [("a", b"behind the link")]
     assert window.unreadable == 1
+
+
+def test_no_record_fails_the_run(tmp_path: Path) -> None:
+    """What a worker puts among the dead letters is left out and counted."""
+    deep = b"\x84" + pack("v") + b"\x91" * 1000 + b"\x01" + pack("id") + pack("x")
+    deep += pack("ts") + b"\x01" + pack("text") + pack("x")
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    uris = ["http://[", "file:///a%00b", "http://℀.com/", "http://host:abc/", "\x00"]
+    uris.append((tmp_path / "a").as_uri())
+    linked = [
+        (f"link{number}", pack({"v": 1, "id": f"link{number}", "image": {"uri": uri}}))
+        for number, uri in enumerate(uris)
+    ]
+    bad: list[tuple[str, bytes | None]] = [("x", deep), ("k" * 3_000_000, None), *linked]
+    messages = [text("good", "one")] + [
+        Message(topic="r", partition=0, offset=number, key=key.encode(), value=value)
+        for number, (key, value) in enumerate(bad, start=1)
+    ]
+    links = Links(Settings(home=tmp_path, link_roots=[tmp_path], link_hosts=["host"]))
+    try:
+        window = made(messages, tmp_path / "run", links=links)
+    finally:
+        links.close()
+    assert [sample.id for sample in window.samples()] == ["good"]
+    assert window.unreadable == len(bad)

@@ -22,7 +22,7 @@ def two() -> WorkerMetrics:
         its.lag({0: 10 * number})
         its.published(records=100 * number, seconds=0.1)
         its.batch(number, 0.1)
-        its.dead_letter("decode")
+        its.dead_letter("decode", "BadRecord")
     return metrics
 
 
@@ -36,7 +36,7 @@ def test_two_workers_of_one_process_are_counted_apart() -> None:
             ("braid_lag", {"partition": "0"}, 10 * number),
             ("braid_model_info", {"model": name}, 1),
             ("braid_batch_records_sum", {}, number),
-            ("braid_dead_letters_total", {"stage": "decode"}, 1),
+            ("braid_dead_letters_total", {"stage": "decode", "kind": "BadRecord"}, 1),
             ("braid_transactions_refused_total", {}, 0),
         ):
             assert metrics.registry.get_sample_value(metric, its | labels) == value, metric
