@@ -79,8 +79,11 @@ def _digest(key: str, number: int) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-# What the page asks for by itself, a hundred times a look: no query is embedded or searched.
-UNCOUNTED = frozenset(f"/v1/{name}" for name in ("live", "map", "shown", "snippet", "thumb"))
+# What the page asks for by itself, a hundred times a look: no query is embedded or searched. It is
+# paid from a bucket of its own, so that looking takes nothing from searching.
+PAGE = frozenset(f"/v1/{name}" for name in ("live", "map", "shown", "snippet", "thumb"))
+PAGE_COST = 0.02
+CHEAP_K = 10  # a query for so many hits or fewer costs 1
 
 
 class RateLimit:
@@ -103,15 +106,15 @@ class RateLimit:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def wait_s(self, caller: str) -> float:
-        """0.0 and one token less, or the seconds until there is one."""
+    def wait_s(self, caller: str, cost: float = 1.0) -> float:
+        """0.0 and `cost` tokens less, or the seconds until there are as many."""
         tokens = self._tokens(caller)
-        if tokens < 1.0:
-            return (1.0 - tokens) / self._rate
-        self._put(caller, tokens - 1.0)
+        if tokens < cost:
+            return (cost - tokens) / self._rate
+        self._put(caller, tokens - cost)
         return 0.0
 
-    def owe(self, caller: str, count: int) -> None:
+    def owe(self, caller: str, count: float) -> None:
         """Take `count` more for a request that was let in and turned out to be many.
 
         The bucket may go below empty: a batch larger than the burst is answered, and its caller
@@ -136,10 +139,10 @@ class Access:
     Where keys are set, a caller is its key; before it has shown one, and where none are set, its
     address (the first 64 bits of an IPv6 one, which is what one customer is given).
 
-    Puts `charge` into the request's state: a function of how many more queries it holds.
+    Puts `charge` into the request's state: a function of what it costs beyond the 1 that was paid.
 
     Args:
-        refused: told the reason, to count it.
+        refused: called with the reason, to count it.
     """
 
     def __init__(
@@ -159,8 +162,11 @@ class Access:
         caller = self._key(scope)
         unknown = caller is None and self._keys is not None
         caller = caller or _address(scope)
-        counted = unknown or scope["path"] not in UNCOUNTED
-        wait_s = self._rate.wait_s(caller) if counted and self._rate is not None else 0.0
+        wait_s = 0.0
+        if self._rate is not None:
+            page = not unknown and scope["path"] in PAGE
+            bucket, cost = (f"page {caller}", PAGE_COST) if page else (caller, 1.0)
+            wait_s = self._rate.wait_s(bucket, cost)
         if wait_s:
             answer = self._too_often(wait_s)
         elif unknown:
@@ -201,6 +207,11 @@ class Access:
         error = {"field": "request", "reason": f"too many; there is room in {wait_s:.3g} s"}
         headers = {"retry-after": str(math.ceil(wait_s))}
         return JSONResponse({"error": error}, 429, headers=headers)
+
+
+def cost(ks: Iterable[int]) -> int:
+    """What queries for so many hits each cost: 1 for up to CHEAP_K, in proportion beyond."""
+    return math.ceil(sum(max(1.0, k / CHEAP_K) for k in ks))
 
 
 def _address(scope: Scope) -> str:

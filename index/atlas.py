@@ -9,14 +9,16 @@ Shapes: R rows, D dimensions.
 from __future__ import annotations
 
 import asyncio
-import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
+from pydantic_core import to_json
 
 from .payloads import Payload, Payloads
 from .projection import Projection, fit
@@ -27,7 +29,10 @@ EVERY_S = 4.0
 SHARE = 0.05  # of the time may be spent drawing: a large store is drawn less often
 VALUES = 24  # of one field that are told apart; the rest is "other"
 FIELDS = 24
-MOST_TEXT = 80  # characters of a value that is shown
+NAMES = (
+    64  # of labels, of predictions and of meta that are looked at: one record may have thousands
+)
+MOST_TEXT = 80  # characters of a name or a value that is shown; what is longer tells nothing apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ class Atlas:
             "version": [row.version for row in rows],
             "fields": _fields(rows, payloads),
         }
-        body = json.dumps(answer, ensure_ascii=True, separators=(",", ":")).encode()
+        body = to_json(answer, inf_nan_mode="null")
         return Drawn(revision, store.space, rows, projection, body)
 
 
@@ -123,8 +128,11 @@ def _fields(rows: Sequence[Row], payloads: Mapping[str, Payload]) -> list[dict[s
     ]
     fields = []
     for kind, maps in kinds:
-        names = Counter(name for one in maps for name in one)
-        for name, _ in sorted(names.items(), key=lambda pair: (-pair[1], pair[0])):
+        names = Counter(
+            name for one in maps for name in islice(one, NAMES) if len(name) <= MOST_TEXT
+        )
+        common = sorted(names.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMES]
+        for name, _ in common:
             if (field := _field(kind, name, [one.get(name) for one in maps])) is not None:
                 fields.append(field)
     return fields[:FIELDS]
@@ -136,7 +144,7 @@ def _field(kind: str, name: str, values: list[Any]) -> dict[str, Any] | None:
     None for what tells nothing apart, such as a name of its own for every record.
     """
     firsts = [value[0] if isinstance(value, list) and value else value for value in values]
-    there = [value for value in firsts if isinstance(value, str | int | float) and value != ""]
+    there = [value for value in firsts if _tells(value)]
     numbers = [value for value in there if not isinstance(value, bool | str)]
     counts = Counter((isinstance(value, bool), value) for value in there)
     answer: dict[str, Any] = {"kind": kind, "name": name}
@@ -151,16 +159,19 @@ def _field(kind: str, name: str, values: list[Any]) -> dict[str, Any] | None:
         "choices": [value for _, value in common],
         "counts": [counts[key] for key in common],
         "of": [
-            place.get((isinstance(value, bool), value), -1)
-            if isinstance(value, str | int | float)
-            else -1
+            place.get((isinstance(value, bool), value), -1) if _tells(value) else -1
             for value in firsts
         ],
     }
 
 
+def _tells(value: Any) -> bool:
+    if isinstance(value, str):
+        return 0 < len(value) <= MOST_TEXT
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+
+
 def _numbers(values: list[Any]) -> list[float | None]:
     return [
-        value if isinstance(value, int | float) and not isinstance(value, bool) else None
-        for value in values
+        value if _tells(value) and not isinstance(value, bool | str) else None for value in values
     ]

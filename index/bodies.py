@@ -13,12 +13,14 @@ from starlette.requests import ClientDisconnect, Request
 
 from .errors import BadQuery
 from .forms import read_form
-from .requests import MEDIA, BatchBody, SearchBody
+from .json_bounds import check_json
+from .requests import MAX_BATCH_HITS, MEDIA, BatchBody, SearchBody
 
 B = TypeVar("B", bound=BaseModel)
 T = TypeVar("T")
 
-LARGE = 256 * 1024  # bytes from which on the event loop does not parse them itself
+LARGE = 8 * 1024  # bytes from which on the event loop does not parse them itself
+SEEN = 60  # characters of what is refused that a reason shows
 WORDS = frozenset({"text", "id", "vector", "generation"})  # parts that are words, not JSON
 
 
@@ -27,21 +29,22 @@ async def read_search(request: Request) -> SearchBody:
     raw, content_type = await _raw(request)
     if _media_type(content_type) == "multipart/form-data":
         return await _off_loop(len(raw), lambda: _from_form(raw, content_type))
-    given = await _json(raw, content_type, "application/json or multipart/form-data")
-    return checked(SearchBody, given)
+    _check_type(raw, content_type, "application/json or multipart/form-data")
+    return await _off_loop(len(raw), lambda: checked(SearchBody, _json(raw)))
 
 
 async def read_batch(request: Request) -> list[SearchBody | BadQuery]:
     """The queries of `POST /v1/search/batch`, or why one is none. Raises BadQuery."""
     raw, content_type = await _raw(request)
-    batch = checked(BatchBody, await _json(raw, content_type, "application/json"))
-    queries: list[SearchBody | BadQuery] = []
-    for given in batch.queries:
-        try:
-            queries.append(checked(SearchBody, given))
-        except BadQuery as error:
-            queries.append(error)
-    return queries
+    _check_type(raw, content_type, "application/json")
+    return await _off_loop(len(raw), lambda: _queries(raw))
+
+
+async def read_json(request: Request, model: type[B]) -> B:
+    """A body of JSON as that model. Raises BadQuery."""
+    raw, content_type = await _raw(request)
+    _check_type(raw, content_type, "application/json")
+    return await _off_loop(len(raw), lambda: checked(model, _json(raw)))
 
 
 def checked(model: type[B], given: Any) -> B:
@@ -54,10 +57,10 @@ def checked(model: type[B], given: Any) -> B:
 
 def refusal(first: Any) -> BadQuery:
     """The first of pydantic's errors as a refusal that names field, limit and value."""
-    where = [str(part) for part in first["loc"] if part != "body"] or ["body"]
-    given = first.get("input")
-    seen = "" if isinstance(given, (dict, list, type(None))) else f", got {str(given)[:60]!r}"
-    return BadQuery(".".join(where), f"{first['msg']}{seen}")
+    where = [str(part)[:SEEN] for part in first["loc"] if part != "body"] or ["body"]
+    value = first.get("input")
+    shown = "" if isinstance(value, (dict, list, type(None))) else f", got {str(value)[:SEEN]!r}"
+    return BadQuery(".".join(where), f"{first['msg'][:200]}{shown}")
 
 
 async def _raw(request: Request) -> tuple[bytes, str]:
@@ -71,7 +74,7 @@ def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-async def _json(raw: bytes, content_type: str, wanted: str) -> Any:
+def _check_type(raw: bytes, content_type: str, wanted: str) -> None:
     if not raw:
         raise BadQuery("body", "is missing")
     media_type = _media_type(content_type)
@@ -80,7 +83,25 @@ async def _json(raw: bytes, content_type: str, wanted: str) -> Any:
     ):
         reason = f"must be sent as content-type {wanted}, got {media_type[:60]!r}"
         raise BadQuery("body", reason, status=415)
-    return await _off_loop(len(raw), lambda: _parsed("body", raw, status=400))
+
+
+def _json(raw: bytes) -> Any:
+    check_json("body", raw)
+    return _parsed("body", raw, status=400)
+
+
+def _queries(raw: bytes) -> list[SearchBody | BadQuery]:
+    batch = checked(BatchBody, _json(raw))
+    queries: list[SearchBody | BadQuery] = []
+    for one in batch.queries:
+        try:
+            queries.append(checked(SearchBody, one))
+        except BadQuery as error:
+            queries.append(error)
+    asked = sum(query.k for query in queries if isinstance(query, SearchBody))
+    if asked > MAX_BATCH_HITS:
+        raise BadQuery("queries", f"ask for {asked} hits together, the limit is {MAX_BATCH_HITS}")
+    return queries
 
 
 async def _off_loop(size: int, call: Callable[[], T]) -> T:
@@ -103,6 +124,7 @@ def _from_form(raw: bytes, content_type: str) -> SearchBody:
         elif name in WORDS:
             given[name] = part.text()
         elif name in SearchBody.model_fields:
+            check_json(name, part.data)
             given[name] = _parsed(name, part.text(), status=422)
         else:
             known = ", ".join(SearchBody.model_fields)

@@ -1,8 +1,14 @@
-"""Refuses request bodies over a limit before they are in memory, and unpacks gzip within it."""
+"""Bounds on request bodies: bytes, also unpacked ones, bytes of all bodies together, and time.
+
+A request passes `BodyLimit` (size, time) and then `Gunzip`, which unpacks what is packed; both
+refuse a body before it is in memory.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 import zlib
 from collections.abc import Callable
 
@@ -10,114 +16,177 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .body_budget import BodyBudget, Reservation
+from .connections import ConnectionLimits
+
 GZIP = 16 + zlib.MAX_WBITS
-PIECE = 64 * 1024  # unpacked at a time, off the event loop
+PIECE = 256 * 1024  # unpacked at a time, off the event loop
 
 
 class BodyLimit:
-    """ASGI middleware: 413 for a body over `limit` bytes, said in advance or found on the way.
+    """ASGI middleware: 413 for a body that is too large, 408 for one that is too slow.
 
     Args:
-        refused: told "size" for a body whose size was said, to count it.
+        limit: bytes of an upload (`multipart/form-data`).
+        json_limit: bytes of any other body, which is parsed into objects of many times its size.
+        limits: when a body is too slow.
+        refused: called with the reason, to count it.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, refused: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limit: int,
+        json_limit: int,
+        limits: ConnectionLimits,
+        refused: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._app = app
-        self._limit = limit
-        self._refused = refused
+        self._limit, self._json_limit = limit, json_limit
+        self._limits, self._refused, self._clock = limits, refused, clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if not announced.isdigit() or int(announced) > self._limit:
+        headers = dict(scope["headers"])
+        upload = headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data")
+        limit = self._limit if upload else self._json_limit
+        scope.setdefault("state", {})["body_limit"] = limit
+        timed = self._timed(receive)
+        announced = headers.get(b"content-length", b"0")
+        if not announced.isdigit() or int(announced) > limit:
             self._refused("size")
-            await drain(receive, self._limit)
-            body = too_large(f"is {announced.decode(errors='replace')} bytes", self._limit)
-            headers = {"connection": "close"}
-            await JSONResponse(body, status_code=413, headers=headers)(scope, receive, send)
+            await drain(timed, self._limit)
+            body = too_large(f"is {announced[:40].decode(errors='replace')} bytes", limit)
+            answer = JSONResponse(body, status_code=413, headers={"connection": "close"})
+            await answer(scope, receive, send)
             return
         seen = 0
 
         async def limited() -> Message:
             nonlocal seen
-            message = await receive()
+            message = await timed()
             seen += len(message.get("body", b""))
-            if seen > self._limit:
+            if seen > limit:
                 # FastAPI hands an HTTPException on, where it would call any other a bad body.
-                raise BodyTooLarge(self._limit)
+                raise BodyTooLarge(limit)
             return message
 
         await self._app(scope, limited, send)
+
+    def _timed(self, receive: Receive) -> Receive:
+        """As `receive`; raises BodyTooSlow where the body should have come."""
+        began, seen, more = self._clock(), 0, True
+
+        async def timed() -> Message:
+            nonlocal seen, more
+            if not more:
+                return await receive()  # waits for the end of the connection
+            left_s = began + self._limits.body_deadline_s(seen) - self._clock()
+            try:
+                async with asyncio.timeout(max(0.0, left_s)):
+                    message = await receive()
+            except TimeoutError:
+                self._refused("slow")
+                raise BodyTooSlow(seen, self._clock() - began, self._limits) from None
+            seen += len(message.get("body", b""))
+            more = bool(message.get("more_body"))
+            return message
+
+        return timed
 
 
 class Gunzip:
     """ASGI middleware: a body with `content-encoding: gzip` is unpacked as it comes.
 
-    413 as soon as more than `limit` bytes have come out, 400 for a stream that is damaged, cut
-    short or followed by more, 415 for another encoding.
+    413 as soon as more than BodyLimit's limit has come out, 503 if there is no room for it, 400 for
+    a stream that is damaged, cut short or followed by more, 415 for another encoding.
+
+    Args:
+        budget: what the bodies of all requests may hold.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app = app
-        self._limit = limit
+    def __init__(self, app: ASGIApp, *, budget: BodyBudget) -> None:
+        self._app, self._budget = app, budget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        encodings = [] if scope["type"] != "http" else _encodings(scope)
-        if not encodings:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if encodings not in ([b"gzip"], [b"x-gzip"]):
-            await drain(receive, self._limit)
-            said = b", ".join(encodings)[:60].decode("latin-1")
-            error = {"field": "content-encoding", "reason": f"must be gzip or none, got {said!r}"}
-            answer = JSONResponse({"error": error}, 415, headers={"accept-encoding": "gzip"})
-            await answer(scope, receive, send)
-            return
-        unpacker = _Unpacker(self._limit)
+        held = Reservation(self._budget)
+        limit = int(scope["state"]["body_limit"])
+        encodings = _encodings(scope)
+        try:
+            if not encodings:
+                await self._app(scope, _counted(receive, held), send)
+            elif encodings in ([b"gzip"], [b"x-gzip"]):
+                described = {b"content-encoding", b"content-length"}  # neither is true any more
+                headers = [pair for pair in scope["headers"] if pair[0] not in described]
+                unpacked = _Unpacker(receive, limit)
+                await self._app({**scope, "headers": headers}, _counted(unpacked, held), send)
+            else:
+                await drain(receive, limit)
+                shown = b", ".join(encodings)[:60].decode("latin-1")
+                reason = f"must be gzip or none, got {shown!r}"
+                body = {"error": {"field": "content-encoding", "reason": reason}}
+                answer = JSONResponse(body, 415, headers={"accept-encoding": "gzip"})
+                await answer(scope, receive, send)
+        finally:
+            await held.release()
 
-        async def unpacked() -> Message:
-            message = await receive()
-            if message["type"] != "http.request":
-                return message
-            packed, more = message.get("body", b""), message.get("more_body", False)
-            return {
-                "type": "http.request",
-                "body": await asyncio.to_thread(unpacker.feed, packed, last=not more),
-                "more_body": more,
-            }
 
-        described = {b"content-encoding", b"content-length"}  # neither is true any more
-        headers = [pair for pair in scope["headers"] if pair[0] not in described]
-        await self._app({**scope, "headers": headers}, unpacked, send)
+def _counted(receive: Receive, held: Reservation) -> Receive:
+    async def counted() -> Message:
+        message = await receive()
+        await held.grow(len(message.get("body", b"")))
+        return message
+
+    return counted
 
 
 class _Unpacker:
-    """One gzip stream, of which no more than `limit` bytes are ever taken."""
+    """One gzip stream as ASGI messages of at most PIECE bytes, in all at most `limit`."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive, self._limit = receive, limit
         self._stream = zlib.decompressobj(GZIP)
+        self._packed, self._more = b"", True
         self._seen = 0
 
-    def feed(self, packed: bytes, *, last: bool) -> bytes:
-        """What comes out next. Raises BodyTooLarge and BrokenBody."""
-        pieces = []
-        try:
-            while packed:
-                if self._stream.eof:
-                    raise BrokenBody("goes on after the end of its gzip stream")
-                pieces.append(self._stream.decompress(packed, PIECE))
-                self._seen += len(pieces[-1])
-                if self._seen > self._limit:
-                    raise BodyTooLarge(self._limit)
-                packed = self._stream.unconsumed_tail or self._stream.unused_data
-        except zlib.error as error:
-            raise BrokenBody(f"is no gzip stream: {error}") from None
-        if last and not self._stream.eof:
+    async def __call__(self) -> Message:
+        """The next message. Raises BodyTooLarge and BrokenBody."""
+        while not self._packed:
+            if not self._more:
+                return await self._receive()  # waits for the end of the connection
+            message = await self._receive()
+            if message["type"] != "http.request":
+                return message
+            self._packed, self._more = message.get("body", b""), message.get("more_body", False)
+            if not self._packed and not self._more:
+                break
+        body = await asyncio.to_thread(self._next)
+        return {"type": "http.request", "body": body, "more_body": bool(self._packed) or self._more}
+
+    def _next(self) -> bytes:
+        piece = b""
+        if self._packed:
+            if self._stream.eof:
+                raise BrokenBody("goes on after the end of its gzip stream")
+            try:
+                piece = self._stream.decompress(self._packed, PIECE)
+            except zlib.error as error:
+                raise BrokenBody(f"is no gzip stream: {error}") from None
+            self._packed = self._stream.unconsumed_tail or self._stream.unused_data
+        self._seen += len(piece)
+        if self._seen > self._limit:
+            raise BodyTooLarge(self._limit)
+        if not self._packed and not self._more and not self._stream.eof:
             raise BrokenBody("ends before its gzip stream does")
-        return b"".join(pieces)
+        return piece
 
 
 class BodyTooLarge(HTTPException):
@@ -126,6 +195,17 @@ class BodyTooLarge(HTTPException):
     def __init__(self, limit: int) -> None:
         super().__init__(413)
         self.body = too_large("is larger", limit)
+
+
+class BodyTooSlow(HTTPException):
+    """The body did not come in time (408)."""
+
+    def __init__(self, seen: int, after_s: float, limits: ConnectionLimits) -> None:
+        reason = (
+            f"{seen} bytes of the body came within {after_s:.1f} s; it must come at "
+            f"{limits.bytes_per_s} bytes/s and within {limits.body_s:g} s"
+        )
+        super().__init__(408, detail=reason, headers={"connection": "close"})
 
 
 class BrokenBody(HTTPException):
@@ -142,11 +222,12 @@ def too_large(what: str, limit: int) -> dict[str, dict[str, str]]:
 async def drain(receive: Receive, limit: int) -> None:
     """Read and drop as much as the limit: a client that is cut off may miss the answer."""
     dropped = 0
-    while dropped <= limit:
-        message = await receive()
-        dropped += len(message.get("body", b""))
-        if message["type"] != "http.request" or not message.get("more_body"):
-            return
+    with contextlib.suppress(HTTPException):
+        while dropped <= limit:
+            message = await receive()
+            dropped += len(message.get("body", b""))
+            if message["type"] != "http.request" or not message.get("more_body"):
+                return
 
 
 def _encodings(scope: Scope) -> list[bytes]:

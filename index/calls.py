@@ -20,6 +20,9 @@ Media = bytes | Path | None
 Answer = dict[str, Any]
 
 MAX_BATCH = 64  # as the service takes; a test holds the two equal
+MAX_BATCH_HITS = 10_000  # likewise
+BATCH_BYTES = 6 * 1024 * 1024  # of media in one batch of JSON; the service takes 8 MiB of it
+DEFAULT_K = 10
 GZIP_FROM = 1024  # bytes of a body that is worth packing
 AGAIN = (429, 503)  # statuses after which the same call may succeed
 
@@ -83,8 +86,31 @@ def search_batch(queries: Sequence[Query], *, pack: bool) -> Call:
 
 
 def batches(queries: Sequence[Query]) -> list[Sequence[Query]]:
-    """The queries in as many batches as they need."""
-    return [queries[at : at + MAX_BATCH] for at in range(0, len(queries), MAX_BATCH)]
+    """The queries in as many batches as the limits of a batch ask for."""
+    parts: list[list[Query]] = []
+    hits = size = 0
+    for query in queries:
+        k, more = query.get("k"), _media_bytes(query)
+        k = k if isinstance(k, int) else DEFAULT_K
+        full = not parts or len(parts[-1]) == MAX_BATCH
+        if full or hits + k > MAX_BATCH_HITS or size + more > BATCH_BYTES:
+            parts.append([])
+            hits = size = 0
+        parts[-1].append(query)
+        hits, size = hits + k, size + more
+    return [*parts]
+
+
+def _media_bytes(query: Query) -> int:
+    """About how many bytes a query's media take in JSON."""
+    sizes = 0
+    for name in ("image", "audio"):
+        value = query.get(name)
+        if isinstance(value, Path) and value.is_file():
+            sizes += value.stat().st_size
+        elif isinstance(value, bytes):
+            sizes += len(value)
+    return sizes * 4 // 3
 
 
 def answers(batch: Answer) -> list[Answer | BraidIndexError]:
@@ -95,13 +121,22 @@ def answers(batch: Answer) -> list[Answer | BraidIndexError]:
     ]
 
 
-def get(id: str, generation: str | None = None) -> Call:
-    named = "" if generation is None else f"?generation={_quoted(generation)}"
-    return Call(method="GET", path=_record(id) + named)
+def get(
+    id: str,
+    generation: str | None = None,
+    min_offsets: Mapping[int, int] | None = None,
+    timeout_ms: int | None = None,
+) -> Call:
+    options = {"generation": generation, "timeout_ms": timeout_ms}
+    return Call(method="GET", path=_record(id) + _options(options, min_offsets))
 
 
-def delete(id: str) -> Call:
-    return Call(method="DELETE", path=_record(id))
+def delete(
+    id: str, min_offsets: Mapping[int, int] | None = None, timeout_ms: int | None = None
+) -> Call:
+    return Call(
+        method="DELETE", path=_record(id) + _options({"timeout_ms": timeout_ms}, min_offsets)
+    )
 
 
 def status() -> Call:
@@ -219,6 +254,13 @@ def _encoded(text: str) -> bytes:
 def _record(id: str) -> str:
     # Dots too, or `..` would climb out of the collection.
     return "/v1/records/" + _quoted(id).replace(".", "%2E")
+
+
+def _options(options: Mapping[str, Any], min_offsets: Mapping[int, int] | None) -> str:
+    named = {name: str(value) for name, value in options.items() if value is not None}
+    if min_offsets:
+        named["min_offsets"] = ",".join(f"{number}:{at}" for number, at in min_offsets.items())
+    return "?" + "&".join(f"{n}={_quoted(v)}" for n, v in named.items()) if named else ""
 
 
 def _quoted(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypedDict, Unpack
@@ -19,6 +19,7 @@ import httpx
 from . import calls
 from .calls import Answer, Call, Query
 from .errors import BraidIndexError, ServiceError
+from .redact import redacted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,10 +83,10 @@ class _Common:
         self._url, self._pack, self._retry = url, gzip, retry
 
     def _unreachable(self, error: Exception) -> ServiceError:
-        return ServiceError(f"no answer from {self._url}: {error!r}")
+        return ServiceError(f"no answer from {redacted(self._url)}: {redacted(repr(error))}")
 
     def _no_address(self, error: Exception) -> ServiceError:
-        return ServiceError(f"{self._url!r} is no address: {error}")
+        return ServiceError(f"{redacted(self._url)!r} is no address: {redacted(error)}")
 
 
 def _request(call: Call) -> dict[str, Any]:
@@ -122,13 +123,31 @@ class Client(_Common):
             found += calls.answers(self._call(calls.search_batch(part, pack=self._pack)))
         return found
 
-    def get(self, id: str, *, generation: str | None = None) -> Answer:
-        """One record: its meta, model, version and vectors."""
-        return self._call(calls.get(id, generation))
+    def get(
+        self,
+        id: str,
+        *,
+        generation: str | None = None,
+        min_offsets: Mapping[int, int] | None = None,
+        timeout_ms: int | None = None,
+    ) -> Answer:
+        """One record: its meta, model, version and vectors.
 
-    def delete(self, id: str) -> Answer:
+        Args:
+            min_offsets: partition of `records` -> offset that must be reflected.
+            timeout_ms: how long to wait for that.
+        """
+        return self._call(calls.get(id, generation, min_offsets, timeout_ms))
+
+    def delete(
+        self,
+        id: str,
+        *,
+        min_offsets: Mapping[int, int] | None = None,
+        timeout_ms: int | None = None,
+    ) -> Answer:
         """Ask for a record's deletion; the answer says at which offset of `records` it stands."""
-        return self._call(calls.delete(id))
+        return self._call(calls.delete(id, min_offsets, timeout_ms))
 
     def status(self) -> Answer:
         """Rows, offsets, model and space."""
@@ -201,13 +220,26 @@ class AsyncClient(_Common):
             found += calls.answers(await self._call(calls.search_batch(part, pack=self._pack)))
         return found
 
-    async def get(self, id: str, *, generation: str | None = None) -> Answer:
+    async def get(
+        self,
+        id: str,
+        *,
+        generation: str | None = None,
+        min_offsets: Mapping[int, int] | None = None,
+        timeout_ms: int | None = None,
+    ) -> Answer:
         """See Client.get."""
-        return await self._call(calls.get(id, generation))
+        return await self._call(calls.get(id, generation, min_offsets, timeout_ms))
 
-    async def delete(self, id: str) -> Answer:
+    async def delete(
+        self,
+        id: str,
+        *,
+        min_offsets: Mapping[int, int] | None = None,
+        timeout_ms: int | None = None,
+    ) -> Answer:
         """See Client.delete."""
-        return await self._call(calls.delete(id))
+        return await self._call(calls.delete(id, min_offsets, timeout_ms))
 
     async def status(self) -> Answer:
         """See Client.status."""

@@ -12,7 +12,9 @@ from typing import Any
 
 from .access import ApiKeys
 from .arrivals import Arrivals
+from .connections import ConnectionLimits
 from .gate import Gate
+from .hosts import Hosts
 from .metrics import ServiceMetrics
 from .payloads import Payloads
 from .recall_probe import RecentQueries
@@ -69,30 +71,57 @@ class Serving:
     arrivals: Arrivals | None = None
 
 
+CONNECTION = ConnectionLimits()
+COUNTS = (
+    "body_bytes",
+    "json_bytes",
+    "answer_bytes",
+    "searches",
+    "offset_waits",
+    "polls",
+    "burst",
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
     """What one node takes on.
 
     Attributes:
-        body_bytes: of a request's body, also after decompression.
+        body_bytes: of an upload, also after decompression.
+        json_bytes: of any other body; it is never more than body_bytes.
+        bodies_bytes: of all bodies together; beyond that the answer is 503.
+        answer_bytes: of one answer; a query for more is refused.
         searches: how many are embedded and searched at once; the process has a few threads.
         line: how many more may wait for their turn; beyond that the answer is 503.
         offset_waits: how many may wait for `min_offsets` at once; beyond that the answer is 503.
+        polls: how many pages may wait for what arrives at once; beyond that the answer is 503.
         rate_per_s: queries a second for each key, or client address, in the long run; None: any.
         burst: how many of them may come at once.
+        connection: what one client may take of the server's time.
     """
 
     body_bytes: int = 32 * MIB
+    json_bytes: int = 8 * MIB
+    bodies_bytes: int = 128 * MIB
+    answer_bytes: int = 32 * MIB
     searches: int = 8
     line: int = 64
     offset_waits: int = 256
+    polls: int = 64
     rate_per_s: float | None = None
     burst: int = 50
+    connection: ConnectionLimits = CONNECTION
 
     def __post_init__(self) -> None:
-        for name in ("body_bytes", "searches", "offset_waits", "burst"):
+        for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.bodies_bytes < self.body_bytes:
+            raise ValueError(
+                f"bodies_bytes: must be at least body_bytes, {self.body_bytes}, "
+                f"got {self.bodies_bytes}"
+            )
         if self.line < 0:
             raise ValueError(f"line: must be at least 0, got {self.line}")
         if self.rate_per_s is not None and self.rate_per_s <= 0:
@@ -111,6 +140,7 @@ class ServiceDeps:
         not_ready: why the node is not ready, or None.
         generations: names of all generations here; without it there is the serving one only.
         keys: who may ask; None for everyone.
+        hosts: the names under which the node may be asked.
         recent: where queries are kept for the recall probe.
         shelf: thumbnails and snippets; None looks where `payloads` are.
         rebuild: makes what is shown of a record again from `records`.
@@ -123,6 +153,7 @@ class ServiceDeps:
     not_ready: Callable[[], str | None]
     generations: Callable[[], Iterable[str]] | None = None
     keys: ApiKeys | None = None
+    hosts: Hosts = field(default_factory=lambda: Hosts("127.0.0.1"))
     metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
     limits: Limits = field(default_factory=Limits)
     recent: RecentQueries = field(default_factory=RecentQueries)
@@ -136,10 +167,11 @@ class ServiceDeps:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gates:
-    """Who may go on now: one for the work of searching, one for waiting on offsets."""
+    """Who may go on now: for the work of searching, for waiting on offsets and on arrivals."""
 
     searching: Gate
     waiting: Gate
+    polling: Gate
 
     @classmethod
     def of(cls, deps: ServiceDeps) -> Gates:
@@ -151,4 +183,5 @@ class Gates:
             waiting=Gate(
                 "searches that wait for offsets", limits.offset_waits, 0, metrics.offset_waits
             ),
+            polling=Gate("pages that wait for what arrives", limits.polls, 0, metrics.polls),
         )

@@ -8,6 +8,7 @@ BraidIndexError
 │   ├── NotServing      no generation answers where none is named, yet (503)
 │   └── Busy            the node has as much to do as it takes on (503)
 ├── StoreError          the server that keeps the vectors refused, or does not answer (503)
+├── HomeLocked          another process keeps this index home
 ├── SnapshotError       no snapshot could be written, or the one named is damaged
 └── ServiceError        the client's view: the query service refused, or does not answer
 """
@@ -79,6 +80,16 @@ class Busy(BadQuery):
 
 class StoreError(BraidIndexError):
     """The server that keeps the vectors refused a call, or does not answer."""
+
+
+class HomeLocked(BraidIndexError):
+    """Another process keeps the index in this folder."""
+
+    def __init__(self, folder: str, pid: str) -> None:
+        super().__init__(
+            f"index home {folder} is held by the index node with process id {pid}: stop that one, "
+            "or give this one an index_folder of its own"
+        )
 
 
 class SnapshotError(BraidIndexError):

@@ -138,9 +138,16 @@ def compile_filter(given: object) -> Filter:
     return _object(given, "filter", 0, [0])
 
 
+def _seen(value: object) -> str:
+    """A value from a query in a few characters, at a cost that does not depend on its size."""
+    if isinstance(value, (list, dict)):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    return repr(value[:60] if isinstance(value, str) else value)[:80]
+
+
 def _object(given: object, where: str, depth: int, counted: list[int]) -> Filter:
     if not isinstance(given, dict) or not given:
-        raise BadQuery(where, f"must be a non-empty object, got {given!r:.60}")
+        raise BadQuery(where, f"must be a non-empty object, got {_seen(given)}")
     if depth > MAX_DEPTH:
         raise BadQuery(where, f"is nested deeper than the limit of {MAX_DEPTH}")
     parts: list[Filter] = []
@@ -197,7 +204,7 @@ def _scalar(value: object, where: str) -> Scalar:
         raise BadQuery(where, f"must be finite, got {value}")
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    raise BadQuery(where, f"must be a string, number, boolean or null, got {value!r:.60}")
+    raise BadQuery(where, f"must be a string, number, boolean or null, got {_seen(value)}")
 
 
 def _one_of(name: str, given: object, where: str) -> Filter:
@@ -211,5 +218,5 @@ def _one_of(name: str, given: object, where: str) -> Filter:
 def _range(name: str, op: str, bound: object, where: str) -> Filter:
     _scalar(bound, where)
     if isinstance(bound, bool) or not isinstance(bound, (str, int, float)):
-        raise BadQuery(where, f"must be a number or a string, got {bound!r}")
+        raise BadQuery(where, f"must be a number or a string, got {_seen(bound)}")
     return Range(name, op, bound)

@@ -13,7 +13,7 @@ FRESHNESS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 SNAPSHOT_S = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 # What a search asks with; `composed` is several modalities at once, `batch` a whole batch.
 KINDS = ("text", "image", "audio", "composed", "id", "query", "batch")
-REFUSALS = ("key", "rate", "busy", "size", "query")
+REFUSALS = ("host", "key", "rate", "busy", "size", "slow", "query")
 
 
 class ServiceMetrics(ByGeneration["GenerationMetrics"]):
@@ -32,6 +32,7 @@ class ServiceMetrics(ByGeneration["GenerationMetrics"]):
         self._offset_waits = self._gauge(
             "braid_searches_waiting_for_offsets", "Searches that wait for their min_offsets"
         )
+        self._polls = self._gauge("braid_polls", "Pages that wait for what arrives")
         self._refused = self._counter("braid_refused", "Requests refused, by reason", "reason")
         for reason in REFUSALS:
             self._refused.labels(reason)
@@ -76,8 +77,11 @@ class ServiceMetrics(ByGeneration["GenerationMetrics"]):
     def offset_waits(self, count: int) -> None:
         self._offset_waits.set(count)
 
+    def polls(self, count: int) -> None:
+        self._polls.set(count)
+
     def refused(self, reason: str) -> None:
-        """A request was refused: no key, too often, too busy, too large, or a bad query."""
+        """A request was refused, for one of REFUSALS."""
         self._refused.labels(reason).inc()
 
 

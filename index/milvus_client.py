@@ -11,6 +11,7 @@ from typing import Any
 from .errors import StoreError
 from .milvus_filters import quoted
 from .milvus_rows import HEADER, Header, decode_header
+from .redact import redacted
 
 CONNECT_TIMEOUT_S = 10.0
 CALL_TIMEOUT_S = 30.0
@@ -40,7 +41,7 @@ def connect(uri: str, *, token: str = "", timeout_s: float = CONNECT_TIMEOUT_S) 
     # It logs each error with a traceback before it raises it.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     until = time.monotonic() + timeout_s
-    with errors(f"connecting to {uri}"):
+    with errors(f"connecting to {redacted(uri)}"):
         while True:
             try:
                 client = MilvusClient(uri, token=token, timeout=timeout_s)

@@ -80,7 +80,7 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
             its = deps.metrics.of(name)
             its.rows(stats[name]["records"], stats[name].get("segments", ()))
             its.serving(name == serving)
-        text = generate_latest(deps.metrics.registry)
+        text = await asyncio.to_thread(generate_latest, deps.metrics.registry)
         return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
 
 

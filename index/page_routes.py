@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
 
 from .atlas import Atlas
-from .deps import ServiceDeps, Serving
+from .bodies import read_json
+from .deps import Gates, ServiceDeps, Serving
 from .errors import BadQuery
 from .payloads import Payload
+from .polls import Shared, Watch, unless_gone
 from .searching import described, unknown_record
 from .shelf import Kind, Shelf
 from .showing import Showing
@@ -46,7 +48,6 @@ PAGE_HEADERS = {
 }
 MEDIA_HEADERS = {"x-content-type-options": "nosniff", "content-security-policy": "sandbox"}
 SHOWN = 24  # records that a fresh page is given
-POLL_S = 0.05
 MAX_WAIT_MS = 5000
 MAX_PLACED = 1000
 
@@ -61,12 +62,12 @@ class PlaceBody(BaseModel):
     ids: list[str] = Field(max_length=MAX_PLACED)
 
 
-def add_page(app: FastAPI, deps: ServiceDeps) -> None:
+def add_page(app: FastAPI, deps: ServiceDeps, gates: Gates) -> None:
     """Serve the page and its routes."""
     atlas = Atlas(deps.store, deps.payloads)
     _add_files(app)
     _add_map(app, deps, atlas)
-    _add_live(app, deps, atlas)
+    _add_live(app, deps, gates, atlas)
     _add_media(app, deps)
 
 
@@ -107,8 +108,9 @@ def _add_map(app: FastAPI, deps: ServiceDeps, atlas: Atlas) -> None:
         return Response(drawn.body, media_type="application/json")
 
     @app.post("/v1/map", include_in_schema=False)
-    async def place(body: PlaceBody) -> dict[str, Any]:
+    async def place(request: Request) -> dict[str, Any]:
         """Where these records lie on the newest drawing; ids that are not there are left out."""
+        body = await read_json(request, PlaceBody)
         await atlas.now()
         store = deps.store()
         rows = await asyncio.to_thread(rows_of, store, body.ids)
@@ -116,36 +118,54 @@ def _add_map(app: FastAPI, deps: ServiceDeps, atlas: Atlas) -> None:
         return {"places": dict(zip(rows, placed, strict=False))}
 
 
-def _add_live(app: FastAPI, deps: ServiceDeps, atlas: Atlas) -> None:
+def _add_live(app: FastAPI, deps: ServiceDeps, gates: Gates, atlas: Atlas) -> None:
+    def number() -> int | None:
+        try:
+            return _number(deps.serving(None))
+        except BadQuery:
+            return None  # no generation answers now
+
+    watch, answers = Watch(number), Shared()
+
     @app.get("/v1/live", include_in_schema=False)
     async def live(
         request: Request,
         since: int | None = None,
         wait_ms: Annotated[int, Query(ge=0, le=MAX_WAIT_MS)] = 0,
-    ) -> JSONResponse:
+    ) -> Response:
         """What arrived after the number `since` (the newest few without it), and counters.
 
         Waits up to wait_ms for something to arrive.
         """
-        deadline = time.monotonic() + wait_ms / 1000
-        while since == _number(serving := deps.serving(None)) and time.monotonic() < deadline:
-            if await request.is_disconnected():
-                break
-            await asyncio.sleep(POLL_S)
-        store, number = serving.store, _number(serving)
-        arrived = [] if serving.arrivals is None else serving.arrivals.since(since)[:SHOWN]
-        ids = [write.id for write in arrived]
-        if since is None and len(ids) < SHOWN:  # a node that has just come up
-            ids = _filled(ids, (await atlas.now()).rows)
-        rows = list((await asyncio.to_thread(rows_of, store, ids)).values()) if ids else []
+        if wait_ms and since is not None and since == number():
+            async with gates.polling.place():
+                await unless_gone(request, watch.changed(since, timeout_s=wait_ms / 1000))
+        serving = deps.serving(None)
+        key = (serving.generation, since, _number(serving))
+        body = await answers.get(key, lambda: _arrived(deps, atlas, serving, since))
+        headers = {"cache-control": "no-store"}
+        return Response(body, media_type="application/json", headers=headers)
+
+
+async def _arrived(deps: ServiceDeps, atlas: Atlas, serving: Serving, since: int | None) -> bytes:
+    store, number = serving.store, _number(serving)
+    arrived = [] if serving.arrivals is None else serving.arrivals.since(since)[:SHOWN]
+    ids = [write.id for write in arrived]
+    if since is None and len(ids) < SHOWN:  # a node that has just come up
+        ids = _filled(ids, (await atlas.now()).rows)
+
+    def made() -> bytes:
+        rows = list(rows_of(store, ids).values()) if ids else []
         rows.sort(key=lambda row: ids.index(row.id))
-        found = await asyncio.to_thread(_payloads, deps, [row.id for row in rows])
+        payloads = _payloads(deps, [row.id for row in rows])
         places = atlas.place(row.vectors[FUSED] for row in rows)
-        records = [_record(row, found.get(row.id)) for row in rows]
+        records = [_record(row, payloads.get(row.id)) for row in rows]
         for record, at in zip(records, places or [], strict=False):
             record["at"] = at
         answer = {"number": number, "records": records, "counters": _counters(deps, serving)}
-        return JSONResponse(answer, headers={"cache-control": "no-store"})
+        return to_json(answer, inf_nan_mode="null")
+
+    return await asyncio.to_thread(made)
 
 
 def _number(serving: Serving) -> int:
@@ -193,17 +213,19 @@ def _add_media(app: FastAPI, deps: ServiceDeps) -> None:
     shelf = deps.shelf or Shelf(deps.payloads)
     showing = Showing(deps.payloads, shelf, deps.rebuild)
 
-    def row_of(id: str) -> Row:
-        row = deps.store().get(id)
+    async def row_of(id: str) -> Row:
+        row = await asyncio.to_thread(deps.store().get, id)  # it may ask a server
         if row is None:
             raise unknown_record(id)
         return row
 
     async def media(kind: Kind, id: str, v: int | None) -> Response:
-        row = row_of(id)
+        row = await row_of(id)
         found = await showing.media(kind, row)
         if found is None:
-            raise BadQuery(kind, f"record {id!r} has none, or it is no longer kept", status=404)
+            raise BadQuery(
+                kind, f"record {id[:256]!r} has none, or it is no longer kept", status=404
+            )
         # An address with the record's version in it always means the same bytes.
         same = v == row.version
         age = "private, max-age=86400, immutable" if same else "private, no-cache"
@@ -225,5 +247,5 @@ def _add_media(app: FastAPI, deps: ServiceDeps) -> None:
     @app.get("/v1/shown", include_in_schema=False)
     async def shown_(id: Id) -> dict[str, Any]:
         """What is shown of a record, read back from `records` if Redis has lost it."""
-        row = row_of(id)
+        row = await row_of(id)
         return _record(row, await showing.payload(row))

@@ -18,34 +18,44 @@ from .metrics import ServiceMetrics
 
 log = logging.getLogger(__name__)
 
+MOST_FIELD = 200  # characters
+MOST_REASON = 500
 MEANINGS = {
     400: "the body cannot be read",
     401: "no known API key; only where keys are set",
+    403: "sent by a web page of another origin",
     404: "no such record or generation",
+    408: "the body came too slowly, or not whole",
     409: "a vector of another space",
     412: "min_offsets were not reached in time; with retry-after",
     413: "the body is larger than the limit",
     415: "a content type or content encoding that is not taken",
+    421: "the host header names another host",
     422: "a field breaks a limit",
     429: "too many requests; only where a rate is set; with retry-after",
     500: "the service failed; its log says why",
     501: "this node has no model to embed queries with",
-    503: "too many searches at once, no generation is open to search, or the vectors' own server "
-    "fails; with retry-after",
+    503: "too many searches, connections or bytes of bodies at once, no generation is open to "
+    "search, or the vectors' own server fails; with retry-after",
 }
+
+
+ANY_CALL = (401, 403, 408, 413, 415, 421, 422, 429, 500, 503)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: these and what every call below `/v1/` may get."""
     return {
         status: {"model": ErrorAnswer, "description": MEANINGS[status]}
-        for status in sorted({*statuses, 401, 413, 415, 422, 429, 500, 503})
+        for status in sorted({*statuses, *ANY_CALL})
     }
 
 
 def problem(field: str, reason: str) -> dict[str, dict[str, str]]:
-    # A name or text from the query may hold half a surrogate pair, which no answer can.
-    return {"error": {"field": _printable(field), "reason": _printable(reason)}}
+    """What is wrong, in bounded size: names and values in it come from the query."""
+    return {
+        "error": {"field": _printable(field, MOST_FIELD), "reason": _printable(reason, MOST_REASON)}
+    }
 
 
 def add_problems(app: FastAPI, metrics: ServiceMetrics) -> None:
@@ -73,7 +83,9 @@ def add_problems(app: FastAPI, metrics: ServiceMetrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
-        where = "body" if error.status_code == 400 else "request"
+        if error.status_code == 503:
+            metrics.refused("busy")
+        where = "body" if error.status_code in (400, 408) else "request"
         return JSONResponse(problem(where, str(error.detail)), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
@@ -88,5 +100,7 @@ def _again(error: BadQuery) -> dict[str, str]:
     return {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
 
 
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+def _printable(text: str, most: int) -> str:
+    """At most so many characters, without half a surrogate pair, which no answer can hold."""
+    short = text if len(text) <= most else f"{text[: most - 1]}…"
+    return short.encode("utf-8", "backslashreplace").decode()

@@ -9,10 +9,25 @@ from fastapi import FastAPI, Path, Query
 from starlette.convertors import Convertor, register_url_convertor
 
 from .answers import DeleteAnswer, RecordAnswer
-from .deps import ServiceDeps
+from .deps import Gates, ServiceDeps
 from .problems import problems
+from .requests import MAX_WAIT_MS
 from .searching import unknown_record
+from .store import VectorStore
+from .waiting import OFFSETS, missing, read_offsets, reflected
 
+MinOffsets = Annotated[
+    str | None,
+    Query(
+        max_length=4096,
+        pattern=f"^{OFFSETS}$",
+        description="partition:offset of `records` that must be reflected, joined by commas",
+        examples=["0:42"],
+    ),
+]
+TimeoutMs = Annotated[
+    int, Query(ge=0, le=MAX_WAIT_MS, description="how long to wait for min_offsets")
+]
 Id = Annotated[str, Path(description="a record's id, percent-encoded, dots and slashes too")]
 
 
@@ -28,14 +43,20 @@ class _Anything(Convertor[str]):
         return value
 
 
-def add_records(app: FastAPI, deps: ServiceDeps) -> None:
+def add_records(app: FastAPI, deps: ServiceDeps, gates: Gates) -> None:
     """Add the two calls to the application."""
     register_url_convertor("anything", _Anything())
+
+    async def wait(store: VectorStore, min_offsets: str | None, timeout_ms: int) -> None:
+        offsets = {} if min_offsets is None else read_offsets(min_offsets)
+        if missing(store, offsets):
+            async with gates.waiting.place():
+                await reflected(store, offsets, timeout_ms=timeout_ms)
 
     @app.get(
         "/v1/records/{id:anything}",
         response_model=RecordAnswer,
-        responses=problems(404),
+        responses=problems(404, 412),
         tags=["records"],
     )
     async def get(
@@ -43,9 +64,12 @@ def add_records(app: FastAPI, deps: ServiceDeps) -> None:
         generation: Annotated[
             str | None, Query(max_length=64, description="without it the serving one")
         ] = None,
+        min_offsets: MinOffsets = None,
+        timeout_ms: TimeoutMs = 2000,
     ) -> Any:
         """One record as the index holds it."""
         serving = deps.serving(generation)
+        await wait(serving.store, min_offsets, timeout_ms)
         row = await asyncio.to_thread(serving.store.get, id)  # it may ask a server
         if row is None:
             raise unknown_record(id)
@@ -69,11 +93,12 @@ def add_records(app: FastAPI, deps: ServiceDeps) -> None:
         "/v1/records/{id:anything}",
         status_code=202,
         response_model=DeleteAnswer,
-        responses=problems(404),
+        responses=problems(404, 412),
         tags=["records"],
     )
-    async def delete(id: Id) -> Any:
+    async def delete(id: Id, min_offsets: MinOffsets = None, timeout_ms: TimeoutMs = 2000) -> Any:
         """Ask for a deletion: a null goes to `records`, and the index follows."""
+        await wait(deps.store(), min_offsets, timeout_ms)
         if await asyncio.to_thread(deps.store().get, id) is None:
             raise unknown_record(id)
         partition, offset = await deps.delete(id)

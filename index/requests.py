@@ -8,7 +8,15 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
 
 from .errors import BadQuery
 
@@ -16,26 +24,48 @@ MAX_K = 1000
 MAX_TEXT = 1024 * 1024
 MAX_WAIT_MS = 30_000
 MAX_BATCH = 64
+MAX_BATCH_HITS = 10_000  # of all queries of a batch together
+MAX_NAMES = 64  # of one object, before each is checked
+MAX_PARTITIONS = 1024
 MEDIA = ("image", "audio")
 
 Kind = Literal["media", "id", "query"]
 
 
-class RawVector(BaseModel):
-    """A vector of the caller's own; it must say in which space it lives."""
+def _few(value: Any, limit: int) -> Any:
+    """Refuses an object of too many names at once: pydantic would make an error of each."""
+    if isinstance(value, dict) and len(value) > limit:
+        raise ValueError(f"has {len(value)} names, the limit is {limit}")
+    return value
 
+
+class _Bounded(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    values: list[float] = Field(
+    @model_validator(mode="before")
+    @classmethod
+    def _few_names(cls, value: Any) -> Any:
+        return _few(value, MAX_NAMES)
+
+
+Offsets = Annotated[
+    dict[str, int],
+    Field(max_length=MAX_PARTITIONS),
+    BeforeValidator(lambda value: _few(value, MAX_PARTITIONS)),
+]
+
+
+class RawVector(_Bounded):
+    """A vector of the caller's own; it must say in which space it lives."""
+
+    values: Annotated[list[float], FailFast()] = Field(
         min_length=1, max_length=65_536, description="as many as the space has dimensions"
     )
     space: str = Field(min_length=1, max_length=200, description="as `/v1/status` names it")
 
 
-class SearchBody(BaseModel):
+class SearchBody(_Bounded):
     """A query: any of text, image and audio together, or id, or query."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] | None = Field(
         None, description="words to look for"
@@ -55,7 +85,7 @@ class SearchBody(BaseModel):
         description="on the records' meta: `{field: value}`, operators gt, gte, lt, lte, in, "
         "exists, and `and`, `or`, `not`",
     )
-    min_offsets: dict[str, int] | None = Field(
+    min_offsets: Offsets | None = Field(
         None, description="partition of `records` -> offset that must be reflected"
     )
     timeout_ms: int = Field(
@@ -104,7 +134,8 @@ class SearchBody(BaseModel):
         for number, next_ in (self.min_offsets or {}).items():
             if not re.fullmatch("[0-9]{1,9}", number) or next_ < 0:
                 raise BadQuery(
-                    "min_offsets", f"maps partitions to offsets, got {number[:60]!r}: {next_}"
+                    "min_offsets",
+                    f"maps partitions to offsets, got {number[:60]!r}: {str(next_)[:60]}",
                 )
             offsets[int(number)] = next_
         return offsets
@@ -136,10 +167,8 @@ class SearchBody(BaseModel):
         return name in self._files or getattr(self, name) is not None
 
 
-class BatchBody(BaseModel):
+class BatchBody(_Bounded):
     """Several queries; each is checked and answered by itself."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     # Of SearchBody, as the description says; unchecked here, so that one bad query spoils no other.
     queries: list[Any] = Field(min_length=1, max_length=MAX_BATCH)

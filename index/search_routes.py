@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.responses import Response
 
+from .access import cost
 from .answers import BatchAnswer, SearchAnswer
 from .bodies import read_batch, read_search
 from .deps import Gates, ServiceDeps
+from .encoding import many_answers, one_answer
 from .errors import BadQuery
 from .openapi import BATCH_BODY, SEARCH_BODY
 from .problems import problem, problems
+from .requests import SearchBody
 from .searching import answer
 
 
@@ -26,19 +29,20 @@ def add_search(app: FastAPI, deps: ServiceDeps, gates: Gates) -> None:
         openapi_extra={"requestBody": SEARCH_BODY},
         tags=["search"],
     )
-    async def search(request: Request) -> Any:
+    async def search(request: Request) -> Response:
         """What is like this?
 
         Ask with any of text, image and audio (several make one query), or with a record's id, or
         with a vector; as JSON, or as an upload whose parts have the same names.
         """
         body = await read_search(request)
+        request.state.charge(cost([body.k]) - 1)  # 1 was paid on the way in
         began = time.perf_counter()
         (found,) = await answer(deps, gates, [body])
         if isinstance(found, BadQuery):
             raise found
         deps.metrics.searched(time.perf_counter() - began, body.label())
-        return found
+        return await one_answer(found, limit=deps.limits.answer_bytes)
 
     @app.post(
         "/v1/search/batch",
@@ -47,7 +51,7 @@ def add_search(app: FastAPI, deps: ServiceDeps, gates: Gates) -> None:
         openapi_extra={"requestBody": BATCH_BODY},
         tags=["search"],
     )
-    async def search_batch(request: Request) -> Any:
+    async def search_batch(request: Request) -> Response:
         """What is like each of these?
 
         Each query is checked and answered by itself: a bad one has an error with its status in its
@@ -55,17 +59,17 @@ def add_search(app: FastAPI, deps: ServiceDeps, gates: Gates) -> None:
         answered when the last has waited for its offsets.
         """
         bodies = await read_batch(request)
-        request.state.charge(len(bodies) - 1)  # one was paid for on the way in
+        ks = [body.k if isinstance(body, SearchBody) else 1 for body in bodies]
+        request.state.charge(cost(ks) - 1)
         began = time.perf_counter()
         found = await answer(deps, gates, bodies)
         took = time.perf_counter() - began
         deps.metrics.searched(took, "batch")
-        return {
-            "answers": [
-                problem(one.field, one.reason) | {"status": one.status}
-                if isinstance(one, BadQuery)
-                else one
-                for one in found
-            ],
-            "took_ms": round(took * 1000, 3),
-        }
+        answers = [
+            problem(one.field, one.reason) | {"status": one.status}
+            if isinstance(one, BadQuery)
+            else one
+            for one in found
+        ]
+        limit = deps.limits.answer_bytes
+        return await many_answers(answers, round(took * 1000, 3), limit=limit)

@@ -22,8 +22,8 @@ from .filters import compile_filter
 from .payloads import Payload
 from .requests import Kind, SearchBody
 from .store import FUSED, Array, Hit, Row, VectorStore, is_exact, rows_of
+from .waiting import missing, reflected
 
-POLL_S = 0.01
 ENCODE_AT_ONCE = 4  # queries of one batch, where the node embeds them one at a time
 
 
@@ -36,6 +36,7 @@ class Asked:
     kind: Kind
     offsets: Mapping[int, int]
     keep: Any  # the compiled filter, or None
+    filter_key: str  # equal for equal filters
     vector_D: Array | None = None
     model: str | None = None
     as_of: Mapping[int, int] | None = None
@@ -56,7 +57,10 @@ async def answer(
         Busy: the node has as much to do as it takes on; nothing was answered.
     """
     began = time.perf_counter()
-    places = _check(deps, bodies)
+    if any(isinstance(body, SearchBody) and body.filter is not None for body in bodies):
+        places = await asyncio.to_thread(_check, deps, bodies)  # a filter may be long
+    else:
+        places = _check(deps, bodies)
     asked = [place for place in places if isinstance(place, Asked)]
     await _wait_all([one for one in asked if one.kind == "id"], gates)
     others = [one for one in asked if one.kind != "id"]
@@ -88,7 +92,7 @@ def of_record(store: VectorStore, id: str, vector: str) -> tuple[Array, str]:
         raise unknown_record(id)
     if vector not in row.vectors:
         have = ", ".join(sorted(row.vectors))
-        raise BadQuery("vector", f"record {id!r} has no {vector} vector, it has {have}")
+        raise BadQuery("vector", f"record {id[:256]!r} has no {vector} vector, it has {have}")
     return row.vectors[vector], row.model
 
 
@@ -149,6 +153,7 @@ def _check(deps: ServiceDeps, bodies: Sequence[SearchBody | BadQuery]) -> list[A
                 body=body,
                 serving=taken[body.generation],
                 keep=None if body.filter is None else compile_filter(body.filter),
+                filter_key=json.dumps(body.filter, sort_keys=True),
                 kind=body.kind(),
                 offsets=body.offsets(),
             )
@@ -165,8 +170,7 @@ def _check(deps: ServiceDeps, bodies: Sequence[SearchBody | BadQuery]) -> list[A
 def _missing(asked: Asked) -> dict[int, int]:
     if asked.problem is not None or not asked.offsets:
         return {}
-    progress = asked.serving.store.progress
-    return {n: at for n, at in asked.offsets.items() if progress.get(n, 0) < at}
+    return missing(asked.serving.store, asked.offsets)
 
 
 async def _wait_all(asked: Iterable[Asked], gates: Gates) -> None:
@@ -178,18 +182,10 @@ async def _wait_all(asked: Iterable[Asked], gates: Gates) -> None:
 
 
 async def _wait(asked: Asked) -> None:
-    """Wait until the index reflects the offsets of `records`, or as long as the query allows."""
-    timeout_s = asked.body.timeout_ms / 1000
-    deadline = time.monotonic() + timeout_s
-    while missing := _missing(asked):
-        if time.monotonic() >= deadline:
-            n, at = next(iter(missing.items()))
-            reached = asked.serving.store.progress.get(n, 0)
-            asked.problem = NotYet(
-                f"partition {n} is at {reached}, not yet at {at} after {timeout_s:g} s; try again"
-            )
-            return
-        await asyncio.sleep(POLL_S)
+    try:
+        await reflected(asked.serving.store, asked.offsets, timeout_ms=asked.body.timeout_ms)
+    except NotYet as error:
+        asked.problem = error
 
 
 # ---- 3 vectors
@@ -266,9 +262,10 @@ def _raw(body: SearchBody, store: VectorStore) -> Array:
     assert body.query is not None
     if body.query.space != store.space:
         raise SpaceMismatch(body.query.space, store.space)
+    count = len(body.query.values)
+    if count != store.dim:  # first: to look at 65,536 values takes a while
+        raise BadQuery("query.values", f"has {count} values, this space has {store.dim}")
     values = body.values()
-    if len(values) != store.dim:
-        raise BadQuery("query.values", f"has {len(values)} values, this space has {store.dim}")
     vector_D = np.asarray(values, dtype=np.float64)
     largest = float(np.abs(vector_D).max())
     if largest == 0.0:
@@ -284,8 +281,7 @@ async def _search(deps: ServiceDeps, asked: Sequence[Asked]) -> None:
     groups: dict[Any, list[Asked]] = {}
     for one in asked:
         if one.problem is None:
-            filter_ = json.dumps(one.body.filter, sort_keys=True)
-            key = (id(one.serving), one.body.k, one.body.vector, filter_)
+            key = (id(one.serving), one.body.k, one.body.vector, one.filter_key)
             groups.setdefault(key, []).append(one)
     for group in groups.values():
         await _search_group(deps, group)

@@ -1,8 +1,9 @@
 """The query service: HTTP in front of a vector store.
 
-A request passes, in this order: who asks and how often (`access`), the body's size and encoding
-(`body_limit`), its fields (`bodies`), and then its route. Every answer is JSON; whatever is
-refused gets {"error": {field, reason}} (`problems`).
+A request passes, in this order: the connection's bounds (`connections`), the host that it names
+(`hosts`), who asks and how often (`access`), the body's size, time and encoding (`body_limit`), its
+fields (`bodies`), and then its route. Every answer is JSON; whatever is refused gets
+{"error": {field, reason}} (`problems`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
 from .access import Access, RateLimit
+from .body_budget import BodyBudget
 from .body_limit import BodyLimit, Gunzip
+from .connections import HEADER_BYTES, ConnectionLimits, protocol
+from .deps import CONNECTION, Gates, Limits, QueryInput, QueryVectors, ServiceDeps, Serving
 from .deps import MIB as MIB
-from .deps import Gates, Limits, QueryInput, QueryVectors, ServiceDeps, Serving
 from .docs_page import add_docs
+from .hosts import TrustedHosts
 from .node_routes import add_node
 from .openapi import describe
 from .page_routes import add_page
@@ -35,7 +39,9 @@ __all__ = [
 
 VERSION = "1"  # of the calls, not of braid
 GZIP_FROM = 1024  # bytes; a shorter answer would fit one packet anyway
-GZIP_LEVEL = 4  # the event loop waits for it
+GZIP_LEVEL = 4
+GZIP_APART = 16 * 1024  # bytes from which on a thread packs the answer, not the event loop
+BACKLOG = 256  # connections that the kernel keeps until they are accepted
 
 
 def create_app(deps: ServiceDeps) -> FastAPI:
@@ -49,17 +55,23 @@ def create_app(deps: ServiceDeps) -> FastAPI:
     )
     _add_middleware(app, deps)
     add_problems(app, deps.metrics)
-    add_search(app, deps, Gates.of(deps))
-    add_records(app, deps)
+    gates = Gates.of(deps)
+    add_search(app, deps, gates)
+    add_records(app, deps, gates)
     add_node(app, deps)
     add_docs(app)
-    add_page(app, deps)
+    add_page(app, deps, gates)
     describe(app, keys=deps.keys is not None)
     return app
 
 
 def server_config(
-    app: FastAPI, *, host: str, port: int, log_level: str = "warning"
+    app: FastAPI,
+    *,
+    host: str,
+    port: int,
+    limits: ConnectionLimits = CONNECTION,
+    log_level: str = "warning",
 ) -> uvicorn.Config:
     """How uvicorn serves the application.
 
@@ -72,7 +84,14 @@ def server_config(
         port=port,
         log_level=log_level,
         lifespan="off",
+        http=protocol(limits),
+        ws="none",
         proxy_headers=False,
+        backlog=BACKLOG,
+        # `limits.connections` refuses before; this one holds for requests of what is pipelined.
+        limit_concurrency=2 * limits.connections,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        timeout_keep_alive=5,
         timeout_graceful_shutdown=5,
     )
 
@@ -83,7 +102,19 @@ def _add_middleware(app: FastAPI, deps: ServiceDeps) -> None:
     rate = None
     if limits.rate_per_s is not None:
         rate = RateLimit(limits.rate_per_s, limits.burst)
-    app.add_middleware(Gunzip, limit=limits.body_bytes)
-    app.add_middleware(BodyLimit, limit=limits.body_bytes, refused=refused)
-    app.add_middleware(GZipMiddleware, minimum_size=GZIP_FROM, compresslevel=GZIP_LEVEL)
+    app.add_middleware(Gunzip, budget=BodyBudget(limits.bodies_bytes))
+    app.add_middleware(
+        BodyLimit,
+        limit=limits.body_bytes,
+        json_limit=min(limits.json_bytes, limits.body_bytes),
+        limits=limits.connection,
+        refused=refused,
+    )
+    app.add_middleware(
+        GZipMiddleware,
+        minimum_size=GZIP_FROM,
+        compresslevel=GZIP_LEVEL,
+        thread_minimum_size=GZIP_APART,
+    )
     app.add_middleware(Access, keys=deps.keys, rate=rate, refused=refused)
+    app.add_middleware(TrustedHosts, hosts=deps.hosts, refused=refused)

@@ -9,10 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
+from index.redact import RedactingFormatter, redacted
+
 from . import cli_data, cli_eval, cli_models, cli_report, cli_retrain
 from .children import ChildError
 from .errors import StreamError
 from .settings import Settings, load
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 app = typer.Typer(
     name="braid",
@@ -47,11 +51,9 @@ def settings_from_flags(
 def settings_of(context: typer.Context, **flags: Any) -> Settings:
     """The settings of one command: its own flags over the common ones."""
     settings = load(**(context.obj | flags))
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter(LOG_FORMAT))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     for noisy in ("aiokafka", "faiss", "httpx", "httpcore", "faust", "mode"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
     return settings
@@ -87,6 +89,9 @@ def index(
         str | None, typer.Option(help="A model folder, or null:16; else the champion.")
     ] = None,
     store: Annotated[str | None, typer.Option(help="faiss, or milvus (milvus_uri).")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="The node's own index folder; else index in the home.")
+    ] = None,
 ) -> None:
     """Keep the index of a generation and answer queries.
 
@@ -94,7 +99,8 @@ def index(
     """
     from .indexing import run
 
-    run(settings_of(context, http_host=host, http_port=port, model=model, store=store))
+    flags = {"http_host": host, "http_port": port, "model": model, "store": store}
+    run(settings_of(context, index_folder=folder, **flags))
 
 
 @app.command()
@@ -143,5 +149,5 @@ def main() -> None:
     try:
         app()
     except (StreamError, EncodersError, BraidIndexError, ChildError) as error:
-        print(f"braid: {error}", file=sys.stderr)
+        print(f"braid: {redacted(error)}", file=sys.stderr)
         raise SystemExit(1) from None

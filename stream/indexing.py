@@ -21,6 +21,7 @@ from encoders.embedder import load
 from encoders.types import Model
 from index.errors import NotServing, UnknownGeneration
 from index.generations import GenerationError
+from index.home_lock import home_lock
 from index.metrics import ServiceMetrics
 from index.payloads import Payloads
 from index.recall_probe import RecentQueries, probe_for_ever
@@ -62,7 +63,7 @@ class IndexNode:
 
     def __init__(self, settings: Settings, model: Model) -> None:
         self.settings = settings
-        self._keys = settings.keys()
+        self._keys, self._hosts, self._limits = settings.keys(), settings.hosts(), settings.limits()
         self.registry = Registry(settings.models_dir, base=settings.model_name)
         self._payloads = Payloads(settings.redis_url)
         self._rebuilder = Rebuilder(settings)
@@ -129,6 +130,7 @@ class IndexNode:
                 create_app(self._deps(producer)),
                 host=self.settings.http_host,
                 port=self.settings.http_port,
+                limits=self._limits.connection,
             )
         )
 
@@ -165,7 +167,8 @@ class IndexNode:
             generations=lambda: self._manager.generations.names,
             metrics=self._metrics,
             keys=self._keys,
-            limits=self.settings.limits(),
+            hosts=self._hosts,
+            limits=self._limits,
             recent=self._recent,
             shelf=Shelf(self._payloads, budget=self.settings.media_bytes),
             rebuild=self._rebuilder.rebuild,
@@ -176,9 +179,7 @@ class IndexNode:
             serving = self._manager.generations.serving
         except GenerationError:
             return self._closed()
-        if serving.reader.caught_up:
-            return None
-        return "still reading vectors up to where they were at start"
+        return serving.reader.behind()
 
     def _status(self) -> dict[str, Any]:
         generation = self._manager.generations.serving
@@ -194,14 +195,16 @@ def run(settings: Settings) -> None:
     """The process: wait for a model, then serve."""
 
     async def main(settings: Settings) -> None:
-        settings.keys()  # wrong ones end the process now, not when a model has come
-        given = settings.model
-        if given is None:
+        # What is wrong ends the process now, not when a model has come.
+        settings.keys(), settings.hosts(), settings.limits()
+        source = settings.model
+        if source is None:
             registry = Registry(settings.models_dir, base=settings.model_name)
             champion = await first_champion(settings, registry)
-            given = str(registry.path(champion.name))
+            source = str(registry.path(champion.name))
             settings = settings.model_copy(update={"generation": champion.generation})
-        model = await asyncio.to_thread(load, given, device=settings.device)
+        model = await asyncio.to_thread(load, source, device=settings.device)
         await IndexNode(settings, model).run()
 
-    asyncio.run(main(settings))
+    with home_lock(settings.index_home):
+        asyncio.run(main(settings))

@@ -30,6 +30,8 @@ from typing import IO, Any, cast
 
 import redis
 
+from index.redact import redacted
+
 from .errors import LockError
 from .settings import Settings
 
@@ -201,7 +203,8 @@ def first_in(settings: Settings, name: str, seconds: float) -> bool:
                 key = f"{settings.prefix}braid:once:{name}"
                 return bool(client.eval(_ONCE, 1, key, str(max(1, int(seconds * 1000)))))
         except redis.RedisError as error:
-            raise LockError(f"{settings.redis_url} does not answer: {error}") from error
+            url = redacted(settings.redis_url)
+            raise LockError(f"{url} does not answer: {redacted(error)}") from error
     settings.home.mkdir(parents=True, exist_ok=True)
     with (settings.home / f"once-{name}").open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -217,7 +220,7 @@ def first_in(settings: Settings, name: str, seconds: float) -> bool:
 
 class _RedisLock:
     def __init__(self, url: str, key: str, lifetime_s: float) -> None:
-        self._url = url
+        self._url = redacted(url)
         self._client = _client(url)
         self._key = key
         self._lifetime_ms = int(lifetime_s * 1000)
@@ -232,7 +235,7 @@ class _RedisLock:
             self._client.close()
             raise LockError(
                 f"whether another trainer runs cannot be known: {self._url} does not answer "
-                f"({error}); without REDIS_URL a file in the models folder is the lock"
+                f"({redacted(error)}); without REDIS_URL a file in the models folder is the lock"
             ) from error
         if not taken:
             self._client.close()

@@ -24,6 +24,7 @@ from .broker import Admin
 from .errors import BadRecord, Unreachable
 from .failpoints import Failpoints
 from .guard import Known, TopicFacts, unfit
+from .lag import Lag
 from .records import PROGRESS_KEY, Vector, decode_progress, decode_vector
 from .settings import Settings
 from .stores import Kept
@@ -126,6 +127,7 @@ class Reader:
         self._facts: TopicFacts | None = None
         self._kept_at = time.monotonic()
         self.caught_up = False
+        self._lag = Lag(settings.ready_lag_s)
         self.unreadable = 0
         self.rebuilt: str | None = None
 
@@ -168,6 +170,12 @@ class Reader:
         finally:
             await consumer.stop()
             await asyncio.to_thread(self._end)
+
+    def behind(self) -> str | None:
+        """Why what is searched is too old to be answered from, or None."""
+        if not self.caught_up:
+            return "still reading vectors up to where they were at start"
+        return self._lag.behind()
 
     def status(self) -> dict[str, Any]:
         """What `/v1/status` says of it."""
@@ -220,6 +228,8 @@ class Reader:
             number = part.partition
             self._metrics.lag(number, max(0, end - at))
             polled_ms = consumer.last_poll_timestamp(part)
+            age_s = max(0.0, self._wall() - polled_ms / 1000) if polled_ms else None
+            self._lag.seen(number, at, consumer.last_stable_offset(part) or 0, age_s=age_s)
             if polled_ms and at >= end:
                 self._current_ms[number] = int(polled_ms)
             elif batch := batches.get(part):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from index.redact import redacted
+
 from .broker import Admin
 from .canary import Canaries
 from .cli_common import service_url
@@ -77,9 +79,9 @@ def doctor(settings: Settings) -> dict[str, dict[str, Any]]:
 
 def _checked(check: Callable[[Settings], str], settings: Settings) -> dict[str, Any]:
     try:
-        return {"ok": True, "says": check(settings)}
+        return {"ok": True, "says": redacted(check(settings))}
     except Exception as error:  # noqa: BLE001 (whatever is wrong is what the doctor reports)
-        return {"ok": False, "says": str(error) or repr(error)}
+        return {"ok": False, "says": redacted(str(error) or repr(error))}
 
 
 def _python(_: Settings) -> str:
@@ -100,8 +102,8 @@ def _redis(settings: Settings) -> str:
     if settings.redis_url is None:
         return "not set (REDIS_URL): hits come without text, workers are not listed"
     if workers(settings) is None:
-        raise StreamError(f"{settings.redis_url} does not answer")
-    return f"{settings.redis_url} answers"
+        raise StreamError(f"{redacted(settings.redis_url)} does not answer")
+    return f"{redacted(settings.redis_url)} answers"
 
 
 def _faiss(_: Settings) -> str:

@@ -19,11 +19,14 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from index.redact import redacted
+
 from .errors import ConfigError
 
 if TYPE_CHECKING:
     from index.access import ApiKeys
     from index.deps import Limits
+    from index.hosts import Hosts
 
 MIB = 1024 * 1024
 SECRET = {"api_keys", "api_key"}
@@ -37,6 +40,9 @@ class Settings(BaseSettings):
     )
 
     home: Path = Field(Path(".braid"), description="models, snapshots and the embedded services")
+    index_folder: Path | None = Field(
+        None, description="an index node's own folder, one for each node; without it home/index"
+    )
     kafka_bootstrap: str = Field(
         "127.0.0.1:9092",
         validation_alias=AliasChoices(
@@ -44,7 +50,9 @@ class Settings(BaseSettings):
         ),
     )
     redis_url: str | None = Field(
-        None, validation_alias=AliasChoices("redis_url", "REDIS_URL", "BRAID_REDIS_URL")
+        None,
+        repr=False,  # it may hold a password
+        validation_alias=AliasChoices("redis_url", "REDIS_URL", "BRAID_REDIS_URL"),
     )
 
     media_bytes: int = Field(
@@ -152,12 +160,29 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         None, description="what this process sends when it asks the query service"
     )
-    http_body_bytes: int = Field(32 * MIB, ge=1024, description="the largest request's body")
+    http_hosts: list[str] = Field(
+        [],
+        description="names, beside http_host and loopback's, under which it may be asked; *: any",
+    )
+    http_body_bytes: int = Field(32 * MIB, ge=1024, description="the largest upload")
+    http_json_bytes: int = Field(8 * MIB, ge=1024, description="the largest other request's body")
+    http_bodies_bytes: int = Field(
+        128 * MIB, ge=1024, description="all bodies together; beyond them it answers 503"
+    )
+    http_connections: int = Field(
+        1024, ge=1, description="open at once; beyond them it answers 503"
+    )
+    http_header_s: float = Field(10.0, gt=0, description="how long a request's headers may take")
+    http_body_s: float = Field(300.0, gt=0, description="how long a request's body may take")
     http_rate_per_s: float | None = Field(
         None, gt=0, description="queries a second of one key, or address; without it any number"
     )
     http_burst: int = Field(50, ge=1, description="how many of them may come at once")
+    ready_lag_s: float = Field(
+        10.0, gt=0, description="how far behind vectors an index node may be and still be ready"
+    )
     http_searches: int = Field(8, ge=1, description="embedded and searched at once")
+    http_polls: int = Field(64, ge=1, description="pages that may wait for what arrives at once")
     http_line: int = Field(64, ge=0, description="more that may wait; beyond them it answers 503")
     recall_probe_s: float = Field(
         30.0, ge=0, description="how often a query is searched exactly, too; 0: never"
@@ -167,7 +192,7 @@ class Settings(BaseSettings):
         "faiss", description="where vectors are: in the index node, or in Milvus"
     )
     milvus_uri: str | None = Field(
-        None, description="http://host:port, or a path ending in .db for Milvus Lite"
+        None, repr=False, description="http://host:port, or a path ending in .db for Milvus Lite"
     )
     milvus_token: str = Field("", repr=False, description="user:password, or an API key")
     faiss_threads: int = Field(
@@ -182,10 +207,10 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("home", mode="after")
+    @field_validator("home", "index_folder", mode="after")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @classmethod
     def settings_customise_sources(
@@ -212,7 +237,7 @@ class Settings(BaseSettings):
 
     @property
     def index_home(self) -> Path:
-        return self.home / "index"
+        return self.home / "index" if self.index_folder is None else self.index_folder
 
     @property
     def index_dir(self) -> Path:
@@ -260,15 +285,33 @@ class Settings(BaseSettings):
 
     def limits(self) -> Limits:
         """What the query service takes on."""
+        from index.connections import ConnectionLimits
         from index.deps import Limits
 
         return Limits(
             body_bytes=self.http_body_bytes,
+            json_bytes=self.http_json_bytes,
+            bodies_bytes=max(self.http_bodies_bytes, self.http_body_bytes),
             searches=self.http_searches,
             line=self.http_line,
+            polls=self.http_polls,
             rate_per_s=self.http_rate_per_s,
             burst=self.http_burst,
+            connection=ConnectionLimits(
+                connections=self.http_connections,
+                header_s=self.http_header_s,
+                body_s=self.http_body_s,
+            ),
         )
+
+    def hosts(self) -> Hosts:
+        """The names under which the query service may be asked. Raises ConfigError."""
+        from index.hosts import Hosts
+
+        try:
+            return Hosts(self.http_host, self.http_hosts)
+        except ValueError as error:
+            raise ConfigError(f"http_hosts: {error}") from None
 
     def environment(self) -> dict[str, str]:
         """These settings as environment variables, to start another braid process with them."""
@@ -310,6 +353,6 @@ def load(**flags: Any) -> Settings:
             + ("" if item["loc"][0] in SECRET else f" (got {item['input']!r})")
             for item in error.errors()
         ]
-        raise ConfigError("; ".join(lines)) from None
+        raise ConfigError(redacted("; ".join(lines))) from None
     except ValueError as error:  # a list or a TOML file that does not parse
-        raise ConfigError(str(error)) from None
+        raise ConfigError(redacted(error)) from None

@@ -1,9 +1,11 @@
 // One record as a card: picture, caption, player, score, what matched, meta.
 
 import { call, release, source } from "./api.js";
-import { PAUSE, PLAY, WAVE, ago, el, icon, number, said } from "./dom.js";
+import { PAUSE, PLAY, WAVE, ago, el, icon, iso, number, said } from "./dom.js";
 
 const MAX_META = 6;
+const MAX_TEXT = 28; // characters of a name or a value of meta; a title shows more
+const MAX_TITLE = 300;
 const ABSENT_TEXT = "Its text is not kept any more";
 
 const seen = new IntersectionObserver(
@@ -45,8 +47,20 @@ export function well(record, { rank, words = true } = {}) {
   return node;
 }
 
-// A card as <li>. `hit` has a score if it comes from a search.
-export function card(hit, { rank, like, fresh } = {}) {
+const short = (text, most = MAX_TEXT) => (text.length > most ? `${text.slice(0, most)}…` : text);
+
+// A card as <li>. `hit` has a score if it comes from a search. A record that cannot be drawn is
+// shown by its id: one record must not empty the page.
+export function card(hit, options = {}) {
+  try {
+    return drawn(hit, options);
+  } catch (error) {
+    console.error(error);
+    return el("li", { class: "card", tabindex: -1, data: { id: hit.id } }, el("div", { class: "body" }, el("p", { class: "caption named" }, hit.id)));
+  }
+}
+
+function drawn(hit, { rank, like, fresh }) {
   const scored = typeof hit.score === "number";
   const name = hit.text || hit.id;
   const node = el(
@@ -136,9 +150,9 @@ function meta(hit, scored) {
   const told = (name, value) => String(hit.labels?.[name]) === String(value); // as a tag already
   for (const [name, value] of Object.entries(hit.meta).filter(([n, v]) => v !== null && !told(n, v)).slice(0, MAX_META)) {
     const text = [value].flat().join(", ");
-    put(el("span", { title: `${name}: ${text}` }, `${name} `, el("b", {}, text.length > 28 ? `${text.slice(0, 28)}…` : text)));
+    put(el("span", { title: short(`${name}: ${text}`, MAX_TITLE) }, `${short(name)} `, el("b", {}, short(text))));
   }
-  if (hit.ts) put(el("time", { datetime: new Date(hit.ts).toISOString(), data: { ts: hit.ts } }, ago(hit.ts)));
+  if (hit.ts) put(el("time", { datetime: iso(hit.ts), data: { ts: hit.ts } }, ago(hit.ts)));
   if (scored) line.title = `${hit.id}, model ${hit.model}, version ${number(hit.version)}`;
   return line;
 }

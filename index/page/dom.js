@@ -41,12 +41,19 @@ export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches
 const NUMBERS = new Intl.NumberFormat("en");
 export const number = (value) => NUMBERS.format(value);
 
+const LAST = 8.64e15; // ms: the last time that a Date can hold
+export const IMPOSSIBLE = "impossible time";
+
+// A time stamp in ms as ISO 8601; null for one that is no time.
+export const iso = (ts) => (Number.isFinite(ts) && Math.abs(ts) <= LAST ? new Date(ts).toISOString() : null);
+
 // A time stamp in ms as "12 s ago".
 export function ago(ts, now = Date.now()) {
+  if (iso(ts) === null) return IMPOSSIBLE;
   const seconds = Math.max(0, (now - ts) / 1000);
   if (seconds < 2) return "just now";
   if (seconds < 90) return `${Math.round(seconds)} s ago`;
   if (seconds < 90 * 60) return `${Math.round(seconds / 60)} min ago`;
   if (seconds < 36 * 3600) return `${Math.round(seconds / 3600)} h ago`;
-  return new Date(ts).toISOString().slice(0, 10);
+  return iso(ts).slice(0, 10);
 }

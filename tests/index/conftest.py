@@ -16,6 +16,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from index.client import Client
+from index.connections import ConnectionLimits
+from index.deps import CONNECTION
 from index.errors import BadQuery, UnknownGeneration
 from index.live import LiveStore
 from index.payloads import Payloads
@@ -89,9 +91,9 @@ class Node:
 
 
 @contextmanager
-def serve(app: FastAPI) -> Iterator[str]:
+def serve(app: FastAPI, limits: ConnectionLimits = CONNECTION) -> Iterator[str]:
     """The application on a free port of loopback, as long as the context lasts; its address."""
-    config = server_config(app, host="127.0.0.1", port=0, log_level="critical")
+    config = server_config(app, host="127.0.0.1", port=0, limits=limits, log_level="critical")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="service")
     thread.start()
@@ -121,7 +123,7 @@ def deps_of(node: Node, **options: Any) -> ServiceDeps:
 def serving(node: Node, **options: Any) -> Iterator[tuple[str, ServiceDeps]]:
     """A service of that node beside the shared one, with settings of its own."""
     deps = deps_of(node, **options)
-    with serve(create_app(deps)) as url:
+    with serve(create_app(deps), deps.limits.connection) as url:
         yield url, deps
 
 

@@ -16,7 +16,7 @@ import index
 from index import calls
 from index.client import AsyncClient, Client, Retry
 from index.errors import BadQuery, BraidIndexError, ServiceError
-from index.requests import MAX_BATCH
+from index.requests import MAX_BATCH, MAX_BATCH_HITS
 
 from .conftest import IDS, Node
 from .oracle import DIM, SPACE
@@ -125,7 +125,7 @@ def test_nobody_answers() -> None:
 
 
 def test_more_queries_than_a_batch_holds(node: Node) -> None:
-    assert calls.MAX_BATCH == MAX_BATCH
+    assert (calls.MAX_BATCH, calls.MAX_BATCH_HITS) == (MAX_BATCH, MAX_BATCH_HITS)
     ids = [IDS[number % len(IDS)] for number in range(2 * MAX_BATCH + 3)]
     with Client(node.url) as client:
         found = client.search_many([{"id": id_, "k": 1} for id_ in ids])

@@ -1,0 +1,169 @@
+"""Bounds on connections: how many, and how long headers, bodies and answers may take.
+
+uvicorn has one timeout, for connections that are idle between requests. This protocol adds those
+for a client that sends nothing, half of its headers, a body in tiny chunks, or never reads its
+answer. The time of a body that is read is bounded in `body_limit`, which can answer 408.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+KIB = 1024
+HEADER_BYTES = 16 * KIB  # the request line and all headers
+CHUNKS = 4000  # of a body may be of any size; beyond them their mean is at least CHUNK_BYTES
+CHUNK_BYTES = 128  # h11 parses a chunk in some 20 µs, in the event loop
+LATE = b'{"error":{"field":"headers","reason":"did not come whole within %g s"}}'
+FULL = b'{"error":{"field":"request","reason":"too many connections, the limit is %d"}}'
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionLimits:
+    """What one client may take of the server's time.
+
+    Attributes:
+        connections: open at once; one more is answered 503 and closed.
+        header_s: from the first byte of a request, or the start of the connection, to the last
+            byte of its headers.
+        body_s: for a whole body.
+        slow_s: how long a body or the reading of an answer may be slower than `bytes_per_s`.
+        bytes_per_s: the least rate of a body, and of the reading of an answer.
+    """
+
+    connections: int = 1024
+    header_s: float = 10.0
+    body_s: float = 300.0
+    slow_s: float = 10.0
+    bytes_per_s: int = 16 * KIB
+
+    def __post_init__(self) -> None:
+        for name in ("connections", "header_s", "body_s", "slow_s", "bytes_per_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: must be above 0, got {getattr(self, name)}")
+
+    def body_deadline_s(self, seen: int) -> float:
+        """Seconds after its first byte at which a body of which `seen` bytes came is too late."""
+        return min(self.body_s, self.slow_s + seen / self.bytes_per_s)
+
+
+def protocol(limits: ConnectionLimits) -> type[asyncio.Protocol]:
+    """What uvicorn's `http` takes."""
+    return cast(type[asyncio.Protocol], partial(BoundedProtocol, limits=limits))
+
+
+class BoundedProtocol(H11Protocol):
+    """uvicorn's protocol with a bound on each wait for the client."""
+
+    def __init__(self, *args: Any, limits: ConnectionLimits, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.conn = _Connection(h11.SERVER, HEADER_BYTES)
+        self._limits = limits
+        self._phase: str | None = None
+        self._receiving: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
+        self._unsent = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.connections:
+            self._refuse(503, FULL % self._limits.connections, ("retry-after", "1"))
+        else:
+            self._watch_receiving()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            super().data_received(data)
+            self._watch_receiving()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_receiving()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._receiving, self._writing):
+            if timer is not None:
+                timer.cancel()
+        self._receiving = self._writing = None
+        self._unset_keepalive_if_required()  # which uvicorn leaves after an error
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+
+    def _watch_receiving(self) -> None:
+        """Start the clock of headers, or of a body that is dropped, when either begins."""
+        phase, seconds, late = None, 0.0, self.transport.close
+        if self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None:
+            phase, seconds, late = "headers", self._limits.header_s, self._headers_late
+        elif self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
+            phase, seconds = "dropped", self._limits.body_s  # the answer is sent already
+        if phase == self._phase:
+            return
+        self._phase = phase
+        if self._receiving is not None:
+            self._receiving.cancel()
+            self._receiving = None
+        if phase is not None:
+            self._receiving = self.loop.call_later(seconds, late)
+
+    def _headers_late(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.conn.trailing_data[0]:
+            self._refuse(408, LATE % self._limits.header_s)
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
+        sent = [("content-type", "application/json"), ("connection", "close"), *headers]
+        sent.append(("content-length", str(len(body))))
+        for event in (
+            h11.Response(status_code=status, headers=sent),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _watch_writing(self) -> None:
+        """Look now and then whether the client reads its answer; without, drop what is left."""
+        self._unsent = self.transport.get_write_buffer_size()
+        self._writing = self.loop.call_later(self._limits.slow_s, self._check_writing)
+
+    def _check_writing(self) -> None:
+        read = self._unsent - self.transport.get_write_buffer_size()
+        if read < self._limits.slow_s * self._limits.bytes_per_s:
+            self.transport.abort()
+        else:
+            self._watch_writing()
+
+
+class _Connection(h11.Connection):
+    """Refuses a body that comes in a great many tiny chunks."""
+
+    _chunks = 0
+    _bytes = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self._chunks += 1
+            self._bytes += len(event.data)
+            if self._chunks > CHUNKS + self._bytes // CHUNK_BYTES:
+                raise h11.RemoteProtocolError("the chunks of the body are too small")
+        elif isinstance(event, h11.Request):
+            self._chunks = self._bytes = 0
+        return event

@@ -1,0 +1,95 @@
+"""Long polls: any number of requests wait for one number to change, and share what is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+
+from fastapi import Request
+
+POLL_S = 0.05
+FRESH_S = 0.25  # for which an answer is given again
+KEPT = 16  # answers
+
+
+class Watch:
+    """Wakes those who wait until `number` is another one: one task looks, however many wait.
+
+    Args:
+        number: cheap, and asked in the event loop.
+    """
+
+    def __init__(self, number: Callable[[], object]) -> None:
+        self._number = number
+        self._waiting = 0
+        self._news = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+
+    async def changed(self, seen: object, *, timeout_s: float) -> None:
+        """Returns when the number is not `seen`, or after `timeout_s`."""
+        self._waiting += 1
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look())
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._number() == seen:
+                    await self._news.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting -= 1
+
+    async def _look(self) -> None:
+        last = self._number()
+        while self._waiting:
+            await asyncio.sleep(POLL_S)
+            if (now := self._number()) != last:
+                last, news = now, self._news
+                self._news = asyncio.Event()
+                news.set()
+
+
+class Shared:
+    """Makes an answer once for all who ask for the same within FRESH_S seconds.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._made: OrderedDict[Hashable, tuple[float, asyncio.Task[bytes]]] = OrderedDict()
+
+    async def get(self, key: Hashable, make: Callable[[], Awaitable[bytes]]) -> bytes:
+        """What `make` returned for this key, now or just before."""
+        until, task = self._made.get(key, (0.0, None))
+        if task is None or self._clock() >= until:
+            task = asyncio.ensure_future(_run(make))
+            self._made[key] = self._clock() + FRESH_S, task
+            self._made.move_to_end(key)
+            if len(self._made) > KEPT:
+                self._made.popitem(last=False)
+        return await asyncio.shield(task)  # who asks may go away, others wait for it too
+
+
+async def _run(make: Callable[[], Awaitable[bytes]]) -> bytes:
+    return await make()
+
+
+async def unless_gone(request: Request, waiting: Awaitable[None]) -> None:
+    """Await it, or the end of the connection, whichever is first."""
+    tasks = {asyncio.ensure_future(waiting), asyncio.ensure_future(_gone(request))}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    for task in done:
+        task.result()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
