@@ -248,6 +248,20 @@ class Admin:
             consumer.close()
         return {part.partition: part.offset for part in found if part.offset >= 0}
 
+    def truncate(self, topic: str, before: Mapping[int, int]) -> None:
+        """Delete what lies before an offset of each partition.
+
+        Raises:
+            BrokerError: an offset lies beyond the end, or the broker does not answer.
+        """
+        positions = [TopicPartition(topic, number, offset) for number, offset in before.items()]
+        futures = self._client.delete_records(positions, request_timeout=self._timeout)
+        for partition, future in futures.items():
+            try:
+                future.result()
+            except KafkaException as error:
+                raise mapped(error, f"truncating {topic}[{partition.partition}]") from error
+
     def identity(self, topic: str) -> tuple[str, float]:
         """The topic's id and its delete.retention.ms. Raises Unreachable."""
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)

@@ -11,7 +11,7 @@ import typer
 
 from index.redact import RedactingFormatter, redacted
 
-from . import cli_data, cli_eval, cli_models, cli_report, cli_retrain
+from . import cli_data, cli_dead_letters, cli_eval, cli_models, cli_report, cli_retrain
 from .children import ChildError
 from .errors import StreamError
 from .settings import Settings, load
@@ -139,6 +139,7 @@ cli_retrain.add(app, settings_of)
 cli_models.add(app, settings_of)
 cli_eval.add(app, settings_of)
 cli_report.add(app, settings_of)
+cli_dead_letters.add(app, settings_of)
 
 
 def main() -> None:

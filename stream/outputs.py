@@ -81,7 +81,7 @@ class OutputTopics:
         headers = [("source", str(message.offset).encode()), ("ts", str(message.ts).encode())]
         return [self._beside(message, self.vectors, None, headers)]
 
-    def dead(self, message: Message, error: BadRecord) -> list[Output]:
+    def dead(self, message: Message, error: BadRecord, *, model: str | None = None) -> list[Output]:
         """The message as it came, whole, with the reason in its headers.
 
         Only a batch that was compressed can hold a message that does not fit: the parts that are
@@ -94,6 +94,7 @@ class OutputTopics:
             partition=message.partition,
             offset=message.offset,
             ts=message.ts,
+            model=model,
         )
         key, value = message.key, message.value
         if message.nbytes > MAX_DEAD_LETTER_BYTES:

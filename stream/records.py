@@ -307,10 +307,15 @@ def decode_map(value: bytes) -> dict[str, Any]:
 
 
 def dead_letter_headers(
-    error: BadRecord, *, topic: str, partition: int, offset: int, ts: int
+    error: BadRecord, *, topic: str, partition: int, offset: int, ts: int, model: str | None = None
 ) -> list[tuple[str, bytes]]:
-    """Headers of a dead letter: what is wrong, who found it, and where it came from."""
+    """Headers of a dead letter: what is wrong, who found it, and where it came from.
+
+    Args:
+        model: the version that was to embed it; None: it did not get that far.
+    """
     return [
+        *([("model", model.encode())] if model is not None else []),
         ("reason", error.reason.encode()),
         ("field", error.field.encode()),
         ("stage", error.stage.encode()),

@@ -43,6 +43,7 @@ def plan(settings: Settings) -> list[Topic]:
         topic("vectors", compact),
         topic("predictions", delete),
         topic("dead-letters", delete | dead),
+        topic("dead-letters-replayed", compact, partitions=1),
         topic("statistics", delete | {"retention.ms": str(STATISTICS_MS)}),
         topic("models", compact, partitions=1),
     ]

@@ -449,7 +449,8 @@ class Worker:
     def _bury(self, item: Item, error: BadRecord) -> None:
         self._metrics.dead_letter(error.stage, error.kind)
         log.warning("dead letter %s: %s", where(item), error)
-        item.ticket.finish(self._topics.dead(item.message, error))
+        model = None if item.model is None else item.model.name
+        item.ticket.finish(self._topics.dead(item.message, error, model=model))
 
     def _delete(self, item: Item) -> None:
         id_ = check_deletion(item.message.key)

@@ -140,6 +140,8 @@ def test_the_readme_runs_as_written(newcomer: Newcomer) -> None:
                     assert "red" in said.splitlines()[0]
                 if arguments[:2] == ["models", "list"]:
                     assert "* braid-0001" in said
+                if arguments[:2] in (["dead-letters", "list"], ["dead-letters", "replay"]):
+                    assert not said.startswith("0 "), said
                 ran.append(arguments[0])
             for line in block.code.splitlines() if block.language == "sh" else []:
                 if line.startswith("curl "):
@@ -188,6 +190,7 @@ def searchable(client: Client) -> int:
     [
         *("demo", "up", "produce", "embed", "index", "search", "retrain", "status", "doctor"),
         *("models list", "models promote", "models rollback"),
+        *("dead-letters list", "dead-letters show", "dead-letters replay", "dead-letters purge"),
     ],
 )
 def test_each_command_explains_itself_with_an_example(command: str) -> None:

@@ -1,0 +1,334 @@
+"""Sends dead letters to their origin again, each once, unless a newer record stands there.
+
+The original key and value go to the original partition, and a mark with the letter's id goes to
+`dead-letters-replayed` in the same transaction: a letter that has its mark is never sent again. The
+transactional id is the same for everyone: a second replay ends the first, and reads its marks
+before it sends anything.
+
+A message that is sent again has a new offset, and the offset is the record's version: an old
+record would replace a newer good one. So the origin is read from the letters' offsets on, up to
+just before each transaction, and a letter whose key has a later message there is left out (`force`
+sends it all the same). What is produced during that transaction, a moment, may still be replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Consumer
+
+from .broker import Admin, Message, Output, client_config, replay
+from .dead_letters import REPLAYED, TOPIC, DeadLetter, Selection, letter_of, letters, replayed
+from .errors import BadRecord, WorkerError
+from .records import MIB, decode_map
+from .settings import Settings
+from .transactions import TransactionalSink
+
+log = logging.getLogger(__name__)
+
+MARK = "replay-of"  # header of a message that was sent again: the letter's id
+MOST, MOST_BYTES = 100, 32 * MIB  # of one transaction
+POLL_S = 0.5
+PARTS_FIELDS = ("text", "image", "audio", "labels", "meta")
+
+Place = tuple[str, int, int]  # topic, partition, offset
+
+
+@dataclass(kw_only=True)
+class Replay:
+    """What became of the letters, by id.
+
+    Attributes:
+        sent: with the place in the origin topic that the message has now.
+        done: of these, processed without another dead letter.
+        failed: of these, dead letters again: the new letter.
+        waiting: of these, not processed within the time.
+        superseded: left out, since the key has a later message.
+        foreign: left out, since they do not come from a topic of braid's.
+        already: how many were left out, since they had been sent before.
+    """
+
+    sent: dict[str, Place | None] = field(default_factory=dict)
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, DeadLetter] = field(default_factory=dict)
+    waiting: list[str] = field(default_factory=list)
+    superseded: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    already: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "sent": len(self.sent),
+            "done": len(self.done),
+            "failed": {id: letter.plain() for id, letter in self.failed.items()},
+            "waiting": self.waiting,
+            "superseded": self.superseded,
+            "foreign": self.foreign,
+            "already": self.already,
+        }
+
+
+class Replayer:
+    """Sends letters again and waits for what becomes of them.
+
+    Args:
+        rate: messages a second.
+        force: send also what a later message of the same key has superseded.
+        wait_s: how long the outcomes are waited for; 0: not at all.
+        groups: origin topic -> the consumer group that processes it.
+        clock, sleep: monotonic seconds, and waits for so many.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        groups: Mapping[str, str],
+        rate: float = 50.0,
+        force: bool = False,
+        wait_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._settings, self._groups = settings, groups
+        self._rate, self._force, self._wait_s = rate, force, wait_s
+        self._clock, self._sleep = clock, sleep
+        self._admin = Admin(settings)
+        self._origins = _Origins(settings, self._admin)
+        self._topic = settings.topic(TOPIC)
+        self._identity, _ = self._admin.identity(self._topic)
+
+    def run(self, selection: Selection, *, dry: bool = False) -> Replay:
+        """Send what is meant and was not sent yet.
+
+        Args:
+            dry: send nothing, only tell what would be.
+
+        Raises:
+            Fenced: another replay was started meanwhile.
+            BrokerError: the letters without a mark were not sent; run it again.
+        """
+        told = Replay()
+        sink = None
+        if not dry:  # before the marks are read: an earlier replay is settled by this
+            sink = TransactionalSink(
+                self._settings,
+                transactional_id=f"{self._settings.prefix}braid-dead-letters-replay",
+            )
+        try:
+            wanted = self._look(selection, told)
+            ends = self._ends()
+            for batch in self._batches(selection, wanted):
+                began = self._clock()
+                self._origins.read_on()
+                fresh = [letter for letter in batch if not self._superseded(letter, told)]
+                if sink is not None and fresh:
+                    self._send(sink, fresh)
+                told.sent |= dict.fromkeys(letter.id for letter in fresh)
+                if sink is not None:
+                    self._sleep(max(0.0, len(fresh) / self._rate - (self._clock() - began)))
+        finally:
+            if sink is not None:
+                sink.close()
+        if sink is not None and told.sent:
+            self._origins.read_on()
+            told.sent = {id: self._origins.sent.get(id) for id in told.sent}
+            self._await(told, ends)
+        return told
+
+    def _look(self, selection: Selection, told: Replay) -> set[str]:
+        """The ids of the letters that may be sent; their origins are watched from here on."""
+        marks = replayed(self._settings)
+        wanted = set()
+        for letter in letters(self._settings, selection):
+            if letter.id in marks:
+                told.already += 1
+            elif letter.origin is None or letter.origin[0] not in self._groups:
+                told.foreign.append(letter.id)
+            else:
+                wanted.add(letter.id)
+                self._origins.watch(letter)
+        return wanted
+
+    def _batches(self, selection: Selection, wanted: set[str]) -> Iterator[list[DeadLetter]]:
+        """The letters in the order of each partition, as many as one transaction takes."""
+        most = min(MOST, max(1, math.ceil(self._rate)))
+        batch: list[DeadLetter] = []
+        for letter in letters(self._settings, selection) if wanted else ():
+            if letter.id in wanted:
+                batch.append(letter)
+            if len(batch) == most or sum(its.size for its in batch) >= MOST_BYTES:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _superseded(self, letter: DeadLetter, told: Replay) -> bool:
+        if self._force or not self._origins.later(letter):
+            return False
+        told.superseded.append(letter.id)
+        return True
+
+    def _send(self, sink: TransactionalSink, batch: list[DeadLetter]) -> None:
+        """The original messages and their marks, in one transaction."""
+        outputs, offsets = [], {}
+        for letter in batch:
+            message = letter.message
+            assert letter.origin is not None
+            topic, partition, _ = letter.origin
+            outputs.append(
+                Output(
+                    topic=topic,
+                    partition=partition,
+                    key=message.key,
+                    value=message.value,
+                    headers=[(MARK, letter.id.encode())],
+                )
+            )
+            mark = f"{self._identity}/{letter.id}".encode()
+            outputs.append(
+                Output(topic=self._settings.topic(REPLAYED), partition=0, key=mark, value=b"\x80")
+            )
+            offsets[message.partition] = message.offset + 1
+        # A group without members, which the transaction wants; its offsets decide nothing here.
+        member = Consumer(
+            client_config(self._settings)
+            | {"group.id": f"{self._settings.prefix}braid-dead-letters-replay"}
+        )
+        try:
+            lease = member.consumer_group_metadata()
+            sink.publish(outputs, topic=self._topic, offsets=offsets, lease=lease)
+        finally:
+            member.close()
+        log.info("%d dead letters sent again", len(batch))
+
+    def _await(self, told: Replay, ends: Mapping[int, int]) -> None:
+        """See what became of the messages: their group has passed them, or they failed again."""
+        open_ = {place: id for id, place in told.sent.items() if place is not None}
+        deadline = self._clock() + self._wait_s
+        while open_:
+            passed = self._passed()  # before the letters are read, which come with the offsets
+            until = self._ends()
+            for message in replay(self._settings, self._topic, start_at=ends, stop_at=until):
+                letter = letter_of(message)
+                if letter.origin is not None and letter.origin in open_:
+                    told.failed[open_.pop(letter.origin)] = letter.light()
+            ends = until
+            for place in [place for place in open_ if place[2] < passed.get(place[:2], 0)]:
+                told.done.append(open_.pop(place))
+            if self._clock() >= deadline:
+                break
+            if open_:
+                self._sleep(POLL_S)
+        told.waiting = sorted(open_.values())
+
+    def _passed(self) -> dict[tuple[str, int], int]:
+        """What the groups have committed, by origin topic and partition."""
+        counts = self._admin.partition_counts()
+        return {
+            (topic, number): offset
+            for topic, group in self._groups.items()
+            if topic in counts
+            for number, offset in self._admin.committed(group, topic, counts[topic]).items()
+        }
+
+    def _ends(self) -> dict[int, int]:
+        counts = self._admin.partition_counts()
+        ends = self._admin.ends(self._topic, counts.get(self._topic, 0))
+        return {number: end for number, (_, end) in ends.items()}
+
+
+class _Origins:
+    """What stands in the origin topics after the letters' offsets, of their keys only."""
+
+    def __init__(self, settings: Settings, admin: Admin) -> None:
+        self._settings, self._admin = settings, admin
+        self._parts, self._records = settings.topic("parts"), settings.topic("records")
+        self._next: dict[tuple[str, int], int] = {}
+        self._last: dict[tuple[str, int, bytes, str], int] = {}
+        self._keys: set[bytes] = set()
+        self._deleted: dict[bytes, int] = {}  # key -> when it was deleted last, in ms since 1970
+        self._parts_since: int | None = None
+        self._anew: set[tuple[str, int]] = (
+            set()
+        )  # partitions that end before their letters' offsets
+        self.sent: dict[str, Place] = {}  # letter's id -> where it was sent to
+
+    def watch(self, letter: DeadLetter) -> None:
+        if letter.origin is None or letter.message.key is None:
+            return
+        topic, partition, offset = letter.origin
+        self._keys.add(letter.message.key)
+        place = (topic, partition)
+        self._next[place] = min(offset + 1, self._next.get(place, offset + 1))
+        if topic == self._parts:
+            since = self._parts_since
+            self._parts_since = letter.origin_ts if since is None else min(since, letter.origin_ts)
+
+    def read_on(self) -> None:
+        """Read the origin topics up to where they end now. Raises Unreachable."""
+        counts = self._admin.partition_counts()
+        if self._parts_since is not None:  # a deletion in `records` is of the parts too
+            since, self._parts_since = self._parts_since, None
+            offsets = self._admin.offsets_at(self._records, counts[self._records], since)
+            for number, offset in offsets.items():
+                place = (self._records, number)
+                self._next[place] = min(offset, self._next.get(place, offset))
+        for topic in {topic for topic, _ in self._next}:
+            if topic not in counts:
+                raise WorkerError(f"topic {topic}, where letters come from, is gone")
+            ends = self._admin.ends(topic, counts[topic])
+            starts = {
+                number: start
+                for (name, number), start in self._next.items()
+                if name == topic and number in ends
+            }
+            for number, start in starts.items():
+                if start > ends[number][1]:
+                    self._anew.add((topic, number))
+                    starts[number] = 0
+            stops = {number: ends[number][1] for number in starts}
+            for message in replay(self._settings, topic, start_at=starts, stop_at=stops):
+                self._see(message)
+            self._next |= {(topic, number): stop for number, stop in stops.items()}
+
+    def later(self, letter: DeadLetter) -> bool:
+        """Whether a later message of the key replaces this one: in `parts`, some of its fields."""
+        key = letter.message.key
+        if key is None or letter.origin is None:
+            return False
+        topic, partition, offset = letter.origin
+        if topic == self._parts and self._deleted.get(key, -1) >= letter.origin_ts:
+            return True
+        if (topic, partition) in self._anew:
+            offset = -1
+        return any(
+            self._last.get((topic, partition, key, name), -1) > offset
+            for name in self._fields(topic, letter.message.value)
+        )
+
+    def _see(self, message: Message) -> None:
+        marks = [value for name, value in message.headers if name == MARK]
+        if marks and marks[0] is not None:
+            place = (message.topic, message.partition, message.offset)
+            self.sent[marks[0].decode(errors="replace")] = place
+        if message.key is not None and message.key in self._keys:
+            if message.topic == self._records and message.value is None:
+                self._deleted[message.key] = max(message.ts, self._deleted.get(message.key, 0))
+            for name in self._fields(message.topic, message.value):
+                self._last[message.topic, message.partition, message.key, name] = message.offset
+
+    def _fields(self, topic: str, value: bytes | None) -> tuple[str, ...]:
+        """What a message says anew: a part the fields it has, all else the whole record."""
+        if topic != self._parts:
+            return ("",)
+        try:
+            present = decode_map(value or b"")
+        except BadRecord:
+            return PARTS_FIELDS
+        return tuple(name for name in PARTS_FIELDS if present.get(name) is not None)
