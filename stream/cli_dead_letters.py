@@ -148,6 +148,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             for name, why in (
                 ("superseded", "left out: the id has a newer record (--force sends them)"),
                 ("foreign", "left out: they do not come from records or parts"),
+                ("cut", "left out: larger than a topic takes, the letter holds a part only"),
                 ("waiting", f"not processed within {wait:g} s"),
             ):
                 if told[name]:

@@ -50,6 +50,7 @@ class Replay:
         waiting: of these, not processed within the time.
         superseded: left out, since the key has a later message.
         foreign: left out, since they do not come from a topic of braid's.
+        cut: left out, since the letter does not hold the whole message: no topic would take it.
         already: how many were left out, since they had been sent before.
     """
 
@@ -59,6 +60,7 @@ class Replay:
     waiting: list[str] = field(default_factory=list)
     superseded: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
     already: int = 0
 
     def plain(self) -> dict[str, Any]:
@@ -69,6 +71,7 @@ class Replay:
             "waiting": self.waiting,
             "superseded": self.superseded,
             "foreign": self.foreign,
+            "cut": self.cut,
             "already": self.already,
         }
 
@@ -150,6 +153,8 @@ class Replayer:
                 told.already += 1
             elif letter.origin is None or letter.origin[0] not in self._groups:
                 told.foreign.append(letter.id)
+            elif letter.cut:
+                told.cut.append(letter.id)
             else:
                 wanted.add(letter.id)
                 self._origins.watch(letter)

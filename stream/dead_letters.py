@@ -35,6 +35,7 @@ class DeadLetter:
         model: the version that had prepared or encoded it, or "".
         origin: topic, partition and offset where it came from; None where the headers do not tell.
         origin_ts: its timestamp there, in milliseconds since 1970.
+        cut: whether it holds a part of the original key or value only.
     """
 
     message: Message
@@ -46,6 +47,7 @@ class DeadLetter:
     model: str
     origin: tuple[str, int, int] | None
     origin_ts: int
+    cut: bool = False
 
     @property
     def id(self) -> str:
@@ -63,6 +65,7 @@ class DeadLetter:
             "at_ms": self.message.ts,
             "key": None if self.message.key is None else _text(self.message.key, SHOWN_CHARS),
             "bytes": self.size,
+            "cut": self.cut,
             "stage": self.stage,
             "kind": self.kind,
             "field": self.field,
@@ -92,6 +95,7 @@ def letter_of(message: Message) -> DeadLetter:
         model=headers.get("model", ""),
         origin=origin,  # type: ignore[arg-type]
         origin_ts=_number(headers.get("timestamp")) or 0,
+        cut=any(name.startswith("cut-") for name in headers),
     )
 
 

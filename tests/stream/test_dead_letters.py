@@ -127,7 +127,7 @@ def test_list_counts_by_stage_and_kind_and_filters(topics: Topics) -> None:
     }
     assert keys()[0] == "odd"
     assert found["last"][2] == {
-        "id": "0:2", "at_ms": found["last"][2]["at_ms"], "key": "c", "bytes": 1,
+        "id": "0:2", "at_ms": found["last"][2]["at_ms"], "key": "c", "bytes": 1, "cut": False,
         "stage": "encode", "kind": "RuntimeError", "field": "image",
         "reason": "RuntimeError: shape", "model": "braid-0003",
         "topic": topics.settings.topic("records"), "partition": 0, "offset": 2, "replayed": False,
@@ -190,9 +190,16 @@ def test_replayed_twice_nothing_is_sent_twice(topics: Topics) -> None:
 
 
 @kafka
-def test_a_dry_run_sends_nothing(topics: Topics) -> None:
+def test_what_cannot_be_sent_is_told_and_a_dry_run_sends_nothing(topics: Topics) -> None:
     topics.bury("a")
-    assert topics.braid("replay", "--dry-run").startswith("1 would be sent, 0 had been")
+    topics.put("dead-letters", b"odd", b"", [("topic", b"elsewhere")])
+    place = [("topic", topics.settings.topic("records").encode())]
+    place += [("partition", b"0"), ("offset", b"0")]
+    topics.put("dead-letters", b"large", b"", [*place, ("cut-value", b"20000000 sha256:00")])
+    said = topics.braid("replay", "--dry-run").splitlines()
+    assert said[0] == "1 would be sent, 0 had been sent before"
+    assert said[1] == "1 left out: they do not come from records or parts: 0:1"
+    assert said[2].endswith("the letter holds a part only: 0:2")
     assert len(topics.texts("records")) == 1
 
 
