@@ -9,6 +9,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -99,17 +100,26 @@ class DeviceThread:
             self._lock.release()
         return future
 
-    def close(self) -> None:
-        """Finish what was submitted, then end the thread. May be called again."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Finish what was submitted, then end the thread. May be called again.
+
+        Args:
+            timeout: seconds to wait for that; None: without limit.
+
+        Returns:
+            Whether the thread has ended.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             first, self._closed = not self._closed, True
         if first:
-            self._put_end()
+            self._put_end(deadline)
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return not self._thread.is_alive()
 
-    def _put_end(self) -> None:
-        while self._thread.is_alive():
+    def _put_end(self, deadline: float | None) -> None:
+        while self._thread.is_alive() and (deadline is None or time.monotonic() < deadline):
             try:
                 self._queue.put(None, timeout=0.1)
             except Full:

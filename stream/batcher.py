@@ -64,6 +64,13 @@ class MicroBatcher(Generic[T]):
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def limit(self, budget: Budget) -> None:
+        """Close batches by this budget from here on."""
+        if budget != self._budget:
+            self._budget = budget
+            self._restart()
+            self._extend()
+
     def add(self, item: T, cost: Costed, *, since: float, kind: str = "") -> None:
         """Put one item behind the others; `since` is when its record was polled."""
         self._waiting.append(_Waiting(item, cost, since, kind))

@@ -3,6 +3,7 @@
     BRAID_FAILPOINT=before-publish:stop:3     the third pass sends SIGSTOP to this process
     BRAID_FAILPOINT=before-encode:raise:2     the second pass raises RuntimeError
     BRAID_FAILPOINT=after-publish:kill:1      the first pass sends SIGKILL
+    BRAID_FAILPOINT=before-encode:hang        the first pass hangs without limit
 
 Without the variable a failpoint costs one dictionary look-up.
 """
@@ -31,8 +32,10 @@ class Failpoints:
         self._armed: dict[str, tuple[str, int]] = {}
         for part in filter(None, (spec or "").split(",")):
             name, action, passes = (*part.split(":"), "1")[:3]
-            if name not in NAMES or action not in ("stop", "kill", "raise"):
-                raise ValueError(f"BRAID_FAILPOINT: {part!r} is not NAME:stop|kill|raise[:PASS]")
+            if name not in NAMES or action not in ("stop", "kill", "raise", "hang"):
+                raise ValueError(
+                    f"BRAID_FAILPOINT: {part!r} is not NAME:stop|kill|raise|hang[:PASS]"
+                )
             self._armed[name] = (action, int(passes))
 
     @classmethod
@@ -49,6 +52,8 @@ class Failpoints:
         del self._armed[name]
         if action == "raise":
             raise RuntimeError(f"failpoint {name}")
+        if action == "hang":
+            threading.Event().wait()
         # To this thread: one that goes to the process may be taken by another thread, and this one
         # would go on for a while, into what it was to stop before.
         signal.pthread_kill(

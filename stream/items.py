@@ -1,10 +1,9 @@
-"""What is on its way through the worker: records, and the micro-batches they form."""
+"""What is on its way through the worker: one record with its message and ticket."""
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from encoders.types import Embedding, Model, Prepared
@@ -29,6 +28,7 @@ class Item:
     Attributes:
         model: prepares it; there from when it is prepared.
         attempt: a canary's challenger at this record; there from when it is prepared.
+        failures: how often encoding it alone failed.
     """
 
     message: Message
@@ -38,16 +38,7 @@ class Item:
     model: Model | None = None
     preparing: Future[Prepared] | None = None
     attempt: Attempt | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Batch:
-    """One micro-batch on the device. It ends with the model that it began with."""
-
-    items: list[Item]
-    model: Model
-    encoding: Future[list[Embedding]]
-    started: float = field(default_factory=time.monotonic)
+    failures: int = 0
 
 
 def future_of(item: Item) -> Future[Prepared]:

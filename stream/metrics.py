@@ -89,6 +89,9 @@ class WorkerMetrics(ByGeneration["GenerationMetrics"]):
         self.failures = self._counter(
             "braid_worker_failures", "Times its worker ended while others went on", its
         )
+        self.failed_batches = self._counter(
+            "braid_batches_failed", "Micro-batches on which encode raised", its, "kind"
+        )
         self.batch = self._histogram(
             "braid_batch_records", "Records in a micro-batch", BUCKETS_RECORDS, its
         )
@@ -139,6 +142,10 @@ class GenerationMetrics:
     def batch(self, records: int, seconds: float) -> None:
         self._shared.batch.labels(self._generation).observe(records)
         self._shared.encode.labels(self._generation).observe(seconds)
+
+    def batch_failed(self, kind: str) -> None:
+        """A micro-batch raised: `memory` ran out, or an `error`."""
+        self._shared.failed_batches.labels(self._generation, kind).inc()
 
     def published(self, *, records: int, seconds: float) -> None:
         self._shared.records.labels(self._generation).inc(records)

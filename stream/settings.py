@@ -127,6 +127,23 @@ class Settings(BaseSettings):
     batch_pixels: int = Field(32_000_000, ge=1)
     batch_seconds: float = Field(600.0, gt=0, description="seconds of sound in one micro-batch")
     batch_wait_s: float = Field(0.05, ge=0, description="age of the oldest that closes a batch")
+    encode_timeout_s: float = Field(
+        300.0,
+        ge=1.0,
+        description="how long one micro-batch may be on the device: it hangs beyond that, and the "
+        "process ends with its stacks, since a device call cannot be interrupted",
+    )
+    poison_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="more than this share of poison_window records that fail in prepare or encode "
+        "stops the worker: something else than each record is at fault then, and would empty the "
+        "topic into the dead letters; 1 never stops",
+    )
+    poison_window: int = Field(
+        200, ge=10, description="the last decoded records, of which poison_share is a share"
+    )
     inflight_records: int = Field(1024, ge=1)
     inflight_bytes: int = Field(256 * MIB, ge=16 * MIB)
     prepare_threads: int = Field(2, ge=1, le=256)

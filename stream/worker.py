@@ -8,8 +8,10 @@
 6. publish   vectors, predictions, dead letters and the consumed offsets, in one transaction
 
 A record leaves in exactly one of three ways: output, dead letter, or the worker stops and the
-record is read again. The transaction of one batch runs on its own thread while the next batches are
-prepared and encoded; at most one is open at a time, and the callbacks of a rebalance wait for it.
+record is read again. It stops where no single record is at fault: `stream.encoding` and
+`stream.burst` tell the two apart. The transaction of one batch runs on its own thread while the
+next batches are prepared and encoded; at most one is open at a time, and the callbacks of a
+rebalance wait for it.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from encoders.embedder import DeviceThread
-from encoders.types import Embedding, Model, Prepared
+from encoders.types import Model, Prepared
 
-from .batcher import Budget, MicroBatcher
 from .broker import Message, Output
+from .burst import Burst
+from .encoding import EncodeQueue
 from .errors import BadRecord, PublishRefused, RegistryError, WorkerError, bad_record
 from .failpoints import Failpoints
 from .handover import Roles
-from .items import Batch, Item, Showcase, future_of, model_of, record_of, where
+from .items import Item, Showcase, future_of, record_of, where
 from .ledger import OffsetLedger, Run, Ticket
 from .links import Links
 from .mapping import Filling
@@ -40,13 +42,14 @@ from .records import check_deletion, decode_record
 from .settings import Settings
 from .tallying import Tallies
 from .transactions import RecordSource, TransactionalSink
-from .trial import Attempt, Trial, begun, encode_both
+from .trial import Trial
 
 log = logging.getLogger(__name__)
 
 MAX_REFUSALS = 5  # in a row without one success: not a rebalance, something is broken
 CALLBACKS_EVERY_S = 1.0  # a full worker still serves the group's callbacks this often
 LAG_EVERY_S = 1.0
+DRAIN_S = 10.0  # what the device has not finished so long after a stop is read again
 
 
 class Worker:
@@ -92,23 +95,16 @@ class Worker:
         self._failpoint = Failpoints.from_environment()
         self._unknown: Counter[str] = Counter()
         self._ledger = OffsetLedger[list[Output]]()
-        self._batcher = MicroBatcher[Item](
-            Budget(
-                records=settings.batch_records,
-                tokens=settings.batch_tokens,
-                pixels=settings.batch_pixels,
-                seconds=settings.batch_seconds,
-            ),
-            max_wait=settings.batch_wait_s,
-        )
+        self._burst = Burst(settings)
         self._preparing: deque[Item] = deque()
-        self._encoding: deque[Batch] = deque()
+        self._queue = EncodeQueue(
+            settings, metrics=self._metrics, failpoint=self._failpoint, clock=clock
+        )
         self._publishing: tuple[list[Run[list[Output]]], Future[None]] | None = None
         self._refusals = 0
         self._last_poll = clock()
         self._last_lag = clock()
         self._stopping = threading.Event()
-        self._device = DeviceThread()
         self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
         self._sink = self.make_sink(transactional_id)
@@ -256,8 +252,7 @@ class Worker:
             except Exception as error:  # noqa: BLE001 (as in _decode)
                 self._bury(item, bad_record(error, stage="prepare"))
             else:
-                way = prepared.preprocessing
-                self._batcher.add(item, prepared.cost, since=item.since, kind=way)
+                self._queue.add(item, prepared)
 
     def _encode(self) -> None:
         """Step 4: closed micro-batches go to the device thread; a new model comes in between."""
@@ -265,32 +260,19 @@ class Worker:
             self._model, self._offered = self._offered, None
             self._metrics.model(self._model.name)
             log.info("model %s serves from here on", self._model.name)
-        while not self._device.full and (items := self._batcher.take(self._clock())):
-            prepared = [future_of(item).result() for item in items]
-            alike = self._model.preprocessing == prepared[0].preprocessing
-            model = self._model if alike else model_of(items[0])  # the last of those before it
-            attempts = begun(items, self._trial, model)
-            encoding = self._device.submit(self._encode_batch, model, prepared, attempts)
-            self._encoding.append(Batch(items, model, encoding))
+        self._queue.submit(self._model, self._trial)
 
     def _decide(self) -> None:
         """Step 5: finished batches become the messages that will be published."""
-        while self._encoding and self._encoding[0].encoding.done():
-            batch = self._encoding.popleft()
-            try:
-                embeddings = batch.encoding.result()
-            except Exception as error:
-                raise WorkerError(
-                    f"encoding a batch of {len(batch.items)} from {where(batch.items[0])} on, "
-                    f"with model {batch.model.name}, failed: {error!r}"
-                ) from error
-            took_s = time.monotonic() - batch.started
-            self._metrics.batch(len(batch.items), took_s)
+        for batch in self._queue.finished():
             if self._pace is not None:
-                self._pace.worked(took_s, self._clock())
-            self._tallies.add(batch.model.name, embeddings)
+                self._pace.worked(batch.took_s, self._clock())
+            if batch.condemned is not None:
+                self._bury(*batch.condemned)
+            self._tallies.add(batch.model.name, [embedding for _, embedding in batch.made])
+            self._burst.good(len(batch.made), self._clock())
             now_ms = self._wall() * 1000
-            for item, embedding in zip(batch.items, embeddings, strict=True):
+            for item, embedding in batch.made:
                 record = record_of(item)
                 if self._showcase is not None:
                     self._showcase.put(record, embedding)
@@ -309,6 +291,8 @@ class Worker:
         """Step 6: one transaction for the unbroken run of every partition. Commits last."""
         if self._publishing is not None and self._publishing[1].done():
             self._settle()
+        if self._burst.holds(self._clock(), at_rest=not self._at_work):
+            return
         lease = self._source.lease
         if self._publishing is None and lease is not None and (runs := self._ledger.ready()):
             outputs = self._spoken(runs)
@@ -379,9 +363,8 @@ class Worker:
         """Forget everything in flight; what the threads still finish has no effect."""
         self._ledger.drop()
         self._tallies.forget()
-        self._batcher.clear()
         self._preparing.clear()
-        self._encoding.clear()
+        self._queue.clear()
 
     def _on_assigned(self, partitions: list[int]) -> None:
         self._drop()
@@ -414,7 +397,7 @@ class Worker:
 
     def _drain(self) -> None:
         """On a graceful stop: publish what is on the device, leave the rest to the next reader."""
-        wait([batch.encoding for batch in self._encoding])
+        self._queue.wait(DRAIN_S)
         self._decide()
         self._finish_open()
         self._publish()
@@ -426,7 +409,7 @@ class Worker:
         self._publishing = None
         self._drop()  # so that the callback of leaving the group finds nothing to publish
         self._source.close()
-        self._device.close()
+        self._queue.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._sink.close()
         self._links.close()
@@ -440,17 +423,13 @@ class Worker:
             item.attempt = trial.attempt(sample, prepared, item.message.partition)
         return prepared
 
-    def _encode_batch(
-        self, model: Model, prepared: list[Prepared], attempts: list[Attempt]
-    ) -> list[Embedding]:
-        self._failpoint("before-encode")
-        return encode_both(model, prepared, attempts)
-
     def _bury(self, item: Item, error: BadRecord) -> None:
         self._metrics.dead_letter(error.stage, error.kind)
         log.warning("dead letter %s: %s", where(item), error)
         model = None if item.model is None else item.model.name
         item.ticket.finish(self._topics.dead(item.message, error, model=model))
+        if error.stage != "decode":  # which depends on the message's bytes alone
+            self._burst.bad(error, self._clock())
 
     def _delete(self, item: Item) -> None:
         id_ = check_deletion(item.message.key)
@@ -461,11 +440,16 @@ class Worker:
     def _ticket(self, message: Message) -> Ticket[list[Output]]:
         return self._ledger.receive(message.partition, message.offset, message.nbytes)
 
+    @property
+    def _at_work(self) -> bool:
+        """Whether a record is prepared or encoded, so that its outcome will be known."""
+        return bool(self._preparing) or self._queue.busy
+
     def _patience(self, now: float) -> float:
         """How long a poll may wait for a first message, in seconds."""
-        if self._encoding or self._preparing or self._publishing is not None:
+        if self._at_work or self._publishing is not None:
             return 0.002
-        due = self._batcher.due_in(now)
+        due = self._queue.due_in(now)
         return 0.1 if due is None else min(0.1, due)
 
     def _rest(self, now: float) -> list[Item]:
@@ -477,7 +461,7 @@ class Worker:
         return []
 
     def _wait_for_room(self) -> None:
-        waiting: list[Future] = [batch.encoding for batch in self._encoding]
+        waiting: list[Future] = [*self._queue.futures]
         if self._publishing is not None:
             waiting.append(self._publishing[1])
         elif self._preparing:

@@ -1,10 +1,9 @@
-"""An encoder that raises, Redis that goes away: nothing is lost, nothing is doubled."""
+"""A worker that stops, Redis that goes away: nothing is lost, nothing is doubled."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import msgpack
@@ -12,8 +11,7 @@ import pytest
 from confluent_kafka import Producer as RawProducer
 
 from encoders.null import NullModel
-from encoders.types import Embedding, Prepared
-from stream.errors import RegistryError, WorkerError
+from stream.errors import RegistryError
 from stream.metrics import WorkerMetrics
 from stream.settings import Settings
 from stream.showcase import RedisShowcase
@@ -24,15 +22,6 @@ from tests.stream.running import running, wait_until_idle
 pytestmark = pytest.mark.kafka
 
 
-class Breaking(NullModel):
-    """Raises on the record that it is told to, as a bug in an encoder would."""
-
-    def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
-        if any(item.id == "r150" for item in prepared):
-            raise FloatingPointError("the device fell over")
-        return super().encode(prepared)
-
-
 def texts(count: int, start: int = 0) -> list[dict[str, Any]]:
     return [{"id": f"r{n}", "text": f"text {n}"} for n in range(start, start + count)]
 
@@ -41,28 +30,11 @@ def counts(deployment: Deployment) -> Counter[str]:
     return Counter(prediction["id"] for prediction in deployment.predictions())
 
 
-def test_an_encoder_that_raises_stops_the_worker_and_loses_nothing(
-    deployment: Deployment,
-) -> None:
-    deployment.produce(texts(300))
-    small = deployment.settings.model_copy(update={"batch_records": 16})
-    with running(small, Breaking(16)) as run:
-        error = run.wait_for_end()
-    assert isinstance(error, WorkerError)
-    assert "the device fell over" in str(error)
-    assert "null-16" in str(error)
-    assert small.topic("records") in str(error)
-    with running(small, NullModel(16)) as run:  # the bug is mended
-        wait_until_idle(run, deployment.lag)
-    assert counts(deployment) == {f"r{n}": 1 for n in range(300)}
-    assert deployment.read("dead-letters") == []
-
-
-def test_a_failing_encoder_ends_the_whole_process(deployment: Deployment) -> None:
+def test_a_worker_that_stops_ends_the_whole_process(deployment: Deployment) -> None:
     deployment.produce(texts(50))
-    worker = deployment.worker("one", BRAID_FAILPOINT="before-encode:raise")
+    worker = deployment.worker("one", BRAID_FAILPOINT="before-publish:raise")
     assert worker.wait(60) == 1
-    assert "failpoint before-encode" in worker.tail(100)
+    assert "failpoint before-publish" in worker.tail(100)
     worker = deployment.worker("one")
     wait_for("all is committed", lambda: deployment.lag() == 0, timeout=60)
     assert counts(deployment) == {f"r{n}": 1 for n in range(50)}
@@ -83,10 +55,10 @@ def test_a_thread_left_behind_keeps_no_half_dead_worker(deployment: Deployment) 
     worker = deployment.child(
         "one",
         ["-c", LINGERING, "embed", "--slot", "one", "--model", "null:16"],
-        {"BRAID_FAILPOINT": "before-encode:raise"},
+        {"BRAID_FAILPOINT": "before-publish:raise"},
     )
     assert worker.wait(60) == 1
-    assert "failpoint before-encode" in worker.tail(100)
+    assert "failpoint before-publish" in worker.tail(100)
     assert "ended at once" in worker.tail(100)
 
 
