@@ -4,6 +4,7 @@ import { call, release, source } from "./api.js";
 import { PAUSE, PLAY, WAVE, ago, el, icon, iso, number, said } from "./dom.js";
 
 const MAX_META = 6;
+const MAX_TASKS = 12; // whose labels, and whose predictions, are shown
 const MAX_TEXT = 28; // characters of a name or a value of meta; a title shows more
 const MAX_TITLE = 300;
 const ABSENT_TEXT = "Its text is not kept any more";
@@ -129,10 +130,10 @@ function tags(hit) {
     );
   }
   const labels = hit.labels ?? {};
-  for (const [task, label] of Object.entries(labels)) {
+  for (const [task, label] of Object.entries(labels).slice(0, MAX_TASKS)) {
     for (const one of [label].flat().slice(0, 3)) list.append(el("span", { class: "tag", title: task }, String(one)));
   }
-  for (const [task, label] of Object.entries(hit.predicted ?? {})) {
+  for (const [task, label] of Object.entries(hit.predicted ?? {}).slice(0, MAX_TASKS)) {
     if (task in labels || label === null) continue;
     const text = typeof label === "number" ? Number(label.toPrecision(4)) : [label].flat().slice(0, 3).join(", ");
     if (text === "") continue;

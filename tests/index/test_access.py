@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from index.access import MOST_CALLERS, ApiKeys, RateLimit, read_keys
+from index.access import MOST_CALLERS, ApiKeys, RateLimit, cost, read_keys
 from index.client import Client, Retry
 from index.errors import BadQuery, ServiceError
 from index.service import Limits, ServiceDeps
@@ -230,3 +230,22 @@ def test_a_batch_costs_what_its_queries_cost(node: Node) -> None:
         answer = http.get("/v1/status")
         assert problem(answer, 429)
         assert int(answer.headers["retry-after"]) > 700  # (3 - 10 - 1) / 0.01 less what passed
+
+
+@pytest.mark.parametrize(
+    ("ks", "tokens"),
+    [([10], 1), ([1], 1), ([11], 2), ([1000], 100), ([1, 1, 20], 4), ([15] * 2, 3)],
+)
+def test_a_query_costs_by_its_hits(ks: list[int], tokens: int) -> None:
+    assert cost(ks) == tokens
+
+
+def test_many_hits_are_paid_for(node: Node) -> None:
+    limits = Limits(body_bytes=MAX_BODY, rate_per_s=1.0, burst=3)
+    with serving(node, limits=limits) as (url, _), httpx.Client(base_url=url, timeout=20) as http:
+        assert http.post("/v1/search", json={"id": "r1", "k": 1000}).status_code == 200
+        assert int(http.get("/v1/status").headers["retry-after"]) > 90
+    with serving(node, limits=limits) as (url, _), httpx.Client(base_url=url, timeout=20) as http:
+        batch = {"queries": [{"id": "r1", "k": 1000}] * 10}
+        assert http.post("/v1/search/batch", json=batch).status_code == 200
+        assert int(http.get("/v1/status").headers["retry-after"]) > 900

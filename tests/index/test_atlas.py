@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from index.atlas import EVERY_S, Atlas
+from index import atlas
+from index.atlas import EVERY_S, FIELDS, NAMES, Atlas
 from index.live import LiveStore
 from index.payloads import Payload, Payloads
 from index.projection import fit
+from index.store import Row
 
 from .oracle import DIM, SPACE, delete, unit, upsert
 
@@ -144,3 +146,37 @@ def test_a_sample_stays_the_same_as_far_as_it_lives() -> None:
     assert held is not None
     assert (row.id, row.version, row.meta) == (held.id, held.version, held.meta)
     assert all(np.array_equal(row.vectors[name], held.vectors[name]) for name in held.vectors)
+
+
+def test_thousands_of_names_cost_a_few() -> None:
+    """Each record may bring names of its own; only the most common of the first are looked at."""
+    store = LiveStore(space=SPACE, dim=DIM)
+    names = [{f"name-{number}-{n}": n for n in range(1000)} for number in range(40)]
+    writes = [
+        upsert(f"r{number}", number, meta={"common": number % 3, "long": "x" * 1000, **meta})
+        for number, meta in enumerate(names)
+    ]
+    writes.append(upsert("nan", 99, meta={"common": 1, "y" * 1000: 1, "bad": float("nan")}))
+    store.apply(writes, positions={0: 100}, progress={0: 100})
+
+    async def draw() -> Any:
+        return json.loads((await Atlas(lambda: store, Payloads(None)).now()).body)
+
+    fields = asyncio.run(draw())["fields"]
+    assert fields[0]["name"] == "common"
+    assert len(fields) <= FIELDS
+    assert not {field["name"] for field in fields} & {"long", "bad", "y" * 1000}
+    assert looked_at(names) <= NAMES
+
+
+def looked_at(maps: list[dict[str, int]]) -> int:
+    """For how many names values are compared."""
+    rows = [
+        Row(id=str(n), partition=0, version=n, ts=0, model="m", vectors={}, meta=one)
+        for n, one in enumerate(maps)
+    ]
+    seen: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atlas, "_field", lambda kind, name, values: seen.append(name))
+        atlas._fields(rows, {})
+    return len(seen)

@@ -13,10 +13,10 @@ import pytest
 from index.errors import BadQuery
 from index.live import LiveStore
 from index.requests import MAX_BATCH
-from index.service import QueryInput, QueryVectors, Serving
+from index.service import Limits, QueryInput, QueryVectors, Serving
 
-from .conftest import IDS, Node, serving
-from .oracle import DIM, SPACE, unit
+from .conftest import IDS, MAX_BODY, Node, serving
+from .oracle import DIM, SPACE, unit, upsert
 from .test_bad_queries import problem
 
 PNG = base64.b64encode(b"\x89PNG a picture").decode()
@@ -167,3 +167,26 @@ def test_the_largest_batch(node: Node, http: httpx.Client) -> None:
     ids = [IDS[number % len(IDS)] for number in range(MAX_BATCH)]
     found = ask(http, [{"id": id_, "k": 1} for id_ in ids])
     assert [one["hits"][0]["id"] for one in found] == ids
+
+
+def test_a_batch_asks_for_so_many_hits_together(node: Node, http: httpx.Client) -> None:
+    batch = {"queries": [{"id": "r1", "k": 1000}] * 10}
+    assert http.post("/v1/search/batch", json=batch).status_code == 200
+    batch["queries"].append({"id": "r1", "k": 1})
+    field, why = problem(http.post("/v1/search/batch", json=batch), 422)
+    assert field == "queries"
+    assert "10001 hits" in why
+
+
+def test_an_answer_has_a_limit(node: Node) -> None:
+    meta = {"words": "x" * 5000}
+    writes = [upsert(f"m{number}", 50 + number, meta=meta) for number in range(20)]
+    node.store.apply(writes, positions={0: 70}, progress={0: 70})
+    query = {"id": "m1", "k": 40}
+    with (
+        serving(node, limits=Limits(body_bytes=MAX_BODY, answer_bytes=50_000)) as (url, _),
+        httpx.Client(base_url=url, timeout=20) as http,
+    ):
+        assert problem(http.post("/v1/search", json=query), 422)[0] == "k"
+        assert problem(http.post("/v1/search/batch", json={"queries": [query]}), 422)[0] == "k"
+        assert http.post("/v1/search", json={"id": "m1", "k": 5}).status_code == 200

@@ -19,6 +19,7 @@ from index.service import QueryInput
 
 from .conftest import IDS, Node
 from .oracle import DIM, SPACE, unit, upsert
+from .test_bad_queries import problem
 
 PNG = b"\x89PNG a picture"
 
@@ -246,3 +247,21 @@ def test_base64_is_what_the_service_takes(node: Node, http: httpx.Client) -> Non
     body = {"image": base64.b64encode(PNG).decode()}
     assert http.post("/v1/search", json=body).status_code == 200
     assert node.asked == [QueryInput(image=PNG)]
+
+
+def test_a_record_is_waited_for(node: Node, http: httpx.Client) -> None:
+    """As a search: right after its acknowledgement a record is not there yet."""
+    assert http.get("/v1/records/late").status_code == 404
+    answer = http.get("/v1/records/late", params={"min_offsets": "0:31", "timeout_ms": 20})
+    assert problem(answer, 412)[0] == "min_offsets"
+    assert answer.headers["retry-after"] == "1"
+    with ThreadPoolExecutor(1) as pool, Client(node.url) as client:
+        asked = pool.submit(client.get, "late", min_offsets={0: 31, 1: 5}, timeout_ms=20_000)
+        threading.Event().wait(0.1)
+        assert not asked.done()
+        node.store.apply([upsert("late", 30)], positions={0: 41}, progress={0: 31})
+        assert asked.result()["id"] == "late"
+        assert client.delete("late", min_offsets={0: 31})["id"] == "late"
+    for wrong in ("0", "0:-1", "a:1", "0:1,", "0:1;1:2", "1" * 10 + ":1", "0:" + "1" * 19):
+        answer = http.get("/v1/records/late", params={"min_offsets": wrong})
+        assert problem(answer, 422)[0].endswith("min_offsets")

@@ -451,6 +451,39 @@ def test_missing_ones_are_rebuilt_or_plainly_absent(
     assert site.shelf.get("thumb", "kept") is not None
 
 
+IMPOSSIBLE = (8_640_000_000_000_001, 2**63 - 1, -(2**63))  # ms; no Date holds them
+
+
+def test_what_no_page_expects_is_shown_as_text(site: Site, tab: Page) -> None:
+    """A script as caption, an impossible time, and thousands of meta names."""
+    names = {f"{HTML} {number}": f"<script>{number}</script>" for number in range(2000)}
+    site.put("plain", "a red thing", picture("red"))
+    for number, ts in enumerate(IMPOSSIBLE):
+        site.put(f"odd-{number}", f"<script>document.title='in'</script> {number}", ts=ts)
+    labels = {name: HTML for name in names}
+    site.put("names", HTML, picture("blue"), meta=names, labels=labels, predicted=names)
+    opened(tab, site)
+    expect(tab.locator(CARD)).to_have_count(5)
+    for number in range(len(IMPOSSIBLE)):
+        card = tab.locator(f"{CARD}[data-id=odd-{number}]")
+        expect(card.locator(".caption")).to_have_text(
+            f"<script>document.title='in'</script> {number}"
+        )
+        expect(card.locator("time")).to_have_text("impossible time")
+        assert card.locator("time").get_attribute("datetime") is None
+    crowded = tab.locator(f"{CARD}[data-id=names]")
+    expect(crowded.locator(".caption")).to_have_text(HTML)
+    expect(crowded.locator(".meta b").first).to_contain_text("<script>")
+    assert crowded.locator(".meta b").count() <= 6
+    assert 0 < crowded.locator(".tags span").count() <= 24
+    ask(tab, "red")  # and as hits
+    expect(tab.locator(CARD)).to_have_count(5)
+    expect(tab.locator("#map")).to_be_visible()
+    tab.wait_for_function("() => document.querySelector('#colour').options.length > 1")
+    assert tab.title().startswith("red ")
+    assert tab.locator("#results script, #results img[src=x]").count() == 0
+
+
 @pytest.fixture
 def own_site(own_valkey: Valkey) -> Iterator[Site]:
     yield from serve(Site(payloads=Payloads(own_valkey.url)))
