@@ -460,7 +460,7 @@ def test_what_no_page_expects_is_shown_as_text(site: Site, tab: Page) -> None:
     site.put("plain", "a red thing", picture("red"))
     for number, ts in enumerate(IMPOSSIBLE):
         site.put(f"odd-{number}", f"<script>document.title='in'</script> {number}", ts=ts)
-    labels = {name: HTML for name in names}
+    labels = dict.fromkeys(names, HTML)
     site.put("names", HTML, picture("blue"), meta=names, labels=labels, predicted=names)
     opened(tab, site)
     expect(tab.locator(CARD)).to_have_count(5)
