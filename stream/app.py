@@ -15,10 +15,12 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import faust
 from mode import Service
+from mode.types import ServiceT
 
 from encoders.embedder import load
 from encoders.types import Model
@@ -30,7 +32,7 @@ from .drift import add_drift
 from .errors import RegistryError
 from .heartbeat import Heartbeat
 from .hosting import Host
-from .join import add_join
+from .join_loop import JoinThread
 from .models import Champion, Registry
 from .rollout import Rollouts
 from .schedule import Trigger, add_schedule
@@ -50,7 +52,7 @@ def create_app(settings: Settings) -> faust.App:
     """The Faust app of one embed worker."""
     datadir = settings.home / "faust"
     datadir.mkdir(parents=True, exist_ok=True)
-    app = faust.App(
+    app = WorkerApp(
         f"{settings.prefix}braid-app",
         broker=f"aiokafka://{settings.kafka_bootstrap}",
         web_enabled=False,  # Faust's own server listens on every address
@@ -62,17 +64,28 @@ def create_app(settings: Settings) -> faust.App:
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=settings.session_timeout_s / 5,
     )
-    add_join(app, settings)
     metrics, trigger = metrics_.WorkerMetrics(), Trigger(settings)
     add_schedule(app, settings, trigger)
     add_drift(app, settings, metrics, trigger)
-
-    class HotPath(EmbedService):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(settings, metrics, **options)
-
-    app.service(HotPath)
+    app.embed = EmbedService(settings, metrics)
     return app
+
+
+class WorkerApp(faust.App):
+    """Starts the embed service first and stops it first.
+
+    Faust starts the services that are registered with it when its group has met and its tables are
+    read back. The hot path must wait for neither.
+    """
+
+    embed: EmbedService
+
+    def on_init_dependencies(self) -> Iterable[ServiceT]:
+        return [self.embed, *super().on_init_dependencies()]
+
+    async def on_stop(self) -> None:
+        await self.embed.stop()
+        await super().on_stop()
 
 
 class EmbedService(Service):
@@ -84,20 +97,31 @@ class EmbedService(Service):
         self.registry = Registry(settings.models_dir, base=settings.model_name)
         self.metrics = metrics
         self.host: Host | None = None
+        self._join: JoinThread | None = None
         self._ended: asyncio.Future[None] | None = None
+        self._serves = asyncio.Event()
 
     async def on_start(self) -> None:
+        self._ended = asyncio.get_running_loop().create_future()
+
+    @Service.task
+    async def _serve(self) -> None:
+        """Start the join and the serving worker, on threads of their own.
+
+        An error of the serving worker ends the process: it must never live on half dead.
+        """
+        assert self._ended is not None
         settings = self.settings
         partitions = await asyncio.to_thread(ensure, settings)
         await check_partitions(settings, partitions)
-        generation, model = await self._first()
         self._slot = claim_slot(settings)
+        self._join = JoinThread(settings, slot=self._slot.name, metrics=self.metrics.join).start()
+        generation, model = await self._first()
         self._showcase = RedisShowcase(settings.redis_url, media_bytes=settings.media_bytes)
         self._heartbeat = Heartbeat(settings, self._slot.name, self.metrics)
         if settings.metrics_port is not None:
             metrics_.serve(self.metrics, settings.metrics_host, settings.metrics_port)
-        self._ended = asyncio.get_running_loop().create_future()
-        self.host = Host(
+        host = Host(
             settings,
             self.registry,
             slot=self._slot.name,
@@ -106,23 +130,25 @@ class EmbedService(Service):
             ended=self._end,
         )
         known = settings.model is None
-        await asyncio.to_thread(self.host.start, generation, model, serves=True, known=known)
+        await asyncio.to_thread(host.start, generation, model, serves=True, known=known)
+        self.host = host
+        self._serves.set()
+        await asyncio.shield(self._ended)
 
     async def on_stop(self) -> None:
+        if self._join is not None:
+            self._join.stop()
         if self.host is not None:
             await asyncio.to_thread(self.host.close)
             self._showcase.close()
             self._heartbeat.close()
+        if self._join is not None:
+            await asyncio.to_thread(self._join.close)
             self._slot.release()
 
     @Service.task
-    async def _supervise(self) -> None:
-        """An error of the serving worker ends the process: it must never live on half dead."""
-        assert self._ended is not None
-        await asyncio.shield(self._ended)
-
-    @Service.task
     async def _refresh(self) -> None:
+        await self._serves.wait()
         if self.settings.model is None:
             await follow_news(self.settings, self._look)
 
@@ -132,7 +158,8 @@ class EmbedService(Service):
             if (host := self.host) is not None:
                 owned = host.live.owned if host.live is not None else []
                 beat = self._heartbeat.beat
-                await asyncio.to_thread(beat, host.serving, owned, host.problems)
+                problems = {**host.problems, **(self._join.problems if self._join else {})}
+                await asyncio.to_thread(beat, host.serving, owned, problems)
             await self.sleep(HEARTBEAT_S)
 
     async def _first(self) -> tuple[str, Model]:

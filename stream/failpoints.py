@@ -21,8 +21,9 @@ INDEX = (
     *(f"snapshot-{step}" for step in ("begin", "files", "manifest", "renamed", "old-gone", "end")),
     *(f"segment-{step}" for step in ("begin", "vectors", "files", "sealed", "publish")),
 )
+JOIN = ("join-before-publish", "join-in-transaction", "join-after-publish")
 FLIP = ("flip-handed-over", "flip-promoted", "flip-settling")
-NAMES = (*WORKER, *INDEX, *FLIP)
+NAMES = (*WORKER, *INDEX, *JOIN, *FLIP)
 
 
 class Failpoints:

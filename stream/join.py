@@ -1,127 +1,208 @@
-"""The join: parts of a record that arrive on different topics' schedules become one record.
+"""Merging parts: the state of one id, as pure functions.
 
-A message on `parts` is a record with some of its modalities, and may name under `expects` the
-modalities that the whole record has. A Faust agent keeps what it has seen of each id in a table and
-sends the merged record to `records`: once all expected modalities are there, or, without `expects`,
-after every part, each more complete than the one before (the later record replaces the earlier).
+A message on `parts` is a record with some of its modalities. It may name under `expects` the
+modalities that the whole record has. Each modality, label and meta entry is a *field*; of two
+values of one field the one with the later `ts` wins, of two with the same `ts` the one that arrived
+later. Merging is therefore independent of the order of parts that differ in `ts`.
 
-Faust delivers at least once: a part seen twice sends the same merged record twice, and the second
-replaces the first. What breaks the schema becomes a dead letter.
+Each field also keeps when its part was sent (the message's timestamp), so that a deletion removes
+exactly the fields that were sent before it.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import faust
+import msgpack
 
+from .broker import Message
 from .errors import BadRecord
-from .records import (
-    Record,
-    dead_letter_headers,
-    decode_map,
-    decode_record,
-    encode_record,
-    pack,
-)
-from .settings import Settings
-
-log = logging.getLogger(__name__)
+from .records import SCHEMA_VERSION, Blob, Record, decode_map, decode_record, encode_record, pack
 
 MODALITIES = ("text", "image", "audio")
-KEEP_S = 3600.0
+STAGE = "join"
+
+Name = tuple[str, str]  # ("text", "") or ("labels", "category")
 
 
-def merge(known: Mapping[str, Any] | None, part: Mapping[str, Any]) -> dict[str, Any]:
-    """Two partial record values as one; of a field that both have, the later `ts` wins."""
-    if known is None:
-        return dict(part)
-    older, newer = sorted((known, part), key=lambda value: int(value.get("ts", 0)))
-    merged = {**older, **newer}
-    for name in ("labels", "meta"):
-        if name in older and name in newer:
-            merged[name] = {**older[name], **newer[name]}
-    return merged
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One value and where it stands in time: `ts` of its record, `sent_ms` of its message."""
+
+    ts: int
+    sent_ms: int
+    value: Any
 
 
-def complete(value: Mapping[str, Any]) -> bool:
-    """Whether all modalities under `expects` are there; true when it names none."""
-    return all(value.get(name) is not None for name in value.get("expects") or ())
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """What is known of one id. Times are milliseconds since 1970.
+
+    Attributes:
+        expects: the modalities that any of the parts expects.
+        first_ms, last_ms: when the first part since the last release, and the last one, arrived.
+        offset: of the last part on `parts`.
+        out_ms: when the record was last sent to `records`; 0: not yet.
+        deleted_ms: parts sent up to here are deleted; 0: none.
+        waiting: some expected modality is missing, and the record was not released without it.
+    """
+
+    fields: Mapping[Name, Field] = field(default_factory=dict)
+    expects: tuple[str, ...] = ()
+    first_ms: int = 0
+    last_ms: int = 0
+    offset: int = 0
+    out_ms: int = 0
+    deleted_ms: int = 0
+    waiting: bool = False
+
+    @property
+    def missing(self) -> list[str]:
+        """The expected modalities that are not there."""
+        return [name for name in self.expects if (name, "") not in self.fields]
+
+    @property
+    def has_modality(self) -> bool:
+        return any((name, "") in self.fields for name in MODALITIES)
 
 
-def joined(key: bytes | None, known: Mapping[str, Any] | None, value: bytes) -> dict[str, Any]:
-    """The merged value after one more part.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One valid message of `parts`."""
+
+    fields: Mapping[Name, Field]
+    expects: tuple[str, ...]
+    sent_ms: int
+
+
+def decode_part(message: Message) -> Part:
+    """A message of `parts` that has a value.
 
     Raises:
-        BadRecord: the part breaks the schema of `records`, or `expects` is not a list of
-            modalities.
+        BadRecord: it breaks the schema of `records`, or `expects` is not a list of modalities.
     """
-    decode_record(key, value)
-    part = decode_map(value)
-    expects = part.get("expects")
-    if expects is not None and (
-        not isinstance(expects, list) or not set(expects) <= set(MODALITIES)
+    value = message.value or b""
+    record = decode_record(message.key, value, default_ts=message.ts)
+    expects = decode_map(value).get("expects")
+    if expects is None:
+        expects = []
+    if not isinstance(expects, list) or not all(
+        isinstance(name, str) and name in MODALITIES for name in expects
     ):
-        raise BadRecord("expects", f"must be a list of {', '.join(MODALITIES)}, got {expects!r}")
-    return merge(known, part)
-
-
-def add_join(app: faust.App, settings: Settings) -> None:
-    """Give the app its agent on `parts`."""
-    parts = app.topic(settings.topic("parts"), key_type=bytes, value_type=bytes, **_RAW)
-    records = app.topic(settings.topic("records"), key_type=bytes, value_type=bytes, **_RAW)
-    dead = app.topic(settings.topic("dead-letters"), key_type=bytes, value_type=bytes, **_RAW)
-    seen = app.Table(
-        f"{settings.prefix}parts-seen",
-        partitions=settings.partitions,
-        schema=faust.Schema(
-            key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
-        ),
+        raise BadRecord("expects", f"must be a list of {', '.join(MODALITIES)}", stage=STAGE)
+    names = tuple(name for name in MODALITIES if name in expects)
+    plain = {(name, ""): plain_modality(getattr(record, name)) for name in MODALITIES}
+    plain |= {("labels", task): label for task, label in record.labels.items()}
+    plain |= {("meta", name): entry for name, entry in record.meta.items()}
+    return Part(
+        fields={
+            name: Field(record.ts, message.ts, entry)
+            for name, entry in plain.items()
+            if entry is not None or name[0] == "meta"
+        },
+        expects=names,
+        sent_ms=message.ts,
     )
 
-    @app.agent(parts, name=f"{settings.prefix}join")
-    async def join(stream: faust.StreamT) -> None:
-        async for event in stream.events():
-            key: bytes = event.key
-            value: bytes | None = event.value
-            if value is None:
-                continue
-            known = seen.get(key)
-            try:
-                merged = joined(key, None if known is None else decode_map(known), value)
-                whole = encode_record_value(key, merged) if complete(merged) else None
-            except BadRecord as error:
-                message = event.message
-                log.warning("dead letter from parts: %s", error)
-                await dead.send(
-                    key=key,
-                    value=value,
-                    headers=dead_letter_headers(
-                        error,
-                        topic=message.topic,
-                        partition=message.partition,
-                        offset=message.offset,
-                        ts=int(message.timestamp * 1000),
-                    ),
-                )
-                continue
-            if whole is None:
-                seen[key] = pack(merged)
-            else:
-                await records.send(key=key, value=whole)
-                if merged.get("expects"):
-                    seen.pop(key, None)
-                else:
-                    seen[key] = pack(merged)
+
+def plain_modality(modality: str | Blob | None) -> Any:
+    """A text as it is, a blob as a map of what it has."""
+    if not isinstance(modality, Blob):
+        return modality
+    return {name: value for name, value in asdict(modality).items() if value is not None}
 
 
-def encode_record_value(key: bytes, merged: Mapping[str, Any]) -> bytes:
-    """The merged value as a `records` value, checked against its limits. Raises BadRecord."""
-    value = {name: part for name, part in merged.items() if name != "expects"}
-    record: Record = decode_record(key, pack(value))
-    return encode_record(record)
+def merge(known: Mapping[Name, Field], new: Mapping[Name, Field]) -> dict[Name, Field]:
+    """The fields of both; of one that both have the later `ts`, and among equals the new one."""
+    newer = {
+        name: entry
+        for name, entry in new.items()
+        if name not in known or entry.ts >= known[name].ts
+    }
+    return {**known, **newer}
 
 
-_RAW: dict[str, Any] = {"key_serializer": "raw", "value_serializer": "raw", "internal": False}
+def with_part(state: State | None, part: Part, *, offset: int, now_ms: int) -> State:
+    """The state after one more part."""
+    known = state or State()
+    expects = tuple(name for name in MODALITIES if name in {*known.expects, *part.expects})
+    merged = replace(
+        known,
+        fields=merge(known.fields, part.fields),
+        expects=expects,
+        first_ms=known.first_ms if known.waiting else now_ms,
+        last_ms=now_ms,
+        offset=offset,
+    )
+    return replace(merged, waiting=bool(merged.missing))
+
+
+def without_deleted(known: State, *, deleted_ms: int, now_ms: int) -> State:
+    """The state after a deletion of everything that was sent up to `deleted_ms`."""
+    kept = {name: entry for name, entry in known.fields.items() if entry.sent_ms > deleted_ms}
+    left = replace(known, fields=kept, deleted_ms=max(known.deleted_ms, deleted_ms))
+    if not left.has_modality:  # labels and meta alone are no record
+        return replace(left, fields={}, expects=(), last_ms=now_ms, waiting=False)
+    return replace(left, waiting=known.waiting and bool(left.missing))
+
+
+def record_value(id_: str, state: State) -> bytes:
+    """The merged `records` value. Raises BadRecord if it is over a limit of `records`."""
+    whole: dict[str, Any] = {"labels": {}, "meta": {}}
+    for (kind, name), entry in state.fields.items():
+        if kind in ("labels", "meta"):
+            whole[kind][name] = entry.value
+        else:
+            whole[kind] = entry.value if kind == "text" else Blob(**entry.value)
+    ts = max((entry.ts for entry in state.fields.values()), default=0)
+    try:
+        return encode_record(Record(id=id_, ts=ts, **whole))
+    except BadRecord as error:
+        reason = f"of the record joined from its parts {error.reason}"
+        raise BadRecord(error.field, reason, stage=STAGE) from error
+
+
+def part_value(id_: str, state: State) -> bytes:
+    """The merged value as one part, with `expects`: what an incomplete record's dead letter has."""
+    value = msgpack.unpackb(record_value(id_, state), raw=False)
+    return pack(value | {"expects": list(state.expects)})
+
+
+def pack_state(state: State) -> bytes:
+    """The value of the changelog `parts-seen`."""
+    fields = [
+        [kind, name, entry.ts, entry.sent_ms, entry.value]
+        for (kind, name), entry in state.fields.items()
+    ]
+    times = [
+        state.first_ms,
+        state.last_ms,
+        state.offset,
+        state.out_ms,
+        state.deleted_ms,
+        state.waiting,
+    ]
+    return pack([SCHEMA_VERSION, list(state.expects), times, fields])
+
+
+def unpack_state(value: bytes) -> State:
+    """The inverse of pack_state. Raises ValueError for any other bytes."""
+    try:
+        version, expects, times, fields = msgpack.unpackb(value, raw=False)
+        first_ms, last_ms, offset, out_ms, deleted_ms, waiting = times
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"version {version!r:.20}")
+        return State(
+            fields={(kind, name): Field(ts, sent, entry) for kind, name, ts, sent, entry in fields},
+            expects=tuple(expects),
+            first_ms=int(first_ms),
+            last_ms=int(last_ms),
+            offset=int(offset),
+            out_ms=int(out_ms),
+            deleted_ms=int(deleted_ms),
+            waiting=bool(waiting),
+        )
+    except Exception as error:  # noqa: BLE001 (msgpack raises many kinds on foreign bytes)
+        raise ValueError(f"no state of the join: {type(error).__name__}") from None

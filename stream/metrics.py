@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from index.by_generation import GENERATION, ByGeneration
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BUCKETS_RECORDS = (1, 4, 16, 64, 128, 256, 512, 1024)
 
+JOIN_EVENTS = ("part", "complete", "quiet", "late", "full", "deletion", "deleted", "dead")
 SHOWN = 8  # versions whose windows are shown, the last ones: the series stay bounded
 
 
@@ -70,6 +71,39 @@ class DriftMetrics:
             gauge.remove(*labels)
 
 
+class JoinMetrics:
+    """What this worker's member of the join counts (`stream.join_table`)."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._events = Counter(
+            "braid_join_events",
+            "Parts, deletions, dead letters, and records sent complete or released, see README",
+            ["event"],
+            registry=registry,
+        )
+        for event in JOIN_EVENTS:
+            self._events.labels(event)  # 0 is shown, too
+        self._failures = Counter("braid_join_failures", "Times the join failed", registry=registry)
+        self._ids = Gauge("braid_join_ids", "Ids in the join's table", ["state"], registry=registry)
+        self._bytes = Gauge("braid_join_bytes", "Bytes in the join's table", registry=registry)
+        self._owned = Gauge("braid_join_partitions", "Partitions of parts", registry=registry)
+
+    def counted(self, events: Mapping[str, int]) -> None:
+        for event, count in events.items():
+            self._events.labels(event).inc(count)
+
+    def table(self, *, waiting: int, released: int, nbytes: int) -> None:
+        self._ids.labels("waiting").set(waiting)
+        self._ids.labels("released").set(released)
+        self._bytes.set(nbytes)
+
+    def assigned(self, count: int) -> None:
+        self._owned.set(count)
+
+    def failed(self) -> None:
+        self._failures.inc()
+
+
 class WorkerMetrics(ByGeneration["GenerationMetrics"]):
     """Counters of one process's workers; `of` gives those of the worker of one generation."""
 
@@ -103,6 +137,7 @@ class WorkerMetrics(ByGeneration["GenerationMetrics"]):
         self.model = self._gauge("braid_model_info", "1 for the model in use", its, "model")
         self.lag = self._gauge("braid_lag", "Offsets behind the end", its, "partition")
         self.drift = DriftMetrics(self.registry)
+        self.join = JoinMetrics(self.registry)
 
 
 class GenerationMetrics:

@@ -29,6 +29,11 @@ from .records import (
 from .settings import Settings
 from .trial import Attempt, spoken
 
+JOIN_HEADER = "join"
+"""On a null that the join sends to `records`: what it keeps of the id is gone already."""
+DELETED_HEADER = "deleted"
+"""On a null that a deletion on `records` sends to `parts`: its time in ms since 1970."""
+
 
 class OutputTopics:
     """The names of the output topics, and the messages that go there."""
@@ -38,6 +43,7 @@ class OutputTopics:
         self.predictions = settings.topic("predictions")
         self.dead_letters = settings.topic("dead-letters")
         self.statistics = settings.topic("statistics")
+        self.parts = settings.topic("parts")
         self._generation = settings.generation
 
     def embedded(
@@ -77,9 +83,20 @@ class OutputTopics:
         ]
 
     def deleted(self, message: Message) -> list[Output]:
-        """A null on `records` becomes a null on `vectors`; its version stands in the headers."""
+        """A null on `records` becomes a null on `vectors`; its version stands in the headers.
+
+        The join gets one on `parts`, in the same transaction: what it keeps of the id goes, too.
+        """
         headers = [("source", str(message.offset).encode()), ("ts", str(message.ts).encode())]
-        return [self._beside(message, self.vectors, None, headers)]
+        outputs = [self._beside(message, self.vectors, None, headers)]
+        if JOIN_HEADER not in dict(message.headers):
+            when = (DELETED_HEADER, str(message.ts).encode())
+            outputs.append(
+                Output(
+                    topic=self.parts, partition=BY_KEY, key=message.key, value=None, headers=[when]
+                )
+            )
+        return outputs
 
     def dead(self, message: Message, error: BadRecord, *, model: str | None = None) -> list[Output]:
         """The message as it came, whole, with the reason in its headers.

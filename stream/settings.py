@@ -11,7 +11,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -117,6 +124,22 @@ class Settings(BaseSettings):
     )
     retrain_least_s: float = Field(
         3600.0, ge=0, description="a retraining triggered by drift starts at most so often"
+    )
+
+    join_quiet_s: float = Field(
+        60.0, gt=0, description="an incomplete record without a new part for so long is released"
+    )
+    join_late_s: float = Field(
+        600.0,
+        gt=0,
+        validate_default=True,
+        description="at the latest so long after its first part; so long late parts are merged",
+    )
+    join_incomplete: Literal["send", "dead-letter"] = Field(
+        "send", description="what happens to a released record of which a modality is missing"
+    )
+    join_bytes: int = Field(
+        256 * MIB, ge=16 * MIB, description="parts kept by one worker; the oldest go out early"
     )
 
     slot: str | None = Field(
@@ -228,6 +251,13 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
+
+    @field_validator("join_late_s", mode="after")
+    @classmethod
+    def _late_is_not_before_quiet(cls, value: float, info: ValidationInfo) -> float:
+        if value < (quiet := info.data.get("join_quiet_s", 0)):
+            raise ValueError(f"must not be less than join_quiet_s = {quiet:g}")
+        return value
 
     @classmethod
     def settings_customise_sources(

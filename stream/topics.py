@@ -10,6 +10,8 @@ from .records import MAX_DEAD_LETTER_BYTES, MAX_RECORD_BYTES
 from .settings import Settings
 
 STATISTICS_MS = 86_400_000  # tallies are read in seconds, the windows they fill are Faust's
+SEEN_SEGMENT_BYTES = 64 * 1024 * 1024  # Kafka compacts closed segments only
+SEEN_SEGMENT_MS = 600_000
 SLACK = 64 * 1024  # batch headers, keys and message headers around the largest value
 
 
@@ -28,6 +30,12 @@ def plan(settings: Settings) -> list[Topic]:
     compact, delete = {"cleanup.policy": "compact"}, {"cleanup.policy": "delete"}
     records = {"max.message.bytes": str(MAX_RECORD_BYTES + SLACK)}
     dead = {"max.message.bytes": str(MAX_DEAD_LETTER_BYTES + SLACK)}
+    seen = {  # read from its beginning whenever the join's partitions move: kept short
+        "segment.bytes": str(SEEN_SEGMENT_BYTES),
+        "segment.ms": str(SEEN_SEGMENT_MS),
+        "min.cleanable.dirty.ratio": "0.1",
+        "delete.retention.ms": str(SEEN_SEGMENT_MS),
+    }
 
     def topic(name: str, config: dict[str, str], partitions: int | None = None) -> Topic:
         return Topic(
@@ -40,6 +48,7 @@ def plan(settings: Settings) -> list[Topic]:
     return [
         topic("records", compact | records),
         topic("parts", delete | records),
+        topic("parts-seen", compact | dead | seen),
         topic("vectors", compact),
         topic("predictions", delete),
         topic("dead-letters", delete | dead),
@@ -87,9 +96,9 @@ def ensure(settings: Settings, admin: Admin | None = None) -> int:
 
 
 def check(settings: Settings, counts: dict[str, int]) -> None:
-    """Raises ConfigError if records, vectors, predictions and dead-letters differ in partitions."""
+    """Raises ConfigError if a topic that shares partition numbers with records has others."""
     expected = counts.get(settings.topic("records"))
-    for name in ("vectors", "predictions", "dead-letters"):
+    for name in ("vectors", "predictions", "dead-letters", "parts", "parts-seen"):
         topic = settings.topic(name)
         if (found := counts.get(topic)) != expected:
             raise ConfigError(

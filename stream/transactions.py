@@ -40,7 +40,7 @@ R = TypeVar("R")
 
 
 class RecordSource:
-    """`records` as a member of the consumer group.
+    """A topic, by default `records`, as a member of a consumer group.
 
     The group's membership, the *lease*, is taken once when partitions are assigned and never
     fetched again at commit. The broker checks the generation in it and not who owns a partition: a
@@ -50,6 +50,7 @@ class RecordSource:
         on_assigned: called with the new partitions, before their first message.
         on_revoked: called before partitions go to another member; may still publish.
         on_lost: called after they have already gone; must not publish.
+        topic, group: full names; by default `records` and the hot path's group.
     """
 
     def __init__(
@@ -59,9 +60,13 @@ class RecordSource:
         on_assigned: Callable[[list[int]], None],
         on_revoked: Callable[[list[int]], None],
         on_lost: Callable[[list[int]], None],
+        topic: str | None = None,
+        group: str | None = None,
     ) -> None:
         self._settings = settings
-        self.topic = settings.topic("records")
+        self.topic = topic or settings.topic("records")
+        self._polled: dict[int, int] = {}  # partition -> offset after the last message polled
+        self._ends: dict[int, int] = {}  # partition -> its end, if all before it has been polled
         self._callbacks = (on_assigned, on_revoked, on_lost)
         self._failure: BaseException | None = None
         self._lease: object | None = None
@@ -70,11 +75,12 @@ class RecordSource:
         self._consumer = Consumer(
             client_config(settings)
             | {
-                "group.id": settings.group,
+                "group.id": group or settings.group,
                 "isolation.level": "read_committed",
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
+                "enable.partition.eof": True,
                 # Eager on purpose: every rebalance drops what is in flight anyway, and the
                 # generation cannot change under a lease without both callbacks in between.
                 "partition.assignment.strategy": "roundrobin",
@@ -90,6 +96,22 @@ class RecordSource:
             on_assign=lambda _, parts: self._assigned([part.partition for part in parts]),
             on_revoke=lambda _, parts: self._gone(1),
             on_lost=lambda _, parts: self._gone(2),
+        )
+
+    @property
+    def at_end(self) -> list[int]:
+        """The owned partitions of which everything that was there has been polled."""
+        return list(self._ends)
+
+    def committable(self, partition: int, next_offset: int) -> int:
+        """The offset to commit when all below `next_offset` is done.
+
+        Marks of transactions behind the last message are stepped over: nothing would ever be read
+        there, and the group would seem to lag for ever.
+        """
+        end = self._ends.get(partition)
+        return (
+            end if end is not None and self._polled.get(partition) == next_offset else next_offset
         )
 
     @property
@@ -123,6 +145,7 @@ class RecordSource:
         message = self._consumer.poll(0)
         if self._failure is not None:
             raise self._failure
+        self._mark_end(message)
         if message is not None and message.error() is None:  # slipped in before the pause
             self._consumer.seek(
                 TopicPartition(self.topic, message.partition() or 0, message.offset() or 0)
@@ -145,6 +168,7 @@ class RecordSource:
 
     def rewind(self) -> None:
         """Go back to the committed offsets of all owned partitions."""
+        self._ends.clear()
         for position in self.committed():
             offset = position.offset if position.offset >= 0 else OFFSET_BEGINNING
             try:
@@ -153,20 +177,33 @@ class RecordSource:
                 raise mapped(error, f"going back in {self.topic}") from error
 
     def lag(self) -> dict[int, int]:
-        """How many offsets behind the end each owned partition's position is."""
+        """How many offsets behind the end each owned partition's position is.
+
+        0 once the end was reached: behind the position may be marks of transactions alone.
+        """
         lags = {}
         for position in self._consumer.position(topic_partitions(self.topic, self.owned)):
             low, high = self._consumer.get_watermark_offsets(position, cached=True)
             if high >= 0:
                 at = position.offset if position.offset >= 0 else max(low, 0)
-                lags[position.partition] = max(0, high - at)
+                behind = 0 if position.partition in self._ends else max(0, high - at)
+                lags[position.partition] = behind
         return lags
 
     def close(self) -> None:
         """Leave the group."""
         self._consumer.close()
 
+    def _mark_end(self, raw: Any) -> None:
+        error = None if raw is None else raw.error()
+        if error is not None and error.code() == KafkaError._PARTITION_EOF:
+            self._ends[raw.partition()] = raw.offset()
+        elif raw is not None and error is None:
+            self._ends.pop(raw.partition(), None)
+            self._polled[raw.partition()] = raw.offset() + 1
+
     def _message(self, raw: Any) -> Message | None:
+        self._mark_end(raw)
         if (error := raw.error()) is not None:
             if error.code() == KafkaError._PARTITION_EOF or error.retriable():
                 return None
@@ -181,6 +218,7 @@ class RecordSource:
 
     def _take_lease(self, partitions: list[int]) -> None:
         self.owned = sorted(partitions)
+        self._ends.clear()
         # The same non-empty member id before and after: the metadata in between is this member's.
         # An empty one would carry no generation, and the broker would not check it at all.
         before = self._consumer.memberid()

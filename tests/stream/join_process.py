@@ -1,0 +1,28 @@
+"""A process that runs the join alone, as a worker runs it beside its hot path.
+
+python -m tests.stream.join_process SLOT     # settings from the environment, until SIGTERM
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+
+from stream.join_loop import JoinThread
+from stream.metrics import WorkerMetrics
+from stream.settings import load
+
+
+def main() -> None:
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    join = JoinThread(load(), slot=sys.argv[1], metrics=WorkerMetrics().join).start()
+    stopping.wait()
+    join.close()
+
+
+if __name__ == "__main__":
+    main()
