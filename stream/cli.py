@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from index.redact import RedactingFormatter, redacted
 
 from . import cli_data, cli_dead_letters, cli_eval, cli_models, cli_report, cli_retrain
 from .children import ChildError
-from .errors import StreamError
+from .errors import ConfigError, StreamError
 from .settings import Settings, load
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -143,7 +144,10 @@ cli_dead_letters.add(app, settings_of)
 
 
 def main() -> None:
-    """Entry point: an error that braid raises on purpose is one line, not a traceback."""
+    """Entry point: an error that braid raises on purpose is one line, not a traceback.
+
+    The exit status is `os.EX_CONFIG` (78) for what no restart mends, else 1.
+    """
     from encoders.errors import EncodersError
     from index.errors import BraidIndexError
 
@@ -151,4 +155,4 @@ def main() -> None:
         app()
     except (StreamError, EncodersError, BraidIndexError, ChildError) as error:
         print(f"braid: {redacted(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(os.EX_CONFIG if isinstance(error, ConfigError) else 1) from None

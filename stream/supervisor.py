@@ -52,10 +52,18 @@ class Supervisor:
             if child not in self._ended:
                 self._note_end(child)
             elif self._retries.pausing(child) is None:
-                child.start()
-                self._ended.discard(child)
-                self._restarted.add(child)
-                self._report(f"{child.name} is started again (pid {child.pid})")
+                self._start(child)
+
+    def _start(self, child: Child) -> None:
+        try:
+            child.start()
+        except OSError as error:  # no memory, no process left
+            failure = self._retries.failed(child, str(error))
+            self._report(f"{child.name} cannot be started: {failure}")
+            return
+        self._ended.discard(child)
+        self._restarted.add(child)
+        self._report(f"{child.name} is started again (pid {child.pid})")
 
     def _note_end(self, child: Child) -> None:
         if child.status == os.EX_CONFIG and child not in self._restarted:

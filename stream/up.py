@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 from .cli_common import service_url
 from .embedded import GRACE_S, KAFKA_PORT
+from .errors import ConfigError
 from .fleet import Fleet, embedded_services, with_addresses
 from .settings import Settings
 from .supervisor import Supervisor
@@ -21,10 +23,12 @@ def run(settings: Settings) -> None:
     """Start broker and Redis unless the settings name them, one worker and the index node.
 
     Raises:
+        ConfigError: `model` names no folder.
         FileLockError: another process runs the services of this home.
         EmbeddedError, ChildError: a service cannot be started.
         ChildError: a process refused its configuration; the others are stopped.
     """
+    _check_model(settings)
     signal.signal(signal.SIGTERM, _interrupt)
     folder = settings.home / "services"
     try:
@@ -47,6 +51,13 @@ def run(settings: Settings) -> None:
                     _say("stopping")
     except KeyboardInterrupt:  # while it started, or a second one while it stopped
         _say("stopped")
+
+
+def _check_model(settings: Settings) -> None:
+    """A wrong name would end the worker at every start."""
+    model = settings.model
+    if model is not None and not model.startswith("null:") and not Path(model).is_dir():
+        raise ConfigError(f"model: no folder at {model[:200]!r}")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
