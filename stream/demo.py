@@ -29,6 +29,7 @@ from typing import Any
 from tqdm import tqdm
 
 from index.client import Client
+from index.redact import redacted
 
 from .broker import Admin, Message, replay
 from .children import free_port, port_answers
@@ -107,7 +108,7 @@ def run_demo(
     settings.home.mkdir(parents=True, exist_ok=True)
     with _terminable(), _folder(settings.home) as home:
         with _own_names(settings, home) as own, services(own, home / "services") as run:
-            say(f"Kafka at {run.kafka_bootstrap}, Redis at {run.redis_url}")
+            say(f"Kafka at {run.kafka_bootstrap}, Redis at {redacted(run.redis_url)}")
             with Fleet(run, home) as fleet:
                 figures = main_job(fleet, dataset, preset=preset, seed=seed)
                 figures |= {"dataset": dataset.name, "seconds": round(time.monotonic() - began, 1)}

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from index.redact import redacted
+
 from .cli_common import service_url
 from .embedded import GRACE_S, KAFKA_PORT
 from .errors import ConfigError
@@ -65,4 +67,4 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(redacted(line), file=sys.stderr, flush=True)
