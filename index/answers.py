@@ -122,6 +122,23 @@ class StatusAnswer(BaseModel):
     ready: bool
 
 
+class DeadLetterCount(BaseModel):
+    """How many records one step of the worker gave up, for one kind of error."""
+
+    stage: str
+    kind: str
+    count: int
+
+
+class DeadLettersAnswer(BaseModel):
+    """The records of the last hour that could not be processed; not `complete`: and more."""
+
+    since_ms: int
+    total: int
+    complete: bool
+    by: list[DeadLetterCount]
+
+
 class HealthAnswer(BaseModel):
     """The process lives."""
 

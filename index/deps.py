@@ -144,6 +144,7 @@ class ServiceDeps:
         recent: where queries are kept for the recall probe.
         shelf: thumbnails and snippets; None looks where `payloads` are.
         rebuild: makes what is shown of a record again from `records`.
+        dead_letters: counts those of the last hour, as `DeadLettersAnswer`. Raises BadQuery.
     """
 
     serving: Callable[[str | None], Serving]
@@ -159,6 +160,7 @@ class ServiceDeps:
     recent: RecentQueries = field(default_factory=RecentQueries)
     shelf: Shelf | None = None
     rebuild: Rebuild | None = None
+    dead_letters: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
 
     def store(self) -> VectorStore:
         """The store of the serving generation."""

@@ -9,9 +9,15 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from .answers import GenerationsAnswer, HealthAnswer, ReadyAnswer, StatusAnswer
+from .answers import (
+    DeadLettersAnswer,
+    GenerationsAnswer,
+    HealthAnswer,
+    ReadyAnswer,
+    StatusAnswer,
+)
 from .deps import ServiceDeps, Serving
-from .errors import UnknownGeneration
+from .errors import BadQuery, UnknownGeneration
 from .problems import problems
 from .store import is_exact
 
@@ -48,6 +54,15 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
                 await asyncio.to_thread(_generation, found[name]) for name in sorted(found)
             ],
         }
+
+    @app.get(
+        "/v1/dead-letters", response_model=DeadLettersAnswer, responses=problems(404), tags=["node"]
+    )
+    async def dead_letters() -> Any:
+        """The records of the last hour that could not be processed, by step and kind of error."""
+        if deps.dead_letters is None:
+            raise BadQuery("path", "this node does not count dead letters", status=404)
+        return await deps.dead_letters()
 
     @app.get("/healthz", response_model=HealthAnswer, tags=["node"])
     async def healthz() -> Any:

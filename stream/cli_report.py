@@ -39,6 +39,13 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
                 f"at offset {its['at']}, {its['to_come']} records to come before it, "
                 f"{its['to_predict']} offsets to predict by {its['before']}"
             )
+        dead = found["dead_letters"]
+        kinds = [f"{row['stage']} {row['kind']} {row['count']}" for row in dead["by"]]
+        more = "" if dead["complete"] else "at least "
+        print(
+            f"dead letters {more}{dead['total']} in the last hour"
+            + (f": {', '.join(kinds)} (braid dead-letters list)" if kinds else "")
+        )
         if found["workers"] is None:
             print("workers     unknown: Redis does not answer")
         for slot, worker in (found["workers"] or {}).items():

@@ -23,6 +23,7 @@ from index.errors import NotServing, UnknownGeneration
 from index.generations import GenerationError
 from index.home_lock import home_lock
 from index.metrics import ServiceMetrics
+from index.no_model import waiting_app
 from index.payloads import Payloads
 from index.recall_probe import RecentQueries, probe_for_ever
 from index.service import (
@@ -34,9 +35,10 @@ from index.service import (
 from index.shelf import Shelf
 
 from .announcements import check_partitions, first_champion, follow_news
+from .dead_letter_counts import DeadLetterCounts
 from .failpoints import Failpoints
 from .managing import Manager
-from .models import Registry
+from .models import Champion, Registry
 from .producer import Producer
 from .rebuild import Rebuilder
 from .settings import Settings
@@ -172,6 +174,7 @@ class IndexNode:
             recent=self._recent,
             shelf=Shelf(self._payloads, budget=self.settings.media_bytes),
             rebuild=self._rebuilder.rebuild,
+            dead_letters=DeadLetterCounts(self.settings),
         )
 
     def _not_ready(self) -> str | None:
@@ -191,6 +194,32 @@ class IndexNode:
         }
 
 
+async def _served_champion(settings: Settings, registry: Registry) -> Champion:
+    """The champion; while there is none, the node answers that it waits for the first model."""
+    if (champion := await asyncio.to_thread(registry.champion)) is not None:
+        return champion
+    app = waiting_app("there is no model yet: braid retrain makes the first", settings.hosts())
+    server = _Server(
+        server_config(
+            app,
+            host=settings.http_host,
+            port=settings.http_port,
+            limits=settings.limits().connection,
+        )
+    )
+    served = asyncio.create_task(server.serve(), name="serve")
+    first = asyncio.create_task(first_champion(settings, registry), name="first champion")
+    try:
+        await asyncio.wait({served, first}, return_when=asyncio.FIRST_COMPLETED)
+        if served.done():
+            served.result()  # the port is taken, which ends the process
+        return await first
+    finally:
+        first.cancel()
+        server.should_exit = True
+        await asyncio.wait({served})
+
+
 def run(settings: Settings) -> None:
     """The process: wait for a model, then serve."""
 
@@ -200,7 +229,7 @@ def run(settings: Settings) -> None:
         source = settings.model
         if source is None:
             registry = Registry(settings.models_dir, base=settings.model_name)
-            champion = await first_champion(settings, registry)
+            champion = await _served_champion(settings, registry)
             source = str(registry.path(champion.name))
             settings = settings.model_copy(update={"generation": champion.generation})
         model = await asyncio.to_thread(load, source, device=settings.device)

@@ -12,6 +12,7 @@ from index.redact import redacted
 from .broker import Admin
 from .canary import Canaries
 from .cli_common import service_url
+from .dead_letters import recent
 from .drift_report import reports
 from .errors import StreamError
 from .heartbeat import workers
@@ -51,6 +52,7 @@ def status(settings: Settings) -> dict[str, Any]:
             for number, (start, end) in ends.items()
         },
         "handover": unfinished(settings, registry, ends, admin) if partitions else {},
+        "dead_letters": recent(settings),
         "workers": workers(settings),
         "trainer": holder(settings),
         "versions": registry.names(),

@@ -3,6 +3,7 @@
 import { call } from "./api.js";
 import { askLike, asked, clearAsking, prepareAsking } from "./ask.js";
 import { arrival, card, ghosts } from "./cards.js";
+import { watchDead } from "./dead.js";
 import { $, el } from "./dom.js";
 import { filter, prepareFilters, setFields, setFilter } from "./filters.js";
 import { follow, keepTime } from "./live.js";
@@ -304,6 +305,7 @@ function begin() {
   toggleMap(WIDE.matches);
   keepTime();
   follow({ arrived, counted });
+  watchDead();
 }
 
 begin();

@@ -107,6 +107,10 @@ def serve(app: FastAPI, limits: ConnectionLimits = CONNECTION) -> Iterator[str]:
         thread.join()
 
 
+async def no_dead_letters() -> Mapping[str, Any]:
+    return {"since_ms": 0, "total": 0, "complete": True, "by": []}
+
+
 def deps_of(node: Node, **options: Any) -> ServiceDeps:
     """What a service of that node stands on."""
     given: dict[str, Any] = {"limits": Limits(body_bytes=MAX_BODY), "payloads": _Current(node)}
@@ -115,6 +119,7 @@ def deps_of(node: Node, **options: Any) -> ServiceDeps:
         delete=node.delete,
         status=node.status,
         not_ready=lambda: node.not_ready,
+        dead_letters=no_dead_letters,
         **(given | options),
     )
 

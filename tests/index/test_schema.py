@@ -41,6 +41,7 @@ CALLS = [
     ("DELETE", "/v1/records/{id}", None, 20),
     ("GET", "/v1/status", None, 1),
     ("GET", "/v1/generations", None, 1),
+    ("GET", "/v1/dead-letters", None, 1),
     ("GET", "/healthz", None, 1),
     ("GET", "/readyz", None, 1),
     ("GET", "/metrics", None, 1),

@@ -72,6 +72,7 @@ class Site:
     read_back: list[str] = field(default_factory=list)
     not_ready: str | None = None
     key: str | None = None
+    dead: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.shelf = Shelf(self.payloads)
@@ -103,6 +104,14 @@ class Site:
     async def rebuild(self, id: str, partition: int, version: int) -> Rebuilt | None:
         self.read_back.append(id)
         return self.log.get((partition, version))
+
+    async def dead_letters(self) -> Mapping[str, Any]:
+        by = [
+            {"stage": stage, "kind": kind, "count": count}
+            for (stage, kind), count in self.dead.items()
+        ]
+        total = sum(self.dead.values())
+        return {"since_ms": 0, "total": total, "complete": total < 2000, "by": by}
 
     def status(self) -> Mapping[str, Any]:
         return {}
@@ -196,6 +205,7 @@ def serving(site: Site, **options: Any) -> Iterator[str]:
         not_ready=lambda: site.not_ready,
         shelf=site.shelf,
         rebuild=site.rebuild,
+        dead_letters=site.dead_letters,
         **options,
     )
     with serve_app(create_app(deps)) as url:

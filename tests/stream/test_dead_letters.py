@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from dataclasses import dataclass
@@ -12,14 +13,17 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from typer.testing import CliRunner
 
+from index.errors import BadQuery
 from stream.broker import Message
 from stream.cli import app
 from stream.cli_dead_letters import selection_of, time_of
+from stream.dead_letter_counts import DeadLetterCounts
 from stream.dead_letter_replay import MARK, Replayer
 from stream.dead_letters import Selection, letter_of, place_of, recent, replayed, view
-from stream.errors import BadRecord, ConfigError, Fenced
+from stream.errors import BadRecord, ConfigError, Fenced, Unreachable
 from stream.outputs import OutputTopics
 from stream.records import pack
+from stream.settings import Settings
 from tests.stream.harness import Deployment, wait_for
 
 kafka = pytest.mark.kafka
@@ -346,6 +350,9 @@ def test_the_last_hour_is_counted_at_a_bounded_cost(
     topics.bury("d", error=ENCODE)
     found = recent(topics.settings, last=1)
     assert (found["total"], found["complete"], found["by"][0]["count"]) == (4, True, 3)
+    said = CliRunner().invoke(app, ["status"], env=topics.settings.environment()).output
+    kinds = "decode BadRecord 3, encode RuntimeError 1 (braid dead-letters list)\n"
+    assert f"dead letters 4 in the last hour: {kinds}" in said
     assert [row["key"] for row in found["last"]] == ["d"]
     assert recent(topics.settings, wall=time.time() + 7200)["total"] == 0
     monkeypatch.setattr("stream.dead_letters.RECENT_LETTERS", 2)
@@ -354,6 +361,32 @@ def test_the_last_hour_is_counted_at_a_bounded_cost(
     monkeypatch.setattr("stream.dead_letters.RECENT_LETTERS", 2000)
     monkeypatch.setattr("stream.dead_letters.RECENT_BYTES", 1)
     assert recent(topics.settings)["complete"] is False
+
+
+def test_the_index_node_counts_once_for_all_who_ask() -> None:
+    now, counted = [100.0], list[float]()
+
+    def count(_: Settings) -> dict[str, Any]:
+        time.sleep(0.1)
+        counted.append(now[0])
+        if len(counted) == 2:
+            raise Unreachable("no answer from 10.0.0.1:9092")
+        return {"total": len(counted)}
+
+    async def ask() -> None:
+        counts = DeadLetterCounts(Settings(), count=count, clock=lambda: now[0])
+        assert await asyncio.gather(*(counts() for _ in range(20))) == [{"total": 1}] * 20
+        now[0] = 110.0
+        assert await counts() == {"total": 1}
+        now[0] = 120.0
+        for _ in range(2):
+            with pytest.raises(BadQuery, match="broker: does not answer"):
+                await counts()
+        now[0] = 140.0
+        assert await counts() == {"total": 3}
+
+    asyncio.run(ask())
+    assert counted == [100.0, 120.0, 140.0]
 
 
 @pytest.mark.parametrize(

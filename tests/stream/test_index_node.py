@@ -6,6 +6,7 @@ import asyncio
 import signal
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from confluent_kafka import Producer as RawProducer
@@ -21,7 +22,10 @@ from index.client import Client
 from index.errors import BadQuery
 from stream.announcements import announce
 from stream.broker import Admin
+from stream.children import port_answers
 from stream.errors import ConfigError
+from stream.flipping import promote
+from stream.models import Registry
 from stream.producer import Producer
 from stream.records import Vector, encode_vector
 from stream.topics import ensure
@@ -36,6 +40,27 @@ async def send(deployment: Deployment, **record: Any) -> tuple[int, int]:
         sent = await producer.send(**record)
     assert sent is not None
     return sent
+
+
+@pytest.mark.timeout(200)
+def test_a_node_without_a_model_lives_and_says_what_it_waits_for(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    process = deployment.index(model=None)
+    with httpx.Client(base_url=deployment.url) as http, Client(deployment.url) as client:
+        wait_for("it answers", lambda: port_answers(deployment.settings.http_port), timeout=60)
+        why = "there is no model yet: braid retrain makes the first"
+        assert http.get("/healthz").json() == {"ok": True}
+        ready = http.get("/readyz")
+        assert (ready.status_code, ready.json()) == (503, {"ready": False, "reason": why})
+        for answer in (http.post("/v1/search", json={"text": "a"}), http.get("/")):
+            assert answer.status_code == 503
+            assert answer.json() == {"error": {"field": "model", "reason": why}}
+        assert http.get("/readyz", headers={"host": "evil.example"}).status_code == 421
+        assert "no champion in the registry yet" in process.log.read_text()
+        promote(deployment.settings, three_versions, "tiny-0001")
+        wait_for("it is ready", client.ready, timeout=90)
+        assert client.status()["model"] == "tiny-0001"
 
 
 def searchable(client: Client) -> int:
