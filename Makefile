@@ -1,5 +1,6 @@
 # make demo    the main job on real input, from nothing
 # make test    the tests, from nothing
+# make fuzz    a poison corpus through a real deployment, SEED=1, within SECONDS=600
 # make soak    the live index under everything at once, for SECONDS=3600; every answer is checked
 # make check   format, lint, types
 # make format  repair format and lint
@@ -10,13 +11,13 @@
 PYTHON ?= python3
 EXTRAS ?= cpu,embedded,demo,milvus-lite,dev
 ARGS ?=
-SECONDS ?= 60
+SEED ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := encoders index stream tests benchmarks
 READY := $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: ready demo test soak check format clean
+.PHONY: ready demo test fuzz soak check format clean
 
 ready: $(READY)
 
@@ -26,6 +27,11 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
 
+fuzz: SECONDS ?= 600
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz.run --seed $(SEED) --seconds $(SECONDS) $(ARGS)
+
+soak: SECONDS ?= 60
 soak: $(READY)
 	$(BIN)/python -m tests.index.soak --seconds $(SECONDS)
 
