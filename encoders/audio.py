@@ -1,11 +1,12 @@
-"""Sounds: decoding what arrives, and a CNN and an RNN over log-mel, trained from scratch.
+"""Sound encoders: a CNN and an RNN over log-mel, trained from scratch; resampling, batches.
+
+`encoders.waves` decodes.
 
 Shapes: B sounds, N samples of the waveform, T frames, F features.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -23,51 +24,17 @@ from encoders.spectrogram import LogMel, strided
 from encoders.text import masked_mean
 from encoders.types import Cost
 from encoders.wave_variation import WaveVariation
-
-RATES = (1_000, 384_000)
-"""Sampling rates that are taken for real; a header that says otherwise is lying or broken."""
-CHANNELS = 32
-_BLOCK = 65_536  # frames read at once, so that a header's claims allocate nothing
+from encoders.waves import decode_wave
 
 
 def decode_audio(data: bytes, rate: int, seconds: float, limits: Limits) -> Array:
     """A sound file as one channel of int16 at `rate`, its first `seconds` only.
 
-    The length is read from the header and refused before any sample is decoded.
-
     Raises:
-        BadInput: not a sound that libsndfile reads, too long, empty, not finite, or broken.
+        BadInput: as `encoders.waves.decode_wave`.
     """
-    import soundfile
-
-    limit = limits.audio_seconds
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as sound:
-            found, frames, channels = int(sound.samplerate), int(sound.frames), int(sound.channels)
-            if not RATES[0] <= found <= RATES[1]:
-                raise BadInput("audio", f"{found} samples a second, allowed are {RATES}")
-            if channels > CHANNELS:
-                raise BadInput("audio", f"{channels} channels, the limit is {CHANNELS}")
-            if frames > limit * found:
-                raise BadInput("audio", f"{frames / found:.1f} s, the limit is {limit:g} s")
-            wanted = int(seconds * found)
-            blocks: list[Array] = []
-            while wanted > 0:
-                block_NC = sound.read(min(wanted, _BLOCK), dtype="float32", always_2d=True)
-                if len(block_NC) == 0:
-                    break
-                blocks.append(block_NC.mean(axis=1))
-                wanted -= len(block_NC)
-    except (soundfile.SoundFileError, RuntimeError, ValueError, OSError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput("audio", f"does not decode: {type(error).__name__}: {error}") from error
-    if not blocks:
-        raise BadInput("audio", "holds no samples")
-    wave_N = np.concatenate(blocks)
-    if not np.isfinite(wave_N).all():
-        raise BadInput("audio", "holds samples that are not finite")
-    wave_N = _resampled(np.clip(wave_N, -1.0, 1.0), found, rate)
+    wave_N, recorded = decode_wave(data, seconds, limits)
+    wave_N = _resampled(wave_N, recorded, rate)
     whole_N: Array = np.round(np.clip(wave_N, -1.0, 1.0) * 32767.0).astype(np.int16)
     return whole_N
 

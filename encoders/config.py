@@ -18,11 +18,15 @@ class Limits:
         text_bytes: utf-8 bytes of the text. (Cutting a shorter one to the encoder's longest
             sequence is normal and no error.)
         image_pixels: width times height of a picture, read from its header.
+        image_bytes: memory that decoding a picture takes, from its format and mode in its header;
+            beside it a picture takes 64 MiB at most. 64 megapixels in colour take 244 MiB, as a
+            progressive JPEG up to 366 MiB; WebP takes 14 bytes a pixel.
         audio_seconds: length of a sound, read from its header.
     """
 
     text_bytes: int = 1_000_000
     image_pixels: int = 64_000_000
+    image_bytes: int = 402_653_184
     audio_seconds: float = 600.0
 
     def check_text(self, text: str) -> bytes:

@@ -1,15 +1,13 @@
-"""Pictures: decoding what arrives, and a small CNN to train from scratch.
+"""Picture encoders: what all of them share, and a small CNN to train from scratch.
 
-`encoders.efficientnet` holds the pretrained one.
+`encoders.pictures` decodes, `encoders.efficientnet` holds the pretrained network.
 
 Shapes: B pictures, C channels, H and W sides, F features.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,79 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from encoders.base import Array, Encoder, Features, joined, no_source
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput
+from encoders.pictures import decode_image
 from encoders.types import Cost
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Pillow knows more, but some of the others start a program or have no header to trust."""
-
-
-def decode_image(data: bytes, side: int, limits: Limits) -> Array:
-    """A picture file as uint8[3, side, side], scaled to fit and centred on white.
-
-    The size is read from the header and refused before any pixel is decoded. Transparency becomes
-    white, EXIF rotation is applied, of an animation the first frame is taken.
-
-    Raises:
-        BadInput: not one of `FORMATS`, too many pixels, truncated or broken.
-    """
-    with open_image(data, side, limits) as picture:
-        return _on_white(upright(picture), side)
-
-
-@contextmanager
-def open_image(data: bytes, side: int, limits: Limits) -> Iterator[Image.Image]:
-    """A picture file, opened and not yet decoded, to be shown at most `side` pixels wide and high.
-
-    What goes wrong while it is decoded inside the block becomes BadInput too.
-
-    Raises:
-        BadInput: as `decode_image`.
-    """
-    limit = limits.image_pixels
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > limit:
-                raise BadInput("image", f"{width}x{height} pixels, the limit is {limit} pixels")
-            picture.draft("RGB", (2 * side, 2 * side))  # lets a JPEG be decoded at a smaller scale
-            yield picture
-    except BadInput:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadInput("image", f"more pixels than the limit of {limit}: {error}") from error
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise BadInput("image", f"does not decode: {type(error).__name__}: {error}") from error
-
-
-def upright(picture: Image.Image) -> Image.Image:
-    """`picture` upright, as RGB or RGBA with 8 bits."""
-    straight = ImageOps.exif_transpose(picture)
-    if straight.mode.startswith("I") or straight.mode == "F":  # 16 or 32 bits a pixel
-        grey = np.asarray(straight, dtype=np.float64)
-        top = max(float(grey.max(initial=0.0)), 1.0) if straight.mode == "F" else 65535.0
-        scaled = np.clip(np.nan_to_num(grey) * (255.0 / top), 0.0, 255.0)
-        straight = Image.fromarray(scaled.astype(np.uint8))
-    transparent = "A" in straight.getbands() or "transparency" in straight.info
-    return straight.convert("RGBA" if transparent else "RGB")
-
-
-def _on_white(picture: Image.Image, side: int) -> Array:
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    # Pillow resizes RGBA with premultiplied alpha, so hidden colours do not bleed into the edge.
-    small = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
-    canvas = Image.new("RGB", (side, side), (255, 255, 255))
-    corner = ((side - size[0]) // 2, (side - size[1]) // 2)
-    canvas.paste(small, corner, small if small.mode == "RGBA" else None)
-    return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1))
 
 
 class ImageEncoder(Encoder):

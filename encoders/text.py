@@ -48,6 +48,7 @@ class TextEncoder(Encoder):
         if not isinstance(value, str):
             raise BadInput("text", f"must be a string, is {type(value).__name__}")
         limits.check_text(value)
+        value = value.lstrip("\ufeff")  # a byte order mark, which is no part of the text
         ids_T = self.tokenize(value[: CHARACTERS_PER_TOKEN * self.max_tokens])
         return np.asarray(ids_T, dtype=np.int32), Cost(tokens=len(ids_T))
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from encoders.audio import decode_audio
 from encoders.config import Limits
-from encoders.image import open_image, upright
+from encoders.pictures import open_image
 from index.shelf import Kind, Media
 
 from .errors import bad_record
@@ -34,8 +34,7 @@ COMPRESSION = 0.7  # of 0 to 1: about 40 kbit/s at this rate
 def thumb(data: bytes, limits: Limits) -> Media | None:
     """A picture as WebP, its longer side SIDE pixels or less; transparency stays."""
     try:
-        with open_image(data, SIDE, limits) as picture:
-            small = upright(picture)
+        with open_image(data, SIDE, limits) as small:
             small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
             file = io.BytesIO()
             small.save(file, "WEBP", quality=QUALITY, method=2)

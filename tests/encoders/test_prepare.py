@@ -13,7 +13,7 @@ from PIL import Image
 
 from encoders import BadInput, Limits, Model, Sample
 from encoders.audio import decode_audio
-from encoders.image import decode_image
+from encoders.pictures import decode_image
 from tests.encoders.material import png, png_header, wav
 
 LIMITS = Limits()

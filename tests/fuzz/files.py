@@ -58,12 +58,15 @@ def png_lines(pixels_HW: np.ndarray, depth: int = 8) -> bytes:
 Value = Sequence[int]
 
 
-def tiff(tags: Mapping[int, Value], pixels: bytes, *, loop: bool = False) -> bytes:
+def tiff(
+    tags: Mapping[int, Value], pixels: bytes, *, loop: bool = False, overlap: bool = False
+) -> bytes:
     """A little-endian TIFF of one strip: `tags` beside the strip's own (273, 279).
 
     Args:
         tags: numbers of 32 bits (type LONG).
         loop: the first directory names itself as the next.
+        overlap: the values of all tags are the same bytes, those of the pixels.
     """
     start = 8 + len(pixels)
     fields = {278: [1 << 30], **tags}
@@ -73,8 +76,9 @@ def tiff(tags: Mapping[int, Value], pixels: bytes, *, loop: bool = False) -> byt
     entries, tail = b"", b""
     for tag, values in sorted(fields.items()):
         packed = struct.pack(f"<{len(values)}I", *values)
-        place = packed if len(values) == 1 else struct.pack("<I", more + len(tail))
-        tail += b"" if len(values) == 1 else packed
+        inside = len(values) == 1
+        place = packed if inside else struct.pack("<I", 8 if overlap else more + len(tail))
+        tail += b"" if inside or overlap else packed
         entries += struct.pack("<HHI", tag, 4, len(values)) + place
     after = struct.pack("<I", start if loop else 0)
     directory = struct.pack("<H", len(fields)) + entries + after

@@ -150,6 +150,8 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     yield "png-trailing-idat", png(SIZE, end=chunk(b"IDAT", bytes(60_000)) * 20)
     yield "png-interlaced-64MP", png((8000, 8000), interlaced=True)
     yield "jpeg-scans", scans_jpeg((4000, 4000), 3000)
+    yield "jpeg-scans-at-limit", scans_jpeg((8000, 8000), 31)
+    yield "jpeg-scans-1000", scans_jpeg((1400, 1400), 998)
     yield "jpeg-scans-1MB", scans_jpeg((2000, 2000), 80_000)
     yield (
         "jpeg-progressive-64MP",
@@ -183,6 +185,15 @@ def bombs() -> Iterator[tuple[str, bytes]]:
         tiff({tag: [1] for tag in range(300, 60_000)} | {**strips, 257: [8], 278: [8]}, bytes(64)),
     )
     yield "tiff-tag-long", tiff({**strips, 257: [8], 278: [8], 40_000: [0] * 500_000}, bytes(64))
+    shared = struct.pack("<I", 1) * 500_000
+    fields = {tag: [0] * 2000 for tag in range(40_000, 44_000)}
+    yield "tiff-tags-overlap", tiff({**strips, 257: [8], 278: [8], **fields}, shared, overlap=True)
+    comment = b"\x21\xfe" + (b"\xff" + b"c" * 255) * 20_000 + b"\0"
+    plain = saved(scene("P"), "GIF")
+    place = 13 + (3 << ((plain[10] & 7) + 1))
+    yield "gif-comment", plain[:place] + comment + plain[place:]
+    ends = b"\x08" + b"\x02\x00\x03" + b"\x02\x01\x02" + b"\0"  # clears, one pixel, ends
+    yield "gif-ends-early", plain[:place] + b"\x2c" + struct.pack("<HHHHB", 0, 0, 64, 48, 0) + ends
     few = [scene("P", (500, 500))] * 400
     yield "gif-frames", saved(few[0], "GIF", save_all=True, append_images=few[1:])
     gif = bytearray(saved(scene("P"), "GIF"))
