@@ -8,17 +8,22 @@ answer. The time of a body that is read is bounded in `body_limit`, which can an
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import h11
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 KIB = 1024
 HEADER_BYTES = 16 * KIB  # the request line and all headers
 CHUNKS = 4000  # of a body may be of any size; beyond them their mean is at least CHUNK_BYTES
 CHUNK_BYTES = 128  # h11 parses a chunk in some 20 µs, in the event loop
+CROWDED = "crowded"  # in a request's state: its connection is beyond the limit
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 LATE = b'{"error":{"field":"headers","reason":"did not come whole within %g s"}}'
 FULL = b'{"error":{"field":"request","reason":"too many connections, the limit is %d"}}'
 
@@ -28,7 +33,8 @@ class ConnectionLimits:
     """What one client may take of the server's time.
 
     Attributes:
-        connections: open at once; one more is answered 503 and closed.
+        connections: open at once; on one more only probes are answered, and beyond twice as many
+            it is closed.
         header_s: from the first byte of a request, or the start of the connection, to the last
             byte of its headers.
         body_s: for a whole body.
@@ -71,10 +77,12 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._limits.connections:
+        if len(self.connections) > 2 * self._limits.connections:
             self._refuse(503, FULL % self._limits.connections, ("retry-after", "1"))
-        else:
-            self._watch_receiving()
+            return
+        if len(self.connections) > self._limits.connections:
+            self.app_state = {**self.app_state, CROWDED: True}
+        self._watch_receiving()
 
     def data_received(self, data: bytes) -> None:
         if not self.transport.is_closing():
@@ -149,6 +157,29 @@ class BoundedProtocol(H11Protocol):
             self.transport.abort()
         else:
             self._watch_writing()
+
+
+class Crowded:
+    """ASGI middleware: 503 for a request on a connection beyond the limit, probes excepted.
+
+    Args:
+        refused: called with the reason, to count it.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, limits: ConnectionLimits, refused: Callable[[str], None]
+    ) -> None:
+        self._app, self._refused = app, refused
+        self._body = FULL % limits.connections
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if CROWDED not in scope.get("state", {}) or scope["path"] in PROBES:
+            await self._app(scope, receive, send)
+            return
+        self._refused("busy")
+        headers = {"retry-after": "1", "connection": "close"}
+        answer = Response(self._body, 503, headers=headers, media_type="application/json")
+        await answer(scope, receive, send)
 
 
 class _Connection(h11.Connection):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,6 +19,7 @@ from .metrics import ServiceMetrics
 
 log = logging.getLogger(__name__)
 
+OBJECT = re.compile(r"<[\w.]+(?: object)? at 0x[0-9a-fA-F]+>")
 MOST_FIELD = 200  # characters
 MOST_REASON = 500
 MEANINGS = {
@@ -101,6 +103,10 @@ def _again(error: BadQuery) -> dict[str, str]:
 
 
 def _printable(text: str, most: int) -> str:
-    """At most so many characters, without half a surrogate pair, which no answer can hold."""
+    """At most so many characters, without half a surrogate pair, which no answer can hold.
+
+    Messages of libraries name a buffer by its `repr`, which says nothing to who sent it.
+    """
+    text = OBJECT.sub("the data", text[: 4 * most])
     short = text if len(text) <= most else f"{text[: most - 1]}…"
     return short.encode("utf-8", "backslashreplace").decode()

@@ -15,7 +15,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from .access import Access, RateLimit
 from .body_budget import BodyBudget
 from .body_limit import BodyLimit, Gunzip
-from .connections import HEADER_BYTES, ConnectionLimits, protocol
+from .connections import HEADER_BYTES, ConnectionLimits, Crowded, protocol
 from .deps import CONNECTION, Gates, Limits, QueryInput, QueryVectors, ServiceDeps, Serving
 from .deps import MIB as MIB
 from .docs_page import add_docs
@@ -88,8 +88,7 @@ def server_config(
         ws="none",
         proxy_headers=False,
         backlog=BACKLOG,
-        # `limits.connections` refuses before; this one holds for requests of what is pipelined.
-        limit_concurrency=2 * limits.connections,
+        limit_concurrency=4 * limits.connections,  # `limits.connections` refuses before
         h11_max_incomplete_event_size=HEADER_BYTES,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=5,
@@ -118,3 +117,4 @@ def _add_middleware(app: FastAPI, deps: ServiceDeps) -> None:
     )
     app.add_middleware(Access, keys=deps.keys, rate=rate, refused=refused)
     app.add_middleware(TrustedHosts, hosts=deps.hosts, refused=refused)
+    app.add_middleware(Crowded, limits=limits.connection, refused=refused)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ from .stores import gpu_for
 from .topics import ensure
 
 log = logging.getLogger(__name__)
+
+OTHER_FILES = 1024  # open beside connections: segments, the broker, Redis
 
 
 class _Server(uvicorn.Server):
@@ -220,6 +223,14 @@ async def _served_champion(settings: Settings, registry: Registry) -> Champion:
         await asyncio.wait({served})
 
 
+def _allow_files(count: int) -> None:
+    """Raise this process's limit on open files to what is needed, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run(settings: Settings) -> None:
     """The process: wait for a model, then serve."""
 
@@ -233,6 +244,7 @@ def run(settings: Settings) -> None:
             source = str(registry.path(champion.name))
             settings = settings.model_copy(update={"generation": champion.generation})
         model = await asyncio.to_thread(load, source, device=settings.device)
+        _allow_files(OTHER_FILES + 2 * settings.http_connections)
         await IndexNode(settings, model).run()
 
     with home_lock(settings.index_home):

@@ -22,6 +22,7 @@ from index import bodies, json_bounds
 from index.body_budget import FREE, BodyBudget, BudgetFull, Reservation
 from index.connections import CHUNKS, ConnectionLimits
 from index.deps import ServiceDeps
+from index.errors import BadQuery
 from index.service import Limits
 from tests.fuzz.hostile import HostileRequest, Outcome, send
 
@@ -73,7 +74,9 @@ def test_headers_that_never_end_are_waited_for_a_while(
 def test_headers_that_drip_have_no_more_time(node: Node) -> None:
     with short(node) as (host, port, _, _), socket.create_connection((host, port), 30) as dripping:
         dripping.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert b"200 OK" in dripping.recv(4096)
+        answer = b""
+        while not answer.endswith(b'{"ok":true}'):
+            answer += dripping.recv(4096)
         stopped = threading.Event()
 
         def drip() -> None:
@@ -144,17 +147,24 @@ def test_who_does_not_read_the_answer_is_cut_off(node: Node) -> None:
 # ---- how many
 
 
-def test_beyond_the_limit_a_connection_is_refused(node: Node) -> None:
-    with short(node) as (host, port, http, _), ExitStack() as opened:
-        for _ in range(SHORT.connections):
+def test_beyond_the_limit_only_probes_are_answered_and_then_nobody(node: Node) -> None:
+    patient = ConnectionLimits(header_s=3.0, connections=20)
+    with short(node, connection=patient) as (host, port, http, deps), ExitStack() as opened:
+        for _ in range(patient.connections):
             opened.enter_context(socket.create_connection((host, port)))
-        with socket.create_connection((host, port), 30) as refused_one:
-            assert b" 503 " in refused_one.recv(4096)
+        found, why = problem(http.get("/v1/status"), 503)
+        assert (found, why) == ("request", "too many connections, the limit is 20")
+        assert refused(deps, "busy") == 1
+        for probe in ("/healthz", "/readyz", "/metrics"):
+            assert http.get(probe).status_code == 200
+        for _ in range(patient.connections + 5):
+            last = opened.enter_context(socket.create_connection((host, port), 30))
+        assert b" 503 " in last.recv(4096)
         # Those that say nothing are closed, and there is room again.
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             try:
-                if http.get("/healthz").status_code == 200:
+                if http.get("/v1/status").status_code == 200:
                     break
             except httpx.TransportError:
                 pass
@@ -260,6 +270,13 @@ def test_large_json_is_read_on_another_thread(node: Node, monkeypatch: pytest.Mo
         assert http.post("/v1/map", json=places).status_code == 200
     assert len(threads) == 4
     assert "service" not in threads
+
+
+def test_an_error_names_no_object(node: Node) -> None:
+    node.broken = BadQuery("image", "cannot identify image file <_io.BytesIO object at 0x7f3a>")
+    with short(node) as (_, _, http, _):
+        answer = http.post("/v1/search", json={"text": "q"})
+        assert problem(answer, 422) == ("image", "cannot identify image file the data")
 
 
 def test_an_error_shows_little_of_what_it_is_about(node: Node) -> None:
