@@ -25,7 +25,8 @@ from confluent_kafka import Consumer
 from .broker import Admin, Message, Output, client_config, replay
 from .dead_letters import REPLAYED, TOPIC, DeadLetter, Selection, letter_of, letters, replayed
 from .errors import BadRecord, WorkerError
-from .records import MIB, decode_map
+from .packing import unpack_bounded
+from .records import MIB
 from .settings import Settings
 from .transactions import TransactionalSink
 
@@ -333,7 +334,7 @@ class _Origins:
         if topic != self._parts:
             return ("",)
         try:
-            present = decode_map(value or b"")
+            present = unpack_bounded(value or b"")
         except BadRecord:
             return PARTS_FIELDS
         return tuple(name for name in PARTS_FIELDS if present.get(name) is not None)

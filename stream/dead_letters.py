@@ -15,7 +15,8 @@ from typing import Any
 
 from .broker import Admin, Message, replay
 from .errors import BadRecord, ConfigError
-from .records import MIB, decode_map
+from .packing import unpack_bounded
+from .records import MIB
 from .settings import Settings
 
 TOPIC, REPLAYED = "dead-letters", "dead-letters-replayed"
@@ -249,7 +250,7 @@ def view(value: bytes | None) -> Any:
     if value is None:
         return None
     try:
-        return _shown(decode_map(value), SHOWN_DEPTH)
+        return _shown(unpack_bounded(value), SHOWN_DEPTH)
     except BadRecord as error:
         return {"not decodable": error.reason, "first bytes": value[:SHOWN_BYTES].hex(" ")}
 

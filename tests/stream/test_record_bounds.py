@@ -11,6 +11,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from stream.dead_letters import view
 from stream.errors import FIELD_CHARS, REASON_CHARS, BadRecord
 from stream.fields import MAX_LABELS_BYTES
 from stream.packing import MAX_DEPTH, MAX_NAME_BYTES, MAX_OBJECTS
@@ -107,6 +108,13 @@ def test_16_mib_do_not_become_a_gigabyte_of_objects(name: str) -> None:
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 200 * 1024, f"{grown} KiB more"
     assert time.thread_time() - started < 5
+
+
+@pytest.mark.parametrize("name", list(bombs()))
+def test_a_dead_letter_is_shown_within_the_same_bounds(name: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "not decodable" in view(packed("new", bombs()[name]))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
 
 
 def test_the_limit_of_objects_holds_over_the_whole_value() -> None:
