@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import threading
-import time
+import signal as signal_
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,7 +27,9 @@ from . import metrics as metrics_
 from .announcements import check_partitions, first_champion, follow_news
 from .canary import Canaries, Canary
 from .drift import add_drift
+from .ending import STOP_WITHIN_S, end_within
 from .errors import RegistryError
+from .health import Watchdog, health
 from .heartbeat import Heartbeat
 from .hosting import Host
 from .join_loop import JoinThread
@@ -41,6 +41,7 @@ from .settings import load as load_settings
 from .showcase import RedisShowcase
 from .slots import claim_slot
 from .topics import ensure
+from .waiting import until_reachable, until_reachable_async
 
 log = logging.getLogger(__name__)
 
@@ -112,15 +113,15 @@ class EmbedService(Service):
         """
         assert self._ended is not None
         settings = self.settings
-        partitions = await asyncio.to_thread(ensure, settings)
-        await check_partitions(settings, partitions)
+        partitions = await until_reachable_async(settings, _ensure)
+        await until_reachable_async(settings, lambda brief: check_partitions(brief, partitions))
         self._slot = claim_slot(settings)
         self._join = JoinThread(settings, slot=self._slot.name, metrics=self.metrics.join).start()
         generation, model = await self._first()
         self._showcase = RedisShowcase(settings.redis_url, media_bytes=settings.media_bytes)
         self._heartbeat = Heartbeat(settings, self._slot.name, self.metrics)
         if settings.metrics_port is not None:
-            metrics_.serve(self.metrics, settings.metrics_host, settings.metrics_port)
+            metrics_.serve(self.metrics, settings.metrics_host, settings.metrics_port, self._health)
         host = Host(
             settings,
             self.registry,
@@ -129,6 +130,7 @@ class EmbedService(Service):
             showcase=self._showcase,
             ended=self._end,
         )
+        self._watchdog = Watchdog(settings, host.watched).start()
         known = settings.model is None
         await asyncio.to_thread(host.start, generation, model, serves=True, known=known)
         self.host = host
@@ -139,6 +141,7 @@ class EmbedService(Service):
         if self._join is not None:
             self._join.stop()
         if self.host is not None:
+            self._watchdog.stop()
             await asyncio.to_thread(self.host.close)
             self._showcase.close()
             self._heartbeat.close()
@@ -161,6 +164,11 @@ class EmbedService(Service):
                 problems = {**host.problems, **(self._join.problems if self._join else {})}
                 await asyncio.to_thread(beat, host.serving, owned, problems)
             await self.sleep(HEARTBEAT_S)
+
+    def _health(self) -> tuple[bool, dict[str, Any]]:
+        host = self.host
+        serving = self.settings.generation if host is None else host.serving
+        return health(self.settings, None if host is None else host.live, serving)
 
     async def _first(self) -> tuple[str, Model]:
         """The generation that serves, and its model."""
@@ -193,20 +201,22 @@ class EmbedService(Service):
         """A worker has ended: so does the process."""
         assert self._ended is not None
         if error is not None:
-            threading.Thread(target=_end_anyway, name="end anyway", daemon=True).start()
+            # Faust's consumer has a thread of its own. Where the app stops while that one joins its
+            # group again, it is left behind, and Python waits for it without limit.
+            end_within(END_WITHIN_S, status=1, why="the worker stopped")
         self._ended.get_loop().call_soon_threadsafe(_settle, self._ended, error)
 
 
-def _end_anyway() -> None:
-    """End the process, which has been given time to end by itself.
+async def _ensure(settings: Settings) -> int:
+    return await asyncio.to_thread(ensure, settings)
 
-    Faust's consumer has a thread of its own. Where the app stops while that one joins its group
-    again, it is left behind, and Python waits for it for ever: a worker that embeds nothing, and
-    that nobody starts again. Nothing is lost: what is not committed is read again.
-    """
-    time.sleep(END_WITHIN_S)
-    log.critical("still there %g s after the worker stopped: ended at once", END_WITHIN_S)
-    os._exit(1)
+
+class _Process(faust.Worker):
+    """Faust's worker, which ends within a bound after a signal, whatever holds it up."""
+
+    def _schedule_shutdown(self, signal: signal_.Signals) -> None:
+        end_within(STOP_WITHIN_S, status=0, why=signal.name)
+        super()._schedule_shutdown(signal)
 
 
 def _settle(ended: asyncio.Future[None], error: BaseException | None) -> None:
@@ -221,11 +231,13 @@ def _settle(ended: asyncio.Future[None], error: BaseException | None) -> None:
 def run(settings: Settings) -> None:
     """Start the worker in this process; returns its exit status by SystemExit.
 
+    A broker that is away is waited for.
+
     Raises:
-        ConfigError, Unreachable: the topics are not what they must be, or no broker answers.
+        ConfigError: the topics are not what they must be.
     """
-    ensure(settings)  # before Faust looks at its topics
-    worker = faust.Worker(
+    until_reachable(settings, ensure)  # before Faust looks at its topics
+    worker = _Process(
         create_app(settings),
         loglevel=settings.log_level,
         redirect_stdouts=False,

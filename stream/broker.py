@@ -77,20 +77,20 @@ def mapped(error: KafkaException | KafkaError, doing: str) -> BrokerError | Conf
     """The braid error for a client's error."""
     cause = error.args[0] if isinstance(error, KafkaException) else error
     name, text = cause.name(), cause.str()
-    if cause.code() in _FENCED:
+    if cause.code() in FENCED:
         return Fenced(
-            f"{doing}: the broker no longer takes this worker's transactional id ({name}): another "
-            "process has it (give each worker its own --slot), or this one stood still in a "
-            "transaction for longer than BRAID_TRANSACTION_TIMEOUT_S (start it again)"
+            f"{doing}: the broker refused this worker's producer epoch ({name}): another process "
+            "opened the same transactional id (give each worker its own --slot), or a transaction "
+            "of this id was open for longer than BRAID_TRANSACTION_TIMEOUT_S and was aborted"
         )
-    if cause.code() in UNREACHABLE:
+    if cause.code() in UNREACHABLE | PASSING:
         return Unreachable(f"{doing}: no answer from the broker ({name}: {text})")
     if cause.code() in (KafkaError._INVALID_ARG, KafkaError.INVALID_CONFIG):
         return ConfigError(f"{doing}: {text}")
     return BrokerError(f"{doing}: {name}: {text}")
 
 
-_FENCED = {
+FENCED = {
     KafkaError._FENCED,
     KafkaError.INVALID_PRODUCER_EPOCH,
     KafkaError.PRODUCER_FENCED,
@@ -105,12 +105,22 @@ UNREACHABLE = {
     KafkaError._MSG_TIMED_OUT,
 }
 
-_PASSING = {
+PASSING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+}
+PERMANENT = {  # a new producer would fare no better
+    KafkaError._INVALID_ARG,
+    KafkaError.INVALID_CONFIG,
+    KafkaError.INVALID_TRANSACTION_TIMEOUT,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
 }
 
 
@@ -303,7 +313,7 @@ class Admin:
             try:
                 return call()
             except KafkaException as error:
-                if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
+                if error.args[0].code() not in PASSING or time.monotonic() > deadline:
                     raise mapped(error, f"{doing} at {self._bootstrap}") from error
             time.sleep(RETRY_S)
 

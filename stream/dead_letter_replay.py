@@ -28,7 +28,7 @@ from .errors import BadRecord, WorkerError
 from .packing import unpack_bounded
 from .records import MIB
 from .settings import Settings
-from .transactions import TransactionalSink
+from .sink import TransactionalSink
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +124,7 @@ class Replayer:
                 self._settings,
                 transactional_id=f"{self._settings.prefix}braid-dead-letters-replay",
             )
+            sink.open()
         try:
             wanted = self._look(selection, told)
             ends = self._ends()

@@ -32,9 +32,12 @@ from .rollout import Rollouts
 from .settings import Settings
 from .topics import ensure
 from .trial import Trial
+from .waiting import until_reachable
 from .worker import Worker
 
 log = logging.getLogger(__name__)
+
+STOP_WORKER_S = 30.0  # the bounds of a worker's own end add up to less
 
 
 @dataclass(slots=True)
@@ -82,6 +85,14 @@ class Host:
         """Generation -> the model that feeds it."""
         return {name: its.worker.model.name for name, its in self._hosted.items()}
 
+    def watched(self) -> list[tuple[Settings, Worker]]:
+        """The workers with their settings, for the watchdog."""
+        return [
+            (self._settings.model_copy(update={"generation": name}), hosted.worker)
+            for name, hosted in list(self._hosted.items())
+            if hosted.error is None
+        ]
+
     @property
     def serving(self) -> str:
         """The generation that serves, as far as is known here."""
@@ -101,9 +112,11 @@ class Host:
             known: the registry says who predicts what; without one this worker predicts all.
         """
         settings = self._settings.model_copy(update={"generation": generation})
-        ensure(settings)
         if serves:
+            until_reachable(settings, ensure)
             self._serving = generation
+        else:
+            ensure(settings)
         roles = None
         rollout = Rollouts(self._registry.root).get(generation)
         if known:
@@ -161,15 +174,16 @@ class Host:
         """End a generation's worker after what it has encoded."""
         hosted = self._hosted.pop(generation)
         hosted.worker.stop()
-        hosted.thread.join()
+        hosted.thread.join(STOP_WORKER_S)
         self._metrics.forget(generation)
         log.info("generation %s is fed no longer", generation)
 
     def close(self) -> None:
         for hosted in self._hosted.values():
             hosted.worker.stop()
+        until = time.monotonic() + STOP_WORKER_S
         for hosted in self._hosted.values():
-            hosted.thread.join()
+            hosted.thread.join(max(0.0, until - time.monotonic()))
 
     def _feed(self, generation: str, name: str) -> None:
         """Let a generation have a worker, with this model.

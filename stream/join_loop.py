@@ -24,9 +24,11 @@ from .errors import PublishRefused, StreamError, Unreachable, WorkerError
 from .failpoints import Failpoints
 from .join_table import JoinTable
 from .metrics import JoinMetrics
+from .publisher import Publisher
 from .retries import Retries
 from .settings import MIB, Settings
-from .transactions import RecordSource, TransactionalSink
+from .sink import TransactionalSink
+from .transactions import RecordSource
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ ATTEMPT_S = 5.0  # of one request while the table is read back
 CALLBACKS_EVERY_S = 0.5  # while the changelog is read the group's callbacks are still served
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 STOP_WITHIN_S = 5.0
+LEAVE_WITHIN_S = 3.0
 
 
 class JoinLoop:
@@ -70,7 +73,10 @@ class JoinLoop:
         self._refusals = 0
         self._last_tick = 0.0
         self._stopping = threading.Event()
-        self._sink = TransactionalSink(settings, transactional_id=transactional_id)
+        self._publisher = Publisher(
+            lambda: TransactionalSink(settings, transactional_id=transactional_id),
+            bound_s=settings.publish_timeout_s,
+        )
         self._source = RecordSource(
             settings,
             topic=settings.topic("parts"),
@@ -87,6 +93,7 @@ class JoinLoop:
             BrokerError, WorkerError: nothing is lost; a new loop begins at the committed offsets.
         """
         try:
+            self._publisher.open()
             while not self._stopping.is_set():
                 if self._restored and self._source.lease is not None:
                     self._step()
@@ -97,8 +104,8 @@ class JoinLoop:
                     self._stopping.wait(0.05)
                 self._working()
         finally:
-            self._source.close()
-            self._sink.close()
+            self._source.close(LEAVE_WITHIN_S)
+            self._publisher.close()
 
     def stop(self) -> None:
         """End after the step that runs. May be called from any thread."""
@@ -155,7 +162,7 @@ class JoinLoop:
             number: self._source.committable(number, self._next[number]) for number in partitions
         }
         try:
-            self._sink.publish(
+            self._publisher.publish(
                 self._through(outputs),
                 topic=self._source.topic,
                 offsets=offsets,
@@ -167,6 +174,7 @@ class JoinLoop:
             if self._refusals >= MAX_REFUSALS:
                 raise WorkerError(f"{self._refusals} refusals in a row: {error}") from error
             self._forget()
+            self._publisher.open()  # which settles the transaction, and with it the offsets
             self._source.rewind()
             return False
         self._refusals = 0

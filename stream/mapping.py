@@ -28,15 +28,16 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartiti
 from encoders.errors import CheckpointError
 
 from .broker import Message, Output, lone_consumer, mapped, to_message
-from .errors import BadRecord, PublishRefused, RegistryError, WorkerError
+from .errors import BadRecord, RegistryError, WorkerError
 from .records import PROGRESS_KEY, Vector, Vector32, decode_progress, decode_vector, encode_vector
 from .settings import Settings
 
 if TYPE_CHECKING:
     from .models import Registry
     from .outputs import OutputTopics
+    from .publisher import Publisher
     from .rollout import Rollout
-    from .transactions import RecordSource, TransactionalSink
+    from .transactions import RecordSource
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class Filling:
         self._left = None
         self._close()
 
-    def step(self, source: RecordSource, sink: TransactionalSink, topics: OutputTopics) -> bool:
+    def step(self, source: RecordSource, publisher: Publisher, topics: OutputTopics) -> bool:
         """One transaction of rows, if there is one; nothing else of the worker may be on its way.
 
         Returns:
@@ -128,7 +129,8 @@ class Filling:
 
         Raises:
             WorkerError: a row is not of the space that the adapter maps.
-            BrokerError: the old topic cannot be read, or nothing can be published.
+            PublishRefused, Unreachable, Fenced: nothing is committed; `forget`, and begin again.
+            BrokerError: the old topic cannot be read.
         """
         source.idle_poll()  # the group's callbacks
         lease, done = source.lease, False
@@ -138,17 +140,12 @@ class Filling:
         piece = self.next(source.committed)
         if piece is not None:
             ends = topics.progress({piece.partition: piece.offset}) if piece.last else []
-            try:
-                sink.publish(
-                    [*piece.rows, *ends], topic=source.topic, lease=lease,
-                    offsets={piece.partition: piece.offset}, metadata=piece.metadata,
-                )  # fmt: skip
-            except PublishRefused as error:
-                log.warning("transaction refused, its rows are mapped again: %s", error)
-                self.forget()
-            else:
-                self.published(piece)
-                done = True
+            publisher.publish(
+                [*piece.rows, *ends], topic=source.topic, lease=lease,
+                offsets={piece.partition: piece.offset}, metadata=piece.metadata,
+            )  # fmt: skip
+            self.published(piece)
+            done = True
         if not self.busy:
             source.rewind()
         return done

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Mapping
-from typing import Any
-from wsgiref.simple_server import WSGIServer
+from collections.abc import Callable, Iterable, Mapping
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, make_wsgi_app
 
 from index.by_generation import GENERATION, ByGeneration
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BUCKETS_RECORDS = (1, 4, 16, 64, 128, 256, 512, 1024)
@@ -205,7 +210,41 @@ class GenerationMetrics:
             self._now[name] = int(str(self._now[name])) + count
 
 
-def serve(metrics: WorkerMetrics, host: str, port: int) -> tuple[WSGIServer, threading.Thread]:
-    """Serve `/metrics`. Shut the server down to stop."""
-    server, thread = start_http_server(port, addr=host, registry=metrics.registry)
+Health = Callable[[], tuple[bool, dict[str, Any]]]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 10  # seconds, for a client that sends half a request
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: a line for each scrape would bury the log."""
+
+
+def serve(
+    metrics: WorkerMetrics, host: str, port: int, health: Health | None = None
+) -> tuple[WSGIServer, threading.Thread]:
+    """Serve `/metrics` and `/healthz` on a daemon thread. Shut the server down to stop.
+
+    Args:
+        health: whether the worker is well, and what to say of it, as JSON; 503 where it is not.
+    """
+    exposition = make_wsgi_app(metrics.registry)
+
+    def app(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        if health is None or environ.get("PATH_INFO") != "/healthz":
+            body: Iterable[bytes] = exposition(environ, start)
+            return body
+        well, facts = health()
+        start(
+            "200 OK" if well else "503 Service Unavailable", [("Content-Type", "application/json")]
+        )
+        return [json.dumps(facts).encode()]
+
+    server = make_server(host, port, app, server_class=_Server, handler_class=_Handler)
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
     return server, thread

@@ -172,8 +172,14 @@ class Settings(BaseSettings):
     prepare_threads: int = Field(2, ge=1, le=256)
     session_timeout_s: float = Field(10.0, ge=0.5)
     transaction_timeout_s: float = Field(10.0, ge=1.0)
+    publish_timeout_s: float = Field(
+        15.0, ge=1.0, description="a transaction that takes longer is given up, with its producer"
+    )
+    progress_timeout_s: float = Field(
+        30.0, ge=5.0, description="a worker without progress though there is lag ends after it"
+    )
     broker_timeout_s: float = Field(
-        30.0, ge=1.0, description="how long a lost broker is waited for"
+        30.0, ge=1.0, description="how long a command waits for a broker; services wait for ever"
     )
     metrics_port: int | None = Field(None, ge=0, le=65535)
     metrics_host: str = "127.0.0.1"

@@ -1,42 +1,39 @@
-"""The hot path's half of Kafka: one member of the consumer group, one transactional producer.
+"""The hot path's consumer: `records` as one member of the consumer group (`stream.sink` publishes).
 
-`RecordSource` reads `records`; `TransactionalSink` publishes outputs and consumed offsets in one
-transaction, fenced by the group's generation (KIP-447).
+A transaction is fenced by the group's generation (KIP-447), which is taken with the partitions.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+import threading
+from collections.abc import Callable
+from typing import Any
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
     KafkaError,
     KafkaException,
-    Producer,
     TopicPartition,
 )
 
 from .broker import (
     MAX_MESSAGE_BYTES,
-    PARTITIONER,
     UNREACHABLE,
     Message,
-    Output,
     client_config,
     mapped,
     to_message,
     topic_partitions,
 )
-from .errors import PublishRefused, Unreachable
+from .errors import Unreachable
 from .settings import Settings
+from .waiting import ATTEMPT_S
 
 log = logging.getLogger(__name__)
-R = TypeVar("R")
+
+MAX_POLL_S = 45.0  # between two polls; revoking a publish that hangs takes about 20 s
 
 
 class RecordSource:
@@ -85,6 +82,8 @@ class RecordSource:
                 # generation cannot change under a lease without both callbacks in between.
                 "partition.assignment.strategy": "roundrobin",
                 "session.timeout.ms": int(settings.session_timeout_s * 1000),
+                # Also how long a rebalance waits for a member that hangs.
+                "max.poll.interval.ms": int(max(MAX_POLL_S, settings.session_timeout_s) * 1000),
                 "heartbeat.interval.ms": max(100, int(settings.session_timeout_s * 1000 / 5)),
                 "queued.max.messages.kbytes": 64 * 1024,
                 "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
@@ -155,9 +154,10 @@ class RecordSource:
         """The committed offset of each owned partition, below 0 where there is none."""
         if not self.owned:
             return []
+        timeout_s = min(ATTEMPT_S, self._settings.broker_timeout_s)
         try:
             positions: list[TopicPartition] = self._consumer.committed(
-                topic_partitions(self.topic, self.owned), timeout=self._settings.broker_timeout_s
+                topic_partitions(self.topic, self.owned), timeout=timeout_s
             )
         except KafkaException as error:
             raise mapped(error, f"committed offsets of {self.topic}") from error
@@ -174,6 +174,10 @@ class RecordSource:
             try:
                 self._consumer.seek(TopicPartition(self.topic, position.partition, offset))
             except KafkaException as error:
+                if error.args[0].code() == KafkaError._STATE:  # not fetched yet
+                    raise Unreachable(
+                        f"going back in {self.topic}: {error.args[0].str()}"
+                    ) from error
                 raise mapped(error, f"going back in {self.topic}") from error
 
     def lag(self) -> dict[int, int]:
@@ -190,9 +194,13 @@ class RecordSource:
                 lags[position.partition] = behind
         return lags
 
-    def close(self) -> None:
-        """Leave the group."""
-        self._consumer.close()
+    def close(self, within_s: float) -> None:
+        """Leave the group. Given up after `within_s`: a broker that is away does not answer."""
+        closing = threading.Thread(target=self._consumer.close, name="leave", daemon=True)
+        closing.start()
+        closing.join(within_s)
+        if closing.is_alive():
+            log.warning("the group of %s was not left in order within %g s", self.topic, within_s)
 
     def _mark_end(self, raw: Any) -> None:
         error = None if raw is None else raw.error()
@@ -230,6 +238,8 @@ class RecordSource:
     def _gone(self, callback: int) -> None:
         def forget() -> None:
             partitions, self.owned = self.owned, []
+            if self._paused:  # librdkafka keeps a pause across assignments
+                self._consumer.resume(topic_partitions(self.topic, partitions))
             self._callbacks[callback](partitions)
             self._lease, self._paused = None, False
 
@@ -241,105 +251,3 @@ class RecordSource:
             function(*args)
         except BaseException as error:  # noqa: BLE001
             self._failure = self._failure or error
-
-
-class TransactionalSink:
-    """Outputs and consumed offsets in one transaction, all or nothing.
-
-    Args:
-        transactional_id: stable per worker slot. Starting a second sink with the same id fences
-            the first, and finishes or aborts what it had left open.
-    """
-
-    def __init__(self, settings: Settings, *, transactional_id: str) -> None:
-        self._timeout = settings.broker_timeout_s
-        self._producer = Producer(
-            client_config(settings)
-            | {
-                "transactional.id": transactional_id,
-                "transaction.timeout.ms": int(settings.transaction_timeout_s * 1000),
-                "delivery.timeout.ms": int(settings.transaction_timeout_s * 1000),
-                "partitioner": PARTITIONER,
-                "linger.ms": 1,
-                "message.max.bytes": MAX_MESSAGE_BYTES,
-                "queue.buffering.max.kbytes": 256 * 1024,
-            }
-        )
-        self._until_done("starting transactions", self._producer.init_transactions)
-
-    def publish(
-        self, outputs: Iterable[Output], *, topic: str, offsets: Mapping[int, int], lease: object,
-        metadata: str = "",
-    ) -> None:  # fmt: skip
-        """Publish outputs and commit `offsets` (partition -> next offset) of `topic`, atomically.
-
-        `metadata` is kept with each of them.
-
-        Raises:
-            PublishRefused: aborted; nothing is visible, nothing committed. Read the records again.
-            Fenced: this process must stop.
-            Unreachable: no answer; the broker settles the outcome when the id starts again.
-        """
-        positions = [
-            TopicPartition(topic, number, next_, metadata) for number, next_ in offsets.items()
-        ]
-        try:
-            self._producer.begin_transaction()
-            for output in outputs:
-                self._produce(output)
-            self._until_done(
-                "sending offsets",
-                lambda left: self._producer.send_offsets_to_transaction(positions, lease, left),
-            )
-            self._until_done("committing", self._producer.commit_transaction)
-        except KafkaException as error:
-            self._abort_or_raise(error)
-
-    def close(self) -> None:
-        """Between publishes no transaction is open, so there is nothing to wait for."""
-        with contextlib.suppress(KafkaException):  # a fenced client refuses even this
-            self._producer.flush(1.0)
-
-    def _produce(self, output: Output) -> None:
-        while True:
-            try:
-                self._producer.produce(
-                    output.topic,
-                    partition=output.partition,
-                    key=output.key,
-                    value=output.value,
-                    headers=list(output.headers) or None,
-                )
-                return
-            except BufferError:
-                self._producer.poll(0.1)
-
-    def _until_done(self, doing: str, call: Callable[[float], R]) -> R:
-        deadline = time.monotonic() + self._timeout
-        while True:
-            left = deadline - time.monotonic()
-            try:
-                return call(max(0.1, left))
-            except KafkaException as error:
-                cause = error.args[0]
-                if cause.fatal() or not cause.retriable():
-                    if cause.txn_requires_abort():
-                        raise
-                    raise mapped(error, doing) from error
-                if left <= 0:
-                    raise Unreachable(
-                        f"{doing}: no answer within {self._timeout:g} s ({cause.name()})"
-                    ) from error
-                time.sleep(0.05)
-
-    def _abort_or_raise(self, error: KafkaException) -> None:
-        cause = error.args[0]
-        # `produce` has no other word for a transaction that has failed since it began.
-        to_abort = cause.txn_requires_abort() or cause.code() == KafkaError._STATE
-        if cause.fatal() or not to_abort:
-            raise mapped(error, "publishing") from error
-        try:
-            self._until_done("aborting", self._producer.abort_transaction)
-        except KafkaException as second:
-            raise mapped(second, "aborting") from second
-        raise PublishRefused(f"{cause.name()}: {cause.str()}") from error

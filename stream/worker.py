@@ -28,7 +28,15 @@ from encoders.types import Model, Prepared
 from .broker import Message, Output
 from .burst import Burst
 from .encoding import EncodeQueue
-from .errors import BadRecord, PublishRefused, RegistryError, WorkerError, bad_record
+from .errors import (
+    BadRecord,
+    Fenced,
+    PublishRefused,
+    RegistryError,
+    Unreachable,
+    WorkerError,
+    bad_record,
+)
 from .failpoints import Failpoints
 from .handover import Roles
 from .items import Item, Showcase, future_of, record_of, where
@@ -38,18 +46,24 @@ from .mapping import Filling
 from .metrics import WorkerMetrics
 from .outputs import OutputTopics
 from .pace import Pace
+from .progress import Progress
+from .publisher import Call, Publisher
 from .records import check_deletion, decode_record
+from .recovery import Recovery
 from .settings import Settings
+from .sink import TransactionalSink
 from .tallying import Tallies
-from .transactions import RecordSource, TransactionalSink
+from .transactions import RecordSource
 from .trial import Trial
 
 log = logging.getLogger(__name__)
 
-MAX_REFUSALS = 5  # in a row without one success: not a rebalance, something is broken
 CALLBACKS_EVERY_S = 1.0  # a full worker still serves the group's callbacks this often
 LAG_EVERY_S = 1.0
-DRAIN_S = 10.0  # what the device has not finished so long after a stop is read again
+DRAIN_S = 5.0  # what is not finished so long after a stop is read again
+CLOSE_S = 5.0  # for leaving the group, which a broker that is away does not answer
+PAUSE_S = 0.005
+NOT_PUBLISHED = (PublishRefused, Unreachable, Fenced)
 
 
 class Worker:
@@ -100,15 +114,21 @@ class Worker:
         self._queue = EncodeQueue(
             settings, metrics=self._metrics, failpoint=self._failpoint, clock=clock
         )
-        self._publishing: tuple[list[Run[list[Output]]], Future[None]] | None = None
-        self._refusals = 0
+        self._publishing: tuple[list[Run[list[Output]]], Call] | None = None
         self._last_poll = clock()
         self._last_lag = clock()
         self._stopping = threading.Event()
         self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
-        self._publisher = ThreadPoolExecutor(1, thread_name_prefix="publish")
-        self._sink = self.make_sink(transactional_id)
+        self._publisher = Publisher(
+            lambda: self.make_sink(transactional_id),
+            bound_s=settings.publish_timeout_s,
+            clock=clock,
+        )
         self._source = self.make_source()
+        self._recovery = Recovery(
+            self._publisher, self._source.rewind, address=settings.kafka_bootstrap, clock=clock
+        )
+        self.progress = Progress(clock)
         self._metrics.model(model.name)
 
     # The one loop.
@@ -121,6 +141,7 @@ class Worker:
         """
         try:
             while not self._stopping.is_set():
+                self.progress.pass_()
                 arrivals = self._receive()
                 self._decode(arrivals)
                 self._prepare(arrivals)
@@ -128,8 +149,10 @@ class Worker:
                 self._encode()
                 self._decide()
                 self._publish()
+            self.progress.end()
             self._drain()
         finally:
+            self.progress.end()
             self._close()
 
     def stop(self) -> None:
@@ -170,6 +193,21 @@ class Worker:
     def owned(self) -> list[int]:
         return list(self._source.owned)
 
+    @property
+    def encodes(self) -> bool:
+        """Whether a batch is on the device, which has a bound of its own."""
+        return self._queue.busy
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the group has given this worker its partitions, or none."""
+        return self._source.lease is not None
+
+    @property
+    def waits_for(self) -> str | None:
+        """Why the broker is waited for, or None."""
+        return self._recovery.waits_for
+
     # Seams for tests: what a negative control replaces.
 
     def make_source(self) -> RecordSource:
@@ -190,7 +228,9 @@ class Worker:
         now = self._clock()
         if now - self._last_lag > LAG_EVERY_S:
             self._last_lag = now
-            self._metrics.lag(self._source.lag())
+            self._note_lag()
+        if not self._recovery.step():
+            return self._rest(now)
         room = self._settings.inflight_records - len(self._ledger)
         if room <= 0 or self._ledger.nbytes >= self._settings.inflight_bytes:
             self._wait_for_room()
@@ -199,18 +239,31 @@ class Worker:
                 self._source.idle_poll()
             return []
         if self._pace is not None and not self._pace.may_go_on(now):
+            self.progress.moved()
             return self._rest(now)
         if self._filling is not None and self._filling.busy:
-            if self._filling.step(self._source, self._sink, self._topics):
-                self._failpoint("after-piece")
-                if self._pace is not None:
-                    self._pace.worked(self._clock() - now, self._clock())
+            self._fill(self._filling, now)
             return []
         self._last_poll = now
         messages = self._source.poll(min(room, 64), wait_s=self._patience(now))
         if self._filling is not None and self._filling.busy:
             return []  # they came with an assignment; they are read again when it is filled
         return [Item(message, self._ticket(message), now) for message in messages]
+
+    def _fill(self, filling: Filling, now: float) -> None:
+        """One step of a generation that is filled from another one."""
+        try:
+            done = filling.step(self._source, self._publisher, self._topics)
+        except NOT_PUBLISHED as error:
+            filling.forget()
+            self._recovery.begin(error)
+            return
+        self.progress.moved()
+        if done:
+            self._recovery.committed()
+            self._failpoint("after-piece")
+            if self._pace is not None:
+                self._pace.worked(self._clock() - now, self._clock())
 
     def _decode(self, items: Sequence[Item]) -> None:
         """Step 1: bytes become a Record, a deletion or a dead letter."""
@@ -289,18 +342,27 @@ class Worker:
 
     def _publish(self) -> None:
         """Step 6: one transaction for the unbroken run of every partition. Commits last."""
-        if self._publishing is not None and self._publishing[1].done():
-            self._settle()
+        if self._publishing is not None:
+            call = self._publishing[1]
+            if call.done or self._publisher.overdue(call):
+                self._settle()
         if self._burst.holds(self._clock(), at_rest=not self._at_work):
             return
         lease = self._source.lease
-        if self._publishing is None and lease is not None and (runs := self._ledger.ready()):
+        free = self._publishing is None and not self._recovery.pending
+        if free and lease is not None and (runs := self._ledger.ready()):
             outputs = self._spoken(runs)
-            if outputs is not None:
+            if outputs is None:
+                self.progress.moved()  # whose they are is decided elsewhere
+            else:
                 # Gone from here even if the transaction is refused: its records are tallied again.
                 outputs += self._tallies.take(self._clock())
-                publishing = self._publisher.submit(self._transaction, runs, outputs, lease)
-                self._publishing = (runs, publishing)
+                self._publishing = (
+                    runs,
+                    self._publisher.submit(
+                        lambda sink: self._transaction(sink, runs, outputs, lease)
+                    ),
+                )
 
     # What the steps stand on.
 
@@ -325,12 +387,16 @@ class Worker:
         ]
 
     def _transaction(
-        self, runs: list[Run[list[Output]]], outputs: list[Output], lease: object
+        self,
+        sink: TransactionalSink,
+        runs: list[Run[list[Output]]],
+        outputs: list[Output],
+        lease: object,
     ) -> None:
         offsets = {run.partition: run.next_offset for run in runs}
         self._failpoint("before-publish")
         started = self._clock()
-        self._sink.publish(
+        sink.publish(
             outputs + self._topics.progress(offsets),
             topic=self._source.topic,
             offsets=offsets,
@@ -342,22 +408,19 @@ class Worker:
         )
 
     def _settle(self) -> None:
-        """The open transaction has ended: forget its records, or go back to the committed ones."""
+        """The open transaction has ended or is given up: forget its records or read them again."""
         assert self._publishing is not None
-        (runs, done), self._publishing = self._publishing, None
+        (runs, call), self._publishing = self._publishing, None
         try:
-            done.result()
-        except PublishRefused as error:
-            self._refusals += 1
+            self._publisher.settle(call)
+        except NOT_PUBLISHED as error:
             self._metrics.refused()
-            log.warning("transaction refused, its records are read again: %s", error)
-            if self._refusals >= MAX_REFUSALS:
-                raise WorkerError(f"{self._refusals} refusals in a row: {error}") from error
             self._drop()
-            self._source.rewind()
+            self._recovery.begin(error)
         else:
-            self._refusals = 0
+            self._recovery.committed()
             self._ledger.committed(runs)
+            self.progress.moved()
 
     def _drop(self) -> None:
         """Forget everything in flight; what the threads still finish has no effect."""
@@ -371,6 +434,7 @@ class Worker:
         if self._filling is not None:
             self._filling.forget()
         self._metrics.assigned(len(partitions))
+        self.progress.moved()
         log.info("partitions assigned: %s", partitions)
 
     def _on_revoked(self, partitions: list[int]) -> None:
@@ -390,28 +454,34 @@ class Worker:
         if partitions:
             log.info("partitions gone: %s", partitions)
 
-    def _finish_open(self) -> None:
+    def _finish_open(self, within_s: float | None = None) -> None:
+        """Wait for the open transaction, within its bound: nobody waits for it for longer.
+
+        The group may go on without it: the broker gives committed offsets to the next owner only
+        when the transaction has ended, whichever way.
+        """
         if self._publishing is not None:
-            wait([self._publishing[1]])
+            self._publisher.wait(self._publishing[1], within_s)
             self._settle()
 
     def _drain(self) -> None:
         """On a graceful stop: publish what is on the device, leave the rest to the next reader."""
+        until = self._clock() + DRAIN_S
         self._queue.wait(DRAIN_S)
         self._decide()
-        self._finish_open()
+        self._finish_open(max(0.0, until - self._clock()))
         self._publish()
-        self._finish_open()
+        self._finish_open(max(1.0, until - self._clock()))
 
     def _close(self) -> None:
         self._stopping.set()
-        self._publisher.shutdown(wait=True)
+        call = None if self._publishing is None else self._publishing[1]
+        self._publisher.close(call, CLOSE_S)
         self._publishing = None
         self._drop()  # so that the callback of leaving the group finds nothing to publish
-        self._source.close()
+        self._source.close(CLOSE_S)
         self._queue.close()
-        self._threads.shutdown(wait=True, cancel_futures=True)
-        self._sink.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._links.close()
         if self._filling is not None:
             self._filling.forget()
@@ -457,13 +527,20 @@ class Worker:
         if now - self._last_poll > CALLBACKS_EVERY_S:
             self._last_poll = now
             self._source.idle_poll()
-        time.sleep(0.005)
+        time.sleep(PAUSE_S)
         return []
+
+    def _note_lag(self) -> None:
+        lags = self._source.lag()
+        self._metrics.lag(lags)
+        self.progress.lag = sum(lags.values())
+        if not self.progress.lag and not self._ledger:
+            self.progress.moved()
 
     def _wait_for_room(self) -> None:
         waiting: list[Future] = [*self._queue.futures]
         if self._publishing is not None:
-            waiting.append(self._publishing[1])
+            waiting.append(self._publishing[1].future)
         elif self._preparing:
             waiting.append(future_of(self._preparing[0]))
         if waiting:

@@ -11,10 +11,10 @@ import pytest
 from confluent_kafka import Producer as RawProducer
 
 from encoders.null import NullModel
-from stream.errors import RegistryError
+from stream.errors import Fenced, RegistryError
 from stream.metrics import WorkerMetrics
-from stream.settings import Settings
 from stream.showcase import RedisShowcase
+from stream.sink import TransactionalSink
 from tests.services import Valkey
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.running import running, wait_until_idle
@@ -97,16 +97,35 @@ def test_a_model_of_another_space_is_not_taken(deployment: Deployment) -> None:
         assert run.worker.model.name == "null-16"
 
 
-def test_a_second_worker_of_the_same_slot_takes_over(deployment: Deployment) -> None:
-    settings: Settings = deployment.settings
+def test_two_workers_of_one_slot_fence_each_other_until_one_stops(deployment: Deployment) -> None:
+    settings, sent = deployment.settings, 20
     with running(settings, NullModel(16), slot="same") as first:
         deployment.produce(texts(20))
         wait_until_idle(first, deployment.lag)
         with running(settings, NullModel(16), slot="same") as second:
-            deployment.produce(texts(200, start=20))
-            error = first.wait_for_end()
+            until = time.monotonic() + 120
+            while first.alive and second.alive and time.monotonic() < until:
+                deployment.produce(texts(8, start=sent))
+                sent += 8
+                time.sleep(0.1)
+            stopped, other = (first, second) if not first.alive else (second, first)
+            error = stopped.wait_for_end()
+            assert isinstance(error, Fenced)
             assert "--slot" in str(error)
-            wait_until_idle(second, deployment.lag)
+            assert "BRAID_TRANSACTION_TIMEOUT_S" in str(error)
+            wait_until_idle(other, deployment.lag)
+    assert counts(deployment) == {f"r{n}": 1 for n in range(sent)}
+
+
+def test_a_single_fencing_ends_no_worker(deployment: Deployment) -> None:
+    """As by the broker, which aborted what a killed worker of this slot had left open."""
+    settings = deployment.settings
+    with running(settings, NullModel(16), slot="same") as run:
+        deployment.produce(texts(20))
+        wait_until_idle(run, deployment.lag)
+        TransactionalSink(settings, transactional_id=f"{settings.group}-same").open()
+        deployment.produce(texts(200, start=20))
+        wait_until_idle(run, deployment.lag)
     assert counts(deployment) == {f"r{n}": 1 for n in range(220)}
 
 

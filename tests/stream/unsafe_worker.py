@@ -15,6 +15,7 @@ from stream import hosting
 from stream.broker import Output
 from stream.cli import main
 from stream.ledger import Run
+from stream.sink import TransactionalSink
 from stream.worker import Worker
 
 
@@ -22,13 +23,17 @@ class UnsafeWorker(Worker):
     joined_again = threading.Event()
 
     def _transaction(
-        self, runs: list[Run[list[Output]]], outputs: list[Output], lease: object
+        self,
+        sink: TransactionalSink,
+        runs: list[Run[list[Output]]],
+        outputs: list[Output],
+        lease: object,
     ) -> None:
         self._failpoint("before-publish")  # stopped here, and woken as a zombie
         if not self._failpoint._armed:
             self.joined_again.wait(20)
         super()._transaction(
-            runs, outputs, self._source.lease
+            sink, runs, outputs, self._source.lease
         )  # fetched at commit: a new generation's
 
     def _on_lost(self, partitions: list[int]) -> None:

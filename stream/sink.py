@@ -1,0 +1,220 @@
+"""The transactional producer: outputs and consumed offsets in one transaction, all or nothing.
+
+A transaction whose end is in doubt must not be followed by another one of the same producer epoch.
+A delayed EndTxn would end the next transaction, and an abort whose markers were lost would be
+undone by the next commit (librdkafka speaks no KIP-890, where each transaction has its own epoch).
+So `TransactionalSink` gives a producer up after each end that failed, was refused, took over its
+time or may have been sent twice, and `open` makes a new one: `init_transactions` raises the epoch
+of the transactional id, once the broker has finished or aborted what was left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from confluent_kafka import KafkaException, Producer, TopicPartition
+
+from .broker import (
+    FENCED,
+    MAX_MESSAGE_BYTES,
+    PARTITIONER,
+    PERMANENT,
+    Output,
+    client_config,
+    mapped,
+)
+from .errors import BrokerError, PublishRefused, Unreachable
+from .settings import Settings
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+# librdkafka repeats a request that was sent, and whose answer did not come, by itself: after
+# retry.backoff.ms less 20 %, at the least 500 ms for TxnOffsetCommit. A quicker answer is to a
+# request that was sent once.
+RETRY_BACKOFF_S = 1.0
+DOUBTFUL_S = 0.4
+
+
+class TransactionalSink:
+    """Publishes transactions under one transactional id. Used by one thread at a time.
+
+    Args:
+        transactional_id: stable per worker slot. Opening a second sink with the same id fences the
+            first, and finishes or aborts what it had left open.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, settings: Settings, *, transactional_id: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._settings = settings
+        self._bound = settings.publish_timeout_s
+        self._clock = clock
+        self._producer: Producer | None = None
+        self._config = client_config(settings)
+        # The Python client sets an exception for a fatal error inside `flush`, and would then call
+        # the logger with it set: a SystemError instead of the error.
+        del self._config["logger"]
+        self._config |= {
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": int(settings.transaction_timeout_s * 1000),
+            "delivery.timeout.ms": int(settings.transaction_timeout_s * 1000),
+            "partitioner": PARTITIONER,
+            "linger.ms": 1,
+            "message.max.bytes": MAX_MESSAGE_BYTES,
+            "queue.buffering.max.kbytes": 256 * 1024,
+            "retry.backoff.ms": int(RETRY_BACKOFF_S * 1000),
+        }
+
+    def open(self) -> None:
+        """Make a producer with a new epoch, unless there is one whose last end is beyond doubt.
+
+        Afterwards the outcome of every earlier transaction of this id is settled.
+
+        Raises:
+            Unreachable: no answer within publish_timeout_s.
+            Fenced: another producer of this id was opened meanwhile.
+        """
+        if self._producer is not None:
+            return
+        producer = Producer(self._config)
+        try:
+            self._until_done("opening transactions", producer.init_transactions, self._deadline())
+        except KafkaException as error:
+            _discard(producer)
+            raise mapped(error, "opening transactions") from error
+        except BrokerError:
+            _discard(producer)
+            raise
+        self._producer = producer
+
+    def publish(
+        self, outputs: Iterable[Output], *, topic: str, offsets: Mapping[int, int], lease: object,
+        metadata: str = "",
+    ) -> None:  # fmt: skip
+        """Publish outputs and commit `offsets` (partition -> next offset) of `topic`, atomically.
+
+        `metadata` is kept with each of them.
+
+        Raises:
+            PublishRefused: aborted, or its outcome is not known before the next `open`. Then read
+                the records again from the committed offsets on.
+            Fenced: the broker did not take the producer's epoch, though the transaction was short.
+            ConfigError, BrokerError: trying again does not help.
+            Unreachable: there was no open producer, and none could be opened.
+        """
+        self.open()
+        producer, began = self._producer, self._clock()
+        assert producer is not None
+        deadline = began + self._bound
+        try:
+            producer.begin_transaction()
+            for output in outputs:
+                self._produce(producer, output, deadline)
+            self._flush(producer, deadline)
+            sending = self._clock()
+            positions = [
+                TopicPartition(topic, number, next_, metadata) for number, next_ in offsets.items()
+            ]
+            self._until_done(
+                "sending offsets",
+                lambda left: producer.send_offsets_to_transaction(positions, lease, left),
+                deadline,
+            )
+            sent = self._clock()
+            self._until_done("committing", producer.commit_transaction, deadline)
+            doubtful = max(sent - sending, self._clock() - sent) > DOUBTFUL_S
+        except KafkaException as error:
+            self._retire()
+            raise self._refused(error, self._clock() - began) from error
+        except Unreachable as error:
+            self._retire()
+            raise PublishRefused(str(error)) from error
+        except BaseException:
+            self._retire()
+            raise
+        if doubtful:
+            log.debug("a transaction ended slowly: a new producer before the next one")
+            self._retire()
+
+    def close(self) -> None:
+        """Give the producer up; between publishes no transaction is open."""
+        self._retire()
+
+    def _retire(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            _discard(producer)
+
+    def _deadline(self) -> float:
+        return self._clock() + self._bound
+
+    def _produce(self, producer: Producer, output: Output, deadline: float) -> None:
+        while True:
+            try:
+                producer.produce(
+                    output.topic,
+                    partition=output.partition,
+                    key=output.key,
+                    value=output.value,
+                    headers=list(output.headers) or None,
+                )
+                return
+            except BufferError:
+                if self._clock() > deadline:
+                    raise self._late("producing") from None
+                producer.poll(0.1)
+
+    def _flush(self, producer: Producer, deadline: float) -> None:
+        if producer.flush(max(0.1, deadline - self._clock())):
+            raise self._late("producing")
+
+    def _until_done(self, doing: str, call: Callable[[float], R], deadline: float) -> R:
+        while True:
+            left = deadline - self._clock()
+            try:
+                return call(max(0.1, left))
+            except KafkaException as error:
+                cause = error.args[0]
+                if cause.fatal() or not cause.retriable():
+                    raise
+                if left <= 0:
+                    raise self._late(f"{doing} ({cause.name()})") from error
+                time.sleep(0.05)
+
+    def _late(self, doing: str) -> Unreachable:
+        return Unreachable(
+            f"{doing}: no answer from {self._settings.kafka_bootstrap} within {self._bound:g} s "
+            "(publish_timeout_s)"
+        )
+
+    def _refused(self, error: KafkaException, took_s: float) -> Exception:
+        """What a failed transaction is to the caller: a new producer helps, or it does not."""
+        cause = error.args[0]
+        if cause.code() in FENCED:
+            if took_s < self._settings.transaction_timeout_s:
+                return mapped(error, "publishing")
+            return PublishRefused(
+                f"open for {took_s:.1f} s, longer than transaction_timeout_s: the broker aborted it"
+            )
+        if cause.code() in PERMANENT:
+            return mapped(error, "publishing")
+        return PublishRefused(f"{cause.name()}: {cause.str()}")
+
+
+def _discard(producer: Producer) -> None:
+    """Destroy a producer on a thread of its own: this may wait for its connections."""
+
+    def destroy(gone: list[Producer]) -> None:
+        with contextlib.suppress(KafkaException):  # a fenced client refuses even this
+            gone[0].purge(blocking=False)
+        gone.clear()
+
+    threading.Thread(target=destroy, args=([producer],), name="discard", daemon=True).start()
