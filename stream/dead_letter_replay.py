@@ -32,7 +32,7 @@ from .sink import TransactionalSink
 
 log = logging.getLogger(__name__)
 
-MARK = "replay-of"  # header of a message that was sent again: the letter's id
+MARK = "replay-of"  # header of a message that was sent again: TOPIC_ID/ID of the letter
 MOST, MOST_BYTES = 100, 32 * MIB  # of one transaction
 POLL_S = 0.5
 PARTS_FIELDS = ("text", "image", "audio", "labels", "meta")
@@ -131,7 +131,7 @@ class Replayer:
             for batch in self._batches(selection, wanted):
                 began = self._clock()
                 self._origins.read_on()
-                fresh = [letter for letter in batch if not self._superseded(letter, told)]
+                fresh = [letter for letter in batch if not self._left_out(letter, told)]
                 if sink is not None and fresh:
                     self._send(sink, fresh)
                 told.sent |= dict.fromkeys(letter.id for letter in fresh)
@@ -142,7 +142,7 @@ class Replayer:
                 sink.close()
         if sink is not None and told.sent:
             self._origins.read_on()
-            told.sent = {id: self._origins.sent.get(id) for id in told.sent}
+            told.sent = {id: self._origins.sent.get(self._mark(id)) for id in told.sent}
             self._await(told, ends)
         return told
 
@@ -175,11 +175,18 @@ class Replayer:
         if batch:
             yield batch
 
-    def _superseded(self, letter: DeadLetter, told: Replay) -> bool:
+    def _left_out(self, letter: DeadLetter, told: Replay) -> bool:
+        if self._mark(letter.id) in self._origins.sent:  # by another replay, meanwhile
+            told.already += 1
+            return True
         if self._force or not self._origins.later(letter):
             return False
         told.superseded.append(letter.id)
         return True
+
+    def _mark(self, id: str) -> bytes:
+        """Names the letter for good: a topic that is made anew begins with the same ids."""
+        return f"{self._identity}/{id}".encode()
 
     def _send(self, sink: TransactionalSink, batch: list[DeadLetter]) -> None:
         """The original messages and their marks, in one transaction."""
@@ -194,13 +201,11 @@ class Replayer:
                     partition=partition,
                     key=message.key,
                     value=message.value,
-                    headers=[(MARK, letter.id.encode())],
+                    headers=[(MARK, self._mark(letter.id))],
                 )
             )
-            mark = f"{self._identity}/{letter.id}".encode()
-            outputs.append(
-                Output(topic=self._settings.topic(REPLAYED), partition=0, key=mark, value=b"\x80")
-            )
+            marks, mark = self._settings.topic(REPLAYED), self._mark(letter.id)
+            outputs.append(Output(topic=marks, partition=0, key=mark, value=b"\x80"))
             offsets[message.partition] = message.offset + 1
         # A group without members, which the transaction wants; its offsets decide nothing here.
         member = Consumer(
@@ -264,7 +269,7 @@ class _Origins:
         self._anew: set[tuple[str, int]] = (
             set()
         )  # partitions that end before their letters' offsets
-        self.sent: dict[str, Place] = {}  # letter's id -> where it was sent to
+        self.sent: dict[bytes, Place] = {}  # a letter's mark -> where it was sent to
 
     def watch(self, letter: DeadLetter) -> None:
         if letter.origin is None or letter.message.key is None:
@@ -323,7 +328,7 @@ class _Origins:
         marks = [value for name, value in message.headers if name == MARK]
         if marks and marks[0] is not None:
             place = (message.topic, message.partition, message.offset)
-            self.sent[marks[0].decode(errors="replace")] = place
+            self.sent[marks[0]] = place
         if message.key is not None and message.key in self._keys:
             if message.topic == self._records and message.value is None:
                 self._deleted[message.key] = max(message.ts, self._deleted.get(message.key, 0))
