@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -10,7 +14,7 @@ from typer.testing import CliRunner
 from index.client import Client
 from stream.broker import Admin
 from stream.cli import app
-from stream.flipping import promote
+from stream.flipping import promote, rollback
 from stream.handover import Handovers, Roles
 from stream.models import Registry
 from stream.ownership import finish, handovers_of
@@ -105,3 +109,55 @@ def test_the_next_record_after_a_flip_is_predicted_by_the_new_version(
     assert made_by.pop("the next") == OTHER
     assert set(made_by.values()) == {FIRST}
     wait_for("both groups are there", lambda: status(settings)["handover"] == {}, timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_each_record_is_predicted_once_while_generations_change(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    """Forth, back and forth again while records flow, and after that none is missing."""
+    settings, registry = deployment.settings, three_versions
+    sent = [f"c{number}" for number in range(8)]
+    deployment.produce(labelled(8))
+    promote(settings, registry, FIRST)
+    deployment.worker("one", model=None)
+    deployment.index(model=None)
+    enough = threading.Event()
+
+    def flowing() -> Iterator[dict[str, Any]]:
+        while not enough.is_set() and len(sent) < 10_000:
+            sent.append(f"flow-{len(sent)}")
+            yield {"id": sent[-1], "text": "a red tile"}
+
+    flow = threading.Thread(
+        target=deployment.produce, args=[flowing()], kwargs={"per_second": 25}, daemon=True
+    )
+
+    def serves(client: Client, generation: str, model: str) -> None:
+        """It answers, and then it predicts."""
+
+        def predicted() -> int:
+            return sum(prediction["model"] == model for prediction in deployment.predictions())
+
+        ready = f"{generation} serves"
+        wait_for(ready, lambda: client.status()["generation"] == generation, timeout=150)
+        before = predicted()
+        wait_for(f"{model} predicts", lambda: predicted() > before + 20, timeout=90)
+
+    with Client(deployment.url) as client:
+        wait_for("they are searchable", lambda: searchable(client) >= 8, timeout=120)
+        flow.start()
+        promote(settings, registry, OTHER)
+        serves(client, "g0002", OTHER)
+        rollback(settings, registry)
+        serves(client, "g0001", FIRST)
+        promote(settings, registry, OTHER)
+        serves(client, "g0002", OTHER)
+    enough.set()
+    flow.join()
+    wait_for("all are predicted", lambda: len(deployment.predictions()) >= len(sent), timeout=90)
+    wait_for("both groups are there", lambda: status(settings)["handover"] == {}, timeout=60)
+    times = Counter(prediction["id"] for prediction in deployment.predictions())
+    assert times == Counter(sent)
+    assert len(Handovers(registry.root).confirmed()) >= 3
