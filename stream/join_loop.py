@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from .broker import Output, lone_consumer, mapped
-from .errors import PublishRefused, StreamError, Unreachable, WorkerError
+from .errors import BrokerError, PublishRefused, StreamError, Unreachable, WorkerError
 from .failpoints import Failpoints
 from .join_table import JoinTable
 from .metrics import JoinMetrics
@@ -133,7 +133,9 @@ class JoinLoop:
             self._read_to(partition, now_ms)
         if time.monotonic() - self._last_tick > TICK_S:
             self._last_tick = time.monotonic()
-            self._publish_all(self._table.due(now_ms, self._read_to_ms), set())
+            marks = self._source.take_marks()
+            self._next.update(marks)
+            self._publish_all(self._table.due(now_ms, self._read_to_ms), set(marks))
             self._measure()
 
     def _publish_all(self, batches: Iterable[list[Output]], consumed: set[int]) -> bool:
@@ -158,9 +160,7 @@ class JoinLoop:
     def _publish(self, outputs: list[Output], partitions: set[int]) -> bool:
         """One transaction; False: it was refused, and the table is read back."""
         self._failpoint("join-before-publish")
-        offsets = {
-            number: self._source.committable(number, self._next[number]) for number in partitions
-        }
+        offsets = {number: self._next[number] for number in partitions}
         try:
             self._publisher.publish(
                 self._through(outputs),
@@ -174,10 +174,9 @@ class JoinLoop:
             if self._refusals >= MAX_REFUSALS:
                 raise WorkerError(f"{self._refusals} refusals in a row: {error}") from error
             self._forget()
-            self._publisher.open()  # which settles the transaction, and with it the offsets
-            self._source.rewind()
             return False
         self._refusals = 0
+        self._source.note_committed(offsets)
         self._failpoint("join-after-publish")
         self._metrics.counted(self._table.counts)
         self._table.counts.clear()
@@ -193,16 +192,19 @@ class JoinLoop:
         The committed offsets come first: they are settled only when no transaction on them is open
         any more, and so every state that belongs to them is below the changelog's end.
         """
+        self._publisher.open()  # which settles what the transactions before came to
         self._forget()
         began, assignment = time.monotonic(), self._assignments
         owned = list(self._source.owned)
         for position in self._source.committed():
             self._next[position.partition] = max(0, position.offset)
-        for partition, end in self._changelog_ends(owned).items():
-            if end and not self._read_back(partition, end, assignment):
-                return False
-            if not self._publish_all(self._table.trim(self._now_ms()), set()):
-                return False
+        if not self._read_back(self._changelog_ends(owned), assignment):
+            return False
+        if not self._rewind(assignment):
+            return False
+        # What came with the partitions may be more than one worker keeps.
+        if not self._publish_all(self._table.trim(self._now_ms()), set()):
+            return False
         self._measure()
         log.info(
             "the join has partitions %s: %d ids, %d bytes, read back in %.1f s",
@@ -212,6 +214,24 @@ class JoinLoop:
             time.monotonic() - began,
         )
         return True
+
+    def _rewind(self, assignment: int) -> bool:
+        """Go to the committed offsets, whatever was polled meanwhile; False: to begin anew.
+
+        The poll that serves the assignment may already return messages, which are not taken.
+        """
+        deadline = time.monotonic() + self._settings.broker_timeout_s
+        while True:
+            try:
+                self._source.rewind()
+                return assignment == self._assignments
+            except BrokerError:  # a partition just assigned cannot be sought in for a moment
+                if time.monotonic() > deadline:
+                    raise
+            self._source.idle_poll()
+            if assignment != self._assignments or self._stopping.is_set():
+                return False
+            time.sleep(0.05)
 
     def _changelog_ends(self, partitions: list[int]) -> dict[int, int]:
         """The end of each partition, with what open transactions have written."""
@@ -236,17 +256,18 @@ class JoinLoop:
                 raise Unreachable(f"end of {self._changelog}: no answer from the broker")
             time.sleep(0.1)
 
-    def _read_back(self, partition: int, end: int, assignment: int) -> bool:
-        """One partition of the changelog up to `end`, read committed; False: to begin anew.
+    def _read_back(self, ends: Mapping[int, int], assignment: int) -> bool:
+        """The changelog up to `ends`, read committed; False: to begin anew.
 
         A transaction that its owner left open holds the reader back until the broker aborts it.
         """
+        left = {number: end for number, end in ends.items() if end > 0}
         reader = lone_consumer(self._settings)
-        reader.assign([TopicPartition(self._changelog, partition, OFFSET_BEGINNING)])
+        reader.assign([TopicPartition(self._changelog, n, OFFSET_BEGINNING) for n in left])
         patience_s = self._settings.transaction_timeout_s + self._settings.broker_timeout_s
         last = served = time.monotonic()
         try:
-            while True:
+            while left:
                 raw, now = reader.poll(0.1), time.monotonic()
                 if now - served > CALLBACKS_EVERY_S:
                     served = now
@@ -257,14 +278,15 @@ class JoinLoop:
                     if now - last > patience_s:
                         raise Unreachable(f"{self._changelog}: nothing within {patience_s:g} s")
                     continue
-                error = raw.error()
+                last = now
+                error, partition = raw.error(), raw.partition() or 0
                 if error is None:
-                    last = now
                     self._table.restore(partition, raw.key() or b"", raw.value())
                 elif error.code() != KafkaError._PARTITION_EOF:
                     raise mapped(error, f"reading {self._changelog}")
-                if (raw.offset() or 0) + (error is None) >= end:
-                    return True
+                if (raw.offset() or 0) + (error is None) >= left.get(partition, 0):
+                    left.pop(partition, None)
+            return True
         finally:
             reader.close()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from confluent_kafka import (
@@ -63,6 +63,7 @@ class RecordSource:
         self._settings = settings
         self.topic = topic or settings.topic("records")
         self._polled: dict[int, int] = {}  # partition -> offset after the last message polled
+        self._committed: dict[int, int] = {}  # as far as this member has committed them
         self._ends: dict[int, int] = {}  # partition -> its end, if all before it has been polled
         self._callbacks = (on_assigned, on_revoked, on_lost)
         self._failure: BaseException | None = None
@@ -102,16 +103,27 @@ class RecordSource:
         """The owned partitions of which everything that was there has been polled."""
         return list(self._ends)
 
-    def committable(self, partition: int, next_offset: int) -> int:
-        """The offset to commit when all below `next_offset` is done.
+    def note_committed(self, offsets: Mapping[int, int]) -> None:
+        """A transaction has committed these next offsets."""
+        self._committed.update(offsets)
 
-        Marks of transactions behind the last message are stepped over: nothing would ever be read
-        there, and the group would seem to lag for ever.
+    def take_marks(self) -> dict[int, int]:
+        """The ends before which only marks of transactions are left, to be committed now.
+
+        Nothing is ever read there, and the group would seem to lag for ever. Left alone are
+        partitions of which anything that was polled is not committed yet. Taken once: should the
+        transaction be refused, `rewind` begins anew.
         """
-        end = self._ends.get(partition)
-        return (
-            end if end is not None and self._polled.get(partition) == next_offset else next_offset
-        )
+        marks = {
+            number: end
+            for number, end in self._ends.items()
+            if number in self._polled
+            and self._committed.get(number) == self._polled[number]
+            and self._polled[number] < end
+        }
+        self._polled.update(marks)
+        self._committed.update(marks)
+        return marks
 
     @property
     def lease(self) -> object | None:
@@ -168,7 +180,7 @@ class RecordSource:
 
     def rewind(self) -> None:
         """Go back to the committed offsets of all owned partitions."""
-        self._ends.clear()
+        self._forget_positions()
         for position in self.committed():
             offset = position.offset if position.offset >= 0 else OFFSET_BEGINNING
             try:
@@ -226,7 +238,7 @@ class RecordSource:
 
     def _take_lease(self, partitions: list[int]) -> None:
         self.owned = sorted(partitions)
-        self._ends.clear()
+        self._forget_positions()
         # The same non-empty member id before and after: the metadata in between is this member's.
         # An empty one would carry no generation, and the broker would not check it at all.
         before = self._consumer.memberid()
@@ -235,8 +247,14 @@ class RecordSource:
         self._lease = lease if valid else None
         self._callbacks[0](self.owned)
 
+    def _forget_positions(self) -> None:
+        self._ends.clear()
+        self._polled.clear()
+        self._committed.clear()
+
     def _gone(self, callback: int) -> None:
         def forget() -> None:
+            self._forget_positions()
             partitions, self.owned = self.owned, []
             if self._paused:  # librdkafka keeps a pause across assignments
                 self._consumer.resume(topic_partitions(self.topic, partitions))

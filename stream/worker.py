@@ -363,6 +363,14 @@ class Worker:
                         lambda sink: self._transaction(sink, runs, outputs, lease)
                     ),
                 )
+        elif free and lease is not None and (marks := self._source.take_marks()):
+            topic, progress = self._source.topic, self._topics.progress(marks)
+            self._publishing = (
+                [],
+                self._publisher.submit(
+                    lambda sink: sink.publish(progress, topic=topic, offsets=marks, lease=lease)
+                ),
+            )
 
     # What the steps stand on.
 
@@ -420,6 +428,7 @@ class Worker:
         else:
             self._recovery.committed()
             self._ledger.committed(runs)
+            self._source.note_committed({run.partition: run.next_offset for run in runs})
             self.progress.moved()
 
     def _drop(self) -> None:

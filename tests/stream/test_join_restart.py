@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 
 def test_one_part_and_a_restart_and_records_are_embedded_again(kafka: str, tmp_path: Path) -> None:
-    with Deployment(kafka, tmp_path) as deployment:
+    with Deployment(kafka, tmp_path, model="null:16") as deployment:
         worker = deployment.worker("w")
         producer = RawProducer(
             {"bootstrap.servers": kafka, "partitioner": "murmur2_random", "log_level": 0}
@@ -34,7 +34,7 @@ def test_one_part_and_a_restart_and_records_are_embedded_again(kafka: str, tmp_p
         wait_for("the hot path works", lambda: len(deployment.vectors()) == 1, timeout=90)
         wait_for("the part is kept", lambda: kept(deployment) > 0, timeout=60)
         worker.stop()
-        worker.start()
+        deployment.child("faust", ["-m", "faust", "-A", "stream.app", "worker"])
         deployment.produce([{"id": "r1", "text": "after"}])
         wait_for("the hot path works again", lambda: len(deployment.vectors()) == 2, timeout=90)
         send(audio={"data": b"wav"}, ts=2)
