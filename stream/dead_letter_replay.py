@@ -22,22 +22,19 @@ from typing import Any
 
 from confluent_kafka import Consumer
 
-from .broker import Admin, Message, Output, client_config, replay
+from .broker import Admin, Output, client_config, replay
+from .dead_letter_origins import MARK, Origins, Place
 from .dead_letters import REPLAYED, TOPIC, DeadLetter, Selection, letter_of, letters, replayed
-from .errors import BadRecord, WorkerError
-from .packing import unpack_bounded
+from .errors import PublishRefused
 from .records import MIB
 from .settings import Settings
 from .sink import TransactionalSink
 
 log = logging.getLogger(__name__)
 
-MARK = "replay-of"  # header of a message that was sent again: TOPIC_ID/ID of the letter
 MOST, MOST_BYTES = 100, 32 * MIB  # of one transaction
+TRIES = 3  # of one transaction
 POLL_S = 0.5
-PARTS_FIELDS = ("text", "image", "audio", "labels", "meta")
-
-Place = tuple[str, int, int]  # topic, partition, offset
 
 
 @dataclass(kw_only=True)
@@ -103,7 +100,7 @@ class Replayer:
         self._rate, self._force, self._wait_s = rate, force, wait_s
         self._clock, self._sleep = clock, sleep
         self._admin = Admin(settings)
-        self._origins = _Origins(settings, self._admin)
+        self._origins = Origins(settings, self._admin)
         self._topic = settings.topic(TOPIC)
         self._identity, _ = self._admin.identity(self._topic)
 
@@ -119,24 +116,22 @@ class Replayer:
         """
         told = Replay()
         sink = None
-        if not dry:  # before the marks are read: an earlier replay is settled by this
+        if not dry:
             sink = TransactionalSink(
                 self._settings,
                 transactional_id=f"{self._settings.prefix}braid-dead-letters-replay",
             )
-            sink.open()
+            sink.open()  # before the marks are read: an earlier replay is settled by this
         try:
             wanted = self._look(selection, told)
             ends = self._ends()
             for batch in self._batches(selection, wanted):
                 began = self._clock()
-                self._origins.read_on()
-                fresh = [letter for letter in batch if not self._left_out(letter, told)]
-                if sink is not None and fresh:
-                    self._send(sink, fresh)
-                told.sent |= dict.fromkeys(letter.id for letter in fresh)
+                before = len(told.sent)
+                self._send_fresh(sink, batch, told)
                 if sink is not None:
-                    self._sleep(max(0.0, len(fresh) / self._rate - (self._clock() - began)))
+                    due_s = (len(told.sent) - before) / self._rate
+                    self._sleep(max(0.0, due_s - (self._clock() - began)))
         finally:
             if sink is not None:
                 sink.close()
@@ -174,6 +169,30 @@ class Replayer:
                 batch = []
         if batch:
             yield batch
+
+    def _send_fresh(
+        self, sink: TransactionalSink | None, batch: list[DeadLetter], told: Replay
+    ) -> None:
+        """Send what of a batch may be sent; a transaction of unknown outcome is settled first."""
+        for attempt in range(1, TRIES + 1):
+            if sink is not None:
+                sink.open()  # whoever opens one after this fences this transaction
+            self._origins.read_on()
+            if attempt > 1:
+                sent = [its for its in batch if self._mark(its.id) in self._origins.sent]
+                told.sent |= dict.fromkeys(letter.id for letter in sent)
+                batch = [letter for letter in batch if letter not in sent]
+            batch = [letter for letter in batch if not self._left_out(letter, told)]
+            try:
+                if sink is not None and batch:
+                    self._send(sink, batch)
+            except PublishRefused as error:
+                if attempt == TRIES:
+                    raise
+                log.warning("%d dead letters are tried again: %s", len(batch), error)
+            else:
+                told.sent |= dict.fromkeys(letter.id for letter in batch)
+                return
 
     def _left_out(self, letter: DeadLetter, told: Replay) -> bool:
         if self._mark(letter.id) in self._origins.sent:  # by another replay, meanwhile
@@ -253,94 +272,3 @@ class Replayer:
         counts = self._admin.partition_counts()
         ends = self._admin.ends(self._topic, counts.get(self._topic, 0))
         return {number: end for number, (_, end) in ends.items()}
-
-
-class _Origins:
-    """What stands in the origin topics after the letters' offsets, of their keys only."""
-
-    def __init__(self, settings: Settings, admin: Admin) -> None:
-        self._settings, self._admin = settings, admin
-        self._parts, self._records = settings.topic("parts"), settings.topic("records")
-        self._next: dict[tuple[str, int], int] = {}
-        self._last: dict[tuple[str, int, bytes, str], int] = {}
-        self._keys: set[bytes] = set()
-        self._deleted: dict[bytes, int] = {}  # key -> when it was deleted last, in ms since 1970
-        self._parts_since: int | None = None
-        self._anew: set[tuple[str, int]] = (
-            set()
-        )  # partitions that end before their letters' offsets
-        self.sent: dict[bytes, Place] = {}  # a letter's mark -> where it was sent to
-
-    def watch(self, letter: DeadLetter) -> None:
-        if letter.origin is None or letter.message.key is None:
-            return
-        topic, partition, offset = letter.origin
-        self._keys.add(letter.message.key)
-        place = (topic, partition)
-        self._next[place] = min(offset + 1, self._next.get(place, offset + 1))
-        if topic == self._parts:
-            since = self._parts_since
-            self._parts_since = letter.origin_ts if since is None else min(since, letter.origin_ts)
-
-    def read_on(self) -> None:
-        """Read the origin topics up to where they end now. Raises Unreachable."""
-        counts = self._admin.partition_counts()
-        if self._parts_since is not None:  # a deletion in `records` is of the parts too
-            since, self._parts_since = self._parts_since, None
-            offsets = self._admin.offsets_at(self._records, counts[self._records], since)
-            for number, offset in offsets.items():
-                place = (self._records, number)
-                self._next[place] = min(offset, self._next.get(place, offset))
-        for topic in {topic for topic, _ in self._next}:
-            if topic not in counts:
-                raise WorkerError(f"topic {topic}, where letters come from, is gone")
-            ends = self._admin.ends(topic, counts[topic])
-            starts = {
-                number: start
-                for (name, number), start in self._next.items()
-                if name == topic and number in ends
-            }
-            for number, start in starts.items():
-                if start > ends[number][1]:
-                    self._anew.add((topic, number))
-                    starts[number] = 0
-            stops = {number: ends[number][1] for number in starts}
-            for message in replay(self._settings, topic, start_at=starts, stop_at=stops):
-                self._see(message)
-            self._next |= {(topic, number): stop for number, stop in stops.items()}
-
-    def later(self, letter: DeadLetter) -> bool:
-        """Whether a later message of the key replaces this one: in `parts`, some of its fields."""
-        key = letter.message.key
-        if key is None or letter.origin is None:
-            return False
-        topic, partition, offset = letter.origin
-        if topic == self._parts and self._deleted.get(key, -1) >= letter.origin_ts:
-            return True
-        if (topic, partition) in self._anew:
-            offset = -1
-        return any(
-            self._last.get((topic, partition, key, name), -1) > offset
-            for name in self._fields(topic, letter.message.value)
-        )
-
-    def _see(self, message: Message) -> None:
-        marks = [value for name, value in message.headers if name == MARK]
-        if marks and marks[0] is not None:
-            place = (message.topic, message.partition, message.offset)
-            self.sent[marks[0]] = place
-        if message.key is not None and message.key in self._keys:
-            if message.topic == self._records and message.value is None:
-                self._deleted[message.key] = max(message.ts, self._deleted.get(message.key, 0))
-            for name in self._fields(message.topic, message.value):
-                self._last[message.topic, message.partition, message.key, name] = message.offset
-
-    def _fields(self, topic: str, value: bytes | None) -> tuple[str, ...]:
-        """What a message says anew: a part the fields it has, all else the whole record."""
-        if topic != self._parts:
-            return ("",)
-        try:
-            present = unpack_bounded(value or b"")
-        except BadRecord:
-            return PARTS_FIELDS
-        return tuple(name for name in PARTS_FIELDS if present.get(name) is not None)
