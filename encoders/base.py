@@ -5,6 +5,7 @@ Shapes: B samples, T tokens (words, patches, frames), F width of the features.
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -168,7 +169,10 @@ def encode_all(
     """
     on_cpu = device.type == "cpu"
     budget = encoder.budget * (1 if on_cpu else ELSEWHERE)
-    groups = plan([encoder.size(value) for value in inputs], budget)[::-1]
+    sizes = [encoder.size(value) for value in inputs]
+    if on_cpu and len(inputs) > 1:  # a small batch is shared by the cores, too
+        budget = min(budget, max(max(sizes), math.ceil(sum(sizes) / cores())))
+    groups = plan(sizes, budget)[::-1]
 
     def run(group: list[int]) -> Features:
         with torch.inference_mode(), one_thread(on_cpu):
@@ -241,6 +245,11 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 @lru_cache(maxsize=1)
 def _cores() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), "encode")
+    return ThreadPoolExecutor(cores(), "encode")

@@ -4,11 +4,13 @@ A batch whose encoding raised is cut in halves, each encoded as a batch of its o
 that fails stands alone. Only failing alone condemns a record, so that the verdict does not depend
 on which records shared its batch.
 
-Two measures keep the cost low. Out of memory halves the budget of the batches to come; it doubles
-again with time. While records that fail are frequent, batches are small: one of n records that
-fails costs its neighbours about two encodings more, so that with a share p of such records the
-cost per record is about 2pn, beside the fixed cost of a batch, which grows with 1/n. The best n is
-of the order of 1/sqrt(p), as in group testing (Dorfman 1943, https://doi.org/10.1214/aoms/1177731363).
+Three measures keep the cost low. The second half waits for the first one's verdict: where the first
+passes, the second holds the fault and is cut at once. Out of memory halves the budget of the
+batches to come; it doubles again with time. While records that fail are frequent, batches are
+small: one of n records that fails costs its neighbours about 1.5 encodings more, so that with a
+share p of such records the cost per record is about 1.5pn, beside the fixed cost of a batch, which
+grows with 1/n. The best n is of the order of 1/sqrt(p), as in group testing (Dorfman 1943,
+https://doi.org/10.1214/aoms/1177731363).
 """
 
 from __future__ import annotations
@@ -35,15 +37,31 @@ class Piece:
 
     Attributes:
         share: of the full budget that it was formed with.
+        whole: it is a new micro-batch, no part of one that failed.
+        second: the other half of the failed piece that this is the first half of.
+        waits: for the verdict on the first half.
+        at_fault: it holds a record that fails, for the first half passed.
+        passes: calls of the device that had passed when it failed last.
     """
 
     items: list[Item]
     share: float = 1.0
+    whole: bool = False
+    second: Piece | None = None
+    waits: bool = False
+    at_fault: bool = False
+    passes: int = -1
 
     @property
     def last(self) -> bool:
         """Whether failing once more condemns its one record."""
         return len(self.items) == 1 and self.items[0].failures == ATTEMPTS - 1
+
+    def verdict(self, *, passed: bool) -> None:
+        """What encoding it came to, which the other half waits for."""
+        if self.second is not None:
+            self.second.waits, self.second.at_fault = False, passed
+            self.second = None
 
 
 class Bisection:
@@ -86,22 +104,32 @@ class Bisection:
 
     def take(self) -> Piece | None:
         """The next piece of a failed batch; they go before new ones."""
-        return self._waiting.popleft() if self._waiting else None
+        ready = (at for at, piece in enumerate(self._waiting) if not piece.waits)
+        if (at := next(ready, None)) is None:
+            return None
+        piece = self._waiting[at]
+        del self._waiting[at]
+        while piece.at_fault and len(piece.items) > 1:
+            piece, second = _linked(piece)
+            self._waiting.insert(at, second)
+        return piece
 
-    def good(self, count: int) -> None:
-        """So many records were encoded."""
+    def passed(self, piece: Piece, count: int) -> None:
+        """A piece was encoded, and so many of its records have an embedding."""
+        piece.verdict(passed=True)
         self._failing *= 0.5 ** (count / MEMORY_RECORDS)
 
     def failed(self, piece: Piece, error: BaseException) -> Item | None:
         """Cut a piece that failed; returns its record if that is condemned now."""
-        memory = out_of_memory(error)
-        if memory and len(piece.items) > 1:
-            self._share = max(1 / self._full.records, min(self._share, piece.share / 2))
-            self._grow_at = self._clock() + GROW_AFTER_S
+        piece.verdict(passed=False)
         if len(piece.items) > 1:
-            middle = len(piece.items) // 2
-            halves = piece.items[:middle], piece.items[middle:]
-            self._put_first([Piece(half, piece.share / 2) for half in halves])
+            if out_of_memory(error):
+                self._share = max(1 / self._full.records, min(self._share, piece.share / 2))
+                self._grow_at = self._clock() + GROW_AFTER_S
+                self._put_first(_halves(piece))
+            else:
+                self._failing += 0.5 if piece.whole else 0.0
+                self._put_first(_linked(piece))
             return None
         (item,) = piece.items
         item.failures += 1
@@ -128,6 +156,19 @@ class Bisection:
             return most
         share = self._failing * math.log(2) / MEMORY_RECORDS
         return min(most, 1 << max(0, round(math.log2(SIZE / math.sqrt(share)))))
+
+
+def _halves(piece: Piece) -> tuple[Piece, Piece]:
+    middle = len(piece.items) // 2
+    share = piece.share / 2
+    return Piece(piece.items[:middle], share), Piece(piece.items[middle:], share)
+
+
+def _linked(piece: Piece) -> tuple[Piece, Piece]:
+    """Its halves, of which the second waits for the first."""
+    first, second = _halves(piece)
+    first.second, second.waits = second, True
+    return first, second
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,9 +1,10 @@
 """The worker's steps 3 and 4: prepared records become micro-batches, encoded on the device thread.
 
 What `encode` raises is a fault of one record, of the batch's size, or of the model and its device.
-A failed batch is cut in halves until the record at fault stands alone (`stream.bisection`). Before
-one is condemned, the model must pass its own golden batch: a model or a device that fails there
-fails on every record, and the worker stops instead.
+A failed batch is cut in halves until the record at fault stands alone (`stream.bisection`). One is
+condemned only if the model has encoded something else between the two times that it failed alone,
+or passes its own golden batch now: a model or a device that fails there fails on every record, and
+the worker stops instead.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class EncodeQueue:
         self._bisection = Bisection(budget, clock=clock)
         self._device = DeviceThread()
         self._running: deque[Batch] = deque()
+        self._passes = 0  # calls of the device that did not raise; of its thread
         self._logged: set[type[BaseException]] = set()
 
     @property
@@ -165,7 +167,7 @@ class EncodeQueue:
         if piece is not None:
             return piece
         items = self._batcher.take(self._clock())
-        return None if items is None else Piece(items, self._bisection.share)
+        return None if items is None else Piece(items, self._bisection.share, whole=True)
 
     def _settled(self, batch: Batch, encoding: Future[list[Embedding | None]]) -> Encoded:
         took_s = time.monotonic() - (batch.began or 0.0)
@@ -185,7 +187,7 @@ class EncodeQueue:
             for item, embedding in zip(piece.items, embeddings, strict=True):
                 if embedding is not None:
                     made.append((item, embedding))
-            self._bisection.good(len(made))
+            self._bisection.passed(piece, len(made))
             self._bisection.suspect(
                 [item for item, its in zip(piece.items, embeddings, strict=True) if its is None]
             )
@@ -201,13 +203,17 @@ class EncodeQueue:
             embeddings = encode_both(batch.model, prepared, attempts)
             if len(embeddings) != len(prepared):
                 raise ValueError(f"{len(embeddings)} embeddings of {len(prepared)} records")
-            return finite(embeddings)
+            made = finite(embeddings)
+            self._passes += 1
+            return made
         except Exception as error:
             # What the failed call holds on the device must be free when the next one begins, which
             # is before the worker's thread has looked at the error.
             traceback.clear_frames(error.__traceback__)
-            if batch.piece.last:
+            piece = batch.piece
+            if piece.last and piece.passes == self._passes:
                 _check(batch.model, error)
+            piece.passes = self._passes
             raise
 
     def _bound(self, batch: Batch) -> None:

@@ -346,6 +346,8 @@ class Worker:
             call = self._publishing[1]
             if call.done or self._publisher.overdue(call):
                 self._settle()
+        elif self._queue.busy:
+            self.progress.moved()  # a call of the device has a bound of its own
         if self._burst.holds(self._clock(), at_rest=not self._at_work):
             return
         lease = self._source.lease

