@@ -370,28 +370,6 @@ def test_every_text_is_easy_to_read(
     assert tab.evaluate(CONTRAST)[1] == []
 
 
-def test_dead_letters_of_the_last_hour_are_a_line(site: Site, tab: Page) -> None:
-    opened(tab, site)
-    expect(tab.locator("#dead")).to_be_hidden()
-    site.dead = {("decode", "BadRecord"): 1998, ("encode", HTML): 2}
-    opened(tab, site)
-    expect(tab.locator("#dead")).to_have_text(
-        f"at least 2,000 dead letters in the last hour: decode BadRecord 1,998, encode {HTML} 2"
-    )
-    assert tab.locator("#dead b").count() == 0
-    site.dead = {("prepare", "BadInput"): 1}
-    opened(tab, site)
-    expect(tab.locator("#dead")).to_have_text("1 dead letter in the last hour: prepare BadInput 1")
-
-
-def test_nothing_yet(site: Site, tab: Page) -> None:
-    opened(tab, site)
-    expect(tab.locator("#empty")).to_contain_text("Nothing here yet")
-    expect(tab.locator("#nomap")).to_be_visible()
-    ask(tab, "red")
-    expect(tab.locator("#empty")).to_contain_text("Nothing like that")
-
-
 def test_what_is_wrong_is_said_in_words(site: Site, tab: Page, expected_errors: list[str]) -> None:
     expected_errors += ["404", "ERR_"]
     site.fill()
