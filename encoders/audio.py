@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from encoders.base import Array, Encoder, Features, joined, no_source, one_thread
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput
+from encoders.isolation import wave
 from encoders.spectrogram import LogMel, strided
 from encoders.text import masked_mean
 from encoders.types import Cost
 from encoders.wave_variation import WaveVariation
-from encoders.waves import decode_wave
 
 
 def decode_audio(data: bytes, rate: int, seconds: float, limits: Limits) -> Array:
@@ -33,7 +33,7 @@ def decode_audio(data: bytes, rate: int, seconds: float, limits: Limits) -> Arra
     Raises:
         BadInput: as `encoders.waves.decode_wave`.
     """
-    wave_N, recorded = decode_wave(data, seconds, limits)
+    wave_N, recorded = wave(data, seconds, limits)
     wave_N = _resampled(wave_N, recorded, rate)
     whole_N: Array = np.round(np.clip(wave_N, -1.0, 1.0) * 32767.0).astype(np.int16)
     return whole_N

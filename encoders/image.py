@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from encoders.base import Array, Encoder, Features, joined, no_source
 from encoders.config import EncoderConfig, Limits
 from encoders.errors import BadInput
-from encoders.pictures import decode_image
+from encoders.isolation import picture
 from encoders.types import Cost
 
 
@@ -45,7 +45,7 @@ class ImageEncoder(Encoder):
     def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
         if not isinstance(value, bytes):
             raise BadInput("image", f"must be bytes, is {type(value).__name__}")
-        return decode_image(value, self.side, limits), Cost(pixels=self.side**2)
+        return picture(value, self.side, limits), Cost(pixels=self.side**2)
 
     def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
         return (torch.from_numpy(np.stack(inputs)),)

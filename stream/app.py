@@ -33,6 +33,7 @@ from .health import Watchdog, health
 from .heartbeat import Heartbeat
 from .hosting import Host
 from .join_loop import JoinThread
+from .media import isolated_decoding
 from .models import Champion, Registry
 from .rollout import Rollouts
 from .schedule import Trigger, add_schedule
@@ -244,7 +245,8 @@ def run(settings: Settings) -> None:
         quiet=True,
         debug=False,
     )
-    worker.execute_from_commandline()
+    with isolated_decoding(settings):
+        worker.execute_from_commandline()
 
 
 def __getattr__(name: str) -> Any:

@@ -98,13 +98,14 @@ def repeated(settings: Settings, options: Any, given: dict[str, Any]) -> Any:
 
 
 def _once(settings: Settings, options: Any, as_json: bool) -> None:
+    from .media import isolated_decoding
     from .models import rejected
     from .retrain import retrain as run
 
     signal.signal(signal.SIGTERM, _terminated)  # so that the lock is let go of
     started = time.monotonic()
     first = os.environ.get("RANK", "0") == "0"
-    with bar("retrain", as_json or not first) as progress:
+    with isolated_decoding(settings), bar("retrain", as_json or not first) as progress:
         outcome = run(settings, options, progress=progress)
     if not first:
         return

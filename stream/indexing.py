@@ -39,6 +39,7 @@ from .announcements import check_partitions, first_champion, follow_news
 from .dead_letter_counts import DeadLetterCounts
 from .failpoints import Failpoints
 from .managing import Manager
+from .media import isolated_decoding
 from .models import Champion, Registry
 from .producer import Producer
 from .rebuild import Rebuilder
@@ -247,5 +248,5 @@ def run(settings: Settings) -> None:
         _allow_files(OTHER_FILES + 2 * settings.http_connections)
         await IndexNode(settings, model).run()
 
-    with home_lock(settings.index_home):
+    with home_lock(settings.index_home), isolated_decoding(settings):
         asyncio.run(main(settings))

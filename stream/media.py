@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import soundfile
 from PIL import Image
 
 from encoders.audio import decode_audio
 from encoders.config import Limits
+from encoders.isolation import DecodePool, isolate
 from encoders.pictures import open_image
 from index.shelf import Kind, Media
 
 from .errors import bad_record
 from .records import Record
+from .settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,22 @@ SECONDS = 5.0
 RATE = 22_050
 FORMAT, SUBTYPE = "MP3", "MPEG_LAYER_III"
 COMPRESSION = 0.7  # of 0 to 1: about 40 kbit/s at this rate
+
+
+@contextmanager
+def isolated_decoding(settings: Settings) -> Iterator[None]:
+    """Inside, this process decodes pictures and sounds as `prepare_isolation` says."""
+    if settings.prepare_isolation == "thread":
+        yield
+        return
+    # One more than threads prepare records: snippets are made beside them.
+    pool = DecodePool(settings.prepare_threads + 1)
+    isolate(pool)
+    try:
+        yield
+    finally:
+        isolate(None)
+        pool.close()
 
 
 def thumb(data: bytes, limits: Limits) -> Media | None:

@@ -170,6 +170,12 @@ class Settings(BaseSettings):
     inflight_records: int = Field(1024, ge=1)
     inflight_bytes: int = Field(256 * MIB, ge=16 * MIB)
     prepare_threads: int = Field(2, ge=1, le=256)
+    prepare_isolation: Literal["thread", "process"] = Field(
+        "process",
+        description="where pictures and sounds are decoded: process, where a file that crashes a "
+        "codec or takes too much ends a child and becomes a dead letter (no slower in "
+        "benchmarks/RESULTS.md; each of prepare_threads + 1 children takes 41 MB), or thread",
+    )
     session_timeout_s: float = Field(10.0, ge=0.5)
     transaction_timeout_s: float = Field(10.0, ge=1.0)
     publish_timeout_s: float = Field(
