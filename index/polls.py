@@ -78,7 +78,7 @@ async def _run(make: Callable[[], Awaitable[bytes]]) -> bytes:
     return await make()
 
 
-async def unless_gone(request: Request, waiting: Awaitable[None]) -> None:
+async def unless_gone(request: Request, waiting: Awaitable[object]) -> None:
     """Await it, or the end of the connection, whichever is first."""
     tasks = {asyncio.ensure_future(waiting), asyncio.ensure_future(_gone(request))}
     try:

@@ -12,10 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import Request
+from starlette.types import Message
 
 from index.arrivals import Arrivals
 from index.deps import ServiceDeps
-from index.polls import Shared, Watch
+from index.polls import Shared, Watch, unless_gone
 from index.service import Limits, Serving
 
 from .conftest import MAX_BODY, Node, serving
@@ -102,6 +104,18 @@ def test_who_goes_away_makes_room() -> None:
         until(lambda: polling(deps) == 0)
         quiet = http.get("/v1/live", params={**params, "wait_ms": 1})
         assert quiet.json()["records"] == []
+
+
+def test_a_wait_ends_with_the_connection() -> None:
+    async def gone() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def main() -> None:
+        request = Request({"type": "http"}, gone)
+        waiting = asyncio.Event()  # of what never comes
+        await asyncio.wait_for(unless_gone(request, waiting.wait()), 30)
+
+    asyncio.run(main())
 
 
 def test_polls_are_paid_from_a_bucket_of_their_own() -> None:
