@@ -114,6 +114,8 @@ class EmbedService(Service):
         """
         assert self._ended is not None
         settings = self.settings
+        if settings.metrics_port is not None:
+            metrics_.serve(self.metrics, settings.metrics_host, settings.metrics_port, self._health)
         partitions = await until_reachable_async(settings, _ensure)
         await until_reachable_async(settings, lambda brief: check_partitions(brief, partitions))
         self._slot = claim_slot(settings)
@@ -121,8 +123,6 @@ class EmbedService(Service):
         generation, model = await self._first()
         self._showcase = RedisShowcase(settings.redis_url, media_bytes=settings.media_bytes)
         self._heartbeat = Heartbeat(settings, self._slot.name, self.metrics)
-        if settings.metrics_port is not None:
-            metrics_.serve(self.metrics, settings.metrics_host, settings.metrics_port, self._health)
         host = Host(
             settings,
             self.registry,
@@ -169,7 +169,8 @@ class EmbedService(Service):
     def _health(self) -> tuple[bool, dict[str, Any]]:
         host = self.host
         serving = self.settings.generation if host is None else host.serving
-        return health(self.settings, None if host is None else host.live, serving)
+        live, away = (None, None) if host is None else (host.live, self._watchdog.broker.reason)
+        return health(self.settings, live, serving, away)
 
     async def _first(self) -> tuple[str, Model]:
         """The generation that serves, and its model."""

@@ -8,6 +8,7 @@ producer, is in `stream.transactions`, what asyncio needs in `stream.readers`.
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ MAX_MESSAGE_BYTES = MAX_DEAD_LETTER_BYTES + MIB
 # librdkafka's own default differs from Java's and aiokafka's: all of ours agree on murmur2.
 PARTITIONER = "murmur2_random"
 RETRY_S = 0.1
+CONNECT_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +155,19 @@ def to_message(raw: Any) -> Message:
     )
 
 
+def check_listens(bootstrap: str) -> None:
+    """Raises Unreachable where no server of a bootstrap list accepts a connection."""
+    reason = "no address"
+    for address in bootstrap.split(","):
+        host, _, port = address.strip().rpartition(":")
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
+                return
+        except (OSError, ValueError) as error:
+            reason = f"{address.strip()}: {error}"
+    raise Unreachable(f"no broker at {bootstrap} (KAFKA_BOOTSTRAP): {reason}")
+
+
 class Admin:
     """Topics and groups."""
 
@@ -160,6 +175,7 @@ class Admin:
         self._timeout = settings.broker_timeout_s
         self._bootstrap = settings.kafka_bootstrap
         self._client = AdminClient(client_config(settings))
+        self._connected = False
 
     def partition_counts(self) -> dict[str, int]:
         """Every topic's partition count. Raises Unreachable."""
@@ -308,6 +324,9 @@ class Admin:
 
     def _call(self, doing: str, call: Callable[[], R]) -> R:
         """The call's result; what passes by itself is tried again for broker_timeout_s."""
+        if not self._connected:  # the client tries a port where nothing listens for as long
+            check_listens(self._bootstrap)
+            self._connected = True
         deadline = time.monotonic() + self._timeout
         while True:
             try:

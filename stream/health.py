@@ -16,8 +16,9 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
 
-from .broker import Admin, lone_consumer
+from .broker import Admin, client_config, lone_consumer
 from .settings import Settings
 from .waiting import ATTEMPT_S
 from .watchdog import dump_and_exit
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
 PROBE_S = 10.0
+ASK_EVERY_S = 5.0
 NOT_A_MEMBER = 2  # times the bound: a rebalance may wait for another member
 
 
@@ -57,12 +59,15 @@ class Watchdog:
         self._seen: dict[int, _Seen] = {}
         self._last = clock()
         self._stopped = threading.Event()
+        self.broker = BrokerWatch(settings)
 
     def start(self) -> Watchdog:
+        self.broker.start()
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
         return self
 
     def stop(self) -> None:
+        self.broker.stop()
         self._stopped.set()
 
     def look(self) -> None:
@@ -116,6 +121,34 @@ class Watchdog:
                 log.exception("the watchdog could not look")
 
 
+class BrokerWatch:
+    """Asks the broker for the metadata of `records`, again and again, on a daemon thread.
+
+    Attributes:
+        reason: why it did not answer, or None.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._admin = AdminClient(client_config(settings))
+        self._topic = settings.topic("records")
+        self._stopped = threading.Event()
+        self.reason: str | None = None
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="broker watch", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(ASK_EVERY_S):
+            try:
+                self._admin.list_topics(self._topic, timeout=ATTEMPT_S)
+                self.reason = None
+            except KafkaException as error:
+                self.reason = str(error.args[0].str())
+
+
 class _Seen:
     """For how long, awake, a worker has looked the same."""
 
@@ -164,8 +197,13 @@ def readable(settings: Settings, owned: list[int]) -> bool:
         consumer.close()
 
 
-def health(settings: Settings, worker: Worker | None, serving: str) -> tuple[bool, dict[str, Any]]:
+def health(
+    settings: Settings, worker: Worker | None, serving: str, away: str | None
+) -> tuple[bool, dict[str, Any]]:
     """Whether the serving generation's worker is well, and what `/healthz` says of it.
+
+    Args:
+        away: why the broker does not answer, or None.
 
     Returns:
         (well, facts): `status` is ok or why not; times are in seconds.
@@ -176,7 +214,7 @@ def health(settings: Settings, worker: Worker | None, serving: str) -> tuple[boo
     status = "ok"
     if progress.ended:
         status = "stopping"
-    elif (reason := worker.waits_for) is not None:
+    elif (reason := worker.waits_for or away) is not None:
         status = f"waiting for Kafka: {reason}"
     elif not worker.is_member and progress.age_s > bound_s:
         status = f"the group has assigned nothing for {progress.age_s:.0f} s"

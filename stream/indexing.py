@@ -13,7 +13,7 @@ import random
 import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import uvicorn
@@ -37,6 +37,7 @@ from index.shelf import Shelf
 
 from .announcements import check_partitions, first_champion, follow_news
 from .dead_letter_counts import DeadLetterCounts
+from .ending import STOP_WITHIN_S, end_within
 from .failpoints import Failpoints
 from .managing import Manager
 from .media import isolated_decoding
@@ -46,8 +47,11 @@ from .rebuild import Rebuilder
 from .settings import Settings
 from .stores import gpu_for
 from .topics import ensure
+from .waiting import until_reachable_async
 
 log = logging.getLogger(__name__)
+
+PART_S = 6.0  # for each half of an orderly end
 
 OTHER_FILES = 1024  # open beside connections: segments, the broker, Redis
 
@@ -87,12 +91,20 @@ class IndexNode:
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a snapshot is taken on the way out."""
-        partitions = await asyncio.to_thread(ensure, self.settings)
-        await check_partitions(self.settings, partitions)
-        async with Producer(self.settings) as producer:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
+        stopped = asyncio.create_task(self._stopping.wait(), name="signal")
+        starting = asyncio.create_task(self._started(), name="start")
+        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            self._manager.stop()
+            return
+        stopped.cancel()
+        partitions, producer = await starting
+        async with AsyncExitStack() as stack:
+            stack.push_async_exit(producer)
             server = self._server(producer)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, self._stopping.set)
             served = asyncio.create_task(server.serve(), name="serve")
             stopped = asyncio.create_task(self._stopping.wait(), name="signal")
             for_ever = self._background()
@@ -108,10 +120,29 @@ class IndexNode:
                 stopped.cancel()
                 for task in for_ever:
                     task.cancel()
-                await asyncio.wait(for_ever or {served}, timeout=30)
+                await asyncio.wait(for_ever or {served}, timeout=PART_S)
                 self._manager.stop()
-                await asyncio.wait({served, reading}, timeout=30)
+                await asyncio.wait({served, reading}, timeout=PART_S)
                 await asyncio.to_thread(self._rebuilder.close)
+
+    async def _started(self) -> tuple[int, Producer]:
+        """The partition count and a connected producer; a broker that is away is waited for."""
+        settings = self.settings
+
+        async def partitions_of(brief: Settings) -> int:
+            partitions = await asyncio.to_thread(ensure, brief)
+            await check_partitions(brief, partitions)
+            return partitions
+
+        async def connected(brief: Settings) -> Producer:
+            return await Producer(settings).__aenter__()
+
+        partitions = await until_reachable_async(settings, partitions_of)
+        return partitions, await until_reachable_async(settings, connected)
+
+    def _stop(self, number: int) -> None:
+        end_within(STOP_WITHIN_S, status=0, why=signal.Signals(number).name)
+        self._stopping.set()
 
     def _background(self) -> list[asyncio.Task[None]]:
         """What runs beside, until it is cancelled."""

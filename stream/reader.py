@@ -7,6 +7,7 @@ those cannot be trusted (`stream.guard`). Offsets are applied with what was read
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +29,13 @@ from .lag import Lag
 from .records import PROGRESS_KEY, Vector, decode_progress, decode_vector
 from .settings import Settings
 from .stores import Kept
+from .waiting import Waiting
 
 log = logging.getLogger(__name__)
 
 READ_MS = 200
 READ_RECORDS = 2000
+STOP_S = 5.0  # for closing the consumer, which may wait for a broker that is away
 
 
 @dataclass
@@ -134,9 +137,22 @@ class Reader:
     async def run(self, partitions: int, stopping: asyncio.Event) -> None:
         """Read until `stopping`; the store is kept every `snapshot_every_s`, and at the end.
 
-        Raises:
-            Unreachable: the broker does not answer.
+        A broker that is away is waited for.
         """
+        waiting = Waiting(self.settings.kafka_bootstrap)
+        self.kept.start()
+        try:
+            while not stopping.is_set():
+                try:
+                    await self._read(partitions, stopping, waiting)
+                except Unreachable as error:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(stopping.wait(), waiting.failed(str(error)))
+        finally:
+            await asyncio.to_thread(self._end)
+
+    async def _read(self, partitions: int, stopping: asyncio.Event, waiting: Waiting) -> None:
+        """Read from where the store is. Raises Unreachable."""
         parts = [TopicPartition(self.topic, number) for number in range(partitions)]
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self.settings.kafka_bootstrap,
@@ -146,11 +162,11 @@ class Reader:
             fetch_max_wait_ms=50,
             max_partition_fetch_bytes=4 * 1024 * 1024,
         )
-        self.kept.start()
         try:
             await consumer.start()
             consumer.assign(parts)
             await self._seek(consumer, parts)
+            waiting.over()
             while not stopping.is_set():
                 batches = await consumer.getmany(timeout_ms=READ_MS, max_records=READ_RECORDS)
                 messages = [message for batch in batches.values() for message in batch]
@@ -168,8 +184,8 @@ class Reader:
         except KafkaError as error:
             raise Unreachable(f"reading {self.topic}: {error!r}") from error
         finally:
-            await consumer.stop()
-            await asyncio.to_thread(self._end)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(consumer.stop(), STOP_S)
 
     def behind(self) -> str | None:
         """Why what is searched is too old to be answered from, or None."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GRACE_S = 30.0
+GRACE_S = 12.0  # a trainer that is killed goes on from its last checkpoint
 POLL_S = 0.2
 LOOK_S = 10.0  # between two looks at the ends of `records` while they are too few
 SAY_EVERY_S = 600.0

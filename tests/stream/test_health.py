@@ -1,0 +1,100 @@
+"""The watchdog: what is stuck ends, what waits, rests or stood still as a whole does not."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stream.health import Watchdog, health, readable
+from stream.progress import Progress
+from stream.settings import Settings
+from tests.stream.harness import Deployment, wait_for
+
+BOUND_S = 30.0
+
+
+class Watched:
+    """A watchdog with a clock and a worker of the test's own."""
+
+    def __init__(self, tmp_path: Any, *, lagging: bool) -> None:
+        self.now = 0.0
+        self.ended: list[str] = []
+        self.settings = Settings(home=tmp_path, progress_timeout_s=BOUND_S)
+        self.worker: Any = SimpleNamespace(
+            progress=Progress(lambda: self.now), is_member=True, encodes=False, owned=[0],
+            waits_for=None, model=SimpleNamespace(name="null-16"),
+        )  # fmt: skip
+        self.dog = Watchdog(
+            self.settings,
+            lambda: [(self.settings, self.worker)],
+            end=self.ended.append,
+            probe=lambda settings, owned: lagging,
+            clock=lambda: self.now,
+        )
+
+    def run(self, seconds: int, *, passes: bool = True, moves: bool = False) -> None:
+        for _ in range(seconds):
+            self.now += 1.0
+            if passes:
+                self.worker.progress.pass_()
+            if moves:
+                self.worker.progress.moved()
+            self.dog.look()
+
+
+@pytest.fixture
+def stuck(tmp_path: Any) -> Watched:
+    return Watched(tmp_path, lagging=True)
+
+
+def test_no_commit_though_there_is_lag_ends_the_process(stuck: Watched) -> None:
+    stuck.run(100, moves=True)
+    stuck.run(25)
+    assert not stuck.ended
+    stuck.run(10)
+    assert "no committed offset has moved" in stuck.ended[0]
+    well, facts = health(stuck.settings, stuck.worker, "g0001", None)
+    assert not well
+    assert facts["progress_age_s"] == 35
+
+
+def test_a_loop_that_stands_ends_the_process_even_without_lag(tmp_path: Any) -> None:
+    watched = Watched(tmp_path, lagging=False)
+    watched.run(10)
+    watched.run(35, passes=False, moves=True)
+    assert "its loop has not passed" in watched.ended[0]
+
+
+def test_an_idle_worker_or_one_without_its_broker_is_left_alone(tmp_path: Any) -> None:
+    watched = Watched(tmp_path, lagging=False)  # also what no answer comes to
+    watched.run(200)
+    assert not watched.ended
+    assert health(watched.settings, watched.worker, "g0001", "no broker")[1]["status"] == (
+        "waiting for Kafka: no broker"
+    )
+
+
+def test_an_encode_has_a_bound_of_its_own(stuck: Watched) -> None:
+    stuck.worker.encodes = True
+    stuck.run(200)
+    assert not stuck.ended
+
+
+def test_time_during_which_the_process_was_stopped_does_not_count(stuck: Watched) -> None:
+    stuck.run(10)
+    stuck.now += 600.0
+    stuck.run(5, passes=False)
+    assert not stuck.ended
+
+
+@pytest.mark.kafka
+def test_an_independent_client_sees_what_is_left_to_read(deployment: Deployment) -> None:
+    assert not readable(deployment.settings, [])
+    deployment.produce([{"id": "a", "text": "x"}])
+    assert readable(deployment.settings, [])
+    worker = deployment.worker("one")
+    wait_for("it is committed", lambda: deployment.lag() == 0, timeout=60)
+    assert not readable(deployment.settings, [])
+    assert worker.running
