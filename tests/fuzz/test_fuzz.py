@@ -62,7 +62,7 @@ def test_a_message_without_an_outcome_or_with_two_is_found_out(tmp_path: Path) -
 @pytest.mark.kafka
 @pytest.mark.redis
 def test_a_minute_of_it(kafka: str, valkey: str, tmp_path: Path) -> None:
-    plan = Plan(seed=7, seconds=300, messages=3000, media=0, texts=60, requests=200)
+    plan = Plan(seed=7, seconds=300, messages=3000, media=60, texts=60, requests=200)
     finding = fuzz(plan, kafka, valkey, tmp_path / "home", tmp_path / "failed")
     assert not finding.problems, report(finding)
     assert finding.outcomes["dead letter"] > 1000
