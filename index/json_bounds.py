@@ -9,7 +9,8 @@ import numpy as np
 
 from .errors import BadQuery
 
-MAX_VALUES = 1_000_000  # 64 vectors of 4,096 numbers are 262,144
+MAX_VALUES = 500_000  # 64 vectors of 4,096 numbers are 262,144
+MAX_NAMES = 100_000  # of objects; 700,000 different ones take a second to parse
 MAX_CONTAINERS = 20_000  # objects and arrays; 64 filters of 64 conditions are some 8,000
 MAX_DEPTH = 64
 PIECE = 256 * 1024  # bytes looked at in one step, so that other threads get the GIL in between
@@ -19,11 +20,13 @@ QUOTE, ESCAPE = ord('"'), ord("\\")
 def check_json(name: str, raw: bytes) -> None:
     """Raises BadQuery for the field `name`: too many values or containers, or nested too deep."""
     containers = raw.count(b"[") + raw.count(b"{")  # at most: some may be inside of strings
-    if containers <= MAX_DEPTH and raw.count(b",") < MAX_VALUES:
+    few = raw.count(b",") < MAX_VALUES and raw.count(b":") <= MAX_NAMES
+    if few and containers <= MAX_DEPTH:
         return
-    values, containers, depth = _counts(raw)
+    values, names, containers, depth = _counts(raw)
     for what, count, limit in (
         ("values", values, MAX_VALUES),
+        ("names", names, MAX_NAMES),
         ("objects and arrays", containers, MAX_CONTAINERS),
         ("levels of objects and arrays", depth, MAX_DEPTH),
     ):
@@ -31,9 +34,9 @@ def check_json(name: str, raw: bytes) -> None:
             raise BadQuery(name, f"has {count} {what}, the limit is {limit}")
 
 
-def _counts(raw: bytes) -> tuple[int, int, int]:
-    """Values (commas and one), containers, and the deepest nesting, outside of strings."""
-    commas = containers = deepest = level = 0
+def _counts(raw: bytes) -> tuple[int, int, int, int]:
+    """Values (commas and one), names, containers, and the deepest nesting, outside of strings."""
+    commas = names = containers = deepest = level = 0
     quoted = escaped = 0
     for start in range(0, len(raw), PIECE):
         piece = np.frombuffer(raw, np.uint8, count=min(PIECE, len(raw) - start), offset=start)
@@ -45,9 +48,10 @@ def _counts(raw: bytes) -> tuple[int, int, int]:
         closed = ((piece == ord("]")) | (piece == ord("}"))) & outside
         levels = level + np.cumsum(opened.astype(np.int32) - closed.astype(np.int32))
         commas += int(((piece == ord(",")) & outside).sum())
+        names += int(((piece == ord(":")) & outside).sum())
         containers += int(opened.sum())
         deepest, level = max(deepest, int(levels.max())), int(levels[-1])
-    return commas + 1, containers, deepest
+    return commas + 1, names, containers, deepest
 
 
 def _quotes(piece: np.ndarray, escaped: int) -> tuple[np.ndarray, int]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from index import json_bounds
 from index.errors import BadQuery
-from index.json_bounds import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, check_json
+from index.json_bounds import MAX_CONTAINERS, MAX_DEPTH, MAX_NAMES, MAX_VALUES, check_json
 
 VALUES = st.recursive(
     st.none() | st.integers() | st.text(alphabet='ab"\\[]{},:é', max_size=8),
@@ -23,14 +23,16 @@ VALUES = st.recursive(
 )
 
 
-def counted(value: Any) -> tuple[int, int, int]:
-    """Commas and one, containers, depth."""
+def counted(value: Any) -> tuple[int, int, int, int]:
+    """Commas and one, names, containers, depth."""
     if not isinstance(value, (list, dict)):
-        return 1, 0, 0
+        return 1, 0, 0, 0
     parts = list(value.values()) if isinstance(value, dict) else value
     inner = [counted(part) for part in parts]
     commas = max(0, len(parts) - 1) + sum(one[0] - 1 for one in inner)
-    return commas + 1, 1 + sum(one[1] for one in inner), 1 + max((o[2] for o in inner), default=0)
+    names = (len(value) if isinstance(value, dict) else 0) + sum(one[1] for one in inner)
+    containers = 1 + sum(one[2] for one in inner)
+    return commas + 1, names, containers, 1 + max((one[3] for one in inner), default=0)
 
 
 @settings(max_examples=300, deadline=None)
@@ -50,6 +52,7 @@ def test_counts_are_those_of_the_parsed_value(value: Any, piece: int, ascii_: bo
     [
         (b"[" + b"[]," * MAX_CONTAINERS + b"0]", f"{MAX_CONTAINERS + 1} objects and arrays"),
         (b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), f"{MAX_DEPTH + 1} levels"),
+        (b"{" + b'"a":0,' * MAX_NAMES + b'"b":0}', f"{MAX_NAMES + 1} names"),
         (b"[" + b"0," * MAX_VALUES + b"0]", f"{MAX_VALUES + 1} values"),
     ],
 )
