@@ -102,6 +102,7 @@ class EmbedService(Service):
         self._join: JoinThread | None = None
         self._ended: asyncio.Future[None] | None = None
         self._serves = asyncio.Event()
+        self._without_model = False
 
     async def on_start(self) -> None:
         self._ended = asyncio.get_running_loop().create_future()
@@ -168,6 +169,8 @@ class EmbedService(Service):
 
     def _health(self) -> tuple[bool, dict[str, Any]]:
         host = self.host
+        if self._without_model:
+            return True, {"status": "waiting for the first model: braid retrain"}
         serving = self.settings.generation if host is None else host.serving
         live, away = (None, None) if host is None else (host.live, self._watchdog.broker.reason)
         return health(self.settings, live, serving, away)
@@ -177,7 +180,9 @@ class EmbedService(Service):
         given = self.settings.model
         generation = self.settings.generation
         if given is None:
+            self._without_model = await asyncio.to_thread(self.registry.champion) is None
             champion = await first_champion(self.settings, self.registry)
+            self._without_model = False
             given = str(self.registry.path(champion.name))
             generation = champion.generation
         return generation, await asyncio.to_thread(load, given, device=self.settings.device)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
+from stream.children import free_port
+from stream.flipping import promote
 from stream.health import Watchdog, health, readable
+from stream.models import Registry
 from stream.progress import Progress
 from stream.settings import Settings
 from tests.stream.harness import Deployment, wait_for
@@ -98,3 +102,24 @@ def test_an_independent_client_sees_what_is_left_to_read(deployment: Deployment)
     wait_for("it is committed", lambda: deployment.lag() == 0, timeout=60)
     assert not readable(deployment.settings, [])
     assert worker.running
+
+
+@pytest.mark.kafka
+@pytest.mark.timeout(200)
+def test_a_worker_without_a_model_is_well_and_says_what_it_waits_for(
+    deployment: Deployment, three_versions: Registry
+) -> None:
+    port = free_port()
+    deployment.worker("one", model=None, BRAID_METRICS_PORT=str(port))
+
+    def status() -> tuple[int, str]:
+        try:
+            answer = httpx.get(f"http://127.0.0.1:{port}/healthz")
+        except httpx.TransportError:
+            return 0, ""
+        return answer.status_code, answer.json()["status"]
+
+    waits = (200, "waiting for the first model: braid retrain")
+    wait_for("it says what it waits for", lambda: status() == waits, timeout=90)
+    promote(deployment.settings, three_versions, "tiny-0001")
+    wait_for("it works", lambda: status() == (200, "ok"), timeout=90)
