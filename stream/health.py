@@ -87,7 +87,7 @@ class Watchdog:
         if seen.loop_s > self._bound_s:
             self._end(f"{name}: its loop has not passed for {seen.loop_s:.0f} s")
         bound_s = self._bound_s * (1 if worker.is_member else NOT_A_MEMBER)
-        if seen.still_s <= bound_s or worker.encodes:  # an encode has a bound of its own
+        if seen.still_s <= bound_s:
             return
         moved = progress.moved_at
         lagging = self._answer(settings, worker.owned)
@@ -218,7 +218,7 @@ def health(
         status = f"waiting for Kafka: {reason}"
     elif not worker.is_member and progress.age_s > bound_s:
         status = f"the group has assigned nothing for {progress.age_s:.0f} s"
-    elif progress.age_s > bound_s and not worker.encodes:
+    elif progress.age_s > bound_s:
         status = f"no committed offset has moved for {progress.age_s:.0f} s"
     facts: Mapping[str, Any] = {
         "status": status,

@@ -17,7 +17,7 @@ class Progress:
         passed: monotonic seconds of the loop's last pass.
         moved_at: of the last commit; also of the last moment without lag, the last assignment, and
             the last pause that was intended.
-        lag: offsets behind the end, as far as is known.
+        lag: records that are not committed, as far as is known.
         ended: the loop has been left.
 
     Args:
@@ -35,6 +35,11 @@ class Progress:
 
     def moved(self) -> None:
         self.moved_at = self._clock()
+
+    def note_lag(self, lag: int) -> None:
+        self.lag = lag
+        if not lag:
+            self.moved()
 
     def end(self) -> None:
         self.ended = True

@@ -28,15 +28,7 @@ from encoders.types import Model, Prepared
 from .broker import Message, Output
 from .burst import Burst
 from .encoding import EncodeQueue
-from .errors import (
-    BadRecord,
-    Fenced,
-    PublishRefused,
-    RegistryError,
-    Unreachable,
-    WorkerError,
-    bad_record,
-)
+from .errors import BadRecord, RegistryError, WorkerError, bad_record
 from .failpoints import Failpoints
 from .handover import Roles
 from .items import Item, Showcase, future_of, record_of, where
@@ -47,9 +39,8 @@ from .metrics import WorkerMetrics
 from .outputs import OutputTopics
 from .pace import Pace
 from .progress import Progress
-from .publisher import Call, Publisher
+from .publishing import NOT_PUBLISHED, Transactions, owned_outputs
 from .records import check_deletion, decode_record
-from .recovery import Recovery
 from .settings import Settings
 from .sink import TransactionalSink
 from .tallying import Tallies
@@ -63,7 +54,6 @@ LAG_EVERY_S = 1.0
 DRAIN_S = 5.0  # what is not finished so long after a stop is read again
 CLOSE_S = 5.0  # for leaving the group, which a broker that is away does not answer
 PAUSE_S = 0.005
-NOT_PUBLISHED = (PublishRefused, Unreachable, Fenced)
 
 
 class Worker:
@@ -114,19 +104,13 @@ class Worker:
         self._queue = EncodeQueue(
             settings, metrics=self._metrics, failpoint=self._failpoint, clock=clock
         )
-        self._publishing: tuple[list[Run[list[Output]]], Call] | None = None
         self._last_poll = clock()
         self._last_lag = clock()
         self._stopping = threading.Event()
         self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
-        self._publisher = Publisher(
-            lambda: self.make_sink(transactional_id),
-            bound_s=settings.publish_timeout_s,
-            clock=clock,
-        )
         self._source = self.make_source()
-        self._recovery = Recovery(
-            self._publisher, self._source.rewind, address=settings.kafka_bootstrap, clock=clock
+        self._transactions = Transactions(
+            settings, lambda: self.make_sink(transactional_id), self._source.rewind, clock
         )
         self.progress = Progress(clock)
         self._metrics.model(model.name)
@@ -194,11 +178,6 @@ class Worker:
         return list(self._source.owned)
 
     @property
-    def encodes(self) -> bool:
-        """Whether a batch is on the device, which has a bound of its own."""
-        return self._queue.busy
-
-    @property
     def is_member(self) -> bool:
         """Whether the group has given this worker its partitions, or none."""
         return self._source.lease is not None
@@ -206,7 +185,7 @@ class Worker:
     @property
     def waits_for(self) -> str | None:
         """Why the broker is waited for, or None."""
-        return self._recovery.waits_for
+        return self._transactions.recovery.waits_for
 
     # Seams for tests: what a negative control replaces.
 
@@ -228,8 +207,9 @@ class Worker:
         now = self._clock()
         if now - self._last_lag > LAG_EVERY_S:
             self._last_lag = now
-            self._note_lag()
-        if not self._recovery.step():
+            self._metrics.lag(lags := self._source.lag())
+            self.progress.note_lag(sum(lags.values()) + len(self._ledger))
+        if not self._transactions.recovery.step():
             return self._rest(now)
         room = self._settings.inflight_records - len(self._ledger)
         if room <= 0 or self._ledger.nbytes >= self._settings.inflight_bytes:
@@ -253,14 +233,14 @@ class Worker:
     def _fill(self, filling: Filling, now: float) -> None:
         """One step of a generation that is filled from another one."""
         try:
-            done = filling.step(self._source, self._publisher, self._topics)
+            done = filling.step(self._source, self._transactions.publisher, self._topics)
         except NOT_PUBLISHED as error:
             filling.forget()
-            self._recovery.begin(error)
+            self._transactions.recovery.begin(error)
             return
         self.progress.moved()
         if done:
-            self._recovery.committed()
+            self._transactions.recovery.committed()
             self._failpoint("after-piece")
             if self._pace is not None:
                 self._pace.worked(self._clock() - now, self._clock())
@@ -329,72 +309,40 @@ class Worker:
                 record = record_of(item)
                 if self._showcase is not None:
                     self._showcase.put(record, embedding)
-                item.ticket.finish(
-                    self._topics.embedded(
-                        item.message,
-                        record,
-                        embedding,
-                        batch.model,
-                        now_ms=now_ms,
-                        attempt=item.attempt,
-                    )
-                )
+                outputs = self._topics.embedded(
+                    item.message, record, embedding, batch.model, now_ms=now_ms,
+                    attempt=item.attempt,
+                )  # fmt: skip
+                item.ticket.finish(outputs)
 
     def _publish(self) -> None:
         """Step 6: one transaction for the unbroken run of every partition. Commits last."""
-        if self._publishing is not None:
-            call = self._publishing[1]
-            if call.done or self._publisher.overdue(call):
-                self._settle()
-        elif self._queue.busy:
+        if self._transactions.ended:
+            self._settle()
+        elif self._transactions.future is None and self._queue.busy:
             self.progress.moved()  # a call of the device has a bound of its own
         if self._burst.holds(self._clock(), at_rest=not self._at_work):
             return
         lease = self._source.lease
-        free = self._publishing is None and not self._recovery.pending
-        if free and lease is not None and (runs := self._ledger.ready()):
-            outputs = self._spoken(runs)
+        if lease is None or not self._transactions.free:
+            return
+        if runs := self._ledger.ready():
+            outputs = owned_outputs(runs, self._roles, self._topics.vectors)
             if outputs is None:
                 self.progress.moved()  # whose they are is decided elsewhere
             else:
                 # Gone from here even if the transaction is refused: its records are tallied again.
                 outputs += self._tallies.take(self._clock())
-                self._publishing = (
-                    runs,
-                    self._publisher.submit(
-                        lambda sink: self._transaction(sink, runs, outputs, lease)
-                    ),
+                self._transactions.begin(
+                    runs, lambda sink: self._transaction(sink, runs, outputs, lease)
                 )
-        elif free and lease is not None and (marks := self._source.take_marks()):
+        elif marks := self._source.take_marks():
             topic, progress = self._source.topic, self._topics.progress(marks)
-            self._publishing = (
-                [],
-                self._publisher.submit(
-                    lambda sink: sink.publish(progress, topic=topic, offsets=marks, lease=lease)
-                ),
+            self._transactions.begin(
+                [], lambda sink: sink.publish(progress, topic=topic, offsets=marks, lease=lease)
             )
 
     # What the steps stand on.
-
-    def _spoken(self, runs: list[Run[list[Output]]]) -> list[Output] | None:
-        """What this generation publishes of these runs; None while a handover is being decided.
-
-        Asked here and not before: nothing may change between this and the publication for a record
-        that had been read by now (`stream.handover`).
-        """
-        tickets = [ticket for run in runs for ticket in run.tickets]
-        results = [ticket.result or [] for ticket in tickets]
-        if self._roles is None:
-            return [output for result in results for output in result]
-        speaks = self._roles.speaks([(ticket.partition, ticket.offset) for ticket in tickets])
-        if speaks is None:
-            return None
-        return [
-            output
-            for result, its in zip(results, speaks, strict=True)
-            for output in result
-            if its or output.topic == self._topics.vectors
-        ]
 
     def _transaction(
         self,
@@ -419,16 +367,13 @@ class Worker:
 
     def _settle(self) -> None:
         """The open transaction has ended or is given up: forget its records or read them again."""
-        assert self._publishing is not None
-        (runs, call), self._publishing = self._publishing, None
         try:
-            self._publisher.settle(call)
+            runs = self._transactions.settle()
         except NOT_PUBLISHED as error:
             self._metrics.refused()
             self._drop()
-            self._recovery.begin(error)
+            self._transactions.recovery.begin(error)
         else:
-            self._recovery.committed()
             self._ledger.committed(runs)
             self._source.note_committed({run.partition: run.next_offset for run in runs})
             self.progress.moved()
@@ -471,8 +416,8 @@ class Worker:
         The group may go on without it: the broker gives committed offsets to the next owner only
         when the transaction has ended, whichever way.
         """
-        if self._publishing is not None:
-            self._publisher.wait(self._publishing[1], within_s)
+        if self._transactions.future is not None:
+            self._transactions.wait(within_s)
             self._settle()
 
     def _drain(self) -> None:
@@ -486,9 +431,7 @@ class Worker:
 
     def _close(self) -> None:
         self._stopping.set()
-        call = None if self._publishing is None else self._publishing[1]
-        self._publisher.close(call, CLOSE_S)
-        self._publishing = None
+        self._transactions.close(CLOSE_S)
         self._drop()  # so that the callback of leaving the group finds nothing to publish
         self._source.close(CLOSE_S)
         self._queue.close()
@@ -528,7 +471,7 @@ class Worker:
 
     def _patience(self, now: float) -> float:
         """How long a poll may wait for a first message, in seconds."""
-        if self._at_work or self._publishing is not None:
+        if self._at_work or self._transactions.future is not None:
             return 0.002
         due = self._queue.due_in(now)
         return 0.1 if due is None else min(0.1, due)
@@ -541,17 +484,10 @@ class Worker:
         time.sleep(PAUSE_S)
         return []
 
-    def _note_lag(self) -> None:
-        lags = self._source.lag()
-        self._metrics.lag(lags)
-        self.progress.lag = sum(lags.values())
-        if not self.progress.lag and not self._ledger:
-            self.progress.moved()
-
     def _wait_for_room(self) -> None:
         waiting: list[Future] = [*self._queue.futures]
-        if self._publishing is not None:
-            waiting.append(self._publishing[1].future)
+        if (publishing := self._transactions.future) is not None:
+            waiting.append(publishing)
         elif self._preparing:
             waiting.append(future_of(self._preparing[0]))
         if waiting:

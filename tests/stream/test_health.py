@@ -27,7 +27,7 @@ class Watched:
         self.ended: list[str] = []
         self.settings = Settings(home=tmp_path, progress_timeout_s=BOUND_S)
         self.worker: Any = SimpleNamespace(
-            progress=Progress(lambda: self.now), is_member=True, encodes=False, owned=[0],
+            progress=Progress(lambda: self.now), is_member=True, owned=[0],
             waits_for=None, model=SimpleNamespace(name="null-16"),
         )  # fmt: skip
         self.dog = Watchdog(
@@ -78,12 +78,6 @@ def test_an_idle_worker_or_one_without_its_broker_is_left_alone(tmp_path: Any) -
     assert health(watched.settings, watched.worker, "g0001", "no broker")[1]["status"] == (
         "waiting for Kafka: no broker"
     )
-
-
-def test_an_encode_has_a_bound_of_its_own(stuck: Watched) -> None:
-    stuck.worker.encodes = True
-    stuck.run(200)
-    assert not stuck.ended
 
 
 def test_time_during_which_the_process_was_stopped_does_not_count(stuck: Watched) -> None:
