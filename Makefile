@@ -2,6 +2,7 @@
 # make test    the tests, from nothing
 # make fuzz    a poison corpus through a real deployment, SEED=1, within SECONDS=600
 # make soak    the live index under everything at once, for SECONDS=3600; every answer is checked
+# make chaos   random faults by SEED=1 under RECORDS=20000 messages; an oracle checks what came out
 # make check   format, lint, types
 # make format  repair format and lint
 # make clean   remove the environment and what the demo left
@@ -12,12 +13,13 @@ PYTHON ?= python3
 EXTRAS ?= cpu,embedded,demo,milvus-lite,dev
 ARGS ?=
 SEED ?= 1
+RECORDS ?= 20000
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := encoders index stream tests benchmarks
 READY := $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: ready demo test fuzz soak check format clean
+.PHONY: ready demo test fuzz soak chaos check format clean
 
 ready: $(READY)
 
@@ -34,6 +36,9 @@ fuzz: $(READY)
 soak: SECONDS ?= 60
 soak: $(READY)
 	$(BIN)/python -m tests.index.soak --seconds $(SECONDS)
+
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos --seed $(SEED) --records $(RECORDS) $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)

@@ -198,7 +198,7 @@ class KafkaProxy:
             if connection.dead:  # the client has gone as well
                 connection.client.close()
             connection.broker.close()
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception, asyncio.CancelledError):
                 await back
             self._connections.discard(connection)
             self._tasks.discard(task)

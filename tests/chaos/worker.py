@@ -1,0 +1,34 @@
+"""A `braid embed` whose null model fails on marked records, in prepare and in encode."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from encoders.errors import BadInput
+from encoders.null import NullModel
+from encoders.types import Model, Prepared, Sample
+from stream import app, hosting
+from stream.cli import main
+from tests.stream.poison_worker import PoisonModel
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class ChaosModel(PoisonModel):
+    """Refuses pictures that do not begin as a png does, as one that decodes them would."""
+
+    def prepare(self, sample: Sample) -> Prepared:
+        if sample.image is not None and not sample.image.startswith(PNG):
+            raise BadInput("image", "is not a picture")
+        return super().prepare(sample)
+
+
+def load(path: str | Path, *, device: str | None = None) -> Model:
+    return ChaosModel(NullModel.parse(str(path)).dim)
+
+
+if __name__ == "__main__":
+    app.load = hosting.load = load  # type: ignore[attr-defined]
+    sys.argv[0] = "braid"
+    main()
