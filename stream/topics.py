@@ -28,7 +28,12 @@ class Topic:
 def plan(settings: Settings) -> list[Topic]:
     """Every topic that braid needs. `models` has one partition: its order is the truth."""
     compact, delete = {"cleanup.policy": "compact"}, {"cleanup.policy": "delete"}
-    records = {"max.message.bytes": str(MAX_RECORD_BYTES + SLACK)}
+    # Stored uncompressed, so that the limit holds for what a consumer unpacks: the broker checks a
+    # batch as it is stored, and 4 kB of zstd become the 150 MB at which librdkafka stops reading.
+    records = {
+        "max.message.bytes": str(MAX_RECORD_BYTES + SLACK),
+        "compression.type": "uncompressed",
+    }
     dead = {"max.message.bytes": str(MAX_DEAD_LETTER_BYTES + SLACK)}
     seen = {  # read from its beginning whenever the join's partitions move: kept short
         "segment.bytes": str(SEEN_SEGMENT_BYTES),

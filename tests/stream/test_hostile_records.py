@@ -10,6 +10,12 @@ from typing import Any, ClassVar
 import msgpack
 import pytest
 from confluent_kafka import Producer as RawProducer
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+)
 
 from encoders.null import NullModel
 from encoders.types import Prepared, Sample
@@ -150,10 +156,39 @@ def test_hostile_records_become_dead_letters_that_fit(deployment: Deployment, lo
     assert ("decode", "BadRecord") in counted
 
 
+@pytest.mark.parametrize("codec", ["zstd", "gzip"])
+def test_a_message_that_unpacks_to_more_than_the_limit_is_refused(
+    deployment: Deployment, codec: str
+) -> None:
+    """4 kB of zstd become 150 MB, at which the client of every worker stops reading for good."""
+    errors: list[str] = []
+    producer = RawProducer(
+        {
+            "bootstrap.servers": deployment.settings.kafka_bootstrap,
+            "message.max.bytes": 100 * MIB,
+            "compression.type": codec,
+        }
+    )
+    producer.produce(
+        deployment.settings.topic("records"),
+        key=KEY,
+        value=b"\0" * 40_000_000,
+        on_delivery=lambda error, _: errors.append(error.name() if error else ""),
+    )
+    assert producer.flush(60) == 0
+    assert errors == ["MSG_SIZE_TOO_LARGE"]
+
+
 def test_a_message_that_unpacks_to_more_than_a_dead_letter_takes_is_cut(
     deployment: Deployment,
 ) -> None:
-    """The broker bounds a batch as it was sent, compressed."""
+    """A topic that was made in another way bounds a batch as it was sent, compressed."""
+    resource = ConfigResource(ConfigResource.Type.TOPIC, deployment.settings.topic("records"))
+    as_sent = ConfigEntry("compression.type", "producer")
+    as_sent.incremental_operation = AlterConfigOpType.SET
+    resource.add_incremental_config(as_sent)
+    admin = AdminClient({"bootstrap.servers": deployment.settings.kafka_bootstrap})
+    admin.incremental_alter_configs([resource])[resource].result(30)
     content = value(new="x" * 40_000_000)
     produce(deployment, [(KEY, content), neighbour(0)], **{"compression.type": "gzip"})
     with running(deployment.settings, NullModel(16)) as run:
