@@ -29,12 +29,13 @@ from .canary import Canaries, Canary
 from .drift import add_drift
 from .ending import STOP_WITHIN_S, end_within
 from .errors import RegistryError
-from .health import Watchdog, health
+from .health import health, watched_worker
 from .heartbeat import Heartbeat
 from .hosting import Host
 from .join_loop import JoinThread
 from .media import isolated_decoding
 from .models import Champion, Registry
+from .progress_watch import Watchdog
 from .rollout import Rollouts
 from .schedule import Trigger, add_schedule
 from .settings import Settings
@@ -132,7 +133,9 @@ class EmbedService(Service):
             showcase=self._showcase,
             ended=self._end,
         )
-        self._watchdog = Watchdog(settings, host.watched).start()
+        self._watchdog = Watchdog(
+            settings, lambda: [watched_worker(*each) for each in host.watched()]
+        ).start()
         known = settings.model is None
         await asyncio.to_thread(host.start, generation, model, serves=True, known=known)
         self.host = host

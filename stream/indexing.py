@@ -43,6 +43,7 @@ from .managing import Manager
 from .media import isolated_decoding
 from .models import Champion, Registry
 from .producer import Producer
+from .progress_watch import Watchdog, Watched
 from .rebuild import Rebuilder
 from .settings import Settings
 from .stores import gpu_for
@@ -52,7 +53,9 @@ from .waiting import until_reachable_async
 log = logging.getLogger(__name__)
 
 PART_S = 6.0  # for each half of an orderly end
-
+BEAT_S = 1.0
+# Times the bound of a worker: a snapshot of millions of rows is written or loaded meanwhile.
+SLOW_DISK = 10
 OTHER_FILES = 1024  # open beside connections: segments, the broker, Redis
 
 
@@ -144,9 +147,35 @@ class IndexNode:
         end_within(STOP_WITHIN_S, status=0, why=signal.Signals(number).name)
         self._stopping.set()
 
+    async def _beat(self) -> None:
+        """Tell the watchdog that the event loop runs, until it is cancelled."""
+        watchdog = Watchdog(self.settings, self._watched).start()
+        try:
+            while True:
+                for name in self._manager.generations.names:
+                    self._manager.generations.get(name).reader.progress.pass_()
+                await asyncio.sleep(BEAT_S)
+        finally:
+            watchdog.stop()
+
+    def _watched(self) -> list[Watched]:
+        readers = {
+            name: self._manager.generations.get(name).reader
+            for name in self._manager.generations.names
+        }
+        return [
+            Watched(
+                name=f"the reader of {name}",
+                progress=reader.progress,
+                readable=reader.readable,
+                bound_s=SLOW_DISK * self.settings.progress_timeout_s,
+            )
+            for name, reader in readers.items()
+        ]
+
     def _background(self) -> list[asyncio.Task[None]]:
         """What runs beside, until it is cancelled."""
-        tasks = []
+        tasks = [asyncio.create_task(self._beat(), name="beat")]
         if self.settings.model is None:
             following = follow_news(self.settings, self._manager.look)
             tasks.append(asyncio.create_task(following, name="models"))

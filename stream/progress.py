@@ -1,7 +1,7 @@
-"""Progress of a worker: committed offsets move while there is lag.
+"""Progress of a worker, or of an index node's reader: offsets move while there is lag.
 
-`Progress` is written by the worker's loop and read by whoever watches it: the watchdog, which ends
-a process that is stuck, and `/healthz`.
+`Progress` is written by the loop and read by whoever watches it: the watchdog, which ends a process
+that is stuck, and `/healthz`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
+from confluent_kafka import OFFSET_BEGINNING
 
 from index.metrics import GenerationMetrics
 from index.store import Delete, Upsert
@@ -26,6 +27,8 @@ from .errors import BadRecord, Unreachable
 from .failpoints import Failpoints
 from .guard import Known, TopicFacts, unfit
 from .lag import Lag
+from .progress import Progress
+from .progress_watch import readable
 from .records import PROGRESS_KEY, Vector, decode_progress, decode_vector
 from .settings import Settings
 from .stores import Kept
@@ -131,6 +134,7 @@ class Reader:
         self._kept_at = time.monotonic()
         self.caught_up = False
         self._lag = Lag(settings.ready_lag_s)
+        self.progress = Progress()
         self.unreadable = 0
         self.rebuilt: str | None = None
 
@@ -149,6 +153,7 @@ class Reader:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(stopping.wait(), waiting.failed(str(error)))
         finally:
+            self.progress.end()
             await asyncio.to_thread(self._end)
 
     async def _read(self, partitions: int, stopping: asyncio.Event, waiting: Waiting) -> None:
@@ -174,6 +179,7 @@ class Reader:
                     store = self.kept.store
                     applied = translate(messages, space=store.space, dim=store.dim)
                     await asyncio.to_thread(self._write, applied)
+                    self.progress.moved()
                     self._failpoint("after-apply")
                 await self._note(consumer, batches)
                 self.kept.check()
@@ -192,6 +198,16 @@ class Reader:
         if not self.caught_up:
             return "still reading vectors up to where they were at start"
         return self._lag.behind()
+
+    def readable(self) -> bool:
+        """Whether an independent client reads a message that is not applied yet, for the watchdog.
+
+        Raises:
+            KafkaException: no answer.
+        """
+        positions = self.kept.store.positions
+        starts = {number: positions.get(number, OFFSET_BEGINNING) for number in self._ends}
+        return readable(self.settings, self.topic, starts)
 
     def status(self) -> dict[str, Any]:
         """What `/v1/status` says of it."""

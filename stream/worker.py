@@ -19,11 +19,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 
-from encoders.types import Model, Prepared
+from encoders.types import Model
 
 from .broker import Message, Output
 from .burst import Burst
@@ -33,11 +33,11 @@ from .failpoints import Failpoints
 from .handover import Roles
 from .items import Item, Showcase, future_of, record_of, where
 from .ledger import OffsetLedger, Run, Ticket
-from .links import Links
 from .mapping import Filling
 from .metrics import WorkerMetrics
 from .outputs import OutputTopics
 from .pace import Pace
+from .preparation import Preparation
 from .progress import Progress
 from .publishing import NOT_PUBLISHED, Transactions, owned_outputs
 from .records import check_deletion, decode_record
@@ -95,19 +95,17 @@ class Worker:
         self._clock, self._wall = clock, wall
         self._topics = OutputTopics(settings)
         self._tallies = Tallies(self._topics, window_s=settings.drift_window_s)
-        self._links = Links(settings)
         self._failpoint = Failpoints.from_environment()
         self._unknown: Counter[str] = Counter()
         self._ledger = OffsetLedger[list[Output]]()
         self._burst = Burst(settings)
-        self._preparing: deque[Item] = deque()
+        self._preparation = Preparation(settings, clock=clock)
         self._queue = EncodeQueue(
             settings, metrics=self._metrics, failpoint=self._failpoint, clock=clock
         )
         self._last_poll = clock()
         self._last_lag = clock()
         self._stopping = threading.Event()
-        self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
         self._source = self.make_source()
         self._transactions = Transactions(
             settings, lambda: self.make_sink(transactional_id), self._source.rewind, clock
@@ -267,17 +265,11 @@ class Worker:
 
     def _prepare(self, items: Sequence[Item]) -> None:
         """Step 2: hand the records to the CPU threads."""
-        model, trial = self._model, self._trial
-        for item in items:
-            if item.record is not None:
-                item.model = model
-                item.preparing = self._threads.submit(self._prepare_one, model, item, trial)
-                self._preparing.append(item)
+        self._preparation.add(items, self._model, self._trial)
 
     def _collect(self) -> None:
         """Step 3: what is prepared, in order of arrival, waits for its micro-batch."""
-        while self._preparing and future_of(self._preparing[0]).done():
-            item = self._preparing.popleft()
+        for item in self._preparation.finished():
             try:
                 prepared = future_of(item).result()
             except MemoryError as error:
@@ -319,8 +311,10 @@ class Worker:
         """Step 6: one transaction for the unbroken run of every partition. Commits last."""
         if self._transactions.ended:
             self._settle()
-        elif self._transactions.future is None and self._queue.busy:
-            self.progress.moved()  # a call of the device has a bound of its own
+        elif self._transactions.future is None and (
+            self._queue.busy or self._preparation.within_bound
+        ):
+            self.progress.moved()  # the device and the decoders have bounds of their own
         if self._burst.holds(self._clock(), at_rest=not self._at_work):
             return
         lease = self._source.lease
@@ -382,7 +376,7 @@ class Worker:
         """Forget everything in flight; what the threads still finish has no effect."""
         self._ledger.drop()
         self._tallies.forget()
-        self._preparing.clear()
+        self._preparation.clear()
         self._queue.clear()
 
     def _on_assigned(self, partitions: list[int]) -> None:
@@ -435,17 +429,9 @@ class Worker:
         self._drop()  # so that the callback of leaving the group finds nothing to publish
         self._source.close(CLOSE_S)
         self._queue.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._links.close()
+        self._preparation.close()
         if self._filling is not None:
             self._filling.forget()
-
-    def _prepare_one(self, model: Model, item: Item, trial: Trial | None) -> Prepared:
-        sample = self._links.sample(record_of(item))
-        prepared = model.prepare(sample)
-        if trial is not None:
-            item.attempt = trial.attempt(sample, prepared, item.message.partition)
-        return prepared
 
     def _bury(self, item: Item, error: BadRecord) -> None:
         self._metrics.dead_letter(error.stage, error.kind)
@@ -467,7 +453,7 @@ class Worker:
     @property
     def _at_work(self) -> bool:
         """Whether a record is prepared or encoded, so that its outcome will be known."""
-        return bool(self._preparing) or self._queue.busy
+        return self._preparation.next is not None or self._queue.busy
 
     def _patience(self, now: float) -> float:
         """How long a poll may wait for a first message, in seconds."""
@@ -488,8 +474,8 @@ class Worker:
         waiting: list[Future] = [*self._queue.futures]
         if (publishing := self._transactions.future) is not None:
             waiting.append(publishing)
-        elif self._preparing:
-            waiting.append(future_of(self._preparing[0]))
+        elif (preparing := self._preparation.next) is not None:
+            waiting.append(preparing)
         if waiting:
             wait(waiting, timeout=0.01, return_when="FIRST_COMPLETED")
         else:  # all of it waits for its micro-batch to be old enough

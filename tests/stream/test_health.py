@@ -10,16 +10,18 @@ import pytest
 
 from stream.children import free_port
 from stream.flipping import promote
-from stream.health import Watchdog, health, readable
+from stream.health import health, uncommitted
 from stream.models import Registry
 from stream.progress import Progress
+from stream.progress_watch import Watchdog, Watched
 from stream.settings import Settings
-from tests.stream.harness import Deployment, wait_for
+from stream.watchdog import STUCK
+from tests.stream.harness import MODEL, Deployment, wait_for
 
 BOUND_S = 30.0
 
 
-class Watched:
+class OneWorker:
     """A watchdog with a clock and a worker of the test's own."""
 
     def __init__(self, tmp_path: Any, *, lagging: bool) -> None:
@@ -30,12 +32,14 @@ class Watched:
             progress=Progress(lambda: self.now), is_member=True, owned=[0],
             waits_for=None, model=SimpleNamespace(name="null-16"),
         )  # fmt: skip
+        watched = Watched(
+            name="the worker",
+            progress=self.worker.progress,
+            readable=lambda: lagging,
+            bound_s=BOUND_S,
+        )
         self.dog = Watchdog(
-            self.settings,
-            lambda: [(self.settings, self.worker)],
-            end=self.ended.append,
-            probe=lambda settings, owned: lagging,
-            clock=lambda: self.now,
+            self.settings, lambda: [watched], end=self.ended.append, clock=lambda: self.now
         )
 
     def run(self, seconds: int, *, passes: bool = True, moves: bool = False) -> None:
@@ -49,30 +53,30 @@ class Watched:
 
 
 @pytest.fixture
-def stuck(tmp_path: Any) -> Watched:
-    return Watched(tmp_path, lagging=True)
+def stuck(tmp_path: Any) -> OneWorker:
+    return OneWorker(tmp_path, lagging=True)
 
 
-def test_no_commit_though_there_is_lag_ends_the_process(stuck: Watched) -> None:
+def test_no_commit_though_there_is_lag_ends_the_process(stuck: OneWorker) -> None:
     stuck.run(100, moves=True)
     stuck.run(25)
     assert not stuck.ended
     stuck.run(10)
-    assert "no committed offset has moved" in stuck.ended[0]
+    assert "no offset has moved" in stuck.ended[0]
     well, facts = health(stuck.settings, stuck.worker, "g0001", None)
     assert not well
     assert facts["progress_age_s"] == 35
 
 
 def test_a_loop_that_stands_ends_the_process_even_without_lag(tmp_path: Any) -> None:
-    watched = Watched(tmp_path, lagging=False)
+    watched = OneWorker(tmp_path, lagging=False)
     watched.run(10)
     watched.run(35, passes=False, moves=True)
     assert "its loop has not passed" in watched.ended[0]
 
 
 def test_an_idle_worker_or_one_without_its_broker_is_left_alone(tmp_path: Any) -> None:
-    watched = Watched(tmp_path, lagging=False)  # also what no answer comes to
+    watched = OneWorker(tmp_path, lagging=False)  # also what no answer comes to
     watched.run(200)
     assert not watched.ended
     assert health(watched.settings, watched.worker, "g0001", "no broker")[1]["status"] == (
@@ -80,7 +84,7 @@ def test_an_idle_worker_or_one_without_its_broker_is_left_alone(tmp_path: Any) -
     )
 
 
-def test_time_during_which_the_process_was_stopped_does_not_count(stuck: Watched) -> None:
+def test_time_during_which_the_process_was_stopped_does_not_count(stuck: OneWorker) -> None:
     stuck.run(10)
     stuck.now += 600.0
     stuck.run(5, passes=False)
@@ -89,12 +93,12 @@ def test_time_during_which_the_process_was_stopped_does_not_count(stuck: Watched
 
 @pytest.mark.kafka
 def test_an_independent_client_sees_what_is_left_to_read(deployment: Deployment) -> None:
-    assert not readable(deployment.settings, [])
+    assert not uncommitted(deployment.settings, [])
     deployment.produce([{"id": "a", "text": "x"}])
-    assert readable(deployment.settings, [])
+    assert uncommitted(deployment.settings, [])
     worker = deployment.worker("one")
     wait_for("it is committed", lambda: deployment.lag() == 0, timeout=60)
-    assert not readable(deployment.settings, [])
+    assert not uncommitted(deployment.settings, [])
     assert worker.running
 
 
@@ -117,3 +121,20 @@ def test_a_worker_without_a_model_is_well_and_says_what_it_waits_for(
     wait_for("it says what it waits for", lambda: status() == waits, timeout=90)
     promote(deployment.settings, three_versions, "tiny-0001")
     wait_for("it works", lambda: status() == (200, "ok"), timeout=90)
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_index_node_whose_event_loop_hangs_ends_with_its_stacks(deployment: Deployment) -> None:
+    deployment.worker("one")
+    node = deployment.child(
+        "index",
+        ["-m", "stream", "index", "--model", MODEL],
+        {"BRAID_FAILPOINT": "after-apply:hang", "BRAID_PROGRESS_TIMEOUT_S": "5"},
+    )
+    deployment.produce([{"id": "a", "text": "x"}])
+    assert node.wait(timeout=240) == STUCK
+    log = node.log.read_text()
+    assert "the reader of g0001: its loop has not passed for" in log
+    assert "in _read" in log
