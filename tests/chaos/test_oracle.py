@@ -1,0 +1,106 @@
+"""The oracle of the chaos runs: it accepts what a worker makes of a flow, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from encoders.null import NullModel
+from encoders.types import Sample
+from stream.broker import Message as Read
+from stream.broker import Output
+from stream.errors import BadRecord
+from stream.outputs import OutputTopics
+from stream.records import decode_record
+from stream.settings import Settings
+from tests.chaos.flow import messages
+from tests.chaos.oracle import check_inputs, check_outputs, expected
+
+SETTINGS = Settings()
+TOPICS = OutputTopics(SETTINGS)
+NAMES = {"records": "records", "parts": "parts"}
+
+
+def read(output: Output, offset: int) -> Read:
+    return Read(
+        topic=output.topic, partition=output.partition, offset=offset, key=output.key,
+        value=output.value, headers=tuple(output.headers),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def outputs() -> tuple[list[Read], dict[str, list[Read]]]:
+    """Messages of `records`, and what the worker makes of them, by topic."""
+    model = NullModel(16)
+    sent = [one for one in messages(400, seed=1) if one.topic == "records"]
+    records = [
+        Read(topic="records", partition=0, offset=number, key=one.key, value=one.value)
+        for number, one in enumerate(sent)
+    ]
+    due = expected(records)
+    made: list[Output] = []
+    for message in records:
+        at = (0, message.offset)
+        if at in due.deleted:
+            made += TOPICS.deleted(message)
+        elif at in due.dead:
+            made += TOPICS.dead(message, BadRecord("x", "bad", stage=due.dead[at]))
+        else:
+            record = decode_record(message.key, message.value or b"", default_ts=0)
+            image = record.image.data if record.image else None
+            sample = Sample(id=record.id, text=record.text, image=image)
+            (embedding,) = model.encode([model.prepare(sample)])
+            made += TOPICS.embedded(message, record, embedding, model, now_ms=0.0)
+    topics = {TOPICS.vectors: "vectors", TOPICS.predictions: "predictions"}
+    found: dict[str, list[Read]] = {"vectors": [], "predictions": [], "dead": []}
+    for number, output in enumerate(made):
+        if output.topic in (*topics, TOPICS.dead_letters):
+            found[topics.get(output.topic, "dead")].append(read(output, number))
+    return records, found
+
+
+def check(records: list[Read], found: dict[str, list[Read]]) -> None:
+    check_outputs(
+        expected(records), vectors=found["vectors"], predictions=found["predictions"],
+        dead=found["dead"], parts=[], names=NAMES,
+    )  # fmt: skip
+
+
+def test_it_accepts_what_a_worker_makes(outputs: tuple[list[Read], dict[str, list[Read]]]) -> None:
+    records, found = outputs
+    assert all(found.values())
+    check(records, found)
+    sent = [one for one in messages(400, seed=1) if one.topic == "records"]
+    check_inputs(sent, records, [])
+    with pytest.raises(AssertionError, match="records"):
+        check_inputs(sent, records[1:], [])
+
+
+@pytest.mark.parametrize("topic", ["vectors", "predictions", "dead"])
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (lambda found: found[1:], "1 of .* missing"),
+        (lambda found: [*found, found[0]], "1 doubled"),
+    ],
+)
+def test_a_lost_or_doubled_output_is_seen(
+    outputs: tuple[list[Read], dict[str, list[Read]]],
+    topic: str,
+    wrong: Callable[[list[Read]], list[Read]],
+    words: str,
+) -> None:
+    records, found = outputs
+    with pytest.raises(AssertionError, match=words):
+        check(records, found | {topic: wrong(found[topic])})
+
+
+def test_the_vector_of_another_record_is_seen(
+    outputs: tuple[list[Read], dict[str, list[Read]]],
+) -> None:
+    records, found = outputs
+    other = [replace(records[0], key=records[1].key, value=records[1].value), *records[1:]]
+    with pytest.raises(AssertionError):
+        check(other, found)
