@@ -28,7 +28,7 @@ ATTEMPTS = 2  # a record fails alone so often before it is condemned
 GROW_AFTER_S = 60.0  # without running out of memory; then the budget doubles
 MEMORY_RECORDS = 1000.0  # after so many records a failure counts half
 RARE = 0.1  # what is left of a failure when batches are full again
-SIZE = 0.7  # times 1/sqrt(share of records that fail): records in a batch; benchmarks/poison.py
+SIZE = 1.4  # times 1/sqrt(share of records that fail): records in a batch; benchmarks/poison.py
 
 
 @dataclass(slots=True, eq=False)

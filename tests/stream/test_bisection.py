@@ -256,15 +256,16 @@ def test_batches_are_small_while_failing_records_are_frequent(clock: Clock) -> N
 
     assert bisection.budget() == FULL
     condemn(0)
+    condemn(1)
     assert bisection.budget().records == 32
     for number in range(20):  # one in a hundred
         bisection.passed(Piece([]), 99)
         condemn(number)
-    assert bisection.budget().records == 8
+    assert bisection.budget().records == 16
     assert bisection.budget().tokens == FULL.tokens
     for number in range(200):
         condemn(number)
-    assert bisection.budget().records <= 2
+    assert bisection.budget().records <= 4
     bisection.passed(Piece([]), 15_000)
     assert bisection.budget() == FULL
 
