@@ -171,8 +171,7 @@ def test_what_ends_is_started_again_and_a_stop_keeps_everything(up: Up) -> None:
         if name == "kafka":
             wait_for("the broker answers", lambda: answers(address), timeout=READY_S)
         up.produce(50 * number, 50 * (number + 1))
-        if name != "kafka":  # how long clients take to find it again is tested elsewhere
-            up.wait_for_records(50 * (number + 1))
+        up.wait_for_records(50 * (number + 1))
     assert up.child.running
     for name in ("valkey", "braid embed", "braid index", "kafka"):
         assert re.search(rf"^{name} ended \(SIGKILL\); it is started again in 1 s", up.output, re.M)
