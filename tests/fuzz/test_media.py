@@ -70,10 +70,19 @@ def test_no_file_costs_more_than_one_record_may() -> None:
     assert any(not line["reason"] for line in lines)
 
 
+# Their writers put the time or a random number into the file.
+STAMPED = {f"valid/{name}" for name in ("PDF", "WAV-FLOAT", "WAV-DOUBLE", "OGG-VORBIS", "OGG-OPUS")}
+
+
 def test_a_corpus_is_the_same_for_the_same_seed() -> None:
     def digest(seed: int) -> list[str]:
         cases = islice(corpus(seed), 150)  # those before the bombs, which take long to make
-        return [hashlib.sha256(case.name.encode() + case.data).hexdigest() for case in cases]
+        return [
+            f"{case.name} {len(case.data)}"
+            if case.name in STAMPED
+            else hashlib.sha256(case.name.encode() + case.data).hexdigest()
+            for case in cases
+        ]
 
     first = digest(1)
     assert len(set(first)) == 150
