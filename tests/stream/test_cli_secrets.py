@@ -58,5 +58,5 @@ def test_a_second_index_node_on_one_home_ends_and_names_the_first(tmp_path: Path
 
 def test_a_name_that_is_no_host_ends_the_node_at_start(tmp_path: Path) -> None:
     ended = run("index", "--model", "null:16", home=tmp_path, BRAID_HTTP_HOSTS='["http://a"]')
-    assert ended.returncode == 1
+    assert ended.returncode == os.EX_CONFIG
     assert "http_hosts: must be a name without scheme and port" in ended.stderr
