@@ -45,7 +45,7 @@ def test_a_node_whose_generation_is_gone_says_so_until_the_next_is_read(
     transport = httpx.ASGITransport(create_app(node._deps(cast(Producer, None))))
 
     async def ask() -> None:
-        async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             ready = await client.get("/readyz")
             assert (ready.status_code, ready.json()) == (503, {"ready": False, "reason": why})
             for answer in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_topics_that_do_not_fit_stop_the_start(deployment: Deployment) -> None:
     assert ensure(settings.model_copy(update={"partitions": 9})) == 4  # fixed when they are made
     announce(settings, "topics", {"partitions": 7})
     index = deployment.index()
-    assert index.wait(60) == 1
+    assert index.wait(60) == os.EX_CONFIG
     assert "7 are recorded" in index.tail()
     Admin(settings).delete([settings.topic("predictions")])
     other = settings.model_copy(update={"partitions": 2})
