@@ -62,12 +62,18 @@ def indexed(client: Client) -> int:
 
 
 STALE = ("UNKNOWN_MEMBER_ID", "ILLEGAL_GENERATION")
+# What librdkafka writes of the same, where the worker has given the transaction up before.
+STALE_TEXTS = ("Broker: Unknown member", "Broker: Specified group generation id is not valid")
 
 
 def refused(worker: Child) -> bool:
-    """Whether its transaction was refused because the group had gone on without it."""
-    lines = [line for line in worker.tail(200).splitlines() if "transaction refused" in line]
-    return any(reason in line for line in lines for reason in STALE)
+    """Whether the broker refused its transaction because the group had gone on without it."""
+    lines = worker.tail(200).splitlines()
+    return any(
+        mark in line and any(reason in line for reason in reasons)
+        for line in lines
+        for mark, reasons in (("transaction refused", STALE), ("TXNERR", STALE_TEXTS))
+    )
 
 
 def wake_as_zombie(deployment: Deployment, zombie: Child) -> None:
