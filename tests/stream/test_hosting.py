@@ -184,7 +184,7 @@ def test_a_version_that_fails_at_a_record_leaves_the_live_one_alone(
     gives_nan(registry.path(broken))
     promote(settings, registry, "tiny-0001")
     deployment.produce(labelled(20))
-    worker = deployment.worker("one", model=None)
+    worker = deployment.worker("one", model=None, BRAID_POISON_WINDOW="10")
     wait_for("the first are committed", lambda: deployment.lag() == 0, timeout=90)
     rollout = promote(settings, registry, broken)
     assert isinstance(rollout, Rollout)
