@@ -41,7 +41,7 @@ def script(*arguments: str, launcher: tuple[str, ...] = ()) -> list[dict[str, An
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -64,7 +64,7 @@ def of(stories: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.redis
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1000)
 def test_a_trainer_killed_at_twenty_moments_is_gone_on_with(
     stories: list[dict[str, Any]], home: Path
 ) -> None:
@@ -90,7 +90,7 @@ def test_a_trainer_killed_at_twenty_moments_is_gone_on_with(
 
 
 @pytest.mark.redis
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1000)
 def test_of_two_trainers_one_runs_and_the_other_says_why_not(
     stories: list[dict[str, Any]],
 ) -> None:
@@ -104,7 +104,7 @@ def test_of_two_trainers_one_runs_and_the_other_says_why_not(
 
 
 @pytest.mark.redis
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1000)
 def test_a_trainer_that_lost_its_lock_does_not_promote_over_another(
     stories: list[dict[str, Any]],
 ) -> None:
