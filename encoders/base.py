@@ -185,7 +185,7 @@ def encode_all(
             )
 
     parallel = on_cpu and len(groups) > 1
-    found = list((_cores().map if parallel else map)(run, groups))
+    found = list((_cores(os.getpid()).map if parallel else map)(run, groups))
     pooled_BF = torch.empty(len(inputs), encoder.width, device=device)
     longest = max((part.length for part in found), default=0)
     tokens_BTF = torch.zeros(len(inputs), longest, encoder.token_width, device=device)
@@ -251,5 +251,6 @@ def cores() -> int:
 
 
 @lru_cache(maxsize=1)
-def _cores() -> ThreadPoolExecutor:
+def _cores(pid: int) -> ThreadPoolExecutor:
+    """The threads of this process: a forked child has none of its parent's."""
     return ThreadPoolExecutor(cores(), "encode")

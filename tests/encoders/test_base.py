@@ -1,12 +1,14 @@
-"""`spread` gives what indexing by a mask gives, backward too."""
+"""`spread` gives what indexing by a mask gives, backward too; the cores of a forked child."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
 from torch import Tensor
 
-from encoders.base import spread
+from encoders.base import _cores, spread
 
 
 def by_mask(rows_N: Tensor, here_B: Tensor) -> Tensor:
@@ -41,3 +43,13 @@ def test_the_gradient_is_that_of_the_mask_and_a_nan_stays_in_its_row() -> None:
     assert torch.equal(grads[0], grads[1])
     broken_NF = torch.tensor([[1.0], [float("nan")], [2.0]])
     assert spread(broken_NF, here_B).isnan()[:, 0].tolist() == [False, False, True, False, False]
+
+
+def test_a_forked_child_encodes_after_its_parent_did() -> None:
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    assert list(_cores(os.getpid()).map(abs, [-1, -2])) == [1, 2]
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if list(_cores(os.getpid()).map(abs, [-3], timeout=20)) == [3] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
