@@ -1,4 +1,4 @@
-"""What failed is tried again, after pauses that grow: a poll must not repeat the hopeless."""
+"""Exponential backoff for what failed, by what was tried."""
 
 from __future__ import annotations
 
