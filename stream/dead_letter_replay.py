@@ -102,6 +102,7 @@ class Replayer:
         self._admin = Admin(settings)
         self._origins = Origins(settings, self._admin)
         self._topic = settings.topic(TOPIC)
+        self._group = f"{settings.prefix}braid-dead-letters-replay"  # and the transactional id
         self._identity, _ = self._admin.identity(self._topic)
 
     def run(self, selection: Selection, *, dry: bool = False) -> Replay:
@@ -119,7 +120,10 @@ class Replayer:
         if not dry:
             sink = TransactionalSink(
                 self._settings,
-                transactional_id=f"{self._settings.prefix}braid-dead-letters-replay",
+                transactional_id=self._group,
+                source=self._topic,
+                group=self._group,
+                topics=[*self._groups, self._settings.topic(REPLAYED)],
             )
             sink.open()  # before the marks are read: an earlier replay is settled by this
         try:
@@ -227,13 +231,10 @@ class Replayer:
             outputs.append(Output(topic=marks, partition=0, key=mark, value=b"\x80"))
             offsets[message.partition] = message.offset + 1
         # A group without members, which the transaction wants; its offsets decide nothing here.
-        member = Consumer(
-            client_config(self._settings)
-            | {"group.id": f"{self._settings.prefix}braid-dead-letters-replay"}
-        )
+        member = Consumer(client_config(self._settings) | {"group.id": self._group})
         try:
             lease = member.consumer_group_metadata()
-            sink.publish(outputs, topic=self._topic, offsets=offsets, lease=lease)
+            sink.publish(outputs, offsets=offsets, lease=lease)
         finally:
             member.close()
         log.info("%d dead letters sent again", len(batch))

@@ -73,14 +73,21 @@ class JoinLoop:
         self._refusals = 0
         self._last_tick = 0.0
         self._stopping = threading.Event()
+        topic, group = settings.topic("parts"), f"{settings.prefix}braid-join"
         self._publisher = Publisher(
-            lambda: TransactionalSink(settings, transactional_id=transactional_id),
+            lambda: TransactionalSink(
+                settings,
+                transactional_id=transactional_id,
+                source=topic,
+                group=group,
+                topics=[settings.topic(name) for name in ("parts-seen", "records", "dead-letters")],
+            ),
             bound_s=settings.publish_timeout_s,
         )
         self._source = RecordSource(
             settings,
-            topic=settings.topic("parts"),
-            group=f"{settings.prefix}braid-join",
+            topic=topic,
+            group=group,
             on_assigned=self._on_assigned,
             on_revoked=self._on_gone,
             on_lost=self._on_gone,
@@ -163,10 +170,7 @@ class JoinLoop:
         offsets = {number: self._next[number] for number in partitions}
         try:
             self._publisher.publish(
-                self._through(outputs),
-                topic=self._source.topic,
-                offsets=offsets,
-                lease=self._source.lease,
+                self._through(outputs), offsets=offsets, lease=self._source.lease
             )
         except PublishRefused as error:
             self._refusals += 1

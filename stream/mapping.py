@@ -141,9 +141,11 @@ class Filling:
         if piece is not None:
             ends = topics.progress({piece.partition: piece.offset}) if piece.last else []
             publisher.publish(
-                [*piece.rows, *ends], topic=source.topic, lease=lease,
-                offsets={piece.partition: piece.offset}, metadata=piece.metadata,
-            )  # fmt: skip
+                [*piece.rows, *ends],
+                offsets={piece.partition: piece.offset},
+                lease=lease,
+                metadata=piece.metadata,
+            )
             self.published(piece)
             done = True
         if not self.busy:

@@ -95,14 +95,12 @@ class Publisher:
         )
 
     def publish(
-        self, outputs: Iterable[Output], *, topic: str, offsets: Mapping[int, int], lease: object,
+        self, outputs: Iterable[Output], *, offsets: Mapping[int, int], lease: object,
         metadata: str = "",
     ) -> None:  # fmt: skip
         """TransactionalSink.publish, waited for within the bound."""
         call = self.submit(
-            lambda sink: sink.publish(
-                outputs, topic=topic, offsets=offsets, lease=lease, metadata=metadata
-            )
+            lambda sink: sink.publish(outputs, offsets=offsets, lease=lease, metadata=metadata)
         )
         self.wait(call)
         self.settle(call)

@@ -81,6 +81,7 @@ def every(
     say: Callable[[str], None],
     first: FirstVersion | None = None,
     clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
     runs: int | None = None,
 ) -> None:
     """Start a trainer each `period_s`, from the start of one to the start of the next.
@@ -101,15 +102,15 @@ def every(
         signal.signal(signal.SIGTERM, _interrupt)
     due, count, pause_s = clock(), 0, RETRY_S
     while runs is None or count < runs:
-        time.sleep(max(0.0, due - clock()))
+        sleep(max(0.0, due - clock()))
         if first is not None:
-            _await_first(first, say, clock)
+            _await_first(first, say, clock, sleep)
         began = clock()
         child = make()
         said = child.log.stat().st_size if child.log.is_file() else 0
         child.start()
         try:
-            _pass_on(child, said)
+            _pass_on(child, said, sleep)
         finally:
             child.stop(GRACE_S)
         if child.status != 0:
@@ -123,7 +124,10 @@ def every(
 
 
 def _await_first(
-    first: FirstVersion, say: Callable[[str], None], clock: Callable[[], float]
+    first: FirstVersion,
+    say: Callable[[str], None],
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
 ) -> None:
     """Wait until the first training has what it needs; says what it waits for now and then."""
     said_at: float | None = None
@@ -137,16 +141,16 @@ def _await_first(
         if said_at is None or clock() - said_at >= SAY_EVERY_S:
             said_at = clock()
             say(missing)
-        time.sleep(LOOK_S)
+        sleep(LOOK_S)
 
 
-def _pass_on(child: Child, start: int) -> None:
+def _pass_on(child: Child, start: int, sleep: Callable[[float], None]) -> None:
     """What the trainer says is said here too, until it ends."""
     with child.log.open("rb") as said:
         said.seek(start)
         while child.running:
             _write(said.read())
-            time.sleep(POLL_S)
+            sleep(POLL_S)
         _write(said.read())
 
 

@@ -1,11 +1,12 @@
 """The transactional producer: outputs and consumed offsets in one transaction, all or nothing.
 
-A transaction whose end is in doubt must not be followed by another one of the same producer epoch.
-A delayed EndTxn would end the next transaction, and an abort whose markers were lost would be
-undone by the next commit (librdkafka speaks no KIP-890, where each transaction has its own epoch).
-So `TransactionalSink` gives a producer up after each end that failed, was refused, took over its
-time or may have been sent twice, and `open` makes a new one: `init_transactions` raises the epoch
-of the transactional id, once the broker has finished or aborted what was left.
+A transaction whose end is in doubt must not be followed by another one of the same producer epoch:
+a delayed EndTxn would end the next transaction (librdkafka speaks no KIP-890, where each
+transaction has its own epoch). So `TransactionalSink` gives a producer up after each end that
+failed, was refused, took over its time or may have been sent twice, and `open` makes a new one:
+`init_transactions` raises the epoch of the transactional id, once the broker has finished or
+aborted what was left. Where the broker lost the markers of that, `open` writes them
+(`stream.hanging`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from confluent_kafka import KafkaException, Producer, TopicPartition
 
+from . import hanging
 from .broker import (
     FENCED,
     MAX_MESSAGE_BYTES,
@@ -26,7 +28,9 @@ from .broker import (
     PERMANENT,
     Output,
     client_config,
+    lone_consumer,
     mapped,
+    topic_partitions,
 )
 from .errors import BrokerError, PublishRefused, Unreachable
 from .settings import Settings
@@ -39,6 +43,7 @@ R = TypeVar("R")
 # request that was sent once.
 RETRY_BACKOFF_S = 1.0
 DOUBTFUL_S = 0.4
+COMMITTED = ("vectors", "predictions", "dead-letters", "parts")  # `statistics` is read uncommitted
 
 
 class TransactionalSink:
@@ -47,14 +52,27 @@ class TransactionalSink:
     Args:
         transactional_id: stable per worker slot. Opening a second sink with the same id fences the
             first, and finishes or aborts what it had left open.
+        source, group: the topic whose offsets it commits, and for whom; by default `records` and
+            the hot path's group.
+        topics: those it publishes to that are read committed; by default the hot path's.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, settings: Settings, *, transactional_id: str,
+        self,
+        settings: Settings,
+        *,
+        transactional_id: str,
+        source: str | None = None,
+        group: str | None = None,
+        topics: Sequence[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._settings = settings
+        self._id = transactional_id
+        self._source, self._group = source or settings.topic("records"), group or settings.group
+        self._topics = topics or [settings.topic(name) for name in COMMITTED]
+        self._settled = False  # whether the last transaction is known to have been committed
         self._bound = settings.publish_timeout_s
         self._clock = clock
         self._producer: Producer | None = None
@@ -87,6 +105,9 @@ class TransactionalSink:
         producer = Producer(self._config)
         try:
             self._until_done("opening transactions", producer.init_transactions, self._deadline())
+            if not self._settled:
+                self._end_hanging(producer, self._deadline())
+                self._settled = True
         except KafkaException as error:
             _discard(producer)
             raise mapped(error, "opening transactions") from error
@@ -96,12 +117,12 @@ class TransactionalSink:
         self._producer = producer
 
     def publish(
-        self, outputs: Iterable[Output], *, topic: str, offsets: Mapping[int, int], lease: object,
-        metadata: str = "",
+        self, outputs: Iterable[Output], *, offsets: Mapping[int, int], lease: object,
+        starts: Mapping[int, int] | None = None, metadata: str = "",
     ) -> None:  # fmt: skip
-        """Publish outputs and commit `offsets` (partition -> next offset) of `topic`, atomically.
+        """Publish outputs and commit `offsets` (partition -> next offset), atomically.
 
-        `metadata` is kept with each of them.
+        `metadata` is kept with each of them, `starts` are the first offsets that they cover.
 
         Raises:
             PublishRefused: aborted, or its outcome is not known before the next `open`. Then read
@@ -116,12 +137,14 @@ class TransactionalSink:
         deadline = began + self._bound
         try:
             producer.begin_transaction()
-            for output in outputs:
+            self._settled = False
+            for output in hanging.named(outputs, self._id, offsets, starts or {}):
                 self._produce(producer, output, deadline)
             self._flush(producer, deadline)
             sending = self._clock()
             positions = [
-                TopicPartition(topic, number, next_, metadata) for number, next_ in offsets.items()
+                TopicPartition(self._source, number, next_, metadata)
+                for number, next_ in offsets.items()
             ]
             self._until_done(
                 "sending offsets",
@@ -130,6 +153,7 @@ class TransactionalSink:
             )
             sent = self._clock()
             self._until_done("committing", producer.commit_transaction, deadline)
+            self._settled = True
             doubtful = max(sent - sending, self._clock() - sent) > DOUBTFUL_S
         except KafkaException as error:
             self._retire()
@@ -143,6 +167,42 @@ class TransactionalSink:
         if doubtful:
             log.debug("a transaction ended slowly: a new producer before the next one")
             self._retire()
+
+    def _end_hanging(self, producer: Producer, deadline: float) -> None:
+        """Write the markers that the broker left out at the end of the last transaction."""
+        found = hanging.find(self._settings, self._id, self._topics)
+        if not found:
+            return
+        where = ", ".join(f"{its.topic} {its.partition}" for its in found)
+        member = lone_consumer(
+            self._settings, group_id=self._group, isolation_level="read_uncommitted"
+        )
+        try:  # read uncommitted: not waiting for the marker that may be missing here, too
+            positions = member.committed(
+                topic_partitions(self._source, {its.covered.partition for its in found}),
+                timeout=self._settings.broker_timeout_s,
+            )
+            if not hanging.aborted(found, {its.partition: its.offset for its in positions}):
+                log.warning("committed by %s, shown with its next commit: %s", self._id, where)
+                return
+            log.warning("left open by %s, aborted now: %s", self._id, where)
+            for position in positions:
+                position.offset = max(0, position.offset)
+            producer.begin_transaction()
+            key = hanging.HEADER.encode()  # a compacted topic takes no message without a key
+            for its in found:
+                nothing = Output(topic=its.topic, partition=its.partition, key=key, value=None)
+                self._produce(producer, nothing, deadline)
+            self._flush(producer, deadline)
+            lease = member.consumer_group_metadata()
+        finally:
+            member.close()
+        self._until_done(
+            "sending offsets",
+            lambda left: producer.send_offsets_to_transaction(positions, lease, left),
+            deadline,
+        )
+        self._until_done("aborting", producer.abort_transaction, deadline)
 
     def close(self) -> None:
         """Give the producer up; between publishes no transaction is open."""

@@ -331,9 +331,9 @@ class Worker:
                     runs, lambda sink: self._transaction(sink, runs, outputs, lease)
                 )
         elif marks := self._source.take_marks():
-            topic, progress = self._source.topic, self._topics.progress(marks)
+            progress = self._topics.progress(marks)
             self._transactions.begin(
-                [], lambda sink: sink.publish(progress, topic=topic, offsets=marks, lease=lease)
+                [], lambda sink: sink.publish(progress, offsets=marks, lease=lease)
             )
 
     # What the steps stand on.
@@ -350,8 +350,8 @@ class Worker:
         started = self._clock()
         sink.publish(
             outputs + self._topics.progress(offsets),
-            topic=self._source.topic,
             offsets=offsets,
+            starts={run.partition: run.tickets[0].offset for run in runs},
             lease=lease,
         )
         self._failpoint("after-publish")

@@ -140,15 +140,15 @@ def test_a_transaction_that_outlasts_its_time_ends_its_producer_not_the_worker(
         )
 
     with Deployment(
-        kafka, tmp_path, transaction_timeout_s=1.0, publish_timeout_s=60.0
+        kafka, tmp_path, transaction_timeout_s=4.0, publish_timeout_s=60.0
     ) as deployment:
         topic = deployment.settings.topic("predictions")
         sink = TransactionalSink(deployment.settings, transactional_id=f"{topic}-slow")
         with pytest.raises(PublishRefused, match="transaction_timeout_s"):
-            sink.publish(outputs(), topic=topic, offsets={0: 1}, lease=lease)
+            sink.publish(outputs(), offsets={0: 1}, lease=lease)
         assert deployment.read("predictions") == []
         fits = Output(topic=topic, partition=0, key=b"a", value=b"fits")
-        sink.publish([fits], topic=topic, offsets={0: 1}, lease=lease)
+        sink.publish([fits], offsets={0: 1}, lease=lease)
         assert [message.value for message in deployment.read("predictions")] == [b"fits"]
 
 
@@ -165,7 +165,7 @@ def test_a_second_producer_of_the_id_fences_the_first_and_both_causes_are_named(
         second.open()
         output = Output(topic=topic, partition=0, key=b"a", value=b"first")
         with pytest.raises(Fenced, match=r"--slot.*BRAID_TRANSACTION_TIMEOUT_S"):
-            first.publish([output], topic=topic, offsets={0: 1}, lease=lease)
+            first.publish([output], offsets={0: 1}, lease=lease)
         assert deployment.read("predictions") == []
 
 
@@ -183,8 +183,8 @@ def test_a_transaction_that_fails_before_its_last_message_is_aborted(
         fits = Output(topic=small, partition=0, key=b"b", value=b"fits")
         sink = TransactionalSink(deployment.settings, transactional_id=small)
         with pytest.raises(PublishRefused):
-            sink.publish(outputs(), topic=small, offsets={0: 1}, lease=lease)
-        sink.publish([fits], topic=small, offsets={0: 1}, lease=lease)
+            sink.publish(outputs(), offsets={0: 1}, lease=lease)
+        sink.publish([fits], offsets={0: 1}, lease=lease)
         assert {message.value for message in deployment.read_named(small)} == {b"fits"}
 
 

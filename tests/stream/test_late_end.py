@@ -78,7 +78,7 @@ def visible(
     def attempts(partition: int) -> list[bytes]:
         late, committed = LateEnd(kafka, lost=lost), []
         own = settings.model_copy(update={"kafka_bootstrap": late.proxy.address})
-        sink = kind(own, transactional_id=f"{topic}-{partition}")
+        sink = kind(own, transactional_id=f"{topic}-{partition}", source=topic, topics=[topic])
 
         def output(value: bytes) -> Output:
             return Output(topic=topic, partition=partition, key=b"k", value=value)
@@ -94,11 +94,11 @@ def visible(
             value = b"committed %d %d" % (partition, number)
             late.armed = True
             with contextlib.suppress(PublishRefused):
-                sink.publish([output(value)], topic=topic, offsets={partition: 1}, lease=lease)
+                sink.publish([output(value)], offsets={partition: 1}, lease=lease)
                 committed.append(value)
             late.armed = False
             with contextlib.suppress(PublishRefused):
-                sink.publish(aborted(number), topic=topic, offsets={partition: 1}, lease=lease)
+                sink.publish(aborted(number), offsets={partition: 1}, lease=lease)
         sink.close()
         late.proxy.close()
         return committed

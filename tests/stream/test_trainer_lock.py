@@ -151,12 +151,12 @@ def test_a_schedule_goes_on_after_a_failure_and_does_not_overlap(
         return script(tmp_path, f"print('run {len(starts)}'); raise SystemExit({status})")
 
     def sleep(seconds: float) -> None:
-        if seconds != schedule.POLL_S:
+        if seconds == schedule.POLL_S:
+            time.sleep(0.01)
+        else:
             now[0] += seconds
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(time, "sleep", sleep)
-        every(10.0, make, say=said.append, clock=lambda: now[0], runs=3)
+    every(10.0, make, say=said.append, clock=lambda: now[0], sleep=sleep, runs=3)
     assert starts == [0.0, 10.0, 35.0], "from start to start; a long one is followed at once"
     assert said == ["this run made no version (status 3)"]
     shown = capsys.readouterr().err
@@ -179,9 +179,7 @@ class First(FirstVersion):
         return None if self.serves() or self.now[0] > 25 else "few records"
 
 
-def test_while_there_is_no_model_the_schedule_tries_again_soon(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_there_is_no_model_the_schedule_tries_again_soon(tmp_path: Path) -> None:
     now, starts = [0.0], list[float]()
     said: list[str] = []
     first = First(Settings(home=tmp_path), now, starts)
@@ -191,11 +189,12 @@ def test_while_there_is_no_model_the_schedule_tries_again_soon(
         return script(tmp_path, f"raise SystemExit({len(starts) < 3:d})")
 
     def sleep(seconds: float) -> None:
-        if seconds != schedule.POLL_S:
+        if seconds == schedule.POLL_S:
+            time.sleep(0.01)
+        else:
             now[0] += seconds
 
-    monkeypatch.setattr(time, "sleep", sleep)
-    every(21_600, make, say=said.append, first=first, clock=lambda: now[0], runs=4)
+    every(21_600, make, say=said.append, first=first, clock=lambda: now[0], sleep=sleep, runs=4)
     assert starts == [30.0, 90.0, 210.0, 210.0 + 21_600]
     no_version = "this run made no version (status 1)"
     assert said == [
