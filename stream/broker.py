@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
+    IsolationLevel,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -26,6 +27,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AdminClient,
     ConfigResource,
     NewTopic,
+    OffsetSpec,
 )
 
 from .errors import BrokerError, ConfigError, Fenced, Unreachable
@@ -260,6 +262,33 @@ class Admin:
             )
         finally:
             consumer.close()
+
+    def open_ends(self, topics: Iterable[str]) -> dict[tuple[str, int], tuple[int, int]]:
+        """(last stable offset, end offset) of the partitions with open transactions.
+
+        Topics that do not exist are left out.
+        """
+        counts = self.partition_counts()
+        latest = {
+            TopicPartition(topic, number): OffsetSpec.latest()
+            for topic in topics
+            for number in range(counts.get(topic, 0))
+        }
+        stable, ends = (
+            self._call("end offsets", lambda level=level: self._latest(latest, level))  # type: ignore[misc]
+            for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
+        )
+        return {place: (stable[place], end) for place, end in ends.items() if stable[place] < end}
+
+    def _latest(
+        self, latest: Mapping[TopicPartition, OffsetSpec], level: IsolationLevel
+    ) -> dict[tuple[str, int], int]:
+        if not latest:
+            return {}
+        futures = self._client.list_offsets(
+            dict(latest), isolation_level=level, request_timeout=self._timeout
+        )
+        return {(at.topic, at.partition): its.result().offset for at, its in futures.items()}
 
     def offsets_at(self, topic: str, partitions: int, ts_ms: int) -> dict[int, int]:
         """Each partition's first offset from a time on; left out where there is none yet."""

@@ -18,10 +18,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka import KafkaError, TopicPartition
 
-from .broker import BY_KEY, Output, client_config, lone_consumer, mapped, to_message
+from .broker import BY_KEY, Admin, Output, lone_consumer, mapped, to_message
 from .settings import Settings
 
 HEADER = "braid-transaction"
@@ -98,23 +97,9 @@ def find(settings: Settings, id_: str, topics: Sequence[str]) -> list[Hanging]:
         Unreachable: no answer within broker_timeout_s.
         BrokerError: the broker refuses.
     """
-    admin = AdminClient(client_config(settings))
-    try:
-        known = admin.list_topics(timeout=settings.broker_timeout_s).topics
-        places = [
-            TopicPartition(topic, number)
-            for topic in topics
-            if topic in known
-            for number in known[topic].partitions
-        ]
-        ends = _ends(admin, places, IsolationLevel.READ_UNCOMMITTED, settings)
-        stable = _ends(admin, places, IsolationLevel.READ_COMMITTED, settings)
-    except KafkaException as error:
-        raise mapped(error, "looking for hanging transactions") from error
     found = []
-    for place, end in ends.items():
-        if stable[place] < end:
-            found += _in_partition(settings, id_, place, stable[place], end)
+    for place, (stable, end) in Admin(settings).open_ends(topics).items():
+        found += _in_partition(settings, id_, place, stable, end)
     return found
 
 
@@ -131,19 +116,6 @@ def aborted(hanging: Sequence[Hanging], committed: Mapping[int, int]) -> bool:
         its.repeated or its.covered.next > committed.get(its.covered.partition, 0)
         for its in hanging
     )
-
-
-def _ends(
-    admin: AdminClient, places: Sequence[TopicPartition], level: IsolationLevel, settings: Settings
-) -> dict[tuple[str, int], int]:
-    futures = admin.list_offsets(
-        {place: OffsetSpec.latest() for place in places},
-        isolation_level=level,
-        request_timeout=settings.broker_timeout_s,
-    )
-    return {
-        (place.topic, place.partition): future.result().offset for place, future in futures.items()
-    }
 
 
 def _in_partition(

@@ -137,9 +137,18 @@ class Deployment:
         return [m for m in messages if m.key != PROGRESS_KEY and m.value is not None]
 
     def read_named(self, name: str) -> list[Message]:
-        """The same by the topic's full name."""
-        ends = Admin(self.settings).ends(name, self.settings.partitions)
+        """The same by the topic's full name. What is open by now is waited for."""
+        admin = Admin(self.settings)
+        ends = admin.ends(name, self.settings.partitions)
         stop_at = {number: end for number, (_, end) in ends.items()}
+
+        def settled() -> bool:
+            return all(
+                stable >= stop_at[number]
+                for (_, number), (stable, _) in admin.open_ends([name]).items()
+            )
+
+        wait_for(f"transactions on {name} have ended", settled, timeout=30)
         return list(replay(self.settings, name, stop_at=stop_at))
 
     def predictions(self) -> list[dict[str, Any]]:
