@@ -1,5 +1,5 @@
 # make demo    the main job on real input, from nothing
-# make test    the tests, from nothing
+# make test    the tests, from nothing, JOBS=4 files at a time
 # make fuzz    a poison corpus through a real deployment, SEED=1, within SECONDS=600
 # make soak    the live index under everything at once, for SECONDS=3600; every answer is checked
 # make chaos   random faults by SEED=1 under RECORDS=20000 messages; an oracle checks what came out
@@ -12,6 +12,7 @@
 PYTHON ?= python3
 EXTRAS ?= cpu,embedded,demo,milvus-lite,dev
 ARGS ?=
+JOBS ?= 4
 SEED ?= 1
 RECORDS ?= 20000
 VENV := .venv
@@ -27,7 +28,7 @@ demo: $(READY)
 	$(BIN)/braid demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 fuzz: SECONDS ?= 600
 fuzz: $(READY)
