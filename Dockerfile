@@ -15,6 +15,7 @@ COPY pyproject.toml ./
 RUN uv pip install --system --no-cache $(printf -- '--extra %s ' $EXTRAS) -r pyproject.toml
 
 COPY LICENSE README.md ./
+COPY braid braid
 COPY encoders encoders
 COPY index index
 COPY stream stream

@@ -3,7 +3,7 @@
 # make fuzz    a poison corpus through a real deployment, SEED=1, within SECONDS=600
 # make soak    the live index under everything at once, for SECONDS=3600; every answer is checked
 # make chaos   random faults by SEED=1 under RECORDS=20000 messages; an oracle checks what came out
-# make check   format, lint, types
+# make check   format, lint, types, directions of imports
 # make format  repair format and lint
 # make clean   remove the environment and what the demo left
 #
@@ -17,7 +17,7 @@ SEED ?= 1
 RECORDS ?= 20000
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := encoders index stream tests benchmarks
+SOURCES := braid braid/encoders braid/index braid/stream tests benchmarks
 READY := $(VENV)/.ready-$(EXTRAS)
 
 .PHONY: ready demo test fuzz soak chaos check format clean
@@ -45,13 +45,14 @@ check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(READY)
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
 clean:
-	rm -rf $(VENV) .braid .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .braid .pytest_cache .mypy_cache .ruff_cache .import_linter_cache *.egg-info
 
 # uv installs torch in seconds where pip takes a minute, and hard-links from its cache.
 $(READY): $(BIN)/uv pyproject.toml

@@ -39,10 +39,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import arguments, finish, spread
-from encoders import Embedder, Embedding, Sample, TrainConfig, train
-from encoders.config import EncoderConfig, ModelConfig
-from encoders.training.measures import interval, recall
-from stream.av_digits import (
+from benchmarks.data_digits import (
     TASK,
     Digits,
     default_folder,
@@ -53,6 +50,9 @@ from stream.av_digits import (
     reduced,
     unseen_split,
 )
+from braid.encoders import Embedder, Embedding, Sample, TrainConfig, train
+from braid.encoders.config import EncoderConfig, ModelConfig
+from braid.encoders.training.metrics import interval, recall
 
 PARTS = ("known", "unseen", "pretrained-known", "pretrained-unseen", "align", "sweep")
 SNRS_DB = (0.0, -6.0, -10.0)

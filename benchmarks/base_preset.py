@@ -27,10 +27,10 @@ import torch
 from PIL import Image
 
 from benchmarks.common import arguments, finish
-from encoders import Sample, TrainConfig, load, preset
-from encoders.checkpoint import make_net, save
-from encoders.training.data import gather
-from encoders.training.fit import fit
+from braid.encoders import Sample, TrainConfig, load, preset
+from braid.encoders.model.checkpoint import make_net, save
+from braid.encoders.training.data import gather
+from braid.encoders.training.fit import fit
 
 WORDS = [f"w{number}" for number in range(500)]
 PRECISIONS = ("float32", "bf16")

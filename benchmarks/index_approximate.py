@@ -5,9 +5,9 @@
 
 The same rows and queries for all. Half the queries tune: a rival's dial goes up until it finds
 0.96 of their true hits, 0.01 more than is wanted of queries that had no part in it, as
-`index.approximate` does; the live index tunes itself while it seals, and never sees these queries.
-The other half is timed, and its recall is what is reported. `streamed` is the store as it is after
-taking the rows in applies of 2,000, `compacted` when all but the block
+`braid.index.segments.ann` does; the live index tunes itself while it seals, and never sees these
+queries. The other half is timed, and its recall is what is reported. `streamed` is the store as it
+is after taking the rows in applies of 2,000, `compacted` when all but the block
 being filled was merged into one segment.
 """
 
@@ -21,9 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from index.live import LiveStore
-from index.store import Array
-from index.upkeep import replace
+from braid.index.segments.compaction import replace
+from braid.index.segments.live_store import LiveStore
+from braid.index.store import Array
 
 from .common import finish
 from .rivals import RIVALS, Rival

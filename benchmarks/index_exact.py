@@ -17,9 +17,9 @@ from typing import Any
 import faiss
 import numpy as np
 
-from index.live import LiveStore
-from index.snapshot import restore, save, segments_folder
-from index.store import Array
+from braid.index.segments.live_store import LiveStore
+from braid.index.segments.snapshot import restore, save, segments_folder
+from braid.index.store import Array
 
 from .common import finish
 from .vectors import K, asked, clustered, filled, in_batches, machine, options, recall, timed

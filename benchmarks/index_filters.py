@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from index.filters import compile_filter
+from braid.index.filters import compile_filter
 
 from .common import finish
 from .vectors import (

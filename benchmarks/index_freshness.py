@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from index.client import AsyncClient, Client
-from stream.children import free_port
-from stream.fleet import Fleet, services
-from stream.producer import Producer
-from stream.settings import Settings
-from stream.topics import ensure
+from braid.index.client import AsyncClient, Client
+from braid.stream.kafka.producer import Producer
+from braid.stream.kafka.topics import ensure
+from braid.stream.local.child import free_port
+from braid.stream.local.fleet import Fleet, services
+from braid.stream.settings import Settings
 
 from .common import arguments, finish
 from .vectors import machine, percentiles

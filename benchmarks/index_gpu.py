@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import arguments, finish
-from index.filters import Range
-from index.gpu import gpu_found, open_gpu
-from index.live import LiveStore
-from index.store import Array, Upsert
-from index.upkeep import maintain
+from braid.index.filters import Range
+from braid.index.segments.compaction import maintain
+from braid.index.segments.gpu import gpu_found, open_gpu
+from braid.index.segments.live_store import LiveStore
+from braid.index.store import Array, Upsert
 
 K = 10
 APPLY = 8192

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from index.live import LiveStore
-from index.store import Array, Upsert
-from index.upkeep import Upkeep, maintain
+from braid.index.segments.compaction import Upkeep, maintain
+from braid.index.segments.live_store import LiveStore
+from braid.index.store import Array, Upsert
 
 from .common import finish
 from .vectors import clustered, filled, machine, name_of, options, percentiles

@@ -25,10 +25,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from index.live import LiveStore
-from index.snapshot import restore, save, segments_folder
-from index.store import Array
-from index.upkeep import Upkeep
+from braid.index.segments.compaction import Upkeep
+from braid.index.segments.live_store import LiveStore
+from braid.index.segments.snapshot import restore, save, segments_folder
+from braid.index.store import Array
 
 from .common import finish
 from .vectors import K, clustered, filled, machine, options, resident, upserts

@@ -27,19 +27,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from encoders.base import Array, encode_all
-from encoders.config import EncoderConfig
-from encoders.null import NullModel
-from encoders.text import TransformerText
-from encoders.types import Embedding, Prepared, Sample
-from stream.broker import Admin, replay
-from stream.fleet import services
-from stream.metrics import WorkerMetrics
-from stream.producer import Producer
-from stream.records import PROGRESS_KEY
-from stream.settings import Settings
-from stream.topics import ensure
-from stream.worker import Worker
+from braid.encoders.backbones.base import Array, encode_all
+from braid.encoders.backbones.text import TransformerText
+from braid.encoders.config import EncoderConfig
+from braid.encoders.model.null import NullModel
+from braid.encoders.types import Embedding, Prepared, Sample
+from braid.stream.kafka.client import Admin, replay
+from braid.stream.kafka.producer import Producer
+from braid.stream.kafka.schemas import PROGRESS_KEY
+from braid.stream.kafka.topics import ensure
+from braid.stream.local.fleet import services
+from braid.stream.monitoring.metrics import WorkerMetrics
+from braid.stream.settings import Settings
+from braid.stream.worker.worker import Worker
 
 from .common import arguments, finish
 from .vectors import machine

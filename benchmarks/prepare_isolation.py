@@ -23,8 +23,8 @@ import soundfile
 from PIL import Image
 
 from benchmarks.common import arguments, finish, spread
-from encoders.config import Limits
-from encoders.isolation import DecodePool, isolate, picture, wave
+from braid.encoders.config import Limits
+from braid.encoders.decoding.isolation import DecodePool, isolate, picture, wave
 
 THREADS = 2
 LIMITS = Limits()

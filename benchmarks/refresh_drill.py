@@ -38,16 +38,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import encoders.training.answers
-import encoders.training.data
+import braid.encoders.training.data
+import braid.encoders.training.embeddings
 from benchmarks.common import arguments, finish, spread
-from encoders import Embedder, Manifest, Sample, TrainConfig, preset, train
-from encoders.base import Array, Encoder, Features
-from encoders.base import encode_all as encode_anew
-from encoders.training.answers import ALL
-from encoders.training.examine import Compatibility, Gates, examiner
-from stream.av_digits import TASK, default_folder, known_split, load, paired
-from stream.datasets import default_cache, stamps
+from benchmarks.data_digits import TASK, default_folder, known_split, load, paired
+from braid.encoders import Embedder, Manifest, Sample, TrainConfig, preset, train
+from braid.encoders.backbones.base import Array, Encoder, Features
+from braid.encoders.backbones.base import encode_all as encode_anew
+from braid.encoders.evaluation.examine import Compatibility, Gates, examiner
+from braid.encoders.training.embeddings import ALL
+from braid.stream.datasets.sources import default_cache, stamps
 
 PARTS = ("stamps", "digits")
 STARTS = ("warm", "cold")
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="of the stamps")
     options = parser.parse_args(argv)
     remembered = Remembered()
-    for module in (encoders.training.data, encoders.training.answers):
+    for module in (braid.encoders.training.data, braid.encoders.training.embeddings):
         vars(module)["encode_all"] = remembered
     read: dict[str, Callable[[], tuple[list[Sample], TrainConfig]]] = {
         "stamps": lambda: stamps_data(options.cache),

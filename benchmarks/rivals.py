@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from index.store import Array
+from braid.index.store import Array
 
 from .vectors import K
 

@@ -4,11 +4,11 @@
     python -m benchmarks.stamps --part recall --seeds 1
     python -m benchmarks.stamps --data DIR              # a folder laid out as the README says
 
-The stamps come with apt into the cache folder the first time (`stream.datasets`). The trainer sees
-only the four fifths that are not held out; recall is among the held-out stamps, a stamp's own
-caption or picture (or the fused vector of all but the query's modality: "text->others") being the
-only right answer, ties counted as wrong. No index takes part: the scores are the inner products
-themselves.
+The stamps come with apt into the cache folder the first time (`braid.stream.datasets.sources`). The
+trainer sees only the four fifths that are not held out; recall is among the held-out stamps, a
+stamp's own caption or picture (or the fused vector of all but the query's modality: "text->others")
+being the only right answer, ties counted as wrong. No index takes part: the scores are the inner
+products themselves.
 
 Rows: the demo preset ("recall"); the same without the sound and with other weights of the alignment
 ("align ...", starting at random, since the canonical start is an alignment itself), and with a
@@ -33,11 +33,11 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.common import arguments, finish, spread
-from encoders import Embedder, Embedding, Sample, TrainConfig, preset, train
-from encoders.config import TaskConfig
-from encoders.training.measures import recall
-from encoders.types import Vector
-from stream.datasets import default_cache, folder, held_out, stamps
+from braid.encoders import Embedder, Embedding, Sample, TrainConfig, preset, train
+from braid.encoders.config import TaskConfig
+from braid.encoders.training.metrics import recall
+from braid.encoders.types import Vector
+from braid.stream.datasets.sources import default_cache, folder, held_out, stamps
 
 PAIRS = (("text", "image"), ("image", "text"))
 SOURCES = ("text", "image", "audio")

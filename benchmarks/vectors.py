@@ -23,9 +23,9 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from index.live import LiveStore
-from index.store import Array, Upsert
-from index.upkeep import maintain
+from braid.index.segments.compaction import maintain
+from braid.index.segments.live_store import LiveStore
+from braid.index.store import Array, Upsert
 
 from .common import arguments
 

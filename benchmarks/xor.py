@@ -3,8 +3,8 @@
     braid eval --benchmark xor --json
     python -m benchmarks.xor --seeds 1 --part early
 
-Trained on 1,200 synthetic records (`stream.xor`), tested on 400 others; both encoders from scratch.
-`decision` is what applications read, `fused vector` the fused vector's own head.
+Trained on 1,200 synthetic records (`benchmarks.data_xor`), tested on 400 others; both encoders from
+scratch. `decision` is what applications read, `fused vector` the fused vector's own head.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import arguments, finish, spread
-from encoders import Embedder, train
-from encoders.config import EncoderConfig, ModelConfig, TrainConfig
-from encoders.fusion import FUSIONS
-from stream.xor import TASK, samples
+from benchmarks.data_xor import TASK, samples
+from braid.encoders import Embedder, train
+from braid.encoders.config import EncoderConfig, ModelConfig, TrainConfig
+from braid.encoders.model.fusion import FUSIONS
 
 
 def config(fusion: str) -> TrainConfig:

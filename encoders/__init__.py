@@ -1,6 +1,6 @@
 """encoders: records of text, pictures and sound become vectors in one space, and predictions.
 
-    from encoders import Embedder, Sample
+    from braid import Embedder, Sample
     with Embedder.load("models/braid-0001") as embedder:
         embedding = embedder.embed([Sample(id="1", text="a red bird")])[0]
 
@@ -13,52 +13,52 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from encoders.config import Limits as Limits
-    from encoders.config import TrainConfig as TrainConfig
-    from encoders.config import preset as preset
-    from encoders.embedder import DeviceThread as DeviceThread
-    from encoders.embedder import Embedder as Embedder
-    from encoders.embedder import load as load
-    from encoders.errors import BadInput as BadInput
-    from encoders.errors import CheckpointError as CheckpointError
-    from encoders.errors import EncodersError as EncodersError
-    from encoders.errors import TrainingError as TrainingError
-    from encoders.manifest import Manifest as Manifest
-    from encoders.manifest import read_manifest as read_manifest
-    from encoders.manifest import verify as verify
-    from encoders.training.loop import train as train
-    from encoders.training.splits import split as split
-    from encoders.types import MODALITIES as MODALITIES
-    from encoders.types import Cost as Cost
-    from encoders.types import Embedding as Embedding
-    from encoders.types import Model as Model
-    from encoders.types import Prepared as Prepared
-    from encoders.types import Sample as Sample
-    from encoders.types import TaskPrediction as TaskPrediction
+    from .config import Limits as Limits
+    from .config import TrainConfig as TrainConfig
+    from .config import preset as preset
+    from .embedder import DeviceThread as DeviceThread
+    from .embedder import Embedder as Embedder
+    from .embedder import load as load
+    from .errors import BadInput as BadInput
+    from .errors import CheckpointError as CheckpointError
+    from .errors import EncodersError as EncodersError
+    from .errors import TrainingError as TrainingError
+    from .manifest import Manifest as Manifest
+    from .manifest import read_manifest as read_manifest
+    from .manifest import verify as verify
+    from .training.loop import train as train
+    from .training.splits import split as split
+    from .types import MODALITIES as MODALITIES
+    from .types import Cost as Cost
+    from .types import Embedding as Embedding
+    from .types import Model as Model
+    from .types import Prepared as Prepared
+    from .types import Sample as Sample
+    from .types import TaskPrediction as TaskPrediction
 
 _HOME = {
-    "Limits": "encoders.config",
-    "TrainConfig": "encoders.config",
-    "preset": "encoders.config",
-    "DeviceThread": "encoders.embedder",
-    "Embedder": "encoders.embedder",
-    "load": "encoders.embedder",
-    "BadInput": "encoders.errors",
-    "CheckpointError": "encoders.errors",
-    "EncodersError": "encoders.errors",
-    "TrainingError": "encoders.errors",
-    "Manifest": "encoders.manifest",
-    "read_manifest": "encoders.manifest",
-    "verify": "encoders.manifest",
-    "split": "encoders.training.splits",
-    "train": "encoders.training.loop",
-    "MODALITIES": "encoders.types",
-    "Cost": "encoders.types",
-    "Embedding": "encoders.types",
-    "Model": "encoders.types",
-    "Prepared": "encoders.types",
-    "Sample": "encoders.types",
-    "TaskPrediction": "encoders.types",
+    "Limits": "braid.encoders.config",
+    "TrainConfig": "braid.encoders.config",
+    "preset": "braid.encoders.config",
+    "DeviceThread": "braid.encoders.embedder",
+    "Embedder": "braid.encoders.embedder",
+    "load": "braid.encoders.embedder",
+    "BadInput": "braid.encoders.errors",
+    "CheckpointError": "braid.encoders.errors",
+    "EncodersError": "braid.encoders.errors",
+    "TrainingError": "braid.encoders.errors",
+    "Manifest": "braid.encoders.manifest",
+    "read_manifest": "braid.encoders.manifest",
+    "verify": "braid.encoders.manifest",
+    "split": "braid.encoders.training.splits",
+    "train": "braid.encoders.training.loop",
+    "MODALITIES": "braid.encoders.types",
+    "Cost": "braid.encoders.types",
+    "Embedding": "braid.encoders.types",
+    "Model": "braid.encoders.types",
+    "Prepared": "braid.encoders.types",
+    "Sample": "braid.encoders.types",
+    "TaskPrediction": "braid.encoders.types",
 }
 
 

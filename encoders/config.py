@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from encoders.errors import BadInput
-from encoders.types import MODALITIES
+from .errors import BadInput
+from .types import MODALITIES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class EncoderConfig:
     """One encoder.
 
     Attributes:
-        kind: its name in `encoders.registry`.
+        kind: its name in `braid.encoders.backbones.registry`.
         source: pretrained weights: a hub name, a local folder, "package:NAME", or None for random.
             Used when a model is made, never when a version is loaded.
         frozen: keep its weights, so that training may compute its features once.
@@ -75,7 +75,7 @@ class TaskConfig:
     """A task whose kind its labels do not tell: class names and captions are both strings.
 
     Attributes:
-        kind: one of `encoders.tasks.KINDS`.
+        kind: one of `braid.encoders.tasks.KINDS`.
         source: "text" makes each sample's own text the caption; None takes it from the labels
             (generation).
         length: most words of a caption (generation).
@@ -97,7 +97,7 @@ class ModelConfig:
         dim: D, the width of the shared space.
         hidden: width of the projectors' hidden layer; 0 makes them linear.
         dropout: in front of the projectors.
-        fusion: "mean", "early" or "intermediate"; see `encoders.fusion`.
+        fusion: "mean", "early" or "intermediate"; see `braid.encoders.model.fusion`.
         decision: "weighted", "logproduct" or "vote".
         heads_on: what a modality's own heads see: "features" or "unit" (its projected vector).
         head_dropout: in front of the heads.
@@ -138,7 +138,7 @@ class TrainConfig:
         same_label: share of the alignment target that is spread over samples of the same label
             (0: only the sample itself is a positive).
         start: "random", or "cca": the projectors over frozen encoders begin at the canonical
-            correlations of their features (`encoders.training.start`), where two or more are
+            correlations of their features (`braid.encoders.training.start`), where two or more are
             frozen and `align` is not 0; `start_lr` is their learning rate then.
         encoder_lr: learning rate of the encoders that are trained.
         encoder_batch: how many samples of a batch go through an encoder that is trained, drawn at
@@ -157,9 +157,10 @@ class TrainConfig:
         balance: 0 leaves the modalities alone; above, alpha of OGM-GE: the gradient of a modality
             whose own head is surer than the others' is damped.
         monotone: weight, within fuse, of the penalty on a fused head that is surer with fewer
-            modalities (`encoders.losses.confidence_penalty`).
+            modalities (`braid.encoders.training.losses.confidence_penalty`).
         teach: weight, within fuse, of the pull of the fused head, where it sees one modality alone,
-            towards what that modality's own head says (`encoders.losses.distillation_loss`).
+            towards what that modality's own head says
+            (`braid.encoders.training.losses.distillation_loss`).
         ema: decay of the moving average of the weights that is evaluated and written; 0: none.
         precision: "float32" or "bf16" (automatic mixed precision, losses in float32); on a GPU the
             version then embeds in it too.
@@ -169,8 +170,8 @@ class TrainConfig:
         patience: stop when the loss on validation has not fallen for so many epochs, and keep the
             best epoch's weights; 0: never.
         compatible: weight of the pull towards the champion's vectors of the same records
-            (`encoders.losses.compatibility_loss`), so that the space may stay; 0: none. It costs
-            accuracy where there is something new to learn.
+            (`braid.encoders.training.losses.compatibility_loss`), so that the space may stay; 0:
+            none. It costs accuracy where there is something new to learn.
         judge: keep a tenth of the samples apart for comparing versions. Without it they train; for
             samples with a test set of their own.
         max_classes: a str label with more distinct values than this is refused.

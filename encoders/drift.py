@@ -1,8 +1,9 @@
 """Drift: how far what a model version makes of its records now is from what it made of known ones.
 
 A reference (records that the version did not learn from) and a window (records of some minutes) are
-two `encoders.tally.Tally`s. Each statistic is a distance between them with a limit, and with what
-chance alone explains at these numbers of records: it exceeds only if it is over both.
+two `braid.encoders.output_statistics.Tally`s. Each statistic is a distance between them with a
+limit, and with what chance alone explains at these numbers of records: it exceeds only if it is
+over both.
 
 Shapes: D the shared space, K labels.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from encoders.tally import OTHER, Moments, Tally
+from .output_statistics import OTHER, Moments, Tally
 
 SIGMAS = 3.0
 """Chance, here: what an undrifted window exceeds about once in a thousand statistics."""

@@ -17,8 +17,8 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any, ParamSpec, TypeVar
 
-from encoders.null import PREFIX, NullModel
-from encoders.types import Embedding, Model, Prepared, Sample
+from .model.null import PREFIX, NullModel
+from .types import Embedding, Model, Prepared, Sample
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def load(path: str | Path, *, device: str | None = None) -> Model:
     """
     if isinstance(path, str) and path.startswith(PREFIX):
         return NullModel.parse(path)
-    from encoders.checkpoint import load_folder  # torch is imported here and not before
+    from .model.checkpoint import load_folder  # torch is imported here and not before
 
     return load_folder(Path(path), device=device)
 
@@ -175,7 +175,7 @@ class Embedder:
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | None = None) -> Embedder:
-        """An embedder of the version at `path`; see `encoders.load`.
+        """An embedder of the version at `path`; see `braid.encoders.load`.
 
         Raises:
             CheckpointError: there is no such version, or it is damaged.

@@ -9,7 +9,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from encoders.errors import CheckpointError
+from .errors import CheckpointError
 
 FORMAT = 2
 FILE_NAME = "manifest.json"
@@ -31,7 +31,7 @@ class Manifest:
     """Everything that is known about one version.
 
     Attributes:
-        tasks: task name to `encoders.tasks.Task.to_dict()`.
+        tasks: task name to `braid.encoders.tasks.Task.to_dict()`.
         config: the whole training configuration, `config_sha256` its hash.
         preprocessing: hash of limits, tokeniser, picture and sound settings.
         parent: name of the version whose weights it started from.
@@ -45,8 +45,9 @@ class Manifest:
             with their numbers; empty for a version that nobody judged.
         compatibility: which space was chosen and why, the numbers of every choice tried, and the
             `adapter`, if there is one; empty likewise.
-        reference: `encoders.tally.Tally.to_plain()` of what it makes of the validation split, which
-            drift is measured against; empty where nothing was held out, and in old versions.
+        reference: `braid.encoders.output_statistics.Tally.to_plain()` of what it makes of the
+            validation split, which drift is measured against; empty where nothing was held out, and
+            in old versions.
     """
 
     name: str

@@ -6,15 +6,16 @@ an encoder's features, C classes, M modalities, T tokens, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from encoders.manifest import Manifest
+    from .manifest import Manifest
 
 MODALITIES = ("text", "image", "audio")
 FUSED = "fused"
@@ -84,7 +85,7 @@ class TaskPrediction:
     """What the decision says about one task of one record.
 
     Attributes:
-        kind: see `encoders.tasks`; it says which of the following are there.
+        kind: see `braid.encoders.tasks`; it says which of the following are there.
         rule: the decision rule; "beam" for captions.
         label: the class decided on, and `prob` its probability (classification).
         labels: the classes decided on (multilabel).
@@ -118,14 +119,15 @@ class Embedding:
 
 @runtime_checkable
 class Model(Protocol):
-    """A loaded model version. Made by `encoders.load`; the torch one and the null one obey it.
+    """A loaded model version. Made by `braid.encoders.load`; the torch one and the null one obey
+    it.
 
     Attributes:
         name: what goes into `model` of every vector and prediction, such as "braid-0001".
         space: names the space that its vectors live in. It is derived from the weights of
             encoders, projections and fusion and from the preprocessing, so that retraining only
             the heads keeps it; or it is the parent's, where cross-version recall said that it may
-            be (`encoders.training.compatibility`).
+            be (`braid.encoders.evaluation.compatibility`).
         dim: D.
         preprocessing: a hash. What one model prepared, another with the same hash may encode.
     """
@@ -164,3 +166,25 @@ class Model(Protocol):
             CheckpointError: an output is further from the recorded one than the tolerance.
         """
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What goes into a version's manifest before it is published.
+
+    Attributes:
+        verdict: see `braid.encoders.evaluation.judge.judge`; its `passed` says whether it may
+            serve.
+        compatibility: see `braid.encoders.evaluation.compatibility`.
+        space: the space to declare; None keeps the version's own.
+        files: name to bytes of files to write beside the weights, such as the adapter.
+    """
+
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+    compatibility: Mapping[str, Any] = field(default_factory=dict)
+    space: str | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+Examine = Callable[[Path, Sequence[Sample]], Examination]
+"""Called with a finished version folder that is not published yet, and the samples."""

@@ -1,6 +1,6 @@
 """index: vectors live here, searchable while they are written, and a service answers queries.
 
-    from index import Client
+    from braid import Client
     with Client("http://127.0.0.1:8077") as client:
         answer = client.search(text="a red bird", k=5)
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from .errors import ServiceError as ServiceError
 
 _HOME = {
-    "AsyncClient": "index.client",
-    "Client": "index.client",
-    "Retry": "index.client",
-    "BadQuery": "index.errors",
-    "BraidIndexError": "index.errors",
-    "ServiceError": "index.errors",
+    "AsyncClient": "braid.index.client",
+    "Client": "braid.index.client",
+    "Retry": "braid.index.client",
+    "BadQuery": "braid.index.errors",
+    "BraidIndexError": "braid.index.errors",
+    "ServiceError": "braid.index.errors",
 }
 
 

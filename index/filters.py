@@ -7,7 +7,8 @@
     {"and": [..]}, {"or": [..]}, {"not": {..}}
 
 Several fields in one object must all match. A node called with a meta answers for that one record;
-`index.columns` answers for all rows of a segment at once, and a property test holds the two equal.
+`braid.index.segments.meta_columns` answers for all rows of a segment at once, and a property test
+holds the two equal.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What a hit needs to be shown, in Redis: text, links, labels. Never the only copy.
 
-Thumbnails and snippets are kept beside, by `index.shelf`, which may drop them for others.
+Thumbnails and snippets are kept beside, by `braid.index.media_cache`, which may drop them for
+others.
 
 Nothing here raises and nothing waits long: without Redis hits come without these, and say so.
 """

@@ -1,4 +1,4 @@
-"""The rules of `index.store.VectorStore` that every store keeps, said once."""
+"""The rules of `braid.index.store.VectorStore` that every store keeps, said once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """stream: records flow from Kafka through the model to vectors and predictions.
 
-from stream import Producer
+from braid import Producer
 
 async with Producer() as producer:
     await producer.send(id="bird-1", text="a red bird")
@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .producer import Producer as Producer
+    from .kafka.producer import Producer as Producer
 
 
 def __getattr__(name: str) -> Any:
     if name == "Producer":  # imported when asked for: it brings the Kafka client
-        from .producer import Producer
+        from .kafka.producer import Producer
 
         return Producer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

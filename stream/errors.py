@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 
-from encoders.errors import BadInput
+from braid.encoders.errors import BadInput
 
 FIELD_CHARS = 200  # of a name of a field, which a producer chooses
 REASON_CHARS = 500

@@ -26,14 +26,14 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from index.redact import redacted
+from braid.index.redact import redacted
 
 from .errors import ConfigError
 
 if TYPE_CHECKING:
-    from index.access import ApiKeys
-    from index.deps import Limits
-    from index.hosts import Hosts
+    from braid.index.service.dependencies import Limits
+    from braid.index.service.limits.auth import ApiKeys
+    from braid.index.service.limits.hosts import Hosts
 
 MIB = 1024 * 1024
 SECRET = {"api_keys", "api_key"}
@@ -93,13 +93,15 @@ class Settings(BaseSettings):
         0.05, ge=0, le=1, description="recall@10 that a new generation may lose against the old"
     )
     gates: dict[str, int | float] = Field(
-        {}, description="limits of the judge that differ from encoders.training.gates.Gates"
+        {}, description="limits of the judge that differ from braid.encoders.evaluation.gates.Gates"
     )
     compatibility: dict[str, Any] = Field(
         {}, description="when a version may stay in its parent's space; ...gates.Compatibility"
     )
     canary: dict[str, int | float] = Field(
-        {}, description="limits of a canary that differ from stream.comparing.CanaryLimits"
+        {},
+        description="limits of a canary that differ from "
+        "braid.stream.monitoring.canary_comparison.CanaryLimits",
     )
     windows_kept: int = Field(
         3, ge=1, description="finished runs whose windows are kept, so that they can be repeated"
@@ -114,7 +116,7 @@ class Settings(BaseSettings):
         [], description="options of a retraining that the workers start, e.g. --heads-only"
     )
     drift: dict[str, int | float] = Field(
-        {}, description="limits of drift that differ from encoders.drift.Limits"
+        {}, description="limits of drift that differ from braid.encoders.drift.Limits"
     )
     drift_window_s: int = Field(
         300, ge=1, le=86_400, description="how long a window of statistics is"
@@ -319,7 +321,7 @@ class Settings(BaseSettings):
         Raises:
             ConfigError: the file cannot be read, or a key does not fit; never shows a key.
         """
-        from index.access import ApiKeys, read_keys
+        from braid.index.service.limits.auth import ApiKeys, read_keys
 
         keys = [key.get_secret_value() for key in self.api_keys]
         if self.api_keys_file is not None:
@@ -344,8 +346,8 @@ class Settings(BaseSettings):
 
     def limits(self) -> Limits:
         """What the query service takes on."""
-        from index.connections import ConnectionLimits
-        from index.deps import Limits
+        from braid.index.service.dependencies import Limits
+        from braid.index.service.limits.connections import ConnectionLimits
 
         return Limits(
             body_bytes=self.http_body_bytes,
@@ -365,7 +367,7 @@ class Settings(BaseSettings):
 
     def hosts(self) -> Hosts:
         """The names under which the query service may be asked. Raises ConfigError."""
-        from index.hosts import Hosts
+        from braid.index.service.limits.hosts import Hosts
 
         try:
             return Hosts(self.http_host, self.http_hosts)

@@ -3,7 +3,7 @@
     python -m tests.services kafka     # starts a broker, prints its address, runs until Ctrl-C
     python -m tests.services valkey
 
-They are the embedded ones (`stream/embedded.py`), with the properties that tests need.
+They are the embedded ones (`stream/local/embedded.py`), with the properties that tests need.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from stream import embedded
-from stream.errors import EmbeddedError
+from braid.stream.errors import EmbeddedError
+from braid.stream.local import embedded
 
 # Timeouts short enough that crash tests are quick.
 PROPERTIES = {

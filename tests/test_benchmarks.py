@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from benchmarks import av_digits, stamps
 from benchmarks.common import spread
 from benchmarks.stamps import chrf
-from stream.cli import app
+from braid.stream.cli.main import app
 from tests.stream.conftest import COLOURS, picture, tone
-from tests.stream.test_av_digits import made
+from tests.test_data_digits import made
 
 
 def test_spread_is_the_samples() -> None:

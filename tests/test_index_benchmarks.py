@@ -18,8 +18,8 @@ from benchmarks import (
 )
 from benchmarks.rivals import RIVALS, Rival
 from benchmarks.vectors import asked, clustered, exact, filled, recall
-from index.live import LiveStore
-from stream.cli_eval import BENCHMARKS
+from braid.index.segments.live_store import LiveStore
+from braid.stream.cli.evaluate import BENCHMARKS
 from tests.test_benchmarks import eval_
 
 ROUNDS = ["--rounds", "1", "--json"]

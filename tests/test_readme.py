@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from index.client import Client
-from stream.children import Child, free_port, port_answers
+from braid.index.client import Client
+from braid.stream.local.child import Child, free_port, port_answers
 from tests.services import KafkaBroker
 from tests.stream.conftest import COLOURS, picture, tone
 from tests.stream.harness import wait_for
@@ -69,7 +69,7 @@ class Newcomer:
         ]
         child = Child(
             " ".join(arguments),
-            [sys.executable, "-m", "stream", *replaced],
+            [sys.executable, "-m", "braid", *replaced],
             log=self.folder / "logs" / f"{len(self._children)}.log",
             env=self._env,
             cwd=self.folder,
@@ -79,7 +79,7 @@ class Newcomer:
 
     def run(self, arguments: list[str]) -> str:
         """A command that ends; what it prints."""
-        return self._ended([sys.executable, "-m", "stream", *arguments], " ".join(arguments))
+        return self._ended([sys.executable, "-m", "braid", *arguments], " ".join(arguments))
 
     def run_program(self, code: str) -> str:
         code = code.replace('".braid/', f'"{self.folder}/home/')
@@ -195,7 +195,7 @@ def searchable(client: Client) -> int:
 )
 def test_each_command_explains_itself_with_an_example(command: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "stream", *command.split(), "--help"],
+        [sys.executable, "-m", "braid", *command.split(), "--help"],
         capture_output=True,
         text=True,
         check=False,
@@ -206,7 +206,7 @@ def test_each_command_explains_itself_with_an_example(command: str) -> None:
 
 def test_the_command_line_lists_its_commands() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "stream", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "braid", "--help"], capture_output=True, text=True, check=True
     )
     for command in ("demo", "up", "produce", "embed", "index", "search", "retrain", "models"):
         assert command in done.stdout
@@ -214,7 +214,7 @@ def test_the_command_line_lists_its_commands() -> None:
 
 def test_an_unreachable_broker_is_one_clear_line(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "stream", "status"],
+        [sys.executable, "-m", "braid", "status"],
         env={
             "PATH": os.environ["PATH"],
             "KAFKA_BOOTSTRAP": f"127.0.0.1:{free_port()}",

@@ -1,8 +1,7 @@
-"""The repository holds what it promises: one-way imports, a true README, files that parse."""
+"""The repository holds what it promises: one import name, a true README, files that parse."""
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 import shutil
@@ -18,15 +17,13 @@ import typer.main
 import yaml
 from typer.exceptions import TyperException
 
-from stream.cli import app
+from braid.stream.cli.main import app
 
 ROOT = Path(__file__).parent.parent
-# The one file of `index` that may use torch, when it is told to use a GPU: growing rows live in a
-# tensor there.
-WITH_TORCH = "index/gpu.py"
 PACKAGES = ("encoders", "index", "stream")
 COMPOSE = ("docker-compose.yml", "docker-compose.gpu.yml")
 MAX_LINES = 500
+MAX_MODULES = 20
 
 
 def tracked() -> list[Path]:
@@ -40,49 +37,13 @@ def modules(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def imports(file: Path) -> Iterator[str]:
-    """The full names of the modules that a file imports anywhere, inside functions too."""
-    package = file.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else ()
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
-def imported_packages(file: Path) -> set[str]:
-    return {name.split(".")[0] for name in imports(file)}
-
-
-# ---- imports run one way
-
-
-@pytest.mark.parametrize(
-    ("package", "forbidden"),
-    [
-        ("encoders", {"index", "stream", "faiss", "aiokafka", "confluent_kafka", "faust"}),
-        ("index", {"encoders", "stream", "torch", "aiokafka", "confluent_kafka", "faust"}),
-        ("stream", {"tests", "benchmarks"}),
-    ],
-)
-def test_imports_run_one_way(package: str, forbidden: set[str]) -> None:
-    assert modules(package)
-    wrong = {
-        str(file.relative_to(ROOT)): found
-        for file in modules(package)
-        if (found := imported_packages(file) & forbidden)
-        and (str(file.relative_to(ROOT)), found) != (WITH_TORCH, {"torch"})
-    }
-    assert not wrong
+# ---- imports
 
 
 def test_the_index_works_without_torch() -> None:
     """Not only our own imports: nothing that the index node's store needs loads torch."""
     names = [
-        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        ".".join(("braid", *file.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
         for file in modules("index")
     ]
     code = f"import sys\nfor name in {names!r}: __import__(name)\nprint('torch' in sys.modules)"
@@ -92,7 +53,7 @@ def test_the_index_works_without_torch() -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
-@pytest.mark.parametrize("package", ["encoders", "stream"])
+@pytest.mark.parametrize("package", ["braid", "braid.encoders", "braid.stream"])
 def test_importing_a_package_does_nothing_heavy(package: str) -> None:
     code = f"import sys, {package}; print(sorted({{'torch', 'faust', 'faiss'}} & set(sys.modules)))"
     done = subprocess.run(
@@ -101,14 +62,22 @@ def test_importing_a_package_does_nothing_heavy(package: str) -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_every_package_is_installed() -> None:
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {
-        ".".join(file.parent.relative_to(ROOT).parts)
-        for package in PACKAGES
-        for file in modules(package)
-    }
-    assert set(listed) == found
+# ---- one import name
+
+
+def test_the_links_of_braid_lead_to_its_packages() -> None:
+    links = {path.name: path.readlink() for path in (ROOT / "braid").iterdir() if path.is_symlink()}
+    assert links == {package: Path("..") / package for package in PACKAGES}
+
+
+def test_every_folder_of_modules_is_a_package_of_twenty_at_most() -> None:
+    folders: dict[str, set[str]] = {}
+    for package in PACKAGES:
+        for file in modules(package):
+            folders.setdefault(str(file.parent.relative_to(ROOT)), set()).add(file.name)
+    assert [folder for folder, names in folders.items() if "__init__.py" not in names] == []
+    counts = {folder: len(names - {"__init__.py"}) for folder, names in folders.items()}
+    assert {folder: count for folder, count in counts.items() if count > MAX_MODULES} == {}
 
 
 # ---- files
@@ -286,7 +255,7 @@ def tree() -> dict[str, str]:
         while folders and folders[-1][0] >= depth:
             folders.pop()
         path = "".join(folder for _, folder in folders) + name
-        if name in ("./", "braid/", "."):
+        if name in ("./", "."):
             continue
         listed[path] = description.strip()
         if name.endswith("/"):

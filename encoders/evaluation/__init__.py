@@ -1,1 +1,1 @@
-"""Evaluating a version: figures, robustness, whether a modality is used, a map, a page."""
+"""Evaluation of a version: figures, the judge, compatibility of spaces, a report."""

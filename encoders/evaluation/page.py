@@ -25,7 +25,7 @@ svg .axis { stroke: var(--line); } figure { margin: 0; }
 
 
 def page(report: Mapping[str, Any], title: str) -> str:
-    """The report of `encoders.evaluation.report.report` as an HTML page."""
+    """The report of `braid.encoders.evaluation.report.report` as an HTML page."""
     model = report.get("model", {})
     parts = [
         f"<h1>{escape(title)}</h1>",

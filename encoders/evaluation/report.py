@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoders.base import Features, encode_all, one_thread
-from encoders.config import TrainConfig, from_dict
-from encoders.errors import BadInput
-from encoders.evaluation.disturb import LEVELS, disturbed
-from encoders.model import Net
-from encoders.tasks import Task
-from encoders.torch_model import TorchModel
-from encoders.training.evaluate import View, accuracies, figures
-from encoders.types import Sample
+from ..backbones.base import Features, encode_all, one_thread
+from ..config import TrainConfig, from_dict
+from ..errors import BadInput
+from ..model.net import Net
+from ..model.torch_model import TorchModel
+from ..tasks import Task
+from ..training.evaluate import View, accuracies, figures
+from ..types import Sample
+from .corruptions import LEVELS, disturbed
 
 Tell = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, of how much."""
@@ -38,7 +38,7 @@ def report(
         seed: of the noise and the permutations; not the training's.
 
     Returns:
-        what `encoders.training.evaluate.figures` gives, and
+        what `braid.encoders.training.evaluate.figures` gives, and
         robustness: modality -> [{"level", "unit", "accuracy": {task: as above}}], one modality
             disturbed at a time.
         shuffled: modality -> task -> the decision's score when that modality is permuted among the

@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from encoders.training.loop import train as train
-    from encoders.training.splits import split as split
+    from .loop import train as train
+    from .splits import split as split
 
 
 def __getattr__(name: str) -> Any:
     if name == "train":
-        from encoders.training.loop import train
+        from .loop import train
 
         return train
     if name == "split":
-        from encoders.training.splits import split
+        from .splits import split
 
         return split
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoders.base import Features
-from encoders.config import TrainConfig
-from encoders.model import Net
-from encoders.training.data import Column, Dataset
+from ..backbones.base import Features
+from ..config import TrainConfig
+from ..model.net import Net
+from .data import Column, Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Batch:
         features: modality to its features, one row for each sample that has it, in order.
         present_BM: which those are.
         group_B: equal for samples that cannot be told apart.
-        target: task to its targets, see `encoders.training.targets`.
+        target: task to its targets, see `braid.encoders.training.targets`.
         old_BSD: the champion's vectors, see `Dataset.old_NSD`.
     """
 

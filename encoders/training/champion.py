@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from encoders.checkpoint import load_folder
-from encoders.errors import TrainingError
-from encoders.model import Net
-from encoders.training.answers import encoder_prints
-from encoders.training.data import Dataset
-from encoders.training.evaluate import view
+from ..errors import TrainingError
+from ..model.checkpoint import load_folder
+from ..model.net import Net
+from .data import Dataset
+from .embeddings import encoder_prints
+from .evaluate import view
 
 CHUNK = 256
 

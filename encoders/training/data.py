@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoders.base import Array, Features, encode_all
-from encoders.config import TrainConfig
-from encoders.errors import BadInput, TrainingError
-from encoders.manifest import digest
-from encoders.model import Net, prepare_one
-from encoders.tasks import Task
-from encoders.training.rows import Row, exchanged
-from encoders.training.splits import split
-from encoders.training.targets import targets
-from encoders.types import Sample
+from ..backbones.base import Array, Features, encode_all
+from ..config import TrainConfig
+from ..errors import BadInput, TrainingError
+from ..manifest import digest
+from ..model.net import Net, prepare_one
+from ..tasks import Task
+from ..types import Sample
+from .gather import Row, exchanged
+from .splits import split
+from .targets import targets
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Called with the stage, how much is done, of how much (0: unknown), and figures to show."""
@@ -68,7 +68,7 @@ class Dataset:
     Attributes:
         split_N: "train" or "validation"; "judge" is never kept.
         group_N: equal for samples with the same text: none is another's negative.
-        target: task to its targets, see `encoders.training.targets`.
+        target: task to its targets, see `braid.encoders.training.targets`.
         tasks: by name.
         content: a hash of what was prepared of all samples.
         left_out: how many samples or labels were not used, by reason.

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoders.base import Features, encode_all
-from encoders.decision import Decision
-from encoders.model import Net
-from encoders.tasks import Task
-from encoders.training.batches import Batch
-from encoders.training.data import Dataset
-from encoders.training.measures import calibration_error, label_f1, mean_error, recall
-from encoders.training.objective import Objective
+from ..backbones.base import Features, encode_all
+from ..model.decision import Decision
+from ..model.net import Net
+from ..tasks import Task
+from .batches import Batch
+from .data import Dataset
+from .metrics import calibration_error, label_f1, mean_error, recall
+from .objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,56 +7,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from encoders.caption import Captioner
-from encoders.config import TrainConfig
-from encoders.errors import TrainingError
-from encoders.model import Net
-from encoders.training import parallel
-from encoders.training.batches import batches
-from encoders.training.data import Dataset, Progress
-from encoders.training.ema import Ema
-from encoders.training.evaluate import held_out_loss
-from encoders.training.objective import Objective
-from encoders.training.resume import Resume, running_statistics
-from encoders.training.step import backward
-from encoders.training.weighing import damp, gradient_scales
+from ..config import TrainConfig
+from ..errors import TrainingError
+from ..model.caption import Captioner
+from ..model.net import Net
+from . import parallel
+from .batches import batches
+from .data import Dataset, Progress
+from .ema import Ema
+from .evaluate import held_out_loss
+from .loss_weights import damp, gradient_scales
+from .objective import Objective
+from .resume import Fitted, Resume, running_statistics
+from .step import backward
 
 WARM_UP = 20  # steps
 DECODER_DECAY = 0.05
-
-
-@dataclass(kw_only=True)
-class Fitted:
-    """How it went.
-
-    Attributes:
-        losses: mean of each epoch; `parts` of the last, without weights.
-        held_out: loss on validation after each epoch, where early stopping looks at it.
-        best: the epoch whose weights were kept, from 1.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    parts: dict[str, float] = field(default_factory=dict)
-    held_out: list[float] = field(default_factory=list)
-    best: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the manifest."""
-        found: dict[str, Any] = {
-            "loss": self.losses[-1] if self.losses else None,
-            "losses": self.losses,
-            "parts": self.parts,
-        }
-        if self.held_out:
-            found |= {"held_out": self.held_out, "best_epoch": self.best}
-        return found
 
 
 def fit(

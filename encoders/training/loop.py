@@ -1,6 +1,6 @@
 """Training: read, fit, decide, evaluate, write. Seeded; a non-finite step is refused.
 
-`encoders.training.fit` steps, `objective` holds the joint loss, `step` its gradient.
+`braid.encoders.training.fit` steps, `objective` holds the joint loss, `step` its gradient.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from encoders.base import one_thread
-from encoders.checkpoint import make_net, restore_net, save, verify
-from encoders.config import TrainConfig, from_dict
-from encoders.errors import TrainingError
-from encoders.manifest import Manifest, digest, read_manifest
-from encoders.model import Net
-from encoders.tally import TaskTally
-from encoders.torch_model import TorchModel
-from encoders.training import parallel
-from encoders.training.champion import old_vectors
-from encoders.training.data import Dataset, Progress, gather
-from encoders.training.evaluate import evaluate, fit_decisions
-from encoders.training.examine import Examination, Examine
-from encoders.training.fit import fit
-from encoders.training.reference import tally
-from encoders.training.start import start_projectors
-from encoders.types import Sample
+from ..backbones.base import one_thread
+from ..config import TrainConfig, from_dict
+from ..errors import TrainingError
+from ..manifest import Manifest, digest, read_manifest
+from ..model.checkpoint import make_net, restore_net, save, verify
+from ..model.net import Net
+from ..model.torch_model import TorchModel
+from ..output_statistics import TaskTally
+from ..types import Examination, Examine, Sample
+from . import parallel
+from .champion import old_vectors
+from .data import Dataset, Progress, gather
+from .evaluate import evaluate, fit_decisions
+from .fit import fit
+from .reference import tally
+from .start import start_projectors
 
 DECISIONS = "_decisions."  # how their parameters' names begin
 
@@ -47,7 +46,7 @@ def train(
     """Train on `samples` and write the version folder `out`.
 
     Args:
-        samples: read once, in any order; split by `encoders.training.split`.
+        samples: read once, in any order; split by `braid.encoders.training.split`.
         name, version: of the new version.
         seed: of all that is random: on a CPU the same call gives the same version, to the last bit
             on the same processor; on a GPU within rounding, since its sums have no order.
@@ -65,12 +64,12 @@ def train(
         examine: called with the finished version before it is published, and all samples (those of
             the judge split too; kept in memory if they can be read only once); what it finds goes
             into the manifest. See
-            `encoders.training.examine.examiner`. Stage "examine" is told around it.
+            `braid.encoders.evaluation.examine.examiner`. Stage "examine" is told around it.
 
         shared: under `torchrun`, each process is given samples of its own, and reads only those.
 
-    Under `torchrun` the processes train one model together (`encoders.training.parallel`), and the
-    first one writes it.
+    Under `torchrun` the processes train one model together (`braid.encoders.training.parallel`),
+    and the first one writes it.
 
     Raises:
         TrainingError: nothing to train on, a parent or champion that does not fit, a step or an

@@ -21,9 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from encoders.config import TrainConfig
-from encoders.fusion import Tokens
-from encoders.losses import (
+from ..config import TrainConfig
+from ..model.fusion import Tokens
+from ..model.net import Net
+from ..types import FUSED
+from .batches import Batch
+from .loss_weights import LearnedWeights
+from .losses import (
     LOG_SCALE_MAX,
     LOG_SCALE_START,
     SIGMOID_BIAS,
@@ -39,10 +43,6 @@ from encoders.losses import (
     positives,
     sigmoid_loss,
 )
-from encoders.model import Net
-from encoders.training.batches import Batch
-from encoders.training.weighing import LearnedWeights
-from encoders.types import FUSED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from encoders.errors import TrainingError
+from ..errors import TrainingError
 
 
 def world() -> tuple[int, int]:

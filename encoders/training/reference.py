@@ -12,12 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from encoders.model import Net
-from encoders.predictions import predict
-from encoders.tally import Tally
-from encoders.training.data import Dataset
-from encoders.training.evaluate import view
-from encoders.types import Embedding
+from ..model.net import Net
+from ..model.predictions import predict
+from ..output_statistics import Tally
+from ..types import Embedding
+from .data import Dataset
+from .evaluate import view
 
 MOST = 2000
 """Records looked at: chance then moves no statistic by more than a few hundredths."""

@@ -2,7 +2,7 @@
 
 One safetensors file and one JSON file in a folder of their own for each epoch, written under a
 temporary name, synced and renamed; the newest whole one counts. Randomness is seeded for each step
-(`encoders.training.step`), so it needs no state.
+(`braid.encoders.training.step`), so it needs no state.
 """
 
 from __future__ import annotations
@@ -11,24 +11,48 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from encoders.errors import TrainingError
-from encoders.manifest import digest
-from encoders.model import Net
-from encoders.training import parallel
-from encoders.training.ema import Ema
-
-if TYPE_CHECKING:
-    from encoders.training.fit import Fitted
+from ..errors import TrainingError
+from ..manifest import digest
+from ..model.net import Net
+from . import parallel
+from .ema import Ema
 
 TENSORS, STORY = "state.safetensors", "state.json"
+
+
+@dataclass(kw_only=True)
+class Fitted:
+    """How it went.
+
+    Attributes:
+        losses: mean of each epoch; `parts` of the last, without weights.
+        held_out: loss on validation after each epoch, where early stopping looks at it.
+        best: the epoch whose weights were kept, from 1.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
+    held_out: list[float] = field(default_factory=list)
+    best: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        found: dict[str, Any] = {
+            "loss": self.losses[-1] if self.losses else None,
+            "losses": self.losses,
+            "parts": self.parts,
+        }
+        if self.held_out:
+            found |= {"held_out": self.held_out, "best_epoch": self.best}
+        return found
 
 
 class Resume:

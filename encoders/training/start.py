@@ -15,11 +15,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from encoders.config import TrainConfig
-from encoders.errors import TrainingError
-from encoders.model import Net
-from encoders.projection import Projector
-from encoders.training.data import Dataset
+from ..config import TrainConfig
+from ..errors import TrainingError
+from ..model.net import Net
+from ..model.projection import Projector
+from .data import Dataset
 
 MOST = 2048
 """Samples that are looked at, evenly spaced: the time grows with the cube of them."""

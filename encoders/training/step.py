@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoders.base import Encoder, Features, uploaded
-from encoders.config import TrainConfig
-from encoders.model import Net
-from encoders.training import parallel
-from encoders.training.batches import assemble
-from encoders.training.data import Dataset
-from encoders.training.objective import Objective, Terms
+from ..backbones.base import Encoder, Features, uploaded
+from ..config import TrainConfig
+from ..model.net import Net
+from . import parallel
+from .batches import assemble
+from .data import Dataset
+from .objective import Objective, Terms
 
 Inputs = Mapping[str, tuple[tuple[Tensor, ...], Tensor]]
 

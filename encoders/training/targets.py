@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoders.caption import Captioner, vocabulary
-from encoders.config import TaskConfig, TrainConfig
-from encoders.errors import TrainingError
-from encoders.tasks import Task
-from encoders.types import Label
+from ..config import TaskConfig, TrainConfig
+from ..errors import TrainingError
+from ..model.caption import Captioner, vocabulary
+from ..tasks import Task
+from ..types import Label
 
 Found = tuple[Task, Tensor] | None
 

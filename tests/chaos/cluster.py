@@ -10,13 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from index.client import Client
-from stream.broker import Admin, Message, replay
-from stream.children import Child, free_port, stop_all
-from stream.errors import StreamError
-from stream.settings import Settings
-from stream.supervisor import Supervisor
-from stream.topics import ensure
+from braid.index.client import Client
+from braid.stream.errors import StreamError
+from braid.stream.kafka.client import Admin, Message, replay
+from braid.stream.kafka.topics import ensure
+from braid.stream.local.child import Child, free_port, stop_all
+from braid.stream.local.supervisor import Supervisor
+from braid.stream.settings import Settings
 from tests.chaos.faults import WORKERS
 from tests.kafka_proxy import KafkaProxy
 from tests.services import KafkaBroker, Valkey
@@ -60,7 +60,7 @@ class Cluster:
         ensure(self.settings)
         for name in WORKERS:
             self._start(name, "-m", "tests.chaos.worker", "embed", "--slot", name)
-        self._start("index", "-m", "stream", "index")
+        self._start("index", "-m", "braid", "index")
         self._supervisor = Supervisor(list(self.children.values()), self._report)
         return self
 

@@ -12,8 +12,8 @@ from typing import Any
 import msgpack
 from confluent_kafka import Producer
 
-from stream.broker import PARTITIONER
-from stream.settings import Settings
+from braid.stream.kafka.client import PARTITIONER
+from braid.stream.settings import Settings
 from tests.chaos.worker import PNG
 
 SENT_WITHIN_S = 300.0  # a message waits so long for a broker that is away

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from encoders.null import NullModel, hashed_unit
-from encoders.types import Sample
-from index.client import Client
-from stream.broker import Message as Read
-from stream.errors import BadRecord
-from stream.records import PROGRESS_KEY, decode_map, decode_record, decode_vector
+from braid.encoders.model.null import NullModel, hashed_unit
+from braid.encoders.types import Sample
+from braid.index.client import Client
+from braid.stream.errors import BadRecord
+from braid.stream.kafka.client import Message as Read
+from braid.stream.kafka.schemas import PROGRESS_KEY, decode_map, decode_record, decode_vector
 from tests.chaos.flow import Message
 from tests.chaos.worker import PNG
 from tests.stream.poison_worker import FAULTS

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from encoders.null import NullModel
-from encoders.types import Sample
-from stream.broker import Message as Read
-from stream.broker import Output
-from stream.errors import BadRecord
-from stream.outputs import OutputTopics
-from stream.records import decode_record
-from stream.settings import Settings
+from braid.encoders.model.null import NullModel
+from braid.encoders.types import Sample
+from braid.stream.errors import BadRecord
+from braid.stream.kafka.client import Message as Read
+from braid.stream.kafka.client import Output
+from braid.stream.kafka.schemas import decode_record
+from braid.stream.settings import Settings
+from braid.stream.worker.outputs import OutputTopics
 from tests.chaos.flow import messages
 from tests.chaos.oracle import check_inputs, check_outputs, expected
 

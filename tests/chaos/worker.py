@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from encoders.errors import BadInput
-from encoders.null import NullModel
-from encoders.types import Model, Prepared, Sample
-from stream import app, hosting
-from stream.cli import main
+from braid.encoders.errors import BadInput
+from braid.encoders.model.null import NullModel
+from braid.encoders.types import Model, Prepared, Sample
+from braid.stream.cli.main import main
+from braid.stream.worker import app, supervisor
 from tests.stream.poison_worker import PoisonModel
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -29,6 +29,6 @@ def load(path: str | Path, *, device: str | None = None) -> Model:
 
 
 if __name__ == "__main__":
-    app.load = hosting.load = load  # type: ignore[attr-defined]
+    app.load = supervisor.load = load  # type: ignore[attr-defined]
     sys.argv[0] = "braid"
     main()

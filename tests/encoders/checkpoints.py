@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from encoders import Model, load
-from encoders.checkpoint import make_net, save
-from encoders.config import EncoderConfig, ModelConfig, TrainConfig
-from encoders.tasks import Task
+from braid.encoders import Model, load
+from braid.encoders.config import EncoderConfig, ModelConfig, TrainConfig
+from braid.encoders.model.checkpoint import make_net, save
+from braid.encoders.tasks import Task
 
 SIDE = 32
 LAYERS: dict[str, Any] = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from encoders import Model, load, preset, train
-from encoders.manifest import Manifest
+from braid.encoders import Model, load, preset, train
+from braid.encoders.manifest import Manifest
 from tests.encoders.material import samples
 
 

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from encoders import Sample
+from braid.encoders import Sample
 
 COLOURS = {
     "red": ((255, 0, 0), 200),

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encoders.training.answers import ALL, Answers
-from encoders.training.gates import Compatibility
+from braid.encoders.evaluation.gates import Compatibility
+from braid.encoders.training.embeddings import ALL, Answers
 
 LIMITS = Compatibility(k=3, hidden=32, steps=40)
 D = 24

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from encoders import load, preset, train
-from encoders.config import TrainConfig
-from encoders.fusion import FUSIONS
-from encoders.manifest import read_manifest
-from encoders.types import MODALITIES, Sample
+from braid.encoders import load, preset, train
+from braid.encoders.config import TrainConfig
+from braid.encoders.manifest import read_manifest
+from braid.encoders.model.fusion import FUSIONS
+from braid.encoders.types import MODALITIES, Sample
 from tests.encoders.material import samples
 
 ROOT = Path(__file__).resolve().parents[2]

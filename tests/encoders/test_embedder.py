@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from encoders import BadInput, CheckpointError, DeviceThread, Embedder, Model, Sample, load
-from encoders.null import NullModel, hashed_unit
-from encoders.types import Embedding, Prepared
+from braid.encoders import BadInput, CheckpointError, DeviceThread, Embedder, Model, Sample, load
+from braid.encoders.model.null import NullModel, hashed_unit
+from braid.encoders.types import Embedding, Prepared
 from tests.encoders.material import samples
 
 WAIT = 30.0  # seconds; only a failing test waits as long

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from encoders import BadInput, Model, Sample
-from encoders.model import Net, prepare
-from encoders.training.data import _prepare
+from braid.encoders import BadInput, Model, Sample
+from braid.encoders.model.net import Net, prepare
+from braid.encoders.training.data import _prepare
 from tests.encoders.material import png
 
 

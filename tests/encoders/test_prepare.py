@@ -11,9 +11,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from encoders import BadInput, Limits, Model, Sample
-from encoders.audio import decode_audio
-from encoders.pictures import decode_image
+from braid.encoders import BadInput, Limits, Model, Sample
+from braid.encoders.backbones.audio import decode_audio
+from braid.encoders.decoding.pictures import decode_image
 from tests.encoders.material import png, png_header, wav
 
 LIMITS = Limits()

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from encoders import Model, load, preset, train
-from encoders.drift import Limits, compare
-from encoders.errors import CheckpointError
-from encoders.manifest import Manifest, read_manifest
-from encoders.tally import MAX_LABELS, NONE, OTHER, Tally
-from encoders.training import split
-from encoders.types import Embedding, TaskPrediction
+from braid.encoders import Model, load, preset, train
+from braid.encoders.drift import Limits, compare
+from braid.encoders.errors import CheckpointError
+from braid.encoders.manifest import Manifest, read_manifest
+from braid.encoders.output_statistics import MAX_LABELS, NONE, OTHER, Tally
+from braid.encoders.training import split
+from braid.encoders.types import Embedding, TaskPrediction
 from tests.encoders.material import samples
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel")

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from encoders import Embedder, Model, Sample, TrainingError, load, preset, split, train
-from encoders.caption import END, Captioner, spell, vocabulary, words_of
-from encoders.checkpoint import make_net
-from encoders.config import TaskConfig
-from encoders.decision import Decision, subset_of
-from encoders.tasks import Task
-from encoders.training.data import Column, Dataset
-from encoders.training.fit import DECODER_DECAY, parameter_groups
-from encoders.training.measures import calibration_error, interval, label_f1
-from encoders.training.objective import Objective
-from encoders.training.targets import targets
-from encoders.types import Label
+from braid.encoders import Embedder, Model, Sample, TrainingError, load, preset, split, train
+from braid.encoders.config import TaskConfig
+from braid.encoders.model.caption import END, Captioner, spell, vocabulary, words_of
+from braid.encoders.model.checkpoint import make_net
+from braid.encoders.model.decision import Decision, subset_of
+from braid.encoders.tasks import Task
+from braid.encoders.training.data import Column, Dataset
+from braid.encoders.training.fit import DECODER_DECAY, parameter_groups
+from braid.encoders.training.metrics import calibration_error, interval, label_f1
+from braid.encoders.training.objective import Objective
+from braid.encoders.training.targets import targets
+from braid.encoders.types import Label
 from tests.encoders.material import COLOURS, samples
 
 PRICE = {name: 10.0 * i for i, name in enumerate(COLOURS)}

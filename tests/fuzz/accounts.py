@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from stream.broker import Message
-from stream.records import PROGRESS_KEY, decode_map, decode_vector
+from braid.stream.kafka.client import Message
+from braid.stream.kafka.schemas import PROGRESS_KEY, decode_map, decode_vector
 from tests.fuzz.messages import MessageCase
 
 Place = tuple[int, int]  # partition and offset in `records`

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from .hostile import MIB, NOTHING, REFUSED, HostileRequest
+from tests.fuzz.hostile import MIB, NOTHING, REFUSED, HostileRequest
 
 EDGE = "edge"
 JSON = (("Content-Type", "application/json"),)

@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from encoders.errors import BadInput
-from encoders.types import Sample
+from braid.encoders.errors import BadInput
+from braid.encoders.types import Sample
 
 MIB = 1024 * 1024
 WAIT_S = 90.0  # of wall clock, on a machine that does other things too
@@ -81,7 +81,7 @@ class Meter:
 
 
 def _serve(pipe: Connection, folder: Path) -> None:
-    from encoders.embedder import load
+    from braid.encoders.embedder import load
 
     model = load(folder, device="cpu")
     pipe.send(None)

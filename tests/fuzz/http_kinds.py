@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from .body_kinds import JSON
-from .hostile import ANSWERED, MIB, NOTHING, REFUSED, HostileRequest
+from tests.fuzz.body_kinds import JSON
+from tests.fuzz.hostile import ANSWERED, MIB, NOTHING, REFUSED, HostileRequest
 
 
 def _raw(data: bytes, *, expect: range = REFUSED, stays: bool = False) -> HostileRequest:

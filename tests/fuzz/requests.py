@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 
-from . import body_kinds, http_kinds
-from .hostile import HostileRequest
-from .hostile import send as send
+from tests.fuzz import body_kinds, http_kinds
+from tests.fuzz.hostile import HostileRequest
+from tests.fuzz.hostile import send as send
 
 COUNT = 2000
 

@@ -30,14 +30,14 @@ from pathlib import Path
 import msgpack
 from confluent_kafka import Producer as RawProducer
 
-from encoders.config import preset
-from encoders.training import train
-from encoders.types import Sample
-from index.client import Client
-from stream.broker import Message, replay
-from stream.children import Child
-from stream.errors import BadRecord
-from stream.records import MIB, check_deletion, decode_record
+from braid.encoders.config import preset
+from braid.encoders.training import train
+from braid.encoders.types import Sample
+from braid.index.client import Client
+from braid.stream.errors import BadRecord
+from braid.stream.kafka.client import Message, replay
+from braid.stream.kafka.schemas import MIB, check_deletion, decode_record
+from braid.stream.local.child import Child
 from tests.fuzz.accounts import Accounts
 from tests.fuzz.costs import Cost, Meter, resident_mib
 from tests.fuzz.media import MediaCase, corpus

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from stream.broker import Message
-from stream.errors import BadRecord
-from stream.outputs import OutputTopics
-from stream.records import decode_record
-from stream.settings import Settings
+from braid.stream.errors import BadRecord
+from braid.stream.kafka.client import Message
+from braid.stream.kafka.schemas import decode_record
+from braid.stream.settings import Settings
+from braid.stream.worker.outputs import OutputTopics
 from tests.fuzz.accounts import Accounts
 from tests.fuzz.messages import MUTATIONS, MessageCase, messages
 from tests.fuzz.run import Plan, fuzz, report

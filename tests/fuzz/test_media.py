@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from encoders.config import Limits
-from encoders.errors import BadInput
-from encoders.pictures import decode_image
-from encoders.waves import decode_wave
+from braid.encoders.config import Limits
+from braid.encoders.decoding.pictures import decode_image
+from braid.encoders.decoding.waves import decode_wave
+from braid.encoders.errors import BadInput
 from tests.fuzz.media import CASES, corpus
 
 LIMITS = Limits()

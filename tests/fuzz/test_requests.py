@@ -8,11 +8,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from index.connections import ConnectionLimits
-from index.service import Limits
+from braid.index.service.app import Limits
+from braid.index.service.limits.connections import ConnectionLimits
+from tests.fuzz.requests import KINDS, requests, send
 from tests.index.conftest import Node, serving
-
-from .requests import KINDS, requests, send
 
 SHORT = ConnectionLimits(header_s=1.0, body_s=5.0, slow_s=1.0)
 

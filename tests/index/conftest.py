@@ -15,13 +15,11 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from index.client import Client
-from index.connections import ConnectionLimits
-from index.deps import CONNECTION
-from index.errors import BadQuery, UnknownGeneration
-from index.live import LiveStore
-from index.payloads import Payloads
-from index.service import (
+from braid.index.client import Client
+from braid.index.errors import BadQuery, UnknownGeneration
+from braid.index.payloads import Payloads
+from braid.index.segments.live_store import LiveStore
+from braid.index.service.app import (
     Limits,
     QueryInput,
     QueryVectors,
@@ -30,8 +28,9 @@ from index.service import (
     create_app,
     server_config,
 )
-
-from .oracle import DIM, SPACE, Oracle, unit, upsert
+from braid.index.service.dependencies import CONNECTION
+from braid.index.service.limits.connections import ConnectionLimits
+from tests.index.oracle import DIM, SPACE, Oracle, unit, upsert
 
 IDS = [f"r{number}" for number in range(30)]
 MAX_BODY = 64 * 1024

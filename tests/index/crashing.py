@@ -26,13 +26,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from index import sealing
-from index.errors import SnapshotError
-from index.snapshot import KEEP, restore, save, segments_folder
-from index.upkeep import maintain
-
-from .histories import SMALL, Batch, after, history, make, settle
-from .oracle import assert_same
+from braid.index.errors import SnapshotError
+from braid.index.segments import writer
+from braid.index.segments.compaction import maintain
+from braid.index.segments.snapshot import KEEP, restore, save, segments_folder
+from tests.index.histories import SMALL, Batch, after, history, make, settle
+from tests.index.oracle import assert_same
 
 POINTS = (
     *(f"snapshot-{step}" for step in ("begin", "files", "manifest", "renamed", "old-gone", "end")),
@@ -150,7 +149,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     faulthandler.enable()
-    sealing.BREATH_S = 0.0  # nobody else wants the interpreter
+    writer.BREATH_S = 0.0  # nobody else wants the interpreter
     for _ in range(2):  # what is imported late is imported once
         live(given.folder / "first", history(0, batches=8), Killer(), given.folder / "first.said")
     shutil.rmtree(given.folder / "first")

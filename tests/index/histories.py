@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from index import approximate, live, scan
-from index.live import LiveStore
-from index.snapshot import segments_folder
-from index.store import Delete, Upsert
-from index.upkeep import Policy, maintain
-
-from .oracle import DIM, NAMES, SPACE, Oracle, delete, upsert
+from braid.index.segments import ann, live_store, scan
+from braid.index.segments.compaction import Policy, maintain
+from braid.index.segments.live_store import LiveStore
+from braid.index.segments.snapshot import segments_folder
+from braid.index.store import Delete, Upsert
+from tests.index.oracle import DIM, NAMES, SPACE, Oracle, delete, upsert
 
 Batch = list[Upsert | Delete]
 
@@ -52,7 +51,7 @@ def tuned(**values: int | float) -> Iterator[None]:
     """Constants of the search changed, so that small stores go every way that large ones go."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
-            (module,) = [its for its in (scan, live, approximate) if hasattr(its, name)][:1]
+            (module,) = [its for its in (scan, live_store, ann) if hasattr(its, name)][:1]
             patch.setattr(module, name, value)
         yield
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from index.milvus import MilvusStore
-from index.milvus_client import connect
-from index.milvus_generations import MilvusGenerations
-from index.store import Delete, Upsert
-
-from .oracle import DIM, NAMES, SPACE
+from braid.index.milvus.client import connect
+from braid.index.milvus.collections import MilvusGenerations
+from braid.index.milvus.store import MilvusStore
+from braid.index.store import Delete, Upsert
+from tests.index.oracle import DIM, NAMES, SPACE
 
 
 def need_lite() -> None:

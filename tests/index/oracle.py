@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from index.filters import compile_filter
-from index.store import FUSED, Array, Delete, Upsert, VectorStore
+from braid.index.filters import compile_filter
+from braid.index.store import FUSED, Array, Delete, Upsert, VectorStore
 
 DIM = 8
 NAMES = (FUSED, "text", "image", "audio")

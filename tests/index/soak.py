@@ -31,12 +31,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from index.filters import Equals, Exists, Filter, Range
-from index.growing import Block
-from index.live import LiveStore
-from index.snapshot import load, restore, save, segments_folder
-from index.store import Array, Delete, Hit, Row, Upsert
-from index.upkeep import Policy, Upkeep, maintain
+from braid.index.filters import Equals, Exists, Filter, Range
+from braid.index.segments.compaction import Policy, Upkeep, maintain
+from braid.index.segments.growing import Block
+from braid.index.segments.live_store import LiveStore
+from braid.index.segments.snapshot import load, restore, save, segments_folder
+from braid.index.store import Array, Delete, Hit, Row, Upsert
 
 DIM = 24
 IDS = 4000

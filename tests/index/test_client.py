@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 
-import index
-from index import calls
-from index.client import AsyncClient, Client, Retry
-from index.errors import BadQuery, BraidIndexError, ServiceError
-from index.requests import MAX_BATCH, MAX_BATCH_HITS
-
-from .conftest import IDS, Node
-from .oracle import DIM, SPACE
+import braid.index
+from braid.index import calls
+from braid.index.client import AsyncClient, Client, Retry
+from braid.index.errors import BadQuery, BraidIndexError, ServiceError
+from braid.index.service.requests import MAX_BATCH, MAX_BATCH_HITS
+from tests.index.conftest import IDS, Node
+from tests.index.oracle import DIM, SPACE
 
 PNG = b"\x89PNG a picture"
 
@@ -176,12 +175,12 @@ def test_another_service_behind_the_address(status: int, content: bytes) -> None
 
 
 def test_the_package_exports_them_lazily() -> None:
-    assert index.Client is Client
-    assert index.AsyncClient is AsyncClient
-    assert index.Retry is Retry
-    assert {"Client", "AsyncClient", "BadQuery"} <= set(dir(index))
+    assert braid.index.Client is Client
+    assert braid.index.AsyncClient is AsyncClient
+    assert braid.index.Retry is Retry
+    assert {"Client", "AsyncClient", "BadQuery"} <= set(dir(braid.index))
     with pytest.raises(AttributeError, match="no attribute 'Clint'"):
-        _ = index.Clint
+        _ = braid.index.Clint
 
 
 def test_what_json_cannot_hold_is_not_even_sent() -> None:

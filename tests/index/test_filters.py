@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from index.errors import BadQuery
-from index.filters import MAX_CHOICES, MAX_CONDITIONS, MAX_DEPTH, compile_filter
+from braid.index.errors import BadQuery
+from braid.index.filters import MAX_CHOICES, MAX_CONDITIONS, MAX_DEPTH, compile_filter
 
 META = {"lang": "de", "year": 2021, "tags": ["red", 7], "draft": True, "none": None, "price": 1.0}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from index.generations import ALIAS, GenerationError, Generations
+from braid.index.generations import ALIAS, GenerationError, Generations
 
 
 def opened(folder: Path, *names: str, first: str = "g0001") -> Generations[str]:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from index.errors import HomeLocked
-from index.home_lock import home_lock
+from braid.index.errors import HomeLocked
+from braid.index.home_lock import home_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from index.home_lock import home_lock
+from braid.index.home_lock import home_lock
 with home_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from index.errors import NotServing
-from index.live import LiveStore
-from index.metrics import KINDS, REFUSALS, ServiceMetrics
-from index.recall_probe import RecentQueries, probe_for_ever, probe_once
-from index.service import Serving
-from index.store import FUSED, Array, Probed, is_exact
-
-from .conftest import Node, serving
-from .oracle import DIM, SPACE, unit, upsert
+from braid.index.errors import NotServing
+from braid.index.metrics import KINDS, REFUSALS, ServiceMetrics
+from braid.index.segments.live_store import LiveStore
+from braid.index.service.app import Serving
+from braid.index.service.dependencies import RecentQueries
+from braid.index.service.recall_probe import probe_for_ever, probe_once
+from braid.index.store import FUSED, Array, Probed, is_exact
+from tests.index.conftest import Node, serving
+from tests.index.oracle import DIM, SPACE, unit, upsert
 
 
 def value(metrics: ServiceMetrics, name: str, **labels: str) -> float | None:

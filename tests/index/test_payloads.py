@@ -10,11 +10,10 @@ import msgpack
 import pytest
 import redis
 
-from index.client import Client
-from index.payloads import KEY, RETRY_S, Payload, Payloads
+from braid.index.client import Client
+from braid.index.payloads import KEY, RETRY_S, Payload, Payloads
+from tests.index.conftest import Node
 from tests.services import Valkey
-
-from .conftest import Node
 
 
 class Clock:

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from index.redact import RedactingFormatter, redacted
+from braid.index.redact import RedactingFormatter, redacted
 
 SECRETS = ("s3cret", "p@ss", "user:")
 

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from index.payloads import Payloads
-from index.shelf import AGES, OVERHEAD, PREFIX, SIZES, SUM, Media, Shelf
+from braid.index.media_cache import AGES, OVERHEAD, PREFIX, SIZES, SUM, Media, Shelf
+from braid.index.payloads import Payloads
 
 PICTURE = Media(data=b"RIFF\0\xff", type="image/webp")
 SOUND = Media(data=b"\xff\xfb\0", type="audio/mpeg")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .soak import Soak
+from tests.index.soak import Soak
 
 SECONDS = float(os.environ.get("BRAID_SOAK_SECONDS", "60"))
 

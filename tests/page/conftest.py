@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoders.config import Limits
-from index.arrivals import Arrivals
-from index.live import LiveStore
-from index.payloads import Payload, Payloads
-from index.service import QueryInput, QueryVectors, ServiceDeps, Serving, create_app
-from index.shelf import Shelf
-from index.showing import Rebuilt
-from index.store import Array, Delete, Upsert
-from stream.media import media_of
+from braid.encoders.config import Limits
+from braid.index.media_cache import Shelf
+from braid.index.payloads import Payload, Payloads
+from braid.index.segments.live_store import LiveStore
+from braid.index.service.app import QueryInput, QueryVectors, ServiceDeps, Serving, create_app
+from braid.index.service.hit_details import Rebuilt
+from braid.index.service.recent_writes import Arrivals
+from braid.index.store import Array, Delete, Upsert
+from braid.stream.media.thumbnails import media_of
 from tests.index.conftest import serve as serve_app
 from tests.stream.conftest import tone
 

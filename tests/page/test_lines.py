@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page, expect
 
-from .conftest import Site
-from .test_page import HTML, ask, opened
+from tests.page.conftest import Site
+from tests.page.test_page import HTML, ask, opened
 
 pytestmark = [pytest.mark.browser, pytest.mark.redis]
 

@@ -10,11 +10,10 @@ from typing import Literal
 import pytest
 from playwright.sync_api import FilePayload, Page, Route, expect
 
-from index.payloads import Payloads
+from braid.index.payloads import Payloads
+from tests.page.conftest import Site, picture, serve
 from tests.services import Valkey
 from tests.stream.conftest import tone
-
-from .conftest import Site, picture, serve
 
 pytestmark = [pytest.mark.browser, pytest.mark.redis]
 

@@ -11,12 +11,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from index.access import ApiKeys
-from index.service import Limits
-from index.store import Delete
+from braid.index.service.app import Limits
+from braid.index.service.limits.auth import ApiKeys
+from braid.index.store import Delete
+from tests.page.conftest import Site, picture, serving
 from tests.stream.conftest import tone
-
-from .conftest import Site, picture, serving
 
 pytestmark = pytest.mark.redis
 

@@ -13,10 +13,10 @@ import pytest
 import soundfile
 from PIL import Image
 
-from encoders.config import preset
-from encoders.training import train
-from encoders.types import Sample
-from stream.models import Registry
+from braid.encoders.config import preset
+from braid.encoders.training import train
+from braid.encoders.types import Sample
+from braid.stream.registry.versions import Registry
 from tests.stream.harness import Deployment
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}

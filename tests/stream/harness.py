@@ -14,12 +14,12 @@ from typing import Any
 
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 
-from stream.broker import Admin, Message, replay
-from stream.children import Child, free_port
-from stream.producer import Producer
-from stream.records import PROGRESS_KEY, decode_map
-from stream.settings import Settings
-from stream.topics import ensure
+from braid.stream.kafka.client import Admin, Message, replay
+from braid.stream.kafka.producer import Producer
+from braid.stream.kafka.schemas import PROGRESS_KEY, decode_map
+from braid.stream.kafka.topics import ensure
+from braid.stream.local.child import Child, free_port
+from braid.stream.settings import Settings
 
 MODEL = "null:16"
 
@@ -75,14 +75,14 @@ class Deployment:
 
     def worker(self, name: str, *, model: str | None = MODEL, **env: str) -> Child:
         """A `braid embed` whose slot is its name."""
-        command = ["-m", "stream", "embed", "--slot", name]
+        command = ["-m", "braid", "embed", "--slot", name]
         if model is not None:
             command += ["--model", model]
         return self.child(name, command, env)
 
     def index(self, name: str = "index", *, model: str | None = MODEL) -> Child:
         """A `braid index`."""
-        command = ["-m", "stream", "index"]
+        command = ["-m", "braid", "index"]
         if model is not None:
             command += ["--model", model]
         return self.child(name, command)

@@ -10,9 +10,9 @@ import signal
 import sys
 import threading
 
-from stream.join_loop import JoinThread
-from stream.metrics import WorkerMetrics
-from stream.settings import load
+from braid.stream.monitoring.metrics import WorkerMetrics
+from braid.stream.settings import load
+from braid.stream.worker.join.loop import JoinThread
 
 
 def main() -> None:

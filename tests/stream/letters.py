@@ -9,11 +9,11 @@ from typing import Any
 from confluent_kafka import Consumer, Producer, TopicPartition
 from typer.testing import CliRunner
 
-from stream.broker import Message
-from stream.cli import app
-from stream.dead_letter_replay import Replayer
-from stream.errors import BadRecord
-from stream.outputs import OutputTopics
+from braid.stream.cli.main import app
+from braid.stream.dead_letters.replay import Replayer
+from braid.stream.errors import BadRecord
+from braid.stream.kafka.client import Message
+from braid.stream.worker.outputs import OutputTopics
 from tests.stream.harness import Deployment
 
 ENCODE = BadRecord("image", "RuntimeError: shape", stage="encode", kind="RuntimeError")

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from encoders.null import hashed_unit
-from index.client import Client
+from braid.encoders.model.null import hashed_unit
+from braid.index.client import Client
 
 TIES = 1e-6
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders.null import NullModel
-from encoders.types import Embedding, Model, Prepared
-from stream import app, hosting
-from stream.cli import main
+from braid.encoders.model.null import NullModel
+from braid.encoders.types import Embedding, Model, Prepared
+from braid.stream.cli.main import main
+from braid.stream.worker import app, supervisor
 
 
 def _raise(prepared: Sequence[Prepared]) -> None:
@@ -44,6 +44,6 @@ def load(path: str | Path, *, device: str | None = None) -> Model:
 
 
 if __name__ == "__main__":
-    app.load = hosting.load = load  # type: ignore[attr-defined]
+    app.load = supervisor.load = load  # type: ignore[attr-defined]
     sys.argv[0] = "braid"
     main()

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from encoders.types import Model
-from stream.metrics import WorkerMetrics
-from stream.settings import Settings
-from stream.worker import Worker
+from braid.encoders.types import Model
+from braid.stream.monitoring.metrics import WorkerMetrics
+from braid.stream.settings import Settings
+from braid.stream.worker.worker import Worker
 
 
 class Running:

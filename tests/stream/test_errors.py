@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from encoders.errors import BadInput
-from stream.errors import FIELD_CHARS, REASON_CHARS, BadRecord, bad_record
+from braid.encoders.errors import BadInput
+from braid.stream.errors import FIELD_CHARS, REASON_CHARS, BadRecord, bad_record
 
 
 class Unprintable(Exception):

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
-from index.client import Client
-from stream.producer import Producer
+from braid.index.client import Client
+from braid.stream.kafka.producer import Producer
+from tests.stream.conftest import coloured, picture
 from tests.stream.harness import Deployment, wait_for
-
-from .conftest import coloured, picture
 
 pytestmark = [pytest.mark.kafka, pytest.mark.redis, pytest.mark.browser]
 

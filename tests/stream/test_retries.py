@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stream.retries import FIRST_S, LONGEST_S, Retries
+from braid.stream.retries import FIRST_S, LONGEST_S, Retries
 
 
 def test_pauses_grow_until_it_goes_well() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from stream.errors import ConfigError
-from stream.settings import Settings, load
+from braid.stream.errors import ConfigError
+from braid.stream.settings import Settings, load
 
 
 @pytest.fixture(autouse=True)

@@ -20,15 +20,16 @@ from typing import Any, cast
 import redis
 import torch
 
-from encoders.manifest import verify
-from encoders.types import Sample
-from stream.broker import Message
-from stream.models import Registry
-from stream.records import Blob, Record, encode_record
-from stream.retrain import Options, Outcome, retrain
-from stream.runs import Runs
-from stream.settings import Settings
-from stream.window import Progress, Window, write_window
+from braid.encoders.manifest import verify
+from braid.encoders.types import Sample
+from braid.stream.kafka.client import Message
+from braid.stream.kafka.schemas import Blob, Record, encode_record
+from braid.stream.registry.versions import Registry
+from braid.stream.settings import Settings
+from braid.stream.trainer.job import Options, Outcome
+from braid.stream.trainer.retrain import retrain
+from braid.stream.trainer.runs import Runs
+from braid.stream.trainer.window import Progress, Window, write_window
 from tests.stream.conftest import coloured
 
 KEY = "braid:trainer:braid"

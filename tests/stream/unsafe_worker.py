@@ -11,12 +11,12 @@ from __future__ import annotations
 import sys
 import threading
 
-from stream import hosting
-from stream.broker import Output
-from stream.cli import main
-from stream.ledger import Run
-from stream.sink import TransactionalSink
-from stream.worker import Worker
+from braid.stream.cli.main import main
+from braid.stream.kafka.client import Output
+from braid.stream.kafka.sink import TransactionalSink
+from braid.stream.worker import supervisor
+from braid.stream.worker.offsets import Run
+from braid.stream.worker.worker import Worker
 
 
 class UnsafeWorker(Worker):
@@ -46,6 +46,6 @@ class UnsafeWorker(Worker):
 
 
 if __name__ == "__main__":
-    hosting.Worker = UnsafeWorker  # type: ignore[attr-defined]
+    supervisor.Worker = UnsafeWorker  # type: ignore[attr-defined]
     sys.argv[0] = "braid"
     main()

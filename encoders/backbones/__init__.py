@@ -1,0 +1,1 @@
+"""Encoders: text, pictures and sounds to features; the registry of kinds."""

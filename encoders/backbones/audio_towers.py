@@ -1,0 +1,341 @@
+"""Sound encoders that `transformers` has: AST, Whisper's encoder, CLAP's audio tower.
+
+A checkpoint brings its own sampling rate, mel settings and normalisation in a file of its own,
+`preprocessor_config.json`; they go into the version and its preprocessing hash, and an option that
+says otherwise is an error. The mel frames are those of transformers' own feature extractor, so they
+are what the weights know: AST's and Whisper's made on the device
+(`braid.encoders.backbones.audio_frames`), CLAP's by the extractor.
+
+Shapes: B sounds, N samples of the waveform, M mel bands, T tokens, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..config import EncoderConfig, Limits
+from ..errors import BadInput, CheckpointError
+from ..types import Cost
+from .audio import decode_audio, padded
+from .audio_augment import WaveVariation
+from .audio_frames import ast_frames, whisper_frames
+from .base import Array, Encoder, Features, joined, masked_mean
+from .hf import locate
+
+CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
+SHORTEST_S = 0.05
+"""Shorter sounds get silence behind them: no window of a spectrogram is longer."""
+DERIVED = frozenset({"mel_filters", "mel_filters_slaney", "window", "processor_class"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """What differs between the three.
+
+    Attributes:
+        config, extractor: names of the classes in `transformers`.
+        make: a network from a configuration; `load`: from a hub name or folder, (source, local).
+        extractor_for: settings of the extractor that a random network of this configuration takes.
+        run: (network, extracted, samples of each) to the last states float[B, T, F] and the mask of
+            those that are real.
+        blocks: the network's blocks from input to output.
+        longest_s: the longest sound that the extractor takes, in seconds.
+        frames: (waveforms float32[B, N], samples of each, extractor) to what the extractor makes of
+            them, on their device; None: the extractor does.
+    """
+
+    config: str
+    extractor: str
+    make: Callable[[Any], nn.Module]
+    load: Callable[[str, bool], nn.Module]
+    extractor_for: Callable[[Any], dict[str, Any]]
+    run: Callable[[nn.Module, Tensor, Tensor, Any], tuple[Tensor, Tensor]]
+    blocks: Callable[[nn.Module], Sequence[nn.Module]]
+    longest_s: Callable[[Any], float]
+    frames: Callable[[Tensor, Tensor, Any], Tensor] | None = None
+
+
+class AudioTower(Encoder):
+    """A sound encoder in the layout of `transformers`.
+
+    `pooled_BF` is the mean of the states over the real tokens.
+
+    Options:
+        config: fields of the transformers configuration, for random weights (no source).
+        extractor: settings of the feature extractor; with a source they must agree with it.
+        seconds: longer sounds are cut; at most, and by default, what the tower takes.
+        noise_db, noise_share, speed, lead, gaps, cut: of the waveform while training, see
+            `braid.encoders.backbones.audio_augment.WaveVariation`. Without any of them it is left
+            as it is.
+
+    `source` is a hub name or a local folder (then nothing is looked up on the network).
+    """
+
+    modality = "audio"
+    tower: Tower
+
+    def __init__(
+        self, net: nn.Module, extractor: Any, seconds: float | None = None, **waves: Any
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.net, self.extractor = net, extractor
+        self.rate = int(extractor.sampling_rate)
+        self.shortest = int(SHORTEST_S * self.rate)
+        side = getattr(extractor, "padding_side", "right")
+        if side != "right":  # which tokens are real is counted from the left
+            raise CheckpointError(f"extractor.padding_side must be 'right', is {side!r}")
+        longest = self.tower.longest_s(extractor)
+        if seconds is not None and not 0 < seconds <= longest:
+            raise CheckpointError(f"seconds must be above 0 and at most {longest:g}, is {seconds}")
+        self.seconds = float(seconds or longest)
+        self.waves = WaveVariation(rate=self.rate, seconds=self.seconds, **waves) if waves else None
+        self.settings = {"extractor": described(extractor), "seconds": self.seconds}
+        its: Any = net.config
+        self.token_width = int(its.hidden_size)
+        self.width = self.token_width
+
+    @classmethod
+    def create(cls, config: EncoderConfig) -> AudioTower:
+        """Weights and extractor from `config.source`; random ones from `options["config"]`.
+
+        Raises:
+            CheckpointError: nothing usable there, or an option that contradicts it.
+        """
+        import transformers
+
+        options = dict(config.options)
+        fields, given = options.pop("config", {}), options.pop("extractor", {})
+        extractor_class = getattr(transformers, cls.tower.extractor)
+        if config.source is None:
+            its = getattr(transformers, cls.tower.config)(**fields)
+            wanted = {**cls.tower.extractor_for(its), **given}
+            return cls(cls.tower.make(its), extractor_class(**wanted), **options)
+        source, local = locate(config.source)
+        try:
+            extractor = extractor_class.from_pretrained(source, local_files_only=local)
+            net = cls.tower.load(source, local)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"no {cls.tower.config} at {source!r}: {error}") from error
+        for name, value in given.items():
+            found = getattr(extractor, name, None)
+            if found != value:
+                raise CheckpointError(
+                    f"extractor.{name} is {value!r} in the options, {found!r} in {config.source!r}"
+                )
+        for name, value in fields.items():
+            found = getattr(net.config, name, None)
+            if found != value:
+                raise CheckpointError(
+                    f"config.{name} is {value!r} in the options, {found!r} in {config.source!r}"
+                )
+        return cls(net, extractor, **options)
+
+    @classmethod
+    def restore(cls, config: EncoderConfig, assets: Path) -> AudioTower:
+        import transformers
+
+        fields = json.loads((assets / CONFIG).read_text(encoding="utf-8"))
+        extractor = json.loads((assets / EXTRACTOR).read_text(encoding="utf-8"))
+        net = cls.tower.make(getattr(transformers, cls.tower.config)(**fields))
+        kept = {k: v for k, v in config.options.items() if k not in ("config", "extractor")}
+        return cls(net, getattr(transformers, cls.tower.extractor)(**extractor), **kept)
+
+    def save_assets(self, folder: Path) -> None:
+        fields = json.loads(self.net.config.to_json_string(use_diff=True))  # type: ignore[union-attr,operator]
+        (folder / CONFIG).write_text(json.dumps(fields, indent=1), encoding="utf-8")
+        written = json.dumps(described(self.extractor), indent=1)
+        (folder / EXTRACTOR).write_text(written, encoding="utf-8")
+
+    def trainable_blocks(self) -> list[nn.Module]:
+        return list(self.tower.blocks(self.net))
+
+    def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
+        if not isinstance(value, bytes):
+            raise BadInput("audio", f"must be bytes, is {type(value).__name__}")
+        wave_N = decode_audio(value, self.rate, self.seconds, limits)
+        return wave_N, Cost(seconds=len(wave_N) / self.rate)
+
+    def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
+        longest = max(self.shortest, *(len(wave_N) for wave_N in inputs))
+        wave_BN, lengths_B = padded(inputs, longest)
+        if self.tower.frames is not None:
+            return wave_BN, lengths_B
+        waves = [
+            wave_N[: max(self.shortest, length)].numpy().astype(np.float32) / 32768.0
+            for wave_N, length in zip(wave_BN, lengths_B.tolist(), strict=True)
+        ]
+        with torch.autocast("cpu", enabled=False):  # it is numpy's turn afterwards, without bf16
+            extracted = self.extractor(waves, sampling_rate=self.rate, return_tensors="pt")
+        first = extracted["input_values" if "input_values" in extracted else "input_features"]
+        return first.float(), lengths_B
+
+    def size(self, value: Array) -> int:
+        return 1  # every sound is padded to the same length
+
+    @property
+    def budget(self) -> int:
+        return 4
+
+    def vary(self, value: Array, rng: np.random.Generator) -> Array:
+        return value if self.waves is None else self.waves(value, rng)
+
+    def forward(self, *batch: Tensor) -> Features:
+        frames, lengths_B = batch
+        if self.tower.frames is not None:
+            with torch.autocast(frames.device.type, enabled=False), torch.no_grad():
+                wave_BN = frames.float() / 32768.0
+                heard_B = lengths_B.clamp(min=self.shortest)
+                frames = self.tower.frames(wave_BN, heard_B, self.extractor)
+        tokens_BTF, mask_BT = self.tower.run(self.net, frames, lengths_B, self.extractor)
+        pooled_BF = joined(masked_mean(tokens_BTF, mask_BT))
+        return Features(pooled_BF=pooled_BF, tokens_BTF=tokens_BTF, mask_BT=mask_BT)
+
+
+def described(extractor: Any) -> dict[str, Any]:
+    """An extractor's settings as JSON values, without the tables that follow from them."""
+    raw = {k: v for k, v in extractor.to_dict().items() if k not in DERIVED}
+    raw.pop("feature_extractor_type", None)
+    return {k: v for k, v in raw.items() if isinstance(v, (str, int, float, bool, type(None)))}
+
+
+def _tokens(lengths_B: Tensor, samples: float, places: int) -> Tensor:
+    """Which of `places` tokens, of `samples` each, begin within the sound; bool[B, places]."""
+    real_B = torch.ceil(lengths_B / samples).clamp(min=1, max=places)
+    return torch.arange(places, device=lengths_B.device) < real_B[:, None].to(lengths_B.device)
+
+
+def _run_ast(
+    net: nn.Module, frames_BTM: Tensor, lengths_B: Tensor, extractor: Any
+) -> tuple[Tensor, Tensor]:
+    """AST's patches, frequency by frequency; its two class tokens are left out."""
+    its: Any = net.config
+    states_BTF = net(input_values=frames_BTM).last_hidden_state[:, 2:]
+    down = (its.num_mel_bins - its.patch_size) // its.frequency_stride + 1
+    along = (its.max_length - its.patch_size) // its.time_stride + 1
+    hop = 0.01 * extractor.sampling_rate  # Kaldi's frame shift of 10 ms
+    return states_BTF, _tokens(lengths_B, hop * its.time_stride, along).repeat(1, down)
+
+
+def _run_whisper(
+    net: nn.Module, frames: Tensor, lengths_B: Tensor, extractor: Any
+) -> tuple[Tensor, Tensor]:
+    """Whisper's encoder: two frames a token, by the stride of its second convolution."""
+    states_BTF = net(frames).last_hidden_state
+    return states_BTF, _tokens(lengths_B, 2 * extractor.hop_length, states_BTF.shape[1])
+
+
+def _run_clap(
+    net: nn.Module, frames: Tensor, lengths_B: Tensor, extractor: Any
+) -> tuple[Tensor, Tensor]:
+    """CLAP's last map. Short sounds were repeated to full length, so every place is real."""
+    longer_B1 = torch.zeros(len(frames), 1, dtype=torch.bool, device=frames.device)
+    states_BFHW = net(input_features=frames, is_longer=longer_B1).last_hidden_state
+    states_BTF = states_BFHW.flatten(2).transpose(1, 2)
+    return states_BTF, torch.ones(states_BTF.shape[:2], dtype=torch.bool, device=frames.device)
+
+
+def _make_ast(config: Any) -> nn.Module:
+    from transformers import ASTModel
+
+    return ASTModel(config)
+
+
+def _load_ast(source: str, local: bool) -> nn.Module:
+    from transformers import ASTModel
+
+    return ASTModel.from_pretrained(source, local_files_only=local)
+
+
+def _make_whisper(config: Any) -> nn.Module:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    return WhisperEncoder(config)
+
+
+def _load_whisper(source: str, local: bool) -> nn.Module:
+    from transformers import WhisperModel
+
+    return WhisperModel.from_pretrained(source, local_files_only=local).encoder
+
+
+def _make_clap(config: Any) -> nn.Module:
+    from transformers import ClapAudioModel
+
+    return ClapAudioModel(config)
+
+
+def _load_clap(source: str, local: bool) -> nn.Module:
+    from transformers import AutoConfig, ClapAudioModel, ClapModel
+
+    if AutoConfig.from_pretrained(source, local_files_only=local).model_type == "clap":
+        return ClapModel.from_pretrained(source, local_files_only=local).audio_model
+    return ClapAudioModel.from_pretrained(source, local_files_only=local)
+
+
+class Ast(AudioTower):
+    """The Audio Spectrogram Transformer (Gong et al. 2021, arXiv 2104.01778)."""
+
+    tower = Tower(
+        config="ASTConfig",
+        extractor="ASTFeatureExtractor",
+        make=_make_ast,
+        load=_load_ast,
+        extractor_for=lambda its: {"num_mel_bins": its.num_mel_bins, "max_length": its.max_length},
+        run=_run_ast,
+        blocks=lambda net: net.layers,  # type: ignore[arg-type,return-value]
+        longest_s=lambda extractor: 0.01 * extractor.max_length,
+        frames=ast_frames,
+    )
+
+
+class Whisper(AudioTower):
+    """The encoder of Whisper (Radford et al. 2022, arXiv 2212.04356)."""
+
+    tower = Tower(
+        config="WhisperConfig",
+        extractor="WhisperFeatureExtractor",
+        make=_make_whisper,
+        load=_load_whisper,
+        extractor_for=lambda its: {
+            "feature_size": its.num_mel_bins,
+            "chunk_length": its.max_source_positions // 50,  # 50 tokens a second
+        },
+        run=_run_whisper,
+        blocks=lambda net: net.layers,  # type: ignore[arg-type,return-value]
+        longest_s=lambda extractor: float(extractor.chunk_length),
+        frames=whisper_frames,
+    )
+
+
+class ClapAudio(AudioTower):
+    """The audio tower of CLAP (Wu et al. 2022, arXiv 2211.06687), an HTS-AT."""
+
+    tower = Tower(
+        config="ClapAudioConfig",
+        extractor="ClapFeatureExtractor",
+        make=_make_clap,
+        load=_load_clap,
+        extractor_for=lambda its: {
+            "feature_size": its.num_mel_bins,
+            "truncation": "fusion" if its.enable_fusion else "rand_trunc",
+        },
+        run=_run_clap,
+        blocks=lambda net: net.audio_encoder.layers,  # type: ignore[union-attr,arg-type,return-value]
+        longest_s=lambda extractor: float(extractor.max_length_s),
+    )
+
+    def __init__(
+        self, net: nn.Module, extractor: Any, seconds: float | None = None, **waves: Any
+    ) -> None:  # fmt: skip
+        super().__init__(net, extractor, seconds, **waves)
+        its: Any = net.config
+        self.token_width = int(its.patch_embeds_hidden_size * 2 ** (len(its.depths) - 1))
+        self.width = self.token_width

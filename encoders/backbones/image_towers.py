@@ -1,0 +1,292 @@
+"""Picture encoders from `transformers`: ResNet, ViT, and the vision towers of CLIP and SigLIP.
+
+Pictures are decoded as everywhere in braid (whole, on white) and normalised on the device with the
+mean and deviation that the checkpoint was trained with.
+
+Shapes: B pictures, C channels, H and W sides, T patches or cells of the feature map, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..config import EncoderConfig
+from ..errors import CheckpointError
+from .base import Features, joined
+from .hf import agreed, locate, make, new_config, quiet, read, read_config, write_config
+from .image import ImageEncoder
+
+PREPROCESSING = "preprocessing.json"
+HALF = (0.5, 0.5, 0.5)
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+Triple = Sequence[float]
+
+
+class VisionModel(ImageEncoder):
+    """A model of transformers that takes pictures.
+
+    Options:
+        side: pixels; must be what the checkpoint says. With random weights: the config's
+            `image_size`, or 224.
+        mean, std: three numbers each, of pixels between 0 and 1; must be what the checkpoint says.
+        config: with random weights (`source` is None), fields of the transformers config.
+
+    `source` is a hub name or a local folder with `preprocessor_config.json`.
+    """
+
+    model: ClassVar[str]
+    """Its class in transformers; `config_class` is the class of its config."""
+    config_class: ClassVar[str]
+    usual: ClassVar[tuple[Triple, Triple]]
+    """Mean and deviation where the weights are random."""
+
+    def __init__(self, net: nn.Module, side: int, mean: Triple, std: Triple) -> None:
+        super().__init__(side)
+        self.net = net
+        self.settings = {**self.settings, "mean": list(mean), "std": list(std)}
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255.0 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        image_size = getattr(self.config, "image_size", None)
+        agreed("side", side, _square(image_size), "the model's config (image_size)")
+
+    @property
+    def config(self) -> Any:
+        """The transformers config."""
+        return self.net.config
+
+    @classmethod
+    def create(cls, config: EncoderConfig) -> Self:
+        """Weights and preprocessing from `config.source`, or random weights if that is None.
+
+        Raises:
+            CheckpointError: nothing there, a weight or the preprocessing is missing, or an option
+                contradicts it.
+        """
+        return cls._create(config.source, **config.options)
+
+    @classmethod
+    def _create(
+        cls, source: str | None, *, config: Mapping[str, Any] | None = None,
+        side: int | None = None, mean: Triple | None = None, std: Triple | None = None,
+        **own: Any,
+    ) -> Self:  # fmt: skip
+        model, more = cls.architecture(**own)
+        if source is None:
+            net = make(model, new_config(cls.config_class, config or {}), **more)
+            size = _square(getattr(net.config, "image_size", None))
+            usual_mean, usual_std = cls.usual
+            return cls(net, side or size or 224, mean or usual_mean, std or usual_std, **own)
+        if config is not None:
+            raise CheckpointError(
+                f"options config: {source!r} brings its own; it is for random weights"
+            )
+        options = {"side": side, "mean": mean, "std": std}
+        found = preprocessing(source, options)
+        return cls(read(model, source, **more), **found, **own)
+
+    @classmethod
+    def restore(cls, config: EncoderConfig, assets: Path) -> Self:
+        own = {
+            k: v for k, v in config.options.items() if k not in ("config", "side", "mean", "std")
+        }
+        model, more = cls.architecture(**own)
+        net = make(model, read_config(assets, cls.config_class), **more)
+        found = json.loads((assets / PREPROCESSING).read_text(encoding="utf-8"))
+        return cls(net, **found, **own)
+
+    def save_assets(self, folder: Path) -> None:
+        write_config(self.net, folder)
+        found = {name: self.settings[name] for name in ("side", "mean", "std")}
+        (folder / PREPROCESSING).write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+    @classmethod
+    def architecture(cls, **own: Any) -> tuple[str, dict[str, Any]]:
+        """The class in transformers and its further arguments, by the encoder's own options."""
+        return cls.model, {}
+
+    def forward(self, *batch: Tensor) -> Features:
+        (pixels_BCHW,) = batch
+        pooled_BF, tokens_BTF = self.see((pixels_BCHW.float() - self.mean) / self.std)
+        return Features(pooled_BF=joined(pooled_BF), tokens_BTF=tokens_BTF)
+
+    def see(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """`pooled_BF` and `tokens_BTF` of normalised pictures."""
+        raise NotImplementedError
+
+
+class ResNet(VisionModel):
+    """He et al. 2015, arXiv 1512.03385. The last feature map's mean; its cells are the tokens."""
+
+    model, config_class, usual = "ResNetModel", "ResNetConfig", IMAGENET
+
+    def __init__(self, net: nn.Module, side: int, mean: Triple, std: Triple) -> None:
+        super().__init__(net, side, mean, std)
+        self.width = self.token_width = int(self.config.hidden_sizes[-1])
+
+    def trainable_blocks(self) -> list[nn.Module]:
+        """The residual blocks of all stages."""
+        net: Any = self.net
+        return [block for stage in net.encoder.stages for block in stage.layers]
+
+    def see(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.net(pixels_BCHW)
+        return out.pooler_output.flatten(1), out.last_hidden_state.flatten(2).transpose(1, 2)
+
+
+class Vit(VisionModel):
+    """Dosovitskiy et al. 2020, arXiv 2010.11929.
+
+    Options, besides those of `VisionModel`:
+        pooler: the model's own pooler; False takes the class token's last state, for a checkpoint
+            that has no pooler (one of a classifier).
+    """
+
+    model, config_class, usual = "ViTModel", "ViTConfig", (HALF, HALF)
+
+    def __init__(
+        self, net: nn.Module, side: int, mean: Triple, std: Triple, *, pooler: bool = True
+    ) -> None:
+        super().__init__(net, side, mean, std)
+        self.pooler = pooler
+        self.width = int(self.config.pooler_output_size if pooler else self.config.hidden_size)
+        self.token_width = int(self.config.hidden_size)
+
+    @classmethod
+    def architecture(cls, *, pooler: bool = True, **own: Any) -> tuple[str, dict[str, Any]]:
+        return cls.model, {"add_pooling_layer": pooler}
+
+    def trainable_blocks(self) -> list[nn.Module]:
+        net: Any = self.net
+        return list(net.layers)
+
+    def see(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.net(pixels_BCHW)
+        states_BTF = out.last_hidden_state
+        return out.pooler_output if self.pooler else states_BTF[:, 0], states_BTF[:, 1:]
+
+
+class ClipImage(VisionModel):
+    """Radford et al. 2021, arXiv 2103.00020: the vision tower.
+
+    Options, besides those of `VisionModel`:
+        projected: into the space that CLIP's two towers share; False takes the pooler's output.
+    """
+
+    model, config_class, usual = "CLIPVisionModelWithProjection", "CLIPVisionConfig", OPENAI
+
+    def __init__(
+        self, net: nn.Module, side: int, mean: Triple, std: Triple, *, projected: bool = True
+    ) -> None:
+        super().__init__(net, side, mean, std)
+        self.projected = projected
+        self.width = int(self.config.projection_dim if projected else self.config.hidden_size)
+        self.token_width = int(self.config.hidden_size)
+
+    @classmethod
+    def architecture(cls, *, projected: bool = True, **own: Any) -> tuple[str, dict[str, Any]]:
+        return cls.model if projected else "CLIPVisionModel", {}
+
+    def trainable_blocks(self) -> list[nn.Module]:
+        net: Any = self.net
+        return list((net.vision_model if self.projected else net).encoder.layers)
+
+    def see(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.net(pixels_BCHW)
+        return out.image_embeds if self.projected else out.pooler_output, (
+            out.last_hidden_state[:, 1:]
+        )
+
+
+class SiglipImage(VisionModel):
+    """Zhai et al. 2023, arXiv 2303.15343: the vision tower. Its pooling head is the projection."""
+
+    model, config_class, usual = "SiglipVisionModel", "SiglipVisionConfig", (HALF, HALF)
+
+    def __init__(self, net: nn.Module, side: int, mean: Triple, std: Triple) -> None:
+        super().__init__(net, side, mean, std)
+        if not getattr(self.config, "vision_use_head", True):
+            raise CheckpointError("this SigLIP vision tower has no pooling head")
+        self.width = self.token_width = int(self.config.hidden_size)
+
+    def trainable_blocks(self) -> list[nn.Module]:
+        net: Any = self.net
+        return list(net.encoder.layers)
+
+    def see(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.net(pixels_BCHW)
+        return out.pooler_output, out.last_hidden_state
+
+
+def preprocessing(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`side`, `mean` and `std` of the checkpoint at `source`; no option may contradict them.
+
+    Raises:
+        CheckpointError: a contradiction, or neither says one of them.
+    """
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    place, local = locate(source)
+    with quiet():
+        try:
+            raw, _ = ImageProcessingMixin.get_image_processor_dict(place, local_files_only=local)
+            why = ""
+        except OSError as error:
+            raw, why = {}, f" ({error})"
+    its = _checkpoints_own(raw, source)
+    where = f"{source!r} (preprocessor_config.json)"
+    found = {
+        name: agreed(name, value if name == "side" else _three(value), its.get(name), where)
+        for name, value in options.items()
+    }
+    missing = [name for name, value in found.items() if value is None]
+    if missing:
+        raise CheckpointError(
+            f"{where} does not say {', '.join(missing)}: give them as options{why}"
+        )
+    return found
+
+
+def _checkpoints_own(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What a `preprocessor_config.json` says, in braid's words: pixels are between 0 and 1."""
+    found: dict[str, Any] = {}
+    size = raw.get("crop_size") if raw.get("do_center_crop") else raw.get("size")
+    if size is not None:
+        found["side"] = _square(size)
+        if found["side"] is None:
+            raise CheckpointError(f"side: {source!r} takes pictures of {size}, which is no square")
+    # theirs is (pixel * factor - mean) / std; an old file says nothing of the factor, which is then
+    # 1/255 as everywhere else
+    factor = 255.0 * float(raw.get("rescale_factor") or 1 / 255)
+    scale = factor if raw.get("do_rescale", True) else 255.0
+    plain = {"mean": raw.get("image_mean"), "std": raw.get("image_std")}
+    if raw.get("do_normalize", True) is False:
+        plain = {"mean": 0.0, "std": 1.0}
+    for name, values in plain.items():
+        three = _three(values)
+        if three is not None:
+            found[name] = [round(value / scale, 8) for value in three]
+    return found
+
+
+def _three(value: Any) -> list[float] | None:
+    """A mean or deviation: one number for each colour, or one for all."""
+    if value is None:
+        return None
+    return [float(part) for part in (value if isinstance(value, Sequence) else [value] * 3)]
+
+
+def _square(size: Any) -> int | None:
+    """The side that one of transformers' ways to write a size means, if it is a square."""
+    if isinstance(size, Mapping):
+        size = [size[k] for k in ("height", "width", "shortest_edge") if size.get(k) is not None]
+    sides = {int(side) for side in size} if isinstance(size, Sequence) else {size}
+    return sides.pop() if len(sides) == 1 else None

@@ -1,0 +1,99 @@
+"""Which encoders there are: dicts of classes, looked up by the `kind` of an `EncoderConfig`.
+
+Installed packages may add kinds, see `GROUP`; they cannot replace one.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+
+from ..config import EncoderConfig
+from .audio import LogMelCnn, LogMelRnn
+from .audio_towers import Ast, ClapAudio, Whisper
+from .base import Encoder
+from .efficientnet import EfficientNetLite0, EfficientNetLite1, EfficientNetLite2
+from .image import SmallCnn
+from .image_towers import ClipImage, ResNet, SiglipImage, Vit
+from .speech_embedding import SpeechEmbedding
+from .text import HashedWords, TransformerText
+from .text_towers import ClipText, SiglipText
+from .word_vectors import StaticWords
+
+ENCODERS: dict[str, dict[str, type[Encoder]]] = {
+    "text": {
+        "hashed": HashedWords,
+        "transformer": TransformerText,
+        "clip-text": ClipText,
+        "siglip-text": SiglipText,
+        "words": StaticWords,
+    },
+    "image": {
+        "small-cnn": SmallCnn,
+        "efficientnet-lite0": EfficientNetLite0,
+        "efficientnet-lite1": EfficientNetLite1,
+        "efficientnet-lite2": EfficientNetLite2,
+        "resnet": ResNet,
+        "vit": Vit,
+        "clip-image": ClipImage,
+        "siglip-image": SiglipImage,
+    },
+    "audio": {
+        "logmel-cnn": LogMelCnn,
+        "logmel-rnn": LogMelRnn,
+        "speech-embedding": SpeechEmbedding,
+        "ast": Ast,
+        "whisper": Whisper,
+        "clap-audio": ClapAudio,
+    },
+}
+
+
+GROUP = "braid.encoders"
+"""The entry points by which another package adds a kind: "MODALITY.KIND" = "module:Class"."""
+
+
+def encoder_class(modality: str, config: EncoderConfig) -> type[Encoder]:
+    """The class that `config.kind` names, here or in an installed package.
+
+    Raises:
+        ValueError: no such modality or kind, two packages that both have it, or one whose class
+            does not load.
+    """
+    if modality not in ENCODERS:
+        raise ValueError(f"no modality {modality!r}; there are {', '.join(ENCODERS)}")
+    added: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        its_modality, _, kind = point.name.partition(".")
+        if its_modality == modality:
+            added.setdefault(kind, []).append(point)
+    own, others = ENCODERS[modality].get(config.kind), added.get(config.kind, [])
+    if own is not None and not others:
+        return own
+    claims = ["braid itself"] * (own is not None) + [_package(point) for point in others]
+    if len(claims) > 1:
+        raise ValueError(
+            f"{modality} encoder {config.kind!r} comes from {' and from '.join(claims)}: "
+            f"one of them must go, or be called otherwise in its entry points ({GROUP})"
+        )
+    if not others:
+        kinds = dict.fromkeys([*ENCODERS[modality], *added])
+        raise ValueError(f"no {modality} encoder {config.kind!r}; there are {', '.join(kinds)}")
+    return _load(others[0], modality)
+
+
+def _load(point: EntryPoint, modality: str) -> type[Encoder]:
+    what = f"encoder {point.name!r} of {_package(point)} ({point.value})"
+    try:
+        found = point.load()
+    except Exception as error:
+        raise ValueError(f"{what} does not load: {type(error).__name__}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Encoder)):
+        raise ValueError(f"{what} is no subclass of braid.encoders.plugin.Encoder")
+    if getattr(found, "modality", None) != modality:
+        its = getattr(found, "modality", None)
+        raise ValueError(f"{what} is for the modality {its!r}, not for {modality!r}")
+    return found
+
+
+def _package(point: EntryPoint) -> str:
+    return f"the package {point.dist.name}" if point.dist is not None else "an unknown package"

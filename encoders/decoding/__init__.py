@@ -1,0 +1,1 @@
+"""Files to pixels and samples, within limits, also in processes of their own."""

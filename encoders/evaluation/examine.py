@@ -1,0 +1,103 @@
+"""The examination of a trained version before it is published: the judge's verdict, and whether it
+may live in the champion's space.
+
+    examine = examiner(registry / "braid-0001", gates=Gates(), compatibility=Compatibility())
+    train(samples, config, ..., examine=examine)
+
+Importing this module is cheap: torch is imported when a version is examined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..manifest import digest, verify
+from ..types import Examination as Examination
+from ..types import Examine as Examine
+from ..types import Sample
+from .gates import Compatibility as Compatibility
+from .gates import Gates as Gates
+
+if TYPE_CHECKING:
+    from ..model.torch_model import TorchModel
+    from .compatibility import Choice
+
+
+def examiner(
+    champion: Path, *, gates: Gates | None = None, compatibility: Compatibility | None = None,
+    device: str | None = None, seed: int = 0,
+) -> Examine:  # fmt: skip
+    """What `train(examine=...)` takes: judge the version against `champion` on the judge split of
+    the samples, and choose its space.
+
+    A challenger that fails, or that could not take the champion's place at all (another dimension,
+    a task missing, values that are not finite), gets a verdict that says so: it is kept, not
+    served, and its space is its own.
+
+    Args:
+        champion: its version folder. It is verified now, before anybody trains for hours.
+        gates, compatibility: the limits; None for the defaults.
+        device: as for `braid.encoders.load`.
+        seed: of the bootstrap, the galleries and the MLP adapter.
+
+    Raises:
+        CheckpointError: the champion is damaged. The callable raises it too, where the challenger's
+            folder is, or where the champion gives values that are not finite.
+    """
+    verify(champion)
+    gates, limits = gates or Gates(), compatibility or Compatibility()
+
+    def examine(folder: Path, samples: Sequence[Sample]) -> Examination:
+        from ..config import from_dict
+        from ..model.checkpoint import load_folder
+        from . import judge as court
+
+        old = load_folder(champion, device=device)
+        new = load_folder(folder, device=device)
+        kept: list[Sample] = []
+        pair = None
+        try:
+            if not from_dict(new.manifest.config).judge:
+                reason = "not enough evidence: it was trained on the judge split too (judge=False)"
+                verdict = court.verdict(court.TOO_LITTLE, reason, gates, champion=old.name)
+            else:
+                verdict, kept, pair = court.judge(old, new, samples, gates, seed=seed)
+        except court.Unfit as error:
+            verdict = court.verdict(court.REFUSED, str(error), gates, champion=old.name)
+        choice = _choice(old, new, verdict, kept, pair, samples, gates, limits, seed)
+        carried = new.manifest.compatibility.get("adapter")
+        story = dict(choice.report)
+        files: dict[str, bytes] = {}
+        if choice.adapter is not None:
+            files[story["adapter"]["file"]] = choice.adapter.to_bytes()
+        elif carried:  # its vectors go through the adapter of the version whose space it kept
+            story["adapter"] = carried
+        return Examination(
+            verdict=verdict, compatibility=story, space=choice.space, files=files
+        )  # fmt: skip
+
+    return examine
+
+
+def _choice(
+    old: TorchModel, new: TorchModel, verdict: Mapping[str, Any], kept: Sequence[Sample],
+    pair: Any, samples: Sequence[Sample], gates: Gates, limits: Compatibility, seed: int,
+) -> Choice:  # fmt: skip
+    from . import compatibility as across
+
+    if _vectors(old) == _vectors(new):
+        return across.unchanged(old, new, limits)
+    if not verdict["passed"] or pair is None:
+        return across.unexamined(old, new, f"not measured, the verdict is: {verdict['reason']}")
+    return across.choose(
+        old, new, kept, pair, samples, limits, least=gates.least, resamples=gates.resamples,
+        seed=seed,
+    )  # fmt: skip
+
+
+def _vectors(model: TorchModel) -> str:
+    """A hash of all that makes vectors: weights, preprocessing, an adapter that is applied."""
+    adapter = "" if model.adapter is None else model.adapter.to_bytes().hex()
+    return digest([model.net.space(), adapter])

@@ -1,0 +1,97 @@
+"""What a challenger must reach, and what makes it stay in its parent's space. Numbers only: no
+torch, so that a configuration may hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ADAPTERS = ("procrustes", "affine", "mlp")
+"""The kinds of adapter, simplest first; see `braid.encoders.model.adapter`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gates:
+    """The limits of `braid.encoders.evaluation.judge`.
+
+    A metric that is measured record by record fails where the 95 % interval of its paired
+    difference lies wholly on the wrong side of its limit: chance alone does not refuse a version.
+
+    Attributes:
+        accuracy: how far accuracy (F1 of several labels) may fall, 0.01 being one point.
+        error: how far the mean absolute error of a number may rise, in spreads of its task.
+        recall: how far recall@k may fall.
+        calibration: how far the expected calibration error may rise.
+        rank: least effective rank of the vectors, as a share of the champion's: below, the space
+            collapses.
+        latency: most time to embed a record, as a multiple of the champion's.
+        least: judge records that a metric needs; with fewer of them in all there is not enough
+            evidence, and the verdict is not passed.
+        most: more judge records than this are not looked at; those with the lowest ids' hashes are.
+        resamples: of the bootstrap.
+        rounds: of the latency, alternating; `batch` records each.
+    """
+
+    accuracy: float = 0.01
+    error: float = 0.02
+    recall: float = 0.02
+    calibration: float = 0.02
+    rank: float = 0.8
+    latency: float = 1.5
+    least: int = 30
+    most: int = 5000
+    resamples: int = 2000
+    rounds: int = 9
+    batch: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("accuracy", "error", "recall", "calibration", "rank", "latency"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"gates.{name} must be at least 0, is {getattr(self, name)}")
+        for name, low in (("least", 2), ("most", 2), ("resamples", 100), ("rounds", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"gates.{name} must be at least {low}, is {getattr(self, name)}")
+        if self.batch < 1:
+            raise ValueError(f"gates.batch must be at least 1, is {self.batch}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compatibility:
+    """When a challenger may stay in the champion's space; see
+    `braid.encoders.evaluation.compatibility`.
+
+    Attributes:
+        ratio: least cross-version recall R.
+        even: how far the share of old vectors in the top k of a gallery that is half old may be
+            from a half.
+        cost: most recall that staying may cost against a space of its own, or as it is where that
+            finds more: R only says that nothing is worse than before, and a much better model would
+            be held back by old vectors, or by an adapter.
+        k: of the recall.
+        adapters: the kinds that are tried, in this order; none opens a new space at once.
+        stored: whether an adapter that maps stored vectors into the new space may be chosen, where
+            none that maps the new model's vectors into the old space passes. It is measured anyway.
+        pairs: most training records that an adapter is fitted on.
+        rank: of the low-rank adapter's correction.
+        hidden, steps: width and steps of the MLP.
+    """
+
+    ratio: float = 0.99
+    even: float = 0.05
+    cost: float = 0.01
+    k: int = 10
+    adapters: tuple[str, ...] = ADAPTERS
+    stored: bool = False
+    pairs: int = 4096
+    rank: int = 32
+    hidden: int = 256
+    steps: int = 300
+
+    def __post_init__(self) -> None:
+        for kind in self.adapters:
+            if kind not in ADAPTERS:
+                raise ValueError(f"adapters must be of {', '.join(ADAPTERS)}, one is {kind!r}")
+        for name in ("k", "pairs", "rank", "hidden", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"compatibility.{name} must be at least 1, is {getattr(self, name)}"
+                )

@@ -1,0 +1,344 @@
+"""The judge: champion and challenger on the same records, metric by metric, with gates.
+
+The records are those of the judge split, which neither training nor calibration touches
+(`braid.encoders.training.splits`). Differences are paired, record by record, under one bootstrap.
+
+Shapes: N records, n of them with what a metric needs, D the shared space, C classes, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from ..manifest import Manifest
+from ..model.torch_model import TorchModel
+from ..tasks import Task
+from ..training.embeddings import ALL, Answers, Said, answers, group_of
+from ..training.metrics import RECALL_AT, bins_of, effective_rank, ranks
+from ..training.splits import split
+from ..types import Label, Sample
+from .bootstrap import Bootstrap, interval_of
+from .gates import Gates
+
+Clock = Callable[[], float]
+
+PASSED, FAILED, REFUSED = "passed", "failed", "refused"
+TOO_LITTLE = "not enough evidence"
+
+
+class Unfit(CheckpointError):
+    """A challenger that could not take the champion's place, however good it is."""
+
+
+def judged(samples: Sequence[Sample], most: int | None = None) -> list[Sample]:
+    """The judge split of `samples`, of a repeated id the last; at most `most`, chosen by hash."""
+    latest = {sample.id: sample for sample in samples if split(sample.id) == "judge"}
+    ids = sorted(latest, key=lambda id_: sha256(id_.encode()).hexdigest())[:most]
+    return [latest[id_] for id_ in sorted(ids)]
+
+
+def refuse_unfit(champion: Manifest, challenger: Manifest) -> None:
+    """Nothing to measure where the challenger could not take the champion's place.
+
+    Raises:
+        Unfit: another dimension; a modality or a task that the champion serves is
+            missing, or is of another kind.
+    """
+    name = challenger.name
+    if challenger.dim != champion.dim:
+        raise Unfit(
+            f"{name} makes vectors of {challenger.dim} dimensions, {champion.name} of "
+            f"{champion.dim}: it cannot take its place"
+        )
+    missing = [m for m in champion.modalities if m not in challenger.modalities]
+    if missing:
+        raise Unfit(f"{name} knows no {', '.join(missing)}, which {champion.name} serves")
+    for task, its in champion.tasks.items():
+        if task not in challenger.tasks:
+            has = ", ".join(sorted(challenger.tasks)) or "none"
+            raise Unfit(
+                f"{name} lacks the task {task!r} that {champion.name} serves; it has: {has}"
+            )
+        kinds = Task.from_dict(its).kind, Task.from_dict(challenger.tasks[task]).kind
+        if kinds[0] != kinds[1]:
+            raise Unfit(
+                f"{name} makes of the task {task!r} a {kinds[1]}, {champion.name} a {kinds[0]}"
+            )
+
+
+def verdict(
+    decision: str, reason: str, gates: Gates, *, champion: str, records: int = 0,
+    found: Sequence[Mapping[str, Any]] = (), unjudged: Mapping[str, int] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """A verdict as the manifest keeps it, plain JSON."""
+    return {
+        "passed": decision == PASSED, "decision": decision, "reason": reason,
+        "champion": champion, "records": records, "limits": asdict(gates),
+        "gates": [dict(gate) for gate in found], "unjudged": dict(unjudged or {}),
+    }  # fmt: skip
+
+
+def judge(
+    champion: TorchModel, challenger: TorchModel, samples: Sequence[Sample], gates: Gates, *,
+    seed: int = 0, clock: Clock = time.perf_counter,
+) -> tuple[dict[str, Any], list[Sample], tuple[Answers, Answers] | None]:  # fmt: skip
+    """Whether the challenger may take the champion's place.
+
+    Args:
+        samples: any; the judge split is taken of them.
+
+    Returns:
+        The verdict: `passed`, `decision` ("passed", "failed", "not enough evidence"), `reason`,
+            `records`, `limits`, and `gates`, one for each metric: {"metric", "champion",
+            "challenger", "difference", "interval", "limit", "passed", "records"}. Metrics with
+            fewer than `gates.least` records are not judged; `unjudged` says how many they had.
+        The records that were judged, and what the two made of them; None where nothing was.
+
+    Raises:
+        Unfit: the challenger cannot take the champion's place (`refuse_unfit`).
+        CheckpointError: the champion itself gives what is not finite.
+    """
+    refuse_unfit(champion.manifest, challenger.manifest)
+    kept, (old, new) = answers((champion, challenger), judged(samples, gates.most))
+    count, name = len(kept), champion.name
+
+    def say(decision: str, reason: str, **more: Any) -> dict[str, Any]:
+        return verdict(decision, reason, gates, champion=name, records=count, **more)
+
+    if count < gates.least:
+        reason = f"not enough evidence: {count} judge records, the gates want {gates.least}"
+        return say(TOO_LITTLE, reason), kept, None
+    if not bool(old.finite.all()):
+        raise CheckpointError(f"{name}, the champion, gives values that are not finite")
+    wrong = int((~new.finite).sum())
+    finite = _gate("values that are not finite", 0, wrong, wrong, 0, wrong == 0, count)
+    if wrong:
+        reason = f"{wrong} of {count} judge records give a value that is not finite (NaN or inf)"
+        return say(FAILED, reason, found=[finite]), kept, None
+    bench = _Bench(old, new, kept, gates, Bootstrap(count, resamples=gates.resamples, seed=seed))
+    bench.scores()
+    bench.recalls()
+    if not bench.found:
+        reason = "not enough evidence: no metric has as many judge records as the gates want"
+        return say(TOO_LITTLE, reason, unjudged=bench.unjudged), kept, (old, new)
+    bench.ranks()
+    bench.found.append(_latency(champion, challenger, kept, gates, clock))
+    found = [finite, *bench.found]
+    lost = [gate["metric"] for gate in found if not gate["passed"]]
+    reason = f"failed: {', '.join(lost)}" if lost else "every gate is passed"
+    shown = say(FAILED if lost else PASSED, reason, found=found, unjudged=bench.unjudged)
+    return shown, kept, (old, new)
+
+
+def _gate(
+    metric: str, champion: float, challenger: float, difference: float, limit: float,
+    passed: bool, records: int, interval: tuple[float, float] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One gate's verdict; numbers that JSON cannot hold become None."""
+
+    def plain(value: float) -> float | None:
+        return round(float(value), 6) if math.isfinite(value) else None
+
+    return {
+        "metric": metric, "champion": plain(champion), "challenger": plain(challenger),
+        "difference": plain(difference), "limit": plain(limit), "passed": bool(passed),
+        "interval": None if interval is None else [plain(value) for value in interval],
+        "records": records,
+    }  # fmt: skip
+
+
+@dataclass(kw_only=False)
+class _Bench:
+    """The metrics of two sets of answers, gathered as gates."""
+
+    old: Answers
+    new: Answers
+    samples: Sequence[Sample]
+    gates: Gates
+    bootstrap: Bootstrap
+    found: list[dict[str, Any]] = field(default_factory=list)
+    unjudged: dict[str, int] = field(default_factory=dict)
+
+    def better(
+        self, metric: str, old_N: Tensor, new_N: Tensor, known_N: Tensor, margin: float,
+        falls: bool = False,
+    ) -> None:  # fmt: skip
+        """A gate on a mean over records; `falls`: less is better."""
+        records = int(known_N.sum())
+        if records < self.gates.least:
+            self.unjudged[metric] = records
+            return
+        before, after = float(old_N[known_N].mean()), float(new_N[known_N].mean())
+        low, high = interval_of(self.bootstrap.mean(new_N - old_N, known_N))
+        passed = low <= margin if falls else high >= -margin
+        limit = margin if falls else -margin
+        self.found.append(
+            _gate(metric, before, after, after - before, limit, passed, records, (low, high))
+        )
+
+    def scores(self) -> None:
+        """Every task under every subset, and the decision's calibration."""
+        for name, task in self.old.tasks.items():
+            if name not in self.old.said:  # captions
+                continue
+            kind, metric = _METRICS[task.kind]
+            margin = self.gates.error if kind is _error else self.gates.accuracy
+            truth = [sample.labels.get(name) for sample in self.samples]
+            known_N = torch.tensor([_FITS[task.kind](label) for label in truth])
+            for subset in self.old.said[name]:
+                both_N = known_N & self.old.has(subset) & self.new.has(subset)
+                old_N, new_N = (
+                    kind(its.tasks[name], its.said[name][subset], truth, task.spread)
+                    for its in (self.old, self.new)
+                )
+                self.better(
+                    f"{metric} {name}: {subset}", old_N, new_N, both_N, margin, kind is _error
+                )
+            if task.kind == "classification":
+                self.calibration(name, truth, known_N)
+
+    def calibration(self, name: str, truth: Sequence[Label | None], known_N: Tensor) -> None:
+        """The gate on the calibration error of the decision on records as they come."""
+        metric, records = f"calibration error {name}", int(known_N.sum())
+        if records < self.gates.least:
+            self.unjudged[metric] = records
+            return
+        errors, drawn = [], []
+        for its in (self.old, self.new):
+            right_N = _right(its.tasks[name], its.said[name][ALL], truth, 1.0)
+            confidence_N = its.said[name][ALL].probs_NC.max(1).values
+            gap_N, bin_N = right_N - confidence_N, bins_of(confidence_N)
+            drawn.append(self.bootstrap.calibration_error(gap_N, bin_N, known_N))
+            sums_K = torch.zeros(int(bin_N.max()) + 1).index_add(
+                0, bin_N[known_N], gap_N[known_N].float()
+            )
+            errors.append(float(sums_K.abs().sum()) / records)
+        low, high = interval_of(drawn[1] - drawn[0])
+        limit = self.gates.calibration
+        self.found.append(
+            _gate(
+                metric, errors[0], errors[1], errors[1] - errors[0], limit, low <= limit,
+                records, (low, high),
+            )
+        )  # fmt: skip
+
+    def recalls(self) -> None:
+        """recall@k of every directed pair of modalities."""
+        group_N = group_of(self.samples)
+        for left, right in permutations(self.old.modalities, 2):
+            both_N = self.old.has(f"{left}+{right}") & self.new.has(f"{left}+{right}")
+            rank = []
+            for its in (self.old, self.new):
+                rank_N = torch.full((len(both_N),), 1 << 30)
+                rank_N[both_N] = ranks(its.by[left][both_N], its.by[right][both_N], group_N[both_N])
+                rank.append(rank_N)
+            for k in RECALL_AT:
+                old_N, new_N = ((rank_N < k).float() for rank_N in rank)
+                metric = f"recall@{k} {left}->{right}"
+                self.better(metric, old_N, new_N, both_N, self.gates.recall)
+
+    def ranks(self) -> None:
+        """The effective rank of the fused vectors and of each modality's."""
+        for name in (ALL, *self.old.modalities):
+            here_N = self.old.has(name)
+            records, metric = (
+                int(here_N.sum()),
+                f"effective rank {'fused' if name == ALL else name}",
+            )
+            if records < self.gates.least:
+                self.unjudged[metric] = records
+                continue
+            before, after = (
+                effective_rank((its.fused[ALL] if name == ALL else its.by[name])[here_N])
+                for its in (self.old, self.new)
+            )
+            least = self.gates.rank * before
+            self.found.append(
+                _gate(metric, before, after, after - before, least, after >= least, records)
+            )
+
+
+def _latency(
+    champion: TorchModel, challenger: TorchModel, samples: Sequence[Sample], gates: Gates,
+    clock: Clock,
+) -> dict[str, Any]:  # fmt: skip
+    """Milliseconds to embed a record, preparing included; the two take turns.
+
+    Whatever else the machine does meanwhile meets now one, now the other. So the gate looks at the
+    ratio within each round, and fails, as the others do, only where the whole 95 % interval of its
+    median (bootstrap over the rounds) is beyond the limit. A first round warms up.
+    """
+    batch = samples[: gates.batch]
+    spent: tuple[list[float], list[float]] = ([], [])
+    for round_ in range(gates.rounds + 1):
+        turns = list(zip((champion, challenger), spent, strict=True))
+        for model, its in turns if round_ % 2 else turns[::-1]:
+            begun = clock()
+            model.encode([model.prepare(sample) for sample in batch])
+            seconds = clock() - begun
+            if round_:
+                its.append(1000.0 * seconds / len(batch))
+    before, after = (float(np.median(its)) for its in spent)
+    ratio_K = np.array(spent[1]) / np.array(spent[0])
+    chosen_RK = np.random.default_rng(0).integers(len(ratio_K), size=(1000, len(ratio_K)))
+    low, high = np.quantile(np.median(ratio_K[chosen_RK], axis=1), (0.025, 0.975)).tolist()
+    return _gate(
+        "embed ms a record", before, after, after - before, gates.latency * before,
+        low <= gates.latency, len(batch), ((low - 1) * before, (high - 1) * before),
+    )  # fmt: skip
+
+
+def _right(task: Task, said: Said, truth: Sequence[Label | None], spread: float) -> Tensor:
+    """1 where the class decided on is the label; a class that the version does not know is wrong
+    for it, however it decides."""
+    return torch.tensor(
+        [
+            float(task.classes[int(d)] == label)
+            for d, label in zip(said.decided_N, truth, strict=True)
+        ]
+    )
+
+
+def _labels(task: Task, said: Said, truth: Sequence[Label | None], spread: float) -> Tensor:
+    """F1 of each record's labels; 1 where there are none and none is said."""
+    found = []
+    for decided_C, label in zip(said.decided_N, truth, strict=True):
+        chosen = {one for one, here in zip(task.classes, decided_C.tolist(), strict=True) if here}
+        wanted = set(label) if isinstance(label, (list, tuple)) else set()
+        total = len(chosen) + len(wanted)
+        found.append(2.0 * len(chosen & wanted) / total if total else 1.0)
+    return torch.tensor(found)
+
+
+def _error(task: Task, said: Said, truth: Sequence[Label | None], spread: float) -> Tensor:
+    """Absolute error, in spreads of the champion's task."""
+    value_N = task.mean + task.spread * said.decided_N
+    wanted_N = torch.tensor([float(v) if _is_number(v) else 0.0 for v in truth])  # type: ignore[arg-type]
+    return (value_N - wanted_N).abs() / spread
+
+
+def _is_number(label: object) -> bool:
+    return isinstance(label, (int, float)) and not isinstance(label, bool) and math.isfinite(label)
+
+
+_METRICS: dict[str, tuple[Callable[[Task, Said, Sequence[Label | None], float], Tensor], str]] = {
+    "classification": (_right, "accuracy"),
+    "multilabel": (_labels, "F1"),
+    "regression": (_error, "error"),
+}
+_FITS: dict[str, Callable[[object], bool]] = {
+    "classification": lambda label: isinstance(label, str),
+    "multilabel": lambda label: isinstance(label, (list, tuple)),
+    "regression": _is_number,
+}

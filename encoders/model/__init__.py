@@ -1,0 +1,1 @@
+"""The model of a version: encoders, projection, fusion, heads, decision; its folder."""

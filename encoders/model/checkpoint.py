@@ -1,0 +1,246 @@
+"""A model version is an immutable folder: `model.safetensors`, `manifest.json`, tokeniser files.
+
+It is written under a temporary name beside its place, synced, and renamed: a reader sees all of it
+or nothing. It holds all that loading needs; neither a hub nor the packages of pretrained weights.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..backbones.base import Encoder
+from ..backbones.registry import encoder_class
+from ..config import TrainConfig, from_dict
+from ..errors import CheckpointError
+from ..manifest import FILE_NAME, WEIGHTS, Manifest, digest, sha256_of
+from ..manifest import read_manifest as read_manifest
+from ..manifest import verify as verify
+from ..tasks import Task
+from ..types import FUSED, Examination
+from .adapter import load_adapter
+from .golden import golden_batch
+from .net import Net
+from .torch_model import TorchModel
+
+
+def make_net(config: TrainConfig, tasks: Mapping[str, Task]) -> Net:
+    """A new model: pretrained encoders from their sources, everything else at random."""
+    encoders: dict[str, Encoder] = {
+        name: encoder_class(name, its).create(its) for name, its in config.model.encoders.items()
+    }
+    return Net(config.model, encoders, tasks)
+
+
+def save(
+    net: Net, folder: Path, *, config: TrainConfig, name: str, version_number: int,
+    parent: str | None = None, window: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None, keeps: Path | None = None,
+    examine: Callable[[Path], Examination] | None = None,
+    reference: Callable[[TorchModel], Mapping[str, Any]] | None = None,
+) -> Manifest:  # fmt: skip
+    """Write `net` as the version folder `folder`, which must not exist yet.
+
+    Args:
+        keeps: a version whose encoders, projections and fusion these are, unchanged: its space is
+            kept, and its adapter with it.
+        examine: called with the finished folder before anybody sees it; what it found goes into
+            the manifest.
+        reference: gives the manifest's `reference`, from the model as it will be loaded: its
+            vectors go through its adapter, if it has one.
+
+    Raises:
+        CheckpointError: it exists already.
+        FloatingPointError: the net gives vectors that are not finite.
+    """
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists already; a version is never overwritten")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp"
+    draft.mkdir()
+    try:
+        manifest = _write(
+            net, draft, config, name, version_number, parent=parent, window=window,
+            metrics=metrics, keeps=keeps, reference=reference,
+        )  # fmt: skip
+        if examine is not None:
+            manifest = _examined(draft, manifest, examine(draft), next_device(net), reference)
+        for path in [*draft.rglob("*"), draft]:
+            _sync(path)
+        try:
+            draft.rename(folder)
+        except OSError as error:  # somebody else was faster
+            raise CheckpointError(f"cannot move the version to {folder}: {error}") from error
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return manifest
+
+
+def _write(
+    net: Net, draft: Path, config: TrainConfig, name: str, version_number: int, **story: Any
+) -> Manifest:
+    tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    save_file(tensors, draft / WEIGHTS)
+    (draft / WEIGHTS).chmod(0o644)  # safetensors keeps it to its owner; another user may serve it
+    for modality in net.modalities:
+        assets = draft / modality
+        assets.mkdir()
+        net.encoder(modality).save_assets(assets)
+        if not any(assets.iterdir()):
+            assets.rmdir()
+    kept, adapter = None, None
+    if story["keeps"] is not None:
+        kept = read_manifest(story["keeps"])
+        adapter = load_adapter(story["keeps"], kept, applied=True)
+        if adapter is not None:
+            (draft / kept.compatibility["adapter"]["file"]).write_bytes(adapter.to_bytes())
+    raw = config.to_dict()
+    manifest = Manifest(
+        name=name,
+        version=version_number,
+        space=net.space() if kept is None else kept.space,
+        dim=net.config.dim,
+        modalities=list(net.modalities),
+        preprocessing=net.preprocessing(),
+        tasks={name: task.to_dict() for name, task in net.tasks.items()},
+        config=raw,
+        config_sha256=digest(raw),
+        parent=story["parent"],
+        window=story["window"],
+        metrics=story["metrics"] or {},
+        calibration=_calibration(net),
+        files={
+            path.relative_to(draft).as_posix(): sha256_of(path)
+            for path in sorted(draft.rglob("*"))
+            if path.is_file()
+        },
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        code=_code(),
+        compatibility=(
+            {} if kept is None or adapter is None else {"adapter": kept.compatibility["adapter"]}
+        ),
+    )
+    training = net.training
+    model = TorchModel(net, manifest, next_device(net), adapter)
+    refer = story["reference"]
+    manifest = replace(
+        manifest, golden=_golden(model), reference={} if refer is None else refer(model)
+    )
+    net.requires_grad_(True).train(training)
+    (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _examined(
+    draft: Path, manifest: Manifest, found: Examination, device: torch.device,
+    reference: Callable[[TorchModel], Mapping[str, Any]] | None,
+) -> Manifest:  # fmt: skip
+    """Write into a draft what its examination found."""
+    for name, content in found.files.items():
+        (draft / name).write_bytes(content)
+    manifest = replace(
+        manifest,
+        verdict=found.verdict,
+        compatibility=found.compatibility,
+        space=found.space or manifest.space,
+        files={**manifest.files, **{name: sha256_of(draft / name) for name in found.files}},
+    )
+    (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    if found.files:  # an adapter changes what the version gives: golden outputs and reference too
+        model = load_folder(draft, device=str(device))
+        again = manifest.reference if reference is None else reference(model)
+        manifest = replace(manifest, golden=_golden(model), reference=again)
+        (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def next_device(net: Net) -> torch.device:
+    """The device that the weights are on."""
+    return next(net.parameters()).device
+
+
+def load_folder(folder: Path, *, device: str | None = None) -> TorchModel:
+    """The model in a version folder, verified.
+
+    Raises:
+        CheckpointError: damaged, or written for other code than this.
+    """
+    manifest = verify(folder)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        net = restore_net(folder, manifest)
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} does not load: {type(error).__name__}: {error}") from error
+    return TorchModel(net, manifest, chosen, load_adapter(folder, manifest, applied=True))
+
+
+def restore_net(folder: Path, manifest: Manifest) -> Net:
+    """The weights of a version, on the CPU. Errors are as torch and the constructors raise them."""
+    config = from_dict(manifest.config)
+    encoders = {
+        name: encoder_class(name, its).restore(its, folder / name)
+        for name, its in config.model.encoders.items()
+    }
+    tasks = {name: Task.from_dict(raw) for name, raw in manifest.tasks.items()}
+    net = Net(config.model, encoders, tasks)
+    net.load_state_dict(load_file(folder / WEIGHTS))
+    if net.preprocessing() != manifest.preprocessing:
+        raise ValueError(
+            f"this code prepares as {net.preprocessing()}, the version as {manifest.preprocessing}"
+        )
+    return net
+
+
+def _golden(model: TorchModel) -> dict[str, Any]:
+    with model.exact():
+        return golden_batch(model)
+
+
+def _calibration(net: Net) -> dict[str, Any]:
+    """Each task's rule, and its weights and temperatures by subset: "all", "text", "text+image"."""
+    found: dict[str, Any] = {}
+    for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
+        if task.kind == "generation":
+            continue
+        found[name] = {"rule": decision.rule, "subsets": {}}
+        for subset in range(len(decision.weights_ZS)):
+            names = [m for bit, m in enumerate(net.modalities) if subset >> bit & 1]
+            sources = [i for i, s in enumerate(net.sources) if not subset or s in (*names, FUSED)]
+            found[name]["subsets"]["+".join(names) or "all"] = {
+                "weights": {net.sources[i]: float(decision.weights_ZS[subset, i]) for i in sources},
+                "temperatures": {
+                    net.sources[i]: float(decision.temperature_ZS[subset, i]) for i in sources
+                },
+                "sharpness": float(decision.sharpness_Z[subset]),
+            }
+    return found
+
+
+def _code() -> dict[str, str]:
+    found = {}
+    for package in ("braid-stream", "torch", "torchaudio", "transformers", "numpy", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,101 @@
+"""The golden batch: what a version gave when it was written, compared when it is loaded."""
+
+from __future__ import annotations
+
+import base64
+import io
+import wave
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError
+from ..types import FUSED, Embedding, Model, Sample, Vector
+
+TOLERANCE = 2e-3
+"""How far a golden output may be off. CPUs and GPUs sum in different orders (about 1e-6 in
+float32, 1e-3 with TF32); a wrong weight or preprocessing shows as 1e-1."""
+
+
+def check_golden(model: Model) -> None:
+    """See `braid.encoders.types.Model.check`."""
+    golden = model.manifest.golden
+    try:
+        samples = [_golden_sample(raw) for raw in golden["inputs"]]
+        wanted = golden["outputs"]
+        tolerance = float(golden["tolerance"])
+        found = model.encode([model.prepare(sample) for sample in samples])
+        pairs = [
+            (f"{sample.id}.{name}", vector_D, np.asarray(want[name], dtype=np.float32))
+            for sample, got, want in zip(samples, found, wanted, strict=True)
+            for name, vector_D in _checked(got).items()
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{model.name}: no usable golden batch: {error!r}") from error
+    except FloatingPointError as error:
+        raise CheckpointError(f"golden batch: {error}") from error
+    for what, got_D, want_D in pairs:
+        if got_D.shape != want_D.shape or not np.abs(got_D - want_D).max() <= tolerance:
+            off = np.abs(got_D - want_D).max() if got_D.shape == want_D.shape else float("nan")
+            raise CheckpointError(
+                f"{model.name}: golden output {what} is off by {off:.2g}, allowed {tolerance:g}"
+            )
+
+
+def golden_batch(model: Model) -> dict[str, Any]:
+    """For the manifest: inputs that are made here, and what `model` makes of them."""
+    inputs = [
+        {"id": f"golden-{name}", **{key: value for key, value in _GOLDEN().items() if key in names}}
+        for name, names in [("all", model.modalities), *((m, (m,)) for m in model.modalities)]
+    ]
+    found = model.encode([model.prepare(_golden_sample(raw)) for raw in inputs])
+    outputs = [
+        {
+            name: [round(float(value), 6) for value in vector_D]
+            for name, vector_D in _checked(embedding).items()
+        }
+        for embedding in found
+    ]
+    return {"inputs": inputs, "outputs": outputs, "tolerance": TOLERANCE}
+
+
+def _checked(embedding: Embedding) -> dict[str, Vector]:
+    """All that is compared: the vectors, and each task's probabilities in its classes' order.
+
+    A number in its own units, or a caption's likelihood, is not: the vectors that they come from
+    are, and their scale is not the tolerance's.
+    """
+    probs = {
+        f"task {name}": np.asarray(list(task.probs.values()), dtype=np.float32)
+        for name, task in embedding.tasks.items()
+        if task.probs
+    }
+    return {**embedding.by, FUSED: embedding.fused, **probs}
+
+
+def _golden_sample(raw: Mapping[str, str]) -> Sample:
+    files = {key: base64.b64decode(raw[key]) for key in ("image", "audio") if key in raw}
+    return Sample(id=raw["id"], text=raw.get("text"), **files)  # type: ignore[arg-type]
+
+
+def _GOLDEN() -> dict[str, str]:  # noqa: N802
+    """A sentence, a small picture and a short tone, made here so that no file is needed."""
+    from PIL import Image
+
+    y, x = np.mgrid[0:24, 0:32]
+    pixels = np.stack([x * 8, y * 10, (x * y) % 256], axis=2).astype(np.uint8)
+    picture, sound = io.BytesIO(), io.BytesIO()
+    Image.fromarray(pixels).save(picture, format="PNG")
+    seconds = np.arange(2400) / 8000
+    tone = (8000 * np.sin(2 * np.pi * 440 * seconds * (1 + seconds))).astype("<i2")
+    with wave.open(sound, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(tone.tobytes())
+    return {
+        "text": "A red bird sings on a branch.",
+        "image": base64.b64encode(picture.getvalue()).decode(),
+        "audio": base64.b64encode(sound.getvalue()).decode(),
+    }

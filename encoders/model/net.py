@@ -1,0 +1,233 @@
+"""The model: Preprocessor -> Encoder -> Projector -> Fusion -> Heads -> Decision, put together.
+
+Shapes: B samples, M modalities, S sources (M + 1, the last is "fused"), D the shared space,
+F features, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones.base import Array, Encoder, Features, spread
+from ..config import Limits, ModelConfig
+from ..errors import BadInput
+from ..manifest import canonical, digest
+from ..tasks import Task
+from ..types import FUSED, MODALITIES, Cost, Prepared, Sample
+from .decision import Decision
+from .fusion import Tokens, make_fusion
+from .heads import Heads, sources_of
+from .projection import Projector
+
+
+class Net(nn.Module):
+    """All weights of one version.
+
+    Args:
+        encoders: modality to encoder.
+        tasks: what is predicted, by name.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        encoders: Mapping[str, Encoder],
+        tasks: Mapping[str, Task],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        # Always in this order, wherever they come from: the decision keeps its weights by position.
+        self.modalities = tuple(name for name in MODALITIES if name in encoders)
+        self.sources = sources_of(self.modalities)
+        self.encoders = nn.ModuleDict({name: encoders[name] for name in self.modalities})
+        size = {"hidden": config.hidden, "dropout": config.dropout}
+        self.projectors = nn.ModuleDict(
+            {
+                name: Projector(self.encoder(name).width, config.dim, **size)  # type: ignore[arg-type]
+                for name in self.modalities
+            }
+        )
+        self.fusion = make_fusion(
+            config.fusion, config.dim, [self.encoder(name).token_width for name in self.modalities]
+        )
+        self.new_heads(tasks)
+
+    def new_heads(self, tasks: Mapping[str, Task]) -> None:
+        """Fresh heads and decisions for `tasks`; everything else stays."""
+        if self.config.heads_on not in ("features", "unit"):
+            raise ValueError(f"heads_on must be features or unit, is {self.config.heads_on!r}")
+        on_features = self.config.heads_on == "features"
+        widths = {
+            name: self.encoder(name).width if on_features else self.config.dim
+            for name in self.modalities
+        }
+        self.heads = Heads(
+            tasks, {**widths, FUSED: self.config.dim}, self.config.dim, self.config.head_dropout
+        )
+        self._decisions = nn.ModuleList(
+            Decision(self.config.decision, len(self.sources), task.kind) for task in tasks.values()
+        )
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """The decision of each task, in the order of `tasks`."""
+        return [cast(Decision, decision) for decision in self._decisions]
+
+    def encoder(self, modality: str) -> Encoder:
+        """The encoder of `modality`."""
+        return cast(Encoder, self.encoders[modality])
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """The tasks by name."""
+        return self.heads.tasks
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether features must come with their tokens."""
+        return self.fusion.needs_tokens
+
+    def units(self, features: Mapping[str, Features], present_BM: Tensor) -> Tensor:
+        """Unit vectors of each modality, float[B, M, D]; zeros where it is absent.
+
+        Args:
+            features: modality to its features, one row for each sample that has it, in order.
+            present_BM: which those are; each row has at least one.
+        """
+        columns: list[Tensor] = []
+        for position, name in enumerate(self.modalities):
+            unit_BD = torch.zeros(len(present_BM), self.config.dim, device=present_BM.device)
+            if name in features:
+                projected = self.projectors[name](features[name].pooled_BF)
+                unit_BD = spread(projected.float(), present_BM[:, position])
+            columns.append(unit_BD)
+        return torch.stack(columns, dim=1)
+
+    def tokens(self, features: Mapping[str, Features], present_BM: Tensor) -> Tokens:
+        """The tokens for the fusion, one row for each sample; see
+        `braid.encoders.model.fusion.Tokens`."""
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for position, name in enumerate(self.modalities if self.needs_tokens else ()):
+            its = features.get(name)
+            if its is None or its.tokens_BTF is None:
+                continue
+            here_B = present_BM[:, position]
+            tokens_BTF = spread(its.tokens_BTF, here_B)
+            mask_BT = here_B[:, None].expand(tokens_BTF.shape[:2])
+            if its.mask_BT is not None:
+                mask_BT = spread(its.mask_BT, here_B)
+            found[position] = (tokens_BTF, mask_BT)
+        return found
+
+    def align(
+        self, features: Mapping[str, Features], present_BM: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """`units`, float[B, M, D], and the fused vectors, float[B, D]."""
+        unit_BMD = self.units(features, present_BM)
+        fused_BD = self.fusion(unit_BMD, present_BM, self.tokens(features, present_BM))
+        return unit_BMD, cast(Tensor, fused_BD)
+
+    def logits(
+        self, task: str, features: Mapping[str, Features], unit_BMD: Tensor, fused_BD: Tensor,
+        present_BM: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """What each source says about `task`, float[B, S, C]; zeros where it is absent. Not for
+        captions: those come from `caption_input`."""
+        rows: list[Tensor] = []
+        for position, name in enumerate(self.modalities):
+            here_B = present_BM[:, position]
+            out_BC = torch.zeros(len(here_B), self.tasks[task].outputs, device=fused_BD.device)
+            if bool(here_B.any()):
+                seen = (
+                    features[name].pooled_BF
+                    if self.config.heads_on == "features"
+                    else unit_BMD[here_B, position]
+                )
+                out_BC[here_B] = self.heads(task, name, seen).float()
+            rows.append(out_BC)
+        rows.append(self.heads(task, FUSED, fused_BD).float())
+        return torch.stack(rows, dim=1)
+
+    def caption_input(
+        self, task: str, features: Mapping[str, Features], unit_BMD: Tensor, kept_BM: Tensor,
+        present_BM: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """The fused vectors that captions are made from, float[B, D].
+
+        The modality that a caption repeats is left out, unless there is nothing else.
+
+        Args:
+            kept_BM: the modalities to fuse.
+            present_BM: those that have features; `kept_BM` is a subset of it.
+        """
+        source = self.tasks[task].source
+        if source in self.modalities:
+            place = self.modalities.index(source)
+            without_BM, others_BM = kept_BM.clone(), present_BM.clone()
+            without_BM[:, place] = others_BM[:, place] = False
+            without_BM = torch.where(without_BM.any(1, keepdim=True), without_BM, others_BM)
+            kept_BM = torch.where(without_BM.any(1, keepdim=True), without_BM, kept_BM)
+        return cast(Tensor, self.fusion(unit_BMD, kept_BM, self.tokens(features, present_BM)))
+
+    def preprocessing(self) -> str:
+        """A hash of everything that `prepare` depends on."""
+        settings = {name: dict(self.encoder(name).settings) for name in self.modalities}
+        limits = self.config.limits
+        return digest([settings, {f: getattr(limits, f) for f in limits.__slots__}], 16)
+
+    def space(self) -> str:
+        """A name for the space: a hash of encoders, projectors, fusion and preprocessing.
+
+        Heads and decisions are left out, so that retraining them keeps the space.
+        """
+        hasher = sha256(canonical([self.preprocessing(), self.config.fusion]).encode())
+        for part in (self.encoders, self.projectors, self.fusion):
+            for name, tensor in sorted(part.state_dict().items()):
+                values = tensor.detach().cpu().contiguous()
+                hasher.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+                hasher.update(values.numpy().tobytes())
+        return "s-" + hasher.hexdigest()[:12]
+
+
+def prepare_one(encoder: Encoder, name: str, value: Any, limits: Limits) -> tuple[Array, Cost]:
+    """One modality of one sample, ready to encode; see `Encoder.prepare`.
+
+    Raises:
+        BadInput: it cannot be used. Whatever else the encoder raises becomes one, beside
+            MemoryError: a library that fails in a new way on one sample must not stop the others.
+    """
+    try:
+        return encoder.prepare(value, limits)
+    except (BadInput, MemoryError):
+        raise
+    except Exception as error:
+        raise BadInput(name, f"{type(error).__name__}: {error}") from error
+
+
+def prepare(net: Net, sample: Sample, limits: Limits, preprocessing: str) -> Prepared:
+    """One sample, ready to encode.
+
+    Raises:
+        BadInput: a modality cannot be used, or none that the model knows is there.
+    """
+    cost = Cost()
+    inputs: dict[str, object] = {}
+    nbytes = 0
+    for name in net.modalities:
+        value = getattr(sample, name)
+        if value is not None:
+            array, its_cost = prepare_one(net.encoder(name), name, value, limits)
+            inputs[name] = array
+            cost += its_cost
+            nbytes += array.nbytes
+    if not inputs:
+        has = ", ".join(sample.present) or "none"
+        raise BadInput("sample", f"needs one of {', '.join(net.modalities)}, has {has}")
+    return Prepared(
+        id=sample.id, cost=cost, inputs=inputs, preprocessing=preprocessing, nbytes=nbytes
+    )

@@ -1,0 +1,221 @@
+"""What versions make of the same records, side by side: vectors of every subset, and predictions.
+
+Shapes: N records, M modalities, D the shared space, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..backbones.base import Array, Features, encode_all, one_thread
+from ..errors import BadInput
+from ..model.net import Net
+from ..model.torch_model import TorchModel
+from ..tasks import Task
+from ..types import Prepared, Sample
+from .evaluate import View, name_of, said, subsets
+
+CHUNK = 64  # records prepared and encoded together
+ALL = "as it comes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """One task's decision under one subset of the modalities.
+
+    Attributes:
+        probs_NC: the combined probabilities; for numbers the number, in spreads.
+        decided_N: the class; for several labels bool[N, C]; for numbers float[N].
+    """
+
+    probs_NC: Tensor
+    decided_N: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What one version makes of some records. Vectors are as it serves them, adapter and all.
+
+    Attributes:
+        present_NM: which modalities each record has.
+        by: modality to unit vectors, float[N, D], zeros where it is absent.
+        fused: subset ("text+image", and "as it comes") to unit vectors; only the rows that have all
+            of the subset mean anything, see `has`.
+        said: task to subset to its decision, likewise.
+    """
+
+    modalities: tuple[str, ...]
+    tasks: Mapping[str, Task]
+    present_NM: Tensor
+    by: Mapping[str, Tensor]
+    fused: Mapping[str, Tensor]
+    said: Mapping[str, Mapping[str, Said]]
+
+    def has(self, subset: str) -> Tensor:
+        """Which records have all modalities of `subset`, bool[N]."""
+        if subset == ALL:
+            return torch.ones(len(self.present_NM), dtype=torch.bool)
+        places = [self.modalities.index(name) for name in subset.split("+")]
+        return self.present_NM[:, places].all(1)
+
+    @property
+    def finite(self) -> Tensor:
+        """Which records have nothing but finite vectors and predictions."""
+        fine_N = torch.ones(len(self.present_NM), dtype=torch.bool)
+        for vectors_ND in [*self.by.values(), *self.fused.values()]:
+            fine_N &= vectors_ND.isfinite().all(1)
+        for subset, its in ((s, i) for by in self.said.values() for s, i in by.items()):
+            fine_N &= its.probs_NC.isfinite().all(1) | ~self.has(subset)
+        return fine_N
+
+
+def answers(
+    models: Sequence[TorchModel], samples: Sequence[Sample], *, predict: bool = True
+) -> tuple[list[Sample], list[Answers]]:
+    """The records that every one of `models` can use, and what each makes of them.
+
+    Encoders that two versions have in common (frozen ones) run once.
+
+    Args:
+        predict: False leaves the predictions out.
+    """
+    kept: list[Sample] = []
+    parts: list[list[Answers]] = [[] for _ in models]
+    with torch.no_grad():
+        for chosen, views in _views(models, samples):
+            kept += chosen
+            for model, view, its in zip(models, views, parts, strict=True):
+                with one_thread(model.device.type == "cpu"):
+                    its.append(_answer(model, view, predict))
+    return kept, [_joined(model, its) for model, its in zip(models, parts, strict=True)]
+
+
+def _views(
+    models: Sequence[TorchModel], samples: Sequence[Sample]
+) -> Iterator[tuple[list[Sample], list[View]]]:
+    shared = [encoder_prints(model.net) for model in models]
+    for start in range(0, len(samples), CHUNK):
+        chosen, prepared = _prepared(models, samples[start : start + CHUNK])
+        if not chosen:
+            continue
+        views: list[View] = []
+        made: dict[tuple[str, str, str], Features] = {}
+        for place, model in enumerate(models):
+            net = model.net
+            rows = [items[place] for items in prepared]
+            present_NM = torch.tensor(
+                [[name in row.inputs for name in net.modalities] for row in rows]
+            )
+            features: dict[str, Features] = {}
+            for name in net.modalities:
+                inputs = [cast(Array, row.inputs[name]) for row in rows if name in row.inputs]
+                if not inputs:
+                    continue
+                key = (name, shared[place][name], f"{net.needs_tokens} {model.device}")
+                if key not in made:
+                    made[key] = encode_all(
+                        net.encoder(name), inputs, model.device, tokens=net.needs_tokens
+                    )
+                features[name] = made[key]
+            here_NM = present_NM.to(model.device)
+            views.append(
+                View(
+                    features=features, present_BM=here_NM, kept_BM=here_NM,
+                    group_B=torch.arange(len(rows)), target={},
+                )
+            )  # fmt: skip
+        yield chosen, views
+
+
+def _prepared(
+    models: Sequence[TorchModel], samples: Sequence[Sample]
+) -> tuple[list[Sample], list[list[Prepared]]]:
+    kept, found = [], []
+    for sample in samples:
+        by_hash: dict[str, Prepared] = {}
+        try:
+            for model in models:
+                if model.preprocessing not in by_hash:
+                    by_hash[model.preprocessing] = model.prepare(sample)
+        except BadInput:
+            continue
+        kept.append(sample)
+        found.append([by_hash[model.preprocessing] for model in models])
+    return kept, found
+
+
+def encoder_prints(net: Net) -> dict[str, str]:
+    """Modality to a hash of its encoder: equal ones give equal features."""
+    found = {}
+    for name in net.modalities:
+        hasher = sha256(repr(sorted(net.encoder(name).settings.items())).encode())
+        for key, tensor in sorted(net.encoder(name).state_dict().items()):
+            hasher.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        found[name] = hasher.hexdigest()
+    return found
+
+
+def _answer(model: TorchModel, view: View, predict: bool) -> Answers:
+    net = model.net
+    unit_NMD = net.units(view.features, view.present_BM)
+    tokens = net.tokens(view.features, view.present_BM)
+    chosen = {name_of(net, subset_M): subset_M for _, subset_M in subsets(net)}
+    chosen[ALL] = torch.ones(len(net.modalities), dtype=torch.bool)
+    fused: dict[str, Tensor] = {}
+    found: dict[str, dict[str, Said]] = {}
+    for subset, subset_M in chosen.items():
+        seen = view.only(subset_M.to(model.device))
+        fused[subset] = model.served(net.fusion(unit_NMD, seen.kept_BM, tokens)).cpu()
+        for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
+            if task.kind == "generation" or not predict:
+                continue
+            logits_NSC, present_NS = said(net, name, seen)
+            _, probs_NC, decided_N = copy.deepcopy(decision).cpu()(logits_NSC, present_NS)
+            found.setdefault(name, {})[subset] = Said(probs_NC=probs_NC, decided_N=decided_N)
+    served_NMD = model.served(unit_NMD).cpu()
+    return Answers(
+        modalities=net.modalities, tasks=net.tasks, present_NM=view.present_BM.cpu(),
+        by={name: served_NMD[:, place] for place, name in enumerate(net.modalities)},
+        fused=fused, said=found,
+    )  # fmt: skip
+
+
+def _joined(model: TorchModel, parts: Sequence[Answers]) -> Answers:
+    names = model.net.modalities
+    if not parts:
+        return Answers(
+            modalities=names, tasks=model.net.tasks, said={}, fused={}, by={},
+            present_NM=torch.zeros(0, len(names), dtype=torch.bool),
+        )  # fmt: skip
+    return Answers(
+        modalities=names,
+        tasks=model.net.tasks,
+        present_NM=torch.cat([part.present_NM for part in parts]),
+        by={name: torch.cat([part.by[name] for part in parts]) for name in parts[0].by},
+        fused={key: torch.cat([part.fused[key] for part in parts]) for key in parts[0].fused},
+        said={
+            task: {
+                subset: Said(
+                    probs_NC=torch.cat([part.said[task][subset].probs_NC for part in parts]),
+                    decided_N=torch.cat([part.said[task][subset].decided_N for part in parts]),
+                )
+                for subset in by
+            }
+            for task, by in parts[0].said.items()
+        },
+    )
+
+
+def group_of(samples: Sequence[Sample]) -> Tensor:
+    """Equal for records with the same text, int[N]: none is another's wrong answer."""
+    names = [f"text {s.text}" if s.text is not None else f"id {s.id}" for s in samples]
+    place = {name: number for number, name in enumerate(sorted(set(names)))}
+    return torch.tensor([place[name] for name in names], dtype=torch.long)

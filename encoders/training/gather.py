@@ -1,0 +1,95 @@
+"""Samples as they are read: what is kept of each, and how processes exchange what each has read.
+
+Shapes: T tokens, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..backbones.base import Array
+from ..types import Label
+from . import parallel
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One sample, prepared; of a frozen encoder its features are there instead of its input.
+
+    Attributes:
+        content: a checksum of what was prepared.
+        features, tokens: by modality, float[F] and float16[T, F].
+    """
+
+    sample_id: str
+    split: str
+    group: str
+    text: str | None
+    labels: Mapping[str, Label]
+    inputs: dict[str, Array]
+    content: int = 0
+    features: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, Tensor] = field(default_factory=dict)
+
+
+def exchanged(
+    rows: Mapping[str, Row], left_out: Counter[str], device: torch.device
+) -> tuple[dict[str, Row], Counter[str]]:
+    """The rows of all processes by their id, and all that was left out, in every process.
+
+    An id that two have read keeps the row of the later process.
+    """
+    all_rows: dict[str, Row] = {}
+    all_left_out: Counter[str] = Counter()
+    for packed in parallel.collected(_packed(rows, left_out), device):
+        theirs, missing = _unpacked(packed)
+        all_rows |= theirs
+        all_left_out.update(missing)
+    return all_rows, all_left_out
+
+
+def _packed(rows: Mapping[str, Row], left_out: Counter[str]) -> bytes:
+    """As a safetensors file behind its facts: other processes' bytes are never unpickled."""
+    tensors: dict[str, Tensor] = {}
+    facts = []
+    for number, row in enumerate(rows.values()):
+        for name, array in row.inputs.items():
+            tensors[f"{number}.inputs.{name}"] = torch.from_numpy(np.ascontiguousarray(array))
+        for kind, its in (("features", row.features), ("tokens", row.tokens)):
+            tensors |= {f"{number}.{kind}.{name}": t.contiguous() for name, t in its.items()}
+        facts.append([row.sample_id, row.split, row.group, row.text, dict(row.labels), row.content])
+    head = json.dumps([facts, left_out]).encode()
+    return len(head).to_bytes(8, "little") + head + save(tensors)
+
+
+def _unpacked(packed: bytes) -> tuple[dict[str, Row], Counter[str]]:
+    start = 8 + int.from_bytes(packed[:8], "little")
+    facts, left_out = json.loads(packed[8:start])
+    rows = [
+        Row(
+            sample_id=id_,
+            split=split,
+            group=group,
+            text=text,
+            labels=labels,
+            inputs={},
+            content=content,
+        )
+        for id_, split, group, text, labels, content in facts
+    ]
+    for key, tensor in load(packed[start:]).items():
+        number, kind, name = key.split(".", 2)
+        row = rows[int(number)]
+        if kind == "inputs":
+            row.inputs[name] = tensor.numpy()
+        else:
+            getattr(row, kind)[name] = tensor
+    return {row.sample_id: row for row in rows}, Counter(left_out)

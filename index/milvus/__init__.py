@@ -1,0 +1,1 @@
+"""The store on Milvus: rows, filters, collections."""

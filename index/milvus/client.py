@@ -1,0 +1,92 @@
+"""Calls to Milvus: the connection, its errors as ours, and reading as of now."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import StoreError
+from ..redact import redacted
+from .filters import quoted
+from .rows import HEADER, Header, decode_header
+
+CONNECT_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 30.0
+RETRY_S = 0.25
+CONNECT_FAILED = 2  # pymilvus.client.types.Status
+
+
+def connect(uri: str, *, token: str = "", timeout_s: float = CONNECT_TIMEOUT_S) -> Any:
+    """A client of a Milvus server (`http://host:port`), or of Milvus Lite (a path, `*.db`).
+
+    Args:
+        token: user:password, or an API key.
+        timeout_s: how long a server is waited for.
+
+    Raises:
+        StoreError: pymilvus (or for a path milvus-lite) is not installed, the address is none, or
+            nothing answers there.
+    """
+    try:
+        from pymilvus import MilvusClient, MilvusException
+
+        if uri.endswith(".db"):
+            import milvus_lite  # noqa: F401
+    except ImportError as error:
+        extra = "milvus-lite" if error.name == "milvus_lite" else "milvus"
+        raise StoreError(f"{error.name} is not installed: pip install '.[{extra}]'") from None
+    # It logs each error with a traceback before it raises it.
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+    until = time.monotonic() + timeout_s
+    with errors(f"connecting to {redacted(uri)}"):
+        while True:
+            try:
+                client = MilvusClient(uri, token=token, timeout=timeout_s)
+                client.list_collections(timeout=timeout_s)
+                return client
+            except MilvusException as error:
+                # It gives up at once where no one listens yet, or listens again.
+                if error.code != CONNECT_FAILED or time.monotonic() > until:
+                    raise
+            time.sleep(RETRY_S)
+
+
+@contextmanager
+def errors(what: str) -> Iterator[None]:
+    """Milvus's errors, and those of the connection, as StoreError."""
+    import grpc
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        yield
+    except (MilvusException, grpc.RpcError) as error:
+        raise StoreError(f"Milvus: {what}: {error}") from error
+
+
+def query(
+    client: Any, collection: str, said: str, fields: list[str], *, timeout_s: float
+) -> list[dict[str, Any]]:
+    """The rows for which the expression is true, as of now. Raises StoreError."""
+    with errors(f"reading {collection}"):
+        found = client.query(
+            collection,
+            filter=said,
+            output_fields=fields,
+            consistency_level="Strong",
+            timeout=timeout_s,
+        )
+        return list(found)
+
+
+def among(ids: Sequence[str]) -> str:
+    # Not the client's own look-up by ids: it puts them into the expression as they are.
+    return f"id in [{', '.join(map(quoted, ids))}]"
+
+
+def read_header(client: Any, collection: str, *, timeout_s: float) -> Header | None:
+    """What a loaded collection is, or None if it does not say. Raises StoreError."""
+    found = query(client, collection, among([HEADER]), ["id", "meta"], timeout_s=timeout_s)
+    return decode_header(found[0]) if found else None

@@ -1,0 +1,1 @@
+"""The store on this machine: growing blocks, sealed segments, search, snapshots."""

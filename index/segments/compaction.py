@@ -1,0 +1,199 @@
+"""Sealing, merging and compaction, beside searches and writes.
+
+One step takes parts out of the view, writes their living rows into one new segment without any
+lock, then, under the writer's lock for as long as a few array operations take, leaves out the rows
+that died meanwhile and swaps the parts for the segment. Sizes are tiered, as in a log-structured
+merge tree: a row is copied about log(rows) / log(TIER) times.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+from .growing import Block
+from .id_map import Int64
+from .live_store import LiveStore
+from .sealed import Segment
+from .view import Edit, Part, View
+from .writer import segment_name, write
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """When to do what.
+
+    Attributes:
+        seal_blocks: full blocks that become a segment.
+        tier: segments of about the same size that are merged.
+        most_rows: of a segment; with `threads` searching, several of them share a search.
+        most_dead: share of dead rows above which a segment is written anew.
+    """
+
+    seal_blocks: int = 4
+    tier: int = 4
+    most_rows: int = 262_144
+    most_dead: float = 0.3
+
+
+EXACT = Policy()
+APPROXIMATE = Policy(most_rows=1 << 22)
+
+
+def policy_for(store: LiveStore) -> Policy:
+    """Larger segments where approximate indexes are wanted: their lists pay by the root of rows."""
+    return EXACT if store.recipe.recall >= 1 else APPROXIMATE
+
+
+def maintain(store: LiveStore, policy: Policy | None = None) -> bool:
+    """Do one step that is due; whether there was one. One thread may call this.
+
+    Raises:
+        OSError: a segment could not be written; the view stays as it was.
+    """
+    policy = policy or policy_for(store)
+    for segment in store.segments():
+        for name in sorted(segment.asked):
+            segment.asked.discard(name)
+            segment.quicken(name)
+    due = _due(store.view, policy)
+    if not due:
+        return False
+    replace(store, due)
+    return True
+
+
+def replace(store: LiveStore, due: list[Part]) -> None:
+    """The living rows of these parts become one segment in their place.
+
+    No row may be added to them any more: blocks are full.
+    """
+    assert all(not _growing(part) for part in due), "rows that come now would be lost"
+    chosen = [(part, part.living()) for part in due]
+    chosen = [(part, rows) for part, rows in chosen if len(rows)]
+    with store.writing:
+        number = store.next_number
+        store.next_number += 1
+    segment = None
+    if chosen:
+        name = segment_name(number)
+        store.in_hand = name
+        try:
+            segment = write(name, chosen, store.recipe)
+        except OSError:
+            if store.recipe.folder is not None:
+                shutil.rmtree(store.recipe.folder / name, ignore_errors=True)
+            store.in_hand = None
+            raise
+    store.recipe.failpoint("segment-publish")
+    with store.writing:
+        _publish(store, due, chosen, segment, number)
+    store.in_hand = None
+
+
+def _publish(
+    store: LiveStore,
+    due: list[Part],
+    chosen: list[tuple[Part, Int64]],
+    segment: Segment | None,
+    number: int,
+) -> None:
+    edit = Edit(store.view, size=store.block, next_number=store.next_number)
+    into = None
+    if segment is not None:
+        # What died since the rows were chosen is dead in the new segment too.
+        now = store.view.parts
+        keep_R = np.concatenate([now[part.number].keep[rows] for part, rows in chosen])
+        segment.slots = np.concatenate([part.rows.slots[rows] for part, rows in chosen])
+        alive = int(np.count_nonzero(keep_R))
+        into = Part(number, segment, len(segment), keep_R, alive)
+        living = np.flatnonzero(keep_R)
+        slots_N = segment.slots[living]
+    edit.swap({part.number for part in due}, into)
+    store.view = edit.view()
+    if into is not None:
+        store.places.move(slots_N, number, living)
+
+
+def _due(view: View, policy: Policy) -> list[Part]:
+    parts = list(view.parts.values())
+    full = [part for part in parts if isinstance(part.rows, Block) and not _growing(part)]
+    if len(full) >= policy.seal_blocks:
+        return _fitting(full, policy.most_rows)
+    sealed = [(part, part.rows) for part in parts if isinstance(part.rows, Segment)]
+    for part, segment in sealed:
+        if segment.worn or part.count - part.alive > policy.most_dead * part.count:
+            return [part]
+    by_tier: dict[int, list[Part]] = {}
+    for part, _ in sealed:
+        by_tier.setdefault(_tier(part.alive, policy.tier), []).append(part)
+    for _, same in sorted(by_tier.items()):
+        if len(same) >= policy.tier:
+            taken = _fitting(same[: policy.tier], policy.most_rows)
+            if len(taken) > 1:
+                return taken
+    return []
+
+
+def _growing(part: Part) -> bool:
+    return isinstance(part.rows, Block) and part.count < part.rows.size
+
+
+def _fitting(parts: list[Part], most_rows: int) -> list[Part]:
+    """The first of them and as many of the others as make no larger a segment than allowed."""
+    taken, total = parts[:1], parts[0].alive
+    for part in parts[1:]:
+        if total + part.alive <= most_rows:
+            taken.append(part)
+            total += part.alive
+    return taken
+
+
+def _tier(rows: int, base: int) -> int:
+    return int(np.log(max(rows, 1)) / np.log(base))
+
+
+class Upkeep:
+    """A thread that does what is due until it is stopped."""
+
+    def __init__(
+        self, store: LiveStore, *, policy: Policy | None = None, every_s: float = 0.25
+    ) -> None:
+        self._store, self._policy, self._every_s = store, policy, every_s
+        self._stopping = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the step in hand."""
+        self._stopping.set()
+        self._thread.join()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the thread, if not `stop`: its owner must not go on without it."""
+        return self._error
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                busy = maintain(self._store, self._policy)
+            except OSError as error:  # a full disk: blocks stay as they are, and searchable
+                log.error("nothing is sealed for now: %s", error)
+                busy = False
+                self._stopping.wait(10.0)
+            except BaseException as error:  # handed to the owner
+                self._error = error
+                log.exception("sealing stopped")
+                return
+            if not busy:
+                self._stopping.wait(self._every_s)

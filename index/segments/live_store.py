@@ -1,0 +1,392 @@
+"""The live index: always searchable, exact unless told otherwise, while one thread writes.
+
+Writes fill growing blocks; full blocks are sealed into segments, small segments merged into larger
+ones and dead rows left behind by `maintain`, in the background (`braid.index.segments.compaction`).
+Readers hold one immutable view, which the writer replaces by one assignment: a search sees a whole
+`apply` or none of it. No FAISS object is changed after readers can see it.
+
+Shapes: B queries, D dimensions, K hits.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..filters import Filter
+from ..rules import check_vectors, checked_queries, warn_of_second_partition, wins
+from ..store import FUSED, Array, Delete, Hit, Row, Upsert
+from .gpu import Gpu
+from .growing import Block
+from .id_map import GONE, Int64, Last, Places, split
+from .rescoring import Answer, merge
+from .scan import Ask, Candidates, scan, wanted
+from .sealed import Recipe, Segment
+from .view import Edit, Mask, Part, View
+
+log = logging.getLogger(__name__)
+
+BLOCK = 8192  # rows; so that a block fits the cache
+SPARE = 16  # candidates of each part beyond k: float16 seldom misplaces a row by so many
+MORE = 8  # times as many when an answer is not proven
+# Of what `braid.index.segments.id_map` keeps, less the sign.
+BITS = {"partition": 31, "version": 63, "ts": 63}
+LOOKS = 100  # how often `get` looks for a row that is just being moved before it waits
+
+
+class LiveStore:
+    """Implements `braid.index.store.VectorStore`.
+
+    Args:
+        space: names the space of all vectors in here.
+        dim: D.
+        threads: of one search.
+        block: rows of one growing block.
+        recall: recall@10 that is enough; below 1, large segments get approximate indexes, each
+            checked against exact search before it is used.
+        gpu: searches instead of this process's threads (`braid.index.segments.gpu`).
+        folder: where sealed segments are kept, mapped; None keeps them in memory.
+        failpoint: called with the name of each step of sealing, for crash tests.
+
+    Raises:
+        ValueError: recall is not in (0, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        space: str,
+        dim: int,
+        threads: int = 1,
+        block: int = BLOCK,
+        recall: float = 1.0,
+        gpu: Gpu | None = None,
+        folder: Path | None = None,
+        failpoint: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        if not 0 < recall <= 1:
+            raise ValueError(f"recall must be above 0 and at most 1, is {recall}")
+        self.recipe = Recipe(dim=dim, recall=recall, folder=folder, failpoint=failpoint)
+        self._space, self._dim, self.block = space, dim, block
+        self._pool = ThreadPoolExecutor(threads, "search") if threads > 1 else None
+        self._gpu = gpu
+        self.view = View()
+        self.places = Places()
+        self.next_number = 0
+        self.in_hand: str | None = None  # the segment that is being written
+        self.writing = threading.Lock()
+        self._positions: dict[int, int] = {}
+        self._progress: dict[int, int] = {}
+        self._second_partition = 0
+        self._ignored = 0
+        self._unproven = 0
+
+    @property
+    def space(self) -> str:
+        return self._space
+
+    @property
+    def dim(self) -> int:
+        return self._dim
+
+    @property
+    def positions(self) -> Mapping[int, int]:
+        return dict(self._positions)
+
+    @property
+    def progress(self) -> Mapping[int, int]:
+        return dict(self._progress)
+
+    @property
+    def exact(self) -> bool:
+        """Whether answers are exact: no segment's approximate index is used."""
+        if self._gpu is not None and self._gpu.broken is None:
+            return True
+        return not any(
+            segment.vectors[FUSED].approximate for segment in self.segments()
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return self.view.alive
+
+    def ids(self) -> set[str]:
+        """The ids of all living records, as of now."""
+        parts = self.view.parts.values()
+        return {part.rows.id(row) for part in parts for row in part.living().tolist()}
+
+    def segments(self) -> list[Segment]:
+        """The sealed segments as of now."""
+        rows = (part.rows for part in self.view.parts.values())
+        return [its for its in rows if isinstance(its, Segment)]
+
+    def apply(
+        self,
+        writes: Sequence[Upsert | Delete],
+        *,
+        positions: Mapping[int, int],
+        progress: Mapping[int, int],
+    ) -> None:
+        """See VectorStore.apply. Whatever it raises, nothing of the call is applied."""
+        for write in writes:
+            _check_numbers(write)
+            if isinstance(write, Upsert):
+                self._check(write)
+        with self.writing:
+            edit = Edit(self.view, size=self.block, next_number=self.next_number)
+            lasts: dict[str, Last] = {}
+            new = len(self.places)
+            slots: dict[str, int] = {}
+            ignored = 0
+            for write in writes:
+                slot = self.places.slot(write.id)
+                if slot is None:
+                    slot = slots.setdefault(write.id, new + len(slots))
+                    known = lasts.get(write.id)
+                else:
+                    known = lasts.get(write.id) or self.places.last(slot)
+                if known is not None and not self._wins(write, known):
+                    ignored += 1
+                    continue
+                if known is not None and known.place != GONE:
+                    edit.kill(known.place)
+                place = edit.append(write, slot) if isinstance(write, Upsert) else GONE
+                lasts[write.id] = Last(write.partition, write.version, write.ts, place)
+            self.view = edit.view()
+            self.next_number = edit.next_number
+            for id_ in slots:  # in the order in which they got their slots
+                self.places.put(id_, lasts.pop(id_))
+            for id_, last in lasts.items():
+                self.places.put(id_, last)
+            self._ignored += ignored
+            # Offsets last: who sees them reached finds what they promise.
+            _advance(self._positions, positions)
+            _advance(self._progress, progress)
+
+    def search(
+        self,
+        queries_BD: Array,
+        *,
+        k: int,
+        vector: str = FUSED,
+        filter: Filter | None = None,
+        exact: bool = False,
+    ) -> list[list[Hit]]:
+        """See VectorStore.search.
+
+        Hits of equal score come in the order of their ids; which of them make the last places,
+        when there are more than fit, is not promised. Scores are exact whatever index was used.
+
+        Args:
+            exact: pass approximate indexes over.
+        """
+        queries_BD = checked_queries(queries_BD, dim=self._dim, k=k)
+        view = self.view
+        answers: list[Answer | None] = [None] * len(queries_BD)
+        left = np.arange(len(queries_BD))
+        for careful, factor in ((False, 1), (False, MORE), (True, MORE)):
+            if len(left) == 0:
+                break
+            if factor > 1:
+                self._unproven += len(left)
+            norm_B = np.linalg.norm(queries_BD[left], axis=1).astype(np.float32)
+            ask = Ask(
+                queries_BD[left], norm_B, vector, factor * (k + SPARE), exact, careful
+            )  # fmt: skip
+            merged = merge(ask.queries_BD, vector, k, self._scan(view, ask, filter))
+            for number, answer in zip(left.tolist(), merged, strict=True):
+                answers[number] = answer
+            left = left[[not answer.proven for answer in merged]]
+        return [[_hit(hit) for hit in answer.hits] for answer in answers if answer is not None]
+
+    def probe(self, query_D: Array, k: int, vector: str = FUSED) -> float:
+        """Recall@k of one query, at this moment, against exact search."""
+        given = np.asarray(query_D, np.float32)[None]
+        (expected,) = self.search(given, k=k, vector=vector, exact=True)
+        (found,) = self.search(given, k=k, vector=vector)
+        if not expected:
+            return 1.0
+        return len({hit.id for hit in found} & {hit.id for hit in expected}) / len(expected)
+
+    def get(self, id: str) -> Row | None:
+        """The record, or None. Waits for a writer only if it meets the same row many times."""
+        for _ in range(LOOKS):
+            place = self.places.place(id)
+            if place is None or place == GONE:
+                return None
+            row = self._at(self.view, place, id)
+            if row is not None:
+                return row
+            time.sleep(0)  # it is being moved, or replaced, at this moment
+        with self.writing:
+            place = self.places.place(id)
+            return None if place is None or place == GONE else self._at(self.view, place, id)
+
+    def sample(self, limit: int, *, seed: int = 0) -> list[Row]:
+        """See VectorStore.sample: those whose slots, which ids keep, have the smallest hashes."""
+        view = self.view
+        living = [(part, part.living()) for part in view.parts.values() if part.alive]
+        hashes = [_mixed(part.rows.slots[rows], seed) for part, rows in living]
+        if sum(map(len, hashes)) > limit > 0:
+            last = np.partition(np.concatenate(hashes), limit - 1)[limit - 1]
+            living = [
+                (part, rows[hashed <= last])
+                for (part, rows), hashed in zip(living, hashes, strict=True)
+            ]
+        return [
+            _row(part.rows.record(row))
+            for part, rows in living
+            if limit > 0
+            for row in rows.tolist()
+        ]
+
+    def stats(self) -> dict[str, Any]:
+        view = self.view
+        alive, count = view.alive, view.count
+        return {
+            "records": alive,
+            "rows": count,
+            "dead": count - alive,
+            "segments": [_described(part) for part in view.parts.values() if part.count],
+            "ignored": self._ignored,
+            "second_partition": self._second_partition,
+            "unproven": self._unproven,
+            "device": "cpu" if self._gpu is None or self._gpu.broken else "gpu",
+            "space": self._space,
+            "dim": self._dim,
+        }
+
+    def adopt(self, segments: Sequence[tuple[Segment, Mask]], next_number: int) -> None:
+        """Take over sealed segments and which of their rows are alive, into an empty store."""
+        assert len(self.places) == 0, "only an empty store adopts"
+        parts = {}
+        for number, (segment, keep_R) in enumerate(segments, start=next_number):
+            living = np.flatnonzero(keep_R)
+            numbers = segment.numbers
+            segment.slots = np.zeros(len(segment), np.int64)
+            segment.slots[living] = self.places.put_rows(
+                [segment.ids[row] for row in living.tolist()],
+                numbers.partition_R[living],
+                numbers.version_R[living],
+                numbers.ts_R[living],
+                (number, living),
+            )
+            parts[number] = Part(number, segment, len(segment), keep_R, len(living))
+        self.view = View(parts)
+        self.next_number = next_number + len(parts)
+
+    def close(self) -> None:
+        """End the threads of searches."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+
+    def _scan(self, view: View, ask: Ask, filter: Filter | None) -> list[tuple[Part, Candidates]]:
+        if self._gpu is not None:
+            return self._gpu.scan(self._now, ask, filter)
+
+        def one(part: Part) -> tuple[Part, Candidates] | None:
+            mask, count = wanted(part, ask.name, filter)
+            return (part, scan(part, ask, mask, count)) if count else None
+
+        # The largest first: the last to finish is then a small one.
+        parts = sorted(view.parts.values(), key=lambda part: -part.count)
+        run = map if self._pool is None or len(parts) == 1 else self._pool.map
+        return [found for found in run(one, parts) if found is not None]
+
+    def _now(self) -> View:
+        return self.view
+
+    def _at(self, view: View, place: int, id: str) -> Row | None:
+        number, row = split(place)
+        part = view.parts.get(number)
+        if part is None or not part.holds(id, row):
+            return None
+        return _row(part.rows.record(row))
+
+    def _check(self, write: Upsert) -> None:
+        for name in write.by:
+            if not name.isidentifier() or name == FUSED:
+                raise ValueError(f"{write.id}: {name!r} cannot name a modality's vector")
+        check_vectors(write, self._dim)
+
+    def _wins(self, write: Upsert | Delete, known: Last) -> bool:
+        if known.partition != write.partition:
+            if self._second_partition == 0:
+                warn_of_second_partition(write, known)
+            self._second_partition += 1
+        return wins(write, known)
+
+
+def _described(part: Part) -> dict[str, Any]:
+    kind = "growing" if isinstance(part.rows, Block) else "exact"
+    described: dict[str, Any] = {"rows": part.count, "alive": part.alive}
+    if isinstance(part.rows, Segment):
+        index = part.rows.vectors[FUSED].approximate
+        if index is not None:
+            kind = index.kind
+            described |= {"recall": index.recall, "nprobe": index.nprobe}
+    return {"kind": kind, **described}
+
+
+def _check_numbers(write: Upsert | Delete) -> None:
+    for name, bits in BITS.items():
+        value = getattr(write, name)
+        if not -(1 << bits) <= value < 1 << bits:
+            raise ValueError(
+                f"{write.id}: {name} is {value}, beyond a signed {bits + 1} bit number"
+            )
+
+
+def _advance(offsets: dict[int, int], by: Mapping[int, int]) -> None:
+    for number, next_ in by.items():
+        offsets[number] = max(next_, offsets.get(number, 0))
+
+
+def _mixed(slots_N: Int64, seed: int) -> npt.NDArray[np.uint64]:
+    """A number for each slot that looks random and no other slot has (the mixer of SplitMix64)."""
+    mixed_N = slots_N.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed_N = (mixed_N ^ (mixed_N >> np.uint64(shift))) * np.uint64(factor)
+    return mixed_N ^ (mixed_N >> np.uint64(31))
+
+
+def _row(write: Upsert) -> Row:
+    return Row(
+        id=write.id,
+        partition=write.partition,
+        version=write.version,
+        ts=write.ts,
+        model=write.model,
+        meta=write.meta,
+        vectors={FUSED: write.fused, **write.by},
+    )
+
+
+def _hit(found: tuple[Part, int, float]) -> Hit:
+    part, row, score = found
+    if isinstance(part.rows, Segment):
+        numbers = part.rows.numbers
+        return Hit(
+            id=part.rows.id(row),
+            score=score,
+            meta=part.rows.meta(row),
+            model=part.rows.model(row),
+            version=int(numbers.version_R[row]),
+            partition=int(numbers.partition_R[row]),
+        )
+    write = part.rows.record(row)
+    return Hit(
+        id=write.id,
+        score=score,
+        meta=write.meta,
+        model=write.model,
+        version=write.version,
+        partition=write.partition,
+    )

@@ -1,0 +1,281 @@
+"""Sealed segments: rows that no longer change, in files that are only mapped, not held.
+
+    segment-00000007-5eed1234/
+                       segment.json      rows, dim, names, sha256 of each file and of itself
+                       strings.msgpack   ids, model names, the distinct values of meta by field
+                       numbers.npz       versions, times, partitions, where each meta lies, columns
+                       meta.bin          each row's meta, packed
+                       fused.npy ...     float32[N, D] by vector name: the truth
+                       fused.faiss       an approximate index, where there is one: a cache
+
+Written by `braid.index.segments.writer`, read by `open_segment`, which sums up every file first. A
+damaged cache is built anew from the vectors, and the whole segment by the next upkeep; any other
+damage is a SnapshotError.
+
+Shapes: D dimensions, R rows, N rows that have a vector, M any of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import SnapshotError
+from ..files import checked, unsealed_json
+from ..filters import Filter
+from ..store import FUSED, Array, Upsert
+from . import meta_columns as columns
+from .ann import Approximate, approximate, load_approximate
+from .float16 import Halves, longest
+from .growing import Facts
+from .id_map import Int64
+from .view import Mask
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST, META = "segment.json", "meta.bin"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vectors:
+    """One name's vectors.
+
+    Attributes:
+        raw_ND: float32, mapped from its file.
+        row_N: the rows that they belong to, ascending; None when every row has one.
+        halves: the same in float16 for exact search; None until it was asked for.
+        approximate: an approximate index; None where search is exact.
+    """
+
+    raw_ND: Array
+    row_N: Int64 | None
+    halves: Halves | None = None
+    approximate: Approximate | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbers:
+    """What is a number for each row; meta_at has one more, the end."""
+
+    version_R: Int64
+    ts_R: Int64
+    partition_R: Int64
+    model_R: Int64
+    meta_at_R1: Int64
+
+
+class Segment:
+    """Implements `braid.index.segments.view.Rows`. Immutable, but for `slots`, set once, and for
+    caches."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        ids: Sequence[str],
+        models: Sequence[str],
+        numbers: Numbers,
+        packed_meta: npt.NDArray[np.uint8],
+        columns: columns.Columns,
+        vectors: Mapping[str, Vectors],
+        folder: Path | None,
+    ) -> None:
+        self.name = name
+        self.ids = ids
+        self.models = models
+        self.numbers = numbers
+        self.columns = columns
+        self.vectors = dict(vectors)
+        self.folder = folder
+        self.slots: Int64 = np.zeros(0, np.int64)
+        self.worn = False  # its files hold less than it does: to be written anew
+        self.asked: set[str] = set()  # names that a search would have wanted in float16
+        self._meta = packed_meta
+        self._having: dict[str, Mask] = {}
+        self._longest: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def id(self, row: int) -> str:
+        return self.ids[row]
+
+    def meta(self, row: int) -> Mapping[str, Any]:
+        unpacked: dict[str, Any] = msgpack.unpackb(self._packed(row), strict_map_key=False)
+        return unpacked
+
+    def facts(self, row: int) -> Facts:
+        numbers = self.numbers
+        return Facts(
+            self.ids[row],
+            int(numbers.version_R[row]),
+            int(numbers.ts_R[row]),
+            int(numbers.partition_R[row]),
+            self.model(row),
+            self._packed(row),
+        )
+
+    def _packed(self, row: int) -> bytes:
+        begin, end = self.numbers.meta_at_R1[row : row + 2].tolist()
+        return self._meta[begin:end].tobytes()
+
+    def model(self, row: int) -> str:
+        return self.models[int(self.numbers.model_R[row])]
+
+    def record(self, row: int) -> Upsert:
+        """See `braid.index.segments.view.Rows`; the vectors are copies."""
+        numbers = self.numbers
+        by = {
+            name: self.raw(name, np.array([row]))[0]
+            for name in self.vectors
+            if name != FUSED and self._has_row(name, row)
+        }
+        return Upsert(
+            id=self.ids[row],
+            partition=int(numbers.partition_R[row]),
+            version=int(numbers.version_R[row]),
+            ts=int(numbers.ts_R[row]),
+            model=self.model(row),
+            fused=self.raw(FUSED, np.array([row]))[0],
+            by=by,
+            meta=self.meta(row),
+        )
+
+    def matching(self, filter: Filter, count: int) -> Mask:
+        return self.columns.mask(filter, self.meta)
+
+    def having(self, name: str, count: int) -> Mask | None:
+        row_N = self.vectors[name].row_N
+        if row_N is None:
+            return None
+        if name not in self._having:
+            mask_R = np.zeros(len(self), np.bool_)
+            mask_R[row_N] = True
+            self._having[name] = mask_R
+        return self._having[name]
+
+    @property
+    def names(self) -> Sequence[str]:
+        return list(self.vectors)
+
+    def map_meta(self, path: Path) -> None:
+        """Read packed meta from its file from here on, and hold it no longer."""
+        self._meta = np.memmap(path, np.uint8, "r")
+
+    def has(self, name: str) -> bool:
+        return name in self.vectors
+
+    def raw(self, name: str, row_M: Int64) -> Array:
+        return self.vectors[name].raw_ND[self.at(name, row_M)]
+
+    def longest(self, name: str) -> float:
+        found = self.vectors[name]
+        if found.halves is not None:
+            return found.halves.longest
+        if name not in self._longest:
+            self._longest[name] = longest(found.raw_ND)
+        return self._longest[name]
+
+    def at(self, name: str, row_M: Int64) -> Int64:
+        """Where these rows' vectors lie among the N."""
+        row_N = self.vectors[name].row_N
+        return row_M if row_N is None else np.searchsorted(row_N, row_M)
+
+    def quicken(self, name: str) -> None:
+        """Hold one name's vectors in float16 too, if they are not yet."""
+        with self._lock:
+            found = self.vectors[name]
+            if found.halves is None and found.approximate is None:
+                ready = replace(found, halves=Halves(found.raw_ND))
+                self.vectors = {**self.vectors, name: ready}
+
+    def _has_row(self, name: str, row: int) -> bool:
+        having_R = self.having(name, len(self))
+        return having_R is None or bool(having_R[row])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How a segment is made.
+
+    Attributes:
+        recall: recall@10 that an approximate index must reach; 1 keeps search exact.
+        folder: the folder of segments; None keeps the segment in memory.
+        failpoint: called with the name of each step, for crash tests.
+    """
+
+    dim: int
+    recall: float = 1.0
+    folder: Path | None = None
+    failpoint: Callable[[str], None] = lambda name: None
+
+
+def open_segment(folder: Path, recipe: Recipe) -> Segment:
+    """A segment from its files. Raises SnapshotError if one is missing, torn or altered."""
+    manifest = unsealed_json(folder / MANIFEST, FORMAT)
+    damaged = {
+        name for name, expected in manifest["files"].items()
+        if checked(folder, only=name).get(name) != expected
+    }  # fmt: skip
+    caches = {name for name in damaged if name.endswith(".faiss")}
+    if damaged - caches:
+        raise SnapshotError(f"{folder}: damaged: {', '.join(sorted(damaged - caches))}")
+    try:
+        segment = _read(folder, manifest)
+    except (OSError, ValueError, LookupError, TypeError) as error:  # changed since summed up
+        raise SnapshotError(f"{folder}: {error!r}") from error
+    if f"{FUSED}.faiss" in manifest["files"] and recipe.recall < 1:
+        _bring_in(segment, recipe, damaged=bool(caches))
+    segment.quicken(FUSED)
+    return segment
+
+
+def _bring_in(segment: Segment, recipe: Recipe, *, damaged: bool) -> None:
+    """The approximate index from its file; from the vectors if that is of no use."""
+    assert segment.folder is not None
+    path = segment.folder / f"{FUSED}.faiss"
+    index = None if damaged else load_approximate(path)
+    if index is None or index.recall < recipe.recall:
+        log.warning(
+            "%s is %s: built anew from the vectors", path,
+            "damaged" if index is None else f"of recall {index.recall:g}",
+        )  # fmt: skip
+        index = approximate(segment.vectors[FUSED].raw_ND, recipe.recall)
+        segment.worn = True
+    if index is not None:
+        segment.vectors[FUSED] = replace(segment.vectors[FUSED], approximate=index)
+
+
+def _read(folder: Path, manifest: Mapping[str, Any]) -> Segment:
+    strings = msgpack.unpackb((folder / "strings.msgpack").read_bytes(), strict_map_key=False)
+    with np.load(folder / "numbers.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    vectors = {
+        name: Vectors(
+            np.load(folder / f"{name}.npy", mmap_mode="r"), arrays.get(f"rows-{name}")
+        )
+        for name in manifest["vectors"]
+    }  # fmt: skip
+    return Segment(
+        name=folder.name,
+        ids=strings["ids"],
+        models=strings["models"],
+        numbers=Numbers(
+            arrays["version"], arrays["ts"], arrays["partition"], arrays["model"],
+            arrays["meta_at"],
+        ),
+        packed_meta=np.memmap(folder / "meta.bin", np.uint8, "r"),
+        columns=columns.unpack(strings["columns"], arrays),
+        vectors=vectors,
+        folder=folder,
+    )  # fmt: skip

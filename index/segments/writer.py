@@ -1,0 +1,196 @@
+"""Writing sealed segments: rows of other parts become files, and then a segment
+(`braid.index.segments.sealed`).
+
+Shapes: D dimensions, R rows, N rows that have a vector.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from ..files import checked, sealed_json, sync_folder, synced
+from ..store import FUSED, Array
+from . import meta_columns
+from .ann import approximate
+from .id_map import Int64
+from .sealed import FORMAT, MANIFEST, META, Numbers, Recipe, Segment, Vectors
+from .view import Part
+
+STEP = 512  # rows handled between two breaths
+BREATH_S = 0.0002
+COPY = 8192  # vectors copied at once
+
+
+def segment_name(number: int) -> str:
+    """A name that no segment ever had, even after a rebuild that counts from 0 again."""
+    return f"segment-{number:08d}-{secrets.token_hex(4)}"
+
+
+def breathe() -> None:
+    """Let searches have the interpreter: background work must not be felt."""
+    time.sleep(BREATH_S)
+
+
+def write(name: str, parts: Sequence[tuple[Part, Int64]], recipe: Recipe) -> Segment:
+    """A segment of these rows of these parts, in their order; on disk and synced on return.
+
+    Vectors are copied piece by piece into files, then mapped: no full copy is held.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    recipe.failpoint("segment-begin")
+    folder = None if recipe.folder is None else recipe.folder / name
+    if folder is not None:
+        folder.mkdir(parents=True)
+    ids, strings, numbers, packed, its_columns = _gathered(parts)
+    vectors = {
+        vector: _copied(vector, parts, recipe.dim, folder)
+        for vector in sorted({v for part, _ in parts for v in part.rows.names})
+    }
+    vectors = {vector: found for vector, found in vectors.items() if len(found.raw_ND)}
+    recipe.failpoint("segment-vectors")
+    packed_meta = np.frombuffer(packed, np.uint8)
+    made = Segment(
+        name=name, ids=ids, models=strings, numbers=numbers, packed_meta=packed_meta,
+        columns=its_columns, vectors=vectors, folder=folder,
+    )  # fmt: skip
+    index = approximate(vectors[FUSED].raw_ND, recipe.recall)
+    if index is not None:
+        made.vectors[FUSED] = replace(vectors[FUSED], approximate=index)
+    made.quicken(FUSED)
+    if folder is None:
+        return made
+    _write_files(made, folder, packed)
+    recipe.failpoint("segment-files")
+    seal(made, recipe.dim)
+    recipe.failpoint("segment-sealed")
+    if packed:
+        made.map_meta(folder / META)
+    return made
+
+
+def seal(segment: Segment, dim: int) -> None:
+    """Write the manifest of files that are there; with it the segment is whole."""
+    folder = segment.folder
+    assert folder is not None
+    manifest = {
+        "format": FORMAT,
+        "dim": dim,
+        "rows": len(segment),
+        "vectors": sorted(segment.vectors),
+        "files": checked(folder, except_for=MANIFEST),
+    }
+    with synced(folder / MANIFEST) as file:
+        file.write(sealed_json(manifest))
+    sync_folder(folder)
+    sync_folder(folder.parent)
+
+
+def _gathered(
+    parts: Sequence[tuple[Part, Int64]],
+) -> tuple[list[str], list[str], Numbers, bytes, meta_columns.Columns]:
+    """Everything of the rows but their vectors."""
+    ids: list[str] = []
+    metas: list[Mapping[str, Any]] = []
+    packed = bytearray()
+    numbers: list[tuple[int, int, int, int, int]] = []
+    models: dict[str, int] = {}
+    for part, rows in parts:
+        for count, row in enumerate(rows.tolist()):
+            facts = part.rows.facts(row)
+            ids.append(facts.id)
+            metas.append(msgpack.unpackb(facts.meta, strict_map_key=False))
+            model = models.setdefault(facts.model, len(models))
+            numbers.append((facts.version, facts.ts, facts.partition, model, len(packed)))
+            packed += facts.meta
+            if count % STEP == 0:
+                breathe()
+    found = np.array(numbers, np.int64).reshape(-1, 5).T
+    return (
+        ids,
+        list(models),
+        Numbers(found[0], found[1], found[2], found[3], np.append(found[4], len(packed))),
+        bytes(packed),
+        meta_columns.build(metas, breathe=breathe),
+    )
+
+
+def _copied(
+    name: str, parts: Sequence[tuple[Part, Int64]], dim: int, folder: Path | None
+) -> Vectors:
+    """One name's vectors of these rows, in a mapped file of their own."""
+    taken: list[tuple[Part, Int64]] = []
+    rows: list[Int64] = []
+    first = 0
+    for part, row_N in parts:
+        if part.rows.has(name):
+            having_R = part.rows.having(name, part.count)
+            chosen = slice(None) if having_R is None else having_R[row_N]
+            taken.append((part, row_N[chosen]))
+            rows.append(first + np.arange(len(row_N))[chosen])
+        first += len(row_N)
+    count = sum(len(row_N) for _, row_N in taken)
+    raw_ND: Array
+    if folder is None or count == 0:
+        raw_ND = np.empty((count, dim), np.float32)
+        at = 0
+        for piece_MD in _pieces(name, taken):
+            raw_ND[at : at + len(piece_MD)] = piece_MD
+            at += len(piece_MD)
+    else:
+        # Written, not mapped: on a full disk a mapped page would kill the process (SIGBUS).
+        path = folder / f"{name}.npy"
+        head = {"descr": "<f4", "fortran_order": False, "shape": (count, dim)}
+        with synced(path) as file:
+            np.lib.format.write_array_header_1_0(file, head)
+            for piece_MD in _pieces(name, taken):
+                file.write(np.ascontiguousarray(piece_MD, "<f4").data)
+        raw_ND = np.load(path, mmap_mode="r")
+    row_of_N = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    return Vectors(raw_ND, None if count == first else row_of_N)
+
+
+def _pieces(name: str, taken: Sequence[tuple[Part, Int64]]) -> Iterator[Array]:
+    for part, row_N in taken:
+        for begin in range(0, len(row_N), COPY):
+            yield part.rows.raw(name, row_N[begin : begin + COPY])
+            breathe()
+
+
+def _write_files(segment: Segment, folder: Path, packed: bytes) -> None:
+    plain, arrays = meta_columns.pack(segment.columns)
+    strings = {"ids": list(segment.ids), "models": list(segment.models), "columns": plain}
+    with synced(folder / "strings.msgpack") as file:
+        file.write(msgpack.packb(strings))
+    with synced(folder / "meta.bin") as file:
+        file.write(packed)
+    numbers = segment.numbers
+    rows_of = {
+        f"rows-{name}": found.row_N
+        for name, found in segment.vectors.items()
+        if found.row_N is not None
+    }
+    kept: dict[str, Any] = {
+        "version": numbers.version_R,
+        "ts": numbers.ts_R,
+        "partition": numbers.partition_R,
+        "model": numbers.model_R,
+        "meta_at": numbers.meta_at_R1,
+        **rows_of,
+        **arrays,
+    }
+    with synced(folder / "numbers.npz") as file:
+        np.savez(file, **kept)
+    index = segment.vectors[FUSED].approximate
+    if index is not None:
+        with synced(folder / f"{FUSED}.faiss") as file:
+            file.write(index.dumps())

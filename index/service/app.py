@@ -1,0 +1,120 @@
+"""The query service: HTTP in front of a vector store.
+
+A request passes, in this order: the connection's bounds (`connections`), the host that it names
+(`hosts`), who asks and how often (`access`), the body's size, time and encoding (`body_limit`), its
+fields (`bodies`), and then its route. Every answer is JSON; whatever is refused gets
+{"error": {field, reason}} (`problems`).
+"""
+
+from __future__ import annotations
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.gzip import GZipMiddleware
+
+from .dependencies import CONNECTION, Gates, Limits, QueryInput, QueryVectors, ServiceDeps, Serving
+from .dependencies import MIB as MIB
+from .limits.auth import Access, RateLimit
+from .limits.body_budget import BodyBudget
+from .limits.body_limit import BodyLimit, Gunzip
+from .limits.connections import HEADER_BYTES, ConnectionLimits, Crowded, protocol
+from .limits.hosts import TrustedHosts
+from .openapi import describe
+from .problems import add_problems
+from .routes.docs import add_docs
+from .routes.node import add_node
+from .routes.page import add_page
+from .routes.records import add_records
+from .routes.search import add_search
+
+__all__ = [
+    "Limits",
+    "QueryInput",
+    "QueryVectors",
+    "ServiceDeps",
+    "Serving",
+    "create_app",
+    "server_config",
+]
+
+VERSION = "1"  # of the calls, not of braid
+GZIP_FROM = 1024  # bytes; a shorter answer would fit one packet anyway
+GZIP_LEVEL = 4
+GZIP_APART = 16 * 1024  # bytes from which on a thread packs the answer, not the event loop
+BACKLOG = 256  # connections that the kernel keeps until they are accepted
+
+
+def create_app(deps: ServiceDeps) -> FastAPI:
+    """The HTTP application."""
+    app = FastAPI(
+        title="braid",
+        version=VERSION,
+        description="One live space of text, pictures and sound.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    _add_middleware(app, deps)
+    add_problems(app, deps.metrics)
+    gates = Gates.of(deps)
+    add_search(app, deps, gates)
+    add_records(app, deps, gates)
+    add_node(app, deps)
+    add_docs(app)
+    add_page(app, deps, gates)
+    describe(app, keys=deps.keys is not None)
+    return app
+
+
+def server_config(
+    app: FastAPI,
+    *,
+    host: str,
+    port: int,
+    limits: ConnectionLimits = CONNECTION,
+    log_level: str = "warning",
+) -> uvicorn.Config:
+    """How uvicorn serves the application.
+
+    A client's word about its address (`x-forwarded-for`) is not taken, or each request could come
+    from another one and no rate would ever be reached.
+    """
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level=log_level,
+        lifespan="off",
+        http=protocol(limits),
+        ws="none",
+        proxy_headers=False,
+        backlog=BACKLOG,
+        limit_concurrency=4 * limits.connections,  # `limits.connections` refuses before
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=5,
+    )
+
+
+def _add_middleware(app: FastAPI, deps: ServiceDeps) -> None:
+    """What is added last meets a request first."""
+    limits, refused = deps.limits, deps.metrics.refused
+    rate = None
+    if limits.rate_per_s is not None:
+        rate = RateLimit(limits.rate_per_s, limits.burst)
+    app.add_middleware(Gunzip, budget=BodyBudget(limits.bodies_bytes))
+    app.add_middleware(
+        BodyLimit,
+        limit=limits.body_bytes,
+        json_limit=min(limits.json_bytes, limits.body_bytes),
+        limits=limits.connection,
+        refused=refused,
+    )
+    app.add_middleware(
+        GZipMiddleware,
+        minimum_size=GZIP_FROM,
+        compresslevel=GZIP_LEVEL,
+        thread_minimum_size=GZIP_APART,
+    )
+    app.add_middleware(Access, keys=deps.keys, rate=rate, refused=refused)
+    app.add_middleware(TrustedHosts, hosts=deps.hosts, refused=refused)
+    app.add_middleware(Crowded, limits=limits.connection, refused=refused)

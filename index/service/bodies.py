@@ -1,0 +1,135 @@
+"""From the bytes of a request to a checked body: JSON, or an upload of the same fields."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from ..errors import BadQuery
+from .limits.json_bounds import check_json
+from .multipart import read_form
+from .requests import MAX_BATCH_HITS, MEDIA, BatchBody, SearchBody
+
+B = TypeVar("B", bound=BaseModel)
+T = TypeVar("T")
+
+LARGE = 8 * 1024  # bytes from which on the event loop does not parse them itself
+SEEN = 60  # characters of what is refused that a reason shows
+WORDS = frozenset({"text", "id", "vector", "generation"})  # parts that are words, not JSON
+
+
+async def read_search(request: Request) -> SearchBody:
+    """The query of `POST /v1/search`, from JSON or an upload. Raises BadQuery."""
+    raw, content_type = await _raw(request)
+    if _media_type(content_type) == "multipart/form-data":
+        return await _off_loop(len(raw), lambda: _from_form(raw, content_type))
+    _check_type(raw, content_type, "application/json or multipart/form-data")
+    return await _off_loop(len(raw), lambda: checked(SearchBody, _json(raw)))
+
+
+async def read_batch(request: Request) -> list[SearchBody | BadQuery]:
+    """The queries of `POST /v1/search/batch`, or why one is none. Raises BadQuery."""
+    raw, content_type = await _raw(request)
+    _check_type(raw, content_type, "application/json")
+    return await _off_loop(len(raw), lambda: _queries(raw))
+
+
+async def read_json(request: Request, model: type[B]) -> B:
+    """A body of JSON as that model. Raises BadQuery."""
+    raw, content_type = await _raw(request)
+    _check_type(raw, content_type, "application/json")
+    return await _off_loop(len(raw), lambda: checked(model, _json(raw)))
+
+
+def checked(model: type[B], given: Any) -> B:
+    """`given`, as parsed from JSON, as that model. Raises BadQuery."""
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise refusal(error.errors()[0]) from None
+
+
+def refusal(first: Any) -> BadQuery:
+    """The first of pydantic's errors as a refusal that names field, limit and value."""
+    where = [str(part)[:SEEN] for part in first["loc"] if part != "body"] or ["body"]
+    value = first.get("input")
+    shown = "" if isinstance(value, (dict, list, type(None))) else f", got {str(value)[:SEEN]!r}"
+    return BadQuery(".".join(where), f"{first['msg'][:200]}{shown}")
+
+
+async def _raw(request: Request) -> tuple[bytes, str]:
+    try:
+        return await request.body(), request.headers.get("content-type", "")
+    except ClientDisconnect:
+        raise HTTPException(400, "the body did not come whole") from None
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
+def _check_type(raw: bytes, content_type: str, wanted: str) -> None:
+    if not raw:
+        raise BadQuery("body", "is missing")
+    media_type = _media_type(content_type)
+    if media_type != "application/json" and not (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    ):
+        reason = f"must be sent as content-type {wanted}, got {media_type[:60]!r}"
+        raise BadQuery("body", reason, status=415)
+
+
+def _json(raw: bytes) -> Any:
+    check_json("body", raw)
+    return _parsed("body", raw, status=400)
+
+
+def _queries(raw: bytes) -> list[SearchBody | BadQuery]:
+    batch = checked(BatchBody, _json(raw))
+    queries: list[SearchBody | BadQuery] = []
+    for one in batch.queries:
+        try:
+            queries.append(checked(SearchBody, one))
+        except BadQuery as error:
+            queries.append(error)
+    asked = sum(query.k for query in queries if isinstance(query, SearchBody))
+    if asked > MAX_BATCH_HITS:
+        raise BadQuery("queries", f"ask for {asked} hits together, the limit is {MAX_BATCH_HITS}")
+    return queries
+
+
+async def _off_loop(size: int, call: Callable[[], T]) -> T:
+    return await asyncio.to_thread(call) if size > LARGE else call()
+
+
+def _parsed(name: str, text: bytes | str, *, status: int) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadQuery(name, f"is not JSON: {error}", status=status) from None
+
+
+def _from_form(raw: bytes, content_type: str) -> SearchBody:
+    given: dict[str, Any] = {}
+    files: dict[str, bytes] = {}
+    for name, part in read_form(raw, content_type).items():
+        if name in MEDIA:
+            files[name] = part.data
+        elif name in WORDS:
+            given[name] = part.text()
+        elif name in SearchBody.model_fields:
+            check_json(name, part.data)
+            given[name] = _parsed(name, part.text(), status=422)
+        else:
+            known = ", ".join(SearchBody.model_fields)
+            raise BadQuery(name[:60], f"is no part of a query; those are {known}")
+    body = checked(SearchBody, given)
+    for name, data in files.items():
+        body.attach(name, data)
+    return body

@@ -1,0 +1,215 @@
+"""What the query service stands on: functions and limits that are handed to it.
+
+It knows no model and no Kafka: what turns a query into a vector, what produces a deletion and what
+tells the node's state are functions in `ServiceDeps`.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..media_cache import Shelf
+from ..metrics import ServiceMetrics
+from ..payloads import Payloads
+from ..store import Array, VectorStore
+from .hit_details import Rebuild
+from .limits.admission import Gate
+from .limits.auth import ApiKeys
+from .limits.connections import ConnectionLimits
+from .limits.hosts import Hosts
+from .recent_writes import Arrivals
+
+MIB = 1024 * 1024
+
+
+KEPT = 64
+
+
+class RecentQueries:
+    """The last queries, each with the generation that it asked; any thread may add one."""
+
+    def __init__(self, most: int = KEPT) -> None:
+        self._queries: deque[tuple[str, Array, int, str]] = deque(maxlen=most)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._queries)
+
+    def note(self, generation: str, query_D: Array, *, k: int, vector: str) -> None:
+        with self._lock:
+            self._queries.append((generation, query_D, k, vector))
+
+    def one(self, generation: str, rng: random.Random) -> tuple[Array, int, str] | None:
+        """Any of the queries to this generation: its vector, k and the vector that it searched."""
+        with self._lock:
+            found = [tuple_[1:] for tuple_ in self._queries if tuple_[0] == generation]
+        return rng.choice(found) if found else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryInput:
+    """What a person asks with: a record with fewer modalities."""
+
+    text: str | None = None
+    image: bytes | None = None
+    audio: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueryVectors:
+    """The query in the shared space, float32[D] each, and which model put it there."""
+
+    fused: Array
+    by: Mapping[str, Array]
+    space: str
+    model: str
+
+
+Encode = Callable[[QueryInput], Awaitable[QueryVectors]]
+EncodeMany = Callable[[Sequence[QueryInput]], Awaitable[Sequence[QueryVectors]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """One generation as a request sees it: its rows, and what embeds queries for them.
+
+    A request takes one of these at its start and nothing else, so that hits, model, generation and
+    offsets of an answer always belong together.
+
+    Attributes:
+        encode: embeds a query; raises BadQuery. None refuses everything but raw vectors and ids.
+        encode_many: embeds several at once with one model, in their order; raises BadQuery if
+            any of them cannot be used. None: they are embedded one at a time.
+        model: the model that embeds queries now, for `/v1/generations`.
+        arrivals: the last writes to the store, for the page.
+    """
+
+    generation: str
+    store: VectorStore
+    encode: Encode | None = None
+    encode_many: EncodeMany | None = None
+    model: str | None = None
+    arrivals: Arrivals | None = None
+
+
+CONNECTION = ConnectionLimits()
+COUNTS = (
+    "body_bytes",
+    "json_bytes",
+    "answer_bytes",
+    "searches",
+    "offset_waits",
+    "polls",
+    "burst",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one node takes on.
+
+    Attributes:
+        body_bytes: of an upload, also after decompression.
+        json_bytes: of any other body; it is never more than body_bytes.
+        bodies_bytes: of all bodies together; beyond that the answer is 503.
+        answer_bytes: of one answer; a query for more is refused.
+        searches: how many are embedded and searched at once; the process has a few threads.
+        line: how many more may wait for their turn; beyond that the answer is 503.
+        offset_waits: how many may wait for `min_offsets` at once; beyond that the answer is 503.
+        polls: how many pages may wait for what arrives at once; beyond that the answer is 503.
+        rate_per_s: queries a second for each key, or client address, in the long run; None: any.
+        burst: how many of them may come at once.
+        connection: what one client may take of the server's time.
+    """
+
+    body_bytes: int = 32 * MIB
+    json_bytes: int = 8 * MIB
+    bodies_bytes: int = 128 * MIB
+    answer_bytes: int = 32 * MIB
+    searches: int = 8
+    line: int = 64
+    offset_waits: int = 256
+    polls: int = 64
+    rate_per_s: float | None = None
+    burst: int = 50
+    connection: ConnectionLimits = CONNECTION
+
+    def __post_init__(self) -> None:
+        for name in COUNTS:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.bodies_bytes < self.body_bytes:
+            raise ValueError(
+                f"bodies_bytes: must be at least body_bytes, {self.body_bytes}, "
+                f"got {self.bodies_bytes}"
+            )
+        if self.line < 0:
+            raise ValueError(f"line: must be at least 0, got {self.line}")
+        if self.rate_per_s is not None and self.rate_per_s <= 0:
+            raise ValueError(f"rate_per_s: must be above 0, got {self.rate_per_s}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceDeps:
+    """What the service stands on.
+
+    Attributes:
+        serving: the generation of that name, or the serving one for None; asked once a request.
+            Raises UnknownGeneration.
+        delete: produces a record's deletion; returns its partition and offset in `records`.
+        status: merged into `/v1/status`.
+        not_ready: why the node is not ready, or None.
+        generations: names of all generations here; without it there is the serving one only.
+        keys: who may ask; None for everyone.
+        hosts: the names under which the node may be asked.
+        recent: where queries are kept for the recall probe.
+        shelf: thumbnails and snippets; None looks where `payloads` are.
+        rebuild: makes what is shown of a record again from `records`.
+        dead_letters: counts those of the last hour, as `DeadLettersAnswer`. Raises BadQuery.
+    """
+
+    serving: Callable[[str | None], Serving]
+    payloads: Payloads
+    delete: Callable[[str], Awaitable[tuple[int, int]]]
+    status: Callable[[], Mapping[str, Any]]
+    not_ready: Callable[[], str | None]
+    generations: Callable[[], Iterable[str]] | None = None
+    keys: ApiKeys | None = None
+    hosts: Hosts = field(default_factory=lambda: Hosts("127.0.0.1"))
+    metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
+    limits: Limits = field(default_factory=Limits)
+    recent: RecentQueries = field(default_factory=RecentQueries)
+    shelf: Shelf | None = None
+    rebuild: Rebuild | None = None
+    dead_letters: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
+
+    def store(self) -> VectorStore:
+        """The store of the serving generation."""
+        return self.serving(None).store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gates:
+    """Who may go on now: for the work of searching, for waiting on offsets and on arrivals."""
+
+    searching: Gate
+    waiting: Gate
+    polling: Gate
+
+    @classmethod
+    def of(cls, deps: ServiceDeps) -> Gates:
+        limits, metrics = deps.limits, deps.metrics
+        return cls(
+            searching=Gate(
+                "searches", limits.searches, limits.line, metrics.in_flight, metrics.waiting
+            ),
+            waiting=Gate(
+                "searches that wait for offsets", limits.offset_waits, 0, metrics.offset_waits
+            ),
+            polling=Gate("pages that wait for what arrives", limits.polls, 0, metrics.polls),
+        )

@@ -1,0 +1,97 @@
+"""What is shown of a record: from Redis, else rebuilt from `records`, else plainly absent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from ..media_cache import Kind, Media, Shelf
+from ..payloads import Payload, Payloads
+from ..store import Row
+
+KEPT = 256  # rebuilt records that are remembered here, some ten kB each
+ABSENT_S = 30.0  # how long a record that could not be rebuilt is not tried again
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rebuilt:
+    """All that is shown of one record, made again from its message in `records`."""
+
+    payload: Payload
+    media: Mapping[Kind, Media] = field(default_factory=dict)
+
+
+Rebuild = Callable[[str, int, int], Awaitable[Rebuilt | None]]
+"""(id, partition, version) -> what the message there gives; None if it is gone. Never raises."""
+
+
+class Showing:
+    """Finds payloads and media of rows; each missing record is rebuilt once at a time.
+
+    Args:
+        rebuild: None where nothing can be rebuilt.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        payloads: Payloads,
+        shelf: Shelf,
+        rebuild: Rebuild | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._payloads, self._shelf, self._rebuild = payloads, shelf, rebuild
+        self._clock = clock
+        self._known: OrderedDict[tuple[str, int], tuple[float, Rebuilt | None]] = OrderedDict()
+        self._running: dict[tuple[str, int], asyncio.Task[Rebuilt | None]] = {}
+
+    async def payload(self, row: Row) -> Payload | None:
+        """Text, links and labels of a record, or None."""
+        found = await asyncio.to_thread(self._payloads.get_many, [row.id])
+        if found:
+            return found[row.id]
+        rebuilt = await self._rebuilt(row)
+        return None if rebuilt is None else rebuilt.payload
+
+    async def media(self, kind: Kind, row: Row) -> Media | None:
+        """The record's thumbnail or snippet, or None."""
+        found = await asyncio.to_thread(self._shelf.get, kind, row.id)
+        if found is not None:
+            return found
+        rebuilt = await self._rebuilt(row)
+        return None if rebuilt is None else rebuilt.media.get(kind)
+
+    async def _rebuilt(self, row: Row) -> Rebuilt | None:
+        key = (row.id, row.version)
+        if (known := self._known.get(key)) is not None:
+            self._known.move_to_end(key)
+            until, rebuilt = known
+            if rebuilt is not None or self._clock() < until:
+                return rebuilt
+        if self._rebuild is None:
+            return None
+        if (task := self._running.get(key)) is None:
+            task = self._running[key] = asyncio.create_task(self._make(key, row))
+        return await asyncio.shield(task)  # who asks may go away, others wait for it too
+
+    async def _make(self, key: tuple[str, int], row: Row) -> Rebuilt | None:
+        assert self._rebuild is not None
+        try:
+            rebuilt = await self._rebuild(row.id, row.partition, row.version)
+            if rebuilt is not None:
+                await asyncio.to_thread(self._keep, row.id, rebuilt)
+            self._known[key] = (self._clock() + ABSENT_S, rebuilt)
+            while len(self._known) > KEPT:
+                self._known.popitem(last=False)
+            return rebuilt
+        finally:
+            del self._running[key]
+
+    def _keep(self, id: str, rebuilt: Rebuilt) -> None:
+        self._payloads.add(id, rebuilt.payload)
+        media = {(kind, id): one for kind, one in rebuilt.media.items()}
+        self._shelf.put_many(media, only_missing=True)

@@ -1,0 +1,33 @@
+"""What a node answers before there is a model: that it lives, and what it waits for."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from ..metrics import ServiceMetrics
+from .limits.hosts import Hosts, TrustedHosts
+from .problems import problem
+
+METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
+AGAIN_S = 5
+
+
+def waiting_app(reason: str, hosts: Hosts) -> FastAPI:
+    """The HTTP application until there is a model: `/healthz` is 200, all else 503."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHosts, hosts=hosts, refused=ServiceMetrics().refused)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, bool]:
+        return {"ok": True}
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        return JSONResponse({"ready": False, "reason": reason}, status_code=503)
+
+    @app.api_route("/{path:path}", methods=METHODS)
+    async def everything(request: Request) -> JSONResponse:
+        return JSONResponse(problem("model", reason), 503, {"retry-after": str(AGAIN_S)})
+
+    return app

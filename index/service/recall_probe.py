@@ -1,0 +1,48 @@
+"""The live recall probe: now and then a real query is searched exactly, too.
+
+An approximate index may answer worse as rows and queries change. Every so often the probe takes
+one of the last queries and lets the store compare its own answer with exact search over all rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+
+from ..errors import NotServing
+from ..metrics import ServiceMetrics
+from ..store import Probed
+from .dependencies import RecentQueries, Serving
+
+
+async def probe_once(
+    serving: Serving, recent: RecentQueries, metrics: ServiceMetrics, rng: random.Random
+) -> float | None:
+    """Recall of one recent query, counted; None if there is no query, or the store offers none."""
+    if not isinstance(serving.store, Probed):
+        return None
+    chosen = recent.one(serving.generation, rng)
+    if chosen is None:
+        return None
+    query_D, k, vector = chosen
+    recall = await asyncio.to_thread(serving.store.probe, query_D, k=k, vector=vector)
+    metrics.of(serving.generation).recall(recall)
+    return recall
+
+
+async def probe_for_ever(
+    serving: Callable[[], Serving],
+    recent: RecentQueries,
+    metrics: ServiceMetrics,
+    *,
+    every_s: float,
+    rng: random.Random,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """A task: probe the serving generation every `every_s` seconds, until it is cancelled."""
+    while True:
+        await sleep(every_s)
+        with contextlib.suppress(NotServing):
+            await probe_once(serving(), recent, metrics, rng)

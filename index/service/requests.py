@@ -1,0 +1,174 @@
+"""The bodies that the query service takes, and how each becomes a checked query."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
+
+from ..errors import BadQuery
+
+MAX_K = 1000
+MAX_TEXT = 1024 * 1024
+MAX_WAIT_MS = 30_000
+MAX_BATCH = 64
+MAX_BATCH_HITS = 10_000  # of all queries of a batch together
+MAX_NAMES = 64  # of one object, before each is checked
+MAX_PARTITIONS = 1024
+MEDIA = ("image", "audio")
+
+Kind = Literal["media", "id", "query"]
+
+
+def _few(value: Any, limit: int) -> Any:
+    """Refuses an object of too many names at once: pydantic would make an error of each."""
+    if isinstance(value, dict) and len(value) > limit:
+        raise ValueError(f"has {len(value)} names, the limit is {limit}")
+    return value
+
+
+class _Bounded(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_names(cls, value: Any) -> Any:
+        return _few(value, MAX_NAMES)
+
+
+Offsets = Annotated[
+    dict[str, int],
+    Field(max_length=MAX_PARTITIONS),
+    BeforeValidator(lambda value: _few(value, MAX_PARTITIONS)),
+]
+
+
+class RawVector(_Bounded):
+    """A vector of the caller's own; it must say in which space it lives."""
+
+    values: Annotated[list[float], FailFast()] = Field(
+        min_length=1, max_length=65_536, description="as many as the space has dimensions"
+    )
+    space: str = Field(min_length=1, max_length=200, description="as `/v1/status` names it")
+
+
+class SearchBody(_Bounded):
+    """A query: any of text, image and audio together, or id, or query."""
+
+    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] | None = Field(
+        None, description="words to look for"
+    )
+    image: str | None = Field(None, description="a picture file, base64")
+    audio: str | None = Field(None, description="a sound file, base64")
+    id: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="a record, whose vector is the query"
+    )
+    query: RawVector | None = Field(None, description="a vector of the caller's own")
+    k: int = Field(10, ge=1, le=MAX_K, description="how many hits at most")
+    vector: Literal["fused", "text", "image", "audio"] = Field(
+        "fused", description="which vector of the records is searched"
+    )
+    filter: dict[str, Any] | None = Field(
+        None,
+        description="on the records' meta: `{field: value}`, operators gt, gte, lt, lte, in, "
+        "exists, and `and`, `or`, `not`",
+    )
+    min_offsets: Offsets | None = Field(
+        None, description="partition of `records` -> offset that must be reflected"
+    )
+    timeout_ms: int = Field(
+        2000, ge=0, le=MAX_WAIT_MS, description="how long to wait for min_offsets"
+    )
+    generation: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
+        None, description="the generation to search; without it the serving one"
+    )
+
+    _files: dict[str, bytes] = PrivateAttr(default_factory=dict)
+
+    def attach(self, name: str, data: bytes) -> None:
+        """Set image or audio as bytes, which an upload carries."""
+        self._files[name] = data
+
+    def kind(self) -> Kind:
+        """Which of the three kinds of query this is. Raises BadQuery unless it is exactly one."""
+        media = bool(self._files) or any(
+            part is not None for part in (self.text, self.image, self.audio)
+        )
+        given: list[Kind] = []
+        if media:
+            given.append("media")
+        if self.id is not None:
+            given.append("id")
+        if self.query is not None:
+            given.append("query")
+        if len(given) != 1:
+            what = "none of them" if not given else " and ".join(given)
+            raise BadQuery(
+                "body", f"must hold text, image or audio, or id, or query: exactly one; got {what}"
+            )
+        return given[0]
+
+    def label(self) -> str:
+        """The kind that metrics count: one of `braid.index.metrics.KINDS`."""
+        kind = self.kind()
+        if kind != "media":
+            return kind
+        asked = [name for name in ("text", "image", "audio") if self._has(name)]
+        return asked[0] if len(asked) == 1 else "composed"
+
+    def offsets(self) -> dict[int, int]:
+        """min_offsets with numbers as keys. Raises BadQuery."""
+        offsets = {}
+        for number, next_ in (self.min_offsets or {}).items():
+            if not re.fullmatch("[0-9]{1,9}", number) or next_ < 0:
+                raise BadQuery(
+                    "min_offsets",
+                    f"maps partitions to offsets, got {number[:60]!r}: {str(next_)[:60]}",
+                )
+            offsets[int(number)] = next_
+        return offsets
+
+    def media(self, name: Literal["image", "audio"]) -> bytes | None:
+        """The bytes of image or audio. Raises BadQuery."""
+        given = self.image if name == "image" else self.audio
+        data = self._files.get(name)
+        if data is None and given is None:
+            return None
+        if data is None:
+            try:
+                data = base64.b64decode(given or "", validate=True)
+            except (binascii.Error, ValueError) as error:
+                raise BadQuery(name, f"is not base64: {error}") from None
+        if not data:
+            raise BadQuery(name, "is empty")
+        return data
+
+    def values(self) -> list[float]:
+        """The raw vector. Raises BadQuery if a value is not finite."""
+        assert self.query is not None
+        for position, value in enumerate(self.query.values):
+            if not math.isfinite(value):
+                raise BadQuery(f"query.values[{position}]", f"must be finite, got {value}")
+        return self.query.values
+
+    def _has(self, name: str) -> bool:
+        return name in self._files or getattr(self, name) is not None
+
+
+class BatchBody(_Bounded):
+    """Several queries; each is checked and answered by itself."""
+
+    # Of SearchBody, as the description says; unchecked here, so that one bad query spoils no other.
+    queries: list[Any] = Field(min_length=1, max_length=MAX_BATCH)

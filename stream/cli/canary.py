@@ -1,0 +1,254 @@
+"""`braid models canary`: try a version out on a share of the live records."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError, RegistryError
+from ..registry.canaries import KEY, Canaries, Canary
+from ..registry.versions import Champion, Registry
+from ..settings import Settings
+from .common import AsJson, bar, proven
+
+if TYPE_CHECKING:
+    from ..monitoring.canary_comparison import Comparison
+
+SHARE = 0.05
+LOOK_S = 1.0
+
+
+def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
+    """Give `braid models` this command."""
+
+    @models.command()
+    def canary(
+        context: typer.Context,
+        version: Annotated[
+            str | None, typer.Argument(help="What is tried out; without it: how it goes.")
+        ] = None,
+        share: Annotated[
+            float | None,
+            typer.Option(help="Of the records, over 0 to 1; else 0.05, or all of --partitions."),
+        ] = None,
+        partitions: Annotated[
+            str | None, typer.Option(help="Only records of these partitions: 0,3.")
+        ] = None,
+        records: Annotated[
+            int | None, typer.Option(min=1, help="Wait until so many are compared, then end it.")
+        ] = None,
+        promote: Annotated[
+            bool, typer.Option("--promote", help="Promote it if it passes.")
+        ] = False,
+        force: Annotated[
+            bool, typer.Option(help="Although it did not pass its examination.")
+        ] = False,
+        stop: Annotated[bool, typer.Option("--stop", help="End the one that runs.")] = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Let a version predict a share of the live records beside the champion.
+
+        Its predictions are marked and carry the champion's, so that both are compared on the same
+        records; every vector stays the champion's. Whatever it fails at is predicted by the
+        champion. With --records the command waits and ends with status 1 if it does not pass.
+        Interrupted, the canary goes on: --stop ends it.
+
+        Example: braid models canary 2 --share 0.05 --records 1000 --promote
+        """
+        given = (share, partitions, records, promote or None, force or None)
+        settings = settings_of(context)
+        registry = Registry(settings.models_dir, base=settings.model_name)
+        if version is None or stop:
+            if version is not None or any(one is not None for one in given):
+                raise ConfigError("--stop, and the state without a version, take --json only")
+            ended = _stop(settings, registry) if stop else _state(settings, registry)
+            _tell(ended, as_json)
+            return
+        if promote and records is None:
+            raise ConfigError("--promote needs --records: how many are to be compared before")
+        began = _begin(settings, registry, version, share, partitions, records, force=force)
+        if records is None:
+            _tell(began, as_json)
+            return
+        found = _watched(settings, registry, began, records, quiet=as_json)
+        state, why = "stopped", "it passed; promoting it was not asked for"
+        if not found.passed:
+            state, why = "failed", found.reason
+        elif promote:
+            state, why = _promoted(settings, registry, began, force=force)
+        ended = _ended(settings, registry, began, state, why, asdict(found))
+        _tell(ended, as_json)
+        if ended.state == "failed":
+            print(f"braid: {ended.model} is not promoted: {ended.why}", file=sys.stderr)
+            raise typer.Exit(1)
+
+
+def _begin(
+    settings: Settings, registry: Registry, version: str, share: float | None,
+    partitions: str | None, records: int | None, *, force: bool,
+) -> Canary:  # fmt: skip
+    from ..kafka.topics import ensure
+    from ..monitoring.canary_comparison import limits_of
+    from ..registry.announcements import announce
+
+    limits = limits_of(settings)
+    if records is not None and records < limits.least:
+        raise ConfigError(
+            f"--records is {records}, the limit canary.least wants at least {limits.least}"
+        )
+    name = registry.resolve(version)
+    registry.admit(name, force=force)
+    proven(registry, name, settings)
+    numbers = _numbers(partitions, ensure(settings)) if partitions is not None else []
+    if share is None:
+        share = 1.0 if numbers else SHARE
+    began = Canaries(registry.root).begin(
+        registry, name, share=share, partitions=numbers, force=force
+    )
+    announce(settings, KEY, began.facts())
+    return began
+
+
+def _numbers(given: str, count: int) -> list[int]:
+    words = [word.strip() for word in given.split(",")]
+    numbers = [int(word) for word in words if word.isascii() and word.isdigit()]
+    if len(numbers) < len(words) or not all(number < count for number in numbers):
+        raise ConfigError(
+            f"--partitions: expected numbers from 0 to {count - 1} like 0,3, got {given!r:.60}"
+        )
+    return numbers
+
+
+def _watched(
+    settings: Settings, registry: Registry, canary: Canary, records: int, *, quiet: bool
+) -> Comparison:
+    """Wait until so many records are compared.
+
+    Raises:
+        RegistryError: somebody ended it, or promoted another.
+    """
+    from ..monitoring.canary_comparison import Reading, limits_of
+
+    canaries, reading = Canaries(registry.root), Reading(settings, canary)
+    with bar("canary", quiet) as progress:
+        while True:
+            seen = reading.on().seen
+            now = canaries.settle(registry.champion())
+            if now is None or now.number != canary.number or now.state != "running":
+                why = "it is gone" if now is None else now.why
+                raise RegistryError(f"canary {canary.number} ended after {seen} records: {why}")
+            progress("canary", min(seen, records), records, {})
+            if seen >= records:
+                return reading.comparing.result(limits_of(settings))
+            time.sleep(LOOK_S)
+
+
+def _promoted(
+    settings: Settings, registry: Registry, canary: Canary, *, force: bool
+) -> tuple[str, str]:
+    """Its state, and why."""
+    from ..registry.promotion import promote
+
+    why = f"passed canary {canary.number}"
+    try:
+        done = promote(settings, registry, canary.model, after=canary.seq, force=force, why=why)
+    except RegistryError as error:
+        return "failed", f"it passed, but {error}"
+    if isinstance(done, Champion):
+        return "promoted", f"champion number {done.seq}"
+    return "promoted", f"{done.generation} is built for it and takes over by itself"
+
+
+def _ended(
+    settings: Settings, registry: Registry, canary: Canary, state: str, why: str,
+    comparison: Mapping[str, Any] | None = None,
+) -> Canary:  # fmt: skip
+    """End it and tell the workers, which would notice by themselves a moment later."""
+    from ..registry.announcements import announce
+
+    ended = Canaries(registry.root).end(canary, state, why=why, comparison=comparison)
+    announce(settings, KEY, ended.facts())
+    return ended
+
+
+def _stop(settings: Settings, registry: Registry) -> Canary:
+    from ..monitoring.canary_comparison import compared
+
+    canary = Canaries(registry.root).settle(registry.champion())
+    if canary is None or canary.state != "running":
+        raise RegistryError("no canary runs")
+    ended = _ended(settings, registry, canary, "stopped", "stopped by hand")
+    return Canaries(registry.root).keep(ended, asdict(compared(settings, ended)))
+
+
+def _state(settings: Settings, registry: Registry) -> Canary | None:
+    """The last one, with its comparison as of now if it runs."""
+    from dataclasses import replace
+
+    from ..monitoring.canary_comparison import compared
+
+    canaries = Canaries(registry.root)
+    canary = canaries.settle(registry.champion())
+    if canary is None or (canary.state != "running" and canary.comparison is not None):
+        return canary
+    found = asdict(compared(settings, canary))
+    if canary.state == "running":
+        return replace(canary, comparison=found)
+    return canaries.keep(canary, found)  # another promotion ended it
+
+
+def _tell(canary: Canary | None, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(None if canary is None else asdict(canary)))
+    elif canary is None:
+        print("no canary yet: braid models canary VERSION --share 0.05")
+    else:
+        print("\n".join(_lines(canary)))
+
+
+def _lines(canary: Canary) -> Iterator[str]:
+    of = f" of partitions {', '.join(map(str, canary.partitions))}" if canary.partitions else ""
+    why = f": {canary.why}" if canary.why else ""
+    yield (
+        f"canary {canary.number}: {canary.model} beside {canary.champion} on {canary.share:g} of "
+        f"the records{of}, {canary.state}{why}"
+    )
+    found = canary.comparison
+    if found is None:
+        return
+    yield f"  {found['records']} records compared, {found['failures']} failed"
+    for reason, count in found["reasons"].items():
+        yield f"    {count} times {reason}"
+    if found["seconds"]:
+        champion_s, challenger_s = found["seconds"]
+        yield (
+            f"  encoding one took {1000 * champion_s:.2f} ms, the challenger "
+            f"{1000 * challenger_s:.2f} ms"
+        )
+    for name, task in found["tasks"].items():
+        yield f"  {name}: {'; '.join(_of_task(task))}"
+    decision = {True: "passes", False: "does not pass", None: "no verdict yet"}[found["passed"]]
+    yield f"  {decision}: {found['reason']}"
+
+
+def _of_task(task: Mapping[str, Any]) -> Iterator[str]:
+    if task["agreement"] is not None:
+        yield f"both decide alike for {task['agreement']:.1%}"
+    if task["confidence"]:
+        yield "confidence {:.3f}, the challenger {:.3f}".format(*task["confidence"])
+    if task["scores"]:
+        yield "{} {:.4f}, the challenger {:.4f} on {} labelled".format(
+            task["metric"], *task["scores"], task["labelled"]
+        )
+    if task["interval"]:
+        yield "difference {:+.4f} (95 %: {:+.4f} to {:+.4f}, limit {:+.4f})".format(
+            task["difference"], *task["interval"], task["limit"]
+        )
+    if task["missing"]:
+        yield f"the challenger lacks it in {task['missing']}"

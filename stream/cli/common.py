@@ -1,0 +1,72 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from braid.encoders.errors import EncodersError
+
+from ..errors import ConfigError, RegistryError
+from ..registry.versions import Registry
+from ..settings import Settings
+
+AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
+
+
+def service_url(settings: Settings) -> str:
+    return f"http://{settings.http_host}:{settings.http_port}"
+
+
+def json_option(name: str, given: str | None) -> dict[str, Any] | None:
+    """The value of an option that takes JSON. Raises ConfigError."""
+    if given is None:
+        return None
+    try:
+        value = json.loads(given)
+    except ValueError as error:
+        raise ConfigError(f"{name}: is not JSON ({error}): {given!r}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name}: must be a JSON object, got {given!r}")
+    return value
+
+
+def proven(registry: Registry, name: str, settings: Settings) -> None:
+    """A version gives on this machine what it gave when it was written. Raises RegistryError."""
+    from ..trainer.job import prove
+
+    try:
+        prove(registry.path(name), settings.device)
+    except EncodersError as error:
+        raise RegistryError(f"{name} cannot serve: {error}") from error
+
+
+@contextmanager
+def bar(title: str, quiet: bool) -> Iterator[Callable[[str, int, int, Mapping[str, float]], None]]:
+    """A progress bar on stderr that follows (stage, done, total, figures)."""
+    from tqdm import tqdm
+
+    shown: dict[str, Any] = {}
+
+    def update(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        if stage not in shown:
+            for other in shown.values():
+                other.close()
+            shown[stage] = tqdm(
+                total=total, desc=stage or title, disable=quiet, leave=True, file=sys.stderr
+            )
+        line = shown[stage]
+        line.update(done - line.n)
+        if figures:
+            line.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
+
+    try:
+        yield update
+    finally:
+        for line in shown.values():
+            line.close()

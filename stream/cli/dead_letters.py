@@ -1,0 +1,287 @@
+"""`braid dead-letters`: list, show, replay, purge."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from ..settings import Settings
+from .common import AsJson
+from .retrain import UNITS
+
+if TYPE_CHECKING:
+    from ..dead_letters.letters import Selection
+
+REASON_CHARS = 120
+
+Reason = Annotated[
+    str | None, typer.Option(help="Part of the reason, the field or the kind of error.")
+]
+Stage = Annotated[str | None, typer.Option(help="Such as decode, prepare, encode.")]
+Model = Annotated[str | None, typer.Option(help="The version that was to embed it.")]
+Since = Annotated[
+    str | None, typer.Option(help="From then on: 2026-11-28T12:00 (UTC), or 90s, 15m, 6h, 1d ago.")
+]
+Until = Annotated[str | None, typer.Option(help="Before then, in the same form.")]
+Source = Annotated[
+    str | None, typer.Option("--from", help="records or parts, or a partition: records:3.")
+]
+Last = Annotated[int, typer.Option(min=0, max=1000, help="How many of the newest are listed.")]
+Before = Annotated[str, typer.Option(help="A time as of --since, or a letter's id: 3:1200.")]
+
+
+def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
+    """Give the command line these commands."""
+    dead = typer.Typer(
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        help="Records that could not be processed: why, and once more.\n\n"
+        "Example: braid dead-letters list",
+    )
+    app.add_typer(dead, name="dead-letters")
+
+    @dead.command("list")
+    def list_(
+        context: typer.Context, reason: Reason = None, stage: Stage = None, model: Model = None,
+        since: Since = None, until: Until = None, source: Source = None, last: Last = 20,
+        as_json: AsJson = False,
+    ) -> None:  # fmt: skip
+        """Count letters by stage and kind of error, and list the newest.
+
+        Example: braid dead-letters list --stage prepare --since 6h
+        """
+        from ..dead_letters.letters import letters, replayed, summary
+
+        settings = settings_of(context)
+        selection = selection_of(reason, stage, model, since, until, source)
+        marks = replayed(settings)
+        again = 0
+
+        def counted() -> Any:
+            nonlocal again
+            for letter in letters(settings, selection):
+                again += letter.id in marks
+                yield letter
+
+        told = summary(counted(), last=last).plain() | {"replayed": again}
+        told["last"] = [its | {"replayed": its["id"] in marks} for its in told["last"]]
+        if as_json:
+            print(json.dumps(told))
+            return
+        print(f"{told['total']} dead letters, {again} of them sent again")
+        for row in told["by"]:
+            print(f"  {row['count']:>7}  {row['stage']}  {row['kind']}")
+        for row in told["last"]:
+            mark = "  sent again" if row["replayed"] else ""
+            print(f"{row['id']}  {_at(row['at_ms'])}  {_origin(row)}  {_why(row)}{mark}")
+
+    @dead.command()
+    def show(
+        context: typer.Context,
+        letter: Annotated[str, typer.Argument(help="Its id: PARTITION:OFFSET.")],
+        out: Annotated[
+            Path | None, typer.Option(help="Write the original value, whole, to this file.")
+        ] = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """One letter: where it came from, what is wrong, and its value, decoded and cut short.
+
+        Example: braid dead-letters show 3:1200 --out value.msgpack
+        """
+        from ..dead_letters.letters import letter_at, view
+
+        found = letter_at(settings_of(context), letter)
+        value = found.message.value
+        if out is not None:
+            out.write_bytes(value or b"")
+        told = found.plain() | {"value": view(value)}
+        if as_json:
+            print(json.dumps(told))
+            return
+        told |= {"at": _at(told.pop("at_ms")), "value": json.dumps(told["value"], indent=2)}
+        for name, one in told.items():
+            print(f"{name:10} {'' if one is None else one}")
+
+    @dead.command()
+    def replay(
+        context: typer.Context,
+        ids: Annotated[
+            list[str] | None, typer.Argument(help="PARTITION:OFFSET; none: all that fit.")
+        ] = None,
+        reason: Reason = None, stage: Stage = None, model: Model = None,
+        since: Since = None, until: Until = None, source: Source = None,
+        rate: Annotated[float, typer.Option(min=0.01, help="Records a second.")] = 50.0,
+        wait: Annotated[
+            float, typer.Option(min=0, help="Seconds to wait for the outcome; 0: do not wait.")
+        ] = 60.0,
+        force: Annotated[
+            bool, typer.Option("--force", help="Although the id has a newer record.")
+        ] = False,
+        dry: Annotated[bool, typer.Option("--dry-run", help="Send nothing.")] = False,
+        as_json: AsJson = False,
+    ) -> None:  # fmt: skip
+        """Send letters to the topic they came from again, each once; say what failed again.
+
+        Exits with 1 if any failed again.
+
+        Example: braid dead-letters replay --stage encode --model braid-0002 --since 1d
+        """
+        from ..dead_letters.replay import Replayer
+
+        settings = settings_of(context)
+        selection = selection_of(reason, stage, model, since, until, source, ids or [])
+        replayer = Replayer(settings, groups=_groups(settings), rate=rate, force=force, wait_s=wait)
+        result = replayer.run(selection, dry=dry)
+        told = result.plain()
+        if as_json:
+            print(json.dumps(told))
+        else:
+            verb = "would be sent" if dry else "sent"
+            print(f"{told['sent']} {verb}, {told['already']} had been sent before")
+            for name, why in (
+                ("superseded", "left out: the id has a newer record (--force sends them)"),
+                ("foreign", "left out: they do not come from records or parts"),
+                ("cut", "left out: larger than a topic takes, the letter holds a part only"),
+                ("waiting", f"not processed within {wait:g} s"),
+            ):
+                if told[name]:
+                    print(f"{len(told[name])} {why}: {_few(told[name])}")
+            if told["done"]:
+                print(f"{told['done']} processed")
+            for id, row in told["failed"].items():
+                print(f"{id} failed again, as {row['id']}: {_why(row)}")
+        if result.failed:
+            raise SystemExit(1)
+
+    @dead.command()
+    def purge(
+        context: typer.Context,
+        before: Before,
+        yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Delete the letters before a time, or before one letter in its partition.
+
+        Kafka deletes from the beginning of a partition up to an offset, and nothing else: letters
+        cannot be deleted by reason or stage. By a time, all before it go, whatever they are.
+
+        Example: braid dead-letters purge --before 7d --yes
+        """
+        settings = settings_of(context)
+        cuts = _cuts(settings, before)
+        left = sum(stop - start for start, stop in cuts.values())
+        if left and not yes:
+            typer.confirm(f"delete up to {left} letters in {len(cuts)} partitions?", abort=True)
+        if cuts:
+            from ..dead_letters.letters import TOPIC
+            from ..kafka.client import Admin
+
+            stops = {number: stop for number, (_, stop) in cuts.items()}
+            Admin(settings).truncate(settings.topic(TOPIC), stops)
+        if as_json:
+            print(json.dumps({str(number): stop for number, (_, stop) in cuts.items()}))
+            return
+        for number, (_, stop) in cuts.items():
+            print(f"partition {number}: deleted what lay before offset {stop}")
+        if not cuts:
+            print("nothing to delete")
+
+
+def selection_of(
+    reason: str | None = None, stage: str | None = None, model: str | None = None,
+    since: str | None = None, until: str | None = None, source: str | None = None,
+    ids: list[str] | None = None,
+) -> Selection:  # fmt: skip
+    """The options of the command line. Raises ConfigError."""
+    from ..dead_letters.letters import Selection, place_of
+
+    topic, colon, partition = (source or "").partition(":")
+    if source is not None and (
+        topic not in ("records", "parts") or (colon and not partition.isdecimal())
+    ):
+        raise ConfigError(f"--from: expected records or parts, or records:3, got {source[:80]!r}")
+    return Selection(
+        reason=reason,
+        stage=stage,
+        model=model,
+        since_ms=None if since is None else time_of(since),
+        until_ms=None if until is None else time_of(until),
+        source=topic or None,
+        partition=int(partition) if partition else None,
+        ids=frozenset(place_of(id) for id in ids or []),
+    )
+
+
+def time_of(text: str, *, wall: Callable[[], float] = time.time) -> int:
+    """A time in milliseconds since 1970: ISO 8601, in UTC if it names no zone, or an age.
+
+    Raises ConfigError.
+    """
+    number, unit = text[:-1], text[-1:]
+    if unit in UNITS and number.isascii() and number.isdecimal() and len(number) < 10:
+        return int(1000 * (wall() - int(number) * UNITS[unit]))
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(
+            f"expected a time as 2026-11-28T12:00, or 90s, 15m, 6h, 1d, got {text[:80]!r}"
+        ) from None
+    return int(1000 * (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp())
+
+
+def _cuts(settings: Settings, before: str) -> dict[int, tuple[int, int]]:
+    """What is to be deleted: partition -> its first offset, and the first one that stays."""
+    from ..dead_letters.letters import TOPIC
+    from ..kafka.client import Admin
+
+    admin, topic = Admin(settings), settings.topic(TOPIC)
+    counts = admin.partition_counts()
+    ends = admin.ends(topic, counts.get(topic, 0))
+    partition, _, offset = before.partition(":")
+    if partition.isdecimal() and offset.isdecimal():
+        stays = {int(partition): int(offset)}
+    else:
+        at = admin.offsets_at(topic, len(ends), time_of(before))
+        stays = {number: at.get(number, end) for number, (_, end) in ends.items()}
+    return {
+        number: (ends[number][0], min(stop, ends[number][1]))
+        for number, stop in stays.items()
+        if number in ends and stop > ends[number][0]
+    }
+
+
+def _groups(settings: Settings) -> dict[str, str]:
+    """Origin topic -> the consumer group that processes it."""
+    from ..registry.versions import Registry
+
+    champion = Registry(settings.models_dir, base=settings.model_name).champion()
+    if champion is not None and settings.model is None:
+        settings = settings.model_copy(update={"generation": champion.generation})
+    parts = f"{settings.prefix}braid-join"
+    return {settings.topic("records"): settings.group, settings.topic("parts"): parts}
+
+
+def _at(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _origin(row: dict[str, Any]) -> str:
+    if row["topic"] is None:
+        return "from an unknown place"
+    return f"{row['topic']}[{row['partition']}]@{row['offset']} {row['key'] or ''}".rstrip()
+
+
+def _why(row: dict[str, Any]) -> str:
+    reason = f"{row['field']}: {row['reason']}"
+    return f"{row['stage']} {row['kind']}: {reason[:REASON_CHARS]}"
+
+
+def _few(ids: list[str]) -> str:
+    return " ".join(ids[:10]) + (" ..." if len(ids) > 10 else "")

@@ -1,0 +1,360 @@
+"""`braid demo`: the main job once, on real input, in separate real processes.
+
+    1  get the data set
+    2  start Apache Kafka and Valkey, make the topics
+    3  produce four fifths with their labels; train version 1 from Kafka
+    4  start the embed worker and the index node; produce the held-out fifth without labels
+    5  wait until all are searchable; read `predictions`; measure; report
+
+Messages and progress go to standard error, the report to standard output; its last line is JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+
+from braid.index.client import Client
+from braid.index.redact import redacted
+
+from ..datasets.sources import DatasetError, Item, default_cache, digits, folder, held_out, stamps
+from ..errors import StreamError
+from ..kafka.client import Admin, Message, replay
+from ..kafka.producer import Producer
+from ..kafka.schemas import Blob, decode_map
+from ..kafka.topics import ensure
+from ..local.child import free_port, port_answers
+from ..local.fleet import Fleet, bar, services
+from ..monitoring.heartbeat import workers
+from ..settings import Settings
+from .common import service_url
+from .demo_figures import (
+    TASK,
+    accuracy,
+    complaints,
+    example_lines,
+    recall,
+    report_lines,
+    throughput,
+)
+
+STALLED_S = 120.0  # a wait without any progress for this long has failed
+READY_S = 180.0  # importing torch and loading a model, on a slow machine
+TRAIN_S = 1200.0
+SPLIT = "split"  # the field of meta that says "train" or "held-out"
+
+# Asked of the stamps; each wants a picture that no caption names in these words.
+EXAMPLES = (
+    "a bird that cannot fly",
+    "something sweet to eat",
+    "a vehicle for emergencies",
+    "a planet with rings",
+    "music",
+)
+
+
+class DemoError(StreamError):
+    """The demo did not get where it should; the message says what it waited for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What the demo runs on. `told` means that captions name the label."""
+
+    name: str
+    items: Sequence[Item]
+    told: bool = False
+
+
+def run_demo(
+    settings: Settings,
+    *,
+    data: Path | None = None,
+    keep: bool = False,
+    preset: str = "demo",
+    seed: int = 0,
+) -> int:
+    """Run the main job; returns the exit status.
+
+    A broker that the settings name (KAFKA_BOOTSTRAP) is used, under topics of the demo's own that
+    are deleted at the end; without one a broker is started.
+
+    Args:
+        settings: `home` gets a folder of this run, which is removed if all went well.
+        data: a folder of the user's own instead of the stamps.
+        keep: stay up at the end and answer queries until Ctrl-C.
+        preset: the trainer's.
+        seed: the training's.
+
+    Raises:
+        StreamError: a process died (with the end of its log) or a wait had no progress.
+    """
+    began = time.monotonic()
+    dataset = choose(data)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with _terminable(), _folder(settings.home) as home:
+        with _own_names(settings, home) as own, services(own, home / "services") as run:
+            say(f"Kafka at {run.kafka_bootstrap}, Redis at {redacted(run.redis_url)}")
+            with Fleet(run, home) as fleet:
+                figures = main_job(fleet, dataset, preset=preset, seed=seed)
+                figures |= {"dataset": dataset.name, "seconds": round(time.monotonic() - began, 1)}
+                print("\n".join(report_lines(figures)))
+                print(json.dumps(figures), flush=True)
+                wrong = complaints(figures, ids=len({item.id for item in dataset.items}))
+                for line in wrong:
+                    say(f"WRONG: {line}")
+                if keep:
+                    _stay(fleet)
+        if wrong:
+            raise DemoError("the figures do not add up")
+    return 0
+
+
+def main_job(fleet: Fleet, dataset: Dataset, *, preset: str, seed: int) -> dict[str, Any]:
+    """Steps 2 to 5 (see the module); returns the figures."""
+    settings = fleet.settings
+    known = [item for item in dataset.items if not held_out(item.id)]
+    unseen = [item for item in dataset.items if held_out(item.id)]
+    say(f"{dataset.name}: {len(known)} labelled records, {len(unseen)} held out")
+
+    partitions = ensure(settings)
+    produce(settings, known, split="train", labelled=True)
+    say("training version 1 from what is on Kafka")
+    fleet.run("retrain", "--preset", preset, "--seed", str(seed), timeout=TRAIN_S)
+
+    fleet.start("embed")
+    fleet.start("index", "--port", str(settings.http_port))
+    with Client(service_url(settings), api_key=settings.client_key()) as client:
+
+        def searchable() -> int:
+            return int(client.status()["records"])
+
+        begun = until_ready(fleet, client)
+        fleet.wait("embedding what is there", searchable, len(known), stalled=STALLED_S)
+        pause = _now_ms()
+        produce(settings, unseen, split="held-out", labelled=False, told=dataset.told)
+        fleet.wait("searchable", searchable, len(dataset.items), stalled=STALLED_S)
+        predictions = until_predicted(fleet, partitions, len(dataset.items))
+        dead = read(settings, "dead-letters", partitions)
+        for message in dead[:5]:
+            say(f"dead letter: {dict(message.headers or [])}")
+        return {
+            "records_in": len(dataset.items),
+            "vectors_indexed": searchable(),
+            "predictions_out": len(predictions),
+            "dead_letters": len(dead),
+            "records_per_s": throughput(
+                [message.ts for message in predictions], begun=begun, pause=pause
+            ),
+            "model": client.status()["model"],
+            "accuracy": held_out_accuracy(predictions, dataset, unseen),
+            "recall": held_out_recall(client, dataset, unseen),
+        }
+
+
+def choose(data: Path | None) -> Dataset:
+    """The user's folder, else the stamps, else, where they cannot be had, digits."""
+    if data is not None:
+        return Dataset(name=data.resolve().name, items=folder(data))
+    with _download_bar() as progress:
+        try:
+            return Dataset(name="stamps", items=stamps(default_cache(), progress))
+        except DatasetError as error:
+            say(f"{error}")
+    say("falling back to scikit-learn's digits, whose captions name the label:")
+    say("no recall and no text accuracy are measured on them")
+    return Dataset(name="digits", items=digits(), told=True)
+
+
+def produce(
+    settings: Settings,
+    items: Sequence[Item],
+    *,
+    split: str,
+    labelled: bool,
+    told: bool = False,
+) -> None:
+    """Send items as an application would. Without labels, a caption that tells stays out."""
+
+    async def send() -> None:
+        async with Producer(settings) as producer:
+            for item in bar(f"producing ({split})", items):
+                await producer.send(
+                    id=item.id,
+                    text=None if told and not labelled else item.text,
+                    image=_blob(item.image, item.image_type),
+                    audio=_blob(item.audio, item.audio_type),
+                    labels={TASK: item.category} if labelled and item.category else {},
+                    meta={SPLIT: split},
+                    wait=False,
+                )
+
+    asyncio.run(send())
+
+
+def until_ready(fleet: Fleet, client: Client) -> int:
+    """Wait until the worker owns partitions and the index node answers; when the former was."""
+    begun = 0
+
+    def steps() -> int:
+        nonlocal begun
+        alive = workers(fleet.settings) or {}
+        if not begun and any(worker.get("partitions") for worker in alive.values()):
+            begun = _now_ms()
+        return bool(begun) + bool(client.ready())
+
+    fleet.wait("starting worker and index", steps, 2, stalled=READY_S)
+    return begun
+
+
+def until_predicted(fleet: Fleet, partitions: int, count: int) -> list[Message]:
+    """`predictions`, once there are `count`."""
+    found: list[Message] = []
+
+    def arrived() -> int:
+        found[:] = read(fleet.settings, "predictions", partitions)
+        return len(found)
+
+    fleet.wait("predictions", arrived, count, stalled=STALLED_S)
+    return found
+
+
+def read(settings: Settings, topic: str, partitions: int) -> list[Message]:
+    """All that is on a topic now, read committed."""
+    name = settings.topic(topic)
+    ends = Admin(settings).ends(name, partitions)
+    stop_at = {number: end for number, (start, end) in ends.items() if end > start}
+    return list(replay(settings, name, stop_at=stop_at))
+
+
+def held_out_accuracy(
+    predictions: Sequence[Message], dataset: Dataset, unseen: Sequence[Item]
+) -> dict[str, float | None]:
+    """From what `predictions` says of the records that came without a label."""
+    truth = {item.id: item.category for item in unseen if item.category}
+    measured = accuracy([decode_map(message.value or b"") for message in predictions], truth)
+    return measured | {"text": None} if dataset.told else measured
+
+
+def held_out_recall(
+    client: Client, dataset: Dataset, unseen: Sequence[Item]
+) -> dict[str, dict[str, float | None]]:
+    """Through the query service, among the held-out records; prints the examples too."""
+
+    def search(**query: Any) -> Sequence[Mapping[str, Any]]:
+        hits: Sequence[Mapping[str, Any]] = client.search(**query)["hits"]
+        return hits
+
+    both = [] if dataset.told else [item for item in unseen if item.text and item.image_source]
+    among = {"filter": {SPLIT: "held-out"}}
+    ways: dict[str, Callable[[Item], dict[str, Any]]] = {
+        "text->image": lambda item: {"text": item.text, "vector": "image"},
+        "image->text": lambda item: {"image": item.image, "vector": "text"},
+    }
+    measured = {}
+    for way, query in ways.items():
+        shown = bar(f"recall {way}", both) if both else []
+        measured[way] = recall(search, ((item.id, query(item) | among) for item in shown))
+    own = [item.text for item in dataset.items if item.text][:5]
+    words = EXAMPLES if dataset.name == "stamps" else own
+    asked = [(f"{text!r}", {"text": text, "vector": "image"}) for text in words]
+    print("\n".join(["words -> pictures, the three best hits:", *example_lines(search, asked)]))
+    return measured
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _stay(fleet: Fleet) -> None:
+    """Answer queries until Ctrl-C or SIGTERM."""
+    say(f"the query service answers at {service_url(fleet.settings)}; Ctrl-C ends it")
+    with suppress(KeyboardInterrupt):
+        while True:
+            fleet.check()
+            time.sleep(0.5)
+
+
+def _blob(data: bytes | None, media_type: str | None) -> Blob | None:
+    return None if data is None else Blob(data=data, media_type=media_type)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+@contextmanager
+def _folder(parent: Path) -> Iterator[Path]:
+    """A folder of this run: removed at the end, kept for its logs after a failure."""
+    home = Path(tempfile.mkdtemp(prefix="demo-", dir=parent))
+    try:
+        yield home
+    except Exception:
+        say(f"the logs are in {home}")
+        raise
+    except BaseException:
+        shutil.rmtree(home, ignore_errors=True)
+        raise
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def _own_names(settings: Settings, home: Path) -> Iterator[Settings]:
+    """Settings that keep this run apart: its folder, a free port, on a given broker its topics."""
+    given = settings.model_fields_set
+    own: dict[str, Any] = {"home": home, "model": None}
+    if "http_port" not in given and port_answers(settings.http_port):
+        own["http_port"] = free_port()
+    if "kafka_bootstrap" not in given:
+        yield settings.model_copy(update=own)
+        return
+    run = settings.model_copy(update=own | {"prefix": f"demo-{uuid.uuid4().hex[:8]}-"})
+    try:
+        yield run
+    finally:
+        admin = Admin(run)
+        admin.delete([name for name in admin.partition_counts() if name.startswith(run.prefix)])
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does, so that its processes and folder are cleaned up."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _download_bar() -> Iterator[Callable[[str, int, int], None]]:
+    shown: dict[str, tqdm] = {}
+
+    def update(what: str, done: int, total: int) -> None:
+        if what not in shown:
+            shown[what] = bar(f"{what} (MB)", total=total // 10**6 or None)
+        shown[what].update(done // 10**6 - shown[what].n)
+
+    try:
+        yield update
+    finally:
+        for line in shown.values():
+            line.close()

@@ -1,0 +1,316 @@
+"""A version's story: what it is, what it learnt from, how it was judged; how two versions differ.
+
+Facts come from the manifest and the registry; `lines` tells them to a person, `plots` draws them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from braid.encoders.evaluation.page import bars, curves, page
+from braid.encoders.manifest import Manifest
+
+from ..registry.canaries import Canaries
+from ..registry.versions import Registry
+
+NO_PLOTS: Mapping[str, Any] = {"shuffled": {}, "robustness": {}, "map": {"points": []}}
+"""What the page of `braid eval` shows and a manifest does not have."""
+NO_MEASURES: Mapping[str, Any] = {
+    "samples": 0, "accuracy": {}, "recall": {}, "recall_fused": {}, "calibration_error": {},
+}  # fmt: skip
+
+AS_THEY_COME = ": as it comes"
+"""How a gate's metric ends that is of records with all that they have."""
+CHOICES = {
+    "way": "way", "ratio": "R", "share": "share of old", "recall": "recall",
+    "recall_cost": "recall cost", "accuracy_gain": "accuracy gain", "re_embedded": "re-embedded",
+    "verdict": "",
+}  # fmt: skip
+"""The columns of `choices`, and what a person sees above them."""
+
+
+def story(registry: Registry, name: str) -> dict[str, Any]:
+    """Everything about one version, as JSON. Raises RegistryError."""
+    manifest = registry.manifest(name)
+    now = registry.champion()
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "created_at": manifest.created_at,
+        "champion": now is not None and now.name == name,
+        "served": [asdict(one) for one in registry.history() if one.name == name],
+        "canaries": [asdict(one) for one in Canaries(registry.root).all() if one.model == name],
+        "space": manifest.space,
+        "dim": manifest.dim,
+        "modalities": list(manifest.modalities),
+        "tasks": {task: its.get("kind") for task, its in manifest.tasks.items()},
+        "config": manifest.config,
+        "config_sha256": manifest.config_sha256,
+        "parent": manifest.parent,
+        "window": manifest.window,
+        "metrics": manifest.metrics,
+        "verdict": manifest.verdict,
+        "compatibility": manifest.compatibility,
+        "choices": choices(manifest),
+        "calibration": manifest.calibration,
+        "files": dict(manifest.files),
+        "code": dict(manifest.code),
+    }
+
+
+def choices(manifest: Manifest) -> list[dict[str, Any]]:
+    """The ways to deal with its space that were tried, and what each costs.
+
+    `recall` is that of its queries among half old, half new vectors, and `recall_cost` what it
+    lacks against a space of its own, or as it is if that is more. `accuracy_gain`, against the
+    champion and over the tasks that were judged, is the same for all: predictions are made before
+    vectors are mapped.
+    """
+    found = manifest.compatibility
+    adapter = found.get("adapter") or {}
+    chosen = [found.get("choice")]
+    if chosen == ["adapter"]:
+        chosen += [adapter.get("kind"), adapter.get("maps")]
+    gains = [
+        gate["difference"]
+        for gate in manifest.verdict.get("gates") or []
+        if gate["metric"].startswith("accuracy ") and gate["metric"].endswith(AS_THEY_COME)
+    ]
+    rows = []
+    for its in found.get("tried") or []:
+        way = [its[key] for key in ("choice", "kind", "maps") if key in its]
+        passed = "passed" if its["passed"] else f"failed: {', '.join(its['failed'])}"
+        rows.append(
+            {
+                "way": ", ".join(way),
+                **{key: its.get(key) for key in ("ratio", "share", "recall")},
+                "recall_cost": its.get("cost"),
+                "accuracy_gain": sum(gains) / len(gains) if gains else None,
+                "re_embedded": its.get("re_embedded"),
+                "verdict": "chosen" if way == chosen else passed,
+            }
+        )
+    return rows
+
+
+def lines(told: Mapping[str, Any]) -> list[str]:
+    """The story for a person."""
+    said = [f"{told['name']}, version {told['version']}, made {told['created_at']}"]
+    said += [f"  {line}" for line in _standing(told)]
+    model = told["config"].get("model", {})
+    known = model.get("encoders", {})
+    encoders = ", ".join(f"{m}: {known[m]['kind']}" for m in told["modalities"] if m in known)
+    tasks = ", ".join(f"{task} ({kind})" for task, kind in told["tasks"].items()) or "none"
+    said += ["", "What it is"]
+    said += [f"  {told['dim']} values in space {told['space']}"]
+    said += [f"  encoders {encoders}"] if encoders else []
+    said += [f"  fusion {model.get('fusion')}, decision {model.get('decision')}, tasks {tasks}"]
+    said += ["", "What it learnt from"]
+    parent = told["parent"]
+    said += [f"  started from {parent}" if parent else "  started from scratch"]
+    said += [f"  {line}" for line in _learning(told)]
+    said += ["", "How it was judged"]
+    said += [f"  {line}" for line in _judged(told["verdict"])]
+    said += [f"  {line}" for line in _compatible(told["compatibility"])]
+    if told["choices"]:
+        rows = [[_number(its[key]) for key in CHOICES] for its in told["choices"]]
+        said += [f"  {line}" for line in _table([list(CHOICES.values()), *rows])]
+    if told["metrics"].get("validation"):
+        said += ["", f"On {told['metrics']['validation'].get('samples')} validation records"]
+        said += [f"  {line}" for line in _measured(told["metrics"]["validation"])]
+    return said
+
+
+def _standing(told: Mapping[str, Any]) -> Iterator[str]:
+    if told["champion"]:
+        yield "it is the champion"
+    for one in told["served"]:
+        at = datetime.fromtimestamp(one["at_ms"] / 1000, UTC)
+        yield f"champion number {one['seq']} from {at:%Y-%m-%d %H:%M} UTC: {one['why']}"
+    if not told["served"]:
+        yield "it never served"
+    for one in told["canaries"]:
+        found = one["comparison"] or {}
+        on = f" on {found['records'] + found['failures']} records" if found else ""
+        why = f": {one['why']}" if one["why"] else ""
+        yield f"canary {one['number']} beside {one['champion']}{on} {one['state']}{why}"
+
+
+def _learning(told: Mapping[str, Any]) -> Iterator[str]:
+    window, metrics = told["window"], told["metrics"]
+    if window:
+        spans = window.get("offsets", {})
+        yield (
+            f"{window.get('samples')} records of {window.get('topic')} (run {window.get('run')}), "
+            f"{window.get('unreadable', 0)} unreadable, {window.get('deleted', 0)} deleted"
+        )
+        yield "offsets " + ", ".join(f"{n}: {a} to {b}" for n, (a, b) in spans.items())
+        yield f"{len(window.get('shards', {}))} shards, each with its sha256 in the manifest"
+    left_out = ", ".join(f"{count} {why}" for why, count in metrics.get("left_out", {}).items())
+    yield f"{metrics.get('train_samples')} to train on; left out: {left_out or 'nothing'}"
+    losses = metrics.get("losses") or []
+    if losses:
+        best = f", best epoch {metrics['best_epoch']}" if "best_epoch" in metrics else ""
+        again = ", then once more on train and validation" if "refit" in metrics else ""
+        yield (
+            f"{len(losses)} epochs, loss {losses[0]:.4f} to {losses[-1]:.4f}{best}{again}, "
+            f"seed {metrics.get('seed')}"
+        )
+
+
+def _judged(verdict: Mapping[str, Any]) -> Iterator[str]:
+    if not verdict:
+        yield "not at all: there was no champion to compare it with"
+        return
+    yield (
+        f"{verdict.get('decision')}, against {verdict.get('champion')} on "
+        f"{verdict.get('records')} judge records: {verdict.get('reason')}"
+    )
+    gates = verdict.get("gates") or []
+    if gates:
+        head = ("gate", "champion", "challenger", "difference", "95 % interval", "limit", "")
+        rows: list[tuple[str, ...]] = [head]
+        rows += [
+            (
+                str(gate["metric"]),
+                *(_number(gate.get(key)) for key in ("champion", "challenger", "difference")),
+                " to ".join(map(_number, gate.get("interval") or ())),
+                _number(gate.get("limit")),
+                "ok" if gate.get("passed") else "FAILED",
+            )
+            for gate in gates
+        ]
+        yield from _table(rows)
+    for metric, count in (verdict.get("unjudged") or {}).items():
+        yield f"{metric} was not judged: {count} records are too few"
+
+
+def _compatible(found: Mapping[str, Any]) -> Iterator[str]:
+    if not found:
+        return
+    simple = {
+        key: value for key, value in found.items() if isinstance(value, (str, int, float, bool))
+    }
+    yield "compatibility: " + ", ".join(f"{k} {_number(v)}" for k, v in simple.items())
+
+
+def _measured(found: Mapping[str, Any]) -> Iterator[str]:
+    for task, scores in found.get("accuracy", {}).items():
+        subsets = ", ".join(f"{s} {v:.3f}" for s, v in scores.get("subsets", {}).items())
+        yield f"{task}, by what is present: {subsets}"
+        errors = found.get("calibration_error", {}).get(task)
+        if errors:
+            yield (
+                f"{task}, calibration error: {errors['after']['decision']:.3f} "
+                f"(before calibration {errors['before']['decision']:.3f})"
+            )
+    for way, its in found.get("recall", {}).items():
+        yield f"recall {way}: " + ", ".join(f"@{k} {value:.3f}" for k, value in its.items())
+
+
+def plots(told: Mapping[str, Any]) -> str:
+    """The story's plots as one HTML page: measurements, losses, and the gates."""
+    measured = told["metrics"].get("validation") or {}
+    report = {**NO_MEASURES, **measured, **NO_PLOTS}
+    whole = page({**report, "model": {"space": told["space"]}}, f"braid: {told['name']}")
+    metrics, extra = told["metrics"], []
+    runs = {"train": metrics.get("losses") or [], "held out": metrics.get("held_out") or []}
+    runs["refit"] = (metrics.get("refit") or {}).get("losses") or []
+    drawn = {name: values for name, values in runs.items() if values}
+    if drawn:
+        ticks = [str(epoch + 1) for epoch in range(max(map(len, drawn.values())))]
+        extra += ["<h2>Loss by epoch</h2>", curves(drawn, ticks)]
+    rows = [
+        (str(gate["metric"]), [float(gate["champion"]), float(gate["challenger"])])
+        for gate in told["verdict"].get("gates") or []
+        if all(isinstance(gate.get(key), (int, float)) for key in ("champion", "challenger"))
+        and min(gate["champion"], gate["challenger"]) >= 0
+    ]
+    if rows:
+        extra += [
+            f"<h2>Judged against {escape(str(told['verdict'].get('champion')))}</h2>",
+            f"<p>{escape(str(told['verdict'].get('reason')))}</p>",
+            *(bars([row], ("champion", "challenger")) for row in rows),
+        ]
+    text = "<h2>The story</h2><pre>" + escape("\n".join(lines(told))) + "</pre>"
+    return whole.replace("</html>", "".join(extra) + text + "</html>")
+
+
+def difference(left: Manifest, right: Manifest) -> dict[str, Any]:
+    """What differs between two versions: facts, configuration, metrics, verdict, calibration.
+
+    Each as path to [left, right]; None stands for what one of them lacks.
+    """
+    facts = ("space", "dim", "modalities", "preprocessing", "parent", "tasks", "window", "code")
+    return {
+        "left": left.name,
+        "right": right.name,
+        "same_space": left.space == right.space,
+        "facts": _changes(
+            {name: getattr(left, name) for name in facts},
+            {name: getattr(right, name) for name in facts},
+        ),
+        "config": _changes(left.config, right.config),
+        "metrics": _changes(left.metrics, right.metrics),
+        "verdict": _changes(left.verdict, right.verdict),
+        "compatibility": _changes(left.compatibility, right.compatibility),
+        "calibration": _changes(left.calibration, right.calibration),
+    }
+
+
+def difference_lines(found: Mapping[str, Any]) -> list[str]:
+    """A difference for a person."""
+    space = "the same space" if found["same_space"] else "different spaces"
+    said = [f"{found['left']} and {found['right']}: {space}"]
+    for part in ("facts", "config", "metrics", "verdict", "compatibility", "calibration"):
+        changed = found[part]
+        said += ["", part if changed else f"{part}: no difference"]
+        rows = [
+            (path, _number(left), _number(right), _gain(left, right))
+            for path, (left, right) in changed.items()
+        ]
+        said += [f"  {line}" for line in _table(rows)]
+    return said
+
+
+def _changes(left: Any, right: Any) -> dict[str, list[Any]]:
+    ours, theirs = dict(_leaves(left)), dict(_leaves(right))
+    return {
+        path: [ours.get(path), theirs.get(path)]
+        for path in sorted({*ours, *theirs})
+        if ours.get(path) != theirs.get(path)
+    }
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path to value of everything that is not a map; lists are values."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _leaves(part, f"{path}.{name}" if path else str(name))
+    elif value is not None:
+        yield path, list(value) if isinstance(value, tuple) else value
+
+
+def _gain(left: Any, right: Any) -> str:
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (left, right))
+    return f"{right - left:+.4g}" if numbers else ""
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value!s:.60}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    if not rows:
+        return
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

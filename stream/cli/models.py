@@ -1,0 +1,180 @@
+"""`braid models`: list, promote, rollback; the others are in `versions` and `canary`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import RegistryError
+from ..registry.generations import Rollouts
+from ..registry.versions import Champion, Registry, failures
+from ..settings import Settings
+from . import canary, versions
+from .common import AsJson, proven
+
+
+def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
+    """Give the command line these commands."""
+    models = typer.Typer(
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        help="The model registry: versions and the champion.\n\nExample: braid models list",
+    )
+    app.add_typer(models, name="models")
+
+    versions.add(models, settings_of)
+    canary.add(models, settings_of)
+
+    @models.command("list")
+    def list_(context: typer.Context, as_json: AsJson = False) -> None:
+        """All versions, oldest first.
+
+        Example: braid models list --json
+        """
+        registry = registry_of(settings_of(context))
+        champion = registry.champion()
+        rows = [_row(registry, name, champion) for name in registry.names()]
+        if as_json:
+            print(json.dumps(rows))
+            return
+        for row in rows:
+            mark = "*" if row["champion"] else " "
+            if "damaged" in row:
+                print(f"{mark} {row['name']}  DAMAGED: {row['damaged']}")
+                continue
+            failed = f"  rejected: {row['failed']}" if row["failed"] else ""
+            print(f"{mark} {row['name']}  space {row['space']}  {row['created_at']}{failed}")
+        if not rows:
+            print("no versions yet: braid retrain")
+
+    @models.command()
+    def promote(
+        context: typer.Context,
+        version: Annotated[str, typer.Argument(help="A name or a number: braid-0002, 2.")],
+        drop_missing: Annotated[
+            bool,
+            typer.Option(
+                "--drop-missing", help="Let a new generation serve though it lacks some records."
+            ),
+        ] = False,
+        force: Annotated[
+            bool, typer.Option(help="Although it did not pass its examination.")
+        ] = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Make a version champion; running workers and index nodes go over to it.
+
+        A version of another space is built beside first: a generation of its own, which takes over
+        when it has caught up and finds as well as the one that serves.
+
+        Example: braid models promote 2
+        """
+        from ..registry.promotion import promote as run
+
+        settings = settings_of(context)
+        registry = registry_of(settings)
+        name = registry.resolve(version)
+        registry.admit(name, force=force)
+        proven(registry, name, settings)
+        done = run(settings, registry, name, drop_missing=drop_missing, force=force)
+        if isinstance(done, Champion):
+            tell(done, as_json)
+        elif as_json:
+            print(json.dumps(asdict(done)))
+        else:
+            print(
+                f"{done.generation} is built for {done.model}; it takes over by itself: "
+                "braid models generations"
+            )
+
+    @models.command()
+    def rollback(context: typer.Context, as_json: AsJson = False) -> None:
+        """Go back to the champion before this one, and to its generation.
+
+        Once more goes to the one before that, never forth again: braid models promote does.
+
+        Example: braid models rollback
+        """
+        from ..registry.promotion import rollback as run
+
+        settings = settings_of(context)
+        tell(run(settings, registry_of(settings)), as_json)
+
+    @models.command()
+    def generations(context: typer.Context, as_json: AsJson = False) -> None:
+        """Which generations are built, serve, or wait out their grace.
+
+        Example: braid models generations
+        """
+        registry = registry_of(settings_of(context))
+        rows = [asdict(rollout) for rollout in Rollouts(registry.root).all()]
+        if as_json:
+            print(json.dumps(rows))
+            return
+        for row in rows:
+            print(f"{row['generation']}  {row['state']:8}  {row['model']}  {row['why']}")
+        if not rows:
+            print("one generation, the first; a version of another space opens the next")
+
+    @models.command("drop")
+    def drop_(
+        context: typer.Context,
+        generation: Annotated[str, typer.Argument(help="Its name: g0002.")],
+        force: Annotated[
+            bool,
+            typer.Option(help="Although records that it has to predict will have no prediction."),
+        ] = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Drop a generation that does not serve: its topic, its group, its index.
+
+        What it has not read of its share of the records goes to the generation that serves.
+
+        Example: braid models drop g0002
+        """
+        from ..registry.promotion import drop as run
+
+        settings = settings_of(context)
+        registry = registry_of(settings)
+        rollout = Rollouts(registry.root).get(generation)
+        champion = registry.champion()
+        if champion is not None and champion.generation == generation:
+            raise RegistryError(f"{generation} serves: promote or roll back first")
+        if rollout is None:
+            raise RegistryError(f"no generation {generation!r}: braid models generations")
+        run(settings, registry, rollout, why="dropped by hand", force=force)
+        print(json.dumps({"dropped": generation}) if as_json else f"{generation} is dropped")
+
+
+def _row(registry: Registry, name: str, champion: Champion | None) -> dict[str, Any]:
+    """A version in the list; one whose manifest cannot be read is listed too."""
+    serves = champion is not None and champion.name == name
+    try:
+        manifest = registry.manifest(name)
+    except RegistryError as error:
+        return {"name": name, "champion": serves, "damaged": str(error)}
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "space": manifest.space,
+        "created_at": manifest.created_at,
+        "champion": serves,
+        "failed": failures(manifest),
+        "metrics": manifest.metrics,
+    }
+
+
+def registry_of(settings: Settings) -> Registry:
+    return Registry(settings.models_dir, base=settings.model_name)
+
+
+def tell(champion: Champion, as_json: bool) -> None:
+    """Say who is champion."""
+    if as_json:
+        print(json.dumps(asdict(champion)))
+    else:
+        print(f"{champion.name} is champion number {champion.seq} ({champion.why})")

@@ -1,0 +1,179 @@
+"""`braid retrain`: once, or again and again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from ..errors import ConfigError
+from ..local.child import Child
+from ..settings import Settings
+from .common import AsJson, bar
+
+SHAPING = ("preset", "heads_only", "seed", "compatible", "from_scratch")
+"""The options that a run's result depends on; a repeated run has them from the first."""
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
+    """Give the command line this command."""
+
+    @app.command()
+    def retrain(
+        context: typer.Context,
+        preset: Annotated[str, typer.Option(help="tiny, demo or base.")] = "demo",
+        heads_only: Annotated[
+            bool, typer.Option(help="Keep the space: train only heads and decision.")
+        ] = False,
+        seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+        compatible: Annotated[
+            float, typer.Option(min=0, help="Weight of the pull towards the champion's vectors.")
+        ] = 0.0,
+        promote: Annotated[
+            bool | None,
+            typer.Option(
+                help="Make it champion if it passes; without either only the first becomes it."
+            ),
+        ] = None,
+        force: Annotated[bool, typer.Option(help="Promote it even if it does not pass.")] = False,
+        from_scratch: Annotated[
+            bool, typer.Option(help="Do not start from the champion's weights.")
+        ] = False,
+        fresh: Annotated[bool, typer.Option(help="Do not go on with an unfinished run.")] = False,
+        window: Annotated[
+            str | None,
+            typer.Option(help="Repeat a run, or the one that made this version, on its window."),
+        ] = None,
+        every: Annotated[
+            str | None, typer.Option(help="Again and again, e.g. every 6h (s, m, h, d).")
+        ] = None,
+        reason: Annotated[str, typer.Option(help="Why; kept in the run's story.")] = "asked for",
+        metrics_port: Annotated[int | None, typer.Option(help="Serve /metrics here.")] = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """Train a new model version from what is on `records`.
+
+        One trainer runs at a time. Killed, the next one goes on from where it was. Under torchrun
+        several processes train one version: torchrun --nproc-per-node 4 -m braid retrain
+
+        Example: braid retrain --heads-only --promote
+        """
+        from ..trainer.job import Options
+
+        settings = settings_of(context, metrics_port=metrics_port)
+        if every is not None:
+            _again_and_again(settings, seconds_of(every), as_json)
+            return
+        options = Options(
+            preset=preset, heads_only=heads_only, seed=seed, compatible=compatible,
+            from_scratch=from_scratch, promote=promote, force=force, fresh=fresh, window=window,
+            reason=reason,
+        )  # fmt: skip
+        if window is not None:
+            given = {
+                name: getattr(options, name)
+                for name in SHAPING
+                if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+            }
+            options = repeated(settings, options, given)
+        _once(settings, options, as_json)
+
+
+def repeated(settings: Settings, options: Any, given: dict[str, Any]) -> Any:
+    """The options of the run that `options.window` names, with those `given` on the line."""
+    from dataclasses import replace
+
+    from ..trainer.runs import Runs
+
+    run = Runs(settings.home / "training").resolve(options.window)
+    return replace(options, **{name: run.asked[name] for name in SHAPING} | given)
+
+
+def _once(settings: Settings, options: Any, as_json: bool) -> None:
+    from ..media.thumbnails import isolated_decoding
+    from ..registry.versions import rejected
+    from ..trainer.retrain import retrain as run
+
+    signal.signal(signal.SIGTERM, _terminated)  # so that the lock is let go of
+    started = time.monotonic()
+    first = os.environ.get("RANK", "0") == "0"
+    with isolated_decoding(settings), bar("retrain", as_json or not first) as progress:
+        outcome = run(settings, options, progress=progress)
+    if not first:
+        return
+    manifest = outcome.manifest
+    report = {
+        "name": manifest.name,
+        "version": manifest.version,
+        "space": manifest.space,
+        "parent": manifest.parent,
+        "run": outcome.run,
+        "resumed": outcome.resumed,
+        "champion": outcome.serves,
+        "building": outcome.building,
+        "failed": outcome.failed,
+        "metrics": manifest.metrics,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if as_json:
+        print(json.dumps(report), flush=True)
+        return
+    state = "is champion" if outcome.serves else f"waits: braid models promote {manifest.version}"
+    if outcome.building:
+        state = f"serves when {outcome.building} is built for it: braid models generations"
+    elif rejected(manifest) and not outcome.serves:
+        state = f"is kept but was rejected: {outcome.failed}"
+    elif outcome.failed and not outcome.serves:
+        state += f" ({outcome.failed})"
+    print(f"{manifest.name} (space {manifest.space}) {state}", flush=True)
+
+
+def _again_and_again(settings: Settings, period_s: int, as_json: bool) -> None:
+    from ..trainer.schedule import FirstVersion, command, every
+
+    options = without_every(sys.argv[1:])
+
+    def make() -> Child:
+        line = [*command([])[:-1], *options]
+        log = settings.home / "logs" / "retrain.log"
+        return Child("retrain", line, log=log, env=settings.environment())
+
+    def say(line: str) -> None:
+        print(f"braid: {line}", file=sys.stderr, flush=True)
+
+    try:
+        every(period_s, make, say=say, first=FirstVersion(settings))
+    except KeyboardInterrupt:
+        say("the schedule stops")
+
+
+def without_every(line: Sequence[str]) -> list[str]:
+    """The command line of one run: that of the schedule, without its `--every`."""
+    kept: list[str] = []
+    words = iter(line)
+    for word in words:
+        if word == "--every":
+            next(words, None)
+        elif not word.startswith("--every="):
+            kept.append(word)
+    return kept
+
+
+def seconds_of(every: str) -> int:
+    """ "90s", "15m", "6h", "1d" in seconds. Raises ConfigError."""
+    number, unit = every[:-1], every[-1:]
+    if unit not in UNITS or not number.isdigit() or int(number) == 0:
+        raise ConfigError(f"--every: expected a number and one of s, m, h, d; got {every!r}")
+    return int(number) * UNITS[unit]
+
+
+def _terminated(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signum)

@@ -1,0 +1,86 @@
+"""`braid status` and `braid doctor`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import typer
+
+from ..settings import Settings
+from ..trainer.lock import described
+from .common import AsJson
+
+
+def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
+    """Give the command line these commands."""
+
+    @app.command()
+    def status(context: typer.Context, as_json: AsJson = False) -> None:
+        """Lag, workers, versions, drift and the index: is it going well?
+
+        Example: braid status --json
+        """
+        from ..monitoring.drift_results import line
+        from .reports import status as report
+
+        found = report(settings_of(context))
+        if as_json:
+            print(json.dumps(found))
+            return
+        print(f"generation  {found['generation']}   topic {found['vectors_topic']}")
+        champion = found["champion"] or "none yet: braid retrain"
+        print(f"champion    {champion}")
+        for partition, lag in found["lag"].items():
+            print(f"partition {partition:>3}  lag {lag}")
+        for partition, its in found["handover"].items():
+            print(
+                f"handover of partition {partition} from {its['before']} to {its['after']}: "
+                f"at offset {its['at']}, {its['to_come']} records to come before it, "
+                f"{its['to_predict']} offsets to predict by {its['before']}"
+            )
+        dead = found["dead_letters"]
+        kinds = [f"{row['stage']} {row['kind']} {row['count']}" for row in dead["by"]]
+        more = "" if dead["complete"] else "at least "
+        print(
+            f"dead letters {more}{dead['total']} in the last hour"
+            + (f": {', '.join(kinds)} (braid dead-letters list)" if kinds else "")
+        )
+        if found["workers"] is None:
+            print("workers     unknown: Redis does not answer")
+        for slot, worker in (found["workers"] or {}).items():
+            print(
+                f"worker {slot}: {worker.get('records_per_s', 0)} records/s, "
+                f"generation {worker.get('generation')}, model {worker.get('model')}, "
+                f"partitions {worker.get('partitions')}"
+            )
+            for generation, why in (worker.get("problems") or {}).items():
+                print(f"            {generation} is not fed as it should be: {why}")
+        if found["drift"] is None:
+            print("drift       unknown: Redis does not answer")
+        for version, window in (found["drift"] or {}).items():
+            print(f"drift       {line(version, window)}")
+        if (canary := found["canary"]) is not None:
+            print(
+                f"canary      {canary['name']} predicts {canary['share']:.0%}: braid models canary"
+            )
+        if found["trainer"] is not None:
+            print(f"trainer     {described(found['trainer'])}")
+        print(f"index       {found['index'] or 'does not answer'}")
+
+    @app.command()
+    def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+        """Check what braid stands on: broker, Redis, FAISS, torch, versions.
+
+        Example: braid doctor
+        """
+        from .reports import doctor as report
+
+        checks = report(settings_of(context))
+        if as_json:
+            print(json.dumps(checks))
+        else:
+            for name, check in checks.items():
+                print(f"{'ok ' if check['ok'] else 'BAD'}  {name:10} {check['says']}")
+        if not all(check["ok"] for check in checks.values()):
+            raise SystemExit(1)

@@ -1,0 +1,100 @@
+"""`braid models show|diff|gc`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from ..registry.versions import Registry
+from ..settings import Settings
+from .common import AsJson
+
+Version = Annotated[str, typer.Argument(help="A name or a number: braid-0002, 2.")]
+
+
+def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
+    """Give `braid models` these commands."""
+
+    @models.command()
+    def show(context: typer.Context, version: Version, as_json: AsJson = False) -> None:
+        """A version's story: what it is, what it learnt from, how it was judged.
+
+        Its plots are written beside the version, as a page.
+
+        Example: braid models show 2
+        """
+        from braid.index.files import replaced
+
+        from .model_card import lines, plots, story
+
+        registry = _registry(settings_of(context))
+        name = registry.resolve(version)
+        told = story(registry, name)
+        page = registry.page(name)
+        replaced(page, plots(told).encode())
+        told["page"] = str(page)
+        print(json.dumps(told) if as_json else "\n".join([*lines(told), "", f"plots: {page}"]))
+
+    @models.command()
+    def diff(
+        context: typer.Context, left: Version, right: Version, as_json: AsJson = False
+    ) -> None:
+        """What differs between two versions: configuration, metrics, verdict, calibration.
+
+        Example: braid models diff 1 2
+        """
+        from .model_card import difference, difference_lines
+
+        registry = _registry(settings_of(context))
+        found = difference(*(registry.manifest(registry.resolve(one)) for one in (left, right)))
+        print(json.dumps(found) if as_json else "\n".join(difference_lines(found)))
+
+    @models.command()
+    def gc(
+        context: typer.Context,
+        keep: Annotated[int, typer.Option(min=0, help="So many of the newest stay.")] = 5,
+        champions: Annotated[
+            int, typer.Option(min=2, help="What the last so many champion files name stays.")
+        ] = 10,
+        dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Remove versions that nothing needs, and the training windows of those that are gone.
+
+        Example: braid models gc --keep 3 --dry-run
+        """
+        from ..registry.generations import Rollouts
+        from ..trainer.gc import Tidy, plan, remove
+        from ..trainer.lock import TrainerLock
+        from ..trainer.runs import Runs
+
+        settings = settings_of(context)
+        registry, runs = _registry(settings), Runs(settings.home / "training")
+
+        def planned() -> Tidy:
+            needed = Rollouts(registry.root).fed(registry).values()
+            return plan(registry, runs, newest=keep, champions=champions, needed=list(needed))
+
+        if dry_run:
+            found = planned()
+        else:
+            with TrainerLock(settings):  # a trainer may need what would go
+                found = planned()
+                remove(registry, runs, found)
+        if as_json:
+            print(json.dumps({**asdict(found), "removed": not dry_run}))
+            return
+        for name, why in found.kept.items():
+            print(f"keep    {name}  {why}")
+        verb = "would go" if dry_run else "removed"
+        for name in [*found.versions, *(f"run {id_}" for id_ in found.windows)]:
+            print(f"{verb}  {name}")
+        print(f"{found.bytes / 1e6:.1f} MB")
+
+
+def _registry(settings: Settings) -> Registry:
+    return Registry(settings.models_dir, base=settings.model_name)

@@ -1,0 +1,1 @@
+"""Dead letters: read, selected, sent to their origin again."""

@@ -1,0 +1,275 @@
+"""Sends dead letters to their origin again, each once, unless a newer record stands there.
+
+The original key and value go to the original partition, and a mark with the letter's id goes to
+`dead-letters-replayed` in the same transaction: a letter that has its mark is never sent again. The
+transactional id is the same for everyone: a second replay ends the first, and reads its marks
+before it sends anything.
+
+A message that is sent again has a new offset, and the offset is the record's version: an old
+record would replace a newer good one. So the origin is read from the letters' offsets on, up to
+just before each transaction, and a letter whose key has a later message there is left out (`force`
+sends it all the same). What is produced during that transaction, a moment, may still be replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import Consumer
+
+from ..errors import PublishRefused
+from ..kafka.client import Admin, Output, client_config, replay
+from ..kafka.schemas import MIB
+from ..kafka.sink import TransactionalSink
+from ..settings import Settings
+from .letters import REPLAYED, TOPIC, DeadLetter, Selection, letter_of, letters, replayed
+from .origins import MARK, Origins, Place
+
+log = logging.getLogger(__name__)
+
+MOST, MOST_BYTES = 100, 32 * MIB  # of one transaction
+TRIES = 3  # of one transaction
+POLL_S = 0.5
+
+
+@dataclass(kw_only=True)
+class Replay:
+    """What became of the letters, by id.
+
+    Attributes:
+        sent: with the place in the origin topic that the message has now.
+        done: of these, processed without another dead letter.
+        failed: of these, dead letters again: the new letter.
+        waiting: of these, not processed within the time.
+        superseded: left out, since the key has a later message.
+        foreign: left out, since they do not come from a topic of braid's.
+        cut: left out, since the letter does not hold the whole message: no topic would take it.
+        already: how many were left out, since they had been sent before.
+    """
+
+    sent: dict[str, Place | None] = field(default_factory=dict)
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, DeadLetter] = field(default_factory=dict)
+    waiting: list[str] = field(default_factory=list)
+    superseded: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+    already: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "sent": len(self.sent),
+            "done": len(self.done),
+            "failed": {id: letter.plain() for id, letter in self.failed.items()},
+            "waiting": self.waiting,
+            "superseded": self.superseded,
+            "foreign": self.foreign,
+            "cut": self.cut,
+            "already": self.already,
+        }
+
+
+class Replayer:
+    """Sends letters again and waits for what becomes of them.
+
+    Args:
+        rate: messages a second.
+        force: send also what a later message of the same key has superseded.
+        wait_s: how long the outcomes are waited for; 0: not at all.
+        groups: origin topic -> the consumer group that processes it.
+        clock, sleep: monotonic seconds, and waits for so many.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        groups: Mapping[str, str],
+        rate: float = 50.0,
+        force: bool = False,
+        wait_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._settings, self._groups = settings, groups
+        self._rate, self._force, self._wait_s = rate, force, wait_s
+        self._clock, self._sleep = clock, sleep
+        self._admin = Admin(settings)
+        self._origins = Origins(settings, self._admin)
+        self._topic = settings.topic(TOPIC)
+        self._group = f"{settings.prefix}braid-dead-letters-replay"  # and the transactional id
+        self._identity, _ = self._admin.identity(self._topic)
+
+    def run(self, selection: Selection, *, dry: bool = False) -> Replay:
+        """Send what is meant and was not sent yet.
+
+        Args:
+            dry: send nothing, only tell what would be.
+
+        Raises:
+            Fenced: another replay was started meanwhile.
+            BrokerError: the letters without a mark were not sent; run it again.
+        """
+        told = Replay()
+        sink = None
+        if not dry:
+            sink = TransactionalSink(
+                self._settings,
+                transactional_id=self._group,
+                source=self._topic,
+                group=self._group,
+                topics=[*self._groups, self._settings.topic(REPLAYED)],
+            )
+            sink.open()  # before the marks are read: an earlier replay is settled by this
+        try:
+            wanted = self._look(selection, told)
+            ends = self._ends()
+            for batch in self._batches(selection, wanted):
+                began = self._clock()
+                before = len(told.sent)
+                self._send_fresh(sink, batch, told)
+                if sink is not None:
+                    due_s = (len(told.sent) - before) / self._rate
+                    self._sleep(max(0.0, due_s - (self._clock() - began)))
+        finally:
+            if sink is not None:
+                sink.close()
+        if sink is not None and told.sent:
+            self._origins.read_on()
+            told.sent = {id: self._origins.sent.get(self._mark(id)) for id in told.sent}
+            self._await(told, ends)
+        return told
+
+    def _look(self, selection: Selection, told: Replay) -> set[str]:
+        """The ids of the letters that may be sent; their origins are watched from here on."""
+        marks = replayed(self._settings)
+        wanted = set()
+        for letter in letters(self._settings, selection):
+            if letter.id in marks:
+                told.already += 1
+            elif letter.origin is None or letter.origin[0] not in self._groups:
+                told.foreign.append(letter.id)
+            elif letter.cut:
+                told.cut.append(letter.id)
+            else:
+                wanted.add(letter.id)
+                self._origins.watch(letter)
+        return wanted
+
+    def _batches(self, selection: Selection, wanted: set[str]) -> Iterator[list[DeadLetter]]:
+        """The letters in the order of each partition, as many as one transaction takes."""
+        most = min(MOST, max(1, math.ceil(self._rate)))
+        batch: list[DeadLetter] = []
+        for letter in letters(self._settings, selection) if wanted else ():
+            if letter.id in wanted:
+                batch.append(letter)
+            if len(batch) == most or sum(its.size for its in batch) >= MOST_BYTES:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _send_fresh(
+        self, sink: TransactionalSink | None, batch: list[DeadLetter], told: Replay
+    ) -> None:
+        """Send what of a batch may be sent; a transaction of unknown outcome is settled first."""
+        for attempt in range(1, TRIES + 1):
+            if sink is not None:
+                sink.open()  # whoever opens one after this fences this transaction
+            self._origins.read_on()
+            if attempt > 1:
+                sent = [its for its in batch if self._mark(its.id) in self._origins.sent]
+                told.sent |= dict.fromkeys(letter.id for letter in sent)
+                batch = [letter for letter in batch if letter not in sent]
+            batch = [letter for letter in batch if not self._left_out(letter, told)]
+            try:
+                if sink is not None and batch:
+                    self._send(sink, batch)
+            except PublishRefused as error:
+                if attempt == TRIES:
+                    raise
+                log.warning("%d dead letters are tried again: %s", len(batch), error)
+            else:
+                told.sent |= dict.fromkeys(letter.id for letter in batch)
+                return
+
+    def _left_out(self, letter: DeadLetter, told: Replay) -> bool:
+        if self._mark(letter.id) in self._origins.sent:  # by another replay, meanwhile
+            told.already += 1
+            return True
+        if self._force or not self._origins.later(letter):
+            return False
+        told.superseded.append(letter.id)
+        return True
+
+    def _mark(self, id: str) -> bytes:
+        """Names the letter for good: a topic that is made anew begins with the same ids."""
+        return f"{self._identity}/{id}".encode()
+
+    def _send(self, sink: TransactionalSink, batch: list[DeadLetter]) -> None:
+        """The original messages and their marks, in one transaction."""
+        outputs, offsets = [], {}
+        for letter in batch:
+            message = letter.message
+            assert letter.origin is not None
+            topic, partition, _ = letter.origin
+            outputs.append(
+                Output(
+                    topic=topic,
+                    partition=partition,
+                    key=message.key,
+                    value=message.value,
+                    headers=[(MARK, self._mark(letter.id))],
+                )
+            )
+            marks, mark = self._settings.topic(REPLAYED), self._mark(letter.id)
+            outputs.append(Output(topic=marks, partition=0, key=mark, value=b"\x80"))
+            offsets[message.partition] = message.offset + 1
+        # A group without members, which the transaction wants; its offsets decide nothing here.
+        member = Consumer(client_config(self._settings) | {"group.id": self._group})
+        try:
+            lease = member.consumer_group_metadata()
+            sink.publish(outputs, offsets=offsets, lease=lease)
+        finally:
+            member.close()
+        log.info("%d dead letters sent again", len(batch))
+
+    def _await(self, told: Replay, ends: Mapping[int, int]) -> None:
+        """See what became of the messages: their group has passed them, or they failed again."""
+        open_ = {place: id for id, place in told.sent.items() if place is not None}
+        deadline = self._clock() + self._wait_s
+        while open_:
+            passed = self._passed()  # before the letters are read, which come with the offsets
+            until = self._ends()
+            for message in replay(self._settings, self._topic, start_at=ends, stop_at=until):
+                letter = letter_of(message)
+                if letter.origin is not None and letter.origin in open_:
+                    told.failed[open_.pop(letter.origin)] = letter.light()
+            ends = until
+            for place in [place for place in open_ if place[2] < passed.get(place[:2], 0)]:
+                told.done.append(open_.pop(place))
+            if self._clock() >= deadline:
+                break
+            if open_:
+                self._sleep(POLL_S)
+        told.waiting = sorted(open_.values())
+
+    def _passed(self) -> dict[tuple[str, int], int]:
+        """What the groups have committed, by origin topic and partition."""
+        counts = self._admin.partition_counts()
+        return {
+            (topic, number): offset
+            for topic, group in self._groups.items()
+            if topic in counts
+            for number, offset in self._admin.committed(group, topic, counts[topic]).items()
+        }
+
+    def _ends(self) -> dict[int, int]:
+        counts = self._admin.partition_counts()
+        ends = self._admin.ends(self._topic, counts.get(self._topic, 0))
+        return {number: end for number, (_, end) in ends.items()}

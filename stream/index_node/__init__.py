@@ -1,0 +1,1 @@
+"""The index node: vectors become searchable; generations are opened and flipped."""

@@ -1,0 +1,146 @@
+"""Whether a generation that is built may take over: how far it is, what it lacks, how it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from braid.index.store import FUSED, Row, VectorStore, rows_of
+
+from ..registry.generations import Rollout
+from ..settings import Settings
+
+FROZEN = 200  # records whose recall is compared
+AT = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Readiness:
+    """Whether a generation may take over.
+
+    Attributes:
+        behind: offsets of `records` that its index does not reflect, of all partitions.
+        missing: records that the serving generation holds and the new one does not, though it has
+            read beyond them.
+        recall: recall@10 of the same queries, by generation, or nothing to compare.
+        waits_for: what is still to come, or None.
+        stops: what will not come by itself, or None.
+    """
+
+    behind: int
+    missing: int
+    recall: Mapping[str, float]
+    waits_for: str | None
+    stops: str | None
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "behind": self.behind,
+            "missing": self.missing,
+            "recall": dict(self.recall),
+            "waits_for": self.waits_for,
+            "stops": self.stops,
+        }
+
+
+def readiness(
+    settings: Settings,
+    rollout: Rollout,
+    stores: Mapping[str, VectorStore],
+    *,
+    serving: str,
+    ends: Mapping[int, tuple[int, int]],
+) -> Readiness:
+    """Look at both generations, and compare them on the same frozen queries.
+
+    Args:
+        stores: by generation: the one that serves and the one that is built.
+        ends: partition of `records` -> its first offset and its end.
+    """
+    old, new = stores[serving], stores[rollout.generation]
+    progress = new.progress
+    behind = sum(
+        max(0, end - max(first, progress.get(number, 0))) for number, (first, end) in ends.items()
+    )
+    if behind > settings.flip_lag:
+        return Readiness(
+            behind=behind, missing=0, recall={}, stops=None,
+            waits_for=f"{behind} offsets of records are not embedded, {settings.flip_lag} may be",
+        )  # fmt: skip
+    missing, unsure = absent(old, new)
+    if missing and not rollout.drop_missing:
+        return Readiness(
+            behind=behind, missing=missing, recall={}, waits_for=None,
+            stops=f"{missing} records of {serving} cannot be embedded again: they are no longer in "
+            "records; promote with --drop-missing to go on without them",
+        )  # fmt: skip
+    if unsure and not rollout.drop_missing:
+        return Readiness(
+            behind=behind, missing=missing, recall={}, stops=None,
+            waits_for=f"{unsure} records are missing, or deleted as {serving} has not read yet",
+        )  # fmt: skip
+    both = recall(old, new)
+    found = {} if both is None else dict(zip((serving, rollout.generation), both, strict=True))
+    stops = None
+    if found and found[rollout.generation] < found[serving] - settings.flip_recall_drop:
+        stops = (
+            f"recall@{AT} of {rollout.generation} is {found[rollout.generation]:.3f}, of {serving} "
+            f"{found[serving]:.3f}: it may be {settings.flip_recall_drop:g} lower"
+        )
+    return Readiness(behind=behind, missing=missing, recall=found, waits_for=None, stops=stops)
+
+
+def absent(old: VectorStore, new: VectorStore) -> tuple[int, int]:
+    """How many records one store holds and the other does not, though it has read beyond them.
+
+    Returns:
+        How many are missing, and how many more may be: or they are deleted, and `old` is not as
+        far as that.
+    """
+    before, there, after = new.progress, new.ids(), new.progress
+    known = old.progress
+    missing = unsure = 0
+    for row in rows_of(old, old.ids() - there).values():
+        if row.version >= before.get(row.partition, 0):
+            continue  # it is still on its way
+        if known.get(row.partition, 0) >= after.get(row.partition, 0):
+            missing += 1
+        else:
+            unsure += 1
+    return missing, unsure
+
+
+def recall(old: VectorStore, new: VectorStore) -> tuple[float, float] | None:
+    """recall@10 in either store, by the same frozen queries: one modality finds another's vector.
+
+    The queries are the vectors of a sample of the records that both hold, the same each time. None
+    if no record has two modalities.
+    """
+    rows = [row for row in old.sample(FROZEN) if len(row.vectors) > 2]
+    pairs = [(row, its) for row in rows if (its := new.get(row.id)) is not None]
+    if not pairs:
+        return None
+    return (
+        _found(old, [row for row, _ in pairs]),
+        _found(new, [row for _, row in pairs]),
+    )
+
+
+def _found(store: VectorStore, rows: list[Row]) -> float:
+    asked = found = 0
+    by_pair: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        names = sorted(set(row.vectors) - {FUSED})
+        for query in names:
+            for target in names:
+                if query != target:
+                    by_pair.setdefault((query, target), []).append(row)
+    for (query, target), its in by_pair.items():
+        queries_BD = np.stack([row.vectors[query] for row in its])
+        for row, hits in zip(its, store.search(queries_BD, k=AT, vector=target), strict=True):
+            asked += 1
+            found += row.id in {hit.id for hit in hits}
+    return found / asked

@@ -1,0 +1,57 @@
+"""One generation on an index node: its reader, its store, and what embeds its queries."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from braid.encoders.embedder import Embedder
+from braid.encoders.errors import BadInput
+from braid.encoders.types import Model, Sample
+from braid.index.errors import BadQuery
+from braid.index.service.app import QueryInput, QueryVectors, Serving
+from braid.index.service.recent_writes import Arrivals
+
+from .reader import Reader
+
+
+class Generation:
+    """One generation on this node: its reader, its store, and what embeds its queries.
+
+    Args:
+        arrivals: what the reader has applied last.
+    """
+
+    def __init__(self, name: str, model: Model, reader: Reader, arrivals: Arrivals) -> None:
+        self.name, self.reader, self.arrivals = name, reader, arrivals
+        self.embedder = Embedder(model)
+        self.stopping = asyncio.Event()
+
+    def serving(self) -> Serving:
+        return Serving(
+            generation=self.name,
+            store=self.reader.kept.store,
+            encode=self._encode,
+            encode_many=self._encode_many,
+            model=self.embedder.model.name,
+            arrivals=self.arrivals,
+        )
+
+    async def _encode(self, query: QueryInput) -> QueryVectors:
+        (vectors,) = await self._encode_many([query])
+        return vectors
+
+    async def _encode_many(self, queries: Sequence[QueryInput]) -> list[QueryVectors]:
+        """A query is a record with fewer modalities: it is embedded by the same functions."""
+        samples = [
+            Sample(id="query", text=query.text, image=query.image, audio=query.audio)
+            for query in queries
+        ]
+        try:
+            model, embeddings = await asyncio.to_thread(self.embedder.embed_with, samples)
+        except BadInput as error:
+            raise BadQuery(error.field, error.reason) from error
+        return [
+            QueryVectors(fused=found.fused, by=dict(found.by), space=model.space, model=model.name)
+            for found in embeddings
+        ]

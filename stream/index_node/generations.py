@@ -1,0 +1,249 @@
+"""The generations of one index node: opened, refreshed, flipped and dropped as the registry says.
+
+Nothing here is decided twice: who serves is the champion's file, which generations are fed is
+`braid.stream.registry.generations`, and whichever node first finds a built generation ready makes
+the flip (`braid.stream.registry.promotion`); the others follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from braid.encoders.embedder import load
+from braid.encoders.types import Model
+from braid.index.generations import Generations
+from braid.index.metrics import ServiceMetrics
+from braid.index.segments.gpu import Gpu
+from braid.index.service.recent_writes import Arrivals
+
+from ..errors import RegistryError
+from ..failpoints import Failpoints
+from ..kafka.client import Admin
+from ..kafka.topics import ensure
+from ..registry.generations import Rollout, Rollouts
+from ..registry.ownership import finish, given_back
+from ..registry.promotion import end_grace, flip, overtaken, settle, swept
+from ..registry.versions import Champion, Registry
+from ..settings import Settings
+from .flip_check import Readiness, readiness
+from .generation import Generation
+from .reader import Reader
+from .stores import open_kept
+
+log = logging.getLogger(__name__)
+
+
+class Manager:
+    """Opens and closes generations. `open` before `run`, everything else while it runs.
+
+    Args:
+        wall: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        *,
+        metrics: ServiceMetrics,
+        failpoint: Failpoints,
+        gpu: Gpu | None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings, self._registry = settings, registry
+        self._metrics, self._failpoint, self._gpu = metrics, failpoint, gpu
+        self._wall = wall
+        self._rollouts = Rollouts(registry.root)
+        self._readers: dict[str, asyncio.Task[None]] = {}
+        self._readiness: dict[str, Readiness] = {}
+        self._handed_over: int | None = None  # the champion whose generation predicts all by now
+        self._swept: set[str] = set()  # dropped generations whose topic and group are gone
+        self._changed = asyncio.Event()
+        self._stopping = False
+        self.partitions = 0
+        self.generations: Generations[Generation] = Generations(
+            settings.index_home, first=settings.generation
+        )
+        self.generations.sweep()
+
+    def open(self, name: str, model: Model) -> None:
+        """Open a generation with the model that embeds its queries."""
+        settings = self._settings.model_copy(update={"generation": name})
+        metrics = self._metrics.of(name)
+        kept = open_kept(settings, model, metrics=metrics, failpoint=self._failpoint, gpu=self._gpu)
+        arrivals = Arrivals()
+        reader = Reader(
+            settings,
+            kept,
+            metrics=metrics,
+            failpoint=self._failpoint,
+            applied=arrivals.applied,
+        )
+        self.generations.add(name, Generation(name, model, reader, arrivals))
+        self._changed.set()
+
+    async def run(self, partitions: int) -> None:
+        """Read what is open until `stop`; an error of one reader ends it, and is raised."""
+        self.partitions = partitions
+        while True:
+            self._changed.clear()
+            for name in self.generations.names:
+                generation = self.generations.get(name)
+                if name not in self._readers and not generation.stopping.is_set():
+                    reading = generation.reader.run(partitions, generation.stopping)
+                    self._readers[name] = asyncio.create_task(reading, name=f"read {name}")
+            waking = asyncio.create_task(self._changed.wait())
+            try:
+                await asyncio.wait(
+                    {waking, *self._readers.values()}, return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                waking.cancel()
+            for name, task in list(self._readers.items()):
+                if task.done():
+                    del self._readers[name]
+                    task.result()
+            if self._stopping and not self._readers:
+                return
+
+    def stop(self) -> None:
+        """Let the readers keep what they hold, and end."""
+        self._stopping = True
+        for name in self.generations.names:
+            generation = self.generations.get(name)
+            generation.stopping.set()
+            generation.embedder.close()
+        self._changed.set()
+
+    def building(self) -> dict[str, Any]:
+        """How far the generations are that are being built."""
+        return {name: its.plain() for name, its in self._readiness.items()}
+
+    async def look(self) -> None:
+        """Bring this node in line with the registry; flip to what is ready.
+
+        Raises:
+            RegistryError, CheckpointError: something is not as it must be; all goes on as it was.
+        """
+        champion = await asyncio.to_thread(self._registry.champion)
+        if champion is None or self._stopping or not self.partitions:
+            return
+        now_ms = 1000 * self._wall()
+        await asyncio.to_thread(settle, self._settings, self._registry, now_ms=now_ms)
+        fed = await asyncio.to_thread(self._rollouts.fed, self._registry)
+        problems = []
+        for name, model in fed.items():
+            try:
+                await self._refresh(name, model)
+            except Exception as error:  # noqa: BLE001 (one must not keep the others from theirs)
+                problems.append(f"{name}: {error}")
+        await self._follow_alias(champion)
+        for name in set(self.generations.names) - set(fed) - {self.generations.alias.name}:
+            await self._drop(name)
+        await self._build()
+        if self._handed_over != champion.seq and await asyncio.to_thread(
+            finish, self._settings, self._registry, now_ms=now_ms
+        ):
+            self._handed_over = champion.seq
+        await asyncio.to_thread(end_grace, self._settings, self._registry, now_ms=now_ms)
+        for rollout in await asyncio.to_thread(self._rollouts.all):
+            name = rollout.generation
+            if rollout.state != "dropped" or name in fed:
+                continue
+            if name in self.generations.kept() and name != self.generations.alias.name:
+                await asyncio.to_thread(self.generations.drop, name)
+                log.info("generation %s was dropped while this node was away", name)
+            if name in self._swept:
+                continue
+            if await asyncio.to_thread(swept, self._settings, rollout):
+                self._swept.add(name)
+        if problems:
+            raise RegistryError("; ".join(problems))
+
+    async def _refresh(self, name: str, model_name: str) -> None:
+        """Open the generation, or give it the version that feeds it now."""
+        if name not in self.generations.names:
+            model = await self._loaded(model_name)
+            settings = self._settings.model_copy(update={"generation": name})
+            await asyncio.to_thread(ensure, settings)
+            self.open(name, model)
+            log.info("generation %s is open, embedded by %s", name, model_name)
+            return
+        generation = self.generations.get(name)
+        if generation.embedder.model.name == model_name:
+            return
+        model = await self._loaded(model_name)
+        held = generation.reader.kept.store.space
+        if model.space != held:
+            raise RegistryError(f"{model_name} lives in space {model.space}, it holds {held}")
+        generation.embedder.swap(model)
+        log.info("queries to %s are embedded by %s from here on", name, model_name)
+
+    async def _follow_alias(self, champion: Champion) -> None:
+        """Let the champion's generation answer as soon as this node has caught up with it."""
+        to = champion.generation
+        if to == self.generations.alias.name or to not in self.generations.names:
+            return
+        if self.generations.get(to).reader.caught_up:
+            self._readiness.pop(to, None)
+            await asyncio.to_thread(self.generations.flip, to)
+            await asyncio.to_thread(self.generations.get(to).reader.kept.serve)
+
+    async def _drop(self, name: str) -> None:
+        self.generations.get(name).stopping.set()
+        reading = self._readers.get(name)
+        if reading is not None:
+            await asyncio.wait({reading})
+        dropped = await asyncio.to_thread(self.generations.drop, name)
+        self._readiness.pop(name, None)
+        if dropped is not None:
+            await asyncio.to_thread(dropped.reader.kept.drop)
+            dropped.embedder.close()
+        self._metrics.forget(name)
+        log.info("generation %s is dropped", name)
+
+    async def _build(self) -> None:
+        """See whether what is built may take over, and if so let it."""
+        serving = self.generations.alias.name
+        for rollout in await asyncio.to_thread(self._rollouts.all):
+            name = rollout.generation
+            if rollout.state != "building" or name not in self.generations.names:
+                continue
+            if not self.generations.get(name).reader.caught_up:
+                continue
+            found = await asyncio.to_thread(self._readiness_of, rollout, serving)
+            if found.waits_for is None and (by := overtaken(self._registry, rollout)):
+                await asyncio.to_thread(given_back, self._settings, self._registry, rollout)
+                found = replace(found, stops=by)
+            before = self._readiness.get(name)
+            self._readiness[name] = found
+            if found.stops and (before is None or before.stops != found.stops):
+                log.error("%s does not take over: %s", name, found.stops)
+            if found.waits_for or found.stops:
+                continue
+            flipped = await asyncio.to_thread(
+                flip, self._settings, self._registry, name, rollout.model,
+                why=f"built for {rollout.model}", now_ms=1000 * self._wall(), after=rollout.seq,
+            )  # fmt: skip
+            await self._follow_alias(flipped)
+
+    def _readiness_of(self, rollout: Rollout, serving: str) -> Readiness:
+        topic = self._settings.topic("records")
+        ends = Admin(self._settings).ends(topic, self.partitions)
+        stores = {
+            name: self.generations.get(name).reader.kept.store
+            for name in (serving, rollout.generation)
+        }
+        return readiness(self._settings, rollout, stores, serving=serving, ends=ends)
+
+    async def _loaded(self, name: str) -> Model:
+        model = await asyncio.to_thread(
+            load, self._registry.path(name), device=self._settings.device
+        )
+        await asyncio.to_thread(model.check)
+        return model

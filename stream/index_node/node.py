@@ -1,0 +1,308 @@
+"""The index node: vectors, read committed, become searchable; queries are embedded and answered.
+
+For each generation that is open there is a reader without a group, a store, and the model that
+embeds the queries put to it. The query service gets everything it needs as functions: it knows
+neither Kafka nor the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any
+
+import uvicorn
+
+from braid.encoders.embedder import load
+from braid.encoders.types import Model
+from braid.index.errors import NotServing, UnknownGeneration
+from braid.index.generations import GenerationError
+from braid.index.home_lock import home_lock
+from braid.index.media_cache import Shelf
+from braid.index.metrics import ServiceMetrics
+from braid.index.payloads import Payloads
+from braid.index.service.app import ServiceDeps, Serving, create_app, server_config
+from braid.index.service.dependencies import RecentQueries
+from braid.index.service.no_model import waiting_app
+from braid.index.service.recall_probe import probe_for_ever
+
+from ..failpoints import Failpoints
+from ..kafka.producer import Producer
+from ..kafka.topics import ensure
+from ..kafka.waiting import until_reachable_async
+from ..liveness.ending import STOP_WITHIN_S, end_within
+from ..liveness.progress_watch import Watchdog, Watched
+from ..media.rebuild import Rebuilder
+from ..media.thumbnails import isolated_decoding
+from ..registry.announcements import check_partitions, first_champion, follow_news
+from ..registry.versions import Champion, Registry
+from ..settings import Settings
+from .dead_letter_counts import DeadLetterCounts
+from .generations import Manager
+from .stores import gpu_for
+
+log = logging.getLogger(__name__)
+
+PART_S = 6.0  # for each half of an orderly end
+BEAT_S = 1.0
+# Times the bound of a worker: a snapshot of millions of rows is written or loaded meanwhile.
+SLOW_DISK = 10
+OTHER_FILES = 1024  # open beside connections: segments, the broker, Redis
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals alone: uvicorn's own handling ends the process before the snapshot."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class IndexNode:
+    """The state of one index node and its tasks.
+
+    Args:
+        model: embeds queries to the settings' generation; its space is that store's.
+    """
+
+    def __init__(self, settings: Settings, model: Model) -> None:
+        self.settings = settings
+        self._keys, self._hosts, self._limits = settings.keys(), settings.hosts(), settings.limits()
+        self.registry = Registry(settings.models_dir, base=settings.model_name)
+        self._payloads = Payloads(settings.redis_url)
+        self._rebuilder = Rebuilder(settings)
+        self._metrics = ServiceMetrics()
+        self._recent = RecentQueries()
+        self._stopping = asyncio.Event()
+        self._manager = Manager(
+            settings,
+            self.registry,
+            metrics=self._metrics,
+            failpoint=Failpoints.from_environment(),
+            gpu=gpu_for(settings),
+        )
+        self._manager.open(settings.generation, model)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; a snapshot is taken on the way out."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
+        stopped = asyncio.create_task(self._stopping.wait(), name="signal")
+        starting = asyncio.create_task(self._started(), name="start")
+        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            self._manager.stop()
+            return
+        stopped.cancel()
+        partitions, producer = await starting
+        async with AsyncExitStack() as stack:
+            stack.push_async_exit(producer)
+            server = self._server(producer)
+            served = asyncio.create_task(server.serve(), name="serve")
+            stopped = asyncio.create_task(self._stopping.wait(), name="signal")
+            for_ever = self._background()
+            reading = asyncio.create_task(self._manager.run(partitions), name="reading")
+            try:
+                done, _ = await asyncio.wait(
+                    {served, stopped, reading, *for_ever}, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    task.result()  # an error of one task ends the process
+            finally:
+                server.should_exit = True
+                stopped.cancel()
+                for task in for_ever:
+                    task.cancel()
+                await asyncio.wait(for_ever or {served}, timeout=PART_S)
+                self._manager.stop()
+                await asyncio.wait({served, reading}, timeout=PART_S)
+                await asyncio.to_thread(self._rebuilder.close)
+
+    async def _started(self) -> tuple[int, Producer]:
+        """The partition count and a connected producer; a broker that is away is waited for."""
+        settings = self.settings
+
+        async def partitions_of(brief: Settings) -> int:
+            partitions = await asyncio.to_thread(ensure, brief)
+            await check_partitions(brief, partitions)
+            return partitions
+
+        async def connected(brief: Settings) -> Producer:
+            return await Producer(settings).__aenter__()
+
+        partitions = await until_reachable_async(settings, partitions_of)
+        return partitions, await until_reachable_async(settings, connected)
+
+    def _stop(self, number: int) -> None:
+        end_within(STOP_WITHIN_S, status=0, why=signal.Signals(number).name)
+        self._stopping.set()
+
+    async def _beat(self) -> None:
+        """Tell the watchdog that the event loop runs, until it is cancelled."""
+        watchdog = Watchdog(self.settings, self._watched).start()
+        try:
+            while True:
+                for name in self._manager.generations.names:
+                    self._manager.generations.get(name).reader.progress.pass_()
+                await asyncio.sleep(BEAT_S)
+        finally:
+            watchdog.stop()
+
+    def _watched(self) -> list[Watched]:
+        readers = {
+            name: self._manager.generations.get(name).reader
+            for name in self._manager.generations.names
+        }
+        return [
+            Watched(
+                name=f"the reader of {name}",
+                progress=reader.progress,
+                readable=reader.readable,
+                bound_s=SLOW_DISK * self.settings.progress_timeout_s,
+            )
+            for name, reader in readers.items()
+        ]
+
+    def _background(self) -> list[asyncio.Task[None]]:
+        """What runs beside, until it is cancelled."""
+        tasks = [asyncio.create_task(self._beat(), name="beat")]
+        if self.settings.model is None:
+            following = follow_news(self.settings, self._manager.look)
+            tasks.append(asyncio.create_task(following, name="models"))
+        if self.settings.recall_probe_s:
+            probing = probe_for_ever(
+                lambda: self._serving(None),
+                self._recent,
+                self._metrics,
+                every_s=self.settings.recall_probe_s,
+                rng=random.Random(0),
+            )
+            tasks.append(asyncio.create_task(probing, name="probe"))
+        return tasks
+
+    def _server(self, producer: Producer) -> uvicorn.Server:
+        return _Server(
+            server_config(
+                create_app(self._deps(producer)),
+                host=self.settings.http_host,
+                port=self.settings.http_port,
+                limits=self._limits.connection,
+            )
+        )
+
+    def _serving(self, name: str | None) -> Serving:
+        generations = self._manager.generations
+        try:
+            found = generations.serving if name is None else generations.get(name)
+        except GenerationError:
+            if name is None:
+                raise NotServing(self._closed()) from None
+            raise UnknownGeneration(name, generations.names) from None
+        return found.serving()
+
+    def _closed(self) -> str:
+        """Why nothing is searched by default: this node was away when generations changed."""
+        generations = self._manager.generations
+        return (
+            f"{generations.alias.name} was searched here last and is not open, "
+            f"{', '.join(generations.names)} is still being read"
+        )
+
+    def _deps(self, producer: Producer) -> ServiceDeps:
+        async def delete(id_: str) -> tuple[int, int]:
+            sent = await producer.delete(id_)
+            assert sent is not None
+            return sent
+
+        return ServiceDeps(
+            serving=self._serving,
+            payloads=self._payloads,
+            delete=delete,
+            status=self._status,
+            not_ready=self._not_ready,
+            generations=lambda: self._manager.generations.names,
+            metrics=self._metrics,
+            keys=self._keys,
+            hosts=self._hosts,
+            limits=self._limits,
+            recent=self._recent,
+            shelf=Shelf(self._payloads, budget=self.settings.media_bytes),
+            rebuild=self._rebuilder.rebuild,
+            dead_letters=DeadLetterCounts(self.settings),
+        )
+
+    def _not_ready(self) -> str | None:
+        try:
+            serving = self._manager.generations.serving
+        except GenerationError:
+            return self._closed()
+        return serving.reader.behind()
+
+    def _status(self) -> dict[str, Any]:
+        generation = self._manager.generations.serving
+        return {
+            "model": generation.embedder.model.name,
+            "partitions": self._manager.partitions,
+            **generation.reader.status(),
+            "building": self._manager.building(),
+        }
+
+
+async def _served_champion(settings: Settings, registry: Registry) -> Champion:
+    """The champion; while there is none, the node answers that it waits for the first model."""
+    if (champion := await asyncio.to_thread(registry.champion)) is not None:
+        return champion
+    app = waiting_app("there is no model yet: braid retrain makes the first", settings.hosts())
+    server = _Server(
+        server_config(
+            app,
+            host=settings.http_host,
+            port=settings.http_port,
+            limits=settings.limits().connection,
+        )
+    )
+    served = asyncio.create_task(server.serve(), name="serve")
+    first = asyncio.create_task(first_champion(settings, registry), name="first champion")
+    try:
+        await asyncio.wait({served, first}, return_when=asyncio.FIRST_COMPLETED)
+        if served.done():
+            served.result()  # the port is taken, which ends the process
+        return await first
+    finally:
+        first.cancel()
+        server.should_exit = True
+        await asyncio.wait({served})
+
+
+def _allow_files(count: int) -> None:
+    """Raise this process's limit on open files to what is needed, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def run(settings: Settings) -> None:
+    """The process: wait for a model, then serve."""
+
+    async def main(settings: Settings) -> None:
+        # What is wrong ends the process now, not when a model has come.
+        settings.keys(), settings.hosts(), settings.limits()
+        source = settings.model
+        if source is None:
+            registry = Registry(settings.models_dir, base=settings.model_name)
+            champion = await _served_champion(settings, registry)
+            source = str(registry.path(champion.name))
+            settings = settings.model_copy(update={"generation": champion.generation})
+        model = await asyncio.to_thread(load, source, device=settings.device)
+        _allow_files(OTHER_FILES + 2 * settings.http_connections)
+        await IndexNode(settings, model).run()
+
+    with home_lock(settings.index_home), isolated_decoding(settings):
+        asyncio.run(main(settings))

@@ -1,0 +1,123 @@
+"""msgpack: values packed, and those of strangers unpacked within bounds on their memory.
+
+A byte can become an object of 56 bytes, and maps whose keys collide cost the square of their size,
+so bytes alone bound neither memory nor time. The budget is checked while a value is unpacked: the
+unpacker hands over each map and list once it is whole. A record of ordinary shape has about five.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from ..errors import BadRecord
+
+MAX_OBJECTS = 65_536  # in a value, names not counted
+MAX_DEPTH = 16
+MAX_NAME_BYTES = 128
+SHOWN_CHARS = 60
+
+
+def pack(value: Any) -> bytes:
+    """msgpack bytes of a value made of maps, lists, strings, bytes and numbers."""
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def unpack_map(value: bytes) -> dict[str, Any]:
+    """A value that braid's own processes wrote. Raises BadRecord."""
+    return _unpack(value, {})
+
+
+def unpack_bounded(value: bytes) -> dict[str, Any]:
+    """A value that anybody may have written.
+
+    Raises:
+        BadRecord: not a msgpack map, more than MAX_OBJECTS, deeper than MAX_DEPTH, or a name that
+            is not a string of at most MAX_NAME_BYTES of UTF-8.
+    """
+    left, containers = MAX_OBJECTS, 0
+
+    def count(objects: int) -> None:
+        nonlocal left, containers
+        left -= objects
+        containers += 1
+        if left < 0:
+            raise BadRecord("value", f"holds more than the limit of {MAX_OBJECTS} objects")
+
+    def on_map(raw: dict[Any, Any]) -> dict[Any, Any]:
+        count(len(raw))
+        for name in raw:
+            if type(name) is not str:
+                raise BadRecord("value", f"names must be strings, got {kind(name)}")
+            if len(name) > MAX_NAME_BYTES or not name.isascii():
+                _check_name(name)
+        return raw
+
+    def on_list(raw: list[Any]) -> list[Any]:
+        count(len(raw))
+        return raw
+
+    raw = _unpack(
+        value,
+        {
+            "object_hook": on_map,
+            "list_hook": on_list,
+            "max_array_len": MAX_OBJECTS,
+            "max_map_len": MAX_OBJECTS,
+        },
+    )
+    if containers > MAX_DEPTH:
+        _check_depth(raw)
+    return raw
+
+
+def kind(value: object) -> str:
+    """The name of a value's type, as messages give it."""
+    return "nothing" if value is None else type(value).__name__
+
+
+def shown(value: object) -> str:
+    """A value for a message: bounded, and never walked (it may be nested deeply)."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:SHOWN_CHARS]) + ("…" if len(value) > SHOWN_CHARS else "")
+    if isinstance(value, (dict, list, tuple)):
+        return f"a {kind(value)} of {len(value)}"
+    return repr(value)[:SHOWN_CHARS] if isinstance(value, (int, float)) else kind(value)
+
+
+def _unpack(value: bytes, limits: dict[str, Any]) -> dict[str, Any]:
+    try:
+        raw = msgpack.unpackb(value, raw=False, strict_map_key=True, **limits)
+    except (BadRecord, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 (msgpack raises many kinds on hostile bytes)
+        what = str(error) or type(error).__name__
+        raise BadRecord("value", f"is not msgpack ({len(value)} bytes): {what[:200]}") from None
+    if not isinstance(raw, dict):
+        raise BadRecord("value", f"must be a msgpack map, got {kind(raw)}")
+    return raw
+
+
+def _check_name(name: str) -> None:
+    if len(name) > MAX_NAME_BYTES or len(name.encode()) > MAX_NAME_BYTES:
+        raise BadRecord(
+            "value",
+            f"has a name of {len(name)} characters, the limit is {MAX_NAME_BYTES} bytes of UTF-8: "
+            f"{shown(name)}",
+        )
+
+
+def _check_depth(raw: dict[str, Any]) -> None:
+    level: list[Any] = [raw]
+    for _ in range(MAX_DEPTH):
+        level = [
+            part
+            for outer in level
+            for part in (outer.values() if type(outer) is dict else outer)
+            if type(part) is dict or type(part) is list
+        ]
+        if not level:
+            return
+    raise BadRecord("value", f"is nested deeper than the limit of {MAX_DEPTH}")

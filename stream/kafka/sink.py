@@ -1,0 +1,280 @@
+"""The transactional producer: outputs and consumed offsets in one transaction, all or nothing.
+
+A transaction whose end is in doubt must not be followed by another one of the same producer epoch:
+a delayed EndTxn would end the next transaction (librdkafka speaks no KIP-890, where each
+transaction has its own epoch). So `TransactionalSink` gives a producer up after each end that
+failed, was refused, took over its time or may have been sent twice, and `open` makes a new one:
+`init_transactions` raises the epoch of the transactional id, once the broker has finished or
+aborted what was left. Where the broker lost the markers of that, `open` writes them
+(`braid.stream.kafka.hanging`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from confluent_kafka import KafkaException, Producer, TopicPartition
+
+from ..errors import BrokerError, PublishRefused, Unreachable
+from ..settings import Settings
+from . import hanging
+from .client import (
+    FENCED,
+    MAX_MESSAGE_BYTES,
+    PARTITIONER,
+    PERMANENT,
+    Output,
+    client_config,
+    lone_consumer,
+    mapped,
+    topic_partitions,
+)
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+# librdkafka repeats a request that was sent, and whose answer did not come, by itself: after
+# retry.backoff.ms less 20 %, at the least 500 ms for TxnOffsetCommit. A quicker answer is to a
+# request that was sent once.
+RETRY_BACKOFF_S = 1.0
+DOUBTFUL_S = 0.4
+COMMITTED = ("vectors", "predictions", "dead-letters", "parts")  # `statistics` is read uncommitted
+
+
+class TransactionalSink:
+    """Publishes transactions under one transactional id. Used by one thread at a time.
+
+    Args:
+        transactional_id: stable per worker slot. Opening a second sink with the same id fences the
+            first, and finishes or aborts what it had left open.
+        source, group: the topic whose offsets it commits, and for whom; by default `records` and
+            the hot path's group.
+        topics: those it publishes to that are read committed; by default the hot path's.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        transactional_id: str,
+        source: str | None = None,
+        group: str | None = None,
+        topics: Sequence[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._id = transactional_id
+        self._source, self._group = source or settings.topic("records"), group or settings.group
+        self._topics = topics or [settings.topic(name) for name in COMMITTED]
+        self._settled = False  # whether the last transaction is known to have been committed
+        self._bound = settings.publish_timeout_s
+        self._clock = clock
+        self._producer: Producer | None = None
+        self._config = client_config(settings)
+        # The Python client sets an exception for a fatal error inside `flush`, and would then call
+        # the logger with it set: a SystemError instead of the error.
+        del self._config["logger"]
+        self._config |= {
+            "transactional.id": transactional_id,
+            "transaction.timeout.ms": int(settings.transaction_timeout_s * 1000),
+            "delivery.timeout.ms": int(settings.transaction_timeout_s * 1000),
+            "partitioner": PARTITIONER,
+            "linger.ms": 1,
+            "message.max.bytes": MAX_MESSAGE_BYTES,
+            "queue.buffering.max.kbytes": 256 * 1024,
+            "retry.backoff.ms": int(RETRY_BACKOFF_S * 1000),
+        }
+
+    def open(self) -> None:
+        """Make a producer with a new epoch, unless there is one whose last end is beyond doubt.
+
+        Afterwards the outcome of every earlier transaction of this id is settled.
+
+        Raises:
+            Unreachable: no answer within publish_timeout_s.
+            Fenced: another producer of this id was opened meanwhile.
+        """
+        if self._producer is not None:
+            return
+        producer = Producer(self._config)
+        try:
+            self._until_done("opening transactions", producer.init_transactions, self._deadline())
+            if not self._settled:
+                self._end_hanging(producer, self._deadline())
+                self._settled = True
+        except KafkaException as error:
+            _discard(producer)
+            raise mapped(error, "opening transactions") from error
+        except BrokerError:
+            _discard(producer)
+            raise
+        self._producer = producer
+
+    def publish(
+        self, outputs: Iterable[Output], *, offsets: Mapping[int, int], lease: object,
+        starts: Mapping[int, int] | None = None, metadata: str = "",
+    ) -> None:  # fmt: skip
+        """Publish outputs and commit `offsets` (partition -> next offset), atomically.
+
+        `metadata` is kept with each of them, `starts` are the first offsets that they cover.
+
+        Raises:
+            PublishRefused: aborted, or its outcome is not known before the next `open`. Then read
+                the records again from the committed offsets on.
+            Fenced: the broker did not take the producer's epoch, though the transaction was short.
+            ConfigError, BrokerError: trying again does not help.
+            Unreachable: there was no open producer, and none could be opened.
+        """
+        self.open()
+        producer, began = self._producer, self._clock()
+        assert producer is not None
+        deadline = began + self._bound
+        try:
+            producer.begin_transaction()
+            self._settled = False
+            for output in hanging.named(outputs, self._id, offsets, starts or {}):
+                self._produce(producer, output, deadline)
+            self._flush(producer, deadline)
+            sending = self._clock()
+            positions = [
+                TopicPartition(self._source, number, next_, metadata)
+                for number, next_ in offsets.items()
+            ]
+            self._until_done(
+                "sending offsets",
+                lambda left: producer.send_offsets_to_transaction(positions, lease, left),
+                deadline,
+            )
+            sent = self._clock()
+            self._until_done("committing", producer.commit_transaction, deadline)
+            self._settled = True
+            doubtful = max(sent - sending, self._clock() - sent) > DOUBTFUL_S
+        except KafkaException as error:
+            self._retire()
+            raise self._refused(error, self._clock() - began) from error
+        except Unreachable as error:
+            self._retire()
+            raise PublishRefused(str(error)) from error
+        except BaseException:
+            self._retire()
+            raise
+        if doubtful:
+            log.debug("a transaction ended slowly: a new producer before the next one")
+            self._retire()
+
+    def _end_hanging(self, producer: Producer, deadline: float) -> None:
+        """Write the markers that the broker left out at the end of the last transaction."""
+        found = hanging.find(self._settings, self._id, self._topics)
+        if not found:
+            return
+        where = ", ".join(f"{its.topic} {its.partition}" for its in found)
+        member = lone_consumer(
+            self._settings, group_id=self._group, isolation_level="read_uncommitted"
+        )
+        try:  # read uncommitted: not waiting for the marker that may be missing here, too
+            positions = member.committed(
+                topic_partitions(self._source, {its.covered.partition for its in found}),
+                timeout=self._settings.broker_timeout_s,
+            )
+            if not hanging.aborted(found, {its.partition: its.offset for its in positions}):
+                log.warning("committed by %s, shown with its next commit: %s", self._id, where)
+                return
+            log.warning("left open by %s, aborted now: %s", self._id, where)
+            for position in positions:
+                position.offset = max(0, position.offset)
+            producer.begin_transaction()
+            key = hanging.HEADER.encode()  # a compacted topic takes no message without a key
+            for its in found:
+                nothing = Output(topic=its.topic, partition=its.partition, key=key, value=None)
+                self._produce(producer, nothing, deadline)
+            self._flush(producer, deadline)
+            lease = member.consumer_group_metadata()
+        finally:
+            member.close()
+        self._until_done(
+            "sending offsets",
+            lambda left: producer.send_offsets_to_transaction(positions, lease, left),
+            deadline,
+        )
+        self._until_done("aborting", producer.abort_transaction, deadline)
+
+    def close(self) -> None:
+        """Give the producer up; between publishes no transaction is open."""
+        self._retire()
+
+    def _retire(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            _discard(producer)
+
+    def _deadline(self) -> float:
+        return self._clock() + self._bound
+
+    def _produce(self, producer: Producer, output: Output, deadline: float) -> None:
+        while True:
+            try:
+                producer.produce(
+                    output.topic,
+                    partition=output.partition,
+                    key=output.key,
+                    value=output.value,
+                    headers=list(output.headers) or None,
+                )
+                return
+            except BufferError:
+                if self._clock() > deadline:
+                    raise self._late("producing") from None
+                producer.poll(0.1)
+
+    def _flush(self, producer: Producer, deadline: float) -> None:
+        if producer.flush(max(0.1, deadline - self._clock())):
+            raise self._late("producing")
+
+    def _until_done(self, doing: str, call: Callable[[float], R], deadline: float) -> R:
+        while True:
+            left = deadline - self._clock()
+            try:
+                return call(max(0.1, left))
+            except KafkaException as error:
+                cause = error.args[0]
+                if cause.fatal() or not cause.retriable():
+                    raise
+                if left <= 0:
+                    raise self._late(f"{doing} ({cause.name()})") from error
+                time.sleep(0.05)
+
+    def _late(self, doing: str) -> Unreachable:
+        return Unreachable(
+            f"{doing}: no answer from {self._settings.kafka_bootstrap} within {self._bound:g} s "
+            "(publish_timeout_s)"
+        )
+
+    def _refused(self, error: KafkaException, took_s: float) -> Exception:
+        """What a failed transaction is to the caller: a new producer helps, or it does not."""
+        cause = error.args[0]
+        if cause.code() in FENCED:
+            if took_s < self._settings.transaction_timeout_s:
+                return mapped(error, "publishing")
+            return PublishRefused(
+                f"open for {took_s:.1f} s, longer than transaction_timeout_s: the broker aborted it"
+            )
+        if cause.code() in PERMANENT:
+            return mapped(error, "publishing")
+        return PublishRefused(f"{cause.name()}: {cause.str()}")
+
+
+def _discard(producer: Producer) -> None:
+    """Destroy a producer on a thread of its own: this may wait for its connections."""
+
+    def destroy(gone: list[Producer]) -> None:
+        with contextlib.suppress(KafkaException):  # a fenced client refuses even this
+            gone[0].purge(blocking=False)
+        gone.clear()
+
+    threading.Thread(target=destroy, args=([producer],), name="discard", daemon=True).start()

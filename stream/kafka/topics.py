@@ -1,0 +1,101 @@
+"""The topics: their names, settings and partition counts, made once and checked at every start."""
+
+from __future__ import annotations
+
+from ..errors import ConfigError
+from ..settings import Settings
+from .client import Admin, Topic
+from .schemas import MAX_DEAD_LETTER_BYTES, MAX_RECORD_BYTES
+
+STATISTICS_MS = 86_400_000  # tallies are read in seconds, the windows they fill are Faust's
+SEEN_SEGMENT_BYTES = 64 * 1024 * 1024  # Kafka compacts closed segments only
+SEEN_SEGMENT_MS = 600_000
+SLACK = 64 * 1024  # batch headers, keys and message headers around the largest value
+
+
+def plan(settings: Settings) -> list[Topic]:
+    """Every topic that braid needs. `models` has one partition: its order is the truth."""
+    compact, delete = {"cleanup.policy": "compact"}, {"cleanup.policy": "delete"}
+    # Stored uncompressed, so that the limit holds for what a consumer unpacks: the broker checks a
+    # batch as it is stored, and 4 kB of zstd become the 150 MB at which librdkafka stops reading.
+    records = {
+        "max.message.bytes": str(MAX_RECORD_BYTES + SLACK),
+        "compression.type": "uncompressed",
+    }
+    dead = {"max.message.bytes": str(MAX_DEAD_LETTER_BYTES + SLACK)}
+    seen = {  # read from its beginning whenever the join's partitions move: kept short
+        "segment.bytes": str(SEEN_SEGMENT_BYTES),
+        "segment.ms": str(SEEN_SEGMENT_MS),
+        "min.cleanable.dirty.ratio": "0.1",
+        "delete.retention.ms": str(SEEN_SEGMENT_MS),
+    }
+
+    def topic(name: str, config: dict[str, str], partitions: int | None = None) -> Topic:
+        return Topic(
+            name=settings.topic(name),
+            partitions=partitions or settings.partitions,
+            replication=settings.replication,
+            config=config,
+        )
+
+    return [
+        topic("records", compact | records),
+        topic("parts", delete | records),
+        topic("parts-seen", compact | dead | seen),
+        topic("vectors", compact),
+        topic("predictions", delete),
+        topic("dead-letters", delete | dead),
+        topic("dead-letters-replayed", compact, partitions=1),
+        topic("statistics", delete | {"retention.ms": str(STATISTICS_MS)}),
+        topic("models", compact, partitions=1),
+    ]
+
+
+def ensure(settings: Settings, admin: Admin | None = None) -> int:
+    """Make the topics that are missing; returns the partition count that all of them share.
+
+    Topics that exist keep their partition count, whatever the settings say: it is fixed when
+    `records` is made. Growth means new topics and a rebuild.
+
+    Raises:
+        ConfigError: existing topics differ in their partition counts.
+        Unreachable: no broker answered.
+    """
+    own = admin is None
+    admin = admin or Admin(settings)
+    try:
+        wanted = plan(settings)
+        counts = admin.partition_counts()
+        records = settings.topic("records")
+        partitions = counts.get(records, settings.partitions)
+        missing = [
+            Topic(
+                name=topic.name,
+                partitions=1 if topic.partitions == 1 else partitions,
+                replication=topic.replication,
+                config=topic.config,
+            )
+            for topic in wanted
+            if topic.name not in counts
+        ]
+        admin.create(missing)
+        if missing:
+            counts = admin.partition_counts()
+        check(settings, counts)
+        return counts.get(records, partitions)
+    finally:
+        if own:
+            admin.close()
+
+
+def check(settings: Settings, counts: dict[str, int]) -> None:
+    """Raises ConfigError if a topic that shares partition numbers with records has others."""
+    expected = counts.get(settings.topic("records"))
+    for name in ("vectors", "predictions", "dead-letters", "parts", "parts-seen"):
+        topic = settings.topic(name)
+        if (found := counts.get(topic)) != expected:
+            raise ConfigError(
+                f"topic {topic} has {found} partitions, records has {expected}: "
+                "a record and its outputs share a partition number, so the counts must be equal; "
+                "make new topics under another BRAID_PREFIX and rebuild"
+            )

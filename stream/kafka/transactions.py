@@ -1,0 +1,272 @@
+"""The hot path's consumer: `records` as one member of the consumer group (`braid.stream.kafka.sink`
+publishes).
+
+A transaction is fenced by the group's generation (KIP-447), which is taken with the partitions.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+
+from ..errors import Unreachable
+from ..settings import Settings
+from .client import (
+    MAX_MESSAGE_BYTES,
+    UNREACHABLE,
+    Message,
+    client_config,
+    mapped,
+    to_message,
+    topic_partitions,
+)
+from .waiting import ATTEMPT_S
+
+log = logging.getLogger(__name__)
+
+MAX_POLL_S = 45.0  # between two polls; revoking a publish that hangs takes about 20 s
+
+
+class RecordSource:
+    """A topic, by default `records`, as a member of a consumer group.
+
+    The group's membership, the *lease*, is taken once when partitions are assigned and never
+    fetched again at commit. The broker checks the generation in it and not who owns a partition: a
+    worker that was paused past its session and fetched the metadata afresh would be let through.
+
+    Args:
+        on_assigned: called with the new partitions, before their first message.
+        on_revoked: called before partitions go to another member; may still publish.
+        on_lost: called after they have already gone; must not publish.
+        topic, group: full names; by default `records` and the hot path's group.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        on_assigned: Callable[[list[int]], None],
+        on_revoked: Callable[[list[int]], None],
+        on_lost: Callable[[list[int]], None],
+        topic: str | None = None,
+        group: str | None = None,
+    ) -> None:
+        self._settings = settings
+        self.topic = topic or settings.topic("records")
+        self._polled: dict[int, int] = {}  # partition -> offset after the last message polled
+        self._committed: dict[int, int] = {}  # as far as this member has committed them
+        self._ends: dict[int, int] = {}  # partition -> its end, if all before it has been polled
+        self._callbacks = (on_assigned, on_revoked, on_lost)
+        self._failure: BaseException | None = None
+        self._lease: object | None = None
+        self.owned: list[int] = []
+        self._paused = False
+        self._consumer = Consumer(
+            client_config(settings)
+            | {
+                "group.id": group or settings.group,
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "earliest",
+                "enable.partition.eof": True,
+                # Eager on purpose: every rebalance drops what is in flight anyway, and the
+                # generation cannot change under a lease without both callbacks in between.
+                "partition.assignment.strategy": "roundrobin",
+                "session.timeout.ms": int(settings.session_timeout_s * 1000),
+                # Also how long a rebalance waits for a member that hangs.
+                "max.poll.interval.ms": int(max(MAX_POLL_S, settings.session_timeout_s) * 1000),
+                "heartbeat.interval.ms": max(100, int(settings.session_timeout_s * 1000 / 5)),
+                "queued.max.messages.kbytes": 64 * 1024,
+                "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
+                "fetch.wait.max.ms": 50,
+            }
+        )
+        self._consumer.subscribe(
+            [self.topic],
+            on_assign=lambda _, parts: self._assigned([part.partition for part in parts]),
+            on_revoke=lambda _, parts: self._gone(1),
+            on_lost=lambda _, parts: self._gone(2),
+        )
+
+    @property
+    def at_end(self) -> list[int]:
+        """The owned partitions of which everything that was there has been polled."""
+        return list(self._ends)
+
+    def note_committed(self, offsets: Mapping[int, int]) -> None:
+        """A transaction has committed these next offsets."""
+        self._committed.update(offsets)
+
+    def take_marks(self) -> dict[int, int]:
+        """The ends before which only marks of transactions are left, to be committed now.
+
+        Nothing is ever read there, and the group would seem to lag for ever. Left alone are
+        partitions of which anything that was polled is not committed yet. Taken once: should the
+        transaction be refused, `rewind` begins anew.
+        """
+        marks = {
+            number: end
+            for number, end in self._ends.items()
+            if number in self._polled
+            and self._committed.get(number) == self._polled[number]
+            and self._polled[number] < end
+        }
+        self._polled.update(marks)
+        self._committed.update(marks)
+        return marks
+
+    @property
+    def lease(self) -> object | None:
+        """The group metadata under which the owned partitions were assigned."""
+        return self._lease
+
+    def poll(self, limit: int, *, wait_s: float) -> list[Message]:
+        """Up to `limit` messages; returns at once when one is there, else after wait_s at most.
+
+        Rebalance callbacks run inside this call and nowhere else.
+        """
+        if self._paused:
+            self._consumer.resume(topic_partitions(self.topic, self.owned))
+            self._paused = False
+        first = self._consumer.poll(wait_s)
+        raw = [] if first is None else [first]
+        if first is not None and limit > 1:
+            raw += self._consumer.consume(limit - 1, timeout=0)
+        if self._failure is not None:
+            raise self._failure
+        messages = [message for message in map(self._message, raw) if message is not None]
+        # A callback may have run while the messages were collected.
+        return [message for message in messages if message.partition in self.owned]
+
+    def idle_poll(self) -> None:
+        """Serve the callbacks without taking messages, for a worker that is full."""
+        if not self._paused and self.owned:
+            self._consumer.pause(topic_partitions(self.topic, self.owned))
+            self._paused = True
+        message = self._consumer.poll(0)
+        if self._failure is not None:
+            raise self._failure
+        self._mark_end(message)
+        if message is not None and message.error() is None:  # slipped in before the pause
+            self._consumer.seek(
+                TopicPartition(self.topic, message.partition() or 0, message.offset() or 0)
+            )
+
+    def committed(self) -> list[TopicPartition]:
+        """The committed offset of each owned partition, below 0 where there is none."""
+        if not self.owned:
+            return []
+        timeout_s = min(ATTEMPT_S, self._settings.broker_timeout_s)
+        try:
+            positions: list[TopicPartition] = self._consumer.committed(
+                topic_partitions(self.topic, self.owned), timeout=timeout_s
+            )
+        except KafkaException as error:
+            raise mapped(error, f"committed offsets of {self.topic}") from error
+        for position in positions:
+            if position.error is not None:
+                raise mapped(position.error, f"committed offset of {self.topic}")
+        return positions
+
+    def rewind(self) -> None:
+        """Go back to the committed offsets of all owned partitions."""
+        self._forget_positions()
+        for position in self.committed():
+            offset = position.offset if position.offset >= 0 else OFFSET_BEGINNING
+            try:
+                self._consumer.seek(TopicPartition(self.topic, position.partition, offset))
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError._STATE:  # not fetched yet
+                    raise Unreachable(
+                        f"going back in {self.topic}: {error.args[0].str()}"
+                    ) from error
+                raise mapped(error, f"going back in {self.topic}") from error
+
+    def lag(self) -> dict[int, int]:
+        """How many offsets behind the end each owned partition's position is.
+
+        0 once the end was reached: behind the position may be marks of transactions alone.
+        """
+        lags = {}
+        for position in self._consumer.position(topic_partitions(self.topic, self.owned)):
+            low, high = self._consumer.get_watermark_offsets(position, cached=True)
+            if high >= 0:
+                at = position.offset if position.offset >= 0 else max(low, 0)
+                behind = 0 if position.partition in self._ends else max(0, high - at)
+                lags[position.partition] = behind
+        return lags
+
+    def close(self, within_s: float) -> None:
+        """Leave the group. Given up after `within_s`: a broker that is away does not answer."""
+        closing = threading.Thread(target=self._consumer.close, name="leave", daemon=True)
+        closing.start()
+        closing.join(within_s)
+        if closing.is_alive():
+            log.warning("the group of %s was not left in order within %g s", self.topic, within_s)
+
+    def _mark_end(self, raw: Any) -> None:
+        error = None if raw is None else raw.error()
+        if error is not None and error.code() == KafkaError._PARTITION_EOF:
+            self._ends[raw.partition()] = raw.offset()
+        elif raw is not None and error is None:
+            self._ends.pop(raw.partition(), None)
+            self._polled[raw.partition()] = raw.offset() + 1
+
+    def _message(self, raw: Any) -> Message | None:
+        self._mark_end(raw)
+        if (error := raw.error()) is not None:
+            if error.code() == KafkaError._PARTITION_EOF or error.retriable():
+                return None
+            if error.code() in UNREACHABLE or error.code() == KafkaError._MAX_POLL_EXCEEDED:
+                log.warning("reading %s: %s", self.topic, error.str())
+                return None
+            raise mapped(error, f"reading {self.topic}")
+        return to_message(raw)
+
+    def _assigned(self, partitions: list[int]) -> None:
+        self._guard(self._take_lease, partitions)
+
+    def _take_lease(self, partitions: list[int]) -> None:
+        self.owned = sorted(partitions)
+        self._forget_positions()
+        # The same non-empty member id before and after: the metadata in between is this member's.
+        # An empty one would carry no generation, and the broker would not check it at all.
+        before = self._consumer.memberid()
+        lease = self._consumer.consumer_group_metadata()
+        valid = before and before == self._consumer.memberid()
+        self._lease = lease if valid else None
+        self._callbacks[0](self.owned)
+
+    def _forget_positions(self) -> None:
+        self._ends.clear()
+        self._polled.clear()
+        self._committed.clear()
+
+    def _gone(self, callback: int) -> None:
+        def forget() -> None:
+            self._forget_positions()
+            partitions, self.owned = self.owned, []
+            if self._paused:  # librdkafka keeps a pause across assignments
+                self._consumer.resume(topic_partitions(self.topic, partitions))
+            self._callbacks[callback](partitions)
+            self._lease, self._paused = None, False
+
+        self._guard(forget)
+
+    def _guard(self, function: Callable[..., None], *args: Any) -> None:
+        # An exception must not be lost inside librdkafka's callback: poll raises it again.
+        try:
+            function(*args)
+        except BaseException as error:  # noqa: BLE001
+            self._failure = self._failure or error

@@ -1,0 +1,94 @@
+"""Waiting for a broker that is away: growing pauses, and a log line every few seconds.
+
+A service waits without limit; a command for people gives up after broker_timeout_s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from ..errors import Unreachable
+from ..settings import Settings
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+FIRST_S, LONGEST_S = 0.2, 3.0
+SAY_EVERY_S = 5.0
+ATTEMPT_S = 5.0  # how long one attempt of a service may take: it is repeated
+
+
+class Waiting:
+    """The pauses and log lines of one wait.
+
+    Args:
+        address: the broker's.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, address: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._address, self._clock = address, clock
+        self._pause_s, self._next = FIRST_S, 0.0
+        self._logged: float | None = None
+        self.reason: str | None = None
+
+    @property
+    def due(self) -> bool:
+        """Whether the pause after the last failure is over."""
+        return self._clock() >= self._next
+
+    def failed(self, reason: str) -> float:
+        """One more attempt has failed. Returns the seconds until the next one."""
+        now = self._clock()
+        self.reason = reason
+        if self._logged is None or now - self._logged >= SAY_EVERY_S:
+            self._logged = now
+            log.warning("waiting for Kafka at %s (KAFKA_BOOTSTRAP): %s", self._address, reason)
+        pause_s, self._pause_s = self._pause_s, min(LONGEST_S, 2 * self._pause_s)
+        self._next = now + pause_s
+        return pause_s
+
+    def over(self) -> None:
+        """An attempt has succeeded."""
+        if self.reason is not None:
+            log.info("Kafka at %s answers again", self._address)
+        self._pause_s, self._next = FIRST_S, 0.0
+        self._logged, self.reason = None, None
+
+
+def patient(settings: Settings) -> Settings:
+    """The settings for one attempt of a service."""
+    bound_s = min(ATTEMPT_S, settings.broker_timeout_s)
+    return settings.model_copy(update={"broker_timeout_s": bound_s})
+
+
+def until_reachable(settings: Settings, attempt: Callable[[Settings], R]) -> R:
+    """The result of `attempt`, which is repeated while it raises Unreachable."""
+    waiting, brief = Waiting(settings.kafka_bootstrap), patient(settings)
+    while True:
+        try:
+            result = attempt(brief)
+        except Unreachable as error:
+            time.sleep(waiting.failed(str(error)))
+        else:
+            waiting.over()
+            return result
+
+
+async def until_reachable_async(
+    settings: Settings, attempt: Callable[[Settings], Awaitable[R]]
+) -> R:
+    """The same with asyncio."""
+    waiting, brief = Waiting(settings.kafka_bootstrap), patient(settings)
+    while True:
+        try:
+            result = await attempt(brief)
+        except Unreachable as error:
+            await asyncio.sleep(waiting.failed(str(error)))
+        else:
+            waiting.over()
+            return result

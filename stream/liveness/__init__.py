@@ -1,0 +1,1 @@
+"""Progress of a process, its watchdog, and its bounded end."""

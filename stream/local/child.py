@@ -1,0 +1,243 @@
+"""Child processes: started with a log file, ended with their parent, stopped by pid.
+
+One `Child` is one process. It runs in a session of its own, so that Ctrl-C in a terminal reaches
+the parent only, which then stops its children in order. On Linux it also dies when its parent
+dies, whatever killed the parent (prctl(2), PR_SET_PDEATHSIG), so that a killed test run or demo
+leaves nothing behind. The kernel ties that signal to the *thread* that started the child: start
+children from a thread that lives as long as they should.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ..errors import StreamError
+
+# Set the parent-death signal in the child's own process, then become the command. Done by a tiny
+# interpreter start instead of a preexec_fn, which is unsafe in a process with threads.
+_LAUNCHER = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None, use_errno=True).prctl(1, 9, 0, 0, 0)
+    if os.getppid() != int(sys.argv[1]):
+        os._exit(1)
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    print(f"cannot start {sys.argv[2]}: {error}", file=sys.stderr)
+    os._exit(127)
+"""
+
+
+class ChildError(StreamError):
+    """A child ended, or did not become ready in time; the message carries the end of its log."""
+
+
+class Child:
+    """One child process whose output goes to a log file.
+
+    Args:
+        name: what messages call it.
+        command: the program and its arguments.
+        log: where standard output and standard error go (appended; the folder is made).
+        env: variables added to this process's environment.
+        cwd: the folder it runs in.
+        pass_fds: descriptors that it inherits, such as a lock's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        self.name = name
+        self.command = list(command)
+        self.log = log
+        self._env = dict(env or {})
+        self._cwd = cwd
+        self._pass_fds = tuple(pass_fds)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Child:
+        """Start the process (again, if it has ended). Raises `ChildError` if it still runs."""
+        if self.running:
+            raise ChildError(f"{self.name} runs already (pid {self.pid})")
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [*launcher, *self.command],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self._env},
+                cwd=self._cwd,
+                pass_fds=self._pass_fds,
+                start_new_session=True,
+            )
+        return self
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running or ended child. Raises `ChildError` before `start`."""
+        if self._process is None:
+            raise ChildError(f"{self.name} was not started")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def status(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs or before it started."""
+        return None if self._process is None else self._process.poll()
+
+    def send(self, signum: int) -> None:
+        """Send one signal, by pid; nothing happens if the child has ended."""
+        if self._process is not None:
+            self._process.send_signal(signum)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status once it ends. Raises `subprocess.TimeoutExpired` after `timeout` s."""
+        if self._process is None:
+            raise ChildError(f"{self.name} was not started")
+        return self._process.wait(timeout)
+
+    def stop(self, grace: float = 10.0) -> int | None:
+        """SIGTERM, then SIGKILL after `grace` seconds; 0 means SIGKILL at once."""
+        stop_all([self], grace)
+        return self.status
+
+    def tail(self, lines: int = 30) -> str:
+        """The last lines of the log, for a message to a person."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
+                text = file.read().decode("utf-8", "replace")
+        except OSError:
+            return "(no log)"
+        return "\n".join(text.splitlines()[-lines:]) or "(empty log)"
+
+    def check(self) -> None:
+        """Raise `ChildError` with the end of the log if the child has ended."""
+        status = self.status
+        if status is not None:
+            raise ChildError(
+                f"{self.name} ended with status {status}; the end of {self.log}:\n{self.tail()}"
+            )
+
+    def wait_until(
+        self,
+        ready: Callable[[], bool],
+        *,
+        timeout: float,
+        every: float = 0.05,
+        what: str = "answer",
+    ) -> None:
+        """Wait until `ready()` is true; raises `ChildError` if it ends first or time is up."""
+        deadline = time.monotonic() + timeout
+        while not ready():
+            self.check()
+            if time.monotonic() > deadline:
+                raise ChildError(
+                    f"{self.name} did not {what} within {timeout:g} s; "
+                    f"the end of {self.log}:\n{self.tail()}"
+                )
+            time.sleep(every)
+
+
+def stop_all(children: Sequence[Child], grace: float) -> None:
+    """SIGTERM to all at once, and SIGKILL to those left after `grace` seconds; 0: at once."""
+    running = [child for child in children if child.running]
+    deadline = time.monotonic() + grace
+    if grace > 0:
+        for child in running:
+            child.send(signal.SIGTERM)
+            child.send(signal.SIGCONT)  # a stopped process sees SIGTERM only once it goes on
+        for child in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.0, deadline - time.monotonic()))
+    for child in running:
+        child.send(signal.SIGKILL)
+    for child in running:
+        child.wait()
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def port_answers(port: int) -> bool:
+    """Whether something on 127.0.0.1 accepts connections on `port`."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+def start_server(
+    name: str,
+    command: Callable[[int], Sequence[str]],
+    *,
+    log: Path,
+    port: int | None = None,
+    prefer: int | None = None,
+    timeout: float = 30.0,
+    attempts: int = 3,
+    pass_fds: Sequence[int] = (),
+) -> tuple[Child, int]:
+    """Start a server on `port`, or on a free one, and wait until it accepts connections.
+
+    Between choosing a free port and binding it, another process may take it: so a server that
+    ends at once is started again on another port.
+
+    Args:
+        name: what messages call it.
+        command: the command line for a port.
+        log: its log file.
+        port: the port, or None for a free one.
+        prefer: a port to try first, if nothing answers there.
+        timeout: seconds until it must answer.
+        attempts: how many ports are tried.
+        pass_fds: descriptors that the server inherits.
+
+    Returns:
+        The running child and its port.
+
+    Raises:
+        ChildError: it ended or did not answer; the message carries the end of its log.
+    """
+    for attempt in range(attempts):
+        preferred = None if attempt or prefer is None or port_answers(prefer) else prefer
+        chosen = port or preferred or free_port()
+        if port_answers(chosen):
+            raise ChildError(f"{name} cannot start: another process answers on port {chosen}")
+        child = Child(name, command(chosen), log=log, pass_fds=pass_fds).start()
+        try:
+            child.wait_until(lambda port=chosen: port_answers(port), timeout=timeout)  # type: ignore[misc]
+        except BaseException as error:
+            child.stop(grace=0)
+            last = port is not None or attempt + 1 == attempts
+            if isinstance(error, ChildError) and not last:
+                continue
+            raise
+        return child, chosen
+    raise ValueError("attempts must be at least 1")

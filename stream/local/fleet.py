@@ -1,0 +1,159 @@
+"""braid's processes on one machine: started together, watched together, stopped together.
+
+`braid up` and `braid demo` run on it. Each process is `python -m braid COMMAND` with the settings
+in its environment and a log file of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from ..settings import Settings
+from .child import Child, ChildError, stop_all
+from .embedded import EmbeddedServices
+
+STOPPED_WITHIN_S = 20.0  # what a worker grants itself
+
+
+class Fleet:
+    """Processes that live and end together, as a context manager.
+
+    Args:
+        settings: every process gets these.
+        logs: the folder of their log files.
+    """
+
+    def __init__(self, settings: Settings, logs: Path) -> None:
+        self.settings = settings
+        self._logs = logs
+        self.children: list[Child] = []
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self, command: str, *arguments: str) -> Child:
+        """Start `braid COMMAND ARGUMENTS` and watch it from here on."""
+        child = self._child(command, *arguments).start()
+        self.children.append(child)
+        return child
+
+    def run(self, command: str, *arguments: str, timeout: float) -> None:
+        """Run a command to its end, passing what it prints on to standard error.
+
+        Raises ChildError if it fails or takes over `timeout` seconds.
+        """
+        child = self._child(command, *arguments).start()
+        deadline = time.monotonic() + timeout
+        try:
+            with child.log.open("rb") as said:
+                while child.running:
+                    if time.monotonic() > deadline:
+                        raise ChildError(f"{child.name} took over {timeout:g} s:\n{child.tail()}")
+                    self.check()
+                    _pass_on(said.read())
+                    time.sleep(0.1)
+                _pass_on(said.read())
+        finally:
+            child.stop()
+        if child.status != 0:
+            child.check()
+
+    def check(self) -> None:
+        """Raise ChildError with the end of its log if one has ended."""
+        for child in self.children:
+            child.check()
+
+    def wait(self, what: str, done: Callable[[], int], target: int, *, stalled: float) -> None:
+        """Wait, with a progress bar, until `done()` reaches `target`.
+
+        Raises ChildError if a process ends, or if nothing moves for `stalled` seconds.
+        """
+        last, since = 0, time.monotonic()
+        with bar(what, total=target) as shown:
+            while last < target:
+                self.check()
+                now = done()
+                if now != last:
+                    shown.update(now - last)
+                    last, since = now, time.monotonic()
+                    continue
+                if time.monotonic() - since > stalled:
+                    logs = "\n".join(f"{child.name}:\n{child.tail(15)}" for child in self.children)
+                    raise ChildError(
+                        f"{what}: {last} of {target}, and nothing moved for {stalled:g} s\n{logs}"
+                    )
+                time.sleep(0.2)
+
+    def stop(self) -> None:
+        """Stop all at once: SIGTERM, and SIGKILL after `STOPPED_WITHIN_S`."""
+        stop_all(self.children, STOPPED_WITHIN_S)
+        self.children.clear()
+
+    def _child(self, command: str, *arguments: str) -> Child:
+        return Child(
+            f"braid {command}",
+            [sys.executable, "-m", "braid", command, *arguments],
+            log=self._logs / f"{command}.log",
+            env=self.settings.environment() | {"TQDM_MININTERVAL": str(_between_bars())},
+        )
+
+
+def bar(what: str, items: Iterable[Any] | None = None, *, total: int | None = None) -> tqdm:
+    """A progress bar on standard error; few lines where that is a file."""
+    return tqdm(items, desc=what, total=total, file=sys.stderr, mininterval=_between_bars())
+
+
+def _between_bars() -> float:
+    """Seconds between two drawings of a bar."""
+    return 0.1 if sys.stderr.isatty() else 10.0
+
+
+def embedded_services(
+    settings: Settings, folder: Path, *, prefer: int | None = None, grace: float = 0
+) -> EmbeddedServices:
+    """Those of Kafka and Valkey that the settings do not name; see `EmbeddedServices`."""
+    return EmbeddedServices(
+        folder,
+        broker="kafka_bootstrap" not in settings.model_fields_set,
+        redis=settings.redis_url is None,
+        prefer=prefer,
+        grace=grace,
+    )
+
+
+def with_addresses(settings: Settings, embedded: EmbeddedServices) -> Settings:
+    """The settings with the addresses of the services that run."""
+    addresses = {"kafka_bootstrap": embedded.bootstrap, "redis_url": embedded.redis_url}
+    return settings.model_copy(update={name: text for name, text in addresses.items() if text})
+
+
+@contextmanager
+def services(settings: Settings, folder: Path) -> Iterator[Settings]:
+    """Settings with a broker and Redis: those named, else embedded ones with data in `folder`.
+
+    At the end the embedded ones are killed: for a folder of no further use.
+    """
+    with embedded_services(settings, folder) as embedded:
+        yield with_addresses(settings, embedded)
+
+
+def _pass_on(output: bytes) -> None:
+    if output:
+        sys.stderr.write(output.decode("utf-8", "replace"))
+        sys.stderr.flush()

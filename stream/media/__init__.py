@@ -1,0 +1,1 @@
+"""Linked files, thumbnails and snippets."""

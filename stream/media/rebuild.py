@@ -1,0 +1,146 @@
+"""What is shown of a record, made again from its message in `records`.
+
+Redis may have dropped it, or was never there. One message is read at its partition and offset, by
+a consumer without a group; few at a time, and none for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from braid.encoders.config import Limits
+from braid.index.service.hit_details import Rebuilt
+
+from ..errors import BadRecord, bad_record
+from ..kafka.client import lone_consumer
+from ..kafka.schemas import Blob, Record, decode_record
+from ..settings import Settings
+from .links import Links
+from .payload_writer import payload_of
+from .thumbnails import media_of
+
+log = logging.getLogger(__name__)
+
+READERS = 2
+TIMEOUT_S = 4.0
+WAITING = 64  # that many may wait for a reader; the others are told that it is absent, for now
+
+
+class Rebuilder:
+    """Reads records back, on threads of its own. A consumer is made when it is first needed."""
+
+    def __init__(
+        self, settings: Settings, *, timeout_s: float = TIMEOUT_S, limits: Limits | None = None
+    ) -> None:
+        self._settings = settings
+        self._timeout_s = timeout_s
+        self._limits = limits or Limits()
+        self._links = Links(settings)
+        self._consumers: queue.Queue[Consumer] = queue.Queue()
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="rebuild")
+        self._room = threading.BoundedSemaphore(READERS + WAITING)
+        self._closed = False
+
+    async def rebuild(self, id_: str, partition: int, offset: int) -> Rebuilt | None:
+        """Implements `braid.index.service.hit_details.Rebuild`."""
+        if self._closed or not self._room.acquire(blocking=False):
+            return None
+        try:
+            running = asyncio.get_running_loop().run_in_executor(
+                self._threads, self._rebuild, id_, partition, offset, time.monotonic()
+            )
+        except RuntimeError:  # closed in between
+            self._room.release()
+            return None
+        return await running
+
+    def read(self, partition: int, offset: int) -> tuple[bytes | None, bytes | None] | None:
+        """Key and value of the message at that place; None if it is gone or nothing answers."""
+        try:
+            consumer = self._consumers.get_nowait()
+        except queue.Empty:
+            consumer = self._make()
+        try:
+            return self._read(consumer, partition, offset)
+        finally:
+            consumer.unassign()
+            self._consumers.put(consumer)
+
+    def close(self) -> None:
+        self._closed = True
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        while not self._consumers.empty():
+            self._consumers.get_nowait().close()
+        self._links.close()
+
+    def _rebuild(self, id_: str, partition: int, offset: int, since: float) -> Rebuilt | None:
+        try:
+            if time.monotonic() - since > self._timeout_s:  # nobody waits for a queue behind others
+                return None
+            found = self.read(partition, offset)
+            if found is None or found[1] is None:
+                return None
+            record = decode_record(found[0], found[1])
+            if record.id != id_:  # a topic that was made anew
+                return None
+            image, audio = self._bytes(record, "image"), self._bytes(record, "audio")
+            return Rebuilt(payload=payload_of(record), media=media_of(image, audio, self._limits))
+        except KafkaException as error:
+            log.warning("records[%d]@%d cannot be read: %s", partition, offset, error)
+            return None
+        except Exception as error:  # noqa: BLE001 (whatever the record causes: it is not shown)
+            bad = bad_record(error, stage="show")
+            log.warning("records[%d]@%d cannot be shown: %s", partition, offset, bad)
+            return None
+        finally:
+            self._room.release()
+
+    def _bytes(self, record: Record, name: str) -> bytes | None:
+        blob: Blob | None = getattr(record, name)
+        if blob is None or blob.data is not None:
+            return None if blob is None else blob.data
+        try:
+            return self._links.fetch(f"{name}.uri", blob.uri or "")
+        except BadRecord as error:
+            log.debug("%s: %s", record.id, error)
+            return None
+
+    def _read(
+        self, consumer: Consumer, partition: int, offset: int
+    ) -> tuple[bytes | None, bytes | None] | None:
+        topic = self._settings.topic("records")
+        consumer.assign([TopicPartition(topic, partition, offset)])
+        deadline = time.monotonic() + self._timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            message = consumer.poll(left)
+            if message is None:
+                break
+            if (error := message.error()) is not None:
+                if error.code() in (
+                    KafkaError._PARTITION_EOF,
+                    KafkaError.OFFSET_OUT_OF_RANGE,
+                    KafkaError._AUTO_OFFSET_RESET,
+                ):
+                    return None
+                log.debug("records[%d]@%d: %s", partition, offset, error)
+                continue
+            if message.offset() != offset:  # compacted away: this is the next that is left
+                return None
+            return message.key(), message.value()
+        log.info("records[%d]@%d: no answer within %g s", partition, offset, self._timeout_s)
+        return None
+
+    def _make(self) -> Consumer:
+        return lone_consumer(
+            self._settings,
+            auto_offset_reset="error",
+            fetch_wait_max_ms=20,
+            queued_max_messages_kbytes=1024,
+        )

@@ -1,0 +1,93 @@
+"""Thumbnails and snippets: small pictures and sounds that a browser shows, made from a record.
+
+Decoding is bounded as the encoders' is: what a header claims is refused before anything is
+allocated. Whatever cannot be made is None: a record is searchable without being pretty.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import soundfile
+from PIL import Image
+
+from braid.encoders.backbones.audio import decode_audio
+from braid.encoders.config import Limits
+from braid.encoders.decoding.isolation import DecodePool, isolate
+from braid.encoders.decoding.pictures import open_image
+from braid.index.media_cache import Kind, Media
+
+from ..errors import bad_record
+from ..kafka.schemas import Record
+from ..settings import Settings
+
+log = logging.getLogger(__name__)
+
+SIDE = 224  # pixels: a card's picture on a phone, or half of it on a fine screen
+QUALITY = 78
+SECONDS = 5.0
+# MP3, because every browser plays it; Safari has known Ogg for a short time only.
+RATE = 22_050
+FORMAT, SUBTYPE = "MP3", "MPEG_LAYER_III"
+COMPRESSION = 0.7  # of 0 to 1: about 40 kbit/s at this rate
+
+
+@contextmanager
+def isolated_decoding(settings: Settings) -> Iterator[None]:
+    """Inside, this process decodes pictures and sounds as `prepare_isolation` says."""
+    if settings.prepare_isolation == "thread":
+        yield
+        return
+    # One more than threads prepare records: snippets are made beside them.
+    pool = DecodePool(settings.prepare_threads + 1)
+    isolate(pool)
+    try:
+        yield
+    finally:
+        isolate(None)
+        pool.close()
+
+
+def thumb(data: bytes, limits: Limits) -> Media | None:
+    """A picture as WebP, its longer side SIDE pixels or less; transparency stays."""
+    try:
+        with open_image(data, SIDE, limits) as small:
+            small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+            file = io.BytesIO()
+            small.save(file, "WEBP", quality=QUALITY, method=2)
+    except Exception as error:  # noqa: BLE001 (a library may raise anything on one picture)
+        log.debug("no thumbnail: %s", bad_record(error, stage="show", field="image"))
+        return None
+    return Media(data=file.getvalue(), type="image/webp")
+
+
+def snippet(data: bytes, limits: Limits) -> Media | None:
+    """The first SECONDS of a sound as one channel of MP3."""
+    try:
+        wave_N = decode_audio(data, RATE, SECONDS, limits)
+        file = io.BytesIO()
+        soundfile.write(
+            file, wave_N, RATE, format=FORMAT, subtype=SUBTYPE, compression_level=COMPRESSION
+        )
+    except Exception as error:  # noqa: BLE001 (as in thumb)
+        log.debug("no snippet: %s", bad_record(error, stage="show", field="audio"))
+        return None
+    return Media(data=file.getvalue(), type="audio/mpeg")
+
+
+def media_of(image: bytes | None, audio: bytes | None, limits: Limits) -> dict[Kind, Media]:
+    """What can be made of a record's bytes."""
+    made: dict[Kind, Media] = {}
+    if image is not None and (picture := thumb(image, limits)) is not None:
+        made["thumb"] = picture
+    if audio is not None and (sound := snippet(audio, limits)) is not None:
+        made["snippet"] = sound
+    return made
+
+
+def nbytes(record: Record) -> int:
+    """Bytes of picture and sound that a record carries itself."""
+    return sum(len(blob.data or b"") for blob in (record.image, record.audio) if blob is not None)

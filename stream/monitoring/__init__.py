@@ -1,0 +1,1 @@
+"""Metrics, heartbeats, drift, and the comparison of a canary with the champion."""

@@ -1,0 +1,289 @@
+"""Drift: what all workers make of their records, in windows, against what was to be expected.
+
+Workers say every few seconds what they made (`braid.stream.worker.tallying`), under
+"GENERATION/MODEL", so that one partition has all of a version. A Faust agent adds it up in a
+windowed table. When a window of a version is complete, because a later one has begun by the
+messages' timestamps, it is compared with the reference of the version's manifest; where there is
+none, with its first window of enough records. What it came to is on `/metrics`, in `braid status`,
+and may start a retraining.
+
+Faust delivers at least once and the tables are in Kafka: a restarted worker goes on with the open
+window, and a tally that comes twice counts once. Faust reads uncommitted, so the tally of an
+aborted transaction counts beside that of its repetition; a window is a sample, not an account.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import faust
+from mode import Service
+
+from braid.encoders.drift import Drift, Limits, compare
+from braid.encoders.output_statistics import Tally
+
+from ..errors import BadRecord, ConfigError, RegistryError
+from ..kafka.schemas import decode_tally
+from ..registry.versions import Registry
+from ..settings import Settings
+from ..trainer.schedule import Trigger
+from .drift_results import Board
+from .metrics import WorkerMetrics
+
+log = logging.getLogger(__name__)
+
+WINDOWS_KEPT = 4
+SEGMENT_BYTES = 16 * 1024 * 1024
+"""Of the table's changelog. Kafka compacts and deletes whole closed segments only: with its usual
+gigabyte a restarted worker would read days of windows again."""
+REFERENCE_LEAST = 30
+"""A manifest's reference of fewer records tells too little, as for the judge (training.gates)."""
+TOP_LABELS = 20
+
+Range = tuple[float, float]
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The limits of drift, with what `settings.drift` changes.
+
+    Raises:
+        ConfigError: a limit that there is not, or a value that it cannot have.
+    """
+    try:
+        return Limits(**cast(dict[str, Any], settings.drift))
+    except (TypeError, ValueError) as error:
+        known = ", ".join(Limits.names())
+        raise ConfigError(f"drift: {error}; the limits are {known}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A complete window: when (seconds since 1970), and the tally of all its records."""
+
+    start: float
+    tally: Tally
+
+
+class Watch:
+    """The windows of all versions, and for each version which one is open. Only sums: no I/O.
+
+    Args:
+        windows: (version, range) -> {"tally", "next"}; "next" is the offset from which on tallies
+            are not in it yet.
+        versions: version -> {"open": start of its window, "reference": a tally or None}.
+        range_of: the range of the window that a time is in.
+    """
+
+    def __init__(
+        self,
+        windows: MutableMapping[tuple[str, Range], dict[str, Any]],
+        versions: MutableMapping[str, dict[str, Any]],
+        range_of: Callable[[float], Range],
+    ) -> None:
+        self._windows, self._versions, self._range_of = windows, versions, range_of
+
+    def completed(self, version: str, at: float) -> Window | None:
+        """The window that is complete because the version has a message of time `at`; None: it is
+        not, or nothing of it is there any more."""
+        opened = self._opened(version)
+        if opened is None or self._range_of(at)[0] <= opened:
+            return None
+        kept = self._windows.get((version, self._range_of(opened)))
+        if kept is None:
+            return None
+        return Window(start=opened, tally=Tally.from_plain(kept["tally"]))
+
+    def count(self, version: str, tally: Tally, *, at: float, offset: int) -> bool:
+        """Add a message to the window of its time; False: it is late, or counted already."""
+        range_ = self._range_of(at)
+        opened = self._opened(version)
+        if opened is not None and range_[0] < opened:
+            return False
+        kept = self._windows.get((version, range_))
+        if kept is not None and offset < kept["next"]:
+            return False
+        whole = Tally() if kept is None else Tally.from_plain(kept["tally"])
+        try:
+            whole.merge(tally)
+        except ValueError as error:  # another model of the same name
+            log.warning("the window of %s begins anew: %s", version, error)
+            whole = tally
+        self._windows[version, range_] = {"tally": whole.to_plain(), "next": offset + 1}
+        if opened != range_[0]:
+            known = self._versions.get(version) or {}
+            self._versions[version] = {"reference": None, **known, "open": range_[0]}
+        return True
+
+    def reference(self, version: str) -> Tally | None:
+        """The window that was kept as reference."""
+        kept = (self._versions.get(version) or {}).get("reference")
+        return None if kept is None else Tally.from_plain(kept)
+
+    def keep(self, version: str, tally: Tally) -> None:
+        """Later windows are compared with this one."""
+        known = self._versions.get(version) or {}
+        self._versions[version] = {"open": None, **known, "reference": tally.to_plain()}
+
+    def _opened(self, version: str) -> float | None:
+        return (self._versions.get(version) or {}).get("open")
+
+
+class Judge:
+    """Says what a complete window came to. Reads files, so call it from a thread."""
+
+    def __init__(self, settings: Settings, limits: Limits) -> None:
+        self._settings, self._limits = settings, limits
+        self._registry = Registry(settings.models_dir, base=settings.model_name)
+
+    def __call__(self, version: str, window: Window, kept: Tally | None) -> dict[str, Any]:
+        """The report on a window: plain values, for Redis and the metrics.
+
+        Args:
+            kept: the version's reference if its manifest has none. If there is neither, a window of
+                enough records becomes it: `became_reference` is true.
+        """
+        generation, _, model = version.partition("/")
+        tally = window.tally
+        reference, origin = self._of_manifest(model), "manifest"
+        if reference is None:
+            reference, origin = kept, "first window"
+        drift, note = Drift(statistics=(), enough=tally.count >= self._limits.least), ""
+        if reference is not None:
+            try:
+                drift = compare(reference, tally, self._limits)
+            except ValueError as error:
+                note = f"not comparable: {error}"
+        if not drift.enough:
+            note = f"too few records, {self._limits.least} are needed"
+        elif reference is None:
+            note = "this window is the reference of the next"
+        return {
+            "generation": generation,
+            "model": model,
+            "start": window.start,
+            "end": window.start + self._settings.drift_window_s,
+            "records": tally.count,
+            "serving": self._serves(generation, model),
+            "drifted": bool(drift.exceeded),
+            "statistics": [asdict(one) for one in drift.statistics],
+            "says": str(drift),
+            "note": note,
+            "became_reference": reference is None and drift.enough,
+            "reference": None
+            if reference is None
+            else {"from": origin, "records": reference.count},
+            "norm": tally.norm,
+            "concentration": tally.concentration,
+            "missing": {name: tally.missing(name) for name in sorted(tally.present)},
+            "confidence": {
+                task: {"mean": its.confidence.mean, "sd": its.confidence.sd}
+                for task, its in tally.tasks.items()
+                if its.confidence.count
+            },
+            "labels": {
+                task: dict(list(tally.shares(task).items())[:TOP_LABELS])
+                for task, its in tally.tasks.items()
+                if its.labels
+            },
+        }
+
+    def _of_manifest(self, model: str) -> Tally | None:
+        try:
+            found = Tally.from_plain(self._registry.manifest(model).reference)
+        except (RegistryError, ValueError):  # not in the registry, or made before there was one
+            return None
+        return found if found.count >= REFERENCE_LEAST else None
+
+    def _serves(self, generation: str, model: str) -> bool:
+        if self._settings.model is not None:  # there is one model, whatever the registry says
+            return generation == self._settings.generation
+        try:
+            champion = self._registry.champion()
+        except RegistryError:
+            return False
+        return champion is not None and (champion.generation, champion.name) == (generation, model)
+
+
+def add_drift(app: faust.App, settings: Settings, metrics: WorkerMetrics, trigger: Trigger) -> None:
+    """Give the app its agent on `statistics`.
+
+    Raises:
+        ConfigError: see `limits_of`.
+    """
+    judge = Judge(settings, limits_of(settings))
+    board = Board(settings)
+    # One thread that lives as long as the process: a trainer ends with the thread that started it.
+    thread = ThreadPoolExecutor(1, thread_name_prefix="drift")
+    raw: dict[str, Any] = {"key_serializer": "raw", "value_serializer": "raw"}
+    statistics = app.topic(
+        settings.topic("statistics"), key_type=bytes, value_type=bytes, internal=False, **raw
+    )
+    # As JSON, which tables take by default: a windowed key is a list, which "raw" cannot hold.
+    windows = app.Table(
+        f"{settings.prefix}drift-windows",
+        partitions=settings.partitions,
+        extra_topic_configs={
+            "segment.bytes": SEGMENT_BYTES,
+            "segment.ms": max(60, settings.drift_window_s) * 1000,
+        },
+    )
+    windows.tumbling(settings.drift_window_s, expires=WINDOWS_KEPT * settings.drift_window_s)
+    versions = app.Table(
+        f"{settings.prefix}drift-versions",
+        partitions=settings.partitions,
+    )
+    window_of = cast(faust.TumblingWindow, windows.window).current
+    watch = Watch(windows, versions, window_of)
+
+    class Ending(Service):
+        async def on_stop(self) -> None:
+            await asyncio.get_running_loop().run_in_executor(thread, trigger.stop)
+            thread.shutdown()
+            board.close()
+
+    app.service(Ending)
+
+    @app.on_partitions_revoked.connect
+    async def forget(*_: Any, **__: Any) -> None:
+        """Another worker may get a version's partition: its windows are shown there then."""
+        metrics.drift.clear()
+
+    @app.agent(statistics, name=f"{settings.prefix}drift")
+    async def drift(stream: faust.StreamT) -> None:
+        async for event in stream.events():
+            try:
+                version = (event.key or b"").decode()
+                tally = decode_tally(event.value or b"")
+            except (BadRecord, UnicodeDecodeError) as error:
+                log.warning("a message on statistics is left out: %s", error)
+                continue
+            at: float = event.message.timestamp
+            window = watch.completed(version, at)
+            if window is not None:
+                kept = watch.reference(version)
+                loop = asyncio.get_running_loop()
+                report = await loop.run_in_executor(thread, judge, version, window, kept)
+                if report["became_reference"]:
+                    watch.keep(version, window.tally)
+                metrics.drift.show(report)
+                await loop.run_in_executor(thread, tell, settings, version, report, board, trigger)
+            watch.count(version, tally, at=at, offset=event.message.offset)
+
+
+def tell(
+    settings: Settings, version: str, report: Mapping[str, Any], board: Board, trigger: Trigger
+) -> None:
+    """A window's report to Redis and the log; and where it drifted, and that is wanted, a trainer
+    is started."""
+    board.put(version, report)
+    if not report["drifted"]:
+        log.debug("no drift of %s: %d records, %s", version, report["records"], report["note"])
+        return
+    log.warning("drift of %s, %d records: %s", version, report["records"], report["says"])
+    if settings.drift_retrain and report["serving"]:
+        log.info("retraining %s", trigger(f"drift: {report['says']}"))

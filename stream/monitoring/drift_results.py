@@ -1,0 +1,86 @@
+"""What a window of statistics came to: told to Redis, so that `braid status` shows it anywhere.
+
+One hash for all versions, under the topics' prefix; a version's last window stands in it for a day.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, cast
+
+import redis
+
+from ..errors import BadRecord
+from ..kafka.schemas import decode_map, pack
+from ..redis_client import brief_redis
+from ..settings import Settings
+
+TIMEOUT_S = 0.5
+KEPT_S = 86_400
+
+
+class Board:
+    """Where each version's last window is told. Never raises: Redis is a convenience here."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._client = brief_redis(settings, TIMEOUT_S)
+        self._key = _key(settings)
+        self._kept_s = KEPT_S + 4 * settings.drift_window_s
+
+    def put(self, version: str, report: Mapping[str, Any]) -> None:
+        """Keep it as the version's last, and let go of versions whose last is old."""
+        if self._client is None:
+            return
+        try:
+            self._client.hset(self._key, version, cast(Any, pack(dict(report))))
+            self._client.expire(self._key, self._kept_s)
+            old = time.time() - self._kept_s
+            for name, its in _all(self._client, self._key).items():
+                if its.get("end", 0.0) < old:
+                    self._client.hdel(self._key, name)
+        except redis.RedisError:
+            return
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+
+def reports(settings: Settings) -> dict[str, dict[str, Any]] | None:
+    """Each version's last complete window by "GENERATION/MODEL"; None: Redis does not answer."""
+    client = brief_redis(settings, TIMEOUT_S)
+    if client is None:
+        return None
+    try:
+        return dict(sorted(_all(client, _key(settings)).items()))
+    except redis.RedisError:
+        return None
+    finally:
+        client.close()
+
+
+def line(version: str, report: Mapping[str, Any]) -> str:
+    """One version's last window in a line, such as
+    "g0001/braid-0002 to 12:05:00, 812 records: labels colour 0.41 (0.25) DRIFT, embedding ..."."""
+    ended = time.strftime("%H:%M:%S", time.localtime(report["end"]))
+    parts = [
+        f"{its['name']} {its['value']:.2g} ({its['limit']:g}){' DRIFT' if its['exceeds'] else ''}"
+        for its in report["statistics"]
+    ]
+    said = ", ".join(parts + ([report["note"]] if report["note"] else []))
+    return f"{version} to {ended}, {report['records']} records: {said}"
+
+
+def _all(client: redis.Redis, key: str) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, value in cast(dict[bytes, bytes], client.hgetall(key)).items():
+        try:
+            found[name.decode()] = decode_map(value)
+        except BadRecord:  # written by another braid
+            continue
+    return found
+
+
+def _key(settings: Settings) -> str:
+    return f"braid:drift:{settings.prefix}"

@@ -1,0 +1,89 @@
+"""Which workers are alive: a key in Redis that each one renews and that fades when it stops.
+
+The key names the slot and no generation: a worker feeds several, and after a flip another serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import redis
+
+from ..kafka.schemas import decode_map, pack
+from ..redis_client import brief_redis
+from ..settings import Settings
+from .metrics import WorkerMetrics
+
+LIFETIME_S = 5
+TIMEOUT_S = 0.5
+
+
+class Heartbeat:
+    """Tells Redis that this worker lives. Never raises: Redis is a convenience here."""
+
+    def __init__(self, settings: Settings, slot: str, metrics: WorkerMetrics) -> None:
+        self._client = brief_redis(settings, TIMEOUT_S)
+        self._key = f"{_prefix(settings)}{slot}"
+        self._metrics = metrics
+        self._last: tuple[str, float, int] | None = None
+
+    def beat(self, generation: str, owned: list[int], problems: Mapping[str, str]) -> None:
+        """Write the state of the serving generation's worker, and what is wrong with any.
+
+        The rate is records a second since the beat before.
+
+        Args:
+            problems: generation -> why it is not fed as it should be.
+        """
+        state = self._metrics.of(generation).snapshot()
+        now, records = time.monotonic(), int(str(state["records"]))
+        rate = 0.0
+        if self._last is not None and self._last[0] == generation and now > self._last[1]:
+            rate = (records - self._last[2]) / (now - self._last[1])
+        self._last = (generation, now, records)
+        state |= {
+            "generation": generation,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "partitions": owned,
+            "records_per_s": round(rate, 1),
+            "problems": dict(problems),
+        }
+        if self._client is not None:
+            with contextlib.suppress(redis.RedisError):
+                self._client.set(self._key, pack(state), ex=LIFETIME_S)
+
+    def close(self) -> None:
+        """Say goodbye, so that the worker does not seem alive until its key fades."""
+        if self._client is not None:
+            with contextlib.suppress(redis.RedisError):
+                self._client.delete(self._key)
+            self._client.close()
+
+
+def workers(settings: Settings) -> dict[str, dict[str, Any]] | None:
+    """State of each live worker by slot; None when Redis does not answer."""
+    client = brief_redis(settings, TIMEOUT_S)
+    if client is None:
+        return None
+    try:
+        keys: list[bytes] = sorted(client.scan_iter(match=f"{_prefix(settings)}*", count=1000))
+        values: list[bytes | None] = client.mget(keys) if keys else []  # type: ignore[assignment]
+    except redis.RedisError:
+        return None
+    finally:
+        client.close()
+    return {
+        key.decode().removeprefix(_prefix(settings)): decode_map(value)
+        for key, value in zip(keys, values, strict=True)
+        if value is not None
+    }
+
+
+def _prefix(settings: Settings) -> str:
+    return f"{settings.prefix}braid:worker:"

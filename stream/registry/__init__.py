@@ -1,0 +1,1 @@
+"""The model registry: versions, generations, handovers, canaries, promotions."""

@@ -1,0 +1,181 @@
+"""Canaries: a challenger predicts a share of the records, marked, before anybody promotes it.
+
+    models/canary/00000001.json   what is tried out, how much of the traffic, and what became of it
+
+At most one runs: a new one takes the next number by an exclusive create, and only its state is
+written again, whole. It belongs to the champion that it began under; with another promotion it is
+over, whoever notices first writes that down. Vectors stay the champion's all the time, so the
+challenger may be of another space. What workers do with it is in
+`braid.stream.worker.canary_shadow`, how the two are compared in
+`braid.stream.monitoring.canary_comparison`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from braid.index.files import created, replaced
+
+from ..errors import RegistryError
+from .versions import Champion, Registry
+
+FOLDER = "canary"
+KEY = "canary"
+"""Under which it is told on `models`."""
+STATES = ("running", "stopped", "promoted", "failed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Canary:
+    """One challenger on a share of the live traffic.
+
+    Attributes:
+        model: the challenger.
+        champion: what it is compared with.
+        seq: the champion number that it began under.
+        share: of the records, in (0, 1]; of those in `partitions`, if there are any.
+        partitions: of `records`; empty: all.
+        since_ms: when it began.
+        until_ms: when it ended.
+        why: what became of it, for people.
+        comparison: the last one (`braid.stream.monitoring.canary_comparison.Comparison`), as JSON.
+    """
+
+    number: int
+    model: str
+    champion: str
+    seq: int
+    share: float
+    partitions: tuple[int, ...] = ()
+    since_ms: int
+    state: str = "running"
+    until_ms: int | None = None
+    why: str = ""
+    comparison: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise RegistryError(f"share must be over 0 and at most 1, is {self.share:g}")
+        if self.state not in STATES:
+            raise RegistryError(f"state {self.state!r:.40}, not one of {STATES}")
+
+    def facts(self) -> dict[str, Any]:
+        """What is told of it on `models`."""
+        facts = asdict(self) | {"name": self.model, "status": self.state}
+        return {key: facts[key] for key in ("number", "name", "status", "share", "seq")}
+
+
+class Canaries:
+    """The canaries below a registry's folder.
+
+    Args:
+        wall: seconds since 1970.
+    """
+
+    def __init__(self, root: Path, *, wall: Callable[[], float] = time.time) -> None:
+        self._folder = root / FOLDER
+        self._wall = wall
+
+    def all(self) -> list[Canary]:
+        """Oldest first. Raises RegistryError for a file that is none."""
+        return [self._read(number) for number in self._numbers()]
+
+    def last(self) -> Canary | None:
+        numbers = self._numbers()
+        return self._read(numbers[-1]) if numbers else None
+
+    def running(self, champion: Champion | None) -> Canary | None:
+        """The one that runs beside this champion, who serves now."""
+        last = self.last()  # none begins before the one before has ended
+        if last is None or champion is None or last.state != "running":
+            return None
+        return last if last.seq == champion.seq else None
+
+    def settle(self, champion: Champion | None) -> Canary | None:
+        """The last one; ended, if another was promoted since it began."""
+        last = self.last()
+        if last is None or last.state != "running" or champion is None or last.seq == champion.seq:
+            return last
+        if champion.name == last.model:
+            return self.end(last, "promoted", why=f"champion number {champion.seq}")
+        why = f"{champion.name} became champion number {champion.seq} meanwhile"
+        return self.end(last, "stopped", why=why)
+
+    def begin(
+        self, registry: Registry, name: str, *, share: float,
+        partitions: Collection[int] = (), force: bool = False,
+    ) -> Canary:  # fmt: skip
+        """Try a version out beside the champion.
+
+        Args:
+            force: although its examination failed.
+
+        Raises:
+            RegistryError: nothing serves yet, the version may not serve (`Registry.admit`) or does
+                already, or another canary runs.
+        """
+        champion = registry.champion()
+        if champion is None:
+            raise RegistryError("nothing serves yet: a first version is promoted, not tried out")
+        if champion.name == name:
+            raise RegistryError(f"{name} is the champion: there is nothing to compare it with")
+        registry.admit(name, force=force)
+        before = self.settle(champion)
+        if before is not None and before.state == "running":
+            raise RegistryError(
+                f"canary {before.number} runs with {before.model}: braid models canary --stop first"
+            )
+        canary = Canary(
+            number=1 if before is None else before.number + 1,
+            model=name,
+            champion=champion.name,
+            seq=champion.seq,
+            share=share,
+            partitions=tuple(sorted(set(partitions))),
+            since_ms=int(self._wall() * 1000),
+        )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            created(self._path(canary.number), json.dumps(asdict(canary)).encode())
+        except FileExistsError:
+            raise RegistryError(
+                f"another process began canary {canary.number} at the same moment; look again"
+            ) from None
+        return canary
+
+    def end(
+        self, canary: Canary, state: str, *, why: str, comparison: Mapping[str, Any] | None = None
+    ) -> Canary:
+        """Say what became of a canary; whether it had ended by now does not matter."""
+        until_ms = int(self._wall() * 1000)
+        ended = replace(canary, state=state, why=why, until_ms=until_ms)
+        return self.keep(ended, canary.comparison if comparison is None else comparison)
+
+    def keep(self, canary: Canary, comparison: Mapping[str, Any] | None) -> Canary:
+        """Write a canary down again with its comparison."""
+        kept = replace(canary, comparison=comparison)
+        replaced(self._path(kept.number), json.dumps(asdict(kept)).encode())
+        return kept
+
+    def _numbers(self) -> list[int]:
+        if not self._folder.is_dir():
+            return []
+        names = (path.name for path in self._folder.iterdir())
+        return sorted(int(name[:8]) for name in names if re.fullmatch(r"[0-9]{8}\.json", name))
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:08d}.json"
+
+    def _read(self, number: int) -> Canary:
+        path = self._path(number)
+        try:
+            plain = json.loads(path.read_text())
+            return Canary(**{**plain, "partitions": tuple(plain["partitions"])})
+        except (OSError, ValueError, TypeError, LookupError, RegistryError) as error:
+            raise RegistryError(f"{path} is no canary: {error}") from error

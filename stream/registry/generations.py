@@ -1,0 +1,127 @@
+"""Generations as all processes see them: which are built, serve, wait out their grace, are gone.
+
+    models/generations/g0002.json   the generation's model, space and state
+
+The file of a generation is replaced whole. Who serves is not decided here but by the champion's
+file (`braid.stream.registry.versions`), which names its generation; the states say what to do
+beside that:
+
+    building   its group reads `records` from the beginning; its index is filled, it answers only
+               queries that name it
+    grace      it served and is still fed, so that a rollback takes seconds
+    dropped    its topic and group are deleted
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from braid.index.files import created, replaced
+
+from ..errors import RegistryError
+from .versions import Registry
+
+FOLDER = "generations"
+STATES = ("building", "serving", "grace", "dropped")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """One generation.
+
+    Attributes:
+        until_ms: when its grace ends.
+        source: the generation whose vectors fill it, mapped by the model's adapter; None: every
+            record is embedded.
+        drop_missing: flip though some ids could not be embedded again.
+        seq: the champion's number when it was begun; it takes over from that one only.
+        why: what became of it, for people.
+    """
+
+    generation: str
+    model: str
+    space: str
+    state: str
+    until_ms: int | None = None
+    source: str | None = None
+    drop_missing: bool = False
+    seq: int | None = None
+    why: str = ""
+
+
+class Rollouts:
+    """The generations below a registry's folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._folder = root / FOLDER
+
+    def all(self) -> list[Rollout]:
+        """Oldest first. Raises RegistryError for a file that is none."""
+        if not self._folder.is_dir():
+            return []
+        return [
+            self._read(path)
+            for path in sorted(self._folder.iterdir())
+            if re.fullmatch(r"g[0-9]{4}\.json", path.name)
+        ]
+
+    def get(self, generation: str) -> Rollout | None:
+        path = self._path(generation)
+        return self._read(path) if path.exists() else None
+
+    def add(self, rollout: Rollout) -> None:
+        """Open a generation. Raises RegistryError if another process did so at the same moment."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            created(self._path(rollout.generation), _plain(rollout))
+        except FileExistsError:
+            raise RegistryError(
+                f"another process opened {rollout.generation} at the same moment; look again"
+            ) from None
+
+    def put(self, rollout: Rollout) -> None:
+        """Replace what is said of a generation."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        replaced(self._path(rollout.generation), _plain(rollout))
+
+    def next(self, *, serving: str) -> str:
+        """A name that no generation had."""
+        taken = [its.generation for its in self.all()]
+        return f"g{1 + max(int(name[1:]) for name in [*taken, serving]):04d}"
+
+    def fed(self, registry: Registry) -> Mapping[str, str]:
+        """Generation -> the model that feeds it, for all that are to be fed.
+
+        The champion's, those that are built, and those within their grace, with the model that
+        was champion there last.
+        """
+        champion = registry.champion()
+        if champion is None:
+            return {}
+        models = {champion.generation: champion.name}
+        last = {its.generation: its.name for its in registry.history()}
+        for rollout in self.all():
+            if rollout.generation in models or rollout.state == "dropped":
+                continue
+            models[rollout.generation] = last.get(rollout.generation, rollout.model)
+        return models
+
+    def _path(self, generation: str) -> Path:
+        return self._folder / f"{generation}.json"
+
+    def _read(self, path: Path) -> Rollout:
+        try:
+            rollout = Rollout(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise RegistryError(f"{path} is no generation: {error}") from error
+        if rollout.state not in STATES:
+            raise RegistryError(f"{path}: state {rollout.state!r:.40}, not one of {STATES}")
+        return rollout
+
+
+def _plain(rollout: Rollout) -> bytes:
+    return json.dumps(asdict(rollout)).encode()

@@ -1,0 +1,253 @@
+"""Who predicts from which offset on: exactly one generation for every record, across a flip.
+
+Two groups read the same `records`, one for each generation, and only one of them may publish a
+record's prediction (or bury it). A handover names, for each partition, the first offset that the
+next generation predicts. It is made in two steps, because a worker that has not heard of it yet
+must not be past that offset:
+
+1. *propose*: the ends of `records` are written down, and only then the ends are read again. If
+   none has passed its offset, no record beyond it existed when the proposal could first be read:
+   every worker reads it before it publishes such a record.
+2. *decide*: confirmed if so, else void, and another is proposed, with a margin for the partitions
+   into which records came meanwhile. A worker that reaches an offset of an undecided proposal
+   waits, and so does whoever wants to propose another; should its proposer be gone, they void it
+   themselves. The decision is an exclusive create: there is only one.
+
+Offsets mean something in one topic only: a handover names the id of `records` as it was. In a topic
+made anew, all records come after it.
+
+    models/handovers/00000001.json       the proposal
+    models/handovers/00000001.decision   confirmed or void
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from braid.index.files import created
+
+from ..errors import RegistryError
+
+log = logging.getLogger(__name__)
+
+CONFIRMED, VOID = "confirmed", "void"
+FOLDER = "handovers"
+MARGIN = 2  # times the records that came during the try before; at least 4 times its margin
+TRIES = 8
+PATIENCE_S = 5.0
+LOOK_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Handover:
+    """From `offsets` on (partition -> offset in `records`) `after` predicts instead of `before`.
+
+    Attributes:
+        topic: the id of `records` that the offsets belong to; None: not known.
+    """
+
+    number: int
+    before: str
+    after: str
+    offsets: Mapping[int, int]
+    topic: str | None = None
+
+
+class Handovers:
+    """The handovers below a registry's folder, shared by all processes.
+
+    Args:
+        topic: the id of `records` as it is now; offsets of another topic's handover are 0. None:
+            not known, all offsets hold.
+        patience_s: how long an undecided proposal is waited for before it is void.
+        clock: monotonic seconds.
+        sleep: waits for so many seconds.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        topic: str | None = None,
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._folder, self._topic = root / FOLDER, topic
+        self._patience_s, self._clock, self._sleep = patience_s, clock, sleep
+        self._read: dict[int, Handover] = {}
+        self._decided: dict[int, str] = {}
+        self._since: dict[int, float] = {}
+
+    def all(self) -> list[tuple[Handover, str | None]]:
+        """Every proposal, oldest first, with its decision; lists the folder, and reads only what
+        is new in it: neither is ever written again."""
+        # Listed anew each time: a folder's time stamp may be too coarse to tell of a new file.
+        try:
+            names = set(os.listdir(self._folder))
+        except FileNotFoundError:
+            return []
+        found = []
+        for name in sorted(name for name in names if name.endswith(".json")):
+            number = int(name.removesuffix(".json"))
+            decided = f"{number:08d}.decision" in names
+            found.append((self._handover(number), self._decision(number) if decided else None))
+        return found
+
+    def confirmed(self) -> list[Handover]:
+        """All that are in force, oldest first."""
+        return [its for its, decision in self.all() if decision == CONFIRMED]
+
+    def undecided(self) -> list[Handover]:
+        return [its for its, decision in self.all() if decision is None]
+
+    def decided_ms(self, number: int) -> float:
+        """When it was decided, in milliseconds since 1970."""
+        return 1000 * (self._folder / f"{number:08d}.decision").stat().st_mtime
+
+    def decide(self, number: int, decision: str) -> str:
+        """Confirm or void a proposal; the decision that holds, which may be another's."""
+        with contextlib.suppress(FileExistsError):
+            self._create(self._folder / f"{number:08d}.decision", decision)
+        return self._decision(number) or decision
+
+    def given_up(self, proposal: Handover) -> bool:
+        """Whether an undecided proposal was waited for long enough; then it is void.
+
+        That is safe at any moment: a proposer that was only slow finds its decision taken, and
+        proposes anew.
+        """
+        since = self._since.setdefault(proposal.number, self._clock())
+        if self._clock() - since < self._patience_s:
+            return False
+        log.warning("handover %d was never decided: void", proposal.number)
+        self.decide(proposal.number, VOID)
+        return True
+
+    def hand_over(self, before: str, after: str, ends: Callable[[], Mapping[int, int]]) -> Handover:
+        """Let `after` predict from soon on; confirmed when this returns.
+
+        Args:
+            ends: the end offsets of `records`, as of now. A partition into which nothing comes
+                while they are written down is handed over at its end.
+
+        Raises:
+            RegistryError: another process proposes one at this moment, or records come faster than
+                offsets can be written down.
+        """
+        margins: dict[int, int] = {}
+        for _ in range(TRIES):
+            while left := self.undecided():
+                if not all(self.given_up(its) for its in left):
+                    self._sleep(LOOK_S)
+            began = ends()
+            offsets = {number: end + margins.get(number, 0) for number, end in began.items()}
+            proposal = self._propose(before, after, offsets)
+            passed = {n: end - began[n] for n, end in ends().items() if end > offsets[n]}
+            if self.decide(proposal.number, VOID if passed else CONFIRMED) == CONFIRMED:
+                log.info("predictions go from %s to %s at %s", before, after, dict(offsets))
+                return proposal
+            for number, came in passed.items():
+                margins[number] = max(4 * margins.get(number, 0), MARGIN * came)
+        raise RegistryError(
+            f"predictions cannot go from {before} to {after}: in each of {TRIES} tries records "
+            f"came faster than offsets could be written down ({max(passed.values(), default=0)} "
+            "into one partition at last)"
+        )
+
+    def _propose(self, before: str, after: str, offsets: Mapping[int, int]) -> Handover:
+        number = 1 + max((its.number for its, _ in self.all()), default=0)
+        proposal = Handover(
+            number=number, before=before, after=after, offsets=dict(offsets), topic=self._topic
+        )
+        try:
+            self._create(self._folder / f"{number:08d}.json", json.dumps(asdict(proposal)))
+        except FileExistsError:
+            raise RegistryError(f"another process makes handover {number}; look again") from None
+        return proposal
+
+    def _handover(self, number: int) -> Handover:
+        if number not in self._read:
+            path = self._folder / f"{number:08d}.json"
+            try:
+                plain = json.loads(path.read_text())
+                offsets = {int(n): int(at) for n, at in plain["offsets"].items()}
+                topic = plain.get("topic")
+                if None not in (topic, self._topic) and topic != self._topic:
+                    offsets = dict.fromkeys(offsets, 0)
+                self._read[number] = Handover(**plain | {"offsets": offsets})
+            except (OSError, ValueError, TypeError, LookupError) as error:
+                raise RegistryError(f"{path} is no handover: {error}") from error
+        return self._read[number]
+
+    def _decision(self, number: int) -> str | None:
+        if number not in self._decided:
+            path = self._folder / f"{number:08d}.decision"
+            try:
+                decision = path.read_text()
+            except FileNotFoundError:
+                return None
+            if decision not in (CONFIRMED, VOID):
+                raise RegistryError(f"{path} says {decision!r:.40}, not {CONFIRMED} or {VOID}")
+            self._decided[number] = decision
+        return self._decided[number]
+
+    def _create(self, target: Path, content: str) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        created(target, content.encode())
+
+
+class Roles:
+    """Which records one generation's worker speaks for: their predictions, their dead letters.
+
+    Args:
+        generation: the worker's own.
+        first: predicts before any handover.
+    """
+
+    def __init__(self, handovers: Handovers, *, generation: str, first: str) -> None:
+        self._handovers = handovers
+        self._generation, self._first = generation, first
+
+    def speaks(self, records: Sequence[tuple[int, int]]) -> list[bool] | None:
+        """For (partition, offset) of each record; None: a handover is being decided, ask again.
+
+        To be called when the records were read and before anything of them is published.
+        """
+        known = self._handovers.all()
+        for proposal, decision in known:
+            if decision is None and any(
+                offset >= proposal.offsets.get(number, 0) for number, offset in records
+            ):
+                if not self._handovers.given_up(proposal):
+                    return None
+                known = self._handovers.all()
+        confirmed = [its for its, decision in known if decision == CONFIRMED]
+        if not confirmed:
+            return [self._first == self._generation] * len(records)
+        return [speaker(confirmed, *record) == self._generation for record in records]
+
+
+def speaker(confirmed: Sequence[Handover], partition: int, offset: int) -> str:
+    """Which generation speaks for a record; `confirmed`: all there are, at least one."""
+    found = confirmed[0].before
+    for handover in confirmed:
+        if offset >= handover.offsets.get(partition, 0):
+            found = handover.after
+    return found
+
+
+def speaks_until(confirmed: Sequence[Handover], generation: str, partition: int) -> int | None:
+    """The offset from which on a generation speaks for no record any more; None: it has no end."""
+    starts = sorted({0, *(its.offsets.get(partition, 0) for its in confirmed)})
+    for start, end in reversed(list(zip(starts, [*starts[1:], None], strict=True))):
+        if speaker(confirmed, partition, start) == generation:
+            return end
+    return 0

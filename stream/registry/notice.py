@@ -1,0 +1,66 @@
+"""The notice in Redis that there is news: whoever hears it looks at the registry at once.
+
+It says nothing by itself. What is new stands in the registry and on `models`; a notice that is
+lost (nobody listened, Redis was away) costs no more than the wait for the next poll.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import redis
+import redis.asyncio
+
+from ..redis_client import brief_redis
+from ..settings import Settings
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 1.0
+
+
+def channel(settings: Settings) -> str:
+    """The channel of all processes that share these topics."""
+    return f"braid:news:{settings.prefix}"
+
+
+def notify(settings: Settings, key: str) -> None:
+    """Tell whoever listens that `key` has news. Never raises: the topic and the poll remain."""
+    client = brief_redis(settings, TIMEOUT_S)
+    if client is None:
+        return
+    try:
+        client.publish(channel(settings), key)
+    except redis.RedisError as error:
+        log.warning("no notice of %s in Redis: %s", key, error)
+    finally:
+        client.close()
+
+
+async def listen(settings: Settings, heard: Callable[[], None]) -> None:
+    """Call `heard` at each notice, until cancelled. While Redis is away, try again at each poll."""
+    if settings.redis_url is None:
+        return
+    said = ""
+    while True:
+        client = redis.asyncio.Redis.from_url(
+            settings.redis_url, socket_connect_timeout=TIMEOUT_S, health_check_interval=10
+        )
+        try:
+            async with client.pubsub(ignore_subscribe_messages=True) as subscription:
+                await subscription.subscribe(channel(settings))
+                heard()  # what came while nobody listened
+                said = ""
+                async for _ in subscription.listen():
+                    heard()
+        except redis.RedisError as error:
+            if str(error) != said:
+                log.warning("no notices from Redis, the poll goes on: %s", error)
+            said = str(error)
+        finally:
+            with contextlib.suppress(redis.RedisError):
+                await client.aclose()
+        await asyncio.sleep(settings.model_poll_s)

@@ -1,0 +1,170 @@
+"""Hands the predictions of `records` from one generation to another, and tells what is still to do.
+
+`braid.stream.registry.handover` decides offsets; here they come from the broker, and belong to the
+topic's id.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ..kafka.client import Admin, replay
+from ..kafka.topics import ensure
+from ..settings import Settings
+from .generations import Rollout
+from .handover import Handovers, speaker, speaks_until
+from .versions import Registry
+
+log = logging.getLogger(__name__)
+
+FINISH_AFTER_MS = 10_000.0  # busy partitions reach their offsets by then
+
+
+def handovers_of(settings: Settings, registry: Registry) -> Handovers:
+    """The registry's handovers, with their offsets in `records` as it is now.
+
+    Raises Unreachable.
+    """
+    topic, _ = Admin(settings).identity(settings.topic("records"))
+    return Handovers(registry.root, topic=topic)
+
+
+def hand_over(settings: Settings, registry: Registry, before: str, to: str) -> None:
+    """Let a generation publish the predictions from now on, if it does not already.
+
+    Raises:
+        RegistryError: no handover could be made.
+    """
+    confirmed = Handovers(registry.root).confirmed()
+    if confirmed and confirmed[-1].after == to:
+        return  # a process that died handed over already
+    partitions = ensure(settings.model_copy(update={"generation": to}))
+    handovers = handovers_of(settings, registry)
+    handovers.hand_over(before, to, lambda: _ends(settings, partitions))
+
+
+def finish(settings: Settings, registry: Registry, *, now_ms: float) -> bool:
+    """Hand over at their ends the partitions that have not come to their offsets for a while.
+
+    Into such a partition records came while the handover was made, and then too few to reach the
+    margin that they were granted.
+
+    Returns:
+        Whether the serving generation predicts every record that is still to come.
+
+    Raises:
+        RegistryError: no handover could be made.
+    """
+    champion, handovers = registry.champion(), Handovers(registry.root)
+    newest = handovers.confirmed()[-1:]
+    if champion is None or not newest or newest[0].after != champion.generation:
+        return not newest
+    partitions = ensure(settings.model_copy(update={"generation": champion.generation}))
+    confirmed = handovers_of(settings, registry).confirmed()
+    ends = _ends(settings, partitions)
+    left = [n for n, end in ends.items() if speaker(confirmed, n, end) != champion.generation]
+    if not left:
+        return True
+    if now_ms - handovers.decided_ms(newest[0].number) < FINISH_AFTER_MS:
+        return False
+    log.info("too few records came to %s of records: handed over at their ends", left)
+    handovers_of(settings, registry).hand_over(
+        newest[0].before, champion.generation, lambda: _ends(settings, partitions)
+    )
+    return False
+
+
+def unfinished(
+    settings: Settings, registry: Registry, ends: dict[int, tuple[int, int]], admin: Admin
+) -> dict[str, dict[str, Any]]:
+    """Partitions whose predictions are not all the serving generation's yet.
+
+    Args:
+        ends: partition of `records` -> its first offset and its end.
+
+    Returns:
+        Partition -> the generations `before` and `after`, the first offset `at` that `after`
+        predicts, how many records `to_come` before it and how many `to_predict` there are.
+    """
+    champion = registry.champion()
+    if champion is None or not Handovers(registry.root).confirmed():
+        return {}
+    confirmed = handovers_of(settings, registry).confirmed()
+    before, after = confirmed[-1].before, champion.generation
+    group = settings.model_copy(update={"generation": before}).group
+    committed = admin.committed(group, settings.topic("records"), len(ends))
+    told = {}
+    for number, (first, end) in ends.items():
+        until = speaks_until(confirmed, before, number)
+        at = end + 1 if until is None else until
+        # A group that has committed nothing anywhere is gone.
+        done = max(first, committed.get(number, first if committed else end))
+        to_come, to_predict = max(0, at - end), max(0, min(at, end) - done)
+        if after != before and (to_come or to_predict):
+            told[str(number)] = {
+                "before": before,
+                "after": after,
+                "at": until,
+                "to_come": to_come,
+                "to_predict": to_predict,
+            }
+    return told
+
+
+def given_back(settings: Settings, registry: Registry, rollout: Rollout) -> None:
+    """What was handed over to a generation that then did not take over goes back to who serves."""
+    champion = registry.champion()
+    confirmed = Handovers(registry.root).confirmed()
+    if champion is None or not confirmed or confirmed[-1].after != rollout.generation:
+        return
+    if champion.generation != rollout.generation:
+        hand_over(settings, registry, rollout.generation, champion.generation)
+
+
+def owed(settings: Settings, registry: Registry, generation: str) -> str | None:
+    """What a generation that does not serve has still to predict, or None: it may go.
+
+    A handover may lie beyond the ends of `records`: what comes next, even much later, is the old
+    generation's. What did not come yet goes to who serves, by another handover. What did is the
+    generation's own: its group must commit it, since who serves may have passed it.
+
+    Raises:
+        RegistryError: no handover could be made.
+    """
+    champion = registry.champion()
+    if champion is None or not Handovers(registry.root).confirmed():
+        return None
+    serving = settings.model_copy(update={"generation": champion.generation})
+    admin, topic, partitions = Admin(settings), settings.topic("records"), ensure(serving)
+    handovers = handovers_of(settings, registry)
+
+    def untils() -> dict[int, int | None]:
+        confirmed = handovers.confirmed()
+        return {number: speaks_until(confirmed, generation, number) for number in range(partitions)}
+
+    ends = _ends(settings, partitions)
+    if any(at is None or at > ends[number] for number, at in untils().items()):
+        handovers.hand_over(generation, champion.generation, lambda: _ends(settings, partitions))
+    group = settings.model_copy(update={"generation": generation}).group
+    committed = admin.committed(group, topic, partitions)
+    starts, stops = {}, {}
+    for number, (first, end) in admin.ends(topic, partitions).items():
+        starts[number] = max(first, committed.get(number, 0))
+        until = untils()[number]
+        if until is None or until > end:
+            return f"records[{number}] ends at {end}, {generation} predicts up to {until}"
+        stops[number] = until
+    # Read, not computed: offsets below may hold no record, which no group ever commits.
+    for message in replay(settings, topic, start_at=starts, stop_at=stops):
+        number, offset = message.partition, message.offset
+        return (
+            f"records[{number}]@{offset} is {generation}'s to predict, which is at offset "
+            f"{starts[number]} of {stops[number]} there"
+        )
+    return None
+
+
+def _ends(settings: Settings, partitions: int) -> dict[int, int]:
+    ends = Admin(settings).ends(settings.topic("records"), partitions)
+    return {number: end for number, (_, end) in ends.items()}

@@ -1,0 +1,317 @@
+"""When a generation that was built takes over, and how: handover, champion, grace.
+
+A flip is the exclusive create of the next champion file, as every promotion is; it names the new
+generation. Before it, predictions are handed over (`braid.stream.registry.handover`). Whichever
+process gets this far does it, and one that comes second finds it done. What follows from that file
+(`settle`) whoever looks next does, should the process that flipped be gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import replace
+from typing import Any
+
+from ..errors import RegistryError, StreamError
+from ..failpoints import Failpoints
+from ..kafka.client import Admin
+from ..kafka.topics import ensure
+from ..settings import Settings
+from .announcements import Tell, announce, announce_champion
+from .generations import Rollout, Rollouts
+from .handover import Handovers
+from .ownership import hand_over, owed
+from .versions import Champion, Registry
+
+log = logging.getLogger(__name__)
+
+ABANDONED_MS = 60_000.0  # a flip's champion file follows its handover in moments
+
+
+def promote(
+    settings: Settings, registry: Registry, name: str, *, drop_missing: bool = False,
+    after: int | None = None, force: bool = False, why: str = "promoted", tell: Tell = announce,
+) -> Champion | Rollout:  # fmt: skip
+    """Make a version champion, at once where its space is held, else when a generation is built.
+
+    Args:
+        after, force: see `Registry.admit`.
+        tell: announces it.
+
+    Raises:
+        RegistryError: the version is damaged or failed its judge, or another one is being built.
+    """
+    now_ms = 1000 * time.time()
+    settle(settings, registry, now_ms=now_ms, tell=tell)
+    champion = registry.champion()
+    manifest = registry.admit(name, after=after, force=force)
+    if champion is None or manifest.space == champion.space:
+        generation = settings.generation if champion is None else champion.generation
+        promoted = registry.promote(name, generation=generation, why=why, after=after, force=force)
+        announce_champion(settings, promoted, registry, tell)
+        return promoted
+    for rollout in Rollouts(registry.root).all():
+        if rollout.state == "grace" and rollout.space == manifest.space:
+            why = f"{rollout.generation} is still fed"
+            return flip(
+                settings, registry, rollout.generation, name, why=why, now_ms=now_ms, after=after
+            )
+    return begin(settings, registry, name, drop_missing=drop_missing)
+
+
+def begin(
+    settings: Settings, registry: Registry, name: str, *, drop_missing: bool = False
+) -> Rollout:
+    """Open a generation for a version of a new space; workers and index nodes will build it.
+
+    One that is being built for this very version goes on, as the successor of who serves now.
+
+    Raises:
+        RegistryError: nothing serves yet, or another generation is being built or opened.
+    """
+    rollouts = Rollouts(registry.root)
+    champion = registry.champion()
+    if champion is None:
+        raise RegistryError("nothing serves yet: a first version is promoted, not built beside")
+    generation = rollouts.next(serving=champion.generation)  # before: who opens one now is seen
+    for rollout in rollouts.all():
+        if rollout.state == "building" and rollout.model == name:
+            again = replace(
+                rollout, seq=champion.seq, drop_missing=rollout.drop_missing or drop_missing
+            )
+            rollouts.put(again)
+            return again
+        if rollout.state == "building":
+            raise RegistryError(
+                f"{rollout.generation} is being built for {rollout.model}; "
+                f"braid models drop {rollout.generation} first, then braid models promote {name}"
+            )
+    manifest = registry.manifest(name)
+    adapter = manifest.compatibility.get("adapter") or {}
+    stored = not adapter.get("applied", True) and adapter.get("from") == champion.space
+    source = champion.generation if stored else None
+    rollout = Rollout(
+        generation=generation,
+        model=name,
+        space=manifest.space,
+        state="building",
+        source=source,
+        drop_missing=drop_missing,
+        seq=champion.seq,
+        why=f"a new space beside {champion.space}"
+        + (f", mapped from {source}" if source is not None else ""),
+    )
+    ensure(settings.model_copy(update={"generation": rollout.generation}))
+    rollouts.add(rollout)
+    announce(settings, f"generation/{rollout.generation}", _facts(rollout))
+    return rollout
+
+
+def overtaken(registry: Registry, rollout: Rollout) -> str | None:
+    """Why a generation may not take over though it is ready: another was promoted since."""
+    champion = registry.champion()
+    if champion is None or champion.generation == rollout.generation:
+        return None
+    if rollout.seq in (None, champion.seq):
+        return None
+    return (
+        f"{rollout.generation} was begun when champion number {rollout.seq} served, and number "
+        f"{champion.seq} ({champion.name}) was promoted since: braid models promote "
+        f"{rollout.model} to let it take over all the same, or braid models drop "
+        f"{rollout.generation}"
+    )
+
+
+def flip(
+    settings: Settings, registry: Registry, to: str, name: str, *, why: str, now_ms: float,
+    after: int | None = None, back_to: int | None = None,
+) -> Champion:  # fmt: skip
+    """Let another generation serve, with a version of its space; the one before gets its grace.
+
+    Args:
+        after: only as the successor of this champion number; None: of whoever serves now.
+        back_to: see `Champion`.
+
+    Raises:
+        RegistryError: someone else was first, or no handover could be made.
+    """
+    failpoint = Failpoints.from_environment()
+    settle(settings, registry, now_ms=now_ms)
+    champion = registry.champion()
+    assert champion is not None
+    registry.follows(name, after)  # before predictions are handed over for nothing
+    generation, space = champion.generation, champion.space
+    before = Rollout(generation=generation, model=champion.name, space=space, state="serving")
+    with contextlib.suppress(RegistryError):  # the first has no file yet; by that it is fed on
+        Rollouts(registry.root).add(before)
+    hand_over(settings, registry, generation, to)
+    failpoint("flip-handed-over")
+    try:
+        # It was judged when its generation began, or has served before.
+        flipped = registry.promote(
+            name, generation=to, why=why, after=champion.seq, force=True, back_to=back_to
+        )
+    except RegistryError:
+        serves = registry.champion()
+        if serves is not None and serves.generation != to:  # who came first keeps its predictions
+            hand_over(settings, registry, to, serves.generation)
+        raise
+    failpoint("flip-promoted")
+    settle(settings, registry, now_ms=now_ms)
+    return flipped
+
+
+def settle(settings: Settings, registry: Registry, *, now_ms: float, tell: Tell = announce) -> None:
+    """Say of every generation what the champion's file has decided, and tell who serves.
+
+    The one that it names serves, one that served before gets its grace. Twice changes nothing.
+    Predictions that were handed over for a flip that then never came go back to who serves.
+
+    Args:
+        tell: announces it.
+
+    Raises:
+        RegistryError: they could not go back.
+    """
+    rollouts = Rollouts(registry.root)
+    known = rollouts.all()  # before the champion: one who flips meanwhile settles that
+    champion = registry.champion()
+    if champion is None:
+        return
+    late = [
+        its
+        for its in known
+        if its.state != "dropped"
+        and (its.state == "serving") != (its.generation == champion.generation)
+    ]
+    failpoint = Failpoints.from_environment()
+    if late:
+        announce_champion(settings, champion, registry, tell)
+    last = {its.generation: its.name for its in registry.history()}
+    for its in late:
+        if its.generation == champion.generation:
+            said = replace(its, state="serving", until_ms=None, why=champion.why)
+        else:
+            said = replace(
+                its, state="grace", model=last.get(its.generation, its.model), why=champion.why,
+                until_ms=int(now_ms + 1000 * settings.grace_s),
+            )  # fmt: skip
+        rollouts.put(said)
+        failpoint("flip-settling")
+    handovers = Handovers(registry.root)
+    for newest in handovers.confirmed()[-1:]:
+        abandoned = now_ms - handovers.decided_ms(newest.number) > ABANDONED_MS
+        if newest.after != champion.generation and abandoned:
+            hand_over(settings, registry, newest.after, champion.generation)
+
+
+def end_grace(settings: Settings, registry: Registry, *, now_ms: float) -> list[str]:
+    """Drop the generations whose grace is over: nobody feeds them, topic and group go.
+
+    One that has still to predict something is fed on until it has.
+
+    Returns:
+        Their names.
+    """
+    rollouts = Rollouts(registry.root)
+    champion = registry.champion()
+    dropped = []
+    for rollout in rollouts.all():
+        over = rollout.state == "grace" and (rollout.until_ms or 0) <= now_ms
+        if over and champion is not None and rollout.generation != champion.generation:
+            if (left := owed(settings, registry, rollout.generation)) is not None:
+                log.info("the grace of %s is over, it is fed on: %s", rollout.generation, left)
+                continue
+            _drop(settings, registry, rollout, why="its grace was over")
+            dropped.append(rollout.generation)
+    return dropped
+
+
+def drop(
+    settings: Settings, registry: Registry, rollout: Rollout, *, why: str, force: bool = False
+) -> None:
+    """Say that a generation is gone, and delete its topic and group as far as nobody uses them.
+
+    Args:
+        force: although records that it has to predict will have no prediction.
+
+    Raises:
+        RegistryError: it serves, or has still to predict something.
+    """
+    champion = registry.champion()
+    if champion is not None and champion.generation == rollout.generation:
+        raise RegistryError(f"{rollout.generation} serves: promote or roll back first")
+    if rollout.state != "dropped":
+        left = owed(settings, registry, rollout.generation)
+        if left is not None and not force:
+            raise RegistryError(
+                f"{rollout.generation} is not dropped: {left}; its workers are on it, so try again "
+                "in a moment (--force leaves such records without a prediction)"
+            )
+    _drop(settings, registry, rollout, why=why)
+
+
+def _drop(settings: Settings, registry: Registry, rollout: Rollout, *, why: str) -> None:
+    gone = replace(rollout, state="dropped", until_ms=None, why=why)
+    Rollouts(registry.root).put(gone)
+    announce(settings, f"generation/{rollout.generation}", _facts(gone))
+    swept(settings, gone)
+
+
+def swept(settings: Settings, gone: Rollout) -> bool:
+    """Delete the group and the topic of a dropped generation; whether both are gone.
+
+    Its workers may not have left the group yet; then a later call does it.
+    """
+    its = settings.model_copy(update={"generation": gone.generation})
+    admin = Admin(settings)
+    try:
+        if its.topic("vectors") in admin.partition_counts():
+            admin.delete_group(its.group)
+            admin.delete([its.topic("vectors")])
+    except StreamError as error:
+        log.debug("%s is not deleted yet: %s", gone.generation, error)
+        return False
+    return True
+
+
+def rollback(settings: Settings, registry: Registry, *, now_ms: float | None = None) -> Champion:
+    """Make the champion before this one champion again; across a flip, at once.
+
+    A second rollback goes back further, not forth again (`Registry.earlier`).
+
+    Raises:
+        RegistryError: there was none, or its generation was dropped.
+    """
+    earlier = registry.earlier()
+    champion = registry.champion()
+    assert champion is not None
+    why = f"rolled back from {champion.name}"
+    if earlier.generation == champion.generation:
+        back = registry.promote(
+            earlier.name, generation=earlier.generation, why=why, force=True, back_to=earlier.seq
+        )
+        announce_champion(settings, back, registry)
+        return back
+    rollout = Rollouts(registry.root).get(earlier.generation)
+    if rollout is None or rollout.state == "dropped":
+        raise RegistryError(
+            f"{earlier.name} served generation {earlier.generation}, which was dropped when its "
+            f"grace was over: promote {earlier.name} to build it anew"
+        )
+    now_ms = 1000 * time.time() if now_ms is None else now_ms
+    return flip(
+        settings, registry, earlier.generation, earlier.name, why=why, now_ms=now_ms,
+        back_to=earlier.seq,
+    )  # fmt: skip
+
+
+def _facts(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "generation": rollout.generation,
+        "name": rollout.model,
+        "space": rollout.space,
+        "status": rollout.state,
+    }

@@ -1,0 +1,1 @@
+"""The trainer: schedules, its lock, training windows, runs."""

@@ -1,0 +1,94 @@
+"""`braid models gc`: which versions and windows may go, and why the others stay."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..registry.canaries import Canaries
+from ..registry.generations import Rollouts
+from ..registry.versions import Registry
+from .runs import Runs
+
+CHAMPIONS = 10
+"""Versions that the last so many champion files name stay: a rollback goes back to them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tidy:
+    """What is to be done; paths and bytes are of what goes."""
+
+    kept: dict[str, str] = field(default_factory=dict)
+    versions: list[str] = field(default_factory=list)
+    windows: list[str] = field(default_factory=list)
+    bytes: int = 0
+
+
+def plan(
+    registry: Registry,
+    runs: Runs,
+    *,
+    newest: int,
+    champions: int = CHAMPIONS,
+    needed: Collection[str] = (),
+) -> Tidy:
+    """What would go. Nothing is removed.
+
+    Args:
+        newest: so many of the newest versions stay.
+        champions: so do those that the last so many champion files name, and the last champion
+            of every generation that is not dropped.
+        needed: other versions that stay; so does what a running canary tries out.
+    """
+    kept: dict[str, str] = {}
+    names = registry.names()
+    history = registry.history()
+    for name in names[len(names) - newest :] if newest else []:
+        kept[name] = f"one of the newest {newest}"
+    for name in needed:
+        kept[name] = "in use"
+    rollouts = Rollouts(registry.root).all()
+    dropped = {rollout.generation for rollout in rollouts if rollout.state == "dropped"}
+    for one in {one.generation: one for one in history if one.generation not in dropped}.values():
+        kept[one.name] = f"the last champion of generation {one.generation}"
+    for one in history[-champions:]:
+        kept[one.name] = f"champion number {one.seq}"
+    for run in runs.all():
+        if run.state == "open":
+            for name in filter(None, (run.parent, run.champion, run.name)):
+                kept.setdefault(name, f"run {run.id} needs it")
+    if history:
+        kept[history[-1].name] = "the champion"
+        if (canary := Canaries(registry.root).running(history[-1])) is not None:
+            kept[canary.model] = f"canary {canary.number} runs with it"
+    gone = [name for name in names if name not in kept]
+    windows = [
+        run.id
+        for run in runs.all()
+        if run.state != "open" and run.name not in kept and runs.folder(run.id).is_dir()
+    ]
+    used = {run.window_of for run in runs.all() if run.id not in windows}
+    windows = [id_ for id_ in windows if id_ not in used]
+    paths = [*(registry.path(name) for name in gone), *(runs.folder(id_) for id_ in windows)]
+    return Tidy(
+        kept={name: kept[name] for name in names if name in kept},
+        versions=gone,
+        windows=windows,
+        bytes=sum(map(_size, paths)),
+    )
+
+
+def remove(registry: Registry, runs: Runs, found: Tidy) -> None:
+    """Remove what `plan` found. What has become champion meanwhile stays."""
+    now = registry.champion()
+    for name in found.versions:
+        if now is None or now.name != name:
+            registry.remove(name)
+    for id_ in found.windows:
+        shutil.rmtree(runs.folder(id_), ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

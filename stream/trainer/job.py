@@ -1,0 +1,336 @@
+"""Retraining, once: a window of `records` becomes a version, which is judged and announced.
+
+    1. lock       one trainer at a time (`lock`)
+    2. begin      a run: the unfinished one, if it is the same, else a new one (`runs`)
+    3. window     `records` as immutable shards, once (`window`)
+    4. train      from the champion's weights where they fit; the state is kept after each epoch
+    5. examine    the champion and the challenger on the judge split, which nothing else touches
+    6. announce   the version on `models`, as candidate or rejected
+    7. promote    where asked, and only as the successor of the champion that step 2 saw
+
+Killed at any moment, it leaves the champion as it was, and the next trainer goes on from there; so
+it does where a service or the machine failed. A run ended by its own data or training (`OWN_FAULT`)
+is closed with the reason, and the next trainer begins anew, with a new window.
+Under `torchrun` the first process does all this, and the others help with step 4.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from braid.encoders.config import TrainConfig, from_dict
+from braid.encoders.config import preset as preset_named
+from braid.encoders.errors import BadInput, EncodersError, TrainingError
+from braid.encoders.manifest import Manifest, digest
+from braid.encoders.types import Sample
+
+from ..errors import ConfigError, RegistryError, WindowError
+from ..registry.announcements import Tell, announce, announce_champion
+from ..registry.generations import Rollouts
+from ..registry.promotion import promote as promote_version
+from ..registry.versions import Champion, Registry, failures, rejected
+from ..settings import Settings
+from .lock import TrainerLock
+from .metrics import TrainerMetrics, following, served
+from .runs import STATE, Run, Runs, differs
+from .window import Progress, Window, open_window, read_records
+
+if TYPE_CHECKING:
+    from braid.encoders.types import Examine
+
+log = logging.getLogger(__name__)
+
+Read = Callable[[Settings, Path, Progress | None], Window]
+
+OWN_FAULT = (WindowError, TrainingError, BadInput)
+"""What the same run would end with again. All else may pass, or be mended around it: a broker or a
+hub that does not answer, a full disk, a lost process of `torchrun`, a damaged champion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is asked of a run.
+
+    Attributes:
+        heads_only: keep the champion's encoders, projections and fusion, and so its space.
+        compatible: weight of the pull towards the champion's vectors; 0: none.
+        from_scratch: do not start from the champion's weights, even where they fit.
+        promote: make the version champion if it passed; None does so only while there is none.
+        force: promote it even though it did not pass.
+        fresh: do not go on with an unfinished run.
+        window: the run (or the version it made) whose window is used again, with its parent.
+        reason: why now; kept in the run's story.
+    """
+
+    preset: str = "demo"
+    heads_only: bool = False
+    seed: int = 0
+    compatible: float = 0.0
+    from_scratch: bool = False
+    promote: bool | None = None
+    force: bool = False
+    fresh: bool = False
+    window: str | None = None
+    reason: str = "asked for"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        serves: whether the version is champion now.
+        building: the generation that is built for it; when that is done, it serves.
+        failed: why its examination refused it; empty: it passed, or there was none.
+        resumed: whether an unfinished run was gone on with.
+    """
+
+    manifest: Manifest
+    run: str
+    serves: bool = False
+    building: str = ""
+    failed: str = ""
+    resumed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run with all that it needs; `read` and `tell` stand for Kafka."""
+
+    settings: Settings
+    options: Options
+    progress: Progress | None = None
+    read: Read = read_records
+    tell: Tell = announce
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.settings.models_dir, base=self.settings.model_name)
+
+    @property
+    def runs(self) -> Runs:
+        return Runs(self.settings.home / "training")
+
+
+def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
+    """All steps, as the only process or the first one."""
+    settings, registry = job.settings, job.registry
+    metrics = TrainerMetrics()
+    with ExitStack() as stack:
+        lock = stack.enter_context(TrainerLock(settings))  # 1
+        stack.enter_context(served(metrics, settings))
+        job = replace(job, progress=following(lock, metrics, job.progress))
+        job.runs.sweep(registry, keep=settings.windows_kept)
+        champion = registry.champion()
+        run, resumed = _begin(job, champion)  # 2
+        stack.enter_context(job.runs.owned(run))
+        lock.tell(run=run.id, version=run.name)
+        metrics.run(run.id, run.name)
+        with _closed_by_its_own_fault(job, run):
+            window = job.runs.window(run)  # 3
+            if window is None:
+                window = job.read(settings, job.runs.folder(run.id), job.progress)
+            else:
+                window.check()
+            manifest = train_it(job, run, window)  # 4 and 5
+        failed = failures(manifest)
+        tell_version(job, manifest, "rejected" if rejected(manifest) else "candidate")  # 6
+        try:
+            serves, building = _promote(job, run, failed)  # 7
+        except RegistryError as error:  # the version is kept, and no training would change this
+            job.runs.write(replace(run, state="done", note=f"not promoted: {error}"))
+            raise
+        job.runs.write(replace(run, state="done", note=failed))
+        metrics.ended(
+            "champion" if serves else "building" if building
+            else "rejected" if rejected(manifest) else "candidate"
+        )  # fmt: skip
+    return Outcome(
+        manifest=manifest, run=run.id, serves=serves, building=building, failed=failed,
+        resumed=resumed,
+    )  # fmt: skip
+
+
+@contextmanager
+def _closed_by_its_own_fault(job: Job, run: Run) -> Iterator[None]:
+    try:
+        yield
+    except OWN_FAULT as error:
+        job.runs.fail(run, str(error))
+        log.warning("run %s failed; the next one begins anew", run.id)
+        raise
+
+
+def train(job: Job, run: Run, window: Window, rank: int = 0, size: int = 1) -> Manifest:
+    """The run's version: trained and examined now, or before this process began."""
+    from braid.encoders.training import train as train_on
+
+    registry = job.registry
+    if run.name in registry.names():
+        return registry.manifest(run.name)
+    return train_on(
+        window.samples(rank, size),
+        config_of(job.options) if run.champion else preset_named(job.options.preset),
+        out=registry.path(run.name),
+        name=run.name,
+        version=run.version,
+        parent=registry.path(run.parent) if run.parent else None,
+        heads_only=bool(run.asked["heads_only"]),
+        window=window.provenance() | {"run": run.id, "shards_of": run.window_of},
+        seed=int(run.asked["seed"]),
+        progress=job.progress,
+        device=job.settings.device,
+        resume=job.runs.folder(run.id) / STATE,
+        champion=registry.path(run.champion) if run.champion else None,
+        examine=_examine(job, run, window) if rank == 0 else None,
+        shared=size > 1,
+    )
+
+
+def config_of(options: Options) -> TrainConfig:
+    """The training configuration that the options name."""
+    config = preset_named(options.preset)
+    return config if options.compatible == 0 else replace(config, compatible=options.compatible)
+
+
+def _examine(job: Job, run: Run, window: Window) -> Examine | None:
+    """What judges the version against the champion that the run saw; None: there was none.
+
+    Raises:
+        ConfigError: a gate that there is not, or a limit that it cannot have.
+    """
+    from braid.encoders.evaluation.examine import Compatibility, Gates, examiner
+
+    settings = job.settings
+    try:
+        gates = Gates(**cast(dict[str, Any], settings.gates))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"gates: {error}") from None
+    try:
+        limits = Compatibility(**settings.compatibility)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"compatibility: {error}") from None
+    if run.champion is None:
+        return None
+    examine = examiner(
+        job.registry.path(run.champion), gates=gates, compatibility=limits,
+        device=settings.device, seed=int(run.asked["seed"]),
+    )  # fmt: skip
+    # Of all the window, however many processes read parts of it.
+    return lambda folder, _: examine(folder, cast(Sequence[Sample], window.samples()))
+
+
+def tell_version(job: Job, manifest: Manifest, status: str) -> None:
+    """Announce a version on `models`, with the generation that it can serve at once, if any."""
+    champion, generation = job.registry.champion(), None
+    if champion is None:
+        generation = job.settings.generation
+    elif champion.space == manifest.space:
+        generation = champion.generation
+    facts = {
+        "name": manifest.name,
+        "version": manifest.version,
+        "space": manifest.space,
+        "generation": generation,
+        "uri": job.registry.path(manifest.name).as_uri(),
+        "sha256": manifest.files.get("model.safetensors"),
+        "status": status,
+        "metrics": manifest.metrics,
+    }
+    job.tell(job.settings, f"version/{manifest.name}", facts)
+
+
+def prove(folder: Path, device: str | None = None) -> None:
+    """Load a version and encode its golden batch: what a worker does before it serves it.
+
+    Raises CheckpointError: damaged, or it does not give what it gave when it was written.
+    """
+    from braid.encoders.embedder import load
+
+    load(folder, device=device).check()
+
+
+def _begin(job: Job, champion: Champion | None) -> tuple[Run, bool]:
+    """The unfinished run if it is what is asked for, else a new one; and which it is."""
+    options, registry, runs = job.options, job.registry, job.runs
+    repeat = runs.resolve(options.window) if options.window else None
+    if options.heads_only and champion is None and repeat is None:
+        raise RegistryError("--heads-only keeps the champion's space, but there is no champion")
+    if repeat is not None:
+        open_window(runs.folder(repeat.window_of))  # it must be there yet
+        parent = repeat.parent
+    else:
+        parent = _parent(registry, champion, options)
+    asked = {
+        "preset": options.preset,
+        "config": digest(config_of(options).to_dict(), 16),
+        "heads_only": options.heads_only,
+        "seed": options.seed,
+        "compatible": options.compatible,
+        "from_scratch": options.from_scratch,
+        "window": repeat.window_of if repeat else None,
+    }
+    unfinished = runs.unfinished()
+    if unfinished is not None:
+        why = "--fresh" if options.fresh else differs(unfinished, asked, champion)
+        if why is None:
+            log.info("going on with run %s, begun %s", unfinished.id, unfinished.began_at)
+            return unfinished, True
+        runs.give_up(unfinished, why)
+        log.warning("run %s is given up: %s; beginning anew", unfinished.id, why)
+    return runs.begin(
+        registry, champion, asked, parent=parent, repeat=repeat, reason=options.reason
+    ), False
+
+
+def _parent(registry: Registry, champion: Champion | None, options: Options) -> str | None:
+    """The version to start from: the champion, where the configuration fits."""
+    if champion is None or (options.from_scratch and not options.heads_only):
+        return None
+    theirs = from_dict(registry.manifest(champion.name).config)
+    if options.heads_only or theirs.model == preset_named(options.preset).model:
+        return champion.name
+    log.warning("%s has another model configuration: starting from scratch", champion.name)
+    return None
+
+
+def _promote(job: Job, run: Run, failed: str) -> tuple[bool, str]:
+    """Make the run's version champion where that was asked for.
+
+    Returns:
+        Whether it serves, and the generation that is built for it first, if its space is another.
+
+    Raises:
+        RegistryError: another promotion came first. The version is kept.
+    """
+    settings, options, registry = job.settings, job.options, job.registry
+    champion = registry.champion()
+    if champion is not None and champion.name == run.name:  # killed after its promotion
+        announce_champion(settings, champion, registry, job.tell)
+        return True, ""
+    for rollout in Rollouts(registry.root).all():
+        if rollout.model == run.name and rollout.state == "building":
+            return False, rollout.generation
+    wanted = run.seq == 0 and champion is None if options.promote is None else options.promote
+    if not wanted:
+        return False, ""
+    if failed and not options.force:
+        log.warning("%s is kept and not promoted: %s", run.name, failed)
+        return False, ""
+    try:
+        prove(registry.path(run.name), settings.device)
+    except EncodersError as error:
+        raise RegistryError(f"{run.name} cannot serve: {error}") from error
+    why = "promoted" if run.reason == "asked for" else f"promoted: {run.reason}"
+    done = promote_version(
+        settings, registry, run.name, after=run.seq, force=options.force, why=why, tell=job.tell
+    )
+    return (True, "") if isinstance(done, Champion) else (False, done.generation)
+
+
+__all__ = ["Job", "Options", "Outcome", "lead", "prove", "train"]

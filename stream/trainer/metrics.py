@@ -1,0 +1,130 @@
+"""What a trainer shows while it runs: for Prometheus, and for `braid status` through its lock."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Gauge, start_http_server, write_to_textfile
+
+from ..errors import ConfigError
+from ..settings import Settings
+from .lock import TrainerLock
+from .window import Progress
+
+log = logging.getLogger(__name__)
+
+
+class TrainerMetrics:
+    """Gauges of one training: the stage that runs, how far it is, and its losses."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._stage = Gauge(
+            "braid_trainer_stage", "1 for the stage that runs", ["stage"], registry=self.registry
+        )
+        self._done = Gauge("braid_trainer_done", "Of the stage", registry=self.registry)
+        self._total = Gauge(
+            "braid_trainer_total", "Of the stage; 0: unknown", registry=self.registry
+        )
+        self._figure = Gauge(
+            "braid_trainer_figure", "loss, held out, ...", ["name"], registry=self.registry
+        )
+        self._run = Gauge(
+            "braid_trainer_info", "1 for the run in hand", ["run", "version"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._ended = Gauge(
+            "braid_trainer_ended_seconds", "When the run ended, since 1970, and as what",
+            ["result"], registry=self.registry,
+        )  # fmt: skip
+
+    def run(self, run: str, version: str) -> None:
+        self._run.clear()
+        self._run.labels(run, version).set(1)
+
+    def at(self, stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        self._stage.clear()
+        self._stage.labels(stage).set(1)
+        self._done.set(done)
+        self._total.set(total)
+        for name, value in figures.items():
+            self._figure.labels(name).set(value)
+
+    def ended(self, result: str) -> None:
+        """The run is over: `champion`, `building`, `candidate`, `rejected` or `failed`."""
+        self._stage.clear()
+        self._ended.clear()
+        self._ended.labels(result).set_to_current_time()
+
+
+@contextmanager
+def served(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
+    """`/metrics` on `metrics_port` while the block runs, and a file when it ends, where one is set.
+
+    The file is in Prometheus' text format, for the textfile collector of its node exporter: a
+    trainer seldom lives long enough to be scraped. A block that raises ends as `failed`.
+
+    Raises ConfigError: the port is taken, or the file cannot be written.
+    """
+    _can_write(settings.metrics_file)  # now, not after hours of training
+    try:
+        with _answering(metrics, settings):
+            yield
+    except BaseException:
+        metrics.ended("failed")
+        raise
+    finally:
+        _write(metrics, settings)
+
+
+def _can_write(path: Path | None) -> None:
+    if path is not None and not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"metrics_file: {path}: nothing can be written to {path.parent}")
+
+
+def _write(metrics: TrainerMetrics, settings: Settings) -> None:
+    if settings.metrics_file is None:
+        return
+    try:
+        write_to_textfile(str(settings.metrics_file), metrics.registry)
+    except OSError as error:
+        raise ConfigError(f"metrics_file: {settings.metrics_file}: {error.strerror}") from None
+
+
+@contextmanager
+def _answering(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
+    if settings.metrics_port is None:
+        yield
+        return
+    try:
+        server, thread = start_http_server(
+            settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry
+        )
+    except OSError as error:
+        raise ConfigError(f"metrics_port: {settings.metrics_port}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def following(
+    lock: TrainerLock, metrics: TrainerMetrics, progress: Progress | None
+) -> Callable[[str, int, int, Mapping[str, float]], None]:
+    """One progress function that tells all who want to know."""
+
+    def follow(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+        lock.tell(stage=stage, done=done, total=total, **{
+            name: round(float(figures[name]), 6) for name in ("loss",) if name in figures
+        })  # fmt: skip
+        metrics.at(stage, done, total, figures)
+        if progress is not None:
+            progress(stage, done, total, figures)
+
+    return follow

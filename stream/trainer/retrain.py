@@ -1,0 +1,82 @@
+"""Retraining, alone or under `torchrun`, where the first process leads and all train.
+
+The first one has the lock, the window and the registry, as if it were alone; then it tells the
+others the run, and each reads its own partitions' shards. They share the home folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from braid.encoders.manifest import Manifest
+from braid.encoders.training import parallel
+
+from ..registry.announcements import Tell, announce
+from ..settings import Settings
+from .job import Job, Options, Outcome, Read, lead, train
+from .runs import Run
+from .window import Progress, Window, open_window, read_records
+
+PATIENCE = timedelta(days=1)
+"""How long the others wait while the first one reads `records`, or examines the version."""
+
+
+def retrain(
+    settings: Settings,
+    options: Options,
+    *,
+    progress: Progress | None = None,
+    read: Read = read_records,
+    tell: Tell = announce,
+) -> Outcome:
+    """Train one version and announce it.
+
+    Raises:
+        LockError: another trainer runs; the message says who, since when and how far.
+        RegistryError: heads_only without a champion, a damaged champion, or the promotion is
+            refused: another came first.
+        WindowError: the window to use again is gone or damaged.
+        TrainingError: too few samples, no labels, or a loss that is not finite.
+    """
+    job = Job(settings=settings, options=options, progress=progress, read=read, tell=tell)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+        return together(job)
+    return lead(job, train)
+
+
+def together(job: Job) -> Outcome:
+    """This process's part. Those that follow end by SystemExit 0, whatever became of the run."""
+    device = parallel.own_device(job.settings.device)
+    with parallel.processes(device, PATIENCE) as (rank, size):
+        if rank > 0:
+            _follow(job, rank, size, device)
+        told = False
+
+        def train_told(job: Job, run: Run, window: Window) -> Manifest:
+            nonlocal told
+            begins = run.name not in job.registry.names()
+            told = True
+            plan = {"run": asdict(run), "window": str(window.folder)} if begins else {}
+            parallel.collected(json.dumps(plan).encode(), device)
+            return train(job, run, window, rank, size)
+
+        try:
+            return lead(job, train_told)
+        finally:
+            if not told:  # it ends before the training: so do the others
+                parallel.collected(b"{}", device)
+
+
+def _follow(job: Job, rank: int, size: int, device: torch.device) -> NoReturn:
+    plan = json.loads(parallel.collected(b"{}", device)[0])
+    if plan:
+        run = Run(**plan["run"])
+        train(job, run, open_window(Path(plan["window"])), rank, size)
+    raise SystemExit(0)

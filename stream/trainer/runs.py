@@ -1,0 +1,261 @@
+"""Runs of the trainer, a folder each: what was asked, from what, how far; what a kill cannot end.
+
+    training/20261126T033700.123Z-1f6c/
+        run.json         what was asked, the champion it saw, the version it writes, its state
+        run.lock         locked while its trainer lives, whatever kills it
+        window.json      the window (braid.stream.trainer.window), with its shards
+        state/           the training's own state (braid.encoders.training.resume), until it is done
+
+A run is `open` until its version is written and announced. The next trainer goes on with an open
+run whose trainer has died, if it is asked for the same and the champion is the one that the run
+saw; else it gives the run up and says why. A run whose own data or training ends it has `failed`:
+going on with it would end in the same way, so the next one begins anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from braid.index.files import replaced, sync_folder
+
+from ..errors import RegistryError
+from ..registry.versions import Champion, Registry
+from .window import FILE_NAME as WINDOW_FILE
+from .window import SHARDS, Window, open_window, sweep
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+FILE_NAME = "run.json"
+LOCK_NAME = "run.lock"
+STATE = "state"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """One run.
+
+    Attributes:
+        asked: everything that its result depends on beside the window: configuration, seed, ...
+        name, version: of what it writes; given to this run alone.
+        parent: the version whose weights it starts from.
+        champion, seq: who served when it began, and that champion's number; 0: nobody did.
+        window_of: the run whose window it uses; its own id, unless it repeats another.
+        state: "open", "done", "given up" or "failed"; `note` says why.
+    """
+
+    id: str
+    began_at: str
+    asked: Mapping[str, Any]
+    name: str
+    version: int
+    parent: str | None = None
+    champion: str | None = None
+    seq: int = 0
+    window_of: str = ""
+    reason: str = "asked for"
+    state: Literal["open", "done", "given up", "failed"] = "open"
+    note: str = ""
+    format: int = field(default=FORMAT)
+
+
+class Runs:
+    """The runs below one folder.
+
+    Args:
+        root: made when the first run begins.
+        wall: seconds since 1970.
+    """
+
+    def __init__(self, root: Path, *, wall: Callable[[], float] = time.time) -> None:
+        self.root = root
+        self._wall = wall
+
+    def folder(self, id_: str) -> Path:
+        return self.root / id_
+
+    def all(self) -> list[Run]:
+        """Every run whose story can be read, oldest first."""
+        found = []
+        for path in sorted(self.root.glob(f"*/{FILE_NAME}")):
+            with suppress(RegistryError):
+                found.append(self.read(path.parent.name))
+        return found
+
+    def read(self, id_: str) -> Run:
+        """Raises RegistryError: there is no such run, or its story does not parse."""
+        path = self.folder(id_) / FILE_NAME
+        try:
+            raw = json.loads(path.read_bytes())
+            if raw["format"] != FORMAT:
+                raise RegistryError(f"{path}: format {raw['format']}, this braid reads {FORMAT}")
+            return Run(**raw)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RegistryError(f"no run {id_!r} in {self.root}: {error!r}") from error
+
+    def resolve(self, given: str) -> Run:
+        """The run of that id, or the one that made the version of that name.
+
+        Raises RegistryError: there is none; the message lists those that are there.
+        """
+        runs = self.all()
+        for run in reversed(runs):
+            if given in (run.id, run.name):
+                return run
+        known = ", ".join(f"{run.id} ({run.name})" for run in runs) or "none yet"
+        raise RegistryError(f"no run {given!r}; there are: {known}")
+
+    def write(self, run: Run) -> Run:
+        """Keep the run's story; returns it."""
+        folder = self.folder(run.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        replaced(folder / FILE_NAME, json.dumps(asdict(run), indent=1).encode())
+        sync_folder(self.root)
+        return run
+
+    def window(self, run: Run) -> Window | None:
+        """The run's window, if it is whole; None: it must be read yet.
+
+        Raises WindowError: it repeats another run whose window is gone.
+        """
+        folder = self.folder(run.window_of)
+        if run.window_of == run.id and not (folder / WINDOW_FILE).is_file():
+            return None
+        return open_window(folder)
+
+    def begin(
+        self,
+        registry: Registry,
+        champion: Champion | None,
+        asked: Mapping[str, Any],
+        *,
+        parent: str | None,
+        repeat: Run | None = None,
+        reason: str = "asked for",
+    ) -> Run:
+        """A new run, written down. `repeat` names the run whose window it uses."""
+        now = datetime.fromtimestamp(self._wall(), UTC)
+        stamp = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}Z"  # ids sort by when they began
+        id_ = f"{stamp}-{uuid.uuid4().hex[:4]}"
+        name, version = registry.claim(id_)
+        run = Run(
+            id=id_,
+            began_at=now.isoformat(timespec="seconds"),
+            asked=dict(asked),
+            name=name,
+            version=version,
+            parent=parent,
+            champion=champion.name if champion else None,
+            seq=champion.seq if champion else 0,
+            window_of=repeat.window_of if repeat else id_,
+            reason=reason,
+        )
+        return self.write(run)
+
+    def unfinished(self) -> Run | None:
+        """The newest open run whose trainer has died; older ones are given up."""
+        dead = [run for run in self.all() if run.state == "open" and not self.lives(run)]
+        for run in dead[:-1]:
+            self.give_up(run, f"{dead[-1].id} began after it")
+        return dead[-1] if dead else None
+
+    def give_up(self, run: Run, why: str) -> Run:
+        """It will not be gone on with: its state and its window are removed, its story stays."""
+        return self._closed(replace(run, state="given up", note=why))
+
+    def fail(self, run: Run, why: str) -> Run:
+        """Its own data or training ended it: closed as one that is given up, with the reason."""
+        return self._closed(replace(run, state="failed", note=why))
+
+    def lives(self, run: Run) -> bool:
+        """Whether the process that has the run is there, running or stopped."""
+        path = self.folder(run.id) / LOCK_NAME
+        if not path.is_file():
+            return False
+        with path.open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
+    @contextmanager
+    def owned(self, run: Run) -> Iterator[None]:
+        """The run is this process's until the block ends, or the process does.
+
+        Raises RegistryError: another process has it.
+        """
+        with (self.folder(run.id) / LOCK_NAME).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RegistryError(f"run {run.id} belongs to another process") from None
+            yield
+
+    def sweep(self, registry: Registry, *, keep: int) -> None:
+        """Remove what killed trainers left, and the windows of all but the newest `keep` runs.
+
+        What a living trainer is writing stays, and so do windows that a kept run repeats.
+        """
+        if not self.root.is_dir():
+            return
+        runs = self.all()
+        living = {run.name for run in runs if run.state == "open" and self.lives(run)}
+        registry.sweep(living)
+        kept = {run.window_of for run in runs if run.state == "open"}
+        kept |= {run.window_of for run in [r for r in runs if r.state == "done"][-keep:]}
+        for run in runs:
+            if run.name in living:
+                continue
+            for draft in self.folder(run.id).glob(f".{FILE_NAME}.*"):
+                draft.unlink(missing_ok=True)
+            if run.state == "open":
+                sweep(self.folder(run.id))
+            else:
+                shutil.rmtree(self.folder(run.id) / STATE, ignore_errors=True)
+                if run.id not in kept:
+                    self._empty(run.id)
+
+    def _closed(self, run: Run) -> Run:
+        self.write(run)
+        self._empty(run.id)
+        return run
+
+    def _empty(self, id_: str) -> None:
+        """The window's file goes first: without it what is left is no window."""
+        folder = self.folder(id_)
+        (folder / WINDOW_FILE).unlink(missing_ok=True)
+        for name in (SHARDS, STATE):
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def differs(run: Run, asked: Mapping[str, Any], champion: Champion | None) -> str | None:
+    """Why an unfinished run is not what is asked for now; None: it is."""
+    changed = sorted(
+        name for name in {*run.asked, *asked} if run.asked.get(name) != asked.get(name)
+    )
+    if changed:
+        return ", ".join(
+            f"{name} was {run.asked.get(name)!r}, is {asked.get(name)!r}" for name in changed
+        )
+    seq = champion.seq if champion else 0
+    if champion is not None and champion.name == run.name:
+        return None  # it was killed after its own promotion
+    if seq != run.seq:
+        serves = champion.name if champion else "nobody"
+        return f"it saw champion number {run.seq} ({run.champion}), now it is {seq} ({serves})"
+    return None
+
+
+__all__ = ["STATE", "Run", "Runs", "differs"]

@@ -1,0 +1,247 @@
+"""When a retraining starts: again and again, by a crontab, or because something asks for it.
+
+Whoever starts one starts a separate process: training must not share memory, cores' caches or a
+crash with what starts it. Two that start at once do no harm, the trainer's lock lets one run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, LockError, StreamError
+from ..kafka.client import Admin
+from ..local.child import Child
+from ..registry.versions import Registry
+from ..settings import Settings
+from .lock import described, first_in, holder
+
+if TYPE_CHECKING:
+    import faust
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 12.0  # a trainer that is killed goes on from its last checkpoint
+POLL_S = 0.2
+LOOK_S = 10.0  # between two looks at the ends of `records` while they are too few
+SAY_EVERY_S = 600.0
+RETRY_S, RETRY_MOST_S = 60.0, 3600.0  # while there is no model: doubled after each failed run
+CRON_S = 50.0
+"""A crontab fires once a minute at most; the workers' clocks may be so far apart."""
+
+
+def command(options: Sequence[str]) -> list[str]:
+    """The command line of a trainer."""
+    return [sys.executable, "-m", "braid", "retrain", *options]
+
+
+class FirstVersion:
+    """What the first training waits for: records, counted by the offsets of `records` alone."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._registry = Registry(settings.models_dir, base=settings.model_name)
+
+    def serves(self) -> bool:
+        """Whether there is a model; until then nothing is embedded or found."""
+        return self._registry.champion() is not None
+
+    def missing(self) -> str | None:
+        """What is still to come before a training makes sense; None: nothing.
+
+        Raises:
+            StreamError: the broker or the registry does not answer.
+        """
+        if self.serves():
+            return None
+        settings, admin = self._settings, Admin(self._settings)
+        topic = settings.topic("records")
+        ends = admin.ends(topic, admin.partition_counts().get(topic, 0))
+        count, least = sum(end - start for start, end in ends.values()), settings.retrain_first
+        if count >= least:
+            return None
+        return (
+            f"the first model waits for labelled records: {topic} has {count}, and the first "
+            f"training begins with {least} (BRAID_RETRAIN_FIRST)"
+        )
+
+
+def every(
+    period_s: float,
+    make: Callable[[], Child],
+    *,
+    say: Callable[[str], None],
+    first: FirstVersion | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    runs: int | None = None,
+) -> None:
+    """Start a trainer each `period_s`, from the start of one to the start of the next.
+
+    They do not overlap: if one takes longer, the next starts when it ends. One that fails is said
+    and the schedule goes on: the champion serves, and the next may find what this one lacked. While
+    there is no model the next one comes soon, after pauses that grow from RETRY_S to RETRY_MOST_S.
+
+    Args:
+        make: makes one, not yet started.
+        first: what the first training waits for; None: for nothing.
+        runs: so many, then return; None: for ever.
+
+    Raises:
+        KeyboardInterrupt: on SIGTERM and Ctrl-C; the trainer that runs is stopped before.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+    due, count, pause_s = clock(), 0, RETRY_S
+    while runs is None or count < runs:
+        sleep(max(0.0, due - clock()))
+        if first is not None:
+            _await_first(first, say, clock, sleep)
+        began = clock()
+        child = make()
+        said = child.log.stat().st_size if child.log.is_file() else 0
+        child.start()
+        try:
+            _pass_on(child, said, sleep)
+        finally:
+            child.stop(GRACE_S)
+        if child.status != 0:
+            say(f"this run made no version (status {child.status})")
+        count += 1
+        due = began + period_s
+        if child.status != 0 and first is not None and not first.serves():
+            due = min(due, clock() + pause_s)
+            say(f"there is no model yet: tried again in {max(0.0, due - clock()):.0f} s")
+            pause_s = min(2 * pause_s, RETRY_MOST_S)
+
+
+def _await_first(
+    first: FirstVersion,
+    say: Callable[[str], None],
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> None:
+    """Wait until the first training has what it needs; says what it waits for now and then."""
+    said_at: float | None = None
+    while True:
+        try:
+            missing = first.missing()
+        except StreamError as error:
+            missing = f"the first training waits: {error}"
+        if missing is None:
+            return
+        if said_at is None or clock() - said_at >= SAY_EVERY_S:
+            said_at = clock()
+            say(missing)
+        sleep(LOOK_S)
+
+
+def _pass_on(child: Child, start: int, sleep: Callable[[float], None]) -> None:
+    """What the trainer says is said here too, until it ends."""
+    with child.log.open("rb") as said:
+        said.seek(start)
+        while child.running:
+            _write(said.read())
+            sleep(POLL_S)
+        _write(said.read())
+
+
+def _write(said: bytes) -> None:
+    sys.stderr.write(said.decode("utf-8", "replace"))
+    sys.stderr.flush()
+
+
+class Trigger:
+    """Starts trainers from inside another process, such as the Faust app. One per process.
+
+    Call it from a thread that lives as long as the process: a trainer ends with the thread that
+    started it (braid.stream.local.child).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._child: Child | None = None
+        self._asking = threading.Lock()
+
+    def __call__(self, reason: str, *, name: str = "retrain", least_s: float | None = None) -> str:
+        """Start a trainer unless one was started within `least_s`; says what came of it.
+
+        Args:
+            reason: why; kept in the run's story.
+            name: of the interval; those of another name are not counted.
+            least_s: seconds between two, among all processes that share the Redis (without one,
+                the home folder); None takes `retrain_least_s`.
+        """
+        with self._asking:
+            return self._ask(reason, name, least_s)
+
+    def _ask(self, reason: str, name: str, least_s: float | None) -> str:
+        settings = self._settings
+        if self._child is not None and self._child.running:
+            return f"not started ({reason}): this process's trainer runs yet"
+        if (other := holder(settings)) is not None:
+            return f"not started ({reason}): another trainer runs: {described(other)}"
+        seconds = settings.retrain_least_s if least_s is None else least_s
+        try:
+            if seconds > 0 and not first_in(settings, name, seconds):
+                return f"not started ({reason}): one was started within the last {seconds:g} s"
+        except LockError as error:
+            return f"not started ({reason}): {error}"
+        self._child = trainer(settings, [*settings.retrain_options, "--reason", reason]).start()
+        return f"started ({reason}), process {self._child.pid}, {self._child.log}"
+
+    def stop(self) -> None:
+        """End the trainer that was started here, if it runs; the next one goes on from there."""
+        if self._child is not None:
+            self._child.stop(GRACE_S)
+
+
+def trainer(settings: Settings, options: Sequence[str]) -> Child:
+    """A trainer with these settings, not yet started; its log is home/logs/retrain.log."""
+    environment = settings.environment() | {"BRAID_METRICS_PORT": "0"}  # ours is taken: by us
+    log_file = settings.home / "logs" / "retrain.log"
+    return Child("retrain", command(options), log=log_file, env=environment)
+
+
+def add_schedule(app: faust.App, settings: Settings, trigger: Trigger | None = None) -> None:
+    """Give the Faust app the crontab of `retrain_cron`, if there is one.
+
+    Every worker's crontab fires, and the first to ask for the minute starts the trainer: Faust's
+    own leader is whoever holds a partition of a topic of its own, which is off here, and which
+    nobody holds while the group rebalances.
+
+    Raises:
+        ConfigError: it is not a crontab.
+    """
+    if settings.retrain_cron is None:
+        return
+    from mode import Service
+    from mode.utils.cron import secs_for_next
+
+    try:
+        secs_for_next(settings.retrain_cron, UTC)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"retrain_cron: {settings.retrain_cron!r}: {error}") from None
+    started = trigger or Trigger(settings)
+
+    class Trainers(Service):
+        async def on_stop(self) -> None:
+            await asyncio.to_thread(started.stop)
+
+    app.service(Trainers)
+
+    @app.crontab(settings.retrain_cron, timezone=UTC)
+    async def retrain() -> None:
+        log.info("retraining %s", started("crontab", name="cron", least_s=CRON_S))
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

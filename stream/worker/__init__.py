@@ -1,0 +1,1 @@
+"""The embed worker: reads records, encodes micro-batches, publishes in transactions."""

@@ -1,0 +1,265 @@
+"""The Faust application that hosts the embed worker: `braid embed`.
+
+The hot path, steps 1 to 6, is a service of the app with its own consumer, producer and group
+(`braid.stream.worker.worker`): a Faust stream would cost per event and acknowledge what failed.
+Faust keeps what it is good at: the lifecycle, supervision, and the agents: one joins the parts of a
+record, one adds up what was made of records, in windows.
+
+`faust -A braid.stream.worker.app worker` works as well; the app is made when the name is first
+looked up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal as signal_
+from collections.abc import Iterable
+from typing import Any
+
+import faust
+from mode import Service
+from mode.types import ServiceT
+
+from braid.encoders.embedder import load
+from braid.encoders.types import Model
+
+from ..errors import RegistryError
+from ..kafka.topics import ensure
+from ..kafka.waiting import until_reachable, until_reachable_async
+from ..liveness.ending import STOP_WITHIN_S, end_within
+from ..liveness.progress_watch import Watchdog
+from ..media.payload_writer import RedisShowcase
+from ..media.thumbnails import isolated_decoding
+from ..monitoring import metrics as metrics_
+from ..monitoring.drift import add_drift
+from ..monitoring.heartbeat import Heartbeat
+from ..registry.announcements import check_partitions, first_champion, follow_news
+from ..registry.canaries import Canaries, Canary
+from ..registry.generations import Rollouts
+from ..registry.versions import Champion, Registry
+from ..settings import Settings
+from ..settings import load as load_settings
+from ..trainer.schedule import Trigger, add_schedule
+from .health import health, watched_worker
+from .join.loop import JoinThread
+from .slots import claim_slot
+from .supervisor import Host
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+END_WITHIN_S = 30.0  # an orderly end after an error takes a few seconds
+
+
+def create_app(settings: Settings) -> faust.App:
+    """The Faust app of one embed worker."""
+    datadir = settings.home / "faust"
+    datadir.mkdir(parents=True, exist_ok=True)
+    app = WorkerApp(
+        f"{settings.prefix}braid-app",
+        broker=f"aiokafka://{settings.kafka_bootstrap}",
+        web_enabled=False,  # Faust's own server listens on every address
+        topic_disable_leader=True,
+        topic_partitions=settings.partitions,
+        topic_replication_factor=settings.replication,
+        datadir=str(datadir),
+        consumer_auto_offset_reset="earliest",
+        broker_session_timeout=settings.session_timeout_s,
+        broker_heartbeat_interval=settings.session_timeout_s / 5,
+    )
+    metrics, trigger = metrics_.WorkerMetrics(), Trigger(settings)
+    add_schedule(app, settings, trigger)
+    add_drift(app, settings, metrics, trigger)
+    app.embed = EmbedService(settings, metrics)
+    return app
+
+
+class WorkerApp(faust.App):
+    """Starts the embed service first and stops it first.
+
+    Faust starts the services that are registered with it when its group has met and its tables are
+    read back. The hot path must wait for neither.
+    """
+
+    embed: EmbedService
+
+    def on_init_dependencies(self) -> Iterable[ServiceT]:
+        return [self.embed, *super().on_init_dependencies()]
+
+    async def on_stop(self) -> None:
+        await self.embed.stop()
+        await super().on_stop()
+
+
+class EmbedService(Service):
+    """Runs a Worker on its own thread, tells its state, and hands it each new champion."""
+
+    def __init__(self, settings: Settings, metrics: metrics_.WorkerMetrics, **options: Any) -> None:
+        super().__init__(**options)
+        self.settings = settings
+        self.registry = Registry(settings.models_dir, base=settings.model_name)
+        self.metrics = metrics
+        self.host: Host | None = None
+        self._join: JoinThread | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._serves = asyncio.Event()
+        self._without_model = False
+
+    async def on_start(self) -> None:
+        self._ended = asyncio.get_running_loop().create_future()
+
+    @Service.task
+    async def _serve(self) -> None:
+        """Start the join and the serving worker, on threads of their own.
+
+        An error of the serving worker ends the process: it must never live on half dead.
+        """
+        assert self._ended is not None
+        settings = self.settings
+        if settings.metrics_port is not None:
+            metrics_.serve(self.metrics, settings.metrics_host, settings.metrics_port, self._health)
+        partitions = await until_reachable_async(settings, _ensure)
+        await until_reachable_async(settings, lambda brief: check_partitions(brief, partitions))
+        self._slot = claim_slot(settings)
+        self._join = JoinThread(settings, slot=self._slot.name, metrics=self.metrics.join).start()
+        generation, model = await self._first()
+        self._showcase = RedisShowcase(settings.redis_url, media_bytes=settings.media_bytes)
+        self._heartbeat = Heartbeat(settings, self._slot.name, self.metrics)
+        host = Host(
+            settings,
+            self.registry,
+            slot=self._slot.name,
+            metrics=self.metrics,
+            showcase=self._showcase,
+            ended=self._end,
+        )
+        self._watchdog = Watchdog(
+            settings, lambda: [watched_worker(*each) for each in host.watched()]
+        ).start()
+        known = settings.model is None
+        await asyncio.to_thread(host.start, generation, model, serves=True, known=known)
+        self.host = host
+        self._serves.set()
+        await asyncio.shield(self._ended)
+
+    async def on_stop(self) -> None:
+        if self._join is not None:
+            self._join.stop()
+        if self.host is not None:
+            self._watchdog.stop()
+            await asyncio.to_thread(self.host.close)
+            self._showcase.close()
+            self._heartbeat.close()
+        if self._join is not None:
+            await asyncio.to_thread(self._join.close)
+            self._slot.release()
+
+    @Service.task
+    async def _refresh(self) -> None:
+        await self._serves.wait()
+        if self.settings.model is None:
+            await follow_news(self.settings, self._look)
+
+    @Service.task
+    async def _beat(self) -> None:
+        while not self.should_stop:
+            if (host := self.host) is not None:
+                owned = host.live.owned if host.live is not None else []
+                beat = self._heartbeat.beat
+                problems = {**host.problems, **(self._join.problems if self._join else {})}
+                await asyncio.to_thread(beat, host.serving, owned, problems)
+            await self.sleep(HEARTBEAT_S)
+
+    def _health(self) -> tuple[bool, dict[str, Any]]:
+        host = self.host
+        if self._without_model:
+            return True, {"status": "waiting for the first model: braid retrain"}
+        serving = self.settings.generation if host is None else host.serving
+        live, away = (None, None) if host is None else (host.live, self._watchdog.broker.reason)
+        return health(self.settings, live, serving, away)
+
+    async def _first(self) -> tuple[str, Model]:
+        """The generation that serves, and its model."""
+        given = self.settings.model
+        generation = self.settings.generation
+        if given is None:
+            self._without_model = await asyncio.to_thread(self.registry.champion) is None
+            champion = await first_champion(self.settings, self.registry)
+            self._without_model = False
+            given = str(self.registry.path(champion.name))
+            generation = champion.generation
+        return generation, await asyncio.to_thread(load, given, device=self.settings.device)
+
+    async def _look(self) -> None:
+        """Load what is new beside the old, check it, and switch between two batches."""
+        assert self.host is not None
+        champion = await asyncio.to_thread(self.registry.champion)
+        if champion is not None:
+            fed = await asyncio.to_thread(Rollouts(self.registry.root).fed, self.registry)
+            canary = await asyncio.to_thread(self._canary, champion)
+            await asyncio.to_thread(self.host.follow, fed, champion.generation, canary)
+
+    def _canary(self, champion: Champion) -> Canary | None:
+        """What is tried out beside the champion; a file that is damaged holds nothing else up."""
+        try:
+            return Canaries(self.registry.root).running(champion)
+        except RegistryError as error:
+            log.error("no canary is followed: %s", error)
+            return None
+
+    def _end(self, error: BaseException | None) -> None:
+        """A worker has ended: so does the process."""
+        assert self._ended is not None
+        if error is not None:
+            # Faust's consumer has a thread of its own. Where the app stops while that one joins its
+            # group again, it is left behind, and Python waits for it without limit.
+            end_within(END_WITHIN_S, status=1, why="the worker stopped")
+        self._ended.get_loop().call_soon_threadsafe(_settle, self._ended, error)
+
+
+async def _ensure(settings: Settings) -> int:
+    return await asyncio.to_thread(ensure, settings)
+
+
+class _Process(faust.Worker):
+    """Faust's worker, which ends within a bound after a signal, whatever holds it up."""
+
+    def _schedule_shutdown(self, signal: signal_.Signals) -> None:
+        end_within(STOP_WITHIN_S, status=0, why=signal.name)
+        super()._schedule_shutdown(signal)
+
+
+def _settle(ended: asyncio.Future[None], error: BaseException | None) -> None:
+    if ended.done():
+        return
+    if error is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(error)
+
+
+def run(settings: Settings) -> None:
+    """Start the worker in this process; returns its exit status by SystemExit.
+
+    A broker that is away is waited for.
+
+    Raises:
+        ConfigError: the topics are not what they must be.
+    """
+    until_reachable(settings, ensure)  # before Faust looks at its topics
+    worker = _Process(
+        create_app(settings),
+        loglevel=settings.log_level,
+        redirect_stdouts=False,
+        quiet=True,
+        debug=False,
+    )
+    with isolated_decoding(settings):
+        worker.execute_from_commandline()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return create_app(load_settings())
+    raise AttributeError(name)

@@ -1,0 +1,333 @@
+"""A new generation filled from the one before: stored vectors through an adapter, none made again.
+
+Where a version comes with an adapter that maps the vectors that are stored into its own space, the
+worker of the new generation fills each of its partitions before it reads `records` there:
+
+1. the rows of the old generation's partition, in order, each through the adapter, go to the same
+   partition of the new topic, with the version (offset in `records`) and time that they had
+2. each transaction commits how far it is, under the group's lease, in the metadata of an offset at
+   the beginning of `records`; whoever owns the partition next goes on from there
+3. the last one commits the offset in `records` that the rows reflect, and from there on the worker
+   embeds what comes
+
+Rows of one partition were published in the order of `records`. So what was read before some row has
+been published by then, and what compaction took from in front of it comes again behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
+
+from braid.encoders.errors import CheckpointError
+
+from ..errors import BadRecord, RegistryError, WorkerError
+from ..kafka.client import Message, Output, lone_consumer, mapped, to_message
+from ..kafka.schemas import (
+    PROGRESS_KEY,
+    Vector,
+    Vector32,
+    decode_progress,
+    decode_vector,
+    encode_vector,
+)
+from ..settings import Settings
+
+if TYPE_CHECKING:
+    from ..kafka.transactions import RecordSource
+    from ..registry.generations import Rollout
+    from ..registry.versions import Registry
+    from .outputs import OutputTopics
+    from .publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+CHUNK = 500  # rows of one transaction
+WAIT_S = 1.0
+IDLE_S = 0.01
+MARK = "mapped"
+
+Adapt = Callable[[Vector32], Vector32]
+"""Vectors of the old space, float32[n, D], as those of the new one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Where a generation's first rows come from.
+
+    Attributes:
+        topic: the old generation's vectors.
+        before: the space that they are of.
+        space, model: what the mapped ones name.
+    """
+
+    topic: str
+    before: str
+    space: str
+    model: str
+    adapt: Adapt
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Piece:
+    """What one transaction publishes and commits.
+
+    Attributes:
+        offset: to commit in `records`.
+        metadata: of that offset: how far the old topic is mapped; empty: all of it is.
+        next: where to go on in the old topic.
+        reached: the offset in `records` that all rows so far reflect.
+    """
+
+    partition: int
+    rows: Sequence[Output]
+    offset: int
+    metadata: str
+    next: int
+    reached: int
+
+    @property
+    def last(self) -> bool:
+        return not self.metadata
+
+
+@dataclass(slots=True)
+class _Place:
+    """How far one partition is."""
+
+    next: int
+    reached: int
+
+
+class Filling:
+    """Fills the partitions of one worker from `origin`. Used by its loop alone.
+
+    Args:
+        target: the new generation's topic.
+    """
+
+    def __init__(self, settings: Settings, origin: Origin, *, target: str) -> None:
+        self.origin = origin
+        self._settings, self._target = settings, target
+        self._left: dict[int, _Place] | None = None
+        self._reading: tuple[int, Consumer] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is, or may be, something left to do for the partitions at hand."""
+        return self._left is None or bool(self._left)
+
+    def forget(self) -> None:
+        """The partitions have changed, or a piece was refused: look again at what is committed."""
+        self._left = None
+        self._close()
+
+    def step(self, source: RecordSource, publisher: Publisher, topics: OutputTopics) -> bool:
+        """One transaction of rows, if there is one; nothing else of the worker may be on its way.
+
+        Returns:
+            Whether one was committed.
+
+        Raises:
+            WorkerError: a row is not of the space that the adapter maps.
+            PublishRefused, Unreachable, Fenced: nothing is committed; `forget`, and begin again.
+            BrokerError: the old topic cannot be read.
+        """
+        source.idle_poll()  # the group's callbacks
+        lease, done = source.lease, False
+        if lease is None:
+            time.sleep(IDLE_S)
+            return done
+        piece = self.next(source.committed)
+        if piece is not None:
+            ends = topics.progress({piece.partition: piece.offset}) if piece.last else []
+            publisher.publish(
+                [*piece.rows, *ends],
+                offsets={piece.partition: piece.offset},
+                lease=lease,
+                metadata=piece.metadata,
+            )
+            self.published(piece)
+            done = True
+        if not self.busy:
+            source.rewind()
+        return done
+
+    def next(self, committed: Callable[[], Sequence[TopicPartition]]) -> Piece | None:
+        """The next piece; None: nothing came yet, or all is done.
+
+        Args:
+            committed: the committed offsets of the partitions at hand, in `records`.
+        """
+        if self._left is None:
+            self._left = {
+                its.partition: place for its in committed() if (place := self._place(its))
+            }
+        if not self._left:
+            return None
+        partition = min(self._left)
+        messages, ended = self._read(partition, self._left[partition].next)
+        return self._piece(partition, messages, ended) if messages or ended else None
+
+    def published(self, piece: Piece) -> None:
+        """A piece is committed."""
+        assert self._left is not None
+        if not piece.last:
+            self._left[piece.partition] = _Place(piece.next, piece.reached)
+            return
+        del self._left[piece.partition]
+        self._close()
+        log.info(
+            "partition %d: what %s held is mapped, records are embedded from %d on",
+            piece.partition, self.origin.topic, piece.offset,
+        )  # fmt: skip
+
+    def _place(self, committed: TopicPartition) -> _Place | None:
+        """Where to go on; None: the partition is filled."""
+        if committed.offset < 0:
+            return _Place(0, 0)
+        words = (committed.metadata or "").split()
+        if len(words) != 4 or words[:2] != [MARK, self.origin.topic]:
+            return None
+        return _Place(int(words[2]), int(words[3]))
+
+    def _read(self, partition: int, start: int) -> tuple[list[Message], bool]:
+        """Up to CHUNK messages from `start` on, and whether these are the last."""
+        if self._reading is None or self._reading[0] != partition:
+            self._close()
+            self._reading = partition, self._consumer(partition, start)
+        messages: list[Message] = []
+        for raw in self._reading[1].consume(CHUNK, timeout=WAIT_S):
+            error = raw.error()
+            if error is None:
+                messages.append(to_message(raw))
+            elif error.code() == KafkaError._PARTITION_EOF:
+                return messages, True
+            elif not error.retriable():
+                raise mapped(error, f"reading {self.origin.topic}")
+        return messages, False
+
+    def _consumer(self, partition: int, start: int) -> Consumer:
+        consumer = lone_consumer(self._settings)
+        at = start if start > 0 else OFFSET_BEGINNING
+        consumer.assign([TopicPartition(self.origin.topic, partition, at)])
+        return consumer
+
+    def _piece(self, partition: int, messages: Sequence[Message], ended: bool) -> Piece:
+        assert self._left is not None
+        place = self._left[partition]
+        reached = place.reached
+        rows: list[Vector] = []
+        gone: list[Output] = []
+        for message in messages:
+            if message.key == PROGRESS_KEY:
+                reached = max(reached, decode_progress(message.value or b""))
+            elif message.value is None:
+                headers = [(name, value or b"") for name, value in message.headers]
+                reached = max(reached, int(dict(headers)["source"]) + 1)
+                gone.append(self._output(partition, message.key, None, headers))
+            else:
+                rows.append(self._decoded(message))
+                reached = max(reached, rows[-1].source + 1)
+        keyed = [
+            self._output(partition, row.id.encode(), encode_vector(row)) for row in self._map(rows)
+        ]
+        following = messages[-1].offset + 1 if messages else place.next
+        return Piece(
+            partition=partition,
+            rows=_in_order(messages, keyed, gone),
+            offset=reached if ended else 0,
+            metadata="" if ended else f"{MARK} {self.origin.topic} {following} {reached}",
+            next=following,
+            reached=reached,
+        )
+
+    def _decoded(self, message: Message) -> Vector:
+        where = f"{message.topic}[{message.partition}]@{message.offset}"
+        try:
+            row = decode_vector(message.value or b"")
+        except BadRecord as error:
+            raise WorkerError(f"{where} is no vector: {error}") from error
+        if row.space != self.origin.before:
+            raise WorkerError(
+                f"{where} is of space {row.space}, the adapter of {self.origin.model} maps "
+                f"{self.origin.before}"
+            )
+        return row
+
+    def _map(self, rows: Sequence[Vector]) -> list[Vector]:
+        if not rows:
+            return []
+        mapped_nD = self.origin.adapt(
+            np.stack([vector_D for row in rows for vector_D in (row.fused, *row.by.values())])
+        )
+        found, at = [], 0
+        for row in rows:
+            fused_D, *by = mapped_nD[at : at + 1 + len(row.by)]
+            at += 1 + len(row.by)
+            its: Mapping[str, Vector32] = dict(zip(row.by, by, strict=True))
+            found.append(
+                replace(
+                    row, fused=fused_D, by=its, space=self.origin.space, model=self.origin.model
+                )
+            )
+        return found
+
+    def _output(
+        self, partition: int, key: bytes | None, value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> Output:  # fmt: skip
+        return Output(
+            topic=self._target, partition=partition, key=key, value=value, headers=list(headers)
+        )
+
+    def _close(self) -> None:
+        if self._reading is not None:
+            self._reading[1].close()
+            self._reading = None
+
+
+def _in_order(
+    messages: Sequence[Message], rows: Sequence[Output], gone: Sequence[Output]
+) -> list[Output]:
+    """A row and its deletion in the order that they came in: the topic keeps the later one."""
+    left, right = iter(rows), iter(gone)
+    return [
+        next(right) if message.value is None else next(left)
+        for message in messages
+        if message.key != PROGRESS_KEY
+    ]
+
+
+def filling(settings: Settings, registry: Registry, rollout: Rollout | None) -> Filling | None:
+    """What fills a generation that is being built from another one's vectors, if that is its way.
+
+    Args:
+        settings: the new generation's.
+
+    Raises:
+        RegistryError: the adapter is missing or damaged.
+    """
+    if rollout is None or rollout.source is None or rollout.state != "building":
+        return None
+    from braid.encoders.model.adapter import load_adapter
+
+    manifest = registry.manifest(rollout.model)
+    try:
+        adapter = load_adapter(registry.path(rollout.model), manifest, applied=False)
+    except CheckpointError as error:
+        raise RegistryError(str(error)) from error
+    if adapter is None:
+        raise RegistryError(f"{rollout.model} has no adapter that maps stored vectors")
+    old = settings.model_copy(update={"generation": rollout.source})
+    origin = Origin(
+        topic=old.topic("vectors"), before=str(manifest.compatibility["adapter"]["from"]),
+        space=manifest.space, model=rollout.model, adapt=adapter.apply,
+    )  # fmt: skip
+    return Filling(settings, origin, target=settings.topic("vectors"))

@@ -1,0 +1,185 @@
+"""Bisection of micro-batches that fail: which record is at fault, and the size of the next batches.
+
+A batch whose encoding raised is cut in halves, each encoded as a batch of its own, until the record
+that fails stands alone. Only failing alone condemns a record, so that the verdict does not depend
+on which records shared its batch.
+
+Three measures keep the cost low. The second half waits for the first one's verdict: where the first
+passes, the second holds the fault and is cut at once. Out of memory halves the budget of the
+batches to come; it doubles again with time. While records that fail are frequent, batches are
+small: one of n records that fails costs its neighbours about 1.5 encodings more, so that with a
+share p of such records the cost per record is about 1.5pn, beside the fixed cost of a batch, which
+grows with 1/n. The best n is of the order of 1/sqrt(p), as in group testing (Dorfman 1943,
+https://doi.org/10.1214/aoms/1177731363).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .batcher import Budget
+from .in_flight import Item
+
+ATTEMPTS = 2  # a record fails alone so often before it is condemned
+GROW_AFTER_S = 60.0  # without running out of memory; then the budget doubles
+MEMORY_RECORDS = 1000.0  # after so many records a failure counts half
+RARE = 0.1  # what is left of a failure when batches are full again
+SIZE = 1.4  # times 1/sqrt(share of records that fail): records in a batch; benchmarks/poison.py
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """Items that are encoded together.
+
+    Attributes:
+        share: of the full budget that it was formed with.
+        whole: it is a new micro-batch, no part of one that failed.
+        second: the other half of the failed piece that this is the first half of.
+        waits: for the verdict on the first half.
+        at_fault: it holds a record that fails, for the first half passed.
+        passes: calls of the device that had passed when it failed last.
+    """
+
+    items: list[Item]
+    share: float = 1.0
+    whole: bool = False
+    second: Piece | None = None
+    waits: bool = False
+    at_fault: bool = False
+    passes: int = -1
+
+    @property
+    def last(self) -> bool:
+        """Whether failing once more condemns its one record."""
+        return len(self.items) == 1 and self.items[0].failures == ATTEMPTS - 1
+
+    def verdict(self, *, passed: bool) -> None:
+        """What encoding it came to, which the other half waits for."""
+        if self.second is not None:
+            self.second.waits, self.second.at_fault = False, passed
+            self.second = None
+
+
+class Bisection:
+    """The pieces of failed batches, and the budget of new ones. Used by one thread.
+
+    Args:
+        budget: of a batch while nothing fails.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, budget: Budget, *, clock: Callable[[], float]) -> None:
+        self._full = budget
+        self._clock = clock
+        self._waiting: deque[Piece] = deque()
+        self._share = 1.0  # of the budget that fits into memory
+        self._grow_at = math.inf
+        self._failing = 0.0  # records that failed, each counted less and less
+
+    def __len__(self) -> int:
+        """How many pieces wait."""
+        return len(self._waiting)
+
+    @property
+    def share(self) -> float:
+        """What part of the full budget a batch may take, by memory."""
+        return self._share
+
+    def budget(self) -> Budget:
+        """What the next new batch may hold."""
+        if self._clock() >= self._grow_at:
+            self._share = min(1.0, 2 * self._share)
+            self._grow_at = self._clock() + GROW_AFTER_S if self._share < 1.0 else math.inf
+        full, share = self._full, self._share
+        return Budget(
+            records=min(max(1, int(full.records * share)), self._few(full.records)),
+            tokens=max(1, int(full.tokens * share)),
+            pixels=max(1, int(full.pixels * share)),
+            seconds=full.seconds * share,
+        )
+
+    def take(self) -> Piece | None:
+        """The next piece of a failed batch; they go before new ones."""
+        ready = (at for at, piece in enumerate(self._waiting) if not piece.waits)
+        if (at := next(ready, None)) is None:
+            return None
+        piece = self._waiting[at]
+        del self._waiting[at]
+        while piece.at_fault and len(piece.items) > 1:
+            piece, second = _linked(piece)
+            self._waiting.insert(at, second)
+        return piece
+
+    def passed(self, piece: Piece, count: int) -> None:
+        """A piece was encoded, and so many of its records have an embedding."""
+        piece.verdict(passed=True)
+        self._failing *= 0.5 ** (count / MEMORY_RECORDS)
+
+    def failed(self, piece: Piece, error: BaseException) -> Item | None:
+        """Cut a piece that failed; returns its record if that is condemned now."""
+        piece.verdict(passed=False)
+        if len(piece.items) > 1:
+            if out_of_memory(error):
+                self._share = max(1 / self._full.records, min(self._share, piece.share / 2))
+                self._grow_at = self._clock() + GROW_AFTER_S
+                self._put_first(_halves(piece))
+            else:
+                self._failing += 0.5 if piece.whole else 0.0
+                self._put_first(_linked(piece))
+            return None
+        (item,) = piece.items
+        item.failures += 1
+        if item.failures < ATTEMPTS:
+            self._put_first([piece])
+            return None
+        self._failing += 1.0
+        return item
+
+    def suspect(self, items: Sequence[Item]) -> None:
+        """Encode each of these alone: something is wrong with what was made of them in a batch."""
+        self._put_first([Piece([item]) for item in items])
+
+    def clear(self) -> None:
+        """Forget the pieces that wait."""
+        self._waiting.clear()
+
+    def _put_first(self, pieces: Sequence[Piece]) -> None:
+        self._waiting.extendleft(reversed(pieces))
+
+    def _few(self, most: int) -> int:
+        """Records in a batch, a power of two, by how frequent failing ones are."""
+        if self._failing < RARE:
+            return most
+        share = self._failing * math.log(2) / MEMORY_RECORDS
+        return min(most, 1 << max(0, round(math.log2(SIZE / math.sqrt(share)))))
+
+
+def _halves(piece: Piece) -> tuple[Piece, Piece]:
+    middle = len(piece.items) // 2
+    share = piece.share / 2
+    return Piece(piece.items[:middle], share), Piece(piece.items[middle:], share)
+
+
+def _linked(piece: Piece) -> tuple[Piece, Piece]:
+    """Its halves, of which the second waits for the first."""
+    first, second = _halves(piece)
+    first.second, second.waits = second, True
+    return first, second
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the host or on the device."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")  # nothing of torch can be raised before it is imported
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+# torch has a class for its own allocator on CUDA alone; the others raise RuntimeError.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")

@@ -1,0 +1,266 @@
+"""The worker's steps 3 and 4: prepared records become micro-batches, encoded on the device thread.
+
+What `encode` raises is a fault of one record, of the batch's size, or of the model and its device.
+A failed batch is cut in halves until the record at fault stands alone
+(`braid.stream.worker.bisection`). One is condemned only if the model has encoded something else
+between the two times that it failed alone, or passes its own golden batch now: a model or a device
+that fails there fails on every record, and the worker stops instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+
+import numpy as np
+
+from braid.encoders.embedder import DeviceThread
+from braid.encoders.types import Embedding, Model, Prepared
+
+from ..errors import BadRecord, WorkerError, bad_record
+from ..failpoints import Failpoints
+from ..liveness.watchdog import dump_and_exit
+from ..monitoring.metrics import GenerationMetrics
+from ..settings import Settings
+from .batcher import Budget, MicroBatcher
+from .bisection import Bisection, Piece, out_of_memory
+from .canary_shadow import Attempt, Trial, begun, encode_both
+from .in_flight import Item, future_of, model_of
+
+log = logging.getLogger(__name__)
+
+CLOSE_WITHIN_S = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """One micro-batch on the device. It ends with the model that it began with.
+
+    Attributes:
+        began: when the device thread took it, in monotonic seconds; None: it waits still.
+    """
+
+    piece: Piece
+    model: Model
+    encoding: Future[list[Embedding | None]] | None = None
+    began: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What one call of the device made.
+
+    Attributes:
+        made: the records that have an embedding now.
+        condemned: a record that failed alone, with the reason.
+        took_s: seconds on the device.
+    """
+
+    model: Model
+    made: Sequence[tuple[Item, Embedding]]
+    condemned: tuple[Item, BadRecord] | None
+    took_s: float
+
+
+class EncodeQueue:
+    """Micro-batches, the device thread, and the pieces of batches that failed.
+
+    Used by the worker's thread.
+
+    Args:
+        clock: monotonic seconds, for the age of records.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        metrics: GenerationMetrics,
+        failpoint: Failpoints,
+        clock: Callable[[], float],
+    ) -> None:
+        budget = Budget(
+            records=settings.batch_records,
+            tokens=settings.batch_tokens,
+            pixels=settings.batch_pixels,
+            seconds=settings.batch_seconds,
+        )
+        self._timeout_s = settings.encode_timeout_s
+        self._metrics = metrics
+        self._failpoint = failpoint
+        self._clock = clock
+        self._batcher = MicroBatcher[Item](budget, max_wait=settings.batch_wait_s)
+        self._bisection = Bisection(budget, clock=clock)
+        self._device = DeviceThread()
+        self._running: deque[Batch] = deque()
+        self._passes = 0  # calls of the device that did not raise; of its thread
+        self._logged: set[type[BaseException]] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the device has work, or a piece of a failed batch waits for it."""
+        return bool(self._running) or len(self._bisection) > 0
+
+    @property
+    def futures(self) -> list[Future[list[Embedding | None]]]:
+        """Of what is on the device."""
+        return [batch.encoding for batch in self._running if batch.encoding is not None]
+
+    def add(self, item: Item, prepared: Prepared) -> None:
+        """Let a prepared record wait for its micro-batch."""
+        self._batcher.add(item, prepared.cost, since=item.since, kind=prepared.preprocessing)
+
+    def due_in(self, now: float) -> float | None:
+        """Seconds until the oldest record closes its batch; None when nothing waits."""
+        return self._batcher.due_in(now)
+
+    def submit(self, model: Model, trial: Trial | None) -> None:
+        """Give the device as many batches as it takes; those that failed before go first."""
+        self._batcher.limit(self._bisection.budget())
+        while not self._device.full and (piece := self._next()) is not None:
+            prepared = [future_of(item).result() for item in piece.items]
+            alike = model.preprocessing == prepared[0].preprocessing
+            batch = Batch(piece, model if alike else model_of(piece.items[0]))
+            attempts = begun(piece.items, trial, batch.model)
+            batch.encoding = self._device.submit(self._encode, batch, prepared, attempts)
+            self._running.append(batch)
+
+    def finished(self) -> Iterator[Encoded]:
+        """What the device has made since, in order.
+
+        Ends the process where a call has been on the device for longer than its bound.
+
+        Raises:
+            WorkerError: the model fails on its own golden batch.
+        """
+        while self._running:
+            batch = self._running[0]
+            assert batch.encoding is not None
+            if not batch.encoding.done():
+                self._bound(batch)
+                return
+            self._running.popleft()
+            yield self._settled(batch, batch.encoding)
+
+    def wait(self, timeout: float) -> None:
+        """Wait until what is on the device has ended, `timeout` seconds at most."""
+        wait(self.futures, timeout=timeout)
+
+    def clear(self) -> None:
+        """Forget all records; what the device still finishes has no effect."""
+        self._batcher.clear()
+        self._bisection.clear()
+        self._running.clear()
+
+    def close(self) -> None:
+        """End the device thread. One that hangs is left behind."""
+        if not self._device.close(timeout=CLOSE_WITHIN_S):
+            log.warning("the device thread is still at work after %g s", CLOSE_WITHIN_S)
+
+    def _next(self) -> Piece | None:
+        piece = self._bisection.take()
+        if piece is not None:
+            return piece
+        items = self._batcher.take(self._clock())
+        return None if items is None else Piece(items, self._bisection.share, whole=True)
+
+    def _settled(self, batch: Batch, encoding: Future[list[Embedding | None]]) -> Encoded:
+        took_s = time.monotonic() - (batch.began or 0.0)
+        piece, condemned = batch.piece, None
+        made: list[tuple[Item, Embedding]] = []
+        try:
+            embeddings = encoding.result()
+        except WorkerError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is bisected)
+            self._log(batch, error)
+            self._metrics.batch_failed("memory" if out_of_memory(error) else "error")
+            if (item := self._bisection.failed(piece, error)) is not None:
+                condemned = item, bad_record(error, stage="encode")
+        else:
+            self._metrics.batch(len(piece.items), took_s)
+            for item, embedding in zip(piece.items, embeddings, strict=True):
+                if embedding is not None:
+                    made.append((item, embedding))
+            self._bisection.passed(piece, len(made))
+            self._bisection.suspect(
+                [item for item, its in zip(piece.items, embeddings, strict=True) if its is None]
+            )
+        return Encoded(batch.model, made, condemned, took_s)
+
+    def _encode(
+        self, batch: Batch, prepared: list[Prepared], attempts: list[Attempt]
+    ) -> list[Embedding | None]:
+        """On the device thread: embeddings in order, None for one that is not finite."""
+        batch.began = time.monotonic()
+        try:
+            self._failpoint("before-encode")
+            embeddings = encode_both(batch.model, prepared, attempts)
+            if len(embeddings) != len(prepared):
+                raise ValueError(f"{len(embeddings)} embeddings of {len(prepared)} records")
+            made = finite(embeddings)
+            self._passes += 1
+            return made
+        except Exception as error:
+            # What the failed call holds on the device must be free when the next one begins, which
+            # is before the worker's thread has looked at the error.
+            traceback.clear_frames(error.__traceback__)
+            piece = batch.piece
+            if piece.last and piece.passes == self._passes:
+                _check(batch.model, error)
+            piece.passes = self._passes
+            raise
+
+    def _bound(self, batch: Batch) -> None:
+        if batch.began is not None and time.monotonic() - batch.began > self._timeout_s:
+            dump_and_exit(
+                f"a batch of {len(batch.piece.items)} records has been on the device for more than "
+                f"{self._timeout_s:g} s (BRAID_ENCODE_TIMEOUT_S), model {batch.model.name}"
+            )
+
+    def _log(self, batch: Batch, error: Exception) -> None:
+        """With its traceback once for each kind of error: it may be every hundredth record's."""
+        known = type(error) in self._logged
+        self._logged.add(type(error))
+        log.log(
+            logging.DEBUG if known else logging.WARNING,
+            "model %s failed on a batch of %d records, which is cut in halves: %s",
+            batch.model.name,
+            len(batch.piece.items),
+            type(error).__name__,
+            exc_info=None if known else error,
+        )
+
+
+def finite(embeddings: Sequence[Embedding]) -> list[Embedding | None]:
+    """The embeddings, None for each with a vector that is not finite.
+
+    Raises:
+        FloatingPointError: it is the only one.
+    """
+    vectors = [vector for one in embeddings for vector in (one.fused, *one.by.values())]
+    if np.isfinite(np.concatenate(vectors)).all():
+        return list(embeddings)
+    if len(embeddings) == 1:
+        raise FloatingPointError("the vector is not finite")
+    return [
+        one if np.isfinite(np.concatenate([one.fused, *one.by.values()])).all() else None
+        for one in embeddings
+    ]
+
+
+def _check(model: Model, error: Exception) -> None:
+    """Raises WorkerError if the model fails on its golden batch, too."""
+    try:
+        model.check()
+    except Exception as broken:  # noqa: BLE001 (whatever it is, no record is at fault)
+        golden, record = (bad_record(its, stage="encode").reason for its in (broken, error))
+        raise WorkerError(
+            f"model {model.name} fails on its own golden batch ({golden}) after it failed on a "
+            f"record ({record}): the model or its device is at fault, no record is"
+        ) from error

@@ -1,0 +1,61 @@
+"""What is on its way through the worker: one record with its message and ticket."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from braid.encoders.types import Embedding, Model, Prepared
+
+from ..kafka.client import Message, Output
+from ..kafka.schemas import Record
+from .canary_shadow import Attempt
+from .offsets import Ticket
+
+
+class Showcase(Protocol):
+    """Where what a hit needs to be shown is kept. Never raises, never blocks."""
+
+    def put(self, record: Record, embedding: Embedding) -> None: ...
+    def drop(self, record_id: str) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One record on its way through the worker.
+
+    Attributes:
+        model: prepares it; there from when it is prepared.
+        attempt: a canary's challenger at this record; there from when it is prepared.
+        failures: how often encoding it alone failed.
+    """
+
+    message: Message
+    ticket: Ticket[list[Output]]
+    since: float
+    record: Record | None = None
+    model: Model | None = None
+    preparing: Future[Prepared] | None = None
+    attempt: Attempt | None = None
+    failures: int = 0
+
+
+def future_of(item: Item) -> Future[Prepared]:
+    assert item.preparing is not None
+    return item.preparing
+
+
+def model_of(item: Item) -> Model:
+    assert item.model is not None
+    return item.model
+
+
+def record_of(item: Item) -> Record:
+    assert item.record is not None
+    return item.record
+
+
+def where(item: Item) -> str:
+    message = item.message
+    return f"{message.topic}[{message.partition}]@{message.offset}"

@@ -1,0 +1,1 @@
+"""The join: parts become records."""

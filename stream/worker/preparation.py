@@ -1,0 +1,75 @@
+"""Step 2 of the worker: CPU threads prepare records, which leave in their order of arrival."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from braid.encoders.types import Model, Prepared
+
+from ..media.links import Links
+from ..settings import Settings
+from .canary_shadow import Trial
+from .in_flight import Item, future_of, record_of
+
+# A link and a decoder that hangs, tried twice; see braid.encoders.decoding.isolation.
+BOUND_S = 180.0
+
+
+class Preparation:
+    """A queue of records that CPU threads prepare. Used by the worker's loop.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._links = Links(settings)
+        self._clock = clock
+        self._items: deque[Item] = deque()
+        self._head_since = 0.0
+        self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
+
+    def add(self, items: Sequence[Item], model: Model, trial: Trial | None) -> None:
+        """Prepare the decoded records among `items`."""
+        for item in items:
+            if item.record is None:
+                continue
+            if not self._items:
+                self._head_since = self._clock()
+            item.model = model
+            item.preparing = self._threads.submit(self._prepare, model, item, trial)
+            self._items.append(item)
+
+    def finished(self) -> Iterator[Item]:
+        """The next records whose preparation has ended, in order."""
+        while self._items and future_of(self._items[0]).done():
+            self._head_since = self._clock()
+            yield self._items.popleft()
+
+    @property
+    def next(self) -> Future[Prepared] | None:
+        """What the oldest record waits for."""
+        return future_of(self._items[0]) if self._items else None
+
+    @property
+    def within_bound(self) -> bool:
+        """Whether there is a record, and the oldest one is prepared for less than BOUND_S."""
+        return bool(self._items) and self._clock() - self._head_since < BOUND_S
+
+    def clear(self) -> None:
+        """Forget all records; what the threads still finish has no effect."""
+        self._items.clear()
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._links.close()
+
+    def _prepare(self, model: Model, item: Item, trial: Trial | None) -> Prepared:
+        sample = self._links.sample(record_of(item))
+        prepared = model.prepare(sample)
+        if trial is not None:
+            item.attempt = trial.attempt(sample, prepared, item.message.partition)
+        return prepared

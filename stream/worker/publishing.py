@@ -1,0 +1,118 @@
+"""The worker's open transaction: at most one, on a thread of its own, and what follows its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from ..errors import Fenced, PublishRefused, Unreachable
+from ..kafka.client import Output
+from ..kafka.sink import TransactionalSink
+from ..registry.handover import Roles
+from ..settings import Settings
+from .offsets import Run
+from .publisher import Call, Publisher
+from .recovery import Recovery
+
+NOT_PUBLISHED = (PublishRefused, Unreachable, Fenced)
+
+Runs = list[Run[list[Output]]]
+
+
+class Transactions:
+    """Used by the worker's loop alone.
+
+    Args:
+        make_sink: makes a sink, without waiting for the broker.
+        rewind: goes back to the committed offsets; raises Unreachable.
+        clock: monotonic seconds.
+
+    Attributes:
+        publisher: for what is published outside of the loop's own transactions.
+        recovery: due at the start and after each transaction that did not end well.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        make_sink: Callable[[], TransactionalSink],
+        rewind: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.publisher = Publisher(make_sink, bound_s=settings.publish_timeout_s, clock=clock)
+        self.recovery = Recovery(
+            self.publisher, rewind, address=settings.kafka_bootstrap, clock=clock
+        )
+        self._open: tuple[Runs, Call] | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether a transaction may begin."""
+        return self._open is None and not self.recovery.pending
+
+    @property
+    def future(self) -> Future[None] | None:
+        """Done when the open transaction has ended; None where none is open."""
+        return None if self._open is None else self._open[1].future
+
+    @property
+    def ended(self) -> bool:
+        """Whether the open transaction has ended, or has passed its bound."""
+        if self._open is None:
+            return False
+        call = self._open[1]
+        return call.done or self.publisher.overdue(call)
+
+    def begin(self, runs: Runs, function: Callable[[TransactionalSink], None]) -> None:
+        """Publish `runs`, or nothing but offsets, by `function`."""
+        self._open = runs, self.publisher.submit(function)
+
+    def wait(self, within_s: float | None = None) -> None:
+        """Wait for the open transaction, within its bound."""
+        if self._open is not None:
+            self.publisher.wait(self._open[1], within_s)
+
+    def settle(self) -> Runs:
+        """What the open transaction has committed; one that has not ended is given up.
+
+        Raises:
+            PublishRefused, Unreachable, Fenced: nothing, or that is not known yet.
+        """
+        assert self._open is not None
+        (runs, call), self._open = self._open, None
+        self.publisher.settle(call)
+        self.recovery.committed()
+        return runs
+
+    def close(self, within_s: float) -> None:
+        """Give the producer up; an open transaction is waited for `within_s`."""
+        call = None if self._open is None else self._open[1]
+        self._open = None
+        self.publisher.close(call, within_s)
+
+
+def owned_outputs(runs: Sequence[Run[list[Output]]], roles: Roles | None, vectors: str) -> (
+    list[Output] | None
+):  # fmt: skip
+    """What this generation publishes of these runs; None while a handover is being decided.
+
+    Asked right before the transaction: nothing may change between this and the publication for a
+    record that had been read by now (`braid.stream.registry.handover`).
+
+    Args:
+        vectors: the topic whose outputs are this generation's in any case.
+    """
+    tickets = [ticket for run in runs for ticket in run.tickets]
+    results = [ticket.result or [] for ticket in tickets]
+    if roles is None:
+        return [output for result in results for output in result]
+    speaks = roles.speaks([(ticket.partition, ticket.offset) for ticket in tickets])
+    if speaks is None:
+        return None
+    return [
+        output
+        for result, owned in zip(results, speaks, strict=True)
+        for output in result
+        if owned or output.topic == vectors
+    ]

@@ -1,0 +1,113 @@
+"""How a worker gets back to a known state: a new producer, then the committed offsets.
+
+It is due at the start, and after each transaction that did not end well. The order matters: opening
+the producer settles what the transactions before came to, and only then the group's committed
+offsets say where to read on. A broker that is away is waited for, with growing pauses.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+from ..errors import BrokerError, Fenced, PublishRefused, Unreachable, WorkerError
+from ..kafka.waiting import Waiting
+from .publisher import Call, Publisher
+
+log = logging.getLogger(__name__)
+
+MAX_REFUSALS = 5  # in a row without one success: not a rebalance, something is broken
+# Two workers with one slot fence each other in turn. The one that was there first has been fenced
+# once more often and stops; a single fencing by the broker, which timed a transaction out, does
+# not end a worker.
+MAX_FENCINGS = 3
+FENCINGS_WITHIN_S = 600.0
+
+
+class Recovery:
+    """Used by the worker's loop alone.
+
+    Args:
+        rewind: goes back to the committed offsets of what is owned; raises Unreachable.
+        address: the broker's, for messages.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        rewind: Callable[[], None],
+        *,
+        address: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._publisher, self._rewind, self._clock = publisher, rewind, clock
+        self._waiting = Waiting(address, clock)
+        self._refusals = 0
+        self._fencings: deque[float] = deque(maxlen=MAX_FENCINGS)
+        self._call: Call | None = None
+        self.pending = True
+
+    @property
+    def waits_for(self) -> str | None:
+        """Why the broker is waited for, or None."""
+        return self._waiting.reason if self.pending else None
+
+    def begin(self, error: BrokerError) -> None:
+        """A transaction did not end well: what was in flight has been dropped.
+
+        Raises:
+            Fenced: too often: another process has this worker's slot.
+            WorkerError: too many refusals in a row.
+        """
+        if isinstance(error, Fenced):
+            self._fenced(error)
+        elif not isinstance(error, Unreachable):
+            self._refusals += 1
+            log.warning("transaction refused, its records are read again: %s", error)
+            if self._refusals >= MAX_REFUSALS:
+                raise WorkerError(f"{self._refusals} refusals in a row: {error}") from error
+        self.pending, self._call = True, None
+
+    def committed(self) -> None:
+        """A transaction was committed."""
+        self._refusals = 0
+
+    def step(self) -> bool:
+        """Take the next step, if one is due. Returns whether the worker may read and publish.
+
+        Raises:
+            Fenced: see `begin`.
+            BrokerError: the broker refuses this worker for good.
+        """
+        if not self.pending:
+            return True
+        if self._call is None:
+            if not self._waiting.due:
+                return False
+            self._call = self._publisher.submit(lambda sink: sink.open())
+        call = self._call
+        if not call.done and not self._publisher.overdue(call):
+            return False
+        self._call = None
+        try:
+            self._publisher.settle(call)
+            self._rewind()
+        except Fenced as error:
+            self._fenced(error)
+        except (Unreachable, PublishRefused) as error:
+            self._waiting.failed(str(error))
+        else:
+            self._waiting.over()
+            self.pending = False
+        return not self.pending
+
+    def _fenced(self, error: Fenced) -> None:
+        now = self._clock()
+        self._fencings.append(now)
+        full = len(self._fencings) == MAX_FENCINGS
+        if full and now - self._fencings[0] < FENCINGS_WITHIN_S:
+            raise error
+        log.warning("a new producer is made, records are read again: %s", error)

@@ -1,0 +1,54 @@
+"""Worker slots: a transactional id that stays the same when a killed worker comes back.
+
+With the same id the broker finishes or aborts at once what the dead worker had left open, instead
+of waiting for the transaction's timeout while read_committed readers stand still. On one host the
+slot is the first free lock file; the kernel frees it when its holder dies. A slot names no
+generation: its worker feeds whichever is to be fed, under one transactional id for each.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import socket
+from pathlib import Path
+from typing import IO
+
+from ..errors import ConfigError
+from ..settings import Settings
+
+MAX_SLOTS = 256
+
+
+class Slot:
+    """A claimed name, held until `release` or the process ends."""
+
+    def __init__(self, name: str, lock: IO[str] | None) -> None:
+        self.name = name
+        self._lock = lock
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+
+def claim_slot(settings: Settings) -> Slot:
+    """The slot given by `--slot`, else the first that is free on this host.
+
+    Raises:
+        ConfigError: MAX_SLOTS workers share this home already.
+    """
+    if settings.slot is not None:
+        return Slot(settings.slot, None)
+    folder: Path = settings.home / "slots"
+    folder.mkdir(parents=True, exist_ok=True)
+    host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:60]
+    for number in range(MAX_SLOTS):
+        lock = open(folder / f"{settings.prefix}braid-{host}-{number}.lock", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            continue
+        return Slot(f"{host}-{number}", lock)
+    raise ConfigError(f"{MAX_SLOTS} workers of one prefix share {folder}")

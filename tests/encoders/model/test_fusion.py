@@ -1,0 +1,174 @@
+"""Early fusion and the log-product rule: subsets, XOR, exponents that follow what sources know."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from braid.encoders.model.calibration import fit_powers
+from braid.encoders.model.decision import RULES, Decision
+from braid.encoders.model.fusion import FUSIONS, CrossAttention, IntermediateFusion, make_fusion
+
+
+def units(*shape: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+
+@pytest.mark.parametrize("name", sorted(FUSIONS))
+def test_every_subset_gives_a_unit_vector_that_absent_values_do_not_change(name: str) -> None:
+    torch.manual_seed(0)
+    fusion = make_fusion(name, 8, [0, 0, 0])
+    for weight in fusion.parameters():  # some begin at 0, where nothing could be seen
+        weight.data.add_(0.3 * torch.randn_like(weight))
+    present = torch.tensor([[bool(bits >> m & 1) for m in range(3)] for bits in range(1, 8)])
+    unit = units(7, 3, 8)
+    fused = fusion(unit, present)
+    assert torch.allclose(fused.norm(dim=1), torch.ones(7), atol=1e-5)
+    assert torch.allclose(fusion(unit + 100.0 * ~present[:, :, None], present), fused)
+
+
+@pytest.mark.parametrize("name", ["mean", "early"])
+def test_a_modality_alone_stays_its_own_vector(name: str) -> None:
+    torch.manual_seed(0)
+    fusion = make_fusion(name, 8, [0, 0, 0])
+    for weight in fusion.parameters():
+        weight.data.add_(0.3 * torch.randn_like(weight))
+    unit = units(4, 3, 8)
+    present = torch.tensor([[True, False, False], [False, True, False], [False, False, True]])
+    for m in range(3):
+        assert torch.allclose(fusion(unit, present[m].expand(4, 3)), unit[:, m], atol=1e-6)
+
+
+def test_every_fusion_begins_as_the_mean() -> None:
+    unit = units(7, 3, 8)
+    present = torch.tensor([[bool(bits >> m & 1) for m in range(3)] for bits in range(1, 8)])
+    mean = make_fusion("mean", 8, [0, 0, 0])(unit, present)
+    for name in FUSIONS:
+        assert torch.allclose(make_fusion(name, 8, [0, 0, 0])(unit, present), mean, atol=1e-6), name
+
+
+def test_early_fusion_learns_a_label_that_no_single_modality_carries() -> None:
+    torch.manual_seed(0)
+    prototypes = units(2, 2, 16)  # modality, bit, D
+    bits = torch.randint(0, 2, (256, 2))
+    unit = F.normalize(
+        torch.stack([prototypes[m, bits[:, m]] for m in range(2)], dim=1)
+        + 0.1 * torch.randn(256, 2, 16),
+        dim=2,
+    )
+    label = bits[:, 0] ^ bits[:, 1]
+    right = {}
+    for name in ("mean", "early", "intermediate"):
+        fusion, head = make_fusion(name, 16, [0, 0]), torch.nn.Linear(16, 2)
+        optimizer = torch.optim.Adam([*fusion.parameters(), *head.parameters()], lr=1e-2)
+        present = torch.ones(256, 2, dtype=torch.bool)
+        for _ in range(100):
+            loss = F.cross_entropy(10 * head(fusion(unit, present)), label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        right[name] = float((head(fusion(unit, present)).argmax(1) == label).float().mean())
+    assert right["early"] > 0.98
+    assert right["intermediate"] > 0.98
+    assert right["mean"] < 0.9, "a mean and a linear head cannot hold an XOR"
+
+
+def test_cross_attention_looks_at_other_modalities_and_not_at_padding() -> None:
+    torch.manual_seed(0)
+    fusion = IntermediateFusion(8, [6, 5])
+    nn.init.normal_(fusion.out.weight)
+    words, patches = torch.randn(1, 3, 6), torch.randn(1, 4, 5)
+    real = torch.tensor([[True, True, False]])
+    every = torch.ones(1, 4, dtype=torch.bool)
+    present, unit = torch.ones(1, 2, dtype=torch.bool), units(1, 2, 8)
+    tokens = {0: (words, real), 1: (patches, every)}
+    (own, across), (back, _) = fusion.attention(unit, present, tokens)
+    assert across.shape == (1, 3, 4)
+    assert torch.allclose((own.sum(2) + across.sum(2))[0], torch.tensor([1.0, 1.0, 0.0]))
+    assert torch.allclose(own[0], torch.diag(own[0].diagonal())), "a word looks at no other word"
+    assert bool((back[0, :, 2] == 0).all()), "nobody looks at padding"
+    assert bool((across[0, :2] > 0).all())
+    fused = fusion(unit, present, tokens)
+    other = words.clone()
+    other[0, 2] = 100.0
+    assert torch.allclose(fusion(unit, present, {**tokens, 0: (other, real)}), fused, atol=1e-6)
+    other[0, 1] = 100.0
+    assert not torch.allclose(fusion(unit, present, {**tokens, 0: (other, real)}), fused, atol=1e-3)
+
+
+def test_a_batch_that_lacks_a_modality_is_fused_as_in_company() -> None:
+    torch.manual_seed(0)
+    fusion = IntermediateFusion(8, [24, 40, 0])
+    torch.nn.init.normal_(fusion.out.weight)
+    unit = units(4, 3, 8)
+    words = (torch.randn(4, 5, 24), torch.ones(4, 5, dtype=torch.bool))
+    patches = (torch.randn(4, 6, 40), torch.ones(4, 6, dtype=torch.bool))
+    present = torch.tensor([[True, True, True], [True, False, False]] * 2)
+    patches[1][1::2] = False
+    both = fusion(unit, present, {0: words, 1: patches})
+    alone = {0: (words[0][1::2], words[1][1::2])}
+    assert torch.allclose(fusion(unit[1::2], present[1::2], alone), both[1::2], atol=1e-6)
+    shown = fusion.attention(unit[1::2], present[1::2], alone)
+    assert shown[0][1].sum().item() == 0.0
+
+
+def test_the_product_of_independent_sources_is_bayes_answer() -> None:
+    probs = torch.tensor([[[0.6, 0.4], [0.7, 0.3]]])
+    combined, winner = RULES["logproduct"](probs, torch.ones(1, 2), torch.ones(2))
+    assert combined[0, 0].item() == pytest.approx(0.42 / (0.42 + 0.12), abs=1e-6)
+    assert winner.item() == 0
+
+
+def test_a_source_that_is_absent_has_no_say_in_the_product() -> None:
+    probs = torch.tensor([[[0.6, 0.4], [0.0, 1.0]]])
+    combined, _ = RULES["logproduct"](probs, torch.tensor([[1.0, 0.0]]), torch.ones(2))
+    assert combined[0].tolist() == pytest.approx([0.6, 0.4], abs=1e-6)
+
+
+def test_exponents_fall_for_a_source_that_knows_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 3, (400,), generator=generator)
+    good = torch.softmax(2.0 * F.one_hot(label, 3) + torch.randn(400, 3, generator=generator), 1)
+    noise = torch.softmax(2.0 * torch.randn(400, 3, generator=generator), dim=1)
+    present = torch.ones(400, 2, dtype=torch.bool)
+    powers = fit_powers(torch.stack([good, noise], dim=1), present, label)
+    assert powers[0] > 0.5
+    assert powers[1] < 0.1 * powers[0]
+
+
+def test_a_logproduct_decision_starts_as_the_product_and_learns() -> None:
+    decision = Decision("logproduct", 2)
+    assert decision.weights_ZS[1].tolist() == [1.0, 1.0]
+    label = torch.arange(200) % 4
+    right = 3.0 * F.one_hot(label, 4).float()
+    wrong = 3.0 * F.one_hot((label + 1) % 4, 4).float()
+    logits = torch.stack([right, wrong], dim=1)
+    present = torch.ones(200, 2, dtype=torch.bool)
+    decision.fit(logits, present, label)
+    _, combined, winner = decision(logits, present)
+    assert bool((winner == label).all())
+    assert torch.allclose(combined.sum(1), torch.ones(200))
+
+
+def test_attention_without_its_weights_is_the_same_forward_and_backward() -> None:
+    """The path that holds no weights, against the plain one that shows them."""
+    torch.manual_seed(0)
+    block = CrossAttention(16)
+    x = torch.randn(3, 7, 16)
+    may = torch.rand(3, 7, 7) > 0.5
+    may |= torch.eye(7, dtype=torch.bool)
+    found = []
+    for shown in (True, False):
+        block.zero_grad()
+        given = x.clone().requires_grad_()
+        out, weight = block(given, may, shown=shown)
+        assert (weight is not None) is shown
+        (out * torch.arange(16)).sum().backward()
+        assert given.grad is not None
+        grads = [its.grad.clone() for its in block.parameters() if its.grad is not None]
+        assert len(grads) == len(list(block.parameters()))
+        found.append([out.detach(), given.grad, *grads])
+    for plain, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,319 @@
+"""Losses against a plain reference, forward and backward; masks; decision rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from braid.encoders.model.calibration import fit_temperature, fit_weights
+from braid.encoders.model.decision import RULES, Decision
+from braid.encoders.model.fusion import MeanFusion
+from braid.encoders.model.projection import Projector
+from braid.encoders.training.losses import (
+    caption_loss,
+    compatibility_loss,
+    confidence_penalty,
+    distillation_loss,
+    info_nce,
+    masked_binary_cross_entropy,
+    masked_cross_entropy,
+    masked_regression,
+    positives,
+    sigmoid_loss,
+)
+
+
+def unit(rows: int, dim: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator), dim=1)
+
+
+def plain_info_nce(left: Tensor, right: Tensor, log_scale: Tensor, target: Tensor) -> Tensor:
+    """As the formula reads, one term at a time."""
+    total = torch.zeros(())
+    count = len(left)
+    for i in range(count):
+        row = [log_scale.exp() * (left[i] * right[j]).sum() for j in range(count)]
+        column = [log_scale.exp() * (left[j] * right[i]).sum() for j in range(count)]
+        row_norm = torch.log(sum((s.exp() for s in row), torch.zeros(())))
+        column_norm = torch.log(sum((s.exp() for s in column), torch.zeros(())))
+        column_sum = sum(float(target[j, i]) for j in range(count))
+        for j in range(count):
+            total = total - 0.5 * target[i, j] * (row[j] - row_norm) / count
+            total = total - 0.5 * target[j, i] / column_sum * (column[j] - column_norm) / count
+    return total
+
+
+GROUP, LABEL = torch.tensor([0, 1, 2, 2, 3]), torch.tensor([0, 0, 1, 1, -1])
+TARGETS = {
+    "the same content": positives(GROUP, LABEL, 0.0),
+    "the same label": positives(GROUP, LABEL, 0.3),
+    "not symmetric": torch.softmax(3 * unit(5, 5, 3), dim=1),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
+def test_info_nce_equals_the_formula_forward_and_backward(target: Tensor) -> None:
+    found: list[tuple[Tensor, list[Tensor]]] = []
+    for function in (info_nce, plain_info_nce):
+        left = unit(5, 8, 1).requires_grad_()
+        right = unit(5, 8, 2).requires_grad_()
+        scale = torch.tensor(math.log(1 / 0.07), requires_grad=True)
+        loss = function(left, right, scale, target)
+        found.append((loss, list(torch.autograd.grad(loss, [left, right, scale]))))
+    (fast, fast_grads), (slow, slow_grads) = found
+    assert torch.allclose(fast, slow, atol=1e-5)
+    for ours, theirs in zip(fast_grads, slow_grads, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_info_nce_with_the_identity_is_clips_loss() -> None:
+    left, right, scale = unit(6, 4, 1), unit(6, 4, 2), torch.tensor(2.0)
+    scores = scale.exp() * left @ right.T
+    truth = torch.arange(6)
+    cross = torch.nn.functional.cross_entropy
+    clip = 0.5 * (cross(scores, truth) + cross(scores.T, truth))
+    assert torch.allclose(info_nce(left, right, scale, torch.eye(6)), clip, atol=1e-6)
+
+
+def test_one_row_has_no_negatives() -> None:
+    left = unit(1, 4, 1).requires_grad_()
+    loss = info_nce(left, unit(1, 4, 2), torch.tensor(1.0), torch.eye(1))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert left.grad is not None
+    assert torch.equal(left.grad, torch.zeros(1, 4))
+
+
+def test_positives_are_the_same_content_and_a_share_for_the_same_label() -> None:
+    target = positives(torch.tensor([0, 0, 1, 2]), torch.tensor([5, 5, 5, -1]), 0.3)
+    assert torch.allclose(target.sum(1), torch.ones(4))
+    assert target[0, :2].tolist() == pytest.approx([0.45, 0.45])
+    assert target[0, 2].item() == pytest.approx(0.1)
+    assert target[3].tolist() == [0, 0, 0, 1]  # no label, no positives by label
+
+
+def test_cross_entropy_leaves_unknown_labels_out() -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = masked_cross_entropy(logits, torch.tensor([0, -1, 2, -1]))
+    wanted = torch.nn.functional.cross_entropy(logits[[0, 2]], torch.tensor([0, 2]))
+    assert torch.allclose(loss, wanted)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.equal(gradient[[1, 3]], torch.zeros(2, 3))
+
+
+def test_cross_entropy_without_a_label_is_zero_and_not_nan() -> None:
+    logits = torch.ones(2, 3, requires_grad=True)
+    loss = masked_cross_entropy(logits, torch.tensor([-1, -1]))
+    loss.backward()
+    assert loss.item() == 0.0
+
+
+def test_mean_fusion_of_one_is_that_one_and_absent_vectors_do_not_matter() -> None:
+    fusion = MeanFusion(8, [0, 0, 0])
+    units = torch.stack([unit(4, 8, seed) for seed in (1, 2, 3)], dim=1)
+    present = torch.tensor([[True, False, False], [False, True, False], [True, True, False]] * 1)
+    fused = fusion(units[:3], present)
+    assert torch.allclose(fused[0], units[0, 0], atol=1e-6)
+    assert torch.allclose(fused[1], units[1, 1], atol=1e-6)
+    wanted = torch.nn.functional.normalize(units[2, 0] + units[2, 1], dim=0)
+    assert torch.allclose(fused[2], wanted, atol=1e-6)
+    noisy = units[:3].clone()
+    noisy[~present] = float("nan")
+    assert torch.allclose(fusion(noisy, present), fused)
+
+
+def test_mean_fusion_of_opposite_vectors_is_still_a_unit_vector() -> None:
+    one = unit(1, 8, 1)
+    units = torch.stack([one, -one], dim=1)
+    fused = MeanFusion(8, [0, 0])(units, torch.ones(1, 2, dtype=torch.bool))
+    assert torch.allclose(fused, one, atol=1e-6)
+
+
+def combine(rule: str, probs: list[list[float]], weights: list[float]) -> tuple[list[float], int]:
+    combined, winner = RULES[rule](
+        torch.tensor([probs]), torch.ones(1, len(probs)), torch.tensor(weights)
+    )
+    return combined[0].tolist(), int(winner[0])
+
+
+def test_weighted_is_the_weighted_average() -> None:
+    combined, winner = combine("weighted", [[0.9, 0.1], [0.2, 0.8]], [0.25, 0.75])
+    assert combined == pytest.approx([0.375, 0.625])
+    assert winner == 1
+
+
+def test_weighted_leaves_absent_sources_out() -> None:
+    probs = torch.tensor([[[0.9, 0.1], [0.2, 0.8]]])
+    combined, _ = RULES["weighted"](probs, torch.tensor([[1.0, 0.0]]), torch.tensor([0.1, 0.9]))
+    assert combined[0].tolist() == pytest.approx([0.9, 0.1])
+
+
+def test_weighted_answers_even_if_all_that_is_there_has_no_weight() -> None:
+    probs = torch.tensor([[[0.9, 0.1], [0.2, 0.8]]])
+    combined, _ = RULES["weighted"](probs, torch.tensor([[1.0, 0.0]]), torch.tensor([0.0, 1.0]))
+    assert combined[0].tolist() == pytest.approx([0.9, 0.1])
+
+
+def test_vote_takes_the_majority() -> None:
+    shares, winner = combine("vote", [[0.99, 0.01], [0.4, 0.6], [0.45, 0.55]], [1, 1, 1])
+    assert winner == 1
+    assert shares == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_vote_breaks_a_tie_by_probability() -> None:
+    _, winner = combine("vote", [[0.6, 0.4], [0.1, 0.9]], [1, 1])
+    assert winner == 1
+    _, winner = combine("vote", [[0.95, 0.05], [0.3, 0.7]], [1, 1])
+    assert winner == 0
+
+
+def test_the_decision_learns_to_ignore_a_useless_source() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 4, (200,), generator=generator)
+    noise = torch.randn(200, 4, generator=generator)
+    good = 2.0 * torch.nn.functional.one_hot(label, 4) + noise
+    useless = 5.0 * torch.randn(200, 4, generator=generator)  # and loud about it
+    logits = torch.stack([good, useless], dim=1)
+    present = torch.ones(200, 2, dtype=torch.bool)
+    decision = Decision("weighted", 2)
+    decision.fit(logits, present, label)
+    _, _, winner = decision(logits, present)
+    assert decision.weights_ZS[0, 1] < 0.05
+    assert (winner == label).float().mean() >= (good.argmax(1) == label).float().mean()
+
+
+def test_fitting_on_nothing_changes_nothing() -> None:
+    decision = Decision("weighted", 2)
+    decision.fit(torch.zeros(3, 2, 4), torch.ones(3, 2, dtype=torch.bool), torch.full((3,), -1))
+    assert decision.weights_ZS[0].tolist() == [0.5, 0.5]
+    assert decision.temperature_ZS[0].tolist() == [1.0, 1.0]
+
+
+def test_the_temperature_is_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2.0 * torch.randn(4000, 5, generator=generator)
+    label = torch.multinomial(torch.softmax(logits, 1), 1, generator=generator).flatten()
+    assert fit_temperature(3.0 * logits, label) == pytest.approx(3.0, rel=0.1)
+
+
+def test_weights_of_a_source_that_is_rarely_there() -> None:
+    right = torch.tensor([[0.9, 0.5], [0.1, 0.5], [0.9, 0.5], [0.1, 0.5]])
+    present = torch.tensor([[True, True], [False, True], [True, True], [False, True]])
+    weights = fit_weights(right, present)
+    assert weights.sum().item() == pytest.approx(1.0)
+    assert weights[0] > weights[1]  # it is the better one wherever it is
+
+
+def test_siglip_is_the_plain_double_loop_forward_and_backward() -> None:
+    torch.manual_seed(0)
+    raw = [torch.randn(6, 8, dtype=torch.float64) for _ in range(2)]
+    target = positives(torch.tensor([0, 1, 2, 2, 4, 5]), torch.full((6,), -1), 0.0)
+    found = []
+    for plain in (False, True):
+        left, right = (torch.nn.functional.normalize(r.clone(), dim=1) for r in raw)
+        scale, bias = torch.tensor(2.3), torch.tensor(-10.0)
+        leaves = [t.requires_grad_() for t in (left, right, scale, bias)]
+        if plain:
+            loss = torch.zeros(())
+            for i in range(6):
+                for j in range(6):
+                    y = 1.0 if target[i, j] > 0 else -1.0
+                    z = y * (scale.exp() * (left[i] * right[j]).sum() + bias)
+                    loss = loss + (1.0 + (-z).exp()).log() / 6
+        else:
+            loss = sigmoid_loss(left, right, scale, bias, target)
+        loss.backward()
+        found.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    for fast, slow in zip(*found, strict=True):
+        assert fast is not None
+        assert slow is not None
+        assert torch.allclose(fast.double(), slow.double(), atol=1e-5)
+
+
+def test_siglip_of_one_row_is_nothing() -> None:
+    one = torch.ones(1, 4, requires_grad=True)
+    sigmoid_loss(one, one, torch.tensor(1.0), torch.tensor(0.0), torch.eye(1)).backward()
+    assert one.grad is not None
+    assert not bool(one.grad.any())
+
+
+def test_confidence_may_rise_with_more_modalities_but_not_fall() -> None:
+    sure, unsure = torch.tensor([[4.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    assert confidence_penalty(unsure, sure).item() == 0.0
+    wanted = float(torch.softmax(sure, 1).max()) - 0.5
+    assert confidence_penalty(sure, unsure).item() == pytest.approx(wanted)
+
+
+def test_a_student_is_pulled_to_its_teacher_where_it_is_taught() -> None:
+    torch.manual_seed(0)
+    student, teacher = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
+    kept = torch.tensor([True, False, True, True, False])
+    loss = distillation_loss(student, teacher, kept)
+    wanted = 0.0
+    for row in (0, 2, 3):  # sum_c p_c log(p_c / q_c), one by one
+        p, q = (its[row].detach().double().softmax(0) for its in (teacher, student))
+        wanted += float((p * (p / q).log()).sum()) / 3
+    assert loss.item() == pytest.approx(wanted, abs=1e-6)
+    loss.backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+    assert student.grad.abs().sum(1).gt(0).tolist() == kept.tolist()
+    assert distillation_loss(teacher, teacher, kept).item() == pytest.approx(0.0, abs=1e-7)
+    assert distillation_loss(student, teacher, ~kept & kept).item() == 0.0
+
+
+def test_losses_of_what_is_unknown_are_nothing() -> None:
+    nan = float("nan")
+    logits = torch.ones(3, 2, requires_grad=True)
+    unknown = torch.zeros(3, dtype=torch.bool)
+    assert masked_binary_cross_entropy(logits, torch.full((3, 2), nan), unknown).item() == 0.0
+    assert masked_regression(logits[:, 0], torch.full((3,), nan)).item() == 0.0
+    assert masked_regression(logits[:, 0], torch.tensor([nan, 1.5, 4.0])).item() == pytest.approx(
+        (0.5**2 / 2 + 2.5) / 2
+    )
+    words = torch.zeros(1, 2, 4)
+    mask = torch.tensor([[True, False]])
+    assert caption_loss(words, torch.tensor([[1, -1]]), mask).item() == pytest.approx(
+        float(torch.tensor(4.0).log())
+    )
+
+
+BF16 = {
+    "info_nce": lambda: info_nce(unit(8, 64, 1), unit(8, 64, 2), torch.tensor(4.0), torch.eye(8)),
+    "siglip": lambda: sigmoid_loss(
+        unit(8, 64, 1), unit(8, 64, 2), torch.tensor(2.3), torch.tensor(-10.0), torch.eye(8)
+    ),
+    "compatibility": lambda: compatibility_loss(unit(8, 64, 1), unit(8, 64, 2), torch.eye(8)),
+    "confidence": lambda: confidence_penalty(unit(8, 4, 1), unit(8, 4, 2)),
+    "distillation": lambda: distillation_loss(unit(8, 4, 1), unit(8, 4, 2), torch.ones(8) > 0),
+    "classes": lambda: masked_cross_entropy(unit(8, 4, 1), torch.arange(8) % 4),
+    "labels": lambda: masked_binary_cross_entropy(
+        unit(8, 4, 1), (unit(8, 4, 2) > 0).float(), torch.ones(8) > 0
+    ),
+    "number": lambda: masked_regression(unit(8, 4, 1)[:, 0], unit(8, 4, 2)[:, 0]),
+    "caption": lambda: caption_loss(
+        unit(8, 4, 1)[None], torch.arange(8)[None] % 4, torch.ones(1, 8) > 0
+    ),
+}
+
+
+@pytest.mark.parametrize("loss", BF16.values(), ids=BF16.keys())
+def test_losses_are_in_float32_under_autocast_too(loss: Callable[[], Tensor]) -> None:
+    wanted = loss()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss()
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+
+
+def test_projected_vectors_have_length_1_under_autocast_too() -> None:
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found_BD = Projector(16, 64)(torch.randn(8, 16))
+    assert found_BD.dtype == torch.float32
+    assert torch.allclose(found_BD.norm(dim=1), torch.ones(8), atol=1e-5)

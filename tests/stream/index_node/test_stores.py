@@ -1,0 +1,54 @@
+"""What an index node's settings make of its store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from braid.encoders.model.null import NullModel
+from braid.index.segments.gpu import Gpu, gpu_found
+from braid.stream.errors import ConfigError
+from braid.stream.index_node import stores
+from braid.stream.index_node.node import IndexNode
+from braid.stream.index_node.snapshot_check import Known
+from braid.stream.index_node.stores import Kept
+from braid.stream.settings import Settings
+from tests.index.segments.test_gpu import NumpyKernel
+
+
+def kept(settings: Settings) -> Kept:
+    """The serving generation's store of a node that was just made."""
+    node = IndexNode(settings, NullModel(16))
+    return node._manager.generations.serving.reader.kept
+
+
+def device(of: Kept) -> object:
+    return of.store.stats()["device"]
+
+
+def test_a_gpu_that_works_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty store, one from a snapshot, and one that begins anew."""
+    gpu = Gpu(NumpyKernel)
+    monkeypatch.setattr(stores, "open_gpu", lambda: gpu)
+    settings = Settings(home=tmp_path, faiss_gpu=True)
+    first = kept(settings)
+    assert device(first) == "gpu"
+    first.store.apply([], positions={0: 1}, progress={})
+    first.keep(Known())
+    again = kept(settings)
+    assert again.store.positions == {0: 1}
+    assert device(again) == "gpu"
+    again.start()
+    again.renew()
+    assert device(again) == "gpu"
+    again.stop()
+    assert device(kept(Settings(home=tmp_path / "other", faiss_gpu=False))) == "cpu"
+    gpu.close()
+
+
+@pytest.mark.skipif(gpu_found(), reason="there is a GPU here")
+def test_a_gpu_that_must_be_there_and_is_not_ends_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="faiss_gpu: is true, and no GPU here can search"):
+        kept(Settings(home=tmp_path, faiss_gpu=True))
+    assert device(kept(Settings(home=tmp_path))) == "cpu"

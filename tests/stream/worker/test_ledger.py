@@ -1,0 +1,93 @@
+"""The ledger against a plain model, over random histories."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from braid.stream.worker.offsets import OffsetLedger, Ticket
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("receive"), st.integers(0, 2), st.integers(1, 4)),  # partition, step
+        st.tuples(st.just("finish"), st.integers(0, 200), st.just(0)),  # which open ticket
+        st.tuples(st.just("commit"), st.just(0), st.just(0)),
+        st.tuples(st.just("drop"), st.integers(0, 2), st.just(0)),
+    ),
+    max_size=200,
+)
+
+
+@given(ACTIONS)
+def test_any_history_commits_exactly_the_unbroken_run(history: list[tuple[str, int, int]]) -> None:
+    ledger = OffsetLedger[int]()
+    open_: dict[int, list[Ticket[int]]] = {0: [], 1: [], 2: []}
+    ahead = {0: 0, 1: 0, 2: 0}  # the next offset that each partition will give
+    committed = {0: 0, 1: 0, 2: 0}
+    orphans: list[Ticket[int]] = []
+    for action, first, second in history:
+        if action == "receive":
+            offset = ahead[first] + second - 1
+            open_[first].append(ledger.receive(first, offset, nbytes=10))
+            ahead[first] = offset + 1
+        elif action == "finish":
+            unfinished = [t for ts in open_.values() for t in ts if not t.done]
+            unfinished += [t for t in orphans if not t.done]
+            if unfinished:
+                ticket = unfinished[first % len(unfinished)]
+                ticket.finish(ticket.offset)
+        elif action == "drop":
+            orphans += open_[first]
+            assert ledger.drop([first]) == len(open_[first])
+            open_[first] = []
+            ahead[first] = committed[first]  # read again from the committed offset
+        else:
+            runs = {run.partition: run for run in ledger.ready()}
+            for partition, tickets in open_.items():
+                prefix = []
+                for ticket in tickets:
+                    if not ticket.done:
+                        break
+                    prefix.append(ticket)
+                if not prefix:
+                    assert partition not in runs
+                    continue
+                assert runs[partition].results == [ticket.offset for ticket in prefix]
+                assert runs[partition].next_offset == prefix[-1].offset + 1
+                assert runs[partition].next_offset > committed[partition]
+                committed[partition] = runs[partition].next_offset
+                del tickets[: len(prefix)]
+            ledger.committed(runs.values())
+        assert len(ledger) == sum(len(tickets) for tickets in open_.values())
+        assert ledger.nbytes == 10 * len(ledger)
+
+
+def test_a_gap_holds_back_what_is_finished_behind_it() -> None:
+    ledger = OffsetLedger[str]()
+    first, second, third = (ledger.receive(0, offset) for offset in (5, 6, 9))
+    second.finish("b")
+    third.finish("c")
+    assert ledger.ready() == []
+    first.finish("a")
+    (run,) = ledger.ready()
+    assert run.results == ["a", "b", "c"]
+    assert run.next_offset == 10
+
+
+def test_a_dropped_ticket_finishes_without_effect() -> None:
+    ledger = OffsetLedger[str]()
+    old = ledger.receive(0, 5)
+    ledger.drop()
+    again = ledger.receive(0, 5)
+    old.finish("from before the rebalance")
+    assert ledger.ready() == []
+    again.finish("now")
+    assert [run.results for run in ledger.ready()] == [["now"]]
+
+
+def test_offsets_must_strictly_increase() -> None:
+    ledger = OffsetLedger[str]()
+    ledger.receive(0, 5)
+    with pytest.raises(AssertionError, match="went back"):
+        ledger.receive(0, 5)
