@@ -22,9 +22,11 @@ class ServiceMetrics(ByGeneration["GenerationMetrics"]):
     def __init__(self) -> None:
         super().__init__(GenerationMetrics)
         self._searches = self._histogram(
-            "braid_search_seconds", "One answered search, by what it asked with; waiting included",
-            SEARCH_S, "kind",
-        )  # fmt: skip
+            "braid_search_seconds",
+            "One answered search, by what it asked with; waiting included",
+            SEARCH_S,
+            "kind",
+        )
         for kind in KINDS:
             self._searches.labels(kind)  # 0 is said, too
         self._in_flight = self._gauge("braid_searches_in_flight", "Searches under way")

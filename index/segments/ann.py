@@ -100,8 +100,10 @@ def approximate(raw_ND: Array, recall: float) -> Approximate | None:
         nprobe = nprobe + max(1, nprobe // 2)
     log.warning(
         "%d rows: no index with at most %d lists a query reaches recall %g: search stays exact",
-        len(raw_ND), most, recall,
-    )  # fmt: skip
+        len(raw_ND),
+        most,
+        recall,
+    )
     return None
 
 

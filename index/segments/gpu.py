@@ -154,8 +154,11 @@ class _Job:
         """Whether both can be searched in one go."""
         mine, its = self.ask, other.ask
         return (self.view, mine.name, mine.count, self.filter) == (
-            other.view, its.name, its.count, other.filter,
-        )  # fmt: skip
+            other.view,
+            its.name,
+            its.count,
+            other.filter,
+        )
 
 
 class Gpu:
@@ -351,8 +354,10 @@ def probe(kernel: Kernel) -> float:
         first = PROBE_ROWS // 2
         allowed = MOST_ERROR if half else max(worst, MOST_ERROR)
         for filled, chosen in (
-            (first, None), (PROBE_ROWS, None), (PROBE_ROWS, np.arange(1, PROBE_ROWS, 7))
-        ):  # fmt: skip
+            (first, None),
+            (PROBE_ROWS, None),
+            (PROBE_ROWS, np.arange(1, PROBE_ROWS, 7)),
+        ):
             begin = 0 if filled == first else first
             if chosen is None:
                 kernel.fill(room, begin, rows_ND[begin:filled])

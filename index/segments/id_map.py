@@ -115,9 +115,7 @@ class Places:
     def deleted(self) -> Iterator[tuple[str, Last]]:
         """The ids that are gone, as of now."""
         gone = np.flatnonzero(self._place_S[: len(self._ids)] == GONE)
-        lasts = [
-            part[gone].tolist() for part in (self._partition_S, self._version_S, self._ts_S)
-        ]  # fmt: skip
+        lasts = [part[gone].tolist() for part in (self._partition_S, self._version_S, self._ts_S)]
         for slot, partition, version, ts in zip(gone.tolist(), *lasts, strict=True):
             yield self._ids[slot], Last(partition, version, ts, GONE)
 

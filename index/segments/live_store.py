@@ -110,9 +110,7 @@ class LiveStore:
         """Whether answers are exact: no segment's approximate index is used."""
         if self._gpu is not None and self._gpu.broken is None:
             return True
-        return not any(
-            segment.vectors[FUSED].approximate for segment in self.segments()
-        )  # fmt: skip
+        return not any(segment.vectors[FUSED].approximate for segment in self.segments())
 
     def __len__(self) -> int:
         return self.view.alive
@@ -197,9 +195,7 @@ class LiveStore:
             if factor > 1:
                 self._unproven += len(left)
             norm_B = np.linalg.norm(queries_BD[left], axis=1).astype(np.float32)
-            ask = Ask(
-                queries_BD[left], norm_B, vector, factor * (k + SPARE), exact, careful
-            )  # fmt: skip
+            ask = Ask(queries_BD[left], norm_B, vector, factor * (k + SPARE), exact, careful)
             merged = merge(ask.queries_BD, vector, k, self._scan(view, ask, filter))
             for number, answer in zip(left.tolist(), merged, strict=True):
                 answers[number] = answer

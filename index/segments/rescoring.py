@@ -67,10 +67,12 @@ def merge(
         hits = [
             (found[of][0], row, score)
             for of, row, score in zip(
-                of_N[best].tolist(), row_BN[b, best].tolist(), exact_BN[b, best].tolist(),
+                of_N[best].tolist(),
+                row_BN[b, best].tolist(),
+                exact_BN[b, best].tolist(),
                 strict=True,
             )
-        ]  # fmt: skip
+        ]
         hits.sort(key=lambda hit: (-hit[2], hit[0].rows.id(hit[1])))
         least = hits[-1][2] if len(hits) == k else -np.inf
         answers.append(Answer(hits, above <= least))

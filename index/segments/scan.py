@@ -173,9 +173,7 @@ def _floats(raw_ND: Array, ask: Ask, mask: Mask | None, off_B: Scores) -> Candid
     return Candidates(top.score_BK, top.row_BK, above_B, off_B)
 
 
-def _chunk(
-    chunk_MD: Array, ask: Ask, mask: Mask | None
-) -> tuple[Scores, Found, Scores | None]:  # fmt: skip
+def _chunk(chunk_MD: Array, ask: Ask, mask: Mask | None) -> tuple[Scores, Found, Scores | None]:
     """Scores, rows and the best score that a wanted row not among them may have."""
     queries_BD, k, total = ask.queries_BD, ask.count, len(chunk_MD)
     faiss.omp_set_num_threads(1)

@@ -224,9 +224,10 @@ def open_segment(folder: Path, recipe: Recipe) -> Segment:
     """A segment from its files. Raises SnapshotError if one is missing, torn or altered."""
     manifest = unsealed_json(folder / MANIFEST, FORMAT)
     damaged = {
-        name for name, expected in manifest["files"].items()
+        name
+        for name, expected in manifest["files"].items()
         if checked(folder, only=name).get(name) != expected
-    }  # fmt: skip
+    }
     caches = {name for name in damaged if name.endswith(".faiss")}
     if damaged - caches:
         raise SnapshotError(f"{folder}: damaged: {', '.join(sorted(damaged - caches))}")
@@ -247,9 +248,10 @@ def _bring_in(segment: Segment, recipe: Recipe, *, damaged: bool) -> None:
     index = None if damaged else load_approximate(path)
     if index is None or index.recall < recipe.recall:
         log.warning(
-            "%s is %s: built anew from the vectors", path,
+            "%s is %s: built anew from the vectors",
+            path,
             "damaged" if index is None else f"of recall {index.recall:g}",
-        )  # fmt: skip
+        )
         index = approximate(segment.vectors[FUSED].raw_ND, recipe.recall)
         segment.worn = True
     if index is not None:
@@ -261,21 +263,22 @@ def _read(folder: Path, manifest: Mapping[str, Any]) -> Segment:
     with np.load(folder / "numbers.npz") as file:
         arrays = {name: file[name] for name in file.files}
     vectors = {
-        name: Vectors(
-            np.load(folder / f"{name}.npy", mmap_mode="r"), arrays.get(f"rows-{name}")
-        )
+        name: Vectors(np.load(folder / f"{name}.npy", mmap_mode="r"), arrays.get(f"rows-{name}"))
         for name in manifest["vectors"]
-    }  # fmt: skip
+    }
     return Segment(
         name=folder.name,
         ids=strings["ids"],
         models=strings["models"],
         numbers=Numbers(
-            arrays["version"], arrays["ts"], arrays["partition"], arrays["model"],
+            arrays["version"],
+            arrays["ts"],
+            arrays["partition"],
+            arrays["model"],
             arrays["meta_at"],
         ),
         packed_meta=np.memmap(folder / "meta.bin", np.uint8, "r"),
         columns=columns.unpack(strings["columns"], arrays),
         vectors=vectors,
         folder=folder,
-    )  # fmt: skip
+    )

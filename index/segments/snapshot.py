@@ -212,9 +212,14 @@ def _loaded(
             raise SnapshotError(f"{path / name}: is missing, or its sha256 is another")
     place = segments_folder(path.parent)
     store = LiveStore(
-        space=manifest["space"], dim=manifest["dim"], threads=threads, recall=recall,
-        gpu=gpu, folder=place, failpoint=failpoint,
-    )  # fmt: skip
+        space=manifest["space"],
+        dim=manifest["dim"],
+        threads=threads,
+        recall=recall,
+        gpu=gpu,
+        folder=place,
+        failpoint=failpoint,
+    )
     folders = [place / given["name"] for given in manifest["segments"]]
     with ThreadPoolExecutor(READERS, "restore") as pool:
         segments = list(pool.map(lambda folder: open_segment(folder, store.recipe), folders))

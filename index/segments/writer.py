@@ -60,9 +60,15 @@ def write(name: str, parts: Sequence[tuple[Part, Int64]], recipe: Recipe) -> Seg
     recipe.failpoint("segment-vectors")
     packed_meta = np.frombuffer(packed, np.uint8)
     made = Segment(
-        name=name, ids=ids, models=strings, numbers=numbers, packed_meta=packed_meta,
-        columns=its_columns, vectors=vectors, folder=folder,
-    )  # fmt: skip
+        name=name,
+        ids=ids,
+        models=strings,
+        numbers=numbers,
+        packed_meta=packed_meta,
+        columns=its_columns,
+        vectors=vectors,
+        folder=folder,
+    )
     index = approximate(vectors[FUSED].raw_ND, recipe.recall)
     if index is not None:
         made.vectors[FUSED] = replace(vectors[FUSED], approximate=index)

@@ -52,5 +52,14 @@ def a_folder(file: Path) -> None:
 
 
 ALL = (
-    torn, short, emptied, flipped, flipped_first, flipped_last, longer, zeroed, missing, a_folder,
-)  # fmt: skip
+    torn,
+    short,
+    emptied,
+    flipped,
+    flipped_first,
+    flipped_last,
+    longer,
+    zeroed,
+    missing,
+    a_folder,
+)

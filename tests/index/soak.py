@@ -142,9 +142,13 @@ class Soak:
         self.truth = Truth(self.seed)
         self.past = Past(self.truth)
         self.store = LiveStore(
-            space="s", dim=DIM, block=BLOCK, threads=self.threads,
-            folder=segments_folder(self.home), failpoint=self.step,
-        )  # fmt: skip
+            space="s",
+            dim=DIM,
+            block=BLOCK,
+            threads=self.threads,
+            folder=segments_folder(self.home),
+            failpoint=self.step,
+        )
         self.upkeep = Upkeep(self.store, policy=POLICY, every_s=0.01)
         self.stopping = threading.Event()
 
@@ -152,9 +156,10 @@ class Soak:
         """Counts what upkeep does: it seals when blocks enough are full."""
         if name == "segment-begin" and threading.current_thread().name == "upkeep":
             full = [
-                part for part in self.store.view.parts.values()
+                part
+                for part in self.store.view.parts.values()
                 if isinstance(part.rows, Block) and part.count == part.rows.size
-            ]  # fmt: skip
+            ]
             self.counts["seals" if len(full) >= POLICY.seal_blocks else "merges"] += 1
 
     def run(self) -> dict[str, float]:
@@ -419,9 +424,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of one search")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="braid-soak-") as folder:
-        figures = Soak(
-            Path(folder), given.seconds, seed=given.seed, threads=given.threads
-        ).run()  # fmt: skip
+        figures = Soak(Path(folder), given.seconds, seed=given.seed, threads=given.threads).run()
     for name, figure in figures.items():
         print(f"{name:20} {figure}")
 

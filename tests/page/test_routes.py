@@ -122,8 +122,11 @@ def test_live_tells_what_is_new(site: Site, http: httpx.Client) -> None:
     params = {"since": first["number"], "wait_ms": 5000}
     (new,) = http.get("/v1/live", params=params).json()["records"]
     assert (new["id"], new["text"], new["labels"], new["modalities"]) == (
-        "new", "words", {"l": "x"}, ["text"],
-    )  # fmt: skip
+        "new",
+        "words",
+        {"l": "x"},
+        ["text"],
+    )
     assert len(new["at"]) == 2
     next_ = site.store.positions[0]
     site.apply(Delete(id="new", partition=0, version=next_, ts=1), next_ + 1)

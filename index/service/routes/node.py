@@ -87,9 +87,7 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
     async def prometheus() -> Response:
         """Prometheus text."""
         _, found = _generations(deps)
-        stats = {
-            name: await asyncio.to_thread(its.store.stats) for name, its in found.items()
-        }  # fmt: skip
+        stats = {name: await asyncio.to_thread(its.store.stats) for name, its in found.items()}
         serving, still = _generations(deps)  # one that was dropped meanwhile is not said again
         for name in still.keys() & stats.keys():
             its = deps.metrics.of(name)

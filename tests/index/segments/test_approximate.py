@@ -120,13 +120,19 @@ def filled(raw_ND: Array, *, recall: float) -> LiveStore:
     store.apply(
         [
             Upsert(
-                id=f"r{n}", partition=0, version=n, ts=n, model="m", fused=raw_D,
+                id=f"r{n}",
+                partition=0,
+                version=n,
+                ts=n,
+                model="m",
+                fused=raw_D,
                 meta={"of": n % 100, "half": n % 2},
             )
             for n, raw_D in enumerate(raw_ND)
         ],
-        positions={}, progress={},
-    )  # fmt: skip
+        positions={},
+        progress={},
+    )
     assert maintain(store, Policy(seal_blocks=1))
     return store
 

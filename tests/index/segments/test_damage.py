@@ -26,12 +26,20 @@ from tests.index.segments.test_histories import APPROXIMATE
 POLICY = Policy(seal_blocks=2, tier=9, most_dead=0.9)
 OLD, NEW = "00000001", "00000002"
 OF_SEGMENT = (
-    "segment.json", "strings.msgpack", "numbers.npz", "meta.bin",
-    "fused.npy", "text.npy", "image.npy",
-)  # fmt: skip
+    "segment.json",
+    "strings.msgpack",
+    "numbers.npz",
+    "meta.bin",
+    "fused.npy",
+    "text.npy",
+    "image.npy",
+)
 OF_SNAPSHOT = (
-    "manifest.json", "facts.json", "rest.msgpack", *(f"growing/{name}" for name in OF_SEGMENT),
-)  # fmt: skip
+    "manifest.json",
+    "facts.json",
+    "rest.msgpack",
+    *(f"growing/{name}" for name in OF_SEGMENT),
+)
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,11 @@ def test_cpu_and_gpu_give_the_same_ids(gpu: Gpu) -> None:
     for store in stores:
         store.apply(writes, positions={}, progress={})
         maintain(store, Policy(seal_blocks=4))
-        store.apply([Delete(id=f"r{n}", partition=0, version=9999, ts=0)
-                     for n in range(0, 6000, 17)], positions={}, progress={})  # fmt: skip
+        store.apply(
+            [Delete(id=f"r{n}", partition=0, version=9999, ts=0) for n in range(0, 6000, 17)],
+            positions={},
+            progress={},
+        )
     queries_BD = clustered(6032, 64)[6000:]
     for filter in (None, compile_filter({"n": 3}), compile_filter({"n": {"lt": 8}})):
         for k in (1, 10, 100, 1500):

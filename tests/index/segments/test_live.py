@@ -171,8 +171,9 @@ def test_a_segment_that_dies_meanwhile_stays_as_an_older_view_saw_it() -> None:
     assert before.alive == before.count == len(IDS)
     found = {
         part.rows.id(row): part.rows.record(row)
-        for part in before.parts.values() for row in part.living().tolist()
-    }  # fmt: skip
+        for part in before.parts.values()
+        for row in part.living().tolist()
+    }
     assert set(found) == set(IDS)
     for id_, write in found.items():
         np.testing.assert_array_equal(write.fused, unit(id_, 0, 1, "fused"))
@@ -234,9 +235,7 @@ def test_get_finds_a_row_while_it_is_moved(monkeypatch: pytest.MonkeyPatch) -> N
     moved = 0
     try:
         for version in range(1, 60):
-            store.apply(
-                [upsert(id_, version) for id_ in ids], positions={}, progress={0: version}
-            )  # fmt: skip
+            store.apply([upsert(id_, version) for id_ in ids], positions={}, progress={0: version})
             moved += settle(store)
     finally:
         sys.setswitchinterval(before)

@@ -152,9 +152,14 @@ def test_a_vector_that_some_rows_have(ways: set[str], sealed: bool, few_rows: in
             agree(store, -raw_ND, query_1D, 20, rows=np.arange(0, ROWS, 3), vector="text")
             of_7 = np.arange(0, ROWS, 3)
             agree(
-                store, -raw_ND, query_1D, 20,
-                rows=of_7[of_7 % 2 == 1], vector="text", filter=Equals("half", 1),
-            )  # fmt: skip
+                store,
+                -raw_ND,
+                query_1D,
+                20,
+                rows=of_7[of_7 % 2 == 1],
+                vector="text",
+                filter=Equals("half", 1),
+            )
             maintain(store, Policy())  # a vector that was asked for is held in float16 from now on
     if sealed and few_rows == 5:
         assert "halves" in ways
@@ -172,8 +177,9 @@ def test_rows_that_died_are_not_among_the_hits_of_any_way() -> None:
             rows[int(hit.id[1:])] = False
         store.apply(
             [Delete(id=hit.id, partition=0, version=ROWS, ts=0) for hit in best[::2]],
-            positions={}, progress={},
-        )  # fmt: skip
+            positions={},
+            progress={},
+        )
         for constants in ({}, {"FEW_ROWS": 9}, {"FEW_ROWS": 9, "FEW_OUT": 0, "MOST_FETCHED": 5}):
             with tuned(**constants):
                 agree(store, raw_ND, raw_ND[:1], 30, rows=np.flatnonzero(rows))
@@ -291,9 +297,11 @@ def test_an_answer_is_proven_only_against_all_that_was_left_out() -> None:
     def candidates(rows: list[int], above: float, off: float = 1e-6) -> Candidates:
         row_BK = order[rows][None]
         return Candidates(
-            true_N[row_BK].astype(np.float32), row_BK,
-            np.array([above], np.float32), np.array([off], np.float32),
-        )  # fmt: skip
+            true_N[row_BK].astype(np.float32),
+            row_BK,
+            np.array([above], np.float32),
+            np.array([off], np.float32),
+        )
 
     third = true_N[order[2]]
     for above, proven in ((third - 1e-3, True), (third + 1e-3, False), (-np.inf, True)):

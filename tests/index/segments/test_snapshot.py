@@ -57,9 +57,7 @@ def restored(folder: Path) -> LiveStore:
 
 
 def files(path: Path) -> list[str]:
-    return sorted(
-        str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()
-    )  # fmt: skip
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
 
 
 def names(folder: Path) -> list[str]:

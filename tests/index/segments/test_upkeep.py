@@ -256,9 +256,7 @@ def test_a_snapshot_beside_upkeep_never_sweeps_what_is_in_use(tmp_path: Path) ->
         assert save(store, tmp_path, generation="g1") is not None
 
     store = make(2, home=tmp_path)
-    store.recipe = type(store.recipe)(
-        dim=DIM, folder=segments_folder(tmp_path), failpoint=beside
-    )  # fmt: skip
+    store.recipe = type(store.recipe)(dim=DIM, folder=segments_folder(tmp_path), failpoint=beside)
     oracle = Oracle()
     for first in range(0, 40, 4):
         oracle.apply(fill(store, first, 4))

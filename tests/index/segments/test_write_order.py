@@ -138,8 +138,9 @@ def test_old_snapshots_and_segments_go_only_when_the_new_one_is_safe(
         done.clear()
         store.apply(
             [upsert(f"r{number}", version) for number in range(6)],
-            positions={0: version}, progress={},
-        )  # fmt: skip
+            positions={0: version},
+            progress={},
+        )
         while maintain(store, Policy(seal_blocks=1)):
             pass
         gone = [its.name for its in store.segments()] if version == 1 else gone

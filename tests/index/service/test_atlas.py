@@ -72,8 +72,10 @@ class Shown(Payloads):
 
 def store_of(count: int = 60) -> LiveStore:
     store = LiveStore(space=SPACE, dim=DIM, block=16)
-    writes = [upsert(f"r{n}", n, meta={"lang": "de" if n % 3 else "fr", "n": n, "own": f"x{n}"})
-              for n in range(count)]  # fmt: skip
+    writes = [
+        upsert(f"r{n}", n, meta={"lang": "de" if n % 3 else "fr", "n": n, "own": f"x{n}"})
+        for n in range(count)
+    ]
     store.apply(writes, positions={0: count}, progress={0: count})
     return store
 
@@ -109,8 +111,10 @@ def test_it_is_drawn_when_the_store_has_changed_and_time_has_passed() -> None:
 
 
 def test_fields_tell_records_apart() -> None:
-    kept = {f"r{n}": Payload(labels={"kind": "ab"[n % 2]}, predicted={"mood": ["x"]})
-            for n in range(0, 60, 2)}  # fmt: skip
+    kept = {
+        f"r{n}": Payload(labels={"kind": "ab"[n % 2]}, predicted={"mood": ["x"]})
+        for n in range(0, 60, 2)
+    }
     fields = drawn(Atlas(store_of, Shown(kept)))["fields"]
     named = {(field["kind"], field["name"]): field for field in fields}
     assert set(named) == {("label", "kind"), ("predicted", "mood"), ("meta", "lang"), ("meta", "n")}
