@@ -95,9 +95,17 @@ class Manifest:
             )
         known = {f.name for f in fields(cls)}
         wanted: dict[str, type] = {
-            "name": str, "version": int, "space": str, "dim": int, "modalities": list,
-            "preprocessing": str, "tasks": dict, "config": dict, "files": dict, "golden": dict,
-        }  # fmt: skip
+            "name": str,
+            "version": int,
+            "space": str,
+            "dim": int,
+            "modalities": list,
+            "preprocessing": str,
+            "tasks": dict,
+            "config": dict,
+            "files": dict,
+            "golden": dict,
+        }
         for name, kind in wanted.items():
             if not isinstance(raw.get(name), kind):
                 raise CheckpointError(

@@ -83,16 +83,30 @@ class WaveEncoder(Encoder):
     """Makes the frames of the waveforms."""
 
     def __init__(
-        self, rate: int = 16_000, seconds: float = 6.0, mels: int = 64, window: int = 512,
-        hop: int = 256, floor: float = 0.0, norm: str = "sound",
-        variation: Mapping[str, Any] | None = None, **waves: Any,
-    ) -> None:  # fmt: skip
+        self,
+        rate: int = 16_000,
+        seconds: float = 6.0,
+        mels: int = 64,
+        window: int = 512,
+        hop: int = 256,
+        floor: float = 0.0,
+        norm: str = "sound",
+        variation: Mapping[str, Any] | None = None,
+        **waves: Any,
+    ) -> None:
         super().__init__()
         self.rate, self.seconds, self.window, self.hop = rate, seconds, window, hop
         self.settings = {
-            "rate": rate, "seconds": seconds, "mels": mels, "window": window, "hop": hop,
-            "floor": floor, "norm": norm, "channels": "mean", "scale": "int16",
-        }  # fmt: skip
+            "rate": rate,
+            "seconds": seconds,
+            "mels": mels,
+            "window": window,
+            "hop": hop,
+            "floor": floor,
+            "norm": norm,
+            "channels": "mean",
+            "scale": "int16",
+        }
         self.spectrogram = self.front(
             rate, mels, window, hop, floor=floor, norm=norm, variation=variation
         )
@@ -137,9 +151,15 @@ class LogMelCnn(WaveEncoder):
     """
 
     def __init__(
-        self, *, channels: int = 32, depth: int = 4, widest: int | None = None,
-        strides: Sequence[Sequence[int]] | None = None, dropout: float = 0.2, **wave: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        channels: int = 32,
+        depth: int = 4,
+        widest: int | None = None,
+        strides: Sequence[Sequence[int]] | None = None,
+        dropout: float = 0.2,
+        **wave: Any,
+    ) -> None:
         super().__init__(**wave)
         steps = [(int(a), int(b)) for a, b in strides or [(2, 2)] * depth]
         most = widest or 2**depth
@@ -191,17 +211,27 @@ class LogMelRnn(WaveEncoder):
     """
 
     def __init__(
-        self, *, cell: str = "gru", hidden: int = 128, layers: int = 2, stack: int = 2,
-        dropout: float = 0.2, **wave: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        cell: str = "gru",
+        hidden: int = 128,
+        layers: int = 2,
+        stack: int = 2,
+        dropout: float = 0.2,
+        **wave: Any,
+    ) -> None:
         super().__init__(**wave)
         if cell not in CELLS:
             raise ValueError(f"cell must be one of {', '.join(CELLS)}, is {cell!r}")
         self.stack = stack
         self.rnn = CELLS[cell](
-            int(self.settings["mels"]) * stack, hidden, layers, batch_first=True,
-            bidirectional=True, dropout=dropout if layers > 1 else 0.0,
-        )  # fmt: skip
+            int(self.settings["mels"]) * stack,
+            hidden,
+            layers,
+            batch_first=True,
+            bidirectional=True,
+            dropout=dropout if layers > 1 else 0.0,
+        )
         self.key, self.query = nn.Linear(2 * hidden, hidden), nn.Linear(hidden, 1, bias=False)
         self.dropout = nn.Dropout(dropout)
         self.token_width = 2 * hidden

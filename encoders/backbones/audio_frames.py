@@ -39,9 +39,11 @@ def ast_frames(wave_BN: Tensor, lengths_B: Tensor, extractor: Any) -> Tensor:
     row_1N = F.pad(wave_BN, (0, each * shift - wave_BN.shape[1])).reshape(1, -1)
     row_1N = F.pad(row_1N, (0, window))  # so that the last sound's frames are all there
     found_TM: Tensor = kaldi.fbank(
-        row_1N, sample_frequency=rate, window_type="hanning",
+        row_1N,
+        sample_frequency=rate,
+        window_type="hanning",
         num_mel_bins=int(extractor.num_mel_bins),
-    )  # fmt: skip
+    )
     frames_BTM = found_TM[: count * each].reshape(count, each, -1)
     real_B = (lengths_B - window).div(shift, rounding_mode="floor") + 1
     real_BT = torch.arange(each, device=wave_BN.device) < real_B[:, None]

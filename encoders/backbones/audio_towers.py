@@ -84,7 +84,7 @@ class AudioTower(Encoder):
 
     def __init__(
         self, net: nn.Module, extractor: Any, seconds: float | None = None, **waves: Any
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.net, self.extractor = net, extractor
         self.rate = int(extractor.sampling_rate)
@@ -334,7 +334,7 @@ class ClapAudio(AudioTower):
 
     def __init__(
         self, net: nn.Module, extractor: Any, seconds: float | None = None, **waves: Any
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(net, extractor, seconds, **waves)
         its: Any = net.config
         self.token_width = int(its.patch_embeds_hidden_size * 2 ** (len(its.depths) - 1))

@@ -45,9 +45,15 @@ class Conv(nn.Module):
     """ "Same" convolution, and ReLU6 where `active`. Batch norm is folded into it, see `folded`."""
 
     def __init__(
-        self, inside: int, outside: int, kernel: int, *, stride: int = 1, groups: int = 1,
+        self,
+        inside: int,
+        outside: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
         active: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inside, outside, kernel, stride=stride, groups=groups)
         self.active = active
@@ -115,7 +121,7 @@ class EfficientNetLite0(ImageEncoder):
 
     def __init__(
         self, side: int | None = None, names: int = 0, names_source: str | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(side or SCALES[self.VARIANT][2])
         self.stem = Conv(3, STEM, 3, stride=2)
         blocks: list[Block] = []
@@ -229,13 +235,20 @@ def _weights_file(source: str, variant: int) -> str:
 
 
 _PARTS = {
-    "_expand_conv": "expand.conv", "_bn0": "expand.norm", "_depthwise_conv": "depth.conv",
-    "_bn1": "depth.norm", "_project_conv": "project.conv", "_bn2": "project.norm",
-}  # fmt: skip
+    "_expand_conv": "expand.conv",
+    "_bn0": "expand.norm",
+    "_depthwise_conv": "depth.conv",
+    "_bn1": "depth.norm",
+    "_project_conv": "project.conv",
+    "_bn2": "project.norm",
+}
 _ENDS = {
-    "_conv_stem": "stem.conv", "_bn0": "stem.norm", "_conv_head": "head.conv",
-    "_bn1": "head.norm", "_fc": "classifier",
-}  # fmt: skip
+    "_conv_stem": "stem.conv",
+    "_bn0": "stem.norm",
+    "_conv_head": "head.conv",
+    "_bn1": "head.norm",
+    "_fc": "classifier",
+}
 
 
 def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

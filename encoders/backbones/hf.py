@@ -94,8 +94,9 @@ def read_tokenizer(source: str) -> tuple[str, dict[str, Any]]:
     if tokenizer.pad_token_id is None:
         raise CheckpointError(f"the tokeniser at {source!r} has no padding token")
     return str(backend.to_str()), {
-        "id": int(tokenizer.pad_token_id), "left": tokenizer.padding_side == "left"
-    }  # fmt: skip
+        "id": int(tokenizer.pad_token_id),
+        "left": tokenizer.padding_side == "left",
+    }
 
 
 def make(model: str, config: Any, **more: Any) -> nn.Module:

@@ -83,9 +83,13 @@ class SmallCnn(ImageEncoder):
     """
 
     def __init__(
-        self, side: int = 32, channels: int = 16, grid: int = 1, mirror: bool = True,
+        self,
+        side: int = 32,
+        channels: int = 16,
+        grid: int = 1,
+        mirror: bool = True,
         shift: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(side)
         self.mirror, self.shift, self.grid = mirror, shift, grid
         widths = (3, channels, 2 * channels, 4 * channels)

@@ -75,10 +75,15 @@ class VisionModel(ImageEncoder):
 
     @classmethod
     def _create(
-        cls, source: str | None, *, config: Mapping[str, Any] | None = None,
-        side: int | None = None, mean: Triple | None = None, std: Triple | None = None,
+        cls,
+        source: str | None,
+        *,
+        config: Mapping[str, Any] | None = None,
+        side: int | None = None,
+        mean: Triple | None = None,
+        std: Triple | None = None,
         **own: Any,
-    ) -> Self:  # fmt: skip
+    ) -> Self:
         model, more = cls.architecture(**own)
         if source is None:
             net = make(model, new_config(cls.config_class, config or {}), **more)

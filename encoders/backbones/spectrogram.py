@@ -31,10 +31,17 @@ class LogMel(nn.Module):
     """
 
     def __init__(
-        self, rate: int, mels: int, window: int, hop: int, *, floor: float = 0.0,
-        norm: str = "sound", variation: Mapping[str, Any] | None = None,
+        self,
+        rate: int,
+        mels: int,
+        window: int,
+        hop: int,
+        *,
+        floor: float = 0.0,
+        norm: str = "sound",
+        variation: Mapping[str, Any] | None = None,
         filters: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         from torchaudio.transforms import MelSpectrogram
 
         super().__init__()
@@ -42,9 +49,14 @@ class LogMel(nn.Module):
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, is {norm!r}")
         self.hop, self.floor, self.norm = hop, floor, norm
         self.mel = MelSpectrogram(
-            rate, n_fft=window, hop_length=hop, n_mels=mels, center=True, power=2.0,
+            rate,
+            n_fft=window,
+            hop_length=hop,
+            n_mels=mels,
+            center=True,
+            power=2.0,
             **(filters or {}),
-        )  # fmt: skip
+        )
         self.variation = Variation(**(variation or {}))
 
     def forward(self, wave_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,9 +117,14 @@ class Variation:
     """
 
     def __init__(
-        self, pitch: float = 0.0, tempo: float = 0.0, tilt: float = 0.0, masks: int = 0,
-        mix: float = 0.0, mix_alpha: float = 0.6,
-    ) -> None:  # fmt: skip
+        self,
+        pitch: float = 0.0,
+        tempo: float = 0.0,
+        tilt: float = 0.0,
+        masks: int = 0,
+        mix: float = 0.0,
+        mix_alpha: float = 0.6,
+    ) -> None:
         self.pitch, self.tempo, self.tilt, self.masks = pitch, tempo, tilt, masks
         self.mix, self.mix_alpha = mix, mix_alpha
 

@@ -39,8 +39,12 @@ has in the scale that the weights were trained on (log10 of the int16 samples' p
 RANGE = 8.0  # bels; what is quieter than the loudest by more is silence
 LOW_HZ, HIGH_HZ = 60.0, 3800.0
 FILTERS = {
-    "win_length": 400, "f_min": LOW_HZ, "f_max": HIGH_HZ, "norm": "slaney", "mel_scale": "slaney",
-}  # fmt: skip
+    "win_length": 400,
+    "f_min": LOW_HZ,
+    "f_max": HIGH_HZ,
+    "norm": "slaney",
+    "mel_scale": "slaney",
+}
 OWN = {"rate": RATE, "mels": MELS, "window": WINDOW, "hop": HOP, "floor": 0.0, "norm": "sound"}
 
 
@@ -94,9 +98,13 @@ class SpeechEmbedding(WaveEncoder):
                 )
         super().__init__(**{**wave, **OWN})
         self.settings = {
-            **self.settings, "norm": "loudest", "level": LEVEL, "range": RANGE, "mel": "slaney",
+            **self.settings,
+            "norm": "loudest",
+            "level": LEVEL,
+            "range": RANGE,
+            "mel": "slaney",
             "hz": [LOW_HZ, HIGH_HZ],
-        }  # fmt: skip
+        }
         self.stem = nn.Conv2d(1, WIDTHS[0], 3, padding=(0, 1), bias=False)
         self.scale = nn.Parameter(torch.ones(WIDTHS[0], 1, 1))
         self.shift = nn.Parameter(torch.zeros(WIDTHS[0], 1, 1))

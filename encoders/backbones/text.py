@@ -149,9 +149,14 @@ class TransformerText(SubwordText):
     """
 
     def __init__(
-        self, net: nn.Module, settings: Mapping[str, Any], tokenizer: str, *,
-        max_tokens: int = 128, layers: Sequence[int] = (-1,),
-    ) -> None:  # fmt: skip
+        self,
+        net: nn.Module,
+        settings: Mapping[str, Any],
+        tokenizer: str,
+        *,
+        max_tokens: int = 128,
+        layers: Sequence[int] = (-1,),
+    ) -> None:
         longest = int(settings.get("max_position_embeddings") or max_tokens)
         padding = int(settings.get("pad_token_id") or 0)
         super().__init__(tokenizer, min(max_tokens, longest), padding)

@@ -68,9 +68,13 @@ class TextTower(SubwordText):
 
     @classmethod
     def _create(
-        cls, source: str | None, *, config: Mapping[str, Any] | None = None,
-        tokenizer: str | None = None, **own: Any,
-    ) -> Self:  # fmt: skip
+        cls,
+        source: str | None,
+        *,
+        config: Mapping[str, Any] | None = None,
+        tokenizer: str | None = None,
+        **own: Any,
+    ) -> Self:
         model = cls.architecture(**own)
         if source is not None:
             for name, value in (("config", config), ("tokenizer", tokenizer)):
@@ -117,9 +121,14 @@ class ClipText(TextTower):
     model, config_class = "CLIPTextModelWithProjection", "CLIPTextConfig"
 
     def __init__(
-        self, net: nn.Module, tokenizer: str, padding: Mapping[str, Any], *,
-        max_tokens: int | None = None, projected: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        net: nn.Module,
+        tokenizer: str,
+        padding: Mapping[str, Any],
+        *,
+        max_tokens: int | None = None,
+        projected: bool = True,
+    ) -> None:
         super().__init__(net, tokenizer, padding, max_tokens)
         self.projected = projected
         config = _config(net)
@@ -165,9 +174,13 @@ class SiglipText(TextTower):
     model, config_class = "SiglipTextModel", "SiglipTextConfig"
 
     def __init__(
-        self, net: nn.Module, tokenizer: str, padding: Mapping[str, Any], *,
+        self,
+        net: nn.Module,
+        tokenizer: str,
+        padding: Mapping[str, Any],
+        *,
         max_tokens: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(net, tokenizer, padding, None)
         agreed("max_tokens", max_tokens, self.longest, "the config (max_position_embeddings)")
         self.width = int(_config(net).projection_size)

@@ -97,9 +97,13 @@ class StaticWords(TextEncoder):
 
     @classmethod
     def _create(
-        cls, source: str | None, *, vocabulary: int | None = None,
-        idf: str | Mapping[str, float] | None = None, **own: Any,
-    ) -> StaticWords:  # fmt: skip
+        cls,
+        source: str | None,
+        *,
+        vocabulary: int | None = None,
+        idf: str | Mapping[str, float] | None = None,
+        **own: Any,
+    ) -> StaticWords:
         if source is None:
             raise CheckpointError("word vectors need a source: a file, a folder or a package")
         if vocabulary is not None and vocabulary < 1:

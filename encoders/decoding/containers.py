@@ -152,9 +152,14 @@ def _keeps(marker: int, segment: bytes) -> bool:
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PASSES = (  # Adam7: the first column and line of each pass, and the steps to the next
-    (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
     (0, 1, 1, 2),
-)  # fmt: skip
+)
 
 
 def _png(data: bytes) -> Contained:
@@ -276,8 +281,24 @@ def _webp(data: bytes) -> Contained:
 
 # TIFF (revision 6.0), which EXIF is too
 
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8,
-          17: 8, 18: 8}  # fmt: skip
+_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 _ORIENTATION = 274
 _PLACES = (273, 324)
 _DIRECTORIES = (34665, 34853, 40965)  # EXIF, GPS, interoperability

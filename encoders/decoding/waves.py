@@ -20,9 +20,19 @@ RATES = (1_000, 384_000)
 """Sampling rates that are taken for real; a header that says otherwise is lying or broken."""
 CHANNELS = 32
 FORMATS = {
-    b"RIFF": "WAV", b"RIFX": "WAV", b"RF64": "WAV", b"riff": "W64", b"FORM": "AIFF", b".snd": "AU",
-    b"dns.": "AU", b"caff": "CAF", b"fLaC": "FLAC", b"OggS": "OGG", b"NIST": "NIST", b"ID3": "MP3",
-}  # fmt: skip
+    b"RIFF": "WAV",
+    b"RIFX": "WAV",
+    b"RF64": "WAV",
+    b"riff": "W64",
+    b"FORM": "AIFF",
+    b".snd": "AU",
+    b"dns.": "AU",
+    b"caff": "CAF",
+    b"fLaC": "FLAC",
+    b"OggS": "OGG",
+    b"NIST": "NIST",
+    b"ID3": "MP3",
+}
 """How a file of each format begins; MP3 also with a frame. libsndfile knows more, most of them
 from before 2000 and little tried."""
 CANCELLED = 0.1

@@ -119,9 +119,15 @@ class Crossing:
 
 
 def crossing(
-    old: Answers, new: Answers, group_N: Tensor, *, k: int, least: int = 2,
-    stored: Callable[[Tensor], Tensor] | None = None, seed: int = 0,
-) -> Crossing:  # fmt: skip
+    old: Answers,
+    new: Answers,
+    group_N: Tensor,
+    *,
+    k: int,
+    least: int = 2,
+    stored: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+) -> Crossing:
     """Search across versions over the records that have each direction's modalities.
 
     Args:
@@ -179,27 +185,40 @@ def mapped(its: Answers, adapter: Adapter) -> Answers:
 def unchanged(champion: TorchModel, challenger: TorchModel, limits: Compatibility) -> Choice:
     """The choice where encoders, projections and fusion are the same: nothing needs measuring."""
     report = {
-        "champion": champion.name, "choice": SAME, "space": champion.space,
-        "limits": _plain(limits), "tried": [],
+        "champion": champion.name,
+        "choice": SAME,
+        "space": champion.space,
+        "limits": _plain(limits),
+        "tried": [],
         "reason": "encoders, projections and fusion are unchanged",
-    }  # fmt: skip
+    }
     return Choice(report=report, space=champion.space)
 
 
 def unexamined(champion: TorchModel, challenger: TorchModel, reason: str) -> Choice:
     """A new space without measuring."""
     report = {
-        "champion": champion.name, "choice": NEW, "space": challenger.space, "tried": [],
+        "champion": champion.name,
+        "choice": NEW,
+        "space": challenger.space,
+        "tried": [],
         "reason": reason,
-    }  # fmt: skip
+    }
     return Choice(report=report, space=challenger.space)
 
 
 def choose(
-    champion: TorchModel, challenger: TorchModel, judged: Sequence[Sample],
-    pair: tuple[Answers, Answers], samples: Sequence[Sample], limits: Compatibility, *,
-    least: int = 30, resamples: int = 2000, seed: int = 0,
-) -> Choice:  # fmt: skip
+    champion: TorchModel,
+    challenger: TorchModel,
+    judged: Sequence[Sample],
+    pair: tuple[Answers, Answers],
+    samples: Sequence[Sample],
+    limits: Compatibility,
+    *,
+    least: int = 30,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Choice:
     """Same space, adapter or new space.
 
     Args:
@@ -207,38 +226,49 @@ def choose(
         samples: adapters are fitted on those of the train split.
     """
     bench = _Bench(
-        old=pair[0], new=pair[1], group_N=group_of(judged), limits=limits, least=least, seed=seed,
+        old=pair[0],
+        new=pair[1],
+        group_N=group_of(judged),
+        limits=limits,
+        least=least,
+        seed=seed,
         bootstrap=Bootstrap(len(judged), resamples=resamples, seed=seed),
-    )  # fmt: skip
+    )
     if not bench.base.known:
         reason = f"no direction has {least} judge records"
         return unexamined(champion, challenger, f"not enough evidence: {reason}")
     report: dict[str, Any] = {
-        "champion": champion.name, "records": len(judged), "limits": _plain(limits),
+        "champion": champion.name,
+        "records": len(judged),
+        "limits": _plain(limits),
         "old_to_old": _round(bench.base.recall("old")),
         "new_to_new": _round(bench.base.recall("new")),
         "directions": {name: bench.numbers(name) for name in bench.base.known},
-    }  # fmt: skip
+    }
     tried = [bench.entry(SAME, bench.base)]
     found: tuple[Adapter, str] | None = None
     if not tried[0]["passed"]:
         found = _adapters(champion, challenger, samples, bench, tried)
     tried.append(
         {
-            "choice": NEW, "recall": report["new_to_new"],
-            "cost": _round(bench.best - bench.base.recall("new")), "passed": True,
+            "choice": NEW,
+            "recall": report["new_to_new"],
+            "cost": _round(bench.best - bench.base.recall("new")),
+            "passed": True,
             "re_embedded": "every record",
         }
-    )  # fmt: skip
+    )
     report["tried"] = tried
     if tried[0]["passed"]:
         return Choice(
             report={
-                **report, "choice": SAME, "space": champion.space,
+                **report,
+                "choice": SAME,
+                "space": champion.space,
                 "reason": f"R {tried[0]['ratio']:.3f}, share of old {tried[0]['share']:.3f}",
             },
             space=champion.space,
-        )  # fmt: skip
+        )
     if found is None:
         reason = "neither as it is nor through an adapter are the limits reached"
         return Choice(
@@ -250,9 +280,13 @@ def choose(
     space = champion.space if applied else challenger.space
     here, there = challenger.space, champion.space
     story = {
-        "kind": adapter.kind, "file": FILE, "maps": maps, "applied": applied,
-        "from": here if applied else there, "to": there if applied else here,
-    }  # fmt: skip
+        "kind": adapter.kind,
+        "file": FILE,
+        "maps": maps,
+        "applied": applied,
+        "from": here if applied else there,
+        "to": there if applied else here,
+    }
     reason = f"{adapter.kind} on {maps} reaches the limits"
     return Choice(
         report={**report, "choice": ADAPTER, "space": space, "reason": reason, "adapter": story},
@@ -262,9 +296,12 @@ def choose(
 
 
 def _adapters(
-    champion: TorchModel, challenger: TorchModel, samples: Sequence[Sample], bench: _Bench,
+    champion: TorchModel,
+    challenger: TorchModel,
+    samples: Sequence[Sample],
+    bench: _Bench,
     tried: list[dict[str, Any]],
-) -> tuple[Adapter, str] | None:  # fmt: skip
+) -> tuple[Adapter, str] | None:
     """The first adapter that passes, and what it maps; every one tried is told in `tried`."""
     limits = bench.limits
     known = training_records(samples, limits.pairs) if limits.adapters else []
@@ -329,9 +366,14 @@ class _Bench:
     def cross(self, new: Answers, stored: Callable[[Tensor], Tensor] | None = None) -> Crossing:
         """See `crossing`."""
         return crossing(
-            self.old, new, self.group_N, k=self.limits.k, least=self.least, stored=stored,
+            self.old,
+            new,
+            self.group_N,
+            k=self.limits.k,
+            least=self.least,
+            stored=stored,
             seed=self.seed,
-        )  # fmt: skip
+        )
 
     def entry(self, choice: str, its: Crossing, **more: Any) -> dict[str, Any]:
         """One choice with its numbers. `recall` is that of new queries in the mixed gallery, `cost`
@@ -344,12 +386,18 @@ class _Bench:
             "cost": cost <= limits.cost,
         }
         return {
-            "choice": choice, **more, "ratio": _round(its.ratio),
+            "choice": choice,
+            **more,
+            "ratio": _round(its.ratio),
             "interval": [_round(value) for value in its.interval(self.bootstrap)],
-            "new_to_old": _round(its.recall("cross")), "recall": _round(its.recall("mixed")),
-            "share": _round(its.share), "cost": _round(cost), "passed": all(checks.values()),
-            "failed": [name for name, fine in checks.items() if not fine], "re_embedded": "none",
-        }  # fmt: skip
+            "new_to_old": _round(its.recall("cross")),
+            "recall": _round(its.recall("mixed")),
+            "share": _round(its.share),
+            "cost": _round(cost),
+            "passed": all(checks.values()),
+            "failed": [name for name, fine in checks.items() if not fine],
+            "re_embedded": "none",
+        }
 
     def numbers(self, name: str) -> dict[str, float]:
         """A direction's recalls as the versions are."""

@@ -26,9 +26,13 @@ if TYPE_CHECKING:
 
 
 def examiner(
-    champion: Path, *, gates: Gates | None = None, compatibility: Compatibility | None = None,
-    device: str | None = None, seed: int = 0,
-) -> Examine:  # fmt: skip
+    champion: Path,
+    *,
+    gates: Gates | None = None,
+    compatibility: Compatibility | None = None,
+    device: str | None = None,
+    seed: int = 0,
+) -> Examine:
     """What `train(examine=...)` takes: judge the version against `champion` on the judge split of
     the samples, and choose its space.
 
@@ -74,17 +78,22 @@ def examiner(
             files[story["adapter"]["file"]] = choice.adapter.to_bytes()
         elif carried:  # its vectors go through the adapter of the version whose space it kept
             story["adapter"] = carried
-        return Examination(
-            verdict=verdict, compatibility=story, space=choice.space, files=files
-        )  # fmt: skip
+        return Examination(verdict=verdict, compatibility=story, space=choice.space, files=files)
 
     return examine
 
 
 def _choice(
-    old: TorchModel, new: TorchModel, verdict: Mapping[str, Any], kept: Sequence[Sample],
-    pair: Any, samples: Sequence[Sample], gates: Gates, limits: Compatibility, seed: int,
-) -> Choice:  # fmt: skip
+    old: TorchModel,
+    new: TorchModel,
+    verdict: Mapping[str, Any],
+    kept: Sequence[Sample],
+    pair: Any,
+    samples: Sequence[Sample],
+    gates: Gates,
+    limits: Compatibility,
+    seed: int,
+) -> Choice:
     from . import compatibility as across
 
     if _vectors(old) == _vectors(new):
@@ -92,9 +101,16 @@ def _choice(
     if not verdict["passed"] or pair is None:
         return across.unexamined(old, new, f"not measured, the verdict is: {verdict['reason']}")
     return across.choose(
-        old, new, kept, pair, samples, limits, least=gates.least, resamples=gates.resamples,
+        old,
+        new,
+        kept,
+        pair,
+        samples,
+        limits,
+        least=gates.least,
+        resamples=gates.resamples,
         seed=seed,
-    )  # fmt: skip
+    )
 
 
 def _vectors(model: TorchModel) -> str:

@@ -97,5 +97,7 @@ def _mlp(
 
 
 _FITS: dict[str, Callable[[Tensor, Tensor, Compatibility, int], dict[str, Tensor]]] = {
-    "procrustes": _procrustes, "affine": _affine, "mlp": _mlp,
-}  # fmt: skip
+    "procrustes": _procrustes,
+    "affine": _affine,
+    "mlp": _mlp,
+}

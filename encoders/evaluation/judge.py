@@ -78,21 +78,37 @@ def refuse_unfit(champion: Manifest, challenger: Manifest) -> None:
 
 
 def verdict(
-    decision: str, reason: str, gates: Gates, *, champion: str, records: int = 0,
-    found: Sequence[Mapping[str, Any]] = (), unjudged: Mapping[str, int] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    decision: str,
+    reason: str,
+    gates: Gates,
+    *,
+    champion: str,
+    records: int = 0,
+    found: Sequence[Mapping[str, Any]] = (),
+    unjudged: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """A verdict as the manifest keeps it, plain JSON."""
     return {
-        "passed": decision == PASSED, "decision": decision, "reason": reason,
-        "champion": champion, "records": records, "limits": asdict(gates),
-        "gates": [dict(gate) for gate in found], "unjudged": dict(unjudged or {}),
-    }  # fmt: skip
+        "passed": decision == PASSED,
+        "decision": decision,
+        "reason": reason,
+        "champion": champion,
+        "records": records,
+        "limits": asdict(gates),
+        "gates": [dict(gate) for gate in found],
+        "unjudged": dict(unjudged or {}),
+    }
 
 
 def judge(
-    champion: TorchModel, challenger: TorchModel, samples: Sequence[Sample], gates: Gates, *,
-    seed: int = 0, clock: Clock = time.perf_counter,
-) -> tuple[dict[str, Any], list[Sample], tuple[Answers, Answers] | None]:  # fmt: skip
+    champion: TorchModel,
+    challenger: TorchModel,
+    samples: Sequence[Sample],
+    gates: Gates,
+    *,
+    seed: int = 0,
+    clock: Clock = time.perf_counter,
+) -> tuple[dict[str, Any], list[Sample], tuple[Answers, Answers] | None]:
     """Whether the challenger may take the champion's place.
 
     Args:
@@ -142,20 +158,30 @@ def judge(
 
 
 def _gate(
-    metric: str, champion: float, challenger: float, difference: float, limit: float,
-    passed: bool, records: int, interval: tuple[float, float] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    metric: str,
+    champion: float,
+    challenger: float,
+    difference: float,
+    limit: float,
+    passed: bool,
+    records: int,
+    interval: tuple[float, float] | None = None,
+) -> dict[str, Any]:
     """One gate's verdict; numbers that JSON cannot hold become None."""
 
     def plain(value: float) -> float | None:
         return round(float(value), 6) if math.isfinite(value) else None
 
     return {
-        "metric": metric, "champion": plain(champion), "challenger": plain(challenger),
-        "difference": plain(difference), "limit": plain(limit), "passed": bool(passed),
+        "metric": metric,
+        "champion": plain(champion),
+        "challenger": plain(challenger),
+        "difference": plain(difference),
+        "limit": plain(limit),
+        "passed": bool(passed),
         "interval": None if interval is None else [plain(value) for value in interval],
         "records": records,
-    }  # fmt: skip
+    }
 
 
 @dataclass(kw_only=False)
@@ -171,9 +197,14 @@ class _Bench:
     unjudged: dict[str, int] = field(default_factory=dict)
 
     def better(
-        self, metric: str, old_N: Tensor, new_N: Tensor, known_N: Tensor, margin: float,
+        self,
+        metric: str,
+        old_N: Tensor,
+        new_N: Tensor,
+        known_N: Tensor,
+        margin: float,
         falls: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """A gate on a mean over records; `falls`: less is better."""
         records = int(known_N.sum())
         if records < self.gates.least:
@@ -228,10 +259,16 @@ class _Bench:
         limit = self.gates.calibration
         self.found.append(
             _gate(
-                metric, errors[0], errors[1], errors[1] - errors[0], limit, low <= limit,
-                records, (low, high),
+                metric,
+                errors[0],
+                errors[1],
+                errors[1] - errors[0],
+                limit,
+                low <= limit,
+                records,
+                (low, high),
             )
-        )  # fmt: skip
+        )
 
     def recalls(self) -> None:
         """recall@k of every directed pair of modalities."""
@@ -270,9 +307,12 @@ class _Bench:
 
 
 def _latency(
-    champion: TorchModel, challenger: TorchModel, samples: Sequence[Sample], gates: Gates,
+    champion: TorchModel,
+    challenger: TorchModel,
+    samples: Sequence[Sample],
+    gates: Gates,
     clock: Clock,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Milliseconds to embed a record, preparing included; the two take turns.
 
     Whatever else the machine does meanwhile meets now one, now the other. So the gate looks at the
@@ -294,9 +334,15 @@ def _latency(
     chosen_RK = np.random.default_rng(0).integers(len(ratio_K), size=(1000, len(ratio_K)))
     low, high = np.quantile(np.median(ratio_K[chosen_RK], axis=1), (0.025, 0.975)).tolist()
     return _gate(
-        "embed ms a record", before, after, after - before, gates.latency * before,
-        low <= gates.latency, len(batch), ((low - 1) * before, (high - 1) * before),
-    )  # fmt: skip
+        "embed ms a record",
+        before,
+        after,
+        after - before,
+        gates.latency * before,
+        low <= gates.latency,
+        len(batch),
+        ((low - 1) * before, (high - 1) * before),
+    )
 
 
 def _right(task: Task, said: Said, truth: Sequence[Label | None], spread: float) -> Tensor:

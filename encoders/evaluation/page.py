@@ -7,9 +7,23 @@ from html import escape
 from typing import Any
 
 COLOURS = (
-    "#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#65a30d",
-    "#475569", "#ea580c", "#4f46e5", "#0d9488", "#b91c1c", "#a16207", "#9333ea", "#1d4ed8",
-)  # fmt: skip
+    "#2563eb",
+    "#dc2626",
+    "#059669",
+    "#d97706",
+    "#7c3aed",
+    "#0891b2",
+    "#db2777",
+    "#65a30d",
+    "#475569",
+    "#ea580c",
+    "#4f46e5",
+    "#0d9488",
+    "#b91c1c",
+    "#a16207",
+    "#9333ea",
+    "#1d4ed8",
+)
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2937; --soft: #6b7280; --line: #d1d5db; --back: #fff; }
 @media (prefers-color-scheme: dark) {

@@ -30,7 +30,7 @@ Tell = Callable[[str, int, int], None]
 
 def report(
     model: TorchModel, samples: Sequence[Sample], *, seed: int = 0, tell: Tell | None = None
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Everything that is measured of a version.
 
     Args:
@@ -74,9 +74,13 @@ MAP = 2000
 
 
 def look(
-    model: TorchModel, samples: Sequence[Sample], left_out: Counter[str], *,
-    only: str | None = None, beside: View | None = None,
-) -> tuple[list[Sample], View]:  # fmt: skip
+    model: TorchModel,
+    samples: Sequence[Sample],
+    left_out: Counter[str],
+    *,
+    only: str | None = None,
+    beside: View | None = None,
+) -> tuple[list[Sample], View]:
     """The samples that can be used, encoded.
 
     Args:

@@ -85,8 +85,10 @@ def _mlp(x_nD: Tensor, its: Mapping[str, Tensor]) -> Tensor:
 
 
 _MAPS: dict[str, Callable[[Tensor, Mapping[str, Tensor]], Tensor]] = {
-    "procrustes": _rotate, "affine": _affine, "mlp": _mlp,
-}  # fmt: skip
+    "procrustes": _rotate,
+    "affine": _affine,
+    "mlp": _mlp,
+}
 _PARTS = {"procrustes": "R", "affine": "RABt", "mlp": "RVuWt"}
 
 

@@ -44,12 +44,19 @@ def make_net(config: TrainConfig, tasks: Mapping[str, Task]) -> Net:
 
 
 def save(
-    net: Net, folder: Path, *, config: TrainConfig, name: str, version_number: int,
-    parent: str | None = None, window: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, Any] | None = None, keeps: Path | None = None,
+    net: Net,
+    folder: Path,
+    *,
+    config: TrainConfig,
+    name: str,
+    version_number: int,
+    parent: str | None = None,
+    window: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    keeps: Path | None = None,
     examine: Callable[[Path], Examination] | None = None,
     reference: Callable[[TorchModel], Mapping[str, Any]] | None = None,
-) -> Manifest:  # fmt: skip
+) -> Manifest:
     """Write `net` as the version folder `folder`, which must not exist yet.
 
     Args:
@@ -71,9 +78,17 @@ def save(
     draft.mkdir()
     try:
         manifest = _write(
-            net, draft, config, name, version_number, parent=parent, window=window,
-            metrics=metrics, keeps=keeps, reference=reference,
-        )  # fmt: skip
+            net,
+            draft,
+            config,
+            name,
+            version_number,
+            parent=parent,
+            window=window,
+            metrics=metrics,
+            keeps=keeps,
+            reference=reference,
+        )
         if examine is not None:
             manifest = _examined(draft, manifest, examine(draft), next_device(net), reference)
         for path in [*draft.rglob("*"), draft]:
@@ -144,9 +159,12 @@ def _write(
 
 
 def _examined(
-    draft: Path, manifest: Manifest, found: Examination, device: torch.device,
+    draft: Path,
+    manifest: Manifest,
+    found: Examination,
+    device: torch.device,
     reference: Callable[[TorchModel], Mapping[str, Any]] | None,
-) -> Manifest:  # fmt: skip
+) -> Manifest:
     """Write into a draft what its examination found."""
     for name, content in found.files.items():
         (draft / name).write_bytes(content)

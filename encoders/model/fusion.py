@@ -37,9 +37,7 @@ class Fusion(nn.Module, ABC):
     needs_tokens = False
 
     @abstractmethod
-    def forward(
-        self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None
-    ) -> Tensor:  # fmt: skip
+    def forward(self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None) -> Tensor:
         """Unit vectors, float[B, D].
 
         Args:
@@ -60,9 +58,7 @@ class MeanFusion(Fusion):
     def __init__(self, dim: int, token_widths: Sequence[int]) -> None:
         super().__init__()
 
-    def forward(
-        self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None
-    ) -> Tensor:  # fmt: skip
+    def forward(self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None) -> Tensor:
         """See `Fusion.forward`."""
         kept_BMD = torch.where(present_BM[:, :, None], unit_BMD, torch.zeros_like(unit_BMD))
         sum_BD = kept_BMD.sum(1)
@@ -95,9 +91,7 @@ class EarlyFusion(Fusion):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(
-        self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None
-    ) -> Tensor:  # fmt: skip
+    def forward(self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None) -> Tensor:
         """See `Fusion.forward`."""
         filled_BMD = torch.where(present_BM[:, :, None], unit_BMD, self.absent_MD)
         several_B1 = present_BM.sum(1, keepdim=True) > 1
@@ -174,9 +168,7 @@ class IntermediateFusion(Fusion):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(
-        self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None
-    ) -> Tensor:  # fmt: skip
+    def forward(self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None) -> Tensor:
         """See `Fusion.forward`."""
         x_BSD, _, _ = self._attend(unit_BMD, present_BM, tokens or {}, shown=False)
         looked_BD = self.out(self.norm(x_BSD[:, 0]))
@@ -191,10 +183,7 @@ class IntermediateFusion(Fusion):
         """
         _, weight_BSS, bounds = self._attend(unit_BMD, present_BM, tokens, shown=True)
         assert weight_BSS is not None
-        return [
-            [weight_BSS[:, a0:a1, b0:b1] for b0, b1 in bounds]
-            for a0, a1 in bounds
-        ]  # fmt: skip
+        return [[weight_BSS[:, a0:a1, b0:b1] for b0, b1 in bounds] for a0, a1 in bounds]
 
     def _attend(
         self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens, *, shown: bool

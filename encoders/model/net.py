@@ -124,18 +124,20 @@ class Net(nn.Module):
             found[position] = (tokens_BTF, mask_BT)
         return found
 
-    def align(
-        self, features: Mapping[str, Features], present_BM: Tensor
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    def align(self, features: Mapping[str, Features], present_BM: Tensor) -> tuple[Tensor, Tensor]:
         """`units`, float[B, M, D], and the fused vectors, float[B, D]."""
         unit_BMD = self.units(features, present_BM)
         fused_BD = self.fusion(unit_BMD, present_BM, self.tokens(features, present_BM))
         return unit_BMD, cast(Tensor, fused_BD)
 
     def logits(
-        self, task: str, features: Mapping[str, Features], unit_BMD: Tensor, fused_BD: Tensor,
+        self,
+        task: str,
+        features: Mapping[str, Features],
+        unit_BMD: Tensor,
+        fused_BD: Tensor,
         present_BM: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """What each source says about `task`, float[B, S, C]; zeros where it is absent. Not for
         captions: those come from `caption_input`."""
         rows: list[Tensor] = []
@@ -154,9 +156,13 @@ class Net(nn.Module):
         return torch.stack(rows, dim=1)
 
     def caption_input(
-        self, task: str, features: Mapping[str, Features], unit_BMD: Tensor, kept_BM: Tensor,
+        self,
+        task: str,
+        features: Mapping[str, Features],
+        unit_BMD: Tensor,
+        kept_BM: Tensor,
         present_BM: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """The fused vectors that captions are made from, float[B, D].
 
         The modality that a caption repeats is left out, unless there is nothing else.

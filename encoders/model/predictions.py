@@ -21,9 +21,12 @@ By = dict[str, dict[str, object]]
 
 
 def predict(
-    net: Net, features: Mapping[str, Features], unit_BMD: Tensor, fused_BD: Tensor,
+    net: Net,
+    features: Mapping[str, Features],
+    unit_BMD: Tensor,
+    fused_BD: Tensor,
     present_BM: Tensor,
-) -> list[dict[str, TaskPrediction]]:  # fmt: skip
+) -> list[dict[str, TaskPrediction]]:
     """What is decided for each sample, task by task."""
     result: list[dict[str, TaskPrediction]] = [{} for _ in range(len(fused_BD))]
     present_BS = torch.cat([present_BM, torch.ones_like(present_BM[:, :1])], dim=1)
@@ -32,9 +35,11 @@ def predict(
             source_BD = net.caption_input(name, features, unit_BMD, present_BM, present_BM)
             for row, captions in enumerate(net.heads.captioner(name).beam(source_BD)):
                 result[row][name] = TaskPrediction(
-                    kind=task.kind, rule="beam", text=captions[0].text,
+                    kind=task.kind,
+                    rule="beam",
+                    text=captions[0].text,
                     prob=math.exp(captions[0].score),
-                )  # fmt: skip
+                )
             continue
         logits_BSC = net.logits(name, features, unit_BMD, fused_BD, present_BM)
         found = _PREDICT[task.kind](task, decision, net.sources, logits_BSC, present_BS)

@@ -35,7 +35,7 @@ class TorchModel:
 
     def __init__(
         self, net: Net, manifest: Manifest, device: torch.device, adapter: Adapter | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.net = net.to(device).eval().requires_grad_(False)
         self.manifest = manifest
         self.device = device
@@ -77,9 +77,11 @@ class TorchModel:
                         continue
                     its = [item.inputs[name] for item in prepared if name in item.inputs]
                     features[name] = encode_all(
-                        self.net.encoder(name), cast(list[Array], its), self.device,
+                        self.net.encoder(name),
+                        cast(list[Array], its),
+                        self.device,
                         tokens=self.net.needs_tokens,
-                    )  # fmt: skip
+                    )
                 unit_BMD, fused_BD = self.net.align(features, present_BM)
             tasks = predict(self.net, features, unit_BMD, fused_BD, present_BM)
             units = self.served(unit_BMD).cpu().numpy()

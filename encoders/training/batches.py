@@ -68,9 +68,13 @@ def batches(
 
 
 def assemble(
-    net: Net, data: Dataset, batch_B: Tensor, encoded: Mapping[str, Features],
-    rows: Mapping[str, Tensor], device: torch.device,
-) -> Batch:  # fmt: skip
+    net: Net,
+    data: Dataset,
+    batch_B: Tensor,
+    encoded: Mapping[str, Features],
+    rows: Mapping[str, Tensor],
+    device: torch.device,
+) -> Batch:
     """The batch as the objective takes it: the stored features beside those just encoded.
 
     Args:
@@ -103,9 +107,13 @@ def assemble(
 
 
 def _inputs(
-    column: Column, net: Net, name: str, batch_B: Tensor, config: TrainConfig,
+    column: Column,
+    net: Net,
+    name: str,
+    batch_B: Tensor,
+    config: TrainConfig,
     rng: np.random.Generator,
-) -> tuple[tuple[Tensor, ...], Tensor] | None:  # fmt: skip
+) -> tuple[tuple[Tensor, ...], Tensor] | None:
     """A trained encoder's collated batch, and the rows of `batch_B` in it, ascending."""
     places_B = column.row_N[batch_B]
     having = torch.nonzero(places_B >= 0).flatten()

@@ -93,9 +93,15 @@ class Dataset:
 
 
 def gather(
-    samples: Iterable[Sample], net: Net, config: TrainConfig, *, all_frozen: bool,
-    device: torch.device, progress: Progress, shared: bool = False,
-) -> Dataset:  # fmt: skip
+    samples: Iterable[Sample],
+    net: Net,
+    config: TrainConfig,
+    *,
+    all_frozen: bool,
+    device: torch.device,
+    progress: Progress,
+    shared: bool = False,
+) -> Dataset:
     """Read the samples once; frozen encoders run now, so that pictures are not kept in memory.
 
     A repeated id keeps its last sample. Bad samples and labels are left out and counted.
@@ -107,9 +113,7 @@ def gather(
     Raises:
         TrainingError: no sample is left in the train split.
     """
-    frozen = {
-        name: all_frozen or config.model.encoders[name].frozen for name in net.modalities
-    }  # fmt: skip
+    frozen = {name: all_frozen or config.model.encoders[name].frozen for name in net.modalities}
     left_out: Counter[str] = Counter()
     kept: dict[str, Row] = {}
     total = len(samples) if isinstance(samples, Sized) else 0
@@ -150,7 +154,7 @@ def _keep(found: Features, rows: Sequence[Row], name: str) -> None:
 
 def _prepared(
     samples: Iterable[Sample], net: Net, left_out: Counter[str], judge: bool
-) -> Iterator[list[Row]]:  # fmt: skip
+) -> Iterator[list[Row]]:
     """Windows of prepared rows; the next window is prepared while the caller encodes this one."""
     with ThreadPoolExecutor(4, "prepare") as pool:
         waiting: deque[Future[Row | None]] = deque()
@@ -200,15 +204,23 @@ def _prepare(net: Net, sample: Sample, place: str) -> Row | None:
         content = crc32(array.tobytes(), crc32(name.encode(), content))
     group = f"text {sample.text}" if sample.text is not None else f"id {sample.id}"
     return Row(
-        sample_id=sample.id, split=place, group=group, text=sample.text, labels=sample.labels,
-        inputs=inputs, content=content,
-    )  # fmt: skip
+        sample_id=sample.id,
+        split=place,
+        group=group,
+        text=sample.text,
+        labels=sample.labels,
+        inputs=inputs,
+        content=content,
+    )
 
 
 def _assemble(
-    rows: list[Row], net: Net, frozen: Mapping[str, bool], config: TrainConfig,
+    rows: list[Row],
+    net: Net,
+    frozen: Mapping[str, bool],
+    config: TrainConfig,
     left_out: Counter[str],
-) -> Dataset:  # fmt: skip
+) -> Dataset:
     columns: dict[str, Column] = {}
     for name in net.modalities:
         having = [i for i, row in enumerate(rows) if name in row.inputs or name in row.features]
@@ -226,9 +238,12 @@ def _assemble(
         )
     groups = {group: i for i, group in enumerate(sorted({row.group for row in rows}))}
     tasks, target = targets(
-        [row.labels for row in rows], [row.text for row in rows],
-        [row.split == "train" for row in rows], config, left_out,
-    )  # fmt: skip
+        [row.labels for row in rows],
+        [row.text for row in rows],
+        [row.split == "train" for row in rows],
+        config,
+        left_out,
+    )
     return Dataset(
         ids=[row.sample_id for row in rows],
         split_N=np.array([row.split for row in rows]),

@@ -127,10 +127,13 @@ def _views(
             here_NM = present_NM.to(model.device)
             views.append(
                 View(
-                    features=features, present_BM=here_NM, kept_BM=here_NM,
-                    group_B=torch.arange(len(rows)), target={},
+                    features=features,
+                    present_BM=here_NM,
+                    kept_BM=here_NM,
+                    group_B=torch.arange(len(rows)),
+                    target={},
                 )
-            )  # fmt: skip
+            )
         yield chosen, views
 
 
@@ -182,19 +185,26 @@ def _answer(model: TorchModel, view: View, predict: bool) -> Answers:
             found.setdefault(name, {})[subset] = Said(probs_NC=probs_NC, decided_N=decided_N)
     served_NMD = model.served(unit_NMD).cpu()
     return Answers(
-        modalities=net.modalities, tasks=net.tasks, present_NM=view.present_BM.cpu(),
+        modalities=net.modalities,
+        tasks=net.tasks,
+        present_NM=view.present_BM.cpu(),
         by={name: served_NMD[:, place] for place, name in enumerate(net.modalities)},
-        fused=fused, said=found,
-    )  # fmt: skip
+        fused=fused,
+        said=found,
+    )
 
 
 def _joined(model: TorchModel, parts: Sequence[Answers]) -> Answers:
     names = model.net.modalities
     if not parts:
         return Answers(
-            modalities=names, tasks=model.net.tasks, said={}, fused={}, by={},
+            modalities=names,
+            tasks=model.net.tasks,
+            said={},
+            fused={},
+            by={},
             present_NM=torch.zeros(0, len(names), dtype=torch.bool),
-        )  # fmt: skip
+        )
     return Answers(
         modalities=names,
         tasks=model.net.tasks,

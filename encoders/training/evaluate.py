@@ -45,9 +45,12 @@ class View:
 
 
 def view(
-    net: Net, data: Dataset, rows: Tensor, device: torch.device,
+    net: Net,
+    data: Dataset,
+    rows: Tensor,
+    device: torch.device,
     rng: np.random.Generator | None = None,
-) -> View:  # fmt: skip
+) -> View:
     """Encode `rows`. With `rng`, the inputs of trained encoders are varied first (noise)."""
     features: dict[str, Features] = {}
     net.eval()
@@ -66,9 +69,12 @@ def view(
         features[name] = encode_all(encoder, inputs, device, tokens=net.needs_tokens)
     present_BM = data.present_NM[rows].to(device)
     return View(
-        features=features, present_BM=present_BM, kept_BM=present_BM,
-        group_B=data.group_N[rows], target={k: v[rows] for k, v in data.target.items()},
-    )  # fmt: skip
+        features=features,
+        present_BM=present_BM,
+        kept_BM=present_BM,
+        group_B=data.group_N[rows],
+        target={k: v[rows] for k, v in data.target.items()},
+    )
 
 
 def held_out_loss(
@@ -81,10 +87,12 @@ def held_out_loss(
     for part in rows.split(objective.config.batch):
         seen = view(net, data, part, device)
         batch = Batch(
-            features=seen.features, present_BM=seen.present_BM, group_B=seen.group_B.to(device),
+            features=seen.features,
+            present_BM=seen.present_BM,
+            group_B=seen.group_B.to(device),
             target={name: target.to(device) for name, target in seen.target.items()},
             old_BSD=None if data.old_NSD is None else data.old_NSD[part].to(device),
-        )  # fmt: skip
+        )
         with torch.no_grad():
             terms = objective(net, batch, np.random.default_rng(0))
         total += float(terms.loss) * len(part)
@@ -132,7 +140,7 @@ def evaluate(net: Net, data: Dataset, rows: Tensor, device: torch.device) -> dic
 
 def figures(
     net: Net, seen: View, served: Callable[[Tensor], Tensor] = lambda vectors: vectors
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """What the version can do with these samples.
 
     Args:
@@ -180,9 +188,12 @@ def said(net: Net, task: str, seen: View) -> tuple[Tensor, Tensor]:
 
 
 def _fit(
-    net: Net, task: str, fit: Callable[[Tensor, Tensor, Tensor], None], views: list[View],
+    net: Net,
+    task: str,
+    fit: Callable[[Tensor, Tensor, Tensor], None],
+    views: list[View],
     whole_M: Tensor | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Fit on all views together; with `whole_M` on the samples that have all of it."""
     parts = []
     for seen in views:
@@ -207,7 +218,7 @@ def _recalls(net: Net, seen: View, unit_BMD: Tensor) -> dict[str, dict[str, floa
 
 def _fused_recalls(
     net: Net, seen: View, unit_BMD: Tensor, served: Callable[[Tensor], Tensor]
-) -> dict[str, dict[str, float]]:  # fmt: skip
+) -> dict[str, dict[str, float]]:
     fused: dict[str, Tensor] = {}
     units = net.units(seen.features, seen.present_BM)
     tokens = net.tokens(seen.features, seen.present_BM)
@@ -230,9 +241,10 @@ def _fused_recalls(
                     continue
                 if size == len(others):
                     found[f"{query}->fused"] = recall(
-                        fused[query][both_B], fused[name_of(net, target_M)][both_B],
+                        fused[query][both_B],
+                        fused[name_of(net, target_M)][both_B],
                         seen.group_B[both_B],
-                    )  # fmt: skip
+                    )
                 if size == 1:
                     found[f"{query}->{name_of(net, target_M)}"] = recall(
                         fused[query][both_B], unit_BMD[both_B, chosen[0]], seen.group_B[both_B]

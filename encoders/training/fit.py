@@ -32,10 +32,18 @@ DECODER_DECAY = 0.05
 
 
 def fit(
-    net: Net, data: Dataset, config: TrainConfig, *, splits: Sequence[str], seed: int,
-    warm: Sequence[str] = (), heads_only: bool = False, progress: Progress | None = None,
-    stage: str = "train", resume: Path | None = None,
-) -> Fitted:  # fmt: skip
+    net: Net,
+    data: Dataset,
+    config: TrainConfig,
+    *,
+    splits: Sequence[str],
+    seed: int,
+    warm: Sequence[str] = (),
+    heads_only: bool = False,
+    progress: Progress | None = None,
+    stage: str = "train",
+    resume: Path | None = None,
+) -> Fitted:
     """Minimise the joint loss over `splits`.
 
     Args:
@@ -72,9 +80,7 @@ def fit(
             for group, start in zip(optimizer.param_groups, starts, strict=True):
                 group["lr"] = start * rate
             optimizer.zero_grad(set_to_none=True)
-            terms = backward(
-                net, objective, data, config, batch_B, inputs, seed=seed, step=step
-            )  # fmt: skip
+            terms = backward(net, objective, data, config, batch_B, inputs, seed=seed, step=step)
             if config.balance > 0:
                 scales_M = gradient_scales(terms.confidence_M, config.balance)
                 damp(_by_modality(net), scales_M)

@@ -37,12 +37,23 @@ DECISIONS = "_decisions."  # how their parameters' names begin
 
 
 def train(
-    samples: Iterable[Sample], config: TrainConfig, *, out: Path, name: str, version: int,
-    seed: int, parent: Path | None = None, heads_only: bool = False,
-    window: Mapping[str, Any] | None = None, progress: Progress | None = None,
-    device: str | None = None, resume: Path | None = None, champion: Path | None = None,
-    examine: Examine | None = None, shared: bool = False,
-) -> Manifest:  # fmt: skip
+    samples: Iterable[Sample],
+    config: TrainConfig,
+    *,
+    out: Path,
+    name: str,
+    version: int,
+    seed: int,
+    parent: Path | None = None,
+    heads_only: bool = False,
+    window: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    device: str | None = None,
+    resume: Path | None = None,
+    champion: Path | None = None,
+    examine: Examine | None = None,
+    shared: bool = False,
+) -> Manifest:
     """Train on `samples` and write the version folder `out`.
 
     Args:
@@ -90,9 +101,14 @@ def train(
         before = None if parent is None else net.space()
         net = net.to(place)
         data = gather(
-            samples, net, config, all_frozen=heads_only, device=place, progress=tell,
+            samples,
+            net,
+            config,
+            all_frozen=heads_only,
+            device=place,
+            progress=tell,
             shared=shared and size > 1,
-        )  # fmt: skip
+        )
         if config.compatible > 0 and not heads_only:
             data.old_NSD = old_vectors(champion or parent, net, data, place)
         net.new_heads(data.tasks)
@@ -102,9 +118,16 @@ def train(
         start = copy.deepcopy(net.state_dict()) if config.refit else {}
         warm = start_projectors(net, data, config, ("train",)) if parent is None else []
         fitted = fit(
-            net, data, config, splits=("train",), warm=warm, seed=seed, heads_only=heads_only,
-            progress=tell, resume=_at(state, "train", rank),
-        )  # fmt: skip
+            net,
+            data,
+            config,
+            splits=("train",),
+            warm=warm,
+            seed=seed,
+            heads_only=heads_only,
+            progress=tell,
+            resume=_at(state, "train", rank),
+        )
         tell("evaluate", 0, 1, {})
         metrics: dict[str, Any] = {"seed": seed, **fitted.to_dict()}
         metrics["left_out"] = dict(data.left_out)
@@ -122,10 +145,17 @@ def train(
             if warm:
                 warm = start_projectors(net, data, config, ("train", "validation"))
             again = fit(
-                net, data, replace(config, epochs=fitted.best or config.epochs, patience=0),
-                splits=("train", "validation"), warm=warm, seed=seed, heads_only=heads_only,
-                progress=tell, stage="refit", resume=_at(state, "refit", rank),
-            )  # fmt: skip
+                net,
+                data,
+                replace(config, epochs=fitted.best or config.epochs, patience=0),
+                splits=("train", "validation"),
+                warm=warm,
+                seed=seed,
+                heads_only=heads_only,
+                progress=tell,
+                stage="refit",
+                resume=_at(state, "refit", rank),
+            )
             metrics["refit"] = again.to_dict()
         tell("write", 0, 1, {})
         if rank == 0:
@@ -140,12 +170,18 @@ def train(
 
             try:
                 manifest = save(
-                    net, out, config=config, name=name, version_number=version,
-                    parent=parent_name, window=window, metrics=metrics,
+                    net,
+                    out,
+                    config=config,
+                    name=name,
+                    version_number=version,
+                    parent=parent_name,
+                    window=window,
+                    metrics=metrics,
                     keeps=parent if before is not None and net.space() == before else None,
                     examine=None if examine is None else examined,
                     reference=_reference(data, held, place, unlearnt),
-                )  # fmt: skip
+                )
             except FloatingPointError as error:
                 raise TrainingError(f"{error}; refused, no version is written") from error
             if state is not None:
@@ -198,8 +234,9 @@ def _start(
     if heads_only:
         kept = replace(
             theirs.model,
-            decision=config.model.decision, head_dropout=config.model.head_dropout,
-        )  # fmt: skip
+            decision=config.model.decision,
+            head_dropout=config.model.head_dropout,
+        )
         config = replace(config, model=kept)
     elif config.model != theirs.model:
         raise TrainingError(f"{manifest.name} has another model configuration: start without it")

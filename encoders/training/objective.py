@@ -88,7 +88,7 @@ class Objective(nn.Module):
 
     def __init__(
         self, modalities: Sequence[str], config: TrainConfig, *, heads_only: bool = False
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.config = config
         self.heads_only = heads_only
@@ -198,14 +198,10 @@ class Objective(nn.Module):
         )
         left_BD, right_BD = left_BD[kept_B], right_BD[kept_B]
         if pair in self.bias:
-            return sigmoid_loss(
-                left_BD, right_BD, self.log_scale[pair], self.bias[pair], target_BB
-            )  # fmt: skip
+            return sigmoid_loss(left_BD, right_BD, self.log_scale[pair], self.bias[pair], target_BB)
         return info_nce(left_BD, right_BD, self.log_scale[pair], target_BB)
 
-    def _compatible(
-        self, net: Net, unit_BMD: Tensor, tokens: Tokens, batch: Batch
-    ) -> Tensor:  # fmt: skip
+    def _compatible(self, net: Net, unit_BMD: Tensor, tokens: Tokens, batch: Batch) -> Tensor:
         """The compatibility loss summed over the modalities and the fused vector. The latter counts
         where the batch has all that the champion's was made of."""
         old_BSD = cast(Tensor, batch.old_BSD)

@@ -59,9 +59,7 @@ def own_device(asked: str | None) -> torch.device:
 
 
 @contextmanager
-def processes(
-    device: torch.device, timeout: timedelta | None = None
-) -> Iterator[tuple[int, int]]:  # fmt: skip
+def processes(device: torch.device, timeout: timedelta | None = None) -> Iterator[tuple[int, int]]:
     """Join the processes that `torchrun` started, if it did: gloo on CPUs, NCCL on GPUs.
 
     Args:

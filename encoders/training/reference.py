@@ -25,9 +25,14 @@ BATCH = 64
 
 
 def tally(
-    net: Net, data: Dataset, rows_n: Tensor, device: torch.device, *,
-    served: Callable[[Tensor], Tensor] = lambda vectors: vectors, tasks: bool = True,
-) -> Tally:  # fmt: skip
+    net: Net,
+    data: Dataset,
+    rows_n: Tensor,
+    device: torch.device,
+    *,
+    served: Callable[[Tensor], Tensor] = lambda vectors: vectors,
+    tasks: bool = True,
+) -> Tally:
     """The tally of the samples at `rows_n`, of evenly spread ones where there are over `MOST`.
 
     Args:

@@ -64,9 +64,13 @@ class Resume:
     """
 
     def __init__(
-        self, folder: Path | None, net: Net, optimizer: torch.optim.Optimizer, ema: Ema,
+        self,
+        folder: Path | None,
+        net: Net,
+        optimizer: torch.optim.Optimizer,
+        ema: Ema,
         trained: Sequence[nn.Parameter],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.folder = folder
         self.buffers, self.optimizer, self.ema = running_statistics(net), optimizer, ema
         self.trained = list(trained)

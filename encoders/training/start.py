@@ -67,9 +67,11 @@ def start_projectors(
 
 
 def canonical(
-    views: Mapping[str, Tensor], dim: int, ridge: float = RIDGE,
+    views: Mapping[str, Tensor],
+    dim: int,
+    ridge: float = RIDGE,
     weigh: Callable[[str, str], float] = lambda a, b: 1.0,
-) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Linear maps of each view to the directions that correlate most, and their biases.
 
     Each view is centred and whitened, w = V (S^2 + ridge mean(S^2))^-1/2 of its singular values S;

@@ -39,9 +39,16 @@ def seeded(seed: int, step: int, *more: int) -> None:
 
 
 def backward(
-    net: Net, objective: Objective, data: Dataset, config: TrainConfig, batch_B: Tensor,
-    inputs: Inputs, *, seed: int, step: int,
-) -> Terms:  # fmt: skip
+    net: Net,
+    objective: Objective,
+    data: Dataset,
+    config: TrainConfig,
+    batch_B: Tensor,
+    inputs: Inputs,
+    *,
+    seed: int,
+    step: int,
+) -> Terms:
     """Leave the gradient of the batch's loss in the parameters, and return what the loss was.
 
     Args:
@@ -78,9 +85,14 @@ class _Part:
     """One trained encoder's way through a step."""
 
     def __init__(
-        self, net: Net, name: str, batch: tuple[Tensor, ...], key: Sequence[int],
-        device: torch.device, chunk: int,
-    ) -> None:  # fmt: skip
+        self,
+        net: Net,
+        name: str,
+        batch: tuple[Tensor, ...],
+        key: Sequence[int],
+        device: torch.device,
+        chunk: int,
+    ) -> None:
         self.encoder: Encoder = net.encoder(name)
         rank, size = parallel.world()
         mine = parallel.share(len(batch[0]), rank, size)

@@ -29,9 +29,12 @@ Found = tuple[Task, Tensor] | None
 
 
 def targets(
-    labels: Sequence[Mapping[str, Label]], texts: Sequence[str | None], train: Sequence[bool],
-    config: TrainConfig, left_out: Counter[str],
-) -> tuple[dict[str, Task], dict[str, Tensor]]:  # fmt: skip
+    labels: Sequence[Mapping[str, Label]],
+    texts: Sequence[str | None],
+    train: Sequence[bool],
+    config: TrainConfig,
+    left_out: Counter[str],
+) -> tuple[dict[str, Task], dict[str, Tensor]]:
     """The tasks that the labels make, and their targets.
 
     A task whose labels are of several kinds takes the most frequent; the others are left out and
@@ -101,9 +104,12 @@ def _classes(name: str, seen: set[str], limit: int) -> tuple[str, ...]:
 
 
 def _one_class(
-    name: str, rows: Sequence[Label | None], train: Sequence[bool], config: TrainConfig,
+    name: str,
+    rows: Sequence[Label | None],
+    train: Sequence[bool],
+    config: TrainConfig,
     its: TaskConfig | None,
-) -> Found:  # fmt: skip
+) -> Found:
     seen = {str(row) for row, here in zip(rows, train, strict=True) if row is not None and here}
     classes = _classes(name, seen, config.max_classes)
     if len(classes) < 2:
@@ -114,9 +120,12 @@ def _one_class(
 
 
 def _some_classes(
-    name: str, rows: Sequence[Label | None], train: Sequence[bool], config: TrainConfig,
+    name: str,
+    rows: Sequence[Label | None],
+    train: Sequence[bool],
+    config: TrainConfig,
     its: TaskConfig | None,
-) -> Found:  # fmt: skip
+) -> Found:
     chosen = [None if row is None else {str(one) for one in _list(row)} for row in rows]
     seen: set[str] = set()
     for row, here in zip(chosen, train, strict=True):
@@ -137,9 +146,12 @@ def _list(label: Label) -> Sequence[str]:
 
 
 def _number(
-    name: str, rows: Sequence[Label | None], train: Sequence[bool], config: TrainConfig,
+    name: str,
+    rows: Sequence[Label | None],
+    train: Sequence[bool],
+    config: TrainConfig,
     its: TaskConfig | None,
-) -> Found:  # fmt: skip
+) -> Found:
     value_N = np.array([np.nan if row is None else float(row) for row in rows])  # type: ignore[arg-type]
     known_n = value_N[np.array(train) & ~np.isnan(value_N)]
     if len(known_n) == 0:
@@ -150,9 +162,12 @@ def _number(
 
 
 def _caption(
-    name: str, rows: Sequence[Label | None], train: Sequence[bool], config: TrainConfig,
+    name: str,
+    rows: Sequence[Label | None],
+    train: Sequence[bool],
+    config: TrainConfig,
     its: TaskConfig | None,
-) -> Found:  # fmt: skip
+) -> Found:
     assert its is not None, "captions are declared"
     known = [str(row) for row, here in zip(rows, train, strict=True) if row is not None and here]
     words = vocabulary(known, its.least)

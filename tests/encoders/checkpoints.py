@@ -15,21 +15,44 @@ from braid.encoders.tasks import Task
 
 SIDE = 32
 LAYERS: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 PICTURES: dict[str, Any] = {**LAYERS, "image_size": SIDE, "patch_size": 8}
 CLIP_PICTURES = {**PICTURES, "projection_dim": 24}
 TOKENS = [
-    "<pad>", "<unk>", "<start>", "<end>", "a", "red", "green", "bird", "sings", "on", "branch",
-]  # fmt: skip
+    "<pad>",
+    "<unk>",
+    "<start>",
+    "<end>",
+    "a",
+    "red",
+    "green",
+    "bird",
+    "sings",
+    "on",
+    "branch",
+]
 CLIP_TEXTS: dict[str, Any] = {
-    **LAYERS, "vocab_size": len(TOKENS), "max_position_embeddings": 12, "pad_token_id": 0,
-    "bos_token_id": 2, "eos_token_id": 3, "projection_dim": 24,
-}  # fmt: skip
+    **LAYERS,
+    "vocab_size": len(TOKENS),
+    "max_position_embeddings": 12,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "projection_dim": 24,
+}
 SIGLIP_TEXTS: dict[str, Any] = {
-    **LAYERS, "vocab_size": len(TOKENS), "max_position_embeddings": 12, "pad_token_id": 0,
-    "bos_token_id": 2, "eos_token_id": 3, "projection_size": 32,
-}  # fmt: skip
+    **LAYERS,
+    "vocab_size": len(TOKENS),
+    "max_position_embeddings": 12,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "projection_size": 32,
+}
 
 
 def write_preprocessor(folder: Path, **fields: Any) -> None:
@@ -60,9 +83,13 @@ def write_tokenizer(folder: Path, *, start: bool, end: str = "<end>") -> None:
         special_tokens=[("<start>", 2), (end, TOKENS.index(end))],
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<start>",
-        eos_token="<end>", model_max_length=12,
-    ).save_pretrained(folder)  # fmt: skip
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<start>",
+        eos_token="<end>",
+        model_max_length=12,
+    ).save_pretrained(folder)
 
 
 def write_model(name: str, config: Any, folder: Path, **more: Any) -> None:

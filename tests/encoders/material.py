@@ -27,9 +27,7 @@ def png(colour: tuple[int, ...] = (255, 0, 0), size: tuple[int, int] = (40, 30))
     return out.getvalue()
 
 
-def wav(
-    hertz: float = 440.0, seconds: float = 0.4, rate: int = 8000, channels: int = 1
-) -> bytes:  # fmt: skip
+def wav(hertz: float = 440.0, seconds: float = 0.4, rate: int = 8000, channels: int = 1) -> bytes:
     """A tone, 16 bits."""
     out = io.BytesIO()
     tone_N = 9000 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)

@@ -19,9 +19,7 @@ def unit(vectors_ND: Tensor) -> Tensor:
     return torch.nn.functional.normalize(vectors_ND, dim=1)
 
 
-def made_up(
-    count: int = 60, noise: float = 0.6, seed: int = 0, audio: bool = False
-) -> Answers:  # fmt: skip
+def made_up(count: int = 60, noise: float = 0.6, seed: int = 0, audio: bool = False) -> Answers:
     """Vectors of records of two (three) modalities, alike but for noise; the last fifth has no
     picture."""
     generator = torch.Generator().manual_seed(seed)
@@ -43,9 +41,7 @@ def answers_of(by: Mapping[str, Tensor], present_NM: Tensor) -> Answers:
     ]
     fused = {s: unit(sum((by[n] for n in s.split("+")), torch.zeros(()))) for s in subsets}
     fused[ALL] = unit(sum(by.values(), torch.zeros(())))
-    return Answers(
-        modalities=names, tasks={}, present_NM=present_NM, by=by, fused=fused, said={}
-    )  # fmt: skip
+    return Answers(modalities=names, tasks={}, present_NM=present_NM, by=by, fused=fused, said={})
 
 
 def mapped(its: Answers, change: Any) -> Answers:

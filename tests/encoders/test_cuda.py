@@ -35,9 +35,13 @@ def config(fusion: str, precision: str = "float32", *names: str) -> TrainConfig:
     tiny = preset("tiny")
     encoders = {name: tiny.model.encoders[name] for name in names or MODALITIES}
     return replace(
-        tiny, model=replace(tiny.model, fusion=fusion, encoders=encoders), precision=precision,
-        epochs=10, batch=1000, refit=False,
-    )  # fmt: skip
+        tiny,
+        model=replace(tiny.model, fusion=fusion, encoders=encoders),
+        precision=precision,
+        epochs=10,
+        batch=1000,
+        refit=False,
+    )
 
 
 def losses(config: TrainConfig, out: Path, device: str) -> list[float]:
@@ -52,9 +56,8 @@ def subsets() -> list[Sample]:
     keeps = [MODALITIES, *((name,) for name in MODALITIES)]
     keeps += [tuple(other for other in MODALITIES if other != name) for name in MODALITIES]
     return [
-        Sample(id="+".join(kept), **{name: getattr(whole, name) for name in kept})
-        for kept in keeps
-    ]  # fmt: skip
+        Sample(id="+".join(kept), **{name: getattr(whole, name) for name in kept}) for kept in keeps
+    ]
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -95,8 +98,11 @@ def torchrun(count: int, place: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *launcher, str(place / "run.py"), str(place)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

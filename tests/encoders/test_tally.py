@@ -33,9 +33,14 @@ def total(tallies: Iterable[Tally]) -> Tally:
 
 
 def records(
-    count: int, seed: int, *, shares: Sequence[float] = (0.4, 0.3, 0.15, 0.1, 0.05),
-    sure: float = 0.8, moved: float = 0.0, missing: float = 0.2,
-) -> list[Embedding]:  # fmt: skip
+    count: int,
+    seed: int,
+    *,
+    shares: Sequence[float] = (0.4, 0.3, 0.15, 0.1, 0.05),
+    sure: float = 0.8,
+    moved: float = 0.0,
+    missing: float = 0.2,
+) -> list[Embedding]:
     """Records of a population: its labels, its confidence, where its vectors are, what it lacks."""
     rng = np.random.default_rng(seed)
     centre_D = np.zeros(DIM)
@@ -59,9 +64,10 @@ def records(
 
 
 def record(
-    vector_D: NDArray[Any], tasks: Mapping[str, TaskPrediction] | None = None,
+    vector_D: NDArray[Any],
+    tasks: Mapping[str, TaskPrediction] | None = None,
     present: Sequence[str] = ("text",),
-) -> Embedding:  # fmt: skip
+) -> Embedding:
     fused = vector_D.astype(np.float32)
     return Embedding(id="x", fused=fused, by=dict.fromkeys(present, fused), tasks=tasks or {})
 
@@ -193,9 +199,13 @@ def test_two_draws_of_one_population_are_no_drift() -> None:
         moved.append(by_name["embedding"].value)
         assert not compare(reference, window, Limits()).exceeded
     assert list(by_name) == [
-        "labels kind", "confidence kind", "value price", "embedding", "missing image",
+        "labels kind",
+        "confidence kind",
+        "value price",
+        "embedding",
+        "missing image",
         "missing text",
-    ]  # fmt: skip
+    ]
     assert alarms <= 3, "with limits near nothing it is chance alone that holds them back"
     assert np.mean(labels) < 0.01
     assert np.mean(moved) < 0.05

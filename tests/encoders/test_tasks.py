@@ -53,9 +53,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def test_a_version_of_all_kinds_is_written_loaded_and_checked(model: Model) -> None:
     model.check()
     assert {name: task["kind"] for name, task in model.manifest.tasks.items()} == {
-        "colour": "classification", "letters": "multilabel", "price": "regression",
+        "colour": "classification",
+        "letters": "multilabel",
+        "price": "regression",
         "say": "generation",
-    }  # fmt: skip
+    }
 
 
 def test_each_kind_is_predicted_for_what_it_has_not_seen(model: Model) -> None:
@@ -77,15 +79,25 @@ def test_each_kind_is_predicted_for_what_it_has_not_seen(model: Model) -> None:
 def test_the_validation_figures_speak_of_every_subset(model: Model) -> None:
     figures = model.manifest.metrics["validation"]
     assert set(figures["accuracy"]["colour"]["subsets"]) == {
-        "text", "image", "audio", "text+image", "text+audio", "image+audio", "text+image+audio",
-    }  # fmt: skip
+        "text",
+        "image",
+        "audio",
+        "text+image",
+        "text+audio",
+        "image+audio",
+        "text+image+audio",
+    }
     assert figures["accuracy"]["price"]["fused"] < 5.0, "mean absolute error, in its own unit"
     assert {"text->image", "text->audio", "text->fused", "text+image->audio"} <= set(
         figures["recall_fused"]
     )
     assert set(figures["calibration_error"]["colour"]["after"]) == {
-        "decision", "text", "image", "audio", "fused",
-    }  # fmt: skip
+        "decision",
+        "text",
+        "image",
+        "audio",
+        "fused",
+    }
 
 
 def test_a_caption_is_not_made_from_the_text_that_it_repeats(model: Model) -> None:
@@ -101,11 +113,16 @@ def test_kinds_follow_from_labels_and_strays_are_counted() -> None:
     left_out = Counter[str]()
     tasks, found = targets(
         [{"a": "x", "b": 1.0, "c": ["x"]}, {"a": "y", "b": 3.0, "c": []}, {"a": 4.0, "b": "no"}],
-        [None] * 3, [True] * 3, preset("tiny"), left_out,
-    )  # fmt: skip
+        [None] * 3,
+        [True] * 3,
+        preset("tiny"),
+        left_out,
+    )
     assert {name: task.kind for name, task in tasks.items()} == {
-        "a": "classification", "b": "regression", "c": "multilabel",
-    }  # fmt: skip
+        "a": "classification",
+        "b": "regression",
+        "c": "multilabel",
+    }
     assert left_out == {"label of another kind": 2}
     assert found["a"].tolist() == [0, 1, -1]
     assert found["b"][:2].tolist() == [-1.0, 1.0]
@@ -154,9 +171,14 @@ def test_a_decoder_hardly_decays() -> None:
     net = make_net(config, {"say": task})
     empty = Column(features_nF=None, inputs=[], row_N=torch.zeros(0, dtype=torch.long))
     data = Dataset(
-        ids=[], split_N=np.zeros(0), columns=dict.fromkeys(net.modalities, empty),
-        present_NM=torch.zeros(0, 3), group_N=torch.zeros(0), target={}, tasks={"say": task},
-    )  # fmt: skip
+        ids=[],
+        split_N=np.zeros(0),
+        columns=dict.fromkeys(net.modalities, empty),
+        present_NM=torch.zeros(0, 3),
+        group_N=torch.zeros(0),
+        target={},
+        tasks={"say": task},
+    )
     groups = parameter_groups(net, data, config, Objective(net.modalities, config), False)
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert {decay[id(p)] for p in net.heads.captioner("say").parameters()} == {DECODER_DECAY}

@@ -35,8 +35,14 @@ def test_ast_frames(rate: int, behind: int, device: str) -> None:
     its = {"sampling_rate": rate, "num_mel_bins": 32, "max_length": 40, "mean": -3.0, "std": 2.0}
     window = int(rate * 0.025)
     # one frame, one sample short of the second, two; a little; at its limit; more than is taken
-    waves = sounds(window, window + int(rate * 0.01) - 1, window + int(rate * 0.01), rate // 5,
-                   int(rate * 0.415), int(rate * 0.6))  # fmt: skip
+    waves = sounds(
+        window,
+        window + int(rate * 0.01) - 1,
+        window + int(rate * 0.01),
+        rate // 5,
+        int(rate * 0.415),
+        int(rate * 0.6),
+    )
     wave_BN, lengths_B = batch(waves, behind)
     for normalize in (True, False):
         extractor = t.ASTFeatureExtractor(**its, do_normalize=normalize)

@@ -20,19 +20,37 @@ from tests.encoders.material import samples, wav
 
 CPU = torch.device("cpu")
 AST: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-    "num_mel_bins": 32, "max_length": 96,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "num_mel_bins": 32,
+    "max_length": 96,
+}
 WHISPER: dict[str, Any] = {
-    "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64,
-    "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "vocab_size": 50,
-    "num_mel_bins": 32, "max_source_positions": 50, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 2, "decoder_start_token_id": 1,
-}  # fmt: skip
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 32,
+    "vocab_size": 50,
+    "num_mel_bins": 32,
+    "max_source_positions": 50,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
 CLAP: dict[str, Any] = {
-    "patch_embeds_hidden_size": 16, "depths": [1, 1], "num_attention_heads": [2, 2],
-    "hidden_size": 32, "num_mel_bins": 64, "spec_size": 256,
-}  # fmt: skip
+    "patch_embeds_hidden_size": 16,
+    "depths": [1, 1],
+    "num_attention_heads": [2, 2],
+    "hidden_size": 32,
+    "num_mel_bins": 64,
+    "spec_size": 256,
+}
 TOWERS = {"ast": AST, "whisper": WHISPER, "clap-audio": CLAP}
 SMALL: dict[str, Any] = {"rate": 8000, "seconds": 2.0, "mels": 32}
 MADE: dict[str, dict[str, Any]] = {
@@ -286,9 +304,7 @@ def test_mixing_gives_a_sound_anothers_bands_and_keeps_its_shape() -> None:
 
 def test_ends_are_cut_and_nothing_else_where_it_says_so() -> None:
     ramp = np.arange(1, 8001, dtype=np.int16)
-    encoder = LogMelRnn(
-        **SMALL, speed=[1.0, 1.0], noise_share=0.0, lead=0.0, gaps=0, cut=0.25
-    )  # fmt: skip
+    encoder = LogMelRnn(**SMALL, speed=[1.0, 1.0], noise_share=0.0, lead=0.0, gaps=0, cut=0.25)
     rng = np.random.default_rng(0)
     lengths = [len(encoder.vary(ramp, rng)) for _ in range(50)]
     assert max(lengths) >= 7990

@@ -148,9 +148,11 @@ def test_a_version_needs_the_package_no_more(tmp_path: Path, frozen: bool) -> No
     made = [replace(sample, image=None) for sample in samples(48)]
     train(made, config, out=tmp_path / "v", name="speech-0001", version=1, seed=0)
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(tmp_path / "v")], capture_output=True, text=True,
+        [sys.executable, "-c", ALONE, str(tmp_path / "v")],
+        capture_output=True,
+        text=True,
         timeout=120,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "speech-0001"
     loaded = load(tmp_path / "v", device="cpu")

@@ -46,9 +46,13 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=40,
-    )  # fmt: skip
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+    )
     BertModel(config).save_pretrained(folder)
     tokenizer = Tokenizer(WordPiece({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -57,9 +61,12 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tokenizer.enable_padding(length=16)  # as MiniLM's file has it; braid pads by itself
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
         sep_token="[SEP]",
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     return folder
 
 
@@ -87,9 +94,13 @@ def test_another_family_is_trained_and_loaded_too(bert_folder: Path, tmp_path: P
     folder = Path(shutil.copytree(bert_folder, tmp_path / "distil"))
     (folder / "model.safetensors").unlink()
     config = DistilBertConfig(
-        vocab_size=len(WORDS), dim=32, n_layers=1, n_heads=2, hidden_dim=64,
+        vocab_size=len(WORDS),
+        dim=32,
+        n_layers=1,
+        n_heads=2,
+        hidden_dim=64,
         max_position_embeddings=40,
-    )  # fmt: skip
+    )
     DistilBertModel(config).save_pretrained(folder)
     tiny = preset("tiny")
     encoders = {**tiny.model.encoders, "text": config_of(folder)}

@@ -90,9 +90,7 @@ def test_siglip_equals_its_text_features(
     assert encoder.prepare("red", Limits())[1].tokens == encoder.size(inputs[0]) == 12
     found_BF = encode_all(encoder, inputs, CPU).pooled_BF
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    batch = tokenizer(
-        [*TEXTS, LONG], padding="max_length", truncation=True, return_tensors="pt"
-    )  # fmt: skip
+    batch = tokenizer([*TEXTS, LONG], padding="max_length", truncation=True, return_tensors="pt")
     siglip = SiglipModel.from_pretrained(folder).eval()
     with torch.no_grad():
         out = siglip.get_text_features(batch["input_ids"])

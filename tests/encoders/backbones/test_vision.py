@@ -50,9 +50,11 @@ def write_vit(folder: Path) -> None:
 
 
 WRITE: dict[str, Callable[[Path], None]] = {
-    "resnet": write_resnet, "vit": write_vit, "clip-image": write_clip,
+    "resnet": write_resnet,
+    "vit": write_vit,
+    "clip-image": write_clip,
     "siglip-image": write_siglip,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +115,11 @@ def plain_siglip(folder: Path, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 PLAIN: dict[str, Callable[[Path, Tensor], tuple[Tensor, Tensor]]] = {
-    "resnet": plain_resnet, "vit": plain_vit, "clip-image": plain_clip,
+    "resnet": plain_resnet,
+    "vit": plain_vit,
+    "clip-image": plain_clip,
     "siglip-image": plain_siglip,
-}  # fmt: skip
+}
 CELLS = {"resnet": 16, "vit": 16, "clip-image": 16, "siglip-image": 16}
 
 

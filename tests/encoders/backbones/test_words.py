@@ -41,9 +41,7 @@ def glove(tmp_path: Path) -> Path:
 
 
 def create(source: Path | str | None, **options: Any) -> StaticWords:
-    config = EncoderConfig(
-        kind="words", source=str(source) if source else None, options=options
-    )  # fmt: skip
+    config = EncoderConfig(kind="words", source=str(source) if source else None, options=options)
     return StaticWords.create(config).eval()
 
 

@@ -49,10 +49,19 @@ def refused(data: bytes) -> str:
 @pytest.mark.parametrize(
     ("kind", "scale"),
     [
-        ("u2", 257), ("u4", 1), ("u4", 257), ("u4", 257 * 65_537), ("i2", 128), ("i4", 1),
-        ("i4", 257), ("i4", 1 << 23), ("f4", 1 / 255), ("f4", 1), ("f4", 1000),
+        ("u2", 257),
+        ("u4", 1),
+        ("u4", 257),
+        ("u4", 257 * 65_537),
+        ("i2", 128),
+        ("i4", 1),
+        ("i4", 257),
+        ("i4", 1 << 23),
+        ("f4", 1 / 255),
+        ("f4", 1),
+        ("f4", 1000),
     ],
-)  # fmt: skip
+)
 def test_a_tiff_of_any_type_looks_like_the_plain_picture(kind: str, scale: float) -> None:
     pixels_HW = (GREY_HW.astype(np.float64) * scale).astype(kind)
     assert difference(grey_tiff(pixels_HW)) < (

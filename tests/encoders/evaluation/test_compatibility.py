@@ -32,9 +32,16 @@ from tests.encoders.spaces import LIMITS, D, answers_of, made_up, mapped, rotati
 
 SHORT = replace(preset("tiny"), epochs=2, refit=False)
 EASY = Gates(
-    least=6, accuracy=1.0, recall=1.0, calibration=1.0, rank=0.0, latency=1e6, resamples=100,
-    rounds=1, batch=2,
-)  # fmt: skip
+    least=6,
+    accuracy=1.0,
+    recall=1.0,
+    calibration=1.0,
+    rank=0.0,
+    latency=1e6,
+    resamples=100,
+    rounds=1,
+    batch=2,
+)
 
 
 # ---- R
@@ -72,8 +79,11 @@ def test_r_is_the_smaller_of_two_recalls_over_the_old_one() -> None:
                 shares.append(np.mean(half_n[np.stack(tops)]) - half_n.mean() + 0.5)
             means["mixed"].append(float(np.mean(halves)))
     assert sorted(found.hits["old"]) == [
-        "image->fused", "image->text", "text->fused", "text->image",
-    ]  # fmt: skip
+        "image->fused",
+        "image->text",
+        "text->fused",
+        "text->image",
+    ]
     for way, values in means.items():
         assert found.recall(way) == pytest.approx(np.mean(values), abs=1e-6)
     low = float(min(np.mean(means["cross"]), np.mean(means["mixed"])))
@@ -90,9 +100,14 @@ def test_each_limit_of_staying_is_told_when_it_is_missed() -> None:
 
     def entry(new: Answers, **limits: Any) -> dict[str, Any]:
         bench = across._Bench(
-            old=old, new=new, group_N=torch.arange(60), limits=Compatibility(k=3, **limits),
-            least=2, seed=0, bootstrap=Bootstrap(60, resamples=100, seed=0),
-        )  # fmt: skip
+            old=old,
+            new=new,
+            group_N=torch.arange(60),
+            limits=Compatibility(k=3, **limits),
+            least=2,
+            seed=0,
+            bootstrap=Bootstrap(60, resamples=100, seed=0),
+        )
         return bench.entry(across.SAME, bench.base)
 
     assert entry(old)["failed"] == []
@@ -106,9 +121,14 @@ def test_each_limit_of_staying_is_told_when_it_is_missed() -> None:
     assert not turned_away["passed"]
     # What an adapter may cost is against the model as it is where that finds more than its own.
     bench = across._Bench(
-        old=same, new=old, group_N=torch.arange(60), limits=Compatibility(k=3), least=2, seed=0,
+        old=same,
+        new=old,
+        group_N=torch.arange(60),
+        limits=Compatibility(k=3),
+        least=2,
+        seed=0,
         bootstrap=Bootstrap(60, resamples=100, seed=0),
-    )  # fmt: skip
+    )
     as_it_is, its_own = bench.base.recall("mixed"), bench.base.recall("new")
     assert as_it_is > its_own
     assert bench.entry(across.SAME, bench.base)["cost"] == 0
@@ -189,15 +209,23 @@ def turned(version: Path, folder: Path) -> Path:
 
 
 def examined(
-    net: Net, folder: Path, champion: Path, limits: Compatibility, gates: Gates = EASY,
+    net: Net,
+    folder: Path,
+    champion: Path,
+    limits: Compatibility,
+    gates: Gates = EASY,
     count: int = 240,
-) -> TorchModel:  # fmt: skip
+) -> TorchModel:
     """Written, examined and loaded, as training does it."""
     examine = examiner(champion, gates=gates, compatibility=limits)
     save(
-        net, folder, config=preset("tiny"), name=folder.name, version_number=2,
+        net,
+        folder,
+        config=preset("tiny"),
+        name=folder.name,
+        version_number=2,
         examine=lambda draft: examine(draft, samples(count)),
-    )  # fmt: skip
+    )
     model = load_folder(folder, device="cpu")
     model.check()
     return model
@@ -218,9 +246,12 @@ def test_a_turned_model_stays_in_the_space_through_its_adapter(
     assert first["ratio"] > 0.99 > raw["ratio"]
     assert first["re_embedded"] == "none"
     assert story["tried"][-1] == {
-        "choice": "new space", "recall": story["new_to_new"], "cost": 0.0, "passed": True,
+        "choice": "new space",
+        "recall": story["new_to_new"],
+        "cost": 0.0,
+        "passed": True,
         "re_embedded": "every record",
-    }  # fmt: skip
+    }
     json.dumps(story, allow_nan=False)
 
     made = samples(8)
@@ -241,10 +272,16 @@ def test_a_turned_model_stays_in_the_space_through_its_adapter(
 
     # Only its heads trained anew, it is still there, adapter and all.
     child = train(
-        samples(60), SHORT, out=tmp_path / "v3", name="v3", version=3, seed=0,
-        parent=tmp_path / "v2", heads_only=True,
+        samples(60),
+        SHORT,
+        out=tmp_path / "v3",
+        name="v3",
+        version=3,
+        seed=0,
+        parent=tmp_path / "v2",
+        heads_only=True,
         examine=examiner(tmp_path / "v2", gates=EASY, compatibility=LIMITS),
-    )  # fmt: skip
+    )
     assert (child.space, child.compatibility["choice"]) == (champion.space, "same space")
     loaded = load_folder(tmp_path / "v3", device="cpu")
     loaded.check()
@@ -253,9 +290,13 @@ def test_a_turned_model_stays_in_the_space_through_its_adapter(
     )
 
     unseen = save(
-        model.net, tmp_path / "v4", config=SHORT, name="v4", version_number=4,
+        model.net,
+        tmp_path / "v4",
+        config=SHORT,
+        name="v4",
+        version_number=4,
         keeps=tmp_path / "v2",
-    )  # fmt: skip
+    )
     assert (unseen.space, unseen.verdict) == (champion.space, {})  # also where nobody examines
     load(tmp_path / "v4", device="cpu").check()
 
@@ -335,9 +376,16 @@ def test_stored_vectors_are_mapped_where_that_is_allowed(
 
 def test_new_heads_alone_keep_the_space(version: Path, tmp_path: Path) -> None:
     made = train(
-        samples(), SHORT, out=tmp_path / "v2", name="v2", version=2, seed=3, parent=version,
-        heads_only=True, examine=examiner(version, gates=EASY),
-    )  # fmt: skip
+        samples(),
+        SHORT,
+        out=tmp_path / "v2",
+        name="v2",
+        version=2,
+        seed=3,
+        parent=version,
+        heads_only=True,
+        examine=examiner(version, gates=EASY),
+    )
     champion = load(version, device="cpu").manifest
     assert made.space == champion.space
     assert made.compatibility["choice"] == "same space"
@@ -357,9 +405,7 @@ def test_the_pull_makes_a_new_version_find_the_old_vectors(
     for weight in (0.0, 3.0):
         config = replace(SHORT, epochs=6, compatible=weight)
         out = tmp_path / f"v{weight:g}"
-        manifest = train(
-            made[:160], config, out=out, name="v", version=2, seed=5, champion=version
-        )  # fmt: skip
+        manifest = train(made[:160], config, out=out, name="v", version=2, seed=5, champion=version)
         assert ("compatible" in manifest.metrics["parts"]) == (weight > 0)
         kept, (old, new) = answers(
             (champion, load_folder(out, device="cpu")), judged(made), predict=False
@@ -390,9 +436,14 @@ def test_what_nothing_can_be_compatible_with_says_why(
     config = replace(SHORT, compatible=1.0, model=model)
     with pytest.raises(TrainingError, match=message):
         train(
-            samples(60), config, out=tmp_path / "v", name="v", version=2, seed=0,
+            samples(60),
+            config,
+            out=tmp_path / "v",
+            name="v",
+            version=2,
+            seed=0,
             champion=change.get("champion", version),
-        )  # fmt: skip
+        )
     assert list(tmp_path.iterdir()) == []
 
 

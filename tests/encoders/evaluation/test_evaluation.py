@@ -28,9 +28,7 @@ def found(model: Model) -> dict[str, object]:
 def test_it_counts_and_measures_what_the_samples_have(found: dict) -> None:
     assert found["samples"] == 80
     assert found["left_out"] == {"bad input": 1}
-    assert set(found["recall"]) == {
-        f"{a}->{b}" for a in LEVELS for b in LEVELS if a != b
-    }  # fmt: skip
+    assert set(found["recall"]) == {f"{a}->{b}" for a in LEVELS for b in LEVELS if a != b}
     assert found["accuracy"]["colour"]["fused"] > 0.9
     assert len(found["map"]["points"]) == 80
     json.dumps(found, allow_nan=False)

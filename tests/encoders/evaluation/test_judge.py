@@ -127,9 +127,7 @@ def collapsed(its: Answers, count: int) -> Answers:
 
 
 def bench(old: Answers, new: Answers, gates: Gates | None = None) -> dict[str, dict[str, Any]]:
-    its = court._Bench(
-        old, new, TRUTH, gates or Gates(), Bootstrap(N, resamples=500, seed=0)
-    )  # fmt: skip
+    its = court._Bench(old, new, TRUTH, gates or Gates(), Bootstrap(N, resamples=500, seed=0))
     its.scores()
     its.recalls()
     its.ranks()
@@ -144,9 +142,11 @@ def test_nothing_fails_against_itself_and_every_metric_is_there() -> None:
     assert set(found) == {
         *(f"{m}: {s}" for m in ("accuracy kind", "F1 tags", "error size") for s in subsets),
         *(f"recall@{k} {way}" for k in (1, 5, 10) for way in ("text->image", "image->text")),
-        "calibration error kind", "effective rank fused", "effective rank text",
+        "calibration error kind",
+        "effective rank fused",
+        "effective rank text",
         "effective rank image",
-    }  # fmt: skip
+    }
     json.dumps(found, allow_nan=False)
 
 
@@ -386,9 +386,14 @@ def test_a_damaged_champion_or_challenger_is_refused(version: Path, tmp_path: Pa
 def test_another_dimension_is_kept_with_a_verdict(version: Path, tmp_path: Path) -> None:
     other = replace(SHORT, model=replace(SHORT.model, dim=32))
     manifest = train(
-        samples(), other, out=tmp_path / "v", name="v", version=2, seed=0,
+        samples(),
+        other,
+        out=tmp_path / "v",
+        name="v",
+        version=2,
+        seed=0,
         examine=examiner(version, gates=EASY),
-    )  # fmt: skip
+    )
     assert manifest.verdict["decision"] == "refused"
     assert manifest.verdict["passed"] is False
     assert "32 dimensions" in manifest.verdict["reason"]
@@ -410,9 +415,7 @@ def test_the_examination_sees_the_draft_and_all_samples_and_goes_into_the_manife
             verdict={"passed": False, "gates": []}, space="s-told", files={"more.txt": b"more"}
         )
 
-    made = train(
-        iter(samples(60)), SHORT, out=out, name="v", version=2, seed=0, examine=examine
-    )  # fmt: skip
+    made = train(iter(samples(60)), SHORT, out=out, name="v", version=2, seed=0, examine=examine)
     assert looked == [("v", 60)]
     found = load(out, device="cpu")
     found.check()
@@ -427,9 +430,7 @@ def test_an_examination_that_breaks_leaves_nothing_behind(tmp_path: Path) -> Non
         raise CheckpointError("no")
 
     with pytest.raises(CheckpointError, match="no"):
-        train(
-            samples(60), SHORT, out=tmp_path / "v", name="v", version=2, seed=0, examine=examine
-        )  # fmt: skip
+        train(samples(60), SHORT, out=tmp_path / "v", name="v", version=2, seed=0, examine=examine)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -455,9 +456,7 @@ def test_the_judge_split_touches_neither_weights_nor_calibration(tmp_path: Path)
     def weights(given: list[Sample], judge: bool, name: str) -> bytes:
         config = replace(SHORT, judge=judge, refit=True, calibration_copies=1)
         examine = (lambda *_: Examination()) if judge else None
-        train(
-            given, config, out=tmp_path / name, name="v", version=1, seed=0, examine=examine
-        )  # fmt: skip
+        train(given, config, out=tmp_path / name, name="v", version=1, seed=0, examine=examine)
         return (tmp_path / name / "model.safetensors").read_bytes()
 
     assert weights(made, True, "a") == weights(other, True, "b")

@@ -209,9 +209,16 @@ def test_retraining_the_heads_keeps_the_space(
     version: Path, manifest: Manifest, model: Model, tmp_path: Path
 ) -> None:
     child = train(
-        samples(120, seed=5), preset("tiny"), out=tmp_path / "v2", name="tiny-0002", version=2,
-        seed=7, parent=version, heads_only=True, window={"records": {"0": 120}},
-    )  # fmt: skip
+        samples(120, seed=5),
+        preset("tiny"),
+        out=tmp_path / "v2",
+        name="tiny-0002",
+        version=2,
+        seed=7,
+        parent=version,
+        heads_only=True,
+        window={"records": {"0": 120}},
+    )
     assert child.space == manifest.space
     assert child.preprocessing == manifest.preprocessing
     assert child.parent == "tiny-0001"
@@ -231,9 +238,14 @@ def test_retraining_the_heads_keeps_the_space(
 
 def test_full_training_opens_a_new_space(version: Path, manifest: Manifest, tmp_path: Path) -> None:
     child = train(
-        samples(), replace(preset("tiny"), epochs=1), out=tmp_path / "v2", name="t", version=2,
-        seed=1, parent=version,
-    )  # fmt: skip
+        samples(),
+        replace(preset("tiny"), epochs=1),
+        out=tmp_path / "v2",
+        name="t",
+        version=2,
+        seed=1,
+        parent=version,
+    )
     assert child.space != manifest.space
     assert child.parent == "tiny-0001"
 

@@ -47,9 +47,13 @@ def made(config: TrainConfig) -> tuple[Net, Dataset]:
     torch.manual_seed(0)
     net = make_net(config, {})
     data = gather(
-        samples(), net, config, all_frozen=False, device=torch.device("cpu"),
+        samples(),
+        net,
+        config,
+        all_frozen=False,
+        device=torch.device("cpu"),
         progress=lambda *_: None,
-    )  # fmt: skip
+    )
     net.new_heads(data.tasks)
     return net, data
 
@@ -159,12 +163,27 @@ def test_a_version_serves_in_bf16_and_is_checked_in_float32(tmp_path: Path, fusi
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("contrast", "triplet"), ("precision", "fp8"), ("batch", 0), ("ema", 1.0), ("task", -0.1),
-        ("align", -1.0), ("fuse", -1.0), ("match", -0.3), ("monotone", -1.0), ("teach", -1.0),
-        ("compatible", -1.0), ("balance", -0.5), ("drop", -0.1), ("drop", 1.1), ("chunk", -1),
-        ("same_label", -0.1), ("same_label", 2), ("patience", -1), ("pairs", {"text-audio": -1.0}),
+        ("contrast", "triplet"),
+        ("precision", "fp8"),
+        ("batch", 0),
+        ("ema", 1.0),
+        ("task", -0.1),
+        ("align", -1.0),
+        ("fuse", -1.0),
+        ("match", -0.3),
+        ("monotone", -1.0),
+        ("teach", -1.0),
+        ("compatible", -1.0),
+        ("balance", -0.5),
+        ("drop", -0.1),
+        ("drop", 1.1),
+        ("chunk", -1),
+        ("same_label", -0.1),
+        ("same_label", 2),
+        ("patience", -1),
+        ("pairs", {"text-audio": -1.0}),
     ],
-)  # fmt: skip
+)
 def test_a_bad_setting_is_named(tmp_path: Path, field: str, value: Any) -> None:
     shown = value["text-audio"] if isinstance(value, dict) else value
     with pytest.raises(ValueError, match=rf"^{field}\b.* is .*{shown}"):
@@ -265,11 +284,20 @@ def script(
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [
-            sys.executable, *launcher, str(place / "run.py"), str(place), str(fatal), modalities,
+            sys.executable,
+            *launcher,
+            str(place / "run.py"),
+            str(place),
+            str(fatal),
+            modalities,
             str(batch),
         ],
-        env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     if launcher and fatal:  # torchrun's own status says less
         assert f"exitcode  : {-signal.SIGKILL}" in done.stderr, done.stderr
         return -signal.SIGKILL
@@ -372,9 +400,16 @@ def test_another_parent_label_or_content_begins_anew(tmp_path: Path, frozen: boo
     for given, parent in ways:
         with pytest.raises(KeyboardInterrupt):
             train(
-                given, config, out=tmp_path / "v", name="v", version=3, seed=0,
-                parent=tmp_path / parent, resume=state, progress=_interrupt,
-            )  # fmt: skip
+                given,
+                config,
+                out=tmp_path / "v",
+                name="v",
+                version=3,
+                seed=0,
+                parent=tmp_path / parent,
+                resume=state,
+                progress=_interrupt,
+            )
         kept.append(len(list(state.iterdir())))
     assert kept == [1, 1, 2, 3, 4]
 

@@ -77,9 +77,15 @@ def config_of(fusion: str, way: str) -> TrainConfig:
     model = replace(tiny.model, fusion=fusion, tasks=tasks)
     # A batch of everything: ten epochs are ten steps.
     return replace(
-        tiny, model=model, epochs=10, batch=1000, encoder_batch=48, match=0.5, refit=False,
+        tiny,
+        model=model,
+        epochs=10,
+        batch=1000,
+        encoder_batch=48,
+        match=0.5,
+        refit=False,
         **WAYS[way],
-    )  # fmt: skip
+    )
 
 
 def losses(fusion: str, way: str) -> list[float]:
@@ -91,9 +97,15 @@ def losses(fusion: str, way: str) -> list[float]:
         ]
     with tempfile.TemporaryDirectory() as place:
         manifest = train(
-            given, config_of(fusion, way), out=Path(place) / "v", name="v", version=1, seed=0,
-            device="cpu", champion=champion() if way == "compatible" else None,
-        )  # fmt: skip
+            given,
+            config_of(fusion, way),
+            out=Path(place) / "v",
+            name="v",
+            version=1,
+            seed=0,
+            device="cpu",
+            champion=champion() if way == "compatible" else None,
+        )
     found: list[float] = manifest.metrics["losses"]
     return found
 
@@ -110,8 +122,11 @@ def plainly() -> Iterator[Callable[[str], Losses]]:
         for fusion in FUSIONS:
             child = subprocess.Popen(
                 [sys.executable, "-m", "tests.encoders.training.test_golden_losses", fusion],
-                cwd=ROOT, env={**os.environ, **PLAIN}, stdout=subprocess.PIPE, text=True,
-            )  # fmt: skip
+                cwd=ROOT,
+                env={**os.environ, **PLAIN},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
             children[fusion] = ended.enter_context(child)
             ended.callback(child.kill)
 

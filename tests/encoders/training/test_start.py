@@ -126,11 +126,15 @@ def test_without_alignment_it_begins_at_random(tmp_path: Path) -> None:
     still = {"lr": 0.0, "start_lr": 0.0, "encoder_lr": 0.0, "refit": False, "align": 0.0}
     spaces = {
         train(
-            samples(), config(start=start, **still), out=tmp_path / start, name=start, version=1,
+            samples(),
+            config(start=start, **still),
+            out=tmp_path / start,
+            name=start,
+            version=1,
             seed=0,
         ).space
         for start in ("cca", "random")
-    }  # fmt: skip
+    }
     assert len(spaces) == 1
 
 

@@ -95,8 +95,12 @@ def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[str, int, int, Mapping[str, float]]] = []
     run(tmp_path, progress=lambda *step: told.append(step))
     assert list(dict.fromkeys(stage for stage, *_ in told)) == [
-        "read", "train", "evaluate", "refit", "write",
-    ]  # fmt: skip
+        "read",
+        "train",
+        "evaluate",
+        "refit",
+        "write",
+    ]
     assert [(done, total) for stage, done, total, _ in told if stage == "train"] == [(1, 2), (2, 2)]
     assert all("loss" in figures for stage, _, _, figures in told if stage == "train")
     reads = [(done, total) for stage, done, total, _ in told if stage == "read"]
@@ -129,9 +133,11 @@ def test_the_judge_split_is_not_looked_at_and_bad_samples_are_counted(tmp_path: 
     assert "leaked" not in done.tasks["colour"]["classes"]
     left_out = Counter(done.metrics["left_out"])
     assert left_out == {
-        "judge split": len(judged), "bad input": 6, "older version of an id": 1,
+        "judge split": len(judged),
+        "bad input": 6,
+        "older version of an id": 1,
         "label of another kind": 1,
-    }  # fmt: skip
+    }
 
 
 def test_without_labels_it_still_aligns(tmp_path: Path) -> None:
@@ -169,9 +175,7 @@ def test_several_tasks_each_on_what_has_its_label() -> None:
     device = torch.device("cpu")
     torch.manual_seed(0)
     net = make_net(config, {})
-    data = gather(
-        made, net, config, all_frozen=False, device=device, progress=lambda *_: None
-    )  # fmt: skip
+    data = gather(made, net, config, all_frozen=False, device=device, progress=lambda *_: None)
     net.new_heads(data.tasks)
     objective = Objective(net.modalities, config)
     assert set(data.tasks) == {"colour", "half", "marks", "size"}
@@ -288,8 +292,13 @@ def test_the_split_is_fixed_for_ever() -> None:
     assert found["train"] == pytest.approx(4000, abs=120)
     assert found["validation"] == pytest.approx(500, abs=70)
     assert [split(one) for one in ("a", "b", "c", "d", "e", "f")] == [
-        "train", "train", "train", "train", "train", "train",
-    ]  # fmt: skip
+        "train",
+        "train",
+        "train",
+        "train",
+        "train",
+        "train",
+    ]
 
 
 def test_without_a_judge_its_tenth_trains(tmp_path: Path) -> None:
