@@ -60,32 +60,47 @@ WEIGHTS = (0.0, 0.1, 0.3, 1.0)
 SINGLE = ("image", "audio")
 NAMES = {"image": "picture", "audio": "sound", "text": "caption", "fused": "cross-attention"}
 EPOCHS = {
-    "known": 24, "unseen": 18, "pretrained-known": 12, "pretrained-unseen": 12, "align": 18,
+    "known": 24,
+    "unseen": 18,
+    "pretrained-known": 12,
+    "pretrained-unseen": 12,
+    "align": 18,
     "sweep": 8,
-}  # fmt: skip
+}
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]  # recordings to train on and to test on
 Right = dict[str, dict[str, list[bool]]]  # row -> source -> whether right, record by record
 
 
 KNOWN: dict[str, Any] = {
-    "hop": 128, "strides": [[2, 2], [2, 2], [2, 1], [2, 1]], "cut": 0.1,
+    "hop": 128,
+    "strides": [[2, 2], [2, 2], [2, 1], [2, 1]],
+    "cut": 0.1,
     "variation": {"pitch": 0.05, "tempo": 0.15, "masks": 2},
-}  # fmt: skip
+}
 UNSEEN: dict[str, Any] = {
-    "hop": 80, "strides": [[2, 1], [2, 2], [2, 2], [2, 1]], "cut": 0.25,
+    "hop": 80,
+    "strides": [[2, 1], [2, 2], [2, 2], [2, 1]],
+    "cut": 0.25,
     "variation": {"pitch": 0.15, "tempo": 0.3, "masks": 2, "mix": 1.0},
-}  # fmt: skip
+}
 """Voices as they are, or voices drawn away from those at hand: what helps with a new speaker costs
 with a known one."""
 
 
 PRETRAINED = EncoderConfig(
-    kind="speech-embedding", source="package:openwakeword", train_last=3,
+    kind="speech-embedding",
+    source="package:openwakeword",
+    train_last=3,
     options={
-        "seconds": 1.2, "cut": 0.1, "noise_db": [-12, 30], "noise_share": 0.6, "speed": [1, 1],
-        "lead": 0.0, "gaps": 0,
+        "seconds": 1.2,
+        "cut": 0.1,
+        "noise_db": [-12, 30],
+        "noise_share": 0.6,
+        "speed": [1, 1],
+        "lead": 0.0,
+        "gaps": 0,
     },
-)  # fmt: skip
+)
 
 
 def config(voices: Mapping[str, Any], *, epochs: int, captions: bool = False) -> TrainConfig:
@@ -98,23 +113,50 @@ def config(voices: Mapping[str, Any], *, epochs: int, captions: bool = False) ->
         "audio": EncoderConfig(
             kind="logmel-cnn",
             options={
-                "rate": 8000, "seconds": 1.2, "mels": 40, "window": 256, "floor": 1e-3,
-                "channels": 24, "widest": 4, "dropout": 0.3, "noise_db": [-12, 30],
-                "noise_share": 0.6, "speed": [1, 1], "lead": 0.0, "gaps": 0, **voices,
+                "rate": 8000,
+                "seconds": 1.2,
+                "mels": 40,
+                "window": 256,
+                "floor": 1e-3,
+                "channels": 24,
+                "widest": 4,
+                "dropout": 0.3,
+                "noise_db": [-12, 30],
+                "noise_share": 0.6,
+                "speed": [1, 1],
+                "lead": 0.0,
+                "gaps": 0,
+                **voices,
             },
         ),
-    }  # fmt: skip
+    }
     if captions:
         encoders["text"] = EncoderConfig(kind="hashed")
     return TrainConfig(
         model=ModelConfig(
-            encoders=encoders, dim=64, fusion="intermediate", decision="logproduct",
-            heads_on="features", dropout=0.1,
+            encoders=encoders,
+            dim=64,
+            fusion="intermediate",
+            decision="logproduct",
+            heads_on="features",
+            dropout=0.1,
         ),
-        epochs=epochs, batch=64, encoder_batch=64, lr=3e-3, encoder_lr=3e-3, weight_decay=0.05,
-        task=1.0, align=1.0 if captions else 0.1, fuse=1.0, drop=0.3, monotone=0.1,
-        same_label=1.0, ema=0.98, refit=False, calibration_copies=4,
-    )  # fmt: skip
+        epochs=epochs,
+        batch=64,
+        encoder_batch=64,
+        lr=3e-3,
+        encoder_lr=3e-3,
+        weight_decay=0.05,
+        task=1.0,
+        align=1.0 if captions else 0.1,
+        fuse=1.0,
+        drop=0.3,
+        monotone=0.1,
+        same_label=1.0,
+        ema=0.98,
+        refit=False,
+        calibration_copies=4,
+    )
 
 
 def pretrained(*, epochs: int) -> TrainConfig:
@@ -142,9 +184,7 @@ def answers(embedder: Embedder, samples: Sequence[Sample], into: dict[str, list[
             into.setdefault(NAMES[source], []).append(said["label"] == truth)
 
 
-def measured(
-    digits: Digits, split: Split, config: TrainConfig, seed: int
-) -> tuple[Right, float]:  # fmt: skip
+def measured(digits: Digits, split: Split, config: TrainConfig, seed: int) -> tuple[Right, float]:
     """Train once and ask under every condition; seconds of the training."""
     right: Right = {}
     (train_R, test_R), held = split, held_out_pictures(digits)
@@ -215,7 +255,7 @@ def vectors(found: Sequence[Embedding], name: str) -> torch.Tensor:
 
 def repeated(
     digits: Digits, splits: Sequence[Split], config: TrainConfig, seeds: int, jobs: int
-) -> tuple[list[Right], list[float]]:  # fmt: skip
+) -> tuple[list[Right], list[float]]:
     """One `Right` for each seed, over all splits, and the seconds of each training.
 
     Args:

@@ -72,10 +72,13 @@ def records(count: int) -> list[Sample]:
             file.writeframes(rng.normal(0, 3000, 80_000).astype("<i2").tobytes())
         found.append(
             Sample(
-                id=str(number), text=" ".join(rng.choice(WORDS, 24)), image=picture.getvalue(),
-                audio=sound.getvalue(), labels={"kind": f"k{number % 10}"},
+                id=str(number),
+                text=" ".join(rng.choice(WORDS, 24)),
+                image=picture.getvalue(),
+                audio=sound.getvalue(),
+                labels={"kind": f"k{number % 10}"},
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -86,18 +89,22 @@ def config(places: Mapping[str, Path], batch: int) -> TrainConfig:
         name: replace(its, source=str(places[name])) for name, its in base.model.encoders.items()
     }
     return replace(
-        base, model=replace(base.model, encoders=encoders), batch=batch, encoder_batch=batch,
-        judge=False, patience=0, refit=False, epochs=1,
-    )  # fmt: skip
+        base,
+        model=replace(base.model, encoders=encoders),
+        batch=batch,
+        encoder_batch=batch,
+        judge=False,
+        patience=0,
+        refit=False,
+        epochs=1,
+    )
 
 
 def steps(given: TrainConfig, samples: Sequence[Sample], device: torch.device, rounds: int) -> Any:
     """Median seconds of a step by precision."""
     seconds: dict[str, list[float]] = {name: [] for name in PRECISIONS}
     net = make_net(given, {}).to(device)
-    data = gather(
-        samples, net, given, all_frozen=False, device=device, progress=lambda *_: None
-    )  # fmt: skip
+    data = gather(samples, net, given, all_frozen=False, device=device, progress=lambda *_: None)
     data.split_N[:] = "train"
     net.new_heads(data.tasks)
     net = net.to(device)

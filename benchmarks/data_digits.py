@@ -30,9 +30,13 @@ TEST_TAKES = range(5, 10)
 """Known speakers are tested on takes 5 to 9 and trained on 10 to 49."""
 TEST_PICTURES = 0.2  # share of the pictures of each digit that only tests see
 CAPTIONS = (
-    "a handwritten {}", "the digit {}", "a picture of a {}", "somebody says {}", "{}",
+    "a handwritten {}",
+    "the digit {}",
+    "a picture of a {}",
+    "somebody says {}",
+    "{}",
     "the number {}, written by hand",
-)  # fmt: skip
+)
 SIDE = 28
 
 Pixels = NDArray[np.uint8]
@@ -132,10 +136,16 @@ def unseen_split(digits: Digits, speaker: str) -> tuple[NDArray[np.int64], NDArr
 
 
 def paired(
-    digits: Digits, images_NHW: Pixels, recordings: Sequence[int] | NDArray[np.int64],
-    pictures: NDArray[np.bool_], *, seed: int, each: int = 1, captions: bool = False,
+    digits: Digits,
+    images_NHW: Pixels,
+    recordings: Sequence[int] | NDArray[np.int64],
+    pictures: NDArray[np.bool_],
+    *,
+    seed: int,
+    each: int = 1,
+    captions: bool = False,
     snr_db: float | None = None,
-) -> list[Sample]:  # fmt: skip
+) -> list[Sample]:
     """Each recording `each` times, with pictures of its digit drawn from `pictures`.
 
     Args:

@@ -91,11 +91,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             close()
     return finish(
         {
-            "machine": machine(), "vectors": given.rows, "dim": given.dim, "rounds": given.rounds,
-            "threads": given.threads, "rows": rows,
+            "machine": machine(),
+            "vectors": given.rows,
+            "dim": given.dim,
+            "rounds": given.rounds,
+            "threads": given.threads,
+            "rows": rows,
         },
         given.json,
-    )  # fmt: skip
+    )
 
 
 def _ours(

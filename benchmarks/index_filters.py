@@ -66,11 +66,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         store.close()
     return finish(
         {
-            "machine": machine(), "vectors": given.rows, "dim": given.dim, "rounds": given.rounds,
-            "threads": given.threads, "rows": rows,
+            "machine": machine(),
+            "vectors": given.rows,
+            "dim": given.dim,
+            "rounds": given.rounds,
+            "threads": given.threads,
+            "rows": rows,
         },
         given.json,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -42,10 +42,17 @@ def fill(stores: Sequence[LiveStore], rows_ND: Array) -> None:
     """The same writes to all, sealed as they come."""
     for begin in range(0, len(rows_ND), APPLY):
         writes = [
-            Upsert(id=f"r{begin + n}", partition=0, version=begin + n, ts=0, model="m", fused=row_D,
-                   meta={"n": (begin + n) % 1000})
+            Upsert(
+                id=f"r{begin + n}",
+                partition=0,
+                version=begin + n,
+                ts=0,
+                model="m",
+                fused=row_D,
+                meta={"n": (begin + n) % 1000},
+            )
             for n, row_D in enumerate(rows_ND[begin : begin + APPLY])
-        ]  # fmt: skip
+        ]
         for store in stores:
             store.apply(writes, positions={}, progress={})
             while maintain(store):
@@ -91,10 +98,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "batch 1": (1, lambda store: store.search(queries_BD[:1], k=K)),
         "batch 64": (64, lambda store: store.search(queries_BD[:64], k=K)),
         "batch 1, filter keeps 10 %": (
-            1, lambda store: store.search(queries_BD[:1], k=K, filter=tenth),
+            1,
+            lambda store: store.search(queries_BD[:1], k=K, filter=tenth),
         ),
         "32 at once": (ASKERS * ASKED, lambda store: at_once(store, queries_BD)),
-    }  # fmt: skip
+    }
     figures: dict[str, Any] = {"recall@10 against the CPU": same(stores, queries_BD)}
     for name, (queries, work) in works.items():
         seconds: list[list[float]] = [[], []]

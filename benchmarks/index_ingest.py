@@ -96,9 +96,14 @@ class Writer:
 
     def _upsert(self, name: str, row_D: Array) -> Upsert:
         return Upsert(
-            id=name, partition=0, version=self._version, ts=0, model="m", fused=row_D,
+            id=name,
+            partition=0,
+            version=self._version,
+            ts=0,
+            model="m",
+            fused=row_D,
             meta={"lang": "en"},
-        )  # fmt: skip
+        )
 
 
 def half_written(store: LiveStore, mark_D: Array) -> bool:
@@ -131,9 +136,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--per-second", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=20.0, help="of one period")
     parser.add_argument(
-        "--switch-ms", type=float, default=1000 * sys.getswitchinterval(),
+        "--switch-ms",
+        type=float,
+        default=1000 * sys.getswitchinterval(),
         help="how long a thread may keep the interpreter from others",
-    )  # fmt: skip
+    )
     given = parser.parse_args(argv)
     sys.setswitchinterval(given.switch_ms / 1000)
     rows_ND = clustered(given.rows + 1, given.dim, seed=given.seed)

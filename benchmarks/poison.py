@@ -193,9 +193,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             [good["cpu_ms_a_record"] / bad["cpu_ms_a_record"] for good, bad in pairs]
         )
     report = {
-        "benchmark": "poison", "records": given.records, "one_of": given.every,
-        "rounds": given.rounds, "machine": machine(), "rows": rows,
-    }  # fmt: skip
+        "benchmark": "poison",
+        "records": given.records,
+        "one_of": given.every,
+        "rounds": given.rounds,
+        "machine": machine(),
+        "rows": rows,
+    }
     return finish(report, given.json)
 
 

@@ -70,9 +70,13 @@ class Remembered:
         self.frozen: set[str] = set()
 
     def __call__(
-        self, encoder: Encoder, inputs: Sequence[Array], device: torch.device, *,
+        self,
+        encoder: Encoder,
+        inputs: Sequence[Array],
+        device: torch.device,
+        *,
         tokens: bool = False,
-    ) -> Features:  # fmt: skip
+    ) -> Features:
         if tokens or encoder.modality not in self.frozen:
             return encode_anew(encoder, inputs, device, tokens=tokens)
         keys = [(encoder.modality, sha256(value.tobytes()).digest()) for value in inputs]
@@ -91,14 +95,14 @@ def half(samples: Sequence[Sample]) -> list[Sample]:
 
 def drill(
     samples: Sequence[Sample], config: TrainConfig, seed: int, warm: bool, subset: str
-) -> dict[str, dict[str, float]]:  # fmt: skip
+) -> dict[str, dict[str, float]]:
     """Way to its figures; accuracy is measured with the modalities of `subset`."""
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
 
         def fit(
             name: str, its: Sequence[Sample], config: TrainConfig, **more: Any
-        ) -> tuple[Manifest, float]:  # fmt: skip
+        ) -> tuple[Manifest, float]:
             """The version, and the seconds of its optimiser's steps."""
             told: dict[str, float] = {}
 
@@ -106,9 +110,8 @@ def drill(
                 told[f"{stage} {done > 0}"] = time.perf_counter()
 
             made = train(
-                its, config, out=root / name, name=name, version=1, seed=seed, progress=tell,
-                **more,
-            )  # fmt: skip
+                its, config, out=root / name, name=name, version=1, seed=seed, progress=tell, **more
+            )
             note(f"  {name}: {told['write True'] - told['read True']:.0f} s")
             return made, told["evaluate False"] - told["read True"]
 
@@ -117,9 +120,13 @@ def drill(
         look = examiner(root / "v1", gates=OPEN, compatibility=EVERY, seed=seed)
         plain, plain_s = fit("v2", samples, config, examine=look, **parent)
         pulled, pulled_s = fit(
-            "v2-pulled", samples, replace(config, compatible=1.0), examine=look,
-            champion=root / "v1", **parent,
-        )  # fmt: skip
+            "v2-pulled",
+            samples,
+            replace(config, compatible=1.0),
+            examine=look,
+            champion=root / "v1",
+            **parent,
+        )
         chosen = examiner(root / "v1", gates=OPEN, seed=seed)(root / "v2", list(samples))
         again = embed_seconds(root / "v2", samples)
     rows = ways(plain, "nothing done", len(samples), again, subset)
@@ -145,7 +152,7 @@ def row_of(story: Mapping[str, Any]) -> str:
 
 def ways(
     manifest: Manifest, raw: str, records: int, again: float, subset: str
-) -> dict[str, dict[str, float]]:  # fmt: skip
+) -> dict[str, dict[str, float]]:
     """The rows that one version's manifest tells of."""
     gates = {gate["metric"]: gate for gate in manifest.verdict["gates"]}
     judged = next(gate for name, gate in gates.items() if name.endswith(f": {subset}"))
@@ -159,12 +166,13 @@ def ways(
         )
         whole = entry["choice"] == "new space"
         found[name] = {
-            **common, "recall": entry["recall"],
+            **common,
+            "recall": entry["recall"],
             "ratio": entry.get("ratio", entry["recall"] / manifest.compatibility["old_to_old"]),
             "share of old": entry.get("share", 0.0),
             "re-embedded": float(records if whole else 0),
             "seconds": again if whole else entry.get("seconds", 0.0),
-        }  # fmt: skip
+        }
     return found
 
 
@@ -241,10 +249,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             for row in kept:
                 table[f"{part}, {start}: {row}"] = spread([run[row] for run in runs])
     report = {
-        "benchmark": "refresh drill", "seeds": options.seeds, "records": counts,
+        "benchmark": "refresh drill",
+        "seeds": options.seeds,
+        "records": counts,
         "epochs": {part: options.epochs or EPOCHS[part] for part in counts},
-        "threads": torch.get_num_threads(), "rows": table,
-    }  # fmt: skip
+        "threads": torch.get_num_threads(),
+        "rows": table,
+    }
     return finish(report, options.json)
 
 

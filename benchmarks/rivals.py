@@ -99,9 +99,12 @@ def lancedb(rows_ND: Array, folder: Path, threads: int) -> Rival:
     )
     lists = max(1, int(np.sqrt(count)))
     table.create_index(
-        metric="dot", vector_column_name="vector", index_type="IVF_PQ", num_partitions=lists,
+        metric="dot",
+        vector_column_name="vector",
+        index_type="IVF_PQ",
+        num_partitions=lists,
         num_sub_vectors=dim // 4,
-    )  # fmt: skip
+    )
 
     def search(queries_BD: Array, probes: int) -> Sequence[Sequence[int]]:
         asked: Any = table.search(queries_BD if len(queries_BD) > 1 else queries_BD[0])
@@ -136,18 +139,20 @@ def milvus_lite(rows_ND: Array, folder: Path, threads: int) -> Rival:
     client.flush("rows")
     params = client.prepare_index_params()
     params.add_index(
-        "vector", index_type="HNSW", metric_type="IP",
-        params={"M": LINKS, "efConstruction": BUILD},
-    )  # fmt: skip
+        "vector", index_type="HNSW", metric_type="IP", params={"M": LINKS, "efConstruction": BUILD}
+    )
     # Without a time of its own a build that takes minutes is asked for again, and refused then.
     client.create_index("rows", params, timeout=PATIENCE_S)
     client.load_collection("rows", timeout=PATIENCE_S)
 
     def search(queries_BD: Array, ef: int) -> Sequence[Sequence[int]]:
         found = client.search(
-            "rows", list(queries_BD), anns_field="vector", limit=K,
+            "rows",
+            list(queries_BD),
+            anns_field="vector",
+            limit=K,
             search_params={"metric_type": "IP", "params": {"ef": ef}},
-        )  # fmt: skip
+        )
         return [[hit["id"] for hit in hits] for hits in found]
 
     def close() -> None:

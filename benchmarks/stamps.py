@@ -49,7 +49,7 @@ WEIGHTS = (0.0, 0.1, 0.3, 1.0)
 
 def run(
     known: Sequence[Sample], unseen: Sequence[Sample], config: TrainConfig, seed: int
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """One training and its figures."""
     with tempfile.TemporaryDirectory() as place:
         version = Path(place) / "version"
@@ -74,7 +74,7 @@ def run(
 
 def captions(
     known: Sequence[Sample], unseen: Sequence[Sample], config: TrainConfig, seed: int
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """A decoder trained with the rest; what it writes, and the nearest training caption."""
     config = replace(
         config,
@@ -129,9 +129,14 @@ def fit(samples: Sequence[Sample], config: TrainConfig, out: Path, seed: int) ->
             bar.set_postfix(figures)
 
         train(
-            samples, replace(config, judge=False), out=out, name="bench-0001", version=1,
-            seed=seed, progress=show,
-        )  # fmt: skip
+            samples,
+            replace(config, judge=False),
+            out=out,
+            name="bench-0001",
+            version=1,
+            seed=seed,
+            progress=show,
+        )
 
 
 def recalls(embeddings: Sequence[Embedding]) -> dict[str, float]:
@@ -240,10 +245,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for name, choice in choices(config).items():
             rows[f"folds, {name}"] = spread([run(*apart(known, f), choice, f) for f in seeds])
     report = {
-        "benchmark": "stamps", "preset": options.preset, "trained_on": len(known),
-        "held_out": len(unseen), "seeds": options.seeds, "threads": torch.get_num_threads(),
+        "benchmark": "stamps",
+        "preset": options.preset,
+        "trained_on": len(known),
+        "held_out": len(unseen),
+        "seeds": options.seeds,
+        "threads": torch.get_num_threads(),
         "rows": rows,
-    }  # fmt: skip
+    }
     return finish(report, options.json)
 
 

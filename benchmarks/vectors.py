@@ -83,11 +83,16 @@ def upserts(rows_ND: Array, begin: int) -> list[Upsert]:
     """Writes of the rows from number `begin`."""
     return [
         Upsert(
-            id=name_of(row), partition=0, version=row, ts=0, model="m", fused=row_D,
+            id=name_of(row),
+            partition=0,
+            version=row,
+            ts=0,
+            model="m",
+            fused=row_D,
             meta={"percent": percent_of(row), "lang": ("en", "de", "fr")[row % 3]},
         )
         for row, row_D in enumerate(rows_ND, start=begin)
-    ]  # fmt: skip
+    ]
 
 
 def filled(rows_ND: Array, *, threads: int, **options: Any) -> tuple[LiveStore, dict[str, float]]:

@@ -33,9 +33,17 @@ def config(fusion: str) -> TrainConfig:
             dim=64,
             fusion=fusion,
         ),
-        epochs=50, batch=64, lr=5e-3, encoder_lr=5e-3, weight_decay=0.01, task=0.1, align=0.0,
-        fuse=1.0, drop=0.1, refit=False,
-    )  # fmt: skip
+        epochs=50,
+        batch=64,
+        lr=5e-3,
+        encoder_lr=5e-3,
+        weight_decay=0.01,
+        task=0.1,
+        align=0.0,
+        fuse=1.0,
+        drop=0.1,
+        refit=False,
+    )
 
 
 def run(fusion: str, seed: int) -> dict[str, float]:

@@ -147,9 +147,12 @@ class KafkaProxy:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
     async def _set(
-        self, *, delay_s: float | None = None, refusing: bool | None = None,
+        self,
+        *,
+        delay_s: float | None = None,
+        refusing: bool | None = None,
         open_: bool | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if delay_s is not None:
             self._delay_s = delay_s
         if refusing is not None:

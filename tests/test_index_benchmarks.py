@@ -132,9 +132,13 @@ def test_freshness() -> None:
 
 def test_the_command_knows_them() -> None:
     assert {name for name in BENCHMARKS if name.startswith("index-")} == {
-        "index-exact", "index-approximate", "index-filters", "index-ingest", "index-freshness",
+        "index-exact",
+        "index-approximate",
+        "index-filters",
+        "index-ingest",
+        "index-freshness",
         "index-restart",
-    }  # fmt: skip
+    }
     done = eval_("--benchmark", "index-exact", "--seeds", "2")
     assert "index-exact trains nothing" in str(done.exception)
     done = eval_("--benchmark", "index-exact", "--data", ".")

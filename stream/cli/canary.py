@@ -90,9 +90,15 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
 
 def _begin(
-    settings: Settings, registry: Registry, version: str, share: float | None,
-    partitions: str | None, records: int | None, *, force: bool,
-) -> Canary:  # fmt: skip
+    settings: Settings,
+    registry: Registry,
+    version: str,
+    share: float | None,
+    partitions: str | None,
+    records: int | None,
+    *,
+    force: bool,
+) -> Canary:
     from ..kafka.topics import ensure
     from ..monitoring.canary_comparison import limits_of
     from ..registry.announcements import announce
@@ -166,9 +172,13 @@ def _promoted(
 
 
 def _ended(
-    settings: Settings, registry: Registry, canary: Canary, state: str, why: str,
+    settings: Settings,
+    registry: Registry,
+    canary: Canary,
+    state: str,
+    why: str,
     comparison: Mapping[str, Any] | None = None,
-) -> Canary:  # fmt: skip
+) -> Canary:
     """End it and tell the workers, which would notice by themselves a moment later."""
     from ..registry.announcements import announce
 

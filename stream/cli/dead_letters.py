@@ -49,10 +49,16 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
     @dead.command("list")
     def list_(
-        context: typer.Context, reason: Reason = None, stage: Stage = None, model: Model = None,
-        since: Since = None, until: Until = None, source: Source = None, last: Last = 20,
+        context: typer.Context,
+        reason: Reason = None,
+        stage: Stage = None,
+        model: Model = None,
+        since: Since = None,
+        until: Until = None,
+        source: Source = None,
+        last: Last = 20,
         as_json: AsJson = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Count letters by stage and kind of error, and list the newest.
 
         Example: braid dead-letters list --stage prepare --since 6h
@@ -115,8 +121,12 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         ids: Annotated[
             list[str] | None, typer.Argument(help="PARTITION:OFFSET; none: all that fit.")
         ] = None,
-        reason: Reason = None, stage: Stage = None, model: Model = None,
-        since: Since = None, until: Until = None, source: Source = None,
+        reason: Reason = None,
+        stage: Stage = None,
+        model: Model = None,
+        since: Since = None,
+        until: Until = None,
+        source: Source = None,
         rate: Annotated[float, typer.Option(min=0.01, help="Records a second.")] = 50.0,
         wait: Annotated[
             float, typer.Option(min=0, help="Seconds to wait for the outcome; 0: do not wait.")
@@ -126,7 +136,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         ] = False,
         dry: Annotated[bool, typer.Option("--dry-run", help="Send nothing.")] = False,
         as_json: AsJson = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Send letters to the topic they came from again, each once; say what failed again.
 
         Exits with 1 if any failed again.
@@ -195,10 +205,14 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
 
 def selection_of(
-    reason: str | None = None, stage: str | None = None, model: str | None = None,
-    since: str | None = None, until: str | None = None, source: str | None = None,
+    reason: str | None = None,
+    stage: str | None = None,
+    model: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    source: str | None = None,
     ids: list[str] | None = None,
-) -> Selection:  # fmt: skip
+) -> Selection:
     """The options of the command line. Raises ConfigError."""
     from ..dead_letters.letters import Selection, place_of
 

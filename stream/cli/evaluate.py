@@ -73,7 +73,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
 def _benchmark(
     name: str, data: Path | None, seeds: int | None, part: str | None, as_json: bool
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Run `benchmarks/NAME.py` of this checkout as its own command line would."""
     if name not in BENCHMARKS:
         raise ConfigError(f"--benchmark: no {name!r}; there are {', '.join(BENCHMARKS)}")

@@ -20,16 +20,25 @@ from ..registry.versions import Registry
 NO_PLOTS: Mapping[str, Any] = {"shuffled": {}, "robustness": {}, "map": {"points": []}}
 """What the page of `braid eval` shows and a manifest does not have."""
 NO_MEASURES: Mapping[str, Any] = {
-    "samples": 0, "accuracy": {}, "recall": {}, "recall_fused": {}, "calibration_error": {},
-}  # fmt: skip
+    "samples": 0,
+    "accuracy": {},
+    "recall": {},
+    "recall_fused": {},
+    "calibration_error": {},
+}
 
 AS_THEY_COME = ": as it comes"
 """How a gate's metric ends that is of records with all that they have."""
 CHOICES = {
-    "way": "way", "ratio": "R", "share": "share of old", "recall": "recall",
-    "recall_cost": "recall cost", "accuracy_gain": "accuracy gain", "re_embedded": "re-embedded",
+    "way": "way",
+    "ratio": "R",
+    "share": "share of old",
+    "recall": "recall",
+    "recall_cost": "recall cost",
+    "accuracy_gain": "accuracy gain",
+    "re_embedded": "re-embedded",
     "verdict": "",
-}  # fmt: skip
+}
 """The columns of `choices`, and what a person sees above them."""
 
 

@@ -73,10 +73,17 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             _again_and_again(settings, seconds_of(every), as_json)
             return
         options = Options(
-            preset=preset, heads_only=heads_only, seed=seed, compatible=compatible,
-            from_scratch=from_scratch, promote=promote, force=force, fresh=fresh, window=window,
+            preset=preset,
+            heads_only=heads_only,
+            seed=seed,
+            compatible=compatible,
+            from_scratch=from_scratch,
+            promote=promote,
+            force=force,
+            fresh=fresh,
+            window=window,
             reason=reason,
-        )  # fmt: skip
+        )
         if window is not None:
             given = {
                 name: getattr(options, name)

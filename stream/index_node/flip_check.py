@@ -67,21 +67,30 @@ def readiness(
     )
     if behind > settings.flip_lag:
         return Readiness(
-            behind=behind, missing=0, recall={}, stops=None,
+            behind=behind,
+            missing=0,
+            recall={},
+            stops=None,
             waits_for=f"{behind} offsets of records are not embedded, {settings.flip_lag} may be",
-        )  # fmt: skip
+        )
     missing, unsure = absent(old, new)
     if missing and not rollout.drop_missing:
         return Readiness(
-            behind=behind, missing=missing, recall={}, waits_for=None,
+            behind=behind,
+            missing=missing,
+            recall={},
+            waits_for=None,
             stops=f"{missing} records of {serving} cannot be embedded again: they are no longer in "
             "records; promote with --drop-missing to go on without them",
-        )  # fmt: skip
+        )
     if unsure and not rollout.drop_missing:
         return Readiness(
-            behind=behind, missing=missing, recall={}, stops=None,
+            behind=behind,
+            missing=missing,
+            recall={},
+            stops=None,
             waits_for=f"{unsure} records are missing, or deleted as {serving} has not read yet",
-        )  # fmt: skip
+        )
     both = recall(old, new)
     found = {} if both is None else dict(zip((serving, rollout.generation), both, strict=True))
     stops = None

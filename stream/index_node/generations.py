@@ -227,9 +227,15 @@ class Manager:
             if found.waits_for or found.stops:
                 continue
             flipped = await asyncio.to_thread(
-                flip, self._settings, self._registry, name, rollout.model,
-                why=f"built for {rollout.model}", now_ms=1000 * self._wall(), after=rollout.seq,
-            )  # fmt: skip
+                flip,
+                self._settings,
+                self._registry,
+                name,
+                rollout.model,
+                why=f"built for {rollout.model}",
+                now_ms=1000 * self._wall(),
+                after=rollout.seq,
+            )
             await self._follow_alias(flipped)
 
     def _readiness_of(self, rollout: Rollout, serving: str) -> Readiness:

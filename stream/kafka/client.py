@@ -395,9 +395,12 @@ def lone_consumer(settings: Settings, **config: object) -> Consumer:
 
 
 def replay(
-    settings: Settings, topic: str, *, stop_at: Mapping[int, int],
+    settings: Settings,
+    topic: str,
+    *,
+    stop_at: Mapping[int, int],
     start_at: Mapping[int, int] | None = None,
-) -> Iterator[Message]:  # fmt: skip
+) -> Iterator[Message]:
     """A topic from its beginning up to the given end offsets, read committed, without a group.
 
     Args:

@@ -117,9 +117,14 @@ class TransactionalSink:
         self._producer = producer
 
     def publish(
-        self, outputs: Iterable[Output], *, offsets: Mapping[int, int], lease: object,
-        starts: Mapping[int, int] | None = None, metadata: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        outputs: Iterable[Output],
+        *,
+        offsets: Mapping[int, int],
+        lease: object,
+        starts: Mapping[int, int] | None = None,
+        metadata: str = "",
+    ) -> None:
         """Publish outputs and commit `offsets` (partition -> next offset), atomically.
 
         `metadata` is kept with each of them, `starts` are the first offsets that they cover.

@@ -108,9 +108,14 @@ class Canaries:
         return self.end(last, "stopped", why=why)
 
     def begin(
-        self, registry: Registry, name: str, *, share: float,
-        partitions: Collection[int] = (), force: bool = False,
-    ) -> Canary:  # fmt: skip
+        self,
+        registry: Registry,
+        name: str,
+        *,
+        share: float,
+        partitions: Collection[int] = (),
+        force: bool = False,
+    ) -> Canary:
         """Try a version out beside the champion.
 
         Args:

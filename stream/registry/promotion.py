@@ -31,9 +31,16 @@ ABANDONED_MS = 60_000.0  # a flip's champion file follows its handover in moment
 
 
 def promote(
-    settings: Settings, registry: Registry, name: str, *, drop_missing: bool = False,
-    after: int | None = None, force: bool = False, why: str = "promoted", tell: Tell = announce,
-) -> Champion | Rollout:  # fmt: skip
+    settings: Settings,
+    registry: Registry,
+    name: str,
+    *,
+    drop_missing: bool = False,
+    after: int | None = None,
+    force: bool = False,
+    why: str = "promoted",
+    tell: Tell = announce,
+) -> Champion | Rollout:
     """Make a version champion, at once where its space is held, else when a generation is built.
 
     Args:
@@ -125,9 +132,16 @@ def overtaken(registry: Registry, rollout: Rollout) -> str | None:
 
 
 def flip(
-    settings: Settings, registry: Registry, to: str, name: str, *, why: str, now_ms: float,
-    after: int | None = None, back_to: int | None = None,
-) -> Champion:  # fmt: skip
+    settings: Settings,
+    registry: Registry,
+    to: str,
+    name: str,
+    *,
+    why: str,
+    now_ms: float,
+    after: int | None = None,
+    back_to: int | None = None,
+) -> Champion:
     """Let another generation serve, with a version of its space; the one before gets its grace.
 
     Args:
@@ -195,9 +209,12 @@ def settle(settings: Settings, registry: Registry, *, now_ms: float, tell: Tell 
             said = replace(its, state="serving", until_ms=None, why=champion.why)
         else:
             said = replace(
-                its, state="grace", model=last.get(its.generation, its.model), why=champion.why,
+                its,
+                state="grace",
+                model=last.get(its.generation, its.model),
+                why=champion.why,
                 until_ms=int(now_ms + 1000 * settings.grace_s),
-            )  # fmt: skip
+            )
         rollouts.put(said)
         failpoint("flip-settling")
     handovers = Handovers(registry.root)
@@ -303,9 +320,14 @@ def rollback(settings: Settings, registry: Registry, *, now_ms: float | None = N
         )
     now_ms = 1000 * time.time() if now_ms is None else now_ms
     return flip(
-        settings, registry, earlier.generation, earlier.name, why=why, now_ms=now_ms,
+        settings,
+        registry,
+        earlier.generation,
+        earlier.name,
+        why=why,
+        now_ms=now_ms,
         back_to=earlier.seq,
-    )  # fmt: skip
+    )
 
 
 def _facts(rollout: Rollout) -> dict[str, Any]:

@@ -196,9 +196,15 @@ class Registry:
         return manifest
 
     def promote(
-        self, name: str, *, generation: str, why: str = "promoted",
-        after: int | None = None, force: bool = False, back_to: int | None = None,
-    ) -> Champion:  # fmt: skip
+        self,
+        name: str,
+        *,
+        generation: str,
+        why: str = "promoted",
+        after: int | None = None,
+        force: bool = False,
+        back_to: int | None = None,
+    ) -> Champion:
         """Make a version champion, after checking its files against their checksums.
 
         Args:

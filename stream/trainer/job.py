@@ -146,14 +146,21 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
             job.runs.write(replace(run, state="done", note=f"not promoted: {error}"))
             raise
         job.runs.write(replace(run, state="done", note=failed))
-        metrics.ended(
-            "champion" if serves else "building" if building
-            else "rejected" if rejected(manifest) else "candidate"
-        )  # fmt: skip
+        if serves:
+            result = "champion"
+        elif building:
+            result = "building"
+        else:
+            result = "rejected" if rejected(manifest) else "candidate"
+        metrics.ended(result)
     return Outcome(
-        manifest=manifest, run=run.id, serves=serves, building=building, failed=failed,
+        manifest=manifest,
+        run=run.id,
+        serves=serves,
+        building=building,
+        failed=failed,
         resumed=resumed,
-    )  # fmt: skip
+    )
 
 
 @contextmanager
@@ -218,9 +225,12 @@ def _examine(job: Job, run: Run, window: Window) -> Examine | None:
     if run.champion is None:
         return None
     examine = examiner(
-        job.registry.path(run.champion), gates=gates, compatibility=limits,
-        device=settings.device, seed=int(run.asked["seed"]),
-    )  # fmt: skip
+        job.registry.path(run.champion),
+        gates=gates,
+        compatibility=limits,
+        device=settings.device,
+        seed=int(run.asked["seed"]),
+    )
     # Of all the window, however many processes read parts of it.
     return lambda folder, _: examine(folder, cast(Sequence[Sample], window.samples()))
 

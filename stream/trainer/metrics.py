@@ -34,13 +34,17 @@ class TrainerMetrics:
             "braid_trainer_figure", "loss, held out, ...", ["name"], registry=self.registry
         )
         self._run = Gauge(
-            "braid_trainer_info", "1 for the run in hand", ["run", "version"],
+            "braid_trainer_info",
+            "1 for the run in hand",
+            ["run", "version"],
             registry=self.registry,
-        )  # fmt: skip
+        )
         self._ended = Gauge(
-            "braid_trainer_ended_seconds", "When the run ended, since 1970, and as what",
-            ["result"], registry=self.registry,
-        )  # fmt: skip
+            "braid_trainer_ended_seconds",
+            "When the run ended, since 1970, and as what",
+            ["result"],
+            registry=self.registry,
+        )
 
     def run(self, run: str, version: str) -> None:
         self._run.clear()
@@ -120,9 +124,12 @@ def following(
     """One progress function that tells all who want to know."""
 
     def follow(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        lock.tell(stage=stage, done=done, total=total, **{
-            name: round(float(figures[name]), 6) for name in ("loss",) if name in figures
-        })  # fmt: skip
+        lock.tell(
+            stage=stage,
+            done=done,
+            total=total,
+            **{name: round(float(figures[name]), 6) for name in ("loss",) if name in figures},
+        )
         metrics.at(stage, done, total, figures)
         if progress is not None:
             progress(stage, done, total, figures)

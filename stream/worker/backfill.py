@@ -185,8 +185,10 @@ class Filling:
         self._close()
         log.info(
             "partition %d: what %s held is mapped, records are embedded from %d on",
-            piece.partition, self.origin.topic, piece.offset,
-        )  # fmt: skip
+            piece.partition,
+            self.origin.topic,
+            piece.offset,
+        )
 
     def _place(self, committed: TopicPartition) -> _Place | None:
         """Where to go on; None: the partition is filled."""
@@ -280,9 +282,12 @@ class Filling:
         return found
 
     def _output(
-        self, partition: int, key: bytes | None, value: bytes | None,
+        self,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
         headers: Sequence[tuple[str, bytes]] = (),
-    ) -> Output:  # fmt: skip
+    ) -> Output:
         return Output(
             topic=self._target, partition=partition, key=key, value=value, headers=list(headers)
         )
@@ -327,7 +332,10 @@ def filling(settings: Settings, registry: Registry, rollout: Rollout | None) -> 
         raise RegistryError(f"{rollout.model} has no adapter that maps stored vectors")
     old = settings.model_copy(update={"generation": rollout.source})
     origin = Origin(
-        topic=old.topic("vectors"), before=str(manifest.compatibility["adapter"]["from"]),
-        space=manifest.space, model=rollout.model, adapt=adapter.apply,
-    )  # fmt: skip
+        topic=old.topic("vectors"),
+        before=str(manifest.compatibility["adapter"]["from"]),
+        space=manifest.space,
+        model=rollout.model,
+        adapt=adapter.apply,
+    )
     return Filling(settings, origin, target=settings.topic("vectors"))

@@ -47,9 +47,15 @@ class OutputTopics:
         self._generation = settings.generation
 
     def embedded(
-        self, message: Message, record: Record, embedding: Embedding, model: Model, *,
-        now_ms: float, attempt: Attempt | None = None,
-    ) -> list[Output]:  # fmt: skip
+        self,
+        message: Message,
+        record: Record,
+        embedding: Embedding,
+        model: Model,
+        *,
+        now_ms: float,
+        attempt: Attempt | None = None,
+    ) -> list[Output]:
         """The vector and the prediction of one record; both name the model that made them.
 
         Args:

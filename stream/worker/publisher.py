@@ -95,9 +95,13 @@ class Publisher:
         )
 
     def publish(
-        self, outputs: Iterable[Output], *, offsets: Mapping[int, int], lease: object,
+        self,
+        outputs: Iterable[Output],
+        *,
+        offsets: Mapping[int, int],
+        lease: object,
         metadata: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         """TransactionalSink.publish, waited for within the bound."""
         call = self.submit(
             lambda sink: sink.publish(outputs, offsets=offsets, lease=lease, metadata=metadata)

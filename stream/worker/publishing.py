@@ -92,9 +92,9 @@ class Transactions:
         self.publisher.close(call, within_s)
 
 
-def owned_outputs(runs: Sequence[Run[list[Output]]], roles: Roles | None, vectors: str) -> (
-    list[Output] | None
-):  # fmt: skip
+def owned_outputs(
+    runs: Sequence[Run[list[Output]]], roles: Roles | None, vectors: str
+) -> list[Output] | None:
     """What this generation publishes of these runs; None while a handover is being decided.
 
     Asked right before the transaction: nothing may change between this and the publication for a

@@ -302,9 +302,13 @@ class Worker:
                 if self._showcase is not None:
                     self._showcase.put(record, embedding)
                 outputs = self._topics.embedded(
-                    item.message, record, embedding, batch.model, now_ms=now_ms,
+                    item.message,
+                    record,
+                    embedding,
+                    batch.model,
+                    now_ms=now_ms,
                     attempt=item.attempt,
-                )  # fmt: skip
+                )
                 item.ticket.finish(outputs)
 
     def _publish(self) -> None:

@@ -90,9 +90,14 @@ def grey_tiff(pixels_HW: np.ndarray, *, white_is_zero: bool = False) -> bytes:
     kind = {"u": 1, "i": 2, "f": 3}[pixels_HW.dtype.kind]
     height, width = pixels_HW.shape
     tags = {
-        256: [width], 257: [height], 258: [8 * pixels_HW.dtype.itemsize], 259: [1],
-        262: [int(not white_is_zero)], 277: [1], 339: [kind],
-    }  # fmt: skip
+        256: [width],
+        257: [height],
+        258: [8 * pixels_HW.dtype.itemsize],
+        259: [1],
+        262: [int(not white_is_zero)],
+        277: [1],
+        339: [kind],
+    }
     return tiff(tags, pixels_HW.astype(pixels_HW.dtype.newbyteorder("<")).tobytes())
 
 

@@ -107,5 +107,9 @@ def _repeat(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
 
 
 MUTATIONS: list[tuple[str, Callable[[bytes, bytes, np.random.Generator], bytes]]] = [
-    ("cut", _cut), ("flip", _flip), ("lie", _lie), ("splice", _splice), ("repeat", _repeat),
-]  # fmt: skip
+    ("cut", _cut),
+    ("flip", _flip),
+    ("lie", _lie),
+    ("splice", _splice),
+    ("repeat", _repeat),
+]

@@ -25,10 +25,24 @@ TEXTS = [text for _, text in texts() if len(text) < 10_000]
 WORDS = ["a", "red", "green", "small", "old", "bird", "square", "of", "on", "with", "two", "far"]
 FIELDS = ("v", "id", "ts", "text", "image", "audio", "labels", "meta", "new")
 URIS = (
-    "http://[", "http://[::1", "file:///a%00b", "http://\u2100.com/", "http://host:abc/", "\0", "",
-    "file:///etc/hostname", "file://../../x", "http://127.0.0.1:1/", "ftp://x/", "data:,x", "//x",
-    "http://" + "a." * 1000, "file:///" + "a/" * 1000, "http://127.0.0.1:99999/", "x" * 3000,
-)  # fmt: skip
+    "http://[",
+    "http://[::1",
+    "file:///a%00b",
+    "http://\u2100.com/",
+    "http://host:abc/",
+    "\0",
+    "",
+    "file:///etc/hostname",
+    "file://../../x",
+    "http://127.0.0.1:1/",
+    "ftp://x/",
+    "data:,x",
+    "//x",
+    "http://" + "a." * 1000,
+    "file:///" + "a/" * 1000,
+    "http://127.0.0.1:99999/",
+    "x" * 3000,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,8 +282,26 @@ def odd_text(rng: random.Random, id_: str) -> Made:
 
 
 MUTATIONS: tuple[Callable[[random.Random, str], Made], ...] = (
-    swap_type, deep, claims_too_much, wide, other_key, odd_names, truncated, twice,
-    version_and_time, long_names, many_names, flipped, spliced, noise, deletion, odd_id, odd_link,
-    odd_blob, odd_media, odd_labels, odd_text,
-)  # fmt: skip
+    swap_type,
+    deep,
+    claims_too_much,
+    wide,
+    other_key,
+    odd_names,
+    truncated,
+    twice,
+    version_and_time,
+    long_names,
+    many_names,
+    flipped,
+    spliced,
+    noise,
+    deletion,
+    odd_id,
+    odd_link,
+    odd_blob,
+    odd_media,
+    odd_labels,
+    odd_text,
+)
 WEIGHTS = [3 if mutate in (swap_type, flipped, odd_names) else 1 for mutate in MUTATIONS]

@@ -31,10 +31,11 @@ SIZE = (64, 48)
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 COMPRESSIONS = {
-    "1": ("group3", "group4", "packbits", "tiff_lzw"), "L": ("jpeg", "lzma", "tiff_adobe_deflate"),
+    "1": ("group3", "group4", "packbits", "tiff_lzw"),
+    "L": ("jpeg", "lzma", "tiff_adobe_deflate"),
     "RGB": ("jpeg", "lzma", "packbits", "tiff_lzw", "zstd", "tiff_adobe_deflate"),
     "I;16": ("tiff_lzw", "tiff_adobe_deflate", "zstd"),
-}  # fmt: skip
+}
 OTHERS = ("ICO", "TGA", "PCX", "EPS", "SGI", "IM", "MSP", "DDS", "JPEG2000", "AVIF", "PDF", "QOI")
 
 

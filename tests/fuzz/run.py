@@ -129,8 +129,14 @@ def fuzz(plan: Plan, bootstrap: str, redis_url: str, home: Path, keep: Path) -> 
     """
     began = time.monotonic()
     model = home / "tiny-0001"
-    train([coloured(n) for n in range(60)], preset("tiny"), out=model, name="tiny-0001", version=1,
-          seed=0)  # fmt: skip
+    train(
+        [coloured(n) for n in range(60)],
+        preset("tiny"),
+        out=model,
+        name="tiny-0001",
+        version=1,
+        seed=0,
+    )
     settings = {"redis_url": redis_url, "link_timeout_s": 1.0, "poison_share": 1.0}
     with Deployment(bootstrap, home, **settings) as deployment:
         worker = deployment.worker("worker", model=str(model))

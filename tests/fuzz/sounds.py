@@ -86,12 +86,19 @@ def hostile() -> Iterator[tuple[str, bytes]]:
     yield "hour-flac", written(np.zeros(3600 * 1000, np.int16), "FLAC", "PCM_16", 1000)
     yield "twelve-minutes-ogg", long_ogg()
     for name, fields in {
-        "no-channels": {"channels": 0}, "channels-65535": {"channels": 65_535},
-        "rate-0": {"rate": 0}, "rate-max": {"rate": 0xFFFFFFFF}, "bits-0": {"bits": 0},
-        "bits-64": {"bits": 64}, "bits-7": {"bits": 7}, "code-odd": {"code": 0x1234},
+        "no-channels": {"channels": 0},
+        "channels-65535": {"channels": 65_535},
+        "rate-0": {"rate": 0},
+        "rate-max": {"rate": 0xFFFFFFFF},
+        "bits-0": {"bits": 0},
+        "bits-64": {"bits": 64},
+        "bits-7": {"bits": 7},
+        "code-odd": {"code": 0x1234},
         "claims-4GB": {"claimed": 0xFFFFFFFF},
-        "claims-nothing": {"claimed": 0}, "adpcm": {"code": 2, "bits": 4}, "gsm": {"code": 49},
-    }.items():  # fmt: skip
+        "claims-nothing": {"claimed": 0},
+        "adpcm": {"code": 2, "bits": 4},
+        "gsm": {"code": 49},
+    }.items():
         yield f"wav-{name}", wav_header(**fields) + plain[44:]
     chunks = b"junk\0\0\0\0" * 200_000
     yield "wav-many-chunks", plain[:12] + chunks + plain[12:]

@@ -44,9 +44,13 @@ def test_a_message_without_an_outcome_or_with_two_is_found_out(tmp_path: Path) -
         message = Message(topic="records", partition=0, offset=offset, key=b"k", value=value)
         (output,) = topics.dead(message, BadRecord("value", "is bad"))
         return Message(
-            topic=output.topic, partition=0, offset=9, key=output.key, value=output.value,
+            topic=output.topic,
+            partition=0,
+            offset=9,
+            key=output.key,
+            value=output.value,
             headers=output.headers,
-        )  # fmt: skip
+        )
 
     accounts = Accounts()
     for offset, name in enumerate(("right", "none", "two", "changed", "healthy")):
@@ -55,8 +59,12 @@ def test_a_message_without_an_outcome_or_with_two_is_found_out(tmp_path: Path) -
     accounts.read_dead_letters([dead(0), dead(2), dead(2), dead(3, b"other"), dead(4), dead(7)])
     accounts.check()
     assert {name for name, _ in accounts.problems} == {
-        "none", "two", "changed", "healthy", "(0, 7)",
-    }  # fmt: skip
+        "none",
+        "two",
+        "changed",
+        "healthy",
+        "(0, 7)",
+    }
 
 
 @pytest.mark.kafka

@@ -30,28 +30,45 @@ class Topics:
         self.producer = Producer({"bootstrap.servers": self.settings.kafka_bootstrap})
 
     def put(
-        self, topic: str, key: bytes | None, value: bytes | None, headers: Any = None,
+        self,
+        topic: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Any = None,
         partition: int = 0,
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Produce one message; its offset."""
         offsets: list[int] = []
         self.producer.produce(
-            self.settings.topic(topic), key=key, value=value, partition=partition,
-            headers=headers, on_delivery=lambda _, sent: offsets.append(int(sent.offset() or 0)),
-        )  # fmt: skip
+            self.settings.topic(topic),
+            key=key,
+            value=value,
+            partition=partition,
+            headers=headers,
+            on_delivery=lambda _, sent: offsets.append(int(sent.offset() or 0)),
+        )
         assert self.producer.flush(30) == 0
         return offsets[0]
 
     def bury(
-        self, key: str, value: bytes | None = b"\x00", *, error: BadRecord | None = None,
-        topic: str = "records", model: str | None = None,
-    ) -> str:  # fmt: skip
+        self,
+        key: str,
+        value: bytes | None = b"\x00",
+        *,
+        error: BadRecord | None = None,
+        topic: str = "records",
+        model: str | None = None,
+    ) -> str:
         """A message and the dead letter that it becomes; the letter's id."""
         offset = self.put(topic, key.encode(), value)
         message = Message(
-            topic=self.settings.topic(topic), partition=0, offset=offset, key=key.encode(),
-            value=value, ts=int(1000 * time.time()),
-        )  # fmt: skip
+            topic=self.settings.topic(topic),
+            partition=0,
+            offset=offset,
+            key=key.encode(),
+            value=value,
+            ts=int(1000 * time.time()),
+        )
         why = error or BadRecord("text", "is too odd", stage="decode")
         (output,) = OutputTopics(self.settings).dead(message, why, model=model)
         return f"0:{self.put('dead-letters', key.encode(), value, list(output.headers))}"

@@ -183,9 +183,11 @@ def ended(child: Forked) -> dict[str, Any]:
     _, status = os.waitpid(child.pid, 0)
     took = time.monotonic() - child.began
     return {
-        "pid": child.pid, "status": os.waitstatus_to_exitcode(status), "error": error,
+        "pid": child.pid,
+        "status": os.waitstatus_to_exitcode(status),
+        "error": error,
         "seconds": took,
-    }  # fmt: skip
+    }
 
 
 def state(home: Path) -> dict[str, Any]:

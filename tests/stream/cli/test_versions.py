@@ -107,19 +107,20 @@ def test_the_story_tells_where_a_version_came_from_and_how_it_was_judged(home: P
 
 
 def test_the_story_has_what_each_choice_of_a_space_costs(home: Path) -> None:
-    numbers = {
-        "ratio": 0.5, "share": 0.6, "recall": 0.75, "cost": 0.125, "re_embedded": "none"
-    }  # fmt: skip
+    numbers = {"ratio": 0.5, "share": 0.6, "recall": 0.75, "cost": 0.125, "re_embedded": "none"}
     fitted = {**numbers, "choice": "adapter", "kind": "procrustes"}
     tried = [
         {**numbers, "choice": "same space", "passed": False, "failed": ["ratio", "share"]},
         {**fitted, "maps": "the new model's vectors", "passed": True, "failed": []},
         {**fitted, "maps": "stored vectors", "passed": True, "failed": []},
         {
-            "choice": "new space", "recall": 0.875, "cost": 0.0, "passed": True,
+            "choice": "new space",
+            "recall": 0.875,
+            "cost": 0.0,
+            "passed": True,
             "re_embedded": "every record",
         },
-    ]  # fmt: skip
+    ]
     gates = [
         {"metric": "accuracy colour: text", "difference": 0.5, "passed": True},
         {"metric": "accuracy colour: as it comes", "difference": 0.25, "passed": True},
@@ -129,10 +130,11 @@ def test_the_story_has_what_each_choice_of_a_space_costs(home: Path) -> None:
         home / "models" / "versions" / "braid-0003",
         verdict={"passed": True, "decision": "passed", "gates": gates},
         compatibility={
-            "choice": "adapter", "tried": tried,
+            "choice": "adapter",
+            "tried": tried,
             "adapter": {"kind": "procrustes", "maps": "the new model's vectors"},
         },
-    )  # fmt: skip
+    )
     said = [" ".join(line.split()) for line in braid(home, "models", "show", "3").splitlines()]
     for line in (
         "way R share of old recall recall cost accuracy gain re-embedded",
@@ -145,8 +147,11 @@ def test_the_story_has_what_each_choice_of_a_space_costs(home: Path) -> None:
         assert line in said, said
     told = braid(home, "models", "show", "3", "--json")["choices"]
     assert [its["verdict"] for its in told] == [
-        "failed: ratio, share", "chosen", "passed", "passed",
-    ]  # fmt: skip
+        "failed: ratio, share",
+        "chosen",
+        "passed",
+        "passed",
+    ]
     assert told[0]["recall_cost"] == 0.125
 
 

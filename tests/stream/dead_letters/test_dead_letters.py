@@ -55,11 +55,21 @@ def test_list_counts_by_stage_and_kind_and_filters(topics: Topics) -> None:
     }
     assert keys()[0] == "odd"
     assert found["last"][2] == {
-        "id": "0:2", "at_ms": found["last"][2]["at_ms"], "key": "c", "bytes": 1, "cut": False,
-        "stage": "encode", "kind": "RuntimeError", "field": "image",
-        "reason": "RuntimeError: shape", "model": "braid-0003",
-        "topic": topics.settings.topic("records"), "partition": 0, "offset": 2, "replayed": False,
-    }  # fmt: skip
+        "id": "0:2",
+        "at_ms": found["last"][2]["at_ms"],
+        "key": "c",
+        "bytes": 1,
+        "cut": False,
+        "stage": "encode",
+        "kind": "RuntimeError",
+        "field": "image",
+        "reason": "RuntimeError: shape",
+        "model": "braid-0003",
+        "topic": topics.settings.topic("records"),
+        "partition": 0,
+        "offset": 2,
+        "replayed": False,
+    }
     assert keys("--stage", "encode") == ["c", "b"]
     assert keys("--model", "braid-0002") == ["b"]
     for part in ("TOO odd", "Text"):

@@ -67,9 +67,14 @@ class LateEnd:
 
 
 def visible(
-    settings: Settings, topics: Topics, kafka: str, kind: type[TransactionalSink], tries: int,
-    *, lost: bool,
-) -> tuple[set[bytes | None], set[bytes | None]]:  # fmt: skip
+    settings: Settings,
+    topics: Topics,
+    kafka: str,
+    kind: type[TransactionalSink],
+    tries: int,
+    *,
+    lost: bool,
+) -> tuple[set[bytes | None], set[bytes | None]]:
     """What a reader sees after `tries` of two transactions each, and what was committed."""
     topic = topics.create("ends", partitions=AT_ONCE, max_message_bytes=str(LIMIT))
     reader = Consumer({"bootstrap.servers": kafka, "group.id": topic})

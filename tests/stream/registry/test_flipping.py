@@ -72,9 +72,14 @@ def test_who_was_promoted_meanwhile_is_not_replaced_unasked(
     def take_over(rollout: Rollout) -> Champion:
         now_ms = 1000 * time.time()
         return flip(
-            settings, registry, rollout.generation, rollout.model, why="built", now_ms=now_ms,
+            settings,
+            registry,
+            rollout.generation,
+            rollout.model,
+            why="built",
+            now_ms=now_ms,
             after=rollout.seq,
-        )  # fmt: skip
+        )
 
     with pytest.raises(RegistryError, match=r"number 2 \(tiny-0002\) was promoted since"):
         take_over(begun)
@@ -246,9 +251,13 @@ def test_a_flip_that_was_killed_is_finished_by_whoever_looks_next(
     assert rollouts.fed(registry) == {"g0001": FIRST, "g0002": OTHER}  # a node that looks now
 
     manager = Manager(
-        settings, registry, metrics=ServiceMetrics(), failpoint=Failpoints(), gpu=None,
+        settings,
+        registry,
+        metrics=ServiceMetrics(),
+        failpoint=Failpoints(),
+        gpu=None,
         wall=lambda: 1000.0,
-    )  # fmt: skip
+    )
     manager.partitions = settings.partitions
     asyncio.run(manager.look())
     assert manager.generations.names == ["g0001", "g0002"]
@@ -435,9 +444,14 @@ def test_a_generation_that_finds_worse_does_not_take_over() -> None:
         for number in range(100):
             text = unit(number, "text")
             write = Upsert(
-                id=f"r{number}", partition=0, version=number, ts=0, model="m", fused=text,
+                id=f"r{number}",
+                partition=0,
+                version=number,
+                ts=0,
+                model="m",
+                fused=text,
                 by={"text": text, "image": image(number)},
-            )  # fmt: skip
+            )
             store.apply([write], positions={}, progress={0: number + 1})
         return store
 

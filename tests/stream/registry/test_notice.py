@@ -21,9 +21,12 @@ FOR_EVER_S = 3600.0
 def settings_with(url: str, home: Path) -> Settings:
     """No broker listens here: only the notice can bring news before the poll."""
     return Settings(
-        home=home, redis_url=url, prefix=f"{home.name}-", model_poll_s=FOR_EVER_S,
+        home=home,
+        redis_url=url,
+        prefix=f"{home.name}-",
+        model_poll_s=FOR_EVER_S,
         kafka_bootstrap=f"127.0.0.1:{free_port()}",
-    )  # fmt: skip
+    )
 
 
 def test_a_notice_alone_makes_a_process_look(valkey: str, tmp_path: Path) -> None:

@@ -34,12 +34,19 @@ def test_the_latest_of_each_id_stays_by_partition_and_id(tmp_path: Path) -> None
     broken = Message(topic="records", partition=1, offset=5, key=b"x", value=b"\xc1")
     window = made(
         [
-            text("b", "old"), text("a", "first", partition=1), text("c", "deleted"), broken,
-            text("b", "new"), gone("c"), gone("never"), text("d", "back"), gone("d"),
+            text("b", "old"),
+            text("a", "first", partition=1),
+            text("c", "deleted"),
+            broken,
+            text("b", "new"),
+            gone("c"),
+            gone("never"),
+            text("d", "back"),
+            gone("d"),
             text("d", "again"),
         ],
         tmp_path / "run",
-    )  # fmt: skip
+    )
     assert [(s.id, s.text) for s in window.samples()] == [
         ("b", "new"),
         ("d", "again"),

@@ -196,9 +196,14 @@ def test_what_was_prepared_before_a_trial_ended_is_the_champions() -> None:
 
 
 def marked(
-    offset: int, ours: object, theirs: object, label: object = None, *,
-    kind: str = "classification", **mark: Any,
-) -> dict[str, Any]:  # fmt: skip
+    offset: int,
+    ours: object,
+    theirs: object,
+    label: object = None,
+    *,
+    kind: str = "classification",
+    **mark: Any,
+) -> dict[str, Any]:
     """A prediction of the challenger, with the champion's in its mark."""
     key = {"classification": "label", "multilabel": "labels", "regression": "value"}[kind]
     said = ({"kind": kind, key: ours, "prob": 0.5}, {"kind": kind, key: theirs, "prob": 0.75})
@@ -272,11 +277,12 @@ def test_a_number_is_compared_by_its_error_in_spreads_of_the_labels() -> None:
         labels = [rng.gauss(100, 10) for _ in range(500)]
         return told(
             *(
-                marked(n, label + rng.gauss(0, 1), label + rng.gauss(0, off), label,
-                       kind="regression")
+                marked(
+                    n, label + rng.gauss(0, 1), label + rng.gauss(0, off), label, kind="regression"
+                )
                 for n, label in enumerate(labels)
             )
-        )  # fmt: skip
+        )
 
     same, worse = numbers(1.0).result(LIMITS), numbers(2.0).result(LIMITS)
     assert same.passed is True

@@ -141,9 +141,16 @@ def test_a_challenger_of_another_space_serves_a_share_and_then_all(
         # One that gives NaN: each of its records is predicted by the champion, and it fails.
         with traffic.flowing():
             failed, said = braid(
-                deployment, "canary", broken, "--share", "1", "--records", "60", "--promote",
+                deployment,
+                "canary",
+                broken,
+                "--share",
+                "1",
+                "--records",
+                "60",
+                "--promote",
                 status=1,
-            )  # fmt: skip
+            )
         assert (failed["state"], failed["comparison"]["records"]) == ("failed", 0)
         assert "tiny-0003 is not promoted: it failed at" in said
         assert "not finite" in said
@@ -161,8 +168,10 @@ def test_a_challenger_of_another_space_serves_a_share_and_then_all(
         (rollout,) = braid(deployment, "generations")
         assert (rollout["generation"], rollout["model"]) == ("g0002", other)
         assert [its.state for its in Canaries(registry.root).all()] == [
-            "stopped", "failed", "promoted",
-        ]  # fmt: skip
+            "stopped",
+            "failed",
+            "promoted",
+        ]
 
         predictions = deployment.predictions()
         assert Counter(its["id"] for its in predictions) == Counter(traffic.sent)

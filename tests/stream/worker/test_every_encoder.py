@@ -105,13 +105,14 @@ def config(trio: tuple[str, str, str], folder: Path) -> TrainConfig:
     tiny = preset("tiny")
     fusion = list(FUSIONS)[TRIOS.index(trio) % len(FUSIONS)]
     # Checkpoints stay as they are; what begins at random is trained.
-    encoders = {
-        name: replace(one, frozen=one.source is not None) for name, one in encoders.items()
-    }  # fmt: skip
+    encoders = {name: replace(one, frozen=one.source is not None) for name, one in encoders.items()}
     return replace(
-        tiny, model=replace(tiny.model, encoders=encoders, fusion=fusion), epochs=1, refit=False,
+        tiny,
+        model=replace(tiny.model, encoders=encoders, fusion=fusion),
+        epochs=1,
+        refit=False,
         encoder_batch=8,
-    )  # fmt: skip
+    )
 
 
 def test_the_trios_name_every_kind() -> None:

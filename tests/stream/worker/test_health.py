@@ -29,9 +29,12 @@ class OneWorker:
         self.ended: list[str] = []
         self.settings = Settings(home=tmp_path, progress_timeout_s=BOUND_S)
         self.worker: Any = SimpleNamespace(
-            progress=Progress(lambda: self.now), is_member=True, owned=[0],
-            waits_for=None, model=SimpleNamespace(name="null-16"),
-        )  # fmt: skip
+            progress=Progress(lambda: self.now),
+            is_member=True,
+            owned=[0],
+            waits_for=None,
+            model=SimpleNamespace(name="null-16"),
+        )
         watched = Watched(
             name="the worker",
             progress=self.worker.progress,

@@ -76,9 +76,14 @@ class Process:
         settings = Settings(home=home)
         self.registry = Registry(settings.models_dir)
         self.host = Host(
-            settings, self.registry, slot="one", metrics=WorkerMetrics(), showcase=None,
-            ended=self.ended.append, clock=lambda: self.now,
-        )  # fmt: skip
+            settings,
+            self.registry,
+            slot="one",
+            metrics=WorkerMetrics(),
+            showcase=None,
+            ended=self.ended.append,
+            clock=lambda: self.now,
+        )
 
     def worker(self, generation: str) -> Any:
         return self.host._hosted[generation].worker

@@ -180,8 +180,10 @@ def test_a_version_that_prepares_in_another_way_takes_over_between_two_batches(
     made_by = {its["id"]: its["model"] for its in predictions}
     assert len(predictions) == len(made_by) == 90
     assert {(id_[0], model) for id_, model in made_by.items()} == {
-        ("0", "null-16-old"), ("1", "null-16-middle"), ("2", "null-16-new"),
-    }  # fmt: skip
+        ("0", "null-16-old"),
+        ("1", "null-16-middle"),
+        ("2", "null-16-new"),
+    }
 
 
 def serves(registry: Registry, name: str, seq: int) -> None:

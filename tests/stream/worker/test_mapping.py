@@ -51,9 +51,12 @@ class Moved(NullModel):
 def origin(settings: Settings, **changes: Any) -> Origin:
     model = Moved()
     given: dict[str, Any] = {
-        "topic": settings.topic("vectors"), "before": NullModel(16).space, "space": model.space,
-        "model": model.name, "adapt": negated,
-    }  # fmt: skip
+        "topic": settings.topic("vectors"),
+        "before": NullModel(16).space,
+        "space": model.space,
+        "model": model.name,
+        "adapt": negated,
+    }
     return Origin(**given | changes)
 
 
@@ -152,9 +155,15 @@ def test_what_is_stored_is_mapped_once_though_the_worker_dies(
 
 def test_rows_whose_progress_was_compacted_away_tell_it_themselves(deployment: Deployment) -> None:
     row = Vector(
-        id="r", ts=7, space=NullModel(16).space, model="null-16", fused=np.ones(16, np.float32),
-        by={}, meta={}, source=41,
-    )  # fmt: skip
+        id="r",
+        ts=7,
+        space=NullModel(16).space,
+        model="null-16",
+        fused=np.ones(16, np.float32),
+        by={},
+        meta={},
+        source=41,
+    )
     send(deployment, "vectors", b"r", encode_vector(row), partition=1)
     settings = deployment.settings
     its = Filling(settings, origin(settings), target="elsewhere")
@@ -194,9 +203,13 @@ def test_a_version_whose_adapter_maps_stored_vectors_is_filled_with_them(
     adapter = Adapter(kind="procrustes", tensors={"R": turn_DD})
     (folder / FILE).write_bytes(adapter.to_bytes())
     story = {
-        "kind": "procrustes", "file": FILE, "applied": False, "maps": "stored vectors",
-        "from": registry.manifest("tiny-0001").space, "to": manifest.space,
-    }  # fmt: skip
+        "kind": "procrustes",
+        "file": FILE,
+        "applied": False,
+        "maps": "stored vectors",
+        "from": registry.manifest("tiny-0001").space,
+        "to": manifest.space,
+    }
     changed = replace(
         manifest,
         files={**manifest.files, FILE: sha256_of(folder / FILE)},
