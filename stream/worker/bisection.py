@@ -5,7 +5,8 @@ that fails stands alone. Only failing alone condemns a record, so that the verdi
 on which records shared its batch.
 
 Three measures keep the cost low. The second half waits for the first one's verdict: where the first
-passes, the second holds the fault and is cut at once. Out of memory halves the budget of the
+passes, the second holds the fault and is cut at once; where it fails, the second is as good as new
+records and goes into the next batches with them. Out of memory halves the budget of the
 batches to come; it doubles again with time. While records that fail are frequent, batches are
 small: one of n records that fails costs its neighbours about 1.5 encodings more, so that with a
 share p of such records the cost per record is about 1.5pn, beside the fixed cost of a batch, which
@@ -26,9 +27,9 @@ from .in_flight import Item
 
 ATTEMPTS = 2  # a record fails alone so often before it is condemned
 GROW_AFTER_S = 60.0  # without running out of memory; then the budget doubles
-MEMORY_RECORDS = 1000.0  # after so many records a failure counts half
+MEMORY_RECORDS = 500.0  # after so many records a failure counts half
 RARE = 0.1  # what is left of a failure when batches are full again
-SIZE = 1.4  # times 1/sqrt(share of records that fail): records in a batch; benchmarks/poison.py
+SIZE = 3.0  # times 1/sqrt(share of records that fail): records in a batch; benchmarks/poison.py
 
 
 @dataclass(slots=True, eq=False)
@@ -57,12 +58,6 @@ class Piece:
         """Whether failing once more condemns its one record."""
         return len(self.items) == 1 and self.items[0].failures == ATTEMPTS - 1
 
-    def verdict(self, *, passed: bool) -> None:
-        """What encoding it came to, which the other half waits for."""
-        if self.second is not None:
-            self.second.waits, self.second.at_fault = False, passed
-            self.second = None
-
 
 class Bisection:
     """The pieces of failed batches, and the budget of new ones. Used by one thread.
@@ -79,6 +74,8 @@ class Bisection:
         self._share = 1.0  # of the budget that fits into memory
         self._grow_at = math.inf
         self._failing = 0.0  # records that failed, each counted less and less
+        self._seen = 0.0  # records that did or did not, counted likewise
+        self._released: list[Item] = []
 
     def __len__(self) -> int:
         """How many pieces wait."""
@@ -116,12 +113,14 @@ class Bisection:
 
     def passed(self, piece: Piece, count: int) -> None:
         """A piece was encoded, and so many of its records have an embedding."""
-        piece.verdict(passed=True)
-        self._failing *= 0.5 ** (count / MEMORY_RECORDS)
+        self._verdict(piece, passed=True)
+        faded = 0.5 ** (count / MEMORY_RECORDS)
+        self._failing *= faded
+        self._seen = self._seen * faded + count
 
     def failed(self, piece: Piece, error: BaseException) -> Item | None:
         """Cut a piece that failed; returns its record if that is condemned now."""
-        piece.verdict(passed=False)
+        self._verdict(piece, passed=False)
         if len(piece.items) > 1:
             if out_of_memory(error):
                 self._share = max(1 / self._full.records, min(self._share, piece.share / 2))
@@ -139,6 +138,11 @@ class Bisection:
         self._failing += 1.0
         return item
 
+    def released(self) -> list[Item]:
+        """The records that are no more suspect than new ones, in order; each is returned once."""
+        items, self._released = self._released, []
+        return items
+
     def suspect(self, items: Sequence[Item]) -> None:
         """Encode each of these alone: something is wrong with what was made of them in a batch."""
         self._put_first([Piece([item]) for item in items])
@@ -146,15 +150,27 @@ class Bisection:
     def clear(self) -> None:
         """Forget the pieces that wait."""
         self._waiting.clear()
+        self._released.clear()
 
     def _put_first(self, pieces: Sequence[Piece]) -> None:
         self._waiting.extendleft(reversed(pieces))
+
+    def _verdict(self, piece: Piece, *, passed: bool) -> None:
+        """What encoding a piece came to decides about the other half."""
+        second, piece.second = piece.second, None
+        if second is None:
+            return
+        if passed:
+            second.waits, second.at_fault = False, True
+        else:
+            self._waiting.remove(second)
+            self._released += second.items
 
     def _few(self, most: int) -> int:
         """Records in a batch, a power of two, by how frequent failing ones are."""
         if self._failing < RARE:
             return most
-        share = self._failing * math.log(2) / MEMORY_RECORDS
+        share = self._failing / max(self._seen, most)
         return min(most, 1 << max(0, round(math.log2(SIZE / math.sqrt(share)))))
 
 

@@ -182,6 +182,8 @@ class EncodeQueue:
             self._metrics.batch_failed("memory" if out_of_memory(error) else "error")
             if (item := self._bisection.failed(piece, error)) is not None:
                 condemned = item, bad_record(error, stage="encode")
+            for item in self._bisection.released():
+                self.add(item, future_of(item).result())
         else:
             self._metrics.batch(len(piece.items), took_s)
             for item, embedding in zip(piece.items, embeddings, strict=True):

@@ -138,10 +138,13 @@ def test_what_fails_once_alone_is_kept(queue: EncodeQueue) -> None:
     assert (len(made), dead) == (64, {})
 
 
-def test_pieces_go_before_new_batches_in_their_order(queue: EncodeQueue) -> None:
+def test_the_half_beside_one_that_failed_goes_with_the_next_batch(queue: EncodeQueue) -> None:
     model = Picky(one_of({"r0"}))
-    made, _ = encode_all(queue, model, items_of(model, 4))
-    assert made == ["r1", "r2", "r3"]
+    made, dead = encode_all(queue, model, items_of(model, 64))
+    assert (sorted(made), set(dead)) == (sorted(f"r{number}" for number in range(1, 64)), {"r0"})
+    # Down to the record, alone twice with the golden batch between; the 63 others by the budget.
+    assert model.sizes[:9] == [64, 32, 16, 8, 4, 2, 1, 1, 1]
+    assert model.sizes[9:] == [16, 16, 16, 15]
 
 
 def test_the_half_after_one_that_passed_is_not_tried_whole(queue: EncodeQueue) -> None:
@@ -256,12 +259,11 @@ def test_batches_are_small_while_failing_records_are_frequent(clock: Clock) -> N
 
     assert bisection.budget() == FULL
     condemn(0)
-    condemn(1)
     assert bisection.budget().records == 32
     for number in range(20):  # one in a hundred
         bisection.passed(Piece([]), 99)
         condemn(number)
-    assert bisection.budget().records == 16
+    assert bisection.budget().records == 32
     assert bisection.budget().tokens == FULL.tokens
     for number in range(200):
         condemn(number)
