@@ -74,7 +74,7 @@ class Media:
     type: str
 
 
-class Shelf:
+class MediaCache:
     """Puts and gets media; like `Payloads`, whose connection it uses, it never raises or waits.
 
     Args:
@@ -120,7 +120,7 @@ class Shelf:
         return self._call(_DROP, keys, []) is not None
 
     def nbytes(self) -> int | None:
-        """Bytes on the shelf as counted, or None when Redis does not answer."""
+        """Bytes in the cache as counted, or None when Redis does not answer."""
         found = self._payloads.ask(lambda client: client.get(SUM) or b"0")
         return None if found is None else int(found)
 

@@ -13,7 +13,7 @@ from .store import FUSED, Array, Delete, Upsert
 log = logging.getLogger(__name__)
 
 
-class Word(Protocol):
+class WriteVersion(Protocol):
     """What is known of the last write to an id, or of the next."""
 
     @property
@@ -24,14 +24,14 @@ class Word(Protocol):
     def ts(self) -> int: ...
 
 
-def wins(write: Word, last: Word) -> bool:
+def supersedes(write: WriteVersion, last: WriteVersion) -> bool:
     """Whether a write replaces the last word on its id."""
     if write.partition == last.partition:
         return write.version > last.version
     return (write.ts, write.partition) > (last.ts, last.partition)
 
 
-def warn_of_second_partition(write: Upsert | Delete, last: Word) -> None:
+def warn_of_second_partition(write: Upsert | Delete, last: WriteVersion) -> None:
     """To be said once by a store: the rest is in its counter."""
     log.warning(
         "id %r is in partitions %d and %d: its producers partition differently; "

@@ -53,7 +53,7 @@ class Header:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Last:
+class LastWrite:
     """The last word on an id."""
 
     partition: int
@@ -168,8 +168,8 @@ def decode_header(row: Mapping[str, Any]) -> Header:
     )
 
 
-def decode_last(row: Mapping[str, Any]) -> Last:
-    return Last(partition=row["partition_no"], version=row["version"], ts=row["ts"])
+def decode_last(row: Mapping[str, Any]) -> LastWrite:
+    return LastWrite(partition=row["partition_no"], version=row["version"], ts=row["ts"])
 
 
 def decode_hit(row: Mapping[str, Any], score: float) -> Hit:

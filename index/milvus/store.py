@@ -34,7 +34,7 @@ import numpy as np
 
 from ..errors import BadQuery, StoreError
 from ..filters import Filter
-from ..rules import checked_queries, warn_of_second_partition, wins
+from ..rules import checked_queries, supersedes, warn_of_second_partition
 from ..store import FUSED, Array, Delete, Hit, Row, Upsert
 from .client import CALL_TIMEOUT_S, among, errors, query, read_header
 from .filters import expression, quoted
@@ -42,7 +42,7 @@ from .rows import (
     HEADER,
     HIT_FIELDS,
     LAST_FIELDS,
-    Last,
+    LastWrite,
     check,
     decode_hit,
     decode_last,
@@ -248,7 +248,7 @@ class MilvusStore:
 
     # ---- deciding
 
-    def _last_of(self, ids: set[str]) -> dict[str, Last]:
+    def _last_of(self, ids: set[str]) -> dict[str, LastWrite]:
         return {
             row["id"]: decode_last(row)
             for some in _parts(sorted(ids), LOOK_UP)
@@ -256,7 +256,7 @@ class MilvusStore:
         }
 
     def _winners(
-        self, writes: Iterable[Upsert | Delete], known: dict[str, Last]
+        self, writes: Iterable[Upsert | Delete], known: dict[str, LastWrite]
     ) -> tuple[list[Upsert | Delete], int, int]:
         """The write of each id that wins; how many do not, and how many are elsewhere's."""
         winners: dict[str, Upsert | Delete] = {}
@@ -267,7 +267,7 @@ class MilvusStore:
                 if self._second_partition + second == 0:
                     warn_of_second_partition(write, last)
                 second += 1
-            if last is not None and not wins(write, last):
+            if last is not None and not supersedes(write, last):
                 ignored += 1
                 continue
             winners[write.id] = write

@@ -118,7 +118,7 @@ def _publish(
     edit.swap({part.number for part in due}, into)
     store.view = edit.view()
     if into is not None:
-        store.places.move(slots_N, number, living)
+        store.id_map.move(slots_N, number, living)
 
 
 def _due(view: View, policy: Policy) -> list[Part]:

@@ -28,7 +28,7 @@ def longest(raw_ND: Array) -> float:
     return float(np.sqrt(square))
 
 
-class Halves:
+class Float16Index:
     """An immutable `IndexScalarQuantizer` in float16.
 
     Attributes:

@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 Int64 = npt.NDArray[np.int64]
 
-GONE = -1  # the place of a deleted id
+TOMBSTONE = -1  # the place of a deleted id
 ROW_BITS = 32
 
 
-class Last(NamedTuple):
-    """The last word on an id. `place` is GONE where it was deleted."""
+class LastWrite(NamedTuple):
+    """The last write of an id. `place` is TOMBSTONE if it was deleted."""
 
     partition: int
     version: int
@@ -39,7 +39,7 @@ def split(place: int) -> tuple[int, int]:
     return place >> ROW_BITS, place & (1 << ROW_BITS) - 1
 
 
-class Places:
+class IdMap:
     """Slots by id."""
 
     def __init__(self, capacity: int = 1024) -> None:
@@ -48,7 +48,7 @@ class Places:
         self._version_S = np.zeros(capacity, np.int64)
         self._ts_S = np.zeros(capacity, np.int64)
         self._partition_S = np.zeros(capacity, np.int32)
-        self._place_S = np.full(capacity, GONE, np.int64)
+        self._place_S = np.full(capacity, TOMBSTONE, np.int64)
 
     def __len__(self) -> int:
         """How many ids were ever seen."""
@@ -57,8 +57,8 @@ class Places:
     def slot(self, id: str) -> int | None:
         return self._slots.get(id)
 
-    def last(self, slot: int) -> Last:
-        return Last(
+    def last(self, slot: int) -> LastWrite:
+        return LastWrite(
             int(self._partition_S[slot]),
             int(self._version_S[slot]),
             int(self._ts_S[slot]),
@@ -70,7 +70,7 @@ class Places:
         slot = self._slots.get(id)
         return None if slot is None else int(self._place_S[slot])
 
-    def put(self, id: str, last: Last) -> int:
+    def put(self, id: str, last: LastWrite) -> int:
         """Set the last word on an id; its slot."""
         slot = self._slots.get(id)
         if slot is None:
@@ -112,14 +112,14 @@ class Places:
         """These slots' rows are now rows of `part`."""
         self._place_S[slot_N] = (np.int64(part) << ROW_BITS) | row_N
 
-    def deleted(self) -> Iterator[tuple[str, Last]]:
+    def deleted(self) -> Iterator[tuple[str, LastWrite]]:
         """The ids that are gone, as of now."""
-        gone = np.flatnonzero(self._place_S[: len(self._ids)] == GONE)
+        gone = np.flatnonzero(self._place_S[: len(self._ids)] == TOMBSTONE)
         lasts = [part[gone].tolist() for part in (self._partition_S, self._version_S, self._ts_S)]
         for slot, partition, version, ts in zip(gone.tolist(), *lasts, strict=True):
-            yield self._ids[slot], Last(partition, version, ts, GONE)
+            yield self._ids[slot], LastWrite(partition, version, ts, TOMBSTONE)
 
-    def _set(self, slot: int, last: Last) -> None:
+    def _set(self, slot: int, last: LastWrite) -> None:
         self._partition_S[slot] = last.partition
         self._version_S[slot] = last.version
         self._ts_S[slot] = last.ts
@@ -132,4 +132,4 @@ class Places:
         self._version_S = np.concatenate([self._version_S, np.zeros(more, np.int64)])
         self._ts_S = np.concatenate([self._ts_S, np.zeros(more, np.int64)])
         self._partition_S = np.concatenate([self._partition_S, np.zeros(more, np.int32)])
-        self._place_S = np.concatenate([self._place_S, np.full(more, GONE, np.int64)])
+        self._place_S = np.concatenate([self._place_S, np.full(more, TOMBSTONE, np.int64)])

@@ -22,11 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..filters import Filter
-from ..rules import check_vectors, checked_queries, warn_of_second_partition, wins
+from ..rules import check_vectors, checked_queries, supersedes, warn_of_second_partition
 from ..store import FUSED, Array, Delete, Hit, Row, Upsert
 from .gpu import Gpu
 from .growing import Block
-from .id_map import GONE, Int64, Last, Places, split
+from .id_map import TOMBSTONE, IdMap, Int64, LastWrite, split
 from .rescoring import Answer, merge
 from .scan import Ask, Candidates, scan, wanted
 from .sealed import Recipe, Segment
@@ -79,7 +79,7 @@ class LiveStore:
         self._pool = ThreadPoolExecutor(threads, "search") if threads > 1 else None
         self._gpu = gpu
         self.view = View()
-        self.places = Places()
+        self.id_map = IdMap()
         self.next_number = 0
         self.in_hand: str | None = None  # the segment that is being written
         self.writing = threading.Lock()
@@ -139,30 +139,30 @@ class LiveStore:
                 self._check(write)
         with self.writing:
             edit = Edit(self.view, size=self.block, next_number=self.next_number)
-            lasts: dict[str, Last] = {}
-            new = len(self.places)
+            lasts: dict[str, LastWrite] = {}
+            new = len(self.id_map)
             slots: dict[str, int] = {}
             ignored = 0
             for write in writes:
-                slot = self.places.slot(write.id)
+                slot = self.id_map.slot(write.id)
                 if slot is None:
                     slot = slots.setdefault(write.id, new + len(slots))
                     known = lasts.get(write.id)
                 else:
-                    known = lasts.get(write.id) or self.places.last(slot)
-                if known is not None and not self._wins(write, known):
+                    known = lasts.get(write.id) or self.id_map.last(slot)
+                if known is not None and not self._supersedes(write, known):
                     ignored += 1
                     continue
-                if known is not None and known.place != GONE:
+                if known is not None and known.place != TOMBSTONE:
                     edit.kill(known.place)
-                place = edit.append(write, slot) if isinstance(write, Upsert) else GONE
-                lasts[write.id] = Last(write.partition, write.version, write.ts, place)
+                place = edit.append(write, slot) if isinstance(write, Upsert) else TOMBSTONE
+                lasts[write.id] = LastWrite(write.partition, write.version, write.ts, place)
             self.view = edit.view()
             self.next_number = edit.next_number
             for id_ in slots:  # in the order in which they got their slots
-                self.places.put(id_, lasts.pop(id_))
+                self.id_map.put(id_, lasts.pop(id_))
             for id_, last in lasts.items():
-                self.places.put(id_, last)
+                self.id_map.put(id_, last)
             self._ignored += ignored
             # Offsets last: who sees them reached finds what they promise.
             _advance(self._positions, positions)
@@ -214,16 +214,16 @@ class LiveStore:
     def get(self, id: str) -> Row | None:
         """The record, or None. Waits for a writer only if it meets the same row many times."""
         for _ in range(LOOKS):
-            place = self.places.place(id)
-            if place is None or place == GONE:
+            place = self.id_map.place(id)
+            if place is None or place == TOMBSTONE:
                 return None
             row = self._at(self.view, place, id)
             if row is not None:
                 return row
             time.sleep(0)  # it is being moved, or replaced, at this moment
         with self.writing:
-            place = self.places.place(id)
-            return None if place is None or place == GONE else self._at(self.view, place, id)
+            place = self.id_map.place(id)
+            return None if place is None or place == TOMBSTONE else self._at(self.view, place, id)
 
     def sample(self, limit: int, *, seed: int = 0) -> list[Row]:
         """See VectorStore.sample: those whose slots, which ids keep, have the smallest hashes."""
@@ -261,13 +261,13 @@ class LiveStore:
 
     def adopt(self, segments: Sequence[tuple[Segment, Mask]], next_number: int) -> None:
         """Take over sealed segments and which of their rows are alive, into an empty store."""
-        assert len(self.places) == 0, "only an empty store adopts"
+        assert len(self.id_map) == 0, "only an empty store adopts"
         parts = {}
         for number, (segment, keep_R) in enumerate(segments, start=next_number):
             living = np.flatnonzero(keep_R)
             numbers = segment.numbers
             segment.slots = np.zeros(len(segment), np.int64)
-            segment.slots[living] = self.places.put_rows(
+            segment.slots[living] = self.id_map.put_rows(
                 [segment.ids[row] for row in living.tolist()],
                 numbers.partition_R[living],
                 numbers.version_R[living],
@@ -312,12 +312,12 @@ class LiveStore:
                 raise ValueError(f"{write.id}: {name!r} cannot name a modality's vector")
         check_vectors(write, self._dim)
 
-    def _wins(self, write: Upsert | Delete, known: Last) -> bool:
+    def _supersedes(self, write: Upsert | Delete, known: LastWrite) -> bool:
         if known.partition != write.partition:
             if self._second_partition == 0:
                 warn_of_second_partition(write, known)
             self._second_partition += 1
-        return wins(write, known)
+        return supersedes(write, known)
 
 
 def _described(part: Part) -> dict[str, Any]:

@@ -135,21 +135,21 @@ def _sealed(
         if np.count_nonzero(row_BK >= 0, axis=1).min() >= min(ask.count, count):
             nothing_B = np.full(len(score_BK), -np.inf, np.float32)
             return Candidates(score_BK, row_BK, nothing_B, np.full_like(nothing_B, np.inf))
-    if vectors.halves is None:
+    if vectors.float16 is None:
         segment.asked.add(ask.name)
-    halves, off_B = vectors.halves, _off(ask, segment.longest(ask.name))
+    float16, off_B = vectors.float16, _off(ask, segment.longest(ask.name))
     many = len(ask.queries_BD) >= MANY_QUERIES
-    if halves is None or not isfinite(halves.lost) or ask.careful or many:
+    if float16 is None or not isfinite(float16.lost) or ask.careful or many:
         return _floats(vectors.raw_ND, ask, mask, off_B)
     total, fetch, given = len(vectors.raw_ND), ask.count, mask
-    off_B = off_B + ask.norm_B * np.float32(halves.lost)
+    off_B = off_B + ask.norm_B * np.float32(float16.lost)
     if mask is not None and count >= MOST_WANTED * total:
         fetch = ceil(1.3 * ask.count * total / count) + 16
         if fetch <= MOST_FETCHED:
             given = None
         else:
             fetch = ask.count
-    score_BK, row_BK = halves.search(ask.queries_BD, min(fetch, total), given)
+    score_BK, row_BK = float16.search(ask.queries_BD, min(fetch, total), given)
     above_B = _last(score_BK, row_BK, total if given is None else count) + off_B
     if mask is not None and given is None:
         row_BK, score_BK = _without(row_BK, score_BK, mask)

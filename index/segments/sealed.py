@@ -34,7 +34,7 @@ from ..filters import Filter
 from ..store import FUSED, Array, Upsert
 from . import meta_columns as columns
 from .ann import Approximate, approximate, load_approximate
-from .float16 import Halves, longest
+from .float16 import Float16Index, longest
 from .growing import Facts
 from .id_map import Int64
 from .view import Mask
@@ -52,13 +52,13 @@ class Vectors:
     Attributes:
         raw_ND: float32, mapped from its file.
         row_N: the rows that they belong to, ascending; None when every row has one.
-        halves: the same in float16 for exact search; None until it was asked for.
+        float16: the same in float16 for exact search; None until a search asks for it.
         approximate: an approximate index; None where search is exact.
     """
 
     raw_ND: Array
     row_N: Int64 | None
-    halves: Halves | None = None
+    float16: Float16Index | None = None
     approximate: Approximate | None = None
 
 
@@ -180,8 +180,8 @@ class Segment:
 
     def longest(self, name: str) -> float:
         found = self.vectors[name]
-        if found.halves is not None:
-            return found.halves.longest
+        if found.float16 is not None:
+            return found.float16.longest
         if name not in self._longest:
             self._longest[name] = longest(found.raw_ND)
         return self._longest[name]
@@ -195,8 +195,8 @@ class Segment:
         """Hold one name's vectors in float16 too, if they are not yet."""
         with self._lock:
             found = self.vectors[name]
-            if found.halves is None and found.approximate is None:
-                ready = replace(found, halves=Halves(found.raw_ND))
+            if found.float16 is None and found.approximate is None:
+                ready = replace(found, float16=Float16Index(found.raw_ND))
                 self.vectors = {**self.vectors, name: ready}
 
     def _has_row(self, name: str, row: int) -> bool:

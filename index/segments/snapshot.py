@@ -35,7 +35,7 @@ from ..files import checked, replaced, sealed_json, sync_folder, synced, unseale
 from ..store import Delete, Upsert
 from .gpu import Gpu
 from .growing import Block
-from .id_map import Last
+from .id_map import LastWrite
 from .live_store import LiveStore
 from .sealed import MANIFEST as SEGMENT
 from .sealed import Recipe, Segment, open_segment
@@ -79,7 +79,7 @@ class _Content:
     """The store at one moment: references, not copies."""
 
     parts: list[Part]
-    deleted: list[tuple[str, Last]]
+    deleted: list[tuple[str, LastWrite]]
     positions: dict[int, int]
     progress: dict[int, int]
     next_number: int
@@ -252,7 +252,7 @@ def _captured(store: LiveStore) -> _Content:
         began = time.perf_counter()
         parts = list(store.view.parts.values())
         positions, progress = dict(store.positions), dict(store.progress)
-        deleted = list(store.places.deleted())
+        deleted = list(store.id_map.deleted())
         number = store.next_number
         stall_s = time.perf_counter() - began
     return _Content(parts, deleted, positions, progress, number, stall_s)

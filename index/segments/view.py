@@ -31,7 +31,7 @@ class Rows(Protocol):
 
     @property
     def slots(self) -> Int64:
-        """int64[R], the rows' places in `braid.index.segments.id_map.Places`."""
+        """int64[R], the rows' places in `braid.index.segments.id_map.IdMap`."""
         ...
 
     def id(self, row: int) -> str: ...

@@ -12,7 +12,15 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from .dependencies import CONNECTION, Gates, Limits, QueryInput, QueryVectors, ServiceDeps, Serving
+from .dependencies import (
+    CONNECTION,
+    Limiters,
+    Limits,
+    QueryInput,
+    QueryVectors,
+    ServiceDeps,
+    Serving,
+)
 from .dependencies import MIB as MIB
 from .limits.auth import Access, RateLimit
 from .limits.body_budget import BodyBudget
@@ -55,12 +63,12 @@ def create_app(deps: ServiceDeps) -> FastAPI:
     )
     _add_middleware(app, deps)
     add_problems(app, deps.metrics)
-    gates = Gates.of(deps)
-    add_search(app, deps, gates)
-    add_records(app, deps, gates)
+    limiters = Limiters.of(deps)
+    add_search(app, deps, limiters)
+    add_records(app, deps, limiters)
     add_node(app, deps)
     add_docs(app)
-    add_page(app, deps, gates)
+    add_page(app, deps, limiters)
     describe(app, keys=deps.keys is not None)
     return app
 

@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..media_cache import Shelf
+from ..media_cache import MediaCache
 from ..metrics import ServiceMetrics
 from ..payloads import Payloads
 from ..store import Array, VectorStore
 from .hit_details import Rebuild
-from .limits.admission import Gate
+from .limits.admission import ConcurrencyLimiter
 from .limits.auth import ApiKeys
 from .limits.connections import ConnectionLimits
 from .limits.hosts import Hosts
@@ -168,7 +168,7 @@ class ServiceDeps:
         keys: who may ask; None for everyone.
         hosts: the names under which the node may be asked.
         recent: where queries are kept for the recall probe.
-        shelf: thumbnails and snippets; None looks where `payloads` are.
+        media_cache: thumbnails and snippets; None looks where `payloads` are.
         rebuild: makes what is shown of a record again from `records`.
         dead_letters: counts those of the last hour, as `DeadLettersAnswer`. Raises BadQuery.
     """
@@ -184,7 +184,7 @@ class ServiceDeps:
     metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
     limits: Limits = field(default_factory=Limits)
     recent: RecentQueries = field(default_factory=RecentQueries)
-    shelf: Shelf | None = None
+    media_cache: MediaCache | None = None
     rebuild: Rebuild | None = None
     dead_letters: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
 
@@ -194,22 +194,24 @@ class ServiceDeps:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Gates:
+class Limiters:
     """Who may go on now: for the work of searching, for waiting on offsets and on arrivals."""
 
-    searching: Gate
-    waiting: Gate
-    polling: Gate
+    searching: ConcurrencyLimiter
+    waiting: ConcurrencyLimiter
+    polling: ConcurrencyLimiter
 
     @classmethod
-    def of(cls, deps: ServiceDeps) -> Gates:
+    def of(cls, deps: ServiceDeps) -> Limiters:
         limits, metrics = deps.limits, deps.metrics
         return cls(
-            searching=Gate(
+            searching=ConcurrencyLimiter(
                 "searches", limits.searches, limits.line, metrics.in_flight, metrics.waiting
             ),
-            waiting=Gate(
+            waiting=ConcurrencyLimiter(
                 "searches that wait for offsets", limits.offset_waits, 0, metrics.offset_waits
             ),
-            polling=Gate("pages that wait for what arrives", limits.polls, 0, metrics.polls),
+            polling=ConcurrencyLimiter(
+                "pages that wait for what arrives", limits.polls, 0, metrics.polls
+            ),
         )

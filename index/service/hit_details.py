@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from ..media_cache import Kind, Media, Shelf
+from ..media_cache import Kind, Media, MediaCache
 from ..payloads import Payload, Payloads
 from ..store import Row
 
@@ -39,12 +39,12 @@ class Showing:
     def __init__(
         self,
         payloads: Payloads,
-        shelf: Shelf,
+        media_cache: MediaCache,
         rebuild: Rebuild | None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._payloads, self._shelf, self._rebuild = payloads, shelf, rebuild
+        self._payloads, self._media_cache, self._rebuild = payloads, media_cache, rebuild
         self._clock = clock
         self._known: OrderedDict[tuple[str, int], tuple[float, Rebuilt | None]] = OrderedDict()
         self._running: dict[tuple[str, int], asyncio.Task[Rebuilt | None]] = {}
@@ -59,7 +59,7 @@ class Showing:
 
     async def media(self, kind: Kind, row: Row) -> Media | None:
         """The record's thumbnail or snippet, or None."""
-        found = await asyncio.to_thread(self._shelf.get, kind, row.id)
+        found = await asyncio.to_thread(self._media_cache.get, kind, row.id)
         if found is not None:
             return found
         rebuilt = await self._rebuilt(row)
@@ -94,4 +94,4 @@ class Showing:
     def _keep(self, id: str, rebuilt: Rebuilt) -> None:
         self._payloads.add(id, rebuilt.payload)
         media = {(kind, id): one for kind, one in rebuilt.media.items()}
-        self._shelf.put_many(media, only_missing=True)
+        self._media_cache.put_many(media, only_missing=True)

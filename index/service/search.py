@@ -20,7 +20,7 @@ from ..errors import BadQuery, NotYet, SpaceMismatch
 from ..filters import compile_filter
 from ..payloads import Payload
 from ..store import FUSED, Array, Hit, Row, VectorStore, is_exact, rows_of
-from .dependencies import Gates, QueryInput, QueryVectors, ServiceDeps, Serving
+from .dependencies import Limiters, QueryInput, QueryVectors, ServiceDeps, Serving
 from .requests import Kind, SearchBody
 from .waiting import missing, reflected
 
@@ -49,7 +49,7 @@ Outcome = dict[str, Any] | BadQuery
 
 
 async def answer(
-    deps: ServiceDeps, gates: Gates, bodies: Sequence[SearchBody | BadQuery]
+    deps: ServiceDeps, limiters: Limiters, bodies: Sequence[SearchBody | BadQuery]
 ) -> list[Outcome]:
     """What each of the queries finds, or why it cannot be answered, in their order.
 
@@ -62,16 +62,16 @@ async def answer(
     else:
         places = _check(deps, bodies)
     asked = [place for place in places if isinstance(place, Asked)]
-    await _wait_all([one for one in asked if one.kind == "id"], gates)
+    await _wait_all([one for one in asked if one.kind == "id"], limiters)
     others = [one for one in asked if one.kind != "id"]
     waits = [one for one in others if _missing(one)]
-    async with gates.searching.place():
+    async with limiters.searching.place():
         await _find_vectors(asked)
         if not waits:
             await _search(deps, asked)
     if waits:  # without a place, which others can use; and only now: a bad query is refused at once
-        await _wait_all(others, gates)
-        async with gates.searching.place():
+        await _wait_all(others, limiters)
+        async with limiters.searching.place():
             await _search(deps, asked)
     payloads = await asyncio.to_thread(deps.payloads.get_many, _ids(asked))
     took_ms = round((time.perf_counter() - began) * 1000, 3)
@@ -173,11 +173,11 @@ def _missing(asked: Asked) -> dict[int, int]:
     return missing(asked.serving.store, asked.offsets)
 
 
-async def _wait_all(asked: Iterable[Asked], gates: Gates) -> None:
+async def _wait_all(asked: Iterable[Asked], limiters: Limiters) -> None:
     waiting = [one for one in asked if _missing(one)]
     if not waiting:
         return
-    async with gates.waiting.place():
+    async with limiters.waiting.place():
         await asyncio.gather(*[_wait(one) for one in waiting])
 
 

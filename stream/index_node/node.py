@@ -23,7 +23,7 @@ from braid.encoders.types import Model
 from braid.index.errors import NotServing, UnknownGeneration
 from braid.index.generations import GenerationError
 from braid.index.home_lock import home_lock
-from braid.index.media_cache import Shelf
+from braid.index.media_cache import MediaCache
 from braid.index.metrics import ServiceMetrics
 from braid.index.payloads import Payloads
 from braid.index.service.app import ServiceDeps, Serving, create_app, server_config
@@ -232,7 +232,7 @@ class IndexNode:
             hosts=self._hosts,
             limits=self._limits,
             recent=self._recent,
-            shelf=Shelf(self._payloads, budget=self.settings.media_bytes),
+            media_cache=MediaCache(self._payloads, budget=self.settings.media_bytes),
             rebuild=self._rebuilder.rebuild,
             dead_letters=DeadLetterCounts(self.settings),
         )

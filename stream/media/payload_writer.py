@@ -16,7 +16,7 @@ from typing import Any
 
 from braid.encoders.config import Limits
 from braid.encoders.types import Embedding, TaskPrediction
-from braid.index.media_cache import DEFAULT_BUDGET, KINDS, Kind, Media, Shelf
+from braid.index.media_cache import DEFAULT_BUDGET, KINDS, Kind, Media, MediaCache
 from braid.index.payloads import Payload, Payloads
 
 from ..kafka.schemas import MIB, Record
@@ -38,7 +38,7 @@ class RedisShowcase:
     """Implements `braid.stream.worker.in_flight.Showcase`; without a url it keeps nothing.
 
     Args:
-        media_bytes: the budget of `braid.index.media_cache.Shelf`; 0 makes no thumbnails and
+        media_bytes: the budget of `braid.index.media_cache.MediaCache`; 0 makes no thumbnails and
             snippets.
     """
 
@@ -50,7 +50,7 @@ class RedisShowcase:
         limits: Limits | None = None,
     ) -> None:
         self._payloads = Payloads(url)
-        self._shelf = Shelf(self._payloads, budget=media_bytes)
+        self._media_cache = MediaCache(self._payloads, budget=media_bytes)
         self._limits = limits or Limits()
         self._queue: queue.Queue[tuple[str, Payload | None] | None] = queue.Queue(QUEUE)
         self._media: queue.Queue[tuple[str, Record | None] | None] = queue.Queue(MEDIA_QUEUE)
@@ -133,7 +133,7 @@ class RedisShowcase:
             self._payloads.put_many({id_: p for id_, p in latest.items() if p is not None})
             self._payloads.drop_many([id_ for id_, p in latest.items() if p is None])
             if skipped := self._skipped.intersection(latest):
-                self._shelf.drop_many([(kind, id_) for id_ in skipped for kind in KINDS])
+                self._media_cache.drop_many([(kind, id_) for id_ in skipped for kind in KINDS])
             if ended:
                 return
 
@@ -152,8 +152,8 @@ class RedisShowcase:
             if id_ in self._skipped:  # a newer version came meanwhile, and found no room
                 made = {}
             # What is there may be an older version's.
-            self._shelf.drop_many([(kind, id_) for kind in KINDS if kind not in made])
-            self._shelf.put_many({(kind, id_): media for kind, media in made.items()})
+            self._media_cache.drop_many([(kind, id_) for kind in KINDS if kind not in made])
+            self._media_cache.put_many({(kind, id_): media for kind, media in made.items()})
 
 
 def payload_of(record: Record, tasks: Mapping[str, TaskPrediction] | None = None) -> Payload:

@@ -40,7 +40,7 @@ from braid.index.store import Array, Delete, Hit, Row, Upsert
 
 DIM = 24
 IDS = 4000
-GONE = -1
+TOMBSTONE = -1
 TABLE = 65_521  # distinct vectors of a name; now and then two ids share one
 NAMES = ("fused", "text")
 POLICY = Policy(seal_blocks=2, tier=3, most_rows=4000)
@@ -102,7 +102,7 @@ FILTERS: list[tuple[Filter | None, Callable[[Any, Any], Any]]] = [
 
 @dataclass
 class Past:
-    """The versions after each of the last batches, by one writer; GONE where there is none."""
+    """The versions after each of the last batches, by one writer; TOMBSTONE where there is none."""
 
     truth: Truth
     begun: int = 0
@@ -111,7 +111,7 @@ class Past:
     touched: dict[int, set[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.after[0] = np.full(IDS, GONE, np.int64)
+        self.after[0] = np.full(IDS, TOMBSTONE, np.int64)
 
     def begin(self, version_S: Versions, touched: set[int]) -> int:
         number = self.begun + 1
@@ -221,10 +221,10 @@ class Soak:
             kind = rng.random()
             if kind < 0.15:
                 batch.append(Delete(id=f"r{slot}", partition=0, version=version, ts=version))
-                version_S[slot] = GONE
+                version_S[slot] = TOMBSTONE
             elif kind < 0.25:  # late: an older write of the same id, which changes nothing
                 known = int(past.after[past.begun][slot])
-                if known == GONE or slot in touched:
+                if known == TOMBSTONE or slot in touched:
                     continue
                 batch.append(self.truth.upsert(slot, known - rng.randrange(2)))
             else:
@@ -276,13 +276,13 @@ class Soak:
         last = self.past.begun
         between = range(first, last + 1)
         allowed = {int(self.past.after[number][slot]) for number in between}
-        assert (GONE if row is None else row.version) in allowed, (slot, row, allowed)
+        assert (TOMBSTONE if row is None else row.version) in allowed, (slot, row, allowed)
         for found in [row, *sampled] if row else sampled:
             self.check_row(found)
             assert found.version in {
                 int(self.past.after[number][int(found.id[1:])]) for number in between
             }
-        alive = {int((self.past.after[number] != GONE).sum()) for number in between}
+        alive = {int((self.past.after[number] != TOMBSTONE).sum()) for number in between}
         assert min(alive) <= stats["records"] <= max(alive), (stats["records"], alive)
         self.counts["looks"] += 1
         time.sleep(0.002)
@@ -335,7 +335,7 @@ class Soak:
         self.store.apply([], positions={1: 1}, progress={})
         assert save(self.store, self.home, generation="g1") is not None
         stats = self.store.stats()
-        alive = int((final_S != GONE).sum())
+        alive = int((final_S != TOMBSTONE).sum())
         assert stats["rows"] <= alive / (1 - POLICY.most_dead) + 3 * BLOCK, stats
         assert len(stats["segments"]) <= 24, stats
         kept = {its.name for its in self.store.segments()}
@@ -348,10 +348,10 @@ class Soak:
 
     def compare(self, store: LiveStore, version_S: Versions) -> None:
         """All rows, and some searches, against the truth of one moment."""
-        assert len(store) == int((version_S != GONE).sum())
+        assert len(store) == int((version_S != TOMBSTONE).sum())
         rows = {int(row.id[1:]): row for row in store.sample(2 * IDS)}
         assert {slot: row.version for slot, row in rows.items()} == {
-            slot: int(version_S[slot]) for slot in np.flatnonzero(version_S != GONE).tolist()
+            slot: int(version_S[slot]) for slot in np.flatnonzero(version_S != TOMBSTONE).tolist()
         }
         for row in rows.values():
             self.check_row(row)
@@ -374,7 +374,7 @@ class Check:
         self.truth, self.name, self.k = truth, name, k
         self.moments = [past.after[number] for number in range(first, last + 1)]
         version_S = self.moments[0]
-        may_S = (version_S != GONE) & truth.has(name, slot_S, version_S)
+        may_S = (version_S != TOMBSTONE) & truth.has(name, slot_S, version_S)
         may_S &= mask_of(slot_S, version_S)
         changed = set().union(*(past.touched[number] for number in range(first + 1, last + 1)))
         stable_S = np.ones(IDS, np.bool_)

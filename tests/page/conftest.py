@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from braid.encoders.config import Limits
-from braid.index.media_cache import Shelf
+from braid.index.media_cache import MediaCache
 from braid.index.payloads import Payload, Payloads
 from braid.index.segments.live_store import LiveStore
 from braid.index.service.app import QueryInput, QueryVectors, ServiceDeps, Serving, create_app
@@ -66,7 +66,7 @@ class Site:
     url: str = ""
     store: LiveStore = field(default_factory=lambda: LiveStore(space="s-toy", dim=DIM, block=64))
     arrivals: Arrivals = field(default_factory=Arrivals)
-    shelf: Shelf = field(init=False)
+    media_cache: MediaCache = field(init=False)
     asked: list[QueryInput] = field(default_factory=list)
     log: dict[tuple[int, int], Rebuilt] = field(default_factory=dict)
     read_back: list[str] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Site:
     dead: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.shelf = Shelf(self.payloads)
+        self.media_cache = MediaCache(self.payloads)
 
     def serving(self, name: str | None) -> Serving:
         return Serving(
@@ -149,7 +149,7 @@ class Site:
         self.log[0, version] = rebuilt
         if shown:
             assert self.payloads.put_many({id: rebuilt.payload})
-            assert self.shelf.put_many({(kind, id): m for kind, m in rebuilt.media.items()})
+            assert self.media_cache.put_many({(kind, id): m for kind, m in rebuilt.media.items()})
         write = Upsert(
             id=id,
             partition=0,
@@ -203,7 +203,7 @@ def serving(site: Site, **options: Any) -> Iterator[str]:
         delete=site.delete,
         status=site.status,
         not_ready=lambda: site.not_ready,
-        shelf=site.shelf,
+        media_cache=site.media_cache,
         rebuild=site.rebuild,
         dead_letters=site.dead_letters,
         **options,

@@ -439,7 +439,7 @@ def test_missing_ones_are_rebuilt_or_plainly_absent(
     found = site.payloads.get_many(["kept"])
     assert found is not None
     assert found["kept"].text == "a red thing"
-    assert site.shelf.get("thumb", "kept") is not None
+    assert site.media_cache.get("thumb", "kept") is not None
 
 
 IMPOSSIBLE = (8_640_000_000_000_001, 2**63 - 1, -(2**63))  # ms; no Date holds them

@@ -86,8 +86,8 @@ def test_what_redis_lost_is_rebuilt_once_and_kept(site: Site, http: httpx.Client
     assert http.get("/v1/snippet", params={"id": "lost"}).status_code == 200
     assert http.get("/v1/shown", params={"id": "lost"}).json()["text"] == "words"
     assert site.read_back == ["lost"]
-    assert site.shelf.get("snippet", "lost") is not None
-    site.shelf.drop_many([("thumb", "lost")])  # evicted
+    assert site.media_cache.get("snippet", "lost") is not None
+    site.media_cache.drop_many([("thumb", "lost")])  # evicted
     assert http.get("/v1/thumb", params={"id": "lost"}).status_code == 200
 
     gone = site.put("gone", "words", picture("blue"), shown=False)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from ...errors import Busy
 
 
-class Gate:
+class ConcurrencyLimiter:
     """Lets `places` through at once; up to `line` more wait in the order in which they came.
 
     Args:

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
 from ...errors import BadQuery
-from ...media_cache import Kind, Shelf
+from ...media_cache import Kind, MediaCache
 from ...payloads import Payload
 from ...store import FUSED, Row, rows_of
 from ..bodies import read_json
-from ..dependencies import Gates, ServiceDeps, Serving
+from ..dependencies import Limiters, ServiceDeps, Serving
 from ..hit_details import Showing
 from ..polls import Shared, Watch, unless_gone
 from ..search import described, unknown_record
@@ -62,12 +62,12 @@ class PlaceBody(BaseModel):
     ids: list[str] = Field(max_length=MAX_PLACED)
 
 
-def add_page(app: FastAPI, deps: ServiceDeps, gates: Gates) -> None:
+def add_page(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
     """Serve the page and its routes."""
     atlas = Atlas(deps.store, deps.payloads)
     _add_files(app)
     _add_map(app, deps, atlas)
-    _add_live(app, deps, gates, atlas)
+    _add_live(app, deps, limiters, atlas)
     _add_media(app, deps)
 
 
@@ -118,7 +118,7 @@ def _add_map(app: FastAPI, deps: ServiceDeps, atlas: Atlas) -> None:
         return {"places": dict(zip(rows, placed, strict=False))}
 
 
-def _add_live(app: FastAPI, deps: ServiceDeps, gates: Gates, atlas: Atlas) -> None:
+def _add_live(app: FastAPI, deps: ServiceDeps, limiters: Limiters, atlas: Atlas) -> None:
     def number() -> int | None:
         try:
             return _number(deps.serving(None))
@@ -138,7 +138,7 @@ def _add_live(app: FastAPI, deps: ServiceDeps, gates: Gates, atlas: Atlas) -> No
         Waits up to wait_ms for something to arrive.
         """
         if wait_ms and since is not None and since == number():
-            async with gates.polling.place():
+            async with limiters.polling.place():
                 await unless_gone(request, watch.changed(since, timeout_s=wait_ms / 1000))
         serving = deps.serving(None)
         key = (serving.generation, since, _number(serving))
@@ -210,8 +210,8 @@ def _record(row: Row, payload: Payload | None) -> dict[str, Any]:
 
 
 def _add_media(app: FastAPI, deps: ServiceDeps) -> None:
-    shelf = deps.shelf or Shelf(deps.payloads)
-    showing = Showing(deps.payloads, shelf, deps.rebuild)
+    media_cache = deps.media_cache or MediaCache(deps.payloads)
+    showing = Showing(deps.payloads, media_cache, deps.rebuild)
 
     async def row_of(id: str) -> Row:
         row = await asyncio.to_thread(deps.store().get, id)  # it may ask a server

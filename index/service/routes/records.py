@@ -9,7 +9,7 @@ from fastapi import FastAPI, Path, Query
 from starlette.convertors import Convertor, register_url_convertor
 
 from ...store import VectorStore
-from ..dependencies import Gates, ServiceDeps
+from ..dependencies import Limiters, ServiceDeps
 from ..problems import problems
 from ..requests import MAX_WAIT_MS
 from ..responses import DeleteAnswer, RecordAnswer
@@ -43,14 +43,14 @@ class _Anything(Convertor[str]):
         return value
 
 
-def add_records(app: FastAPI, deps: ServiceDeps, gates: Gates) -> None:
+def add_records(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
     """Add the two calls to the application."""
     register_url_convertor("anything", _Anything())
 
     async def wait(store: VectorStore, min_offsets: str | None, timeout_ms: int) -> None:
         offsets = {} if min_offsets is None else read_offsets(min_offsets)
         if missing(store, offsets):
-            async with gates.waiting.place():
+            async with limiters.waiting.place():
                 await reflected(store, offsets, timeout_ms=timeout_ms)
 
     @app.get(

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from ...errors import BadQuery
 from ..bodies import read_batch, read_search
-from ..dependencies import Gates, ServiceDeps
+from ..dependencies import Limiters, ServiceDeps
 from ..limits.auth import cost
 from ..openapi import BATCH_BODY, SEARCH_BODY
 from ..problems import problem, problems
@@ -19,7 +19,7 @@ from ..responses import BatchAnswer, SearchAnswer
 from ..search import answer
 
 
-def add_search(app: FastAPI, deps: ServiceDeps, gates: Gates) -> None:
+def add_search(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
     """Add the two calls to the application."""
 
     @app.post(
@@ -38,7 +38,7 @@ def add_search(app: FastAPI, deps: ServiceDeps, gates: Gates) -> None:
         body = await read_search(request)
         request.state.charge(cost([body.k]) - 1)  # 1 was paid on the way in
         began = time.perf_counter()
-        (found,) = await answer(deps, gates, [body])
+        (found,) = await answer(deps, limiters, [body])
         if isinstance(found, BadQuery):
             raise found
         deps.metrics.searched(time.perf_counter() - began, body.label())
@@ -62,7 +62,7 @@ def add_search(app: FastAPI, deps: ServiceDeps, gates: Gates) -> None:
         ks = [body.k if isinstance(body, SearchBody) else 1 for body in bodies]
         request.state.charge(cost(ks) - 1)
         began = time.perf_counter()
-        found = await answer(deps, gates, bodies)
+        found = await answer(deps, limiters, bodies)
         took = time.perf_counter() - began
         deps.metrics.searched(took, "batch")
         answers = [

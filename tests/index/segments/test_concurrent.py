@@ -18,7 +18,7 @@ from tests.index.histories import SMALL
 from tests.index.oracle import DIM, SPACE, delete, unit, upsert
 
 IDS = [f"r{number}" for number in range(40)]
-GONE = set(IDS[::2])
+DELETED = set(IDS[::2])
 BATCHES = 250
 READERS = 3
 
@@ -35,7 +35,7 @@ def impatient_switching() -> Iterator[None]:
 def batch(number: int) -> list[Upsert | Delete]:
     """Batch n replaces every record by version n; an odd one deletes every second record."""
     return [
-        delete(id_, number) if number % 2 and id_ in GONE else upsert(id_, number) for id_ in IDS
+        delete(id_, number) if number % 2 and id_ in DELETED else upsert(id_, number) for id_ in IDS
     ]
 
 
@@ -64,7 +64,7 @@ def test_a_search_sees_a_whole_batch_or_none_and_right_scores(threads: int) -> N
                 assert len(versions) == 1, versions
                 (version,) = versions
                 assert version >= reached - 1
-                expected = set(IDS) - GONE if version % 2 else set(IDS)
+                expected = set(IDS) - DELETED if version % 2 else set(IDS)
                 assert {hit.id for hit in hits} == expected
                 assert len(hits) == len(expected)
             for hit in hits:
@@ -77,7 +77,7 @@ def test_a_search_sees_a_whole_batch_or_none_and_right_scores(threads: int) -> N
                 for held, vector_D in row.vectors.items():
                     np.testing.assert_array_equal(vector_D, unit(row.id, 0, row.version, held))
             stats = store.stats()
-            assert stats["records"] in (0, len(IDS), len(IDS) - len(GONE))
+            assert stats["records"] in (0, len(IDS), len(IDS) - len(DELETED))
             searches[reader] += 1
 
     readers = [partial(read, number) for number in range(READERS)]
@@ -86,7 +86,7 @@ def test_a_search_sees_a_whole_batch_or_none_and_right_scores(threads: int) -> N
     assert all(searches), searches
     assert steps[0] > 10
     store.close()
-    assert len(store) == len(IDS) - len(GONE)
+    assert len(store) == len(IDS) - len(DELETED)
 
 
 def test_a_filtered_search_while_rows_are_moved_by_upkeep() -> None:

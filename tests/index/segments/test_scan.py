@@ -38,7 +38,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     for name in ("_few", "_floats", "_selected"):
         noted(scan, name, name)
-    noted(float16.Halves, "search", "halves")
+    noted(float16.Float16Index, "search", "float16")
     noted(ann.Approximate, "search", "approximate")
     return gone
 
@@ -98,15 +98,15 @@ CASES = [
     # sealed, queries, filter, k, constants, the ways it goes
     (False, 1, None, 10, {}, {"_floats"}),
     (False, 20, None, 10, {"CHUNK": 700}, {"_floats"}),
-    (True, 1, None, 10, {}, {"halves"}),
-    (True, 3, None, 5000, {}, {"halves"}),
+    (True, 1, None, 10, {}, {"float16"}),
+    (True, 3, None, 5000, {}, {"float16"}),
     (True, 12, None, 10, {}, {"_floats"}),
     (True, 1, ("of", 7), 10, {}, {"_few"}),
     (False, 5, ("of", 7), 100, {}, {"_few"}),
-    (True, 1, ("half", 0), 10, {"FEW_ROWS": 9}, {"halves"}),  # more are fetched
-    (True, 1, ("half", 0), 10, {"FEW_ROWS": 9, "MOST_FETCHED": 20}, {"halves"}),  # selected
-    (True, 1, ("of", 7), 10, {"FEW_ROWS": 9}, {"halves"}),
-    (True, 1, ("half", 0), 1600, {"FEW_ROWS": 9}, {"halves"}),
+    (True, 1, ("half", 0), 10, {"FEW_ROWS": 9}, {"float16"}),  # more are fetched
+    (True, 1, ("half", 0), 10, {"FEW_ROWS": 9, "MOST_FETCHED": 20}, {"float16"}),  # selected
+    (True, 1, ("of", 7), 10, {"FEW_ROWS": 9}, {"float16"}),
+    (True, 1, ("half", 0), 1600, {"FEW_ROWS": 9}, {"float16"}),
     (True, 20, ("half", 0), 10, {"FEW_ROWS": 9}, {"_floats"}),  # gathered
     (False, 1, ("half", 0), 10, {"FEW_ROWS": 9}, {"_floats", "_selected"}),
     (False, 1, ("half", 0), 2000, {"FEW_ROWS": 9, "CHUNK": 520}, {"_floats", "_selected"}),
@@ -162,8 +162,8 @@ def test_a_vector_that_some_rows_have(ways: set[str], sealed: bool, few_rows: in
             )
             maintain(store, Policy())  # a vector that was asked for is held in float16 from now on
     if sealed and few_rows == 5:
-        assert "halves" in ways
-        assert store.segments()[0].vectors["text"].halves is not None
+        assert "float16" in ways
+        assert store.segments()[0].vectors["text"].float16 is not None
     assert store.search(query_1D, k=3, vector="audio") == [[]]
 
 
@@ -231,9 +231,9 @@ def test_a_query_of_zeros_and_rows_of_zeros() -> None:
 @pytest.mark.parametrize("dim", [3, 24, 384])
 @pytest.mark.parametrize("scale", [1, 1000])
 def test_the_bound_of_float16_holds(dim: int, scale: int) -> None:
-    """No score of `Halves` is further from the truth than the search believes."""
+    """No score of `Float16Index` is further from the truth than the search believes."""
     raw_ND, queries_BD = scale * rows_of(1, 3000, dim), 3 * rows_of(2, 8, dim)
-    half = float16.Halves(raw_ND)
+    half = float16.Float16Index(raw_ND)
     assert 0 < half.lost < 1e-3 * scale
     assert half.longest == pytest.approx(scale, rel=1e-5)
     score_BK, row_BK = half.search(queries_BD, len(raw_ND))

@@ -303,10 +303,10 @@ def test_vectors_asked_for_are_held_in_float16_by_the_next_step() -> None:
     fill(store, 0, 8)
     settle(store, TIERS)
     (segment,) = store.segments()
-    assert segment.vectors["fused"].halves is not None
-    assert segment.vectors["text"].halves is None
+    assert segment.vectors["fused"].float16 is not None
+    assert segment.vectors["text"].float16 is None
     store.search(unit("q")[None], k=3, vector="text")
     maintain(store, TIERS)
-    assert segment.vectors["text"].halves is not None
-    assert segment.vectors["image"].halves is None
+    assert segment.vectors["text"].float16 is not None
+    assert segment.vectors["image"].float16 is None
     assert np.array_equal(segment.vectors["text"].raw_ND[0], unit("n0", 0, 0, "text"))

@@ -17,7 +17,7 @@ from PIL import Image
 import braid.stream.media.payload_writer
 from braid.encoders.config import Limits
 from braid.encoders.types import Embedding, TaskPrediction
-from braid.index.media_cache import Shelf
+from braid.index.media_cache import MediaCache
 from braid.index.payloads import Payload, Payloads
 from braid.index.service.hit_details import Rebuilt
 from braid.stream.kafka.producer import Producer
@@ -126,7 +126,7 @@ def record(id_: str, **parts: Any) -> Record:
 @pytest.mark.redis
 def test_the_worker_shows_what_it_embeds(valkey: str) -> None:
     payloads = Payloads(valkey)
-    shelf = Shelf(payloads)
+    media_cache = MediaCache(payloads)
     showcase = RedisShowcase(valkey)
     blobs = {"image": Blob(data=picture("red")), "audio": Blob(data=tone("red"))}
     showcase.put(record("a", **blobs, labels={"n": 3, "tags": ["x", "y"]}), embedding("a"))
@@ -141,11 +141,11 @@ def test_the_worker_shows_what_it_embeds(valkey: str) -> None:
         "a": Payload(text="words", labels={"n": 3, "tags": ["x", "y"]}, predicted=PREDICTED),
         "c": Payload(text="words", uri={"image": "file:///c.png"}, predicted=PREDICTED),
     }
-    assert shelf.get("thumb", "a") == thumb(picture("red"), LIMITS)
-    assert shelf.get("snippet", "a") is not None
-    assert shelf.get("thumb", "b") is None
-    assert shelf.get("snippet", "b") is not None
-    assert shelf.get("thumb", "c") is None
+    assert media_cache.get("thumb", "a") == thumb(picture("red"), LIMITS)
+    assert media_cache.get("snippet", "a") is not None
+    assert media_cache.get("thumb", "b") is None
+    assert media_cache.get("snippet", "b") is not None
+    assert media_cache.get("thumb", "c") is None
 
 
 @pytest.mark.redis
@@ -153,10 +153,10 @@ def test_no_room_for_media_leaves_texts_and_no_older_picture(
     valkey: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     payloads = Payloads(valkey)
-    shelf = Shelf(payloads)
+    media_cache = MediaCache(payloads)
     old = thumb(picture("blue"), LIMITS)
     assert old is not None
-    shelf.put_many({("thumb", "a"): old})
+    media_cache.put_many({("thumb", "a"): old})
     monkeypatch.setattr(braid.stream.media.payload_writer, "MEDIA_QUEUE_BYTES", 10)
     showcase = RedisShowcase(valkey)
     showcase.put(record("a", image=Blob(data=picture("red"))), embedding("a"))
@@ -165,7 +165,7 @@ def test_no_room_for_media_leaves_texts_and_no_older_picture(
     found = payloads.get_many(["a"])
     assert found is not None
     assert found["a"].text == "words"
-    assert shelf.get("thumb", "a") is None
+    assert media_cache.get("thumb", "a") is None
 
 
 @pytest.mark.redis
@@ -173,7 +173,7 @@ def test_a_budget_of_nothing_makes_nothing(valkey: str) -> None:
     showcase = RedisShowcase(valkey, media_bytes=0)
     showcase.put(record("a", image=Blob(data=picture("red"))), embedding("a"))
     showcase.close()
-    assert Shelf(Payloads(valkey)).get("thumb", "a") is None
+    assert MediaCache(Payloads(valkey)).get("thumb", "a") is None
     assert Payloads(valkey).get_many(["a"])
 
 

@@ -15,7 +15,7 @@ import redis
 import yaml
 from typer.testing import CliRunner
 
-from braid.index.media_cache import Media, Shelf
+from braid.index.media_cache import Media, MediaCache
 from braid.index.payloads import Payload, Payloads
 from braid.stream.cli.main import app
 from braid.stream.cli.retrain import seconds_of, without_every
@@ -113,7 +113,7 @@ def test_a_full_redis_evicts_what_is_shown_and_no_lock(own_valkey: Valkey, tmp_p
     policy = command[command.index("--maxmemory-policy") + 1]
     settings = Settings(redis_url=own_valkey.url, home=tmp_path)
     payloads = Payloads(own_valkey.url)
-    shelf = Shelf(payloads)
+    media_cache = MediaCache(payloads)
     with redis.Redis.from_url(own_valkey.url) as client, TrainerLock(settings, lifetime_s=600):
         assert first_in(settings, "retrain", 3600)
         client.config_set("maxmemory-policy", policy)
@@ -122,7 +122,7 @@ def test_a_full_redis_evicts_what_is_shown_and_no_lock(own_valkey: Valkey, tmp_p
             shown = {f"r{number}-{one}": Payload(text="x" * 2000, uri={}) for one in range(100)}
             assert payloads.put_many(shown)
             media = {("thumb", f"r{number}"): Media(data=b"x" * 20_000, type="image/webp")}
-            assert shelf.put_many(media)  # type: ignore[arg-type]
+            assert media_cache.put_many(media)  # type: ignore[arg-type]
         assert client.info("stats")["evicted_keys"] > 5_000
         assert payloads.get_many(["r99-99"])
         assert holder(settings) is not None

@@ -14,7 +14,7 @@ from braid.index.client import AsyncClient, Client, Retry
 from braid.index.errors import Busy, ServiceError
 from braid.index.segments.live_store import LiveStore
 from braid.index.service.app import Limits, ServiceDeps
-from braid.index.service.limits.admission import Gate
+from braid.index.service.limits.admission import ConcurrencyLimiter
 from tests.index.conftest import MAX_BODY, Node, serving
 from tests.index.oracle import DIM, SPACE, upsert
 from tests.index.service.test_bad_queries import problem
@@ -144,10 +144,10 @@ def test_the_clients_come_back_after_as_long_as_they_were_told(node: Node) -> No
 
 def test_a_place_is_given_back_whatever_happens() -> None:
     async def main() -> None:
-        gate = Gate("things", 1, 1)
+        limiter = ConcurrencyLimiter("things", 1, 1)
 
         async def hold(begun: asyncio.Event) -> None:
-            async with gate.place():
+            async with limiter.place():
                 begun.set()
                 await asyncio.sleep(60)
 
@@ -158,16 +158,16 @@ def test_a_place_is_given_back_whatever_happens() -> None:
             queued = asyncio.create_task(hold(never))
             await asyncio.sleep(0)
             with pytest.raises(Busy):
-                async with gate.place():
+                async with limiter.place():
                     pass
             queued.cancel()
             inside.cancel()
             await asyncio.gather(inside, queued, return_exceptions=True)
             assert not never.is_set()
         with pytest.raises(KeyError):
-            async with gate.place():
+            async with limiter.place():
                 raise KeyError
-        async with gate.place():
+        async with limiter.place():
             pass
 
     asyncio.run(main())

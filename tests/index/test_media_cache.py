@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from braid.index.media_cache import AGES, OVERHEAD, PREFIX, SIZES, SUM, Media, Shelf
+from braid.index.media_cache import AGES, OVERHEAD, PREFIX, SIZES, SUM, Media, MediaCache
 from braid.index.payloads import Payloads
 
 PICTURE = Media(data=b"RIFF\0\xff", type="image/webp")
@@ -19,46 +19,48 @@ def media(nbytes: int, fill: bytes = b"x") -> Media:
 
 
 def test_without_redis_there_are_none() -> None:
-    shelf = Shelf(Payloads(None))
-    assert not shelf.put_many({("thumb", "a"): PICTURE})
-    assert not shelf.drop_many([("thumb", "a")])
-    assert shelf.get("thumb", "a") is None
-    assert shelf.nbytes() is None
+    media_cache = MediaCache(Payloads(None))
+    assert not media_cache.put_many({("thumb", "a"): PICTURE})
+    assert not media_cache.drop_many([("thumb", "a")])
+    assert media_cache.get("thumb", "a") is None
+    assert media_cache.nbytes() is None
 
 
 @pytest.mark.redis
 def test_media_are_kept_found_and_dropped(valkey: str) -> None:
-    shelf = Shelf(Payloads(valkey))
-    assert shelf.put_many({("thumb", "a"): PICTURE, ("snippet", "ü/☃"): SOUND})
-    assert shelf.get("thumb", "a") == PICTURE
-    assert shelf.get("snippet", "ü/☃") == SOUND
-    assert shelf.get("snippet", "a") is None
-    assert shelf.drop_many([("thumb", "a"), ("snippet", "nobody")])
-    assert shelf.get("thumb", "a") is None
-    assert shelf.drop_many([("snippet", "ü/☃")])
+    media_cache = MediaCache(Payloads(valkey))
+    assert media_cache.put_many({("thumb", "a"): PICTURE, ("snippet", "ü/☃"): SOUND})
+    assert media_cache.get("thumb", "a") == PICTURE
+    assert media_cache.get("snippet", "ü/☃") == SOUND
+    assert media_cache.get("snippet", "a") is None
+    assert media_cache.drop_many([("thumb", "a"), ("snippet", "nobody")])
+    assert media_cache.get("thumb", "a") is None
+    assert media_cache.drop_many([("snippet", "ü/☃")])
     with redis.Redis.from_url(valkey) as server:
         assert server.keys(PREFIX + "*") == [SUM.encode()]
-    assert shelf.nbytes() == 0
+    assert media_cache.nbytes() == 0
 
 
 @pytest.mark.redis
 def test_the_oldest_make_room(valkey: str) -> None:
     payloads = Payloads(valkey)
     budget = 5 * 1500  # room for four of 1000 bytes, their keys and what Redis spends beside them
-    shelf = Shelf(payloads, budget=budget)
+    media_cache = MediaCache(payloads, budget=budget)
     for number in range(10):
-        assert shelf.put_many({("thumb", str(number)): media(1000)})
-    kept = [str(n) for n in range(10) if shelf.get("thumb", str(n)) is not None]
+        assert media_cache.put_many({("thumb", str(number)): media(1000)})
+    kept = [str(n) for n in range(10) if media_cache.get("thumb", str(n)) is not None]
     assert kept == ["5", "6", "7", "8", "9"]
-    counted = shelf.nbytes()
+    counted = media_cache.nbytes()
     assert counted is not None
     assert 5 * 1000 < counted <= budget
-    assert shelf.put_many({("thumb", "5"): media(1000, b"y")})  # anew: now the youngest
-    assert shelf.put_many({("thumb", "10"): media(1000)})
-    assert shelf.get("thumb", "6") is None
-    assert shelf.get("thumb", "5") == media(1000, b"y")
-    assert shelf.put_many({("snippet", "large"): media(budget)})  # over the budget all by itself
-    assert shelf.nbytes() == 0
+    assert media_cache.put_many({("thumb", "5"): media(1000, b"y")})  # anew: now the youngest
+    assert media_cache.put_many({("thumb", "10"): media(1000)})
+    assert media_cache.get("thumb", "6") is None
+    assert media_cache.get("thumb", "5") == media(1000, b"y")
+    assert media_cache.put_many(
+        {("snippet", "large"): media(budget)}
+    )  # over the budget all by itself
+    assert media_cache.nbytes() == 0
     with redis.Redis.from_url(valkey) as server:
         assert server.zcard(AGES) == server.hlen(SIZES) == 0
 
@@ -69,12 +71,12 @@ def test_what_is_counted_is_what_is_there(valkey: str) -> None:
     budget = 40_000
 
     def write(writer: int) -> None:
-        shelf = Shelf(Payloads(valkey), budget=budget)
+        media_cache = MediaCache(Payloads(valkey), budget=budget)
         for number in range(60):
             name = str((number * 7 + writer) % 20)
-            assert shelf.put_many({("thumb", name): media(100 * (writer + 1) + number)})
+            assert media_cache.put_many({("thumb", name): media(100 * (writer + 1) + number)})
             if number % 9 == 0:
-                assert shelf.drop_many([("thumb", name)])
+                assert media_cache.drop_many([("thumb", name)])
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
@@ -92,34 +94,34 @@ def test_what_is_counted_is_what_is_there(valkey: str) -> None:
 
 @pytest.mark.redis
 def test_what_is_there_may_be_newer(valkey: str) -> None:
-    shelf = Shelf(Payloads(valkey))
-    shelf.put_many({("thumb", "a"): PICTURE})
+    media_cache = MediaCache(Payloads(valkey))
+    media_cache.put_many({("thumb", "a"): PICTURE})
     older = media(10)
-    assert shelf.put_many({("thumb", "a"): older, ("thumb", "b"): older}, only_missing=True)
-    assert shelf.get("thumb", "a") == PICTURE
-    assert shelf.get("thumb", "b") == older
+    assert media_cache.put_many({("thumb", "a"): older, ("thumb", "b"): older}, only_missing=True)
+    assert media_cache.get("thumb", "a") == PICTURE
+    assert media_cache.get("thumb", "b") == older
 
 
 @pytest.mark.redis
 def test_a_count_without_ages_starts_again(valkey: str) -> None:
     """Redis itself may evict any of the keys under its own limit."""
-    shelf = Shelf(Payloads(valkey), budget=2000)
-    shelf.put_many({("thumb", "a"): media(100)})
+    media_cache = MediaCache(Payloads(valkey), budget=2000)
+    media_cache.put_many({("thumb", "a"): media(100)})
     with redis.Redis.from_url(valkey) as server:
         server.delete(AGES)
         server.set(SUM, 5000)
-    assert shelf.put_many({("thumb", "b"): media(100)})
-    assert shelf.put_many({("thumb", "c"): media(100)})
-    assert shelf.get("thumb", "c") is not None
-    counted = shelf.nbytes()
+    assert media_cache.put_many({("thumb", "b"): media(100)})
+    assert media_cache.put_many({("thumb", "c"): media(100)})
+    assert media_cache.get("thumb", "c") is not None
+    counted = media_cache.nbytes()
     assert counted is not None
     assert 0 < counted <= 2000
 
 
 @pytest.mark.redis
 def test_a_budget_of_nothing_keeps_nothing(valkey: str) -> None:
-    shelf = Shelf(Payloads(valkey), budget=0)
-    assert shelf.put_many({("thumb", "a"): PICTURE})
+    media_cache = MediaCache(Payloads(valkey), budget=0)
+    assert media_cache.put_many({("thumb", "a"): PICTURE})
     with redis.Redis.from_url(valkey) as server:
         assert server.keys("*") == []
 
@@ -129,4 +131,4 @@ def test_a_budget_of_nothing_keeps_nothing(valkey: str) -> None:
 def test_what_something_else_wrote_is_not_served(valkey: str, value: bytes) -> None:
     with redis.Redis.from_url(valkey) as server:
         server.set(PREFIX + "thumb:a", value)
-    assert Shelf(Payloads(valkey)).get("thumb", "a") is None
+    assert MediaCache(Payloads(valkey)).get("thumb", "a") is None
