@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 
-WORKER = ("before-encode", "before-publish", "after-publish", "after-piece")
+WORKER = ("before-encode", "before-publish", "after-publish", "after-chunk")
 INDEX = (
     "after-apply",
     "before-snapshot",

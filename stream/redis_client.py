@@ -7,7 +7,7 @@ import redis
 from .settings import Settings
 
 
-def brief_redis(settings: Settings, timeout_s: float) -> redis.Redis | None:
+def best_effort_redis(settings: Settings, timeout_s: float) -> redis.Redis | None:
     """A client of the settings' Redis; None: there is none. It connects when it is first asked.
 
     Args:

@@ -80,10 +80,10 @@ class Settings(BaseSettings):
     )
     model_poll_s: float = Field(5.0, gt=0, description="how often the registry is looked at")
 
-    rebuild_share: float = Field(
+    backfill_duty_cycle: float = Field(
         0.5, gt=0, le=1, description="of its time that a new generation works beside live traffic"
     )
-    grace_s: float = Field(
+    rollback_window_s: float = Field(
         86_400.0, ge=0, description="how long the generation before is fed after a flip"
     )
     flip_lag: int = Field(
@@ -124,7 +124,7 @@ class Settings(BaseSettings):
     drift_retrain: bool = Field(
         False, description="whether drift of the version that serves starts a retraining"
     )
-    retrain_least_s: float = Field(
+    retrain_min_interval_s: float = Field(
         3600.0, ge=0, description="a retraining triggered by drift starts at most so often"
     )
 
@@ -237,7 +237,9 @@ class Settings(BaseSettings):
     )
     http_searches: int = Field(8, ge=1, description="embedded and searched at once")
     http_polls: int = Field(64, ge=1, description="pages that may wait for what arrives at once")
-    http_line: int = Field(64, ge=0, description="more that may wait; beyond them it answers 503")
+    http_queue_size: int = Field(
+        64, ge=0, description="more that may wait; beyond them it answers 503"
+    )
     recall_probe_s: float = Field(
         30.0, ge=0, description="how often a query is searched exactly, too; 0: never"
     )
@@ -354,7 +356,7 @@ class Settings(BaseSettings):
             json_bytes=self.http_json_bytes,
             bodies_bytes=max(self.http_bodies_bytes, self.http_body_bytes),
             searches=self.http_searches,
-            line=self.http_line,
+            line=self.http_queue_size,
             polls=self.http_polls,
             rate_per_s=self.http_rate_per_s,
             burst=self.http_burst,

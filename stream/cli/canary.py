@@ -145,7 +145,7 @@ def _watched(
     with bar("canary", quiet) as progress:
         while True:
             seen = reading.on().seen
-            now = canaries.settle(registry.champion())
+            now = canaries.reconcile(registry.champion())
             if now is None or now.number != canary.number or now.state != "running":
                 why = "it is gone" if now is None else now.why
                 raise RegistryError(f"canary {canary.number} ended after {seen} records: {why}")
@@ -190,7 +190,7 @@ def _ended(
 def _stop(settings: Settings, registry: Registry) -> Canary:
     from ..monitoring.canary_comparison import compared
 
-    canary = Canaries(registry.root).settle(registry.champion())
+    canary = Canaries(registry.root).reconcile(registry.champion())
     if canary is None or canary.state != "running":
         raise RegistryError("no canary runs")
     ended = _ended(settings, registry, canary, "stopped", "stopped by hand")
@@ -204,7 +204,7 @@ def _state(settings: Settings, registry: Registry) -> Canary | None:
     from ..monitoring.canary_comparison import compared
 
     canaries = Canaries(registry.root)
-    canary = canaries.settle(registry.champion())
+    canary = canaries.reconcile(registry.champion())
     if canary is None or (canary.state != "running" and canary.comparison is not None):
         return canary
     found = asdict(compared(settings, canary))

@@ -42,7 +42,7 @@ CHOICES = {
 """The columns of `choices`, and what a person sees above them."""
 
 
-def story(registry: Registry, name: str) -> dict[str, Any]:
+def model_card(registry: Registry, name: str) -> dict[str, Any]:
     """Everything about one version, as JSON. Raises RegistryError."""
     manifest = registry.manifest(name)
     now = registry.champion()
@@ -106,51 +106,51 @@ def choices(manifest: Manifest) -> list[dict[str, Any]]:
     return rows
 
 
-def lines(told: Mapping[str, Any]) -> list[str]:
+def lines(card: Mapping[str, Any]) -> list[str]:
     """The story for a person."""
-    said = [f"{told['name']}, version {told['version']}, made {told['created_at']}"]
-    said += [f"  {line}" for line in _standing(told)]
-    model = told["config"].get("model", {})
+    said = [f"{card['name']}, version {card['version']}, made {card['created_at']}"]
+    said += [f"  {line}" for line in _standing(card)]
+    model = card["config"].get("model", {})
     known = model.get("encoders", {})
-    encoders = ", ".join(f"{m}: {known[m]['kind']}" for m in told["modalities"] if m in known)
-    tasks = ", ".join(f"{task} ({kind})" for task, kind in told["tasks"].items()) or "none"
+    encoders = ", ".join(f"{m}: {known[m]['kind']}" for m in card["modalities"] if m in known)
+    tasks = ", ".join(f"{task} ({kind})" for task, kind in card["tasks"].items()) or "none"
     said += ["", "What it is"]
-    said += [f"  {told['dim']} values in space {told['space']}"]
+    said += [f"  {card['dim']} values in space {card['space']}"]
     said += [f"  encoders {encoders}"] if encoders else []
     said += [f"  fusion {model.get('fusion')}, decision {model.get('decision')}, tasks {tasks}"]
     said += ["", "What it learnt from"]
-    parent = told["parent"]
+    parent = card["parent"]
     said += [f"  started from {parent}" if parent else "  started from scratch"]
-    said += [f"  {line}" for line in _learning(told)]
+    said += [f"  {line}" for line in _learning(card)]
     said += ["", "How it was judged"]
-    said += [f"  {line}" for line in _judged(told["verdict"])]
-    said += [f"  {line}" for line in _compatible(told["compatibility"])]
-    if told["choices"]:
-        rows = [[_number(its[key]) for key in CHOICES] for its in told["choices"]]
+    said += [f"  {line}" for line in _judged(card["verdict"])]
+    said += [f"  {line}" for line in _compatible(card["compatibility"])]
+    if card["choices"]:
+        rows = [[_number(its[key]) for key in CHOICES] for its in card["choices"]]
         said += [f"  {line}" for line in _table([list(CHOICES.values()), *rows])]
-    if told["metrics"].get("validation"):
-        said += ["", f"On {told['metrics']['validation'].get('samples')} validation records"]
-        said += [f"  {line}" for line in _measured(told["metrics"]["validation"])]
+    if card["metrics"].get("validation"):
+        said += ["", f"On {card['metrics']['validation'].get('samples')} validation records"]
+        said += [f"  {line}" for line in _measured(card["metrics"]["validation"])]
     return said
 
 
-def _standing(told: Mapping[str, Any]) -> Iterator[str]:
-    if told["champion"]:
+def _standing(card: Mapping[str, Any]) -> Iterator[str]:
+    if card["champion"]:
         yield "it is the champion"
-    for one in told["served"]:
+    for one in card["served"]:
         at = datetime.fromtimestamp(one["at_ms"] / 1000, UTC)
         yield f"champion number {one['seq']} from {at:%Y-%m-%d %H:%M} UTC: {one['why']}"
-    if not told["served"]:
+    if not card["served"]:
         yield "it never served"
-    for one in told["canaries"]:
+    for one in card["canaries"]:
         found = one["comparison"] or {}
         on = f" on {found['records'] + found['failures']} records" if found else ""
         why = f": {one['why']}" if one["why"] else ""
         yield f"canary {one['number']} beside {one['champion']}{on} {one['state']}{why}"
 
 
-def _learning(told: Mapping[str, Any]) -> Iterator[str]:
-    window, metrics = told["window"], told["metrics"]
+def _learning(card: Mapping[str, Any]) -> Iterator[str]:
+    window, metrics = card["window"], card["metrics"]
     if window:
         spans = window.get("offsets", {})
         yield (
@@ -221,12 +221,12 @@ def _measured(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"recall {way}: " + ", ".join(f"@{k} {value:.3f}" for k, value in its.items())
 
 
-def plots(told: Mapping[str, Any]) -> str:
+def plots(card: Mapping[str, Any]) -> str:
     """The story's plots as one HTML page: measurements, losses, and the gates."""
-    measured = told["metrics"].get("validation") or {}
+    measured = card["metrics"].get("validation") or {}
     report = {**NO_MEASURES, **measured, **NO_PLOTS}
-    whole = page({**report, "model": {"space": told["space"]}}, f"braid: {told['name']}")
-    metrics, extra = told["metrics"], []
+    whole = page({**report, "model": {"space": card["space"]}}, f"braid: {card['name']}")
+    metrics, extra = card["metrics"], []
     runs = {"train": metrics.get("losses") or [], "held out": metrics.get("held_out") or []}
     runs["refit"] = (metrics.get("refit") or {}).get("losses") or []
     drawn = {name: values for name, values in runs.items() if values}
@@ -235,17 +235,17 @@ def plots(told: Mapping[str, Any]) -> str:
         extra += ["<h2>Loss by epoch</h2>", curves(drawn, ticks)]
     rows = [
         (str(gate["metric"]), [float(gate["champion"]), float(gate["challenger"])])
-        for gate in told["verdict"].get("gates") or []
+        for gate in card["verdict"].get("gates") or []
         if all(isinstance(gate.get(key), (int, float)) for key in ("champion", "challenger"))
         and min(gate["champion"], gate["challenger"]) >= 0
     ]
     if rows:
         extra += [
-            f"<h2>Judged against {escape(str(told['verdict'].get('champion')))}</h2>",
-            f"<p>{escape(str(told['verdict'].get('reason')))}</p>",
+            f"<h2>Judged against {escape(str(card['verdict'].get('champion')))}</h2>",
+            f"<p>{escape(str(card['verdict'].get('reason')))}</p>",
             *(bars([row], ("champion", "challenger")) for row in rows),
         ]
-    text = "<h2>The story</h2><pre>" + escape("\n".join(lines(told))) + "</pre>"
+    text = "<h2>The story</h2><pre>" + escape("\n".join(lines(card))) + "</pre>"
     return whole.replace("</html>", "".join(extra) + text + "</html>")
 
 

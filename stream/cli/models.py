@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import RegistryError
-from ..registry.generations import Rollouts
+from ..registry.generations import GenerationRecords
 from ..registry.versions import Champion, Registry, failures
 from ..settings import Settings
 from . import canary, versions
@@ -111,7 +111,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         Example: braid models generations
         """
         registry = registry_of(settings_of(context))
-        rows = [asdict(rollout) for rollout in Rollouts(registry.root).all()]
+        rows = [asdict(entry) for entry in GenerationRecords(registry.root).all()]
         if as_json:
             print(json.dumps(rows))
             return
@@ -140,13 +140,13 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
         settings = settings_of(context)
         registry = registry_of(settings)
-        rollout = Rollouts(registry.root).get(generation)
+        entry = GenerationRecords(registry.root).get(generation)
         champion = registry.champion()
         if champion is not None and champion.generation == generation:
             raise RegistryError(f"{generation} serves: promote or roll back first")
-        if rollout is None:
+        if entry is None:
             raise RegistryError(f"no generation {generation!r}: braid models generations")
-        run(settings, registry, rollout, why="dropped by hand", force=force)
+        run(settings, registry, entry, why="dropped by hand", force=force)
         print(json.dumps({"dropped": generation}) if as_json else f"{generation} is dropped")
 
 

@@ -29,15 +29,15 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         """
         from braid.index.files import replaced
 
-        from .model_card import lines, plots, story
+        from .model_card import lines, model_card, plots
 
         registry = _registry(settings_of(context))
         name = registry.resolve(version)
-        told = story(registry, name)
+        card = model_card(registry, name)
         page = registry.page(name)
-        replaced(page, plots(told).encode())
-        told["page"] = str(page)
-        print(json.dumps(told) if as_json else "\n".join([*lines(told), "", f"plots: {page}"]))
+        replaced(page, plots(card).encode())
+        card["page"] = str(page)
+        print(json.dumps(card) if as_json else "\n".join([*lines(card), "", f"plots: {page}"]))
 
     @models.command()
     def diff(
@@ -67,7 +67,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
         Example: braid models gc --keep 3 --dry-run
         """
-        from ..registry.generations import Rollouts
+        from ..registry.generations import GenerationRecords
         from ..trainer.gc import Tidy, plan, remove
         from ..trainer.lock import TrainerLock
         from ..trainer.runs import Runs
@@ -76,7 +76,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         registry, runs = _registry(settings), Runs(settings.home / "training")
 
         def planned() -> Tidy:
-            needed = Rollouts(registry.root).fed(registry).values()
+            needed = GenerationRecords(registry.root).fed(registry).values()
             return plan(registry, runs, newest=keep, champions=champions, needed=list(needed))
 
         if dry_run:

@@ -10,7 +10,7 @@ import numpy as np
 
 from braid.index.store import FUSED, Row, VectorStore, rows_of
 
-from ..registry.generations import Rollout
+from ..registry.generations import GenerationRecord
 from ..settings import Settings
 
 FROZEN = 200  # records whose recall is compared
@@ -48,7 +48,7 @@ class Readiness:
 
 def readiness(
     settings: Settings,
-    rollout: Rollout,
+    entry: GenerationRecord,
     stores: Mapping[str, VectorStore],
     *,
     serving: str,
@@ -60,7 +60,7 @@ def readiness(
         stores: by generation: the one that serves and the one that is built.
         ends: partition of `records` -> its first offset and its end.
     """
-    old, new = stores[serving], stores[rollout.generation]
+    old, new = stores[serving], stores[entry.generation]
     progress = new.progress
     behind = sum(
         max(0, end - max(first, progress.get(number, 0))) for number, (first, end) in ends.items()
@@ -74,7 +74,7 @@ def readiness(
             waits_for=f"{behind} offsets of records are not embedded, {settings.flip_lag} may be",
         )
     missing, unsure = absent(old, new)
-    if missing and not rollout.drop_missing:
+    if missing and not entry.drop_missing:
         return Readiness(
             behind=behind,
             missing=missing,
@@ -83,7 +83,7 @@ def readiness(
             stops=f"{missing} records of {serving} cannot be embedded again: they are no longer in "
             "records; promote with --drop-missing to go on without them",
         )
-    if unsure and not rollout.drop_missing:
+    if unsure and not entry.drop_missing:
         return Readiness(
             behind=behind,
             missing=missing,
@@ -92,11 +92,11 @@ def readiness(
             waits_for=f"{unsure} records are missing, or deleted as {serving} has not read yet",
         )
     both = recall(old, new)
-    found = {} if both is None else dict(zip((serving, rollout.generation), both, strict=True))
+    found = {} if both is None else dict(zip((serving, entry.generation), both, strict=True))
     stops = None
-    if found and found[rollout.generation] < found[serving] - settings.flip_recall_drop:
+    if found and found[entry.generation] < found[serving] - settings.flip_recall_drop:
         stops = (
-            f"recall@{AT} of {rollout.generation} is {found[rollout.generation]:.3f}, of {serving} "
+            f"recall@{AT} of {entry.generation} is {found[entry.generation]:.3f}, of {serving} "
             f"{found[serving]:.3f}: it may be {settings.flip_recall_drop:g} lower"
         )
     return Readiness(behind=behind, missing=missing, recall=found, waits_for=None, stops=stops)

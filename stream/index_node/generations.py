@@ -25,15 +25,15 @@ from ..errors import RegistryError
 from ..failpoints import Failpoints
 from ..kafka.client import Admin
 from ..kafka.topics import ensure
-from ..registry.generations import Rollout, Rollouts
-from ..registry.ownership import finish, given_back
-from ..registry.promotion import end_grace, flip, overtaken, settle, swept
+from ..registry.generations import GenerationRecord, GenerationRecords
+from ..registry.ownership import finish, return_ownership
+from ..registry.promotion import delete_resources, end_grace, flip, reconcile, superseded_by
 from ..registry.versions import Champion, Registry
 from ..settings import Settings
 from .flip_check import Readiness, readiness
 from .generation import Generation
 from .reader import Reader
-from .stores import open_kept
+from .stores import open_store
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +58,11 @@ class Manager:
         self._settings, self._registry = settings, registry
         self._metrics, self._failpoint, self._gpu = metrics, failpoint, gpu
         self._wall = wall
-        self._rollouts = Rollouts(registry.root)
+        self._generation_records = GenerationRecords(registry.root)
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._readiness: dict[str, Readiness] = {}
         self._handed_over: int | None = None  # the champion whose generation predicts all by now
-        self._swept: set[str] = set()  # dropped generations whose topic and group are gone
+        self._deleted: set[str] = set()  # dropped generations whose topic and group are gone
         self._changed = asyncio.Event()
         self._stopping = False
         self.partitions = 0
@@ -75,7 +75,9 @@ class Manager:
         """Open a generation with the model that embeds its queries."""
         settings = self._settings.model_copy(update={"generation": name})
         metrics = self._metrics.of(name)
-        kept = open_kept(settings, model, metrics=metrics, failpoint=self._failpoint, gpu=self._gpu)
+        kept = open_store(
+            settings, model, metrics=metrics, failpoint=self._failpoint, gpu=self._gpu
+        )
         arrivals = Arrivals()
         reader = Reader(
             settings,
@@ -134,8 +136,8 @@ class Manager:
         if champion is None or self._stopping or not self.partitions:
             return
         now_ms = 1000 * self._wall()
-        await asyncio.to_thread(settle, self._settings, self._registry, now_ms=now_ms)
-        fed = await asyncio.to_thread(self._rollouts.fed, self._registry)
+        await asyncio.to_thread(reconcile, self._settings, self._registry, now_ms=now_ms)
+        fed = await asyncio.to_thread(self._generation_records.fed, self._registry)
         problems = []
         for name, model in fed.items():
             try:
@@ -151,17 +153,17 @@ class Manager:
         ):
             self._handed_over = champion.seq
         await asyncio.to_thread(end_grace, self._settings, self._registry, now_ms=now_ms)
-        for rollout in await asyncio.to_thread(self._rollouts.all):
-            name = rollout.generation
-            if rollout.state != "dropped" or name in fed:
+        for entry in await asyncio.to_thread(self._generation_records.all):
+            name = entry.generation
+            if entry.state != "dropped" or name in fed:
                 continue
             if name in self.generations.kept() and name != self.generations.alias.name:
                 await asyncio.to_thread(self.generations.drop, name)
                 log.info("generation %s was dropped while this node was away", name)
-            if name in self._swept:
+            if name in self._deleted:
                 continue
-            if await asyncio.to_thread(swept, self._settings, rollout):
-                self._swept.add(name)
+            if await asyncio.to_thread(delete_resources, self._settings, entry):
+                self._deleted.add(name)
         if problems:
             raise RegistryError("; ".join(problems))
 
@@ -210,15 +212,15 @@ class Manager:
     async def _build(self) -> None:
         """See whether what is built may take over, and if so let it."""
         serving = self.generations.alias.name
-        for rollout in await asyncio.to_thread(self._rollouts.all):
-            name = rollout.generation
-            if rollout.state != "building" or name not in self.generations.names:
+        for entry in await asyncio.to_thread(self._generation_records.all):
+            name = entry.generation
+            if entry.state != "building" or name not in self.generations.names:
                 continue
             if not self.generations.get(name).reader.caught_up:
                 continue
-            found = await asyncio.to_thread(self._readiness_of, rollout, serving)
-            if found.waits_for is None and (by := overtaken(self._registry, rollout)):
-                await asyncio.to_thread(given_back, self._settings, self._registry, rollout)
+            found = await asyncio.to_thread(self._readiness_of, entry, serving)
+            if found.waits_for is None and (by := superseded_by(self._registry, entry)):
+                await asyncio.to_thread(return_ownership, self._settings, self._registry, entry)
                 found = replace(found, stops=by)
             before = self._readiness.get(name)
             self._readiness[name] = found
@@ -231,21 +233,21 @@ class Manager:
                 self._settings,
                 self._registry,
                 name,
-                rollout.model,
-                why=f"built for {rollout.model}",
+                entry.model,
+                why=f"built for {entry.model}",
                 now_ms=1000 * self._wall(),
-                after=rollout.seq,
+                after=entry.seq,
             )
             await self._follow_alias(flipped)
 
-    def _readiness_of(self, rollout: Rollout, serving: str) -> Readiness:
+    def _readiness_of(self, entry: GenerationRecord, serving: str) -> Readiness:
         topic = self._settings.topic("records")
         ends = Admin(self._settings).ends(topic, self.partitions)
         stores = {
             name: self.generations.get(name).reader.kept.store
-            for name in (serving, rollout.generation)
+            for name in (serving, entry.generation)
         }
-        return readiness(self._settings, rollout, stores, serving=serving, ends=ends)
+        return readiness(self._settings, entry, stores, serving=serving, ends=ends)
 
     async def _loaded(self, name: str) -> Model:
         model = await asyncio.to_thread(

@@ -32,8 +32,8 @@ from ..liveness.progress import Progress
 from ..liveness.progress_watch import readable
 from ..settings import Settings
 from .lag import Lag
-from .snapshot_check import Known, TopicFacts, unfit
-from .stores import Kept
+from .snapshot_check import SnapshotFacts, TopicFacts, stale_reason
+from .stores import DurableStore
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class Reader:
     def __init__(
         self,
         settings: Settings,
-        kept: Kept,
+        kept: DurableStore,
         *,
         metrics: GenerationMetrics,
         failpoint: Failpoints,
@@ -225,7 +225,9 @@ class Reader:
         ranges = {part.partition: (beginnings[part], ends[part]) for part in parts}
         self._facts = await asyncio.to_thread(self._described, ranges)
         now_ms = 1000 * self._wall()
-        self.rebuilt = unfit(self.kept.store.positions, self.kept.known, self._facts, now_ms=now_ms)
+        self.rebuilt = stale_reason(
+            self.kept.store.positions, self.kept.known, self._facts, now_ms=now_ms
+        )
         if self.rebuilt is not None:
             log.warning("the snapshot is not used: %s; rebuilding from the beginning", self.rebuilt)
             await asyncio.to_thread(self.kept.renew)
@@ -276,7 +278,7 @@ class Reader:
         self._kept_at = time.monotonic()
         facts = self._facts
         self.kept.keep(
-            Known(
+            SnapshotFacts(
                 topic_id=facts.id if facts else None,
                 partitions=len(facts.ranges) if facts else 0,
                 current_ms=dict(self._current_ms),

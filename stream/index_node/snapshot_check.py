@@ -30,7 +30,7 @@ class TopicFacts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Known:
+class SnapshotFacts:
     """What a snapshot's owner knew when it was written.
 
     Attributes:
@@ -53,7 +53,7 @@ class Known:
         }
 
     @classmethod
-    def parse(cls, plain: Mapping[str, Any]) -> Known:
+    def parse(cls, plain: Mapping[str, Any]) -> SnapshotFacts:
         """The inverse of `plain`; of nothing, nothing is known."""
         return cls(
             topic_id=plain.get("topic_id"),
@@ -62,8 +62,8 @@ class Known:
         )
 
 
-def unfit(
-    positions: Mapping[int, int], known: Known, topic: TopicFacts, *, now_ms: float
+def stale_reason(
+    positions: Mapping[int, int], known: SnapshotFacts, topic: TopicFacts, *, now_ms: float
 ) -> str | None:
     """Why reading on from these positions could miss something, or None.
 

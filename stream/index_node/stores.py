@@ -18,20 +18,20 @@ from braid.index.store import VectorStore
 
 from ..errors import ConfigError
 from ..settings import Settings
-from .in_milvus import InMilvus
-from .snapshot_check import Known
+from .milvus_store import MilvusBackedStore
+from .snapshot_check import SnapshotFacts
 
 log = logging.getLogger(__name__)
 
 
-class Kept(Protocol):
+class DurableStore(Protocol):
     """A generation's store and how it outlives the process."""
 
     @property
     def store(self) -> VectorStore: ...
 
     @property
-    def known(self) -> Known:
+    def known(self) -> SnapshotFacts:
         """What was known of the topic when the store was kept last."""
         ...
 
@@ -49,7 +49,7 @@ class Kept(Protocol):
         """Raise what ended the background work, if anything did."""
         ...
 
-    def keep(self, known: Known) -> None:
+    def keep(self, known: SnapshotFacts) -> None:
         """Make content and offsets outlive the process, where the store does not itself."""
         ...
 
@@ -76,14 +76,14 @@ def gpu_for(settings: Settings) -> Gpu | None:
     return gpu
 
 
-def open_kept(
+def open_store(
     settings: Settings,
     model: Model,
     *,
     metrics: GenerationMetrics,
     failpoint: Callable[[str], None],
     gpu: Gpu | None = None,
-) -> Kept:
+) -> DurableStore:
     """The store that the settings name, with what it holds of the model's space.
 
     Args:
@@ -94,8 +94,8 @@ def open_kept(
         StoreError: Milvus does not answer, or holds another shape of vectors.
     """
     if settings.store == "milvus":
-        return InMilvus(settings, model)
-    return Local(
+        return MilvusBackedStore(settings, model)
+    return LocalStore(
         settings,
         space=model.space,
         dim=model.dim,
@@ -105,7 +105,7 @@ def open_kept(
     )
 
 
-class Local:
+class LocalStore:
     """FAISS in this process, mapped segments and snapshots in the generation's folder.
 
     Args:
@@ -131,7 +131,7 @@ class Local:
             "gpu": gpu,
             "failpoint": failpoint,
         }
-        self.known = Known()
+        self.known = SnapshotFacts()
         self.store = self._first()
         self._upkeep = Upkeep(self.store)
 
@@ -149,7 +149,7 @@ class Local:
         if self._upkeep.error is not None:
             raise self._upkeep.error
 
-    def keep(self, known: Known) -> None:
+    def keep(self, known: SnapshotFacts) -> None:
         """A snapshot; if it cannot be written, the last one stays and the log says so."""
         self._failpoint("before-snapshot")
         began = time.perf_counter()
@@ -193,7 +193,7 @@ class Local:
                 self._space,
             )
             return self._empty()
-        self.known = Known.parse(restored.facts)
+        self.known = SnapshotFacts.parse(restored.facts)
         log.info("restored %d records from the snapshot", len(store))
         return store
 

@@ -13,7 +13,7 @@ import redis
 
 from ..errors import BadRecord
 from ..kafka.schemas import decode_map, pack
-from ..redis_client import brief_redis
+from ..redis_client import best_effort_redis
 from ..settings import Settings
 
 TIMEOUT_S = 0.5
@@ -24,7 +24,7 @@ class Board:
     """Where each version's last window is told. Never raises: Redis is a convenience here."""
 
     def __init__(self, settings: Settings) -> None:
-        self._client = brief_redis(settings, TIMEOUT_S)
+        self._client = best_effort_redis(settings, TIMEOUT_S)
         self._key = _key(settings)
         self._kept_s = KEPT_S + 4 * settings.drift_window_s
 
@@ -49,7 +49,7 @@ class Board:
 
 def reports(settings: Settings) -> dict[str, dict[str, Any]] | None:
     """Each version's last complete window by "GENERATION/MODEL"; None: Redis does not answer."""
-    client = brief_redis(settings, TIMEOUT_S)
+    client = best_effort_redis(settings, TIMEOUT_S)
     if client is None:
         return None
     try:

@@ -15,7 +15,7 @@ from typing import Any
 import redis
 
 from ..kafka.schemas import decode_map, pack
-from ..redis_client import brief_redis
+from ..redis_client import best_effort_redis
 from ..settings import Settings
 from .metrics import WorkerMetrics
 
@@ -27,7 +27,7 @@ class Heartbeat:
     """Tells Redis that this worker lives. Never raises: Redis is a convenience here."""
 
     def __init__(self, settings: Settings, slot: str, metrics: WorkerMetrics) -> None:
-        self._client = brief_redis(settings, TIMEOUT_S)
+        self._client = best_effort_redis(settings, TIMEOUT_S)
         self._key = f"{_prefix(settings)}{slot}"
         self._metrics = metrics
         self._last: tuple[str, float, int] | None = None
@@ -68,7 +68,7 @@ class Heartbeat:
 
 def workers(settings: Settings) -> dict[str, dict[str, Any]] | None:
     """State of each live worker by slot; None when Redis does not answer."""
-    client = brief_redis(settings, TIMEOUT_S)
+    client = best_effort_redis(settings, TIMEOUT_S)
     if client is None:
         return None
     try:

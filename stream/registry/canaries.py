@@ -97,7 +97,7 @@ class Canaries:
             return None
         return last if last.seq == champion.seq else None
 
-    def settle(self, champion: Champion | None) -> Canary | None:
+    def reconcile(self, champion: Champion | None) -> Canary | None:
         """The last one; ended, if another was promoted since it began."""
         last = self.last()
         if last is None or last.state != "running" or champion is None or last.seq == champion.seq:
@@ -131,7 +131,7 @@ class Canaries:
         if champion.name == name:
             raise RegistryError(f"{name} is the champion: there is nothing to compare it with")
         registry.admit(name, force=force)
-        before = self.settle(champion)
+        before = self.reconcile(champion)
         if before is not None and before.state == "running":
             raise RegistryError(
                 f"canary {before.number} runs with {before.model}: braid models canary --stop first"

@@ -30,7 +30,7 @@ STATES = ("building", "serving", "grace", "dropped")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rollout:
+class GenerationRecord:
     """One generation.
 
     Attributes:
@@ -53,13 +53,13 @@ class Rollout:
     why: str = ""
 
 
-class Rollouts:
+class GenerationRecords:
     """The generations below a registry's folder."""
 
     def __init__(self, root: Path) -> None:
         self._folder = root / FOLDER
 
-    def all(self) -> list[Rollout]:
+    def all(self) -> list[GenerationRecord]:
         """Oldest first. Raises RegistryError for a file that is none."""
         if not self._folder.is_dir():
             return []
@@ -69,24 +69,24 @@ class Rollouts:
             if re.fullmatch(r"g[0-9]{4}\.json", path.name)
         ]
 
-    def get(self, generation: str) -> Rollout | None:
+    def get(self, generation: str) -> GenerationRecord | None:
         path = self._path(generation)
         return self._read(path) if path.exists() else None
 
-    def add(self, rollout: Rollout) -> None:
+    def add(self, entry: GenerationRecord) -> None:
         """Open a generation. Raises RegistryError if another process did so at the same moment."""
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            created(self._path(rollout.generation), _plain(rollout))
+            created(self._path(entry.generation), _plain(entry))
         except FileExistsError:
             raise RegistryError(
-                f"another process opened {rollout.generation} at the same moment; look again"
+                f"another process opened {entry.generation} at the same moment; look again"
             ) from None
 
-    def put(self, rollout: Rollout) -> None:
+    def put(self, entry: GenerationRecord) -> None:
         """Replace what is said of a generation."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        replaced(self._path(rollout.generation), _plain(rollout))
+        replaced(self._path(entry.generation), _plain(entry))
 
     def next(self, *, serving: str) -> str:
         """A name that no generation had."""
@@ -104,24 +104,24 @@ class Rollouts:
             return {}
         models = {champion.generation: champion.name}
         last = {its.generation: its.name for its in registry.history()}
-        for rollout in self.all():
-            if rollout.generation in models or rollout.state == "dropped":
+        for entry in self.all():
+            if entry.generation in models or entry.state == "dropped":
                 continue
-            models[rollout.generation] = last.get(rollout.generation, rollout.model)
+            models[entry.generation] = last.get(entry.generation, entry.model)
         return models
 
     def _path(self, generation: str) -> Path:
         return self._folder / f"{generation}.json"
 
-    def _read(self, path: Path) -> Rollout:
+    def _read(self, path: Path) -> GenerationRecord:
         try:
-            rollout = Rollout(**json.loads(path.read_text()))
+            entry = GenerationRecord(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise RegistryError(f"{path} is no generation: {error}") from error
-        if rollout.state not in STATES:
-            raise RegistryError(f"{path}: state {rollout.state!r:.40}, not one of {STATES}")
-        return rollout
+        if entry.state not in STATES:
+            raise RegistryError(f"{path}: state {entry.state!r:.40}, not one of {STATES}")
+        return entry
 
 
-def _plain(rollout: Rollout) -> bytes:
-    return json.dumps(asdict(rollout)).encode()
+def _plain(entry: GenerationRecord) -> bytes:
+    return json.dumps(asdict(entry)).encode()

@@ -118,7 +118,7 @@ class Handovers:
             self._create(self._folder / f"{number:08d}.decision", decision)
         return self._decision(number) or decision
 
-    def given_up(self, proposal: Handover) -> bool:
+    def void_if_expired(self, proposal: Handover) -> bool:
         """Whether an undecided proposal was waited for long enough; then it is void.
 
         That is safe at any moment: a proposer that was only slow finds its decision taken, and
@@ -145,7 +145,7 @@ class Handovers:
         margins: dict[int, int] = {}
         for _ in range(TRIES):
             while left := self.undecided():
-                if not all(self.given_up(its) for its in left):
+                if not all(self.void_if_expired(its) for its in left):
                     self._sleep(LOOK_S)
             began = ends()
             offsets = {number: end + margins.get(number, 0) for number, end in began.items()}
@@ -204,7 +204,7 @@ class Handovers:
         created(target, content.encode())
 
 
-class Roles:
+class Ownership:
     """Which records one generation's worker speaks for: their predictions, their dead letters.
 
     Args:
@@ -216,7 +216,7 @@ class Roles:
         self._handovers = handovers
         self._generation, self._first = generation, first
 
-    def speaks(self, records: Sequence[tuple[int, int]]) -> list[bool] | None:
+    def owns(self, records: Sequence[tuple[int, int]]) -> list[bool] | None:
         """For (partition, offset) of each record; None: a handover is being decided, ask again.
 
         To be called when the records were read and before anything of them is published.
@@ -226,16 +226,16 @@ class Roles:
             if decision is None and any(
                 offset >= proposal.offsets.get(number, 0) for number, offset in records
             ):
-                if not self._handovers.given_up(proposal):
+                if not self._handovers.void_if_expired(proposal):
                     return None
                 known = self._handovers.all()
         confirmed = [its for its, decision in known if decision == CONFIRMED]
         if not confirmed:
             return [self._first == self._generation] * len(records)
-        return [speaker(confirmed, *record) == self._generation for record in records]
+        return [owner_of(confirmed, *record) == self._generation for record in records]
 
 
-def speaker(confirmed: Sequence[Handover], partition: int, offset: int) -> str:
+def owner_of(confirmed: Sequence[Handover], partition: int, offset: int) -> str:
     """Which generation speaks for a record; `confirmed`: all there are, at least one."""
     found = confirmed[0].before
     for handover in confirmed:
@@ -244,10 +244,10 @@ def speaker(confirmed: Sequence[Handover], partition: int, offset: int) -> str:
     return found
 
 
-def speaks_until(confirmed: Sequence[Handover], generation: str, partition: int) -> int | None:
+def owned_until(confirmed: Sequence[Handover], generation: str, partition: int) -> int | None:
     """The offset from which on a generation speaks for no record any more; None: it has no end."""
     starts = sorted({0, *(its.offsets.get(partition, 0) for its in confirmed)})
     for start, end in reversed(list(zip(starts, [*starts[1:], None], strict=True))):
-        if speaker(confirmed, partition, start) == generation:
+        if owner_of(confirmed, partition, start) == generation:
             return end
     return 0

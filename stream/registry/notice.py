@@ -14,7 +14,7 @@ from collections.abc import Callable
 import redis
 import redis.asyncio
 
-from ..redis_client import brief_redis
+from ..redis_client import best_effort_redis
 from ..settings import Settings
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def channel(settings: Settings) -> str:
 
 def notify(settings: Settings, key: str) -> None:
     """Tell whoever listens that `key` has news. Never raises: the topic and the poll remain."""
-    client = brief_redis(settings, TIMEOUT_S)
+    client = best_effort_redis(settings, TIMEOUT_S)
     if client is None:
         return
     try:

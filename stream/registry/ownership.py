@@ -12,8 +12,8 @@ from typing import Any
 from ..kafka.client import Admin, replay
 from ..kafka.topics import ensure
 from ..settings import Settings
-from .generations import Rollout
-from .handover import Handovers, speaker, speaks_until
+from .generations import GenerationRecord
+from .handover import Handovers, owned_until, owner_of
 from .versions import Registry
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def finish(settings: Settings, registry: Registry, *, now_ms: float) -> bool:
     partitions = ensure(settings.model_copy(update={"generation": champion.generation}))
     confirmed = handovers_of(settings, registry).confirmed()
     ends = _ends(settings, partitions)
-    left = [n for n, end in ends.items() if speaker(confirmed, n, end) != champion.generation]
+    left = [n for n, end in ends.items() if owner_of(confirmed, n, end) != champion.generation]
     if not left:
         return True
     if now_ms - handovers.decided_ms(newest[0].number) < FINISH_AFTER_MS:
@@ -96,7 +96,7 @@ def unfinished(
     committed = admin.committed(group, settings.topic("records"), len(ends))
     told = {}
     for number, (first, end) in ends.items():
-        until = speaks_until(confirmed, before, number)
+        until = owned_until(confirmed, before, number)
         at = end + 1 if until is None else until
         # A group that has committed nothing anywhere is gone.
         done = max(first, committed.get(number, first if committed else end))
@@ -112,17 +112,17 @@ def unfinished(
     return told
 
 
-def given_back(settings: Settings, registry: Registry, rollout: Rollout) -> None:
+def return_ownership(settings: Settings, registry: Registry, entry: GenerationRecord) -> None:
     """What was handed over to a generation that then did not take over goes back to who serves."""
     champion = registry.champion()
     confirmed = Handovers(registry.root).confirmed()
-    if champion is None or not confirmed or confirmed[-1].after != rollout.generation:
+    if champion is None or not confirmed or confirmed[-1].after != entry.generation:
         return
-    if champion.generation != rollout.generation:
-        hand_over(settings, registry, rollout.generation, champion.generation)
+    if champion.generation != entry.generation:
+        hand_over(settings, registry, entry.generation, champion.generation)
 
 
-def owed(settings: Settings, registry: Registry, generation: str) -> str | None:
+def pending_predictions(settings: Settings, registry: Registry, generation: str) -> str | None:
     """What a generation that does not serve has still to predict, or None: it may go.
 
     A handover may lie beyond the ends of `records`: what comes next, even much later, is the old
@@ -141,7 +141,7 @@ def owed(settings: Settings, registry: Registry, generation: str) -> str | None:
 
     def untils() -> dict[int, int | None]:
         confirmed = handovers.confirmed()
-        return {number: speaks_until(confirmed, generation, number) for number in range(partitions)}
+        return {number: owned_until(confirmed, generation, number) for number in range(partitions)}
 
     ends = _ends(settings, partitions)
     if any(at is None or at > ends[number] for number, at in untils().items()):

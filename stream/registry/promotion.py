@@ -20,9 +20,9 @@ from ..kafka.client import Admin
 from ..kafka.topics import ensure
 from ..settings import Settings
 from .announcements import Tell, announce, announce_champion
-from .generations import Rollout, Rollouts
+from .generations import GenerationRecord, GenerationRecords
 from .handover import Handovers
-from .ownership import hand_over, owed
+from .ownership import hand_over, pending_predictions
 from .versions import Champion, Registry
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def promote(
     force: bool = False,
     why: str = "promoted",
     tell: Tell = announce,
-) -> Champion | Rollout:
+) -> Champion | GenerationRecord:
     """Make a version champion, at once where its space is held, else when a generation is built.
 
     Args:
@@ -51,7 +51,7 @@ def promote(
         RegistryError: the version is damaged or failed its judge, or another one is being built.
     """
     now_ms = 1000 * time.time()
-    settle(settings, registry, now_ms=now_ms, tell=tell)
+    reconcile(settings, registry, now_ms=now_ms, tell=tell)
     champion = registry.champion()
     manifest = registry.admit(name, after=after, force=force)
     if champion is None or manifest.space == champion.space:
@@ -59,18 +59,18 @@ def promote(
         promoted = registry.promote(name, generation=generation, why=why, after=after, force=force)
         announce_champion(settings, promoted, registry, tell)
         return promoted
-    for rollout in Rollouts(registry.root).all():
-        if rollout.state == "grace" and rollout.space == manifest.space:
-            why = f"{rollout.generation} is still fed"
+    for entry in GenerationRecords(registry.root).all():
+        if entry.state == "grace" and entry.space == manifest.space:
+            why = f"{entry.generation} is still fed"
             return flip(
-                settings, registry, rollout.generation, name, why=why, now_ms=now_ms, after=after
+                settings, registry, entry.generation, name, why=why, now_ms=now_ms, after=after
             )
     return begin(settings, registry, name, drop_missing=drop_missing)
 
 
 def begin(
     settings: Settings, registry: Registry, name: str, *, drop_missing: bool = False
-) -> Rollout:
+) -> GenerationRecord:
     """Open a generation for a version of a new space; workers and index nodes will build it.
 
     One that is being built for this very version goes on, as the successor of who serves now.
@@ -78,28 +78,30 @@ def begin(
     Raises:
         RegistryError: nothing serves yet, or another generation is being built or opened.
     """
-    rollouts = Rollouts(registry.root)
+    generation_records = GenerationRecords(registry.root)
     champion = registry.champion()
     if champion is None:
         raise RegistryError("nothing serves yet: a first version is promoted, not built beside")
-    generation = rollouts.next(serving=champion.generation)  # before: who opens one now is seen
-    for rollout in rollouts.all():
-        if rollout.state == "building" and rollout.model == name:
+    generation = generation_records.next(
+        serving=champion.generation
+    )  # before: who opens one now is seen
+    for entry in generation_records.all():
+        if entry.state == "building" and entry.model == name:
             again = replace(
-                rollout, seq=champion.seq, drop_missing=rollout.drop_missing or drop_missing
+                entry, seq=champion.seq, drop_missing=entry.drop_missing or drop_missing
             )
-            rollouts.put(again)
+            generation_records.put(again)
             return again
-        if rollout.state == "building":
+        if entry.state == "building":
             raise RegistryError(
-                f"{rollout.generation} is being built for {rollout.model}; "
-                f"braid models drop {rollout.generation} first, then braid models promote {name}"
+                f"{entry.generation} is being built for {entry.model}; "
+                f"braid models drop {entry.generation} first, then braid models promote {name}"
             )
     manifest = registry.manifest(name)
     adapter = manifest.compatibility.get("adapter") or {}
     stored = not adapter.get("applied", True) and adapter.get("from") == champion.space
     source = champion.generation if stored else None
-    rollout = Rollout(
+    entry = GenerationRecord(
         generation=generation,
         model=name,
         space=manifest.space,
@@ -110,24 +112,24 @@ def begin(
         why=f"a new space beside {champion.space}"
         + (f", mapped from {source}" if source is not None else ""),
     )
-    ensure(settings.model_copy(update={"generation": rollout.generation}))
-    rollouts.add(rollout)
-    announce(settings, f"generation/{rollout.generation}", _facts(rollout))
-    return rollout
+    ensure(settings.model_copy(update={"generation": entry.generation}))
+    generation_records.add(entry)
+    announce(settings, f"generation/{entry.generation}", _facts(entry))
+    return entry
 
 
-def overtaken(registry: Registry, rollout: Rollout) -> str | None:
+def superseded_by(registry: Registry, entry: GenerationRecord) -> str | None:
     """Why a generation may not take over though it is ready: another was promoted since."""
     champion = registry.champion()
-    if champion is None or champion.generation == rollout.generation:
+    if champion is None or champion.generation == entry.generation:
         return None
-    if rollout.seq in (None, champion.seq):
+    if entry.seq in (None, champion.seq):
         return None
     return (
-        f"{rollout.generation} was begun when champion number {rollout.seq} served, and number "
+        f"{entry.generation} was begun when champion number {entry.seq} served, and number "
         f"{champion.seq} ({champion.name}) was promoted since: braid models promote "
-        f"{rollout.model} to let it take over all the same, or braid models drop "
-        f"{rollout.generation}"
+        f"{entry.model} to let it take over all the same, or braid models drop "
+        f"{entry.generation}"
     )
 
 
@@ -152,14 +154,16 @@ def flip(
         RegistryError: someone else was first, or no handover could be made.
     """
     failpoint = Failpoints.from_environment()
-    settle(settings, registry, now_ms=now_ms)
+    reconcile(settings, registry, now_ms=now_ms)
     champion = registry.champion()
     assert champion is not None
     registry.follows(name, after)  # before predictions are handed over for nothing
     generation, space = champion.generation, champion.space
-    before = Rollout(generation=generation, model=champion.name, space=space, state="serving")
+    before = GenerationRecord(
+        generation=generation, model=champion.name, space=space, state="serving"
+    )
     with contextlib.suppress(RegistryError):  # the first has no file yet; by that it is fed on
-        Rollouts(registry.root).add(before)
+        GenerationRecords(registry.root).add(before)
     hand_over(settings, registry, generation, to)
     failpoint("flip-handed-over")
     try:
@@ -173,11 +177,13 @@ def flip(
             hand_over(settings, registry, to, serves.generation)
         raise
     failpoint("flip-promoted")
-    settle(settings, registry, now_ms=now_ms)
+    reconcile(settings, registry, now_ms=now_ms)
     return flipped
 
 
-def settle(settings: Settings, registry: Registry, *, now_ms: float, tell: Tell = announce) -> None:
+def reconcile(
+    settings: Settings, registry: Registry, *, now_ms: float, tell: Tell = announce
+) -> None:
     """Say of every generation what the champion's file has decided, and tell who serves.
 
     The one that it names serves, one that served before gets its grace. Twice changes nothing.
@@ -189,8 +195,8 @@ def settle(settings: Settings, registry: Registry, *, now_ms: float, tell: Tell 
     Raises:
         RegistryError: they could not go back.
     """
-    rollouts = Rollouts(registry.root)
-    known = rollouts.all()  # before the champion: one who flips meanwhile settles that
+    generation_records = GenerationRecords(registry.root)
+    known = generation_records.all()  # before the champion: one who flips meanwhile settles that
     champion = registry.champion()
     if champion is None:
         return
@@ -213,9 +219,9 @@ def settle(settings: Settings, registry: Registry, *, now_ms: float, tell: Tell 
                 state="grace",
                 model=last.get(its.generation, its.model),
                 why=champion.why,
-                until_ms=int(now_ms + 1000 * settings.grace_s),
+                until_ms=int(now_ms + 1000 * settings.rollback_window_s),
             )
-        rollouts.put(said)
+        generation_records.put(said)
         failpoint("flip-settling")
     handovers = Handovers(registry.root)
     for newest in handovers.confirmed()[-1:]:
@@ -232,22 +238,27 @@ def end_grace(settings: Settings, registry: Registry, *, now_ms: float) -> list[
     Returns:
         Their names.
     """
-    rollouts = Rollouts(registry.root)
+    generation_records = GenerationRecords(registry.root)
     champion = registry.champion()
     dropped = []
-    for rollout in rollouts.all():
-        over = rollout.state == "grace" and (rollout.until_ms or 0) <= now_ms
-        if over and champion is not None and rollout.generation != champion.generation:
-            if (left := owed(settings, registry, rollout.generation)) is not None:
-                log.info("the grace of %s is over, it is fed on: %s", rollout.generation, left)
+    for entry in generation_records.all():
+        over = entry.state == "grace" and (entry.until_ms or 0) <= now_ms
+        if over and champion is not None and entry.generation != champion.generation:
+            if (left := pending_predictions(settings, registry, entry.generation)) is not None:
+                log.info("the grace of %s is over, it is fed on: %s", entry.generation, left)
                 continue
-            _drop(settings, registry, rollout, why="its grace was over")
-            dropped.append(rollout.generation)
+            _drop(settings, registry, entry, why="its grace was over")
+            dropped.append(entry.generation)
     return dropped
 
 
 def drop(
-    settings: Settings, registry: Registry, rollout: Rollout, *, why: str, force: bool = False
+    settings: Settings,
+    registry: Registry,
+    entry: GenerationRecord,
+    *,
+    why: str,
+    force: bool = False,
 ) -> None:
     """Say that a generation is gone, and delete its topic and group as far as nobody uses them.
 
@@ -258,26 +269,26 @@ def drop(
         RegistryError: it serves, or has still to predict something.
     """
     champion = registry.champion()
-    if champion is not None and champion.generation == rollout.generation:
-        raise RegistryError(f"{rollout.generation} serves: promote or roll back first")
-    if rollout.state != "dropped":
-        left = owed(settings, registry, rollout.generation)
+    if champion is not None and champion.generation == entry.generation:
+        raise RegistryError(f"{entry.generation} serves: promote or roll back first")
+    if entry.state != "dropped":
+        left = pending_predictions(settings, registry, entry.generation)
         if left is not None and not force:
             raise RegistryError(
-                f"{rollout.generation} is not dropped: {left}; its workers are on it, so try again "
+                f"{entry.generation} is not dropped: {left}; its workers are on it, so try again "
                 "in a moment (--force leaves such records without a prediction)"
             )
-    _drop(settings, registry, rollout, why=why)
+    _drop(settings, registry, entry, why=why)
 
 
-def _drop(settings: Settings, registry: Registry, rollout: Rollout, *, why: str) -> None:
-    gone = replace(rollout, state="dropped", until_ms=None, why=why)
-    Rollouts(registry.root).put(gone)
-    announce(settings, f"generation/{rollout.generation}", _facts(gone))
-    swept(settings, gone)
+def _drop(settings: Settings, registry: Registry, entry: GenerationRecord, *, why: str) -> None:
+    gone = replace(entry, state="dropped", until_ms=None, why=why)
+    GenerationRecords(registry.root).put(gone)
+    announce(settings, f"generation/{entry.generation}", _facts(gone))
+    delete_resources(settings, gone)
 
 
-def swept(settings: Settings, gone: Rollout) -> bool:
+def delete_resources(settings: Settings, gone: GenerationRecord) -> bool:
     """Delete the group and the topic of a dropped generation; whether both are gone.
 
     Its workers may not have left the group yet; then a later call does it.
@@ -312,8 +323,8 @@ def rollback(settings: Settings, registry: Registry, *, now_ms: float | None = N
         )
         announce_champion(settings, back, registry)
         return back
-    rollout = Rollouts(registry.root).get(earlier.generation)
-    if rollout is None or rollout.state == "dropped":
+    entry = GenerationRecords(registry.root).get(earlier.generation)
+    if entry is None or entry.state == "dropped":
         raise RegistryError(
             f"{earlier.name} served generation {earlier.generation}, which was dropped when its "
             f"grace was over: promote {earlier.name} to build it anew"
@@ -330,10 +341,10 @@ def rollback(settings: Settings, registry: Registry, *, now_ms: float | None = N
     )
 
 
-def _facts(rollout: Rollout) -> dict[str, Any]:
+def _facts(entry: GenerationRecord) -> dict[str, Any]:
     return {
-        "generation": rollout.generation,
-        "name": rollout.model,
-        "space": rollout.space,
-        "status": rollout.state,
+        "generation": entry.generation,
+        "name": entry.model,
+        "space": entry.space,
+        "status": entry.state,
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..registry.canaries import Canaries
-from ..registry.generations import Rollouts
+from ..registry.generations import GenerationRecords
 from ..registry.versions import Registry
 from .runs import Runs
 
@@ -49,8 +49,8 @@ def plan(
         kept[name] = f"one of the newest {newest}"
     for name in needed:
         kept[name] = "in use"
-    rollouts = Rollouts(registry.root).all()
-    dropped = {rollout.generation for rollout in rollouts if rollout.state == "dropped"}
+    generation_records = GenerationRecords(registry.root).all()
+    dropped = {entry.generation for entry in generation_records if entry.state == "dropped"}
     for one in {one.generation: one for one in history if one.generation not in dropped}.values():
         kept[one.name] = f"the last champion of generation {one.generation}"
     for one in history[-champions:]:

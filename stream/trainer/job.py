@@ -31,7 +31,7 @@ from braid.encoders.types import Sample
 
 from ..errors import ConfigError, RegistryError, WindowError
 from ..registry.announcements import Tell, announce, announce_champion
-from ..registry.generations import Rollouts
+from ..registry.generations import GenerationRecords
 from ..registry.promotion import promote as promote_version
 from ..registry.versions import Champion, Registry, failures, rejected
 from ..settings import Settings
@@ -323,9 +323,9 @@ def _promote(job: Job, run: Run, failed: str) -> tuple[bool, str]:
     if champion is not None and champion.name == run.name:  # killed after its promotion
         announce_champion(settings, champion, registry, job.tell)
         return True, ""
-    for rollout in Rollouts(registry.root).all():
-        if rollout.model == run.name and rollout.state == "building":
-            return False, rollout.generation
+    for entry in GenerationRecords(registry.root).all():
+        if entry.model == run.name and entry.state == "building":
+            return False, entry.generation
     wanted = run.seq == 0 and champion is None if options.promote is None else options.promote
     if not wanted:
         return False, ""

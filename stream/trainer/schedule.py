@@ -178,7 +178,7 @@ class Trigger:
             reason: why; kept in the run's story.
             name: of the interval; those of another name are not counted.
             least_s: seconds between two, among all processes that share the Redis (without one,
-                the home folder); None takes `retrain_least_s`.
+                the home folder); None takes `retrain_min_interval_s`.
         """
         with self._asking:
             return self._ask(reason, name, least_s)
@@ -189,7 +189,7 @@ class Trigger:
             return f"not started ({reason}): this process's trainer runs yet"
         if (other := holder(settings)) is not None:
             return f"not started ({reason}): another trainer runs: {described(other)}"
-        seconds = settings.retrain_least_s if least_s is None else least_s
+        seconds = settings.retrain_min_interval_s if least_s is None else least_s
         try:
             if seconds > 0 and not first_in(settings, name, seconds):
                 return f"not started ({reason}): one was started within the last {seconds:g} s"

@@ -36,7 +36,7 @@ from ..monitoring.drift import add_drift
 from ..monitoring.heartbeat import Heartbeat
 from ..registry.announcements import check_partitions, first_champion, follow_news
 from ..registry.canaries import Canaries, Canary
-from ..registry.generations import Rollouts
+from ..registry.generations import GenerationRecords
 from ..registry.versions import Champion, Registry
 from ..settings import Settings
 from ..settings import load as load_settings
@@ -196,7 +196,7 @@ class EmbedService(Service):
         assert self.host is not None
         champion = await asyncio.to_thread(self.registry.champion)
         if champion is not None:
-            fed = await asyncio.to_thread(Rollouts(self.registry.root).fed, self.registry)
+            fed = await asyncio.to_thread(GenerationRecords(self.registry.root).fed, self.registry)
             canary = await asyncio.to_thread(self._canary, champion)
             await asyncio.to_thread(self.host.follow, fed, champion.generation, canary)
 

@@ -41,14 +41,14 @@ from ..settings import Settings
 
 if TYPE_CHECKING:
     from ..kafka.transactions import RecordSource
-    from ..registry.generations import Rollout
+    from ..registry.generations import GenerationRecord
     from ..registry.versions import Registry
     from .outputs import OutputTopics
     from .publisher import Publisher
 
 log = logging.getLogger(__name__)
 
-CHUNK = 500  # rows of one transaction
+CHUNK_ROWS = 500  # rows of one transaction
 WAIT_S = 1.0
 IDLE_S = 0.01
 MARK = "mapped"
@@ -75,7 +75,7 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Piece:
+class Chunk:
     """What one transaction publishes and commits.
 
     Attributes:
@@ -105,7 +105,7 @@ class _Place:
     reached: int
 
 
-class Filling:
+class Backfill:
     """Fills the partitions of one worker from `origin`. Used by its loop alone.
 
     Args:
@@ -144,22 +144,22 @@ class Filling:
         if lease is None:
             time.sleep(IDLE_S)
             return done
-        piece = self.next(source.committed)
-        if piece is not None:
-            ends = topics.progress({piece.partition: piece.offset}) if piece.last else []
+        chunk = self.next(source.committed)
+        if chunk is not None:
+            ends = topics.progress({chunk.partition: chunk.offset}) if chunk.last else []
             publisher.publish(
-                [*piece.rows, *ends],
-                offsets={piece.partition: piece.offset},
+                [*chunk.rows, *ends],
+                offsets={chunk.partition: chunk.offset},
                 lease=lease,
-                metadata=piece.metadata,
+                metadata=chunk.metadata,
             )
-            self.published(piece)
+            self.published(chunk)
             done = True
         if not self.busy:
             source.rewind()
         return done
 
-    def next(self, committed: Callable[[], Sequence[TopicPartition]]) -> Piece | None:
+    def next(self, committed: Callable[[], Sequence[TopicPartition]]) -> Chunk | None:
         """The next piece; None: nothing came yet, or all is done.
 
         Args:
@@ -173,21 +173,21 @@ class Filling:
             return None
         partition = min(self._left)
         messages, ended = self._read(partition, self._left[partition].next)
-        return self._piece(partition, messages, ended) if messages or ended else None
+        return self._chunk(partition, messages, ended) if messages or ended else None
 
-    def published(self, piece: Piece) -> None:
+    def published(self, chunk: Chunk) -> None:
         """A piece is committed."""
         assert self._left is not None
-        if not piece.last:
-            self._left[piece.partition] = _Place(piece.next, piece.reached)
+        if not chunk.last:
+            self._left[chunk.partition] = _Place(chunk.next, chunk.reached)
             return
-        del self._left[piece.partition]
+        del self._left[chunk.partition]
         self._close()
         log.info(
             "partition %d: what %s held is mapped, records are embedded from %d on",
-            piece.partition,
+            chunk.partition,
             self.origin.topic,
-            piece.offset,
+            chunk.offset,
         )
 
     def _place(self, committed: TopicPartition) -> _Place | None:
@@ -205,7 +205,7 @@ class Filling:
             self._close()
             self._reading = partition, self._consumer(partition, start)
         messages: list[Message] = []
-        for raw in self._reading[1].consume(CHUNK, timeout=WAIT_S):
+        for raw in self._reading[1].consume(CHUNK_ROWS, timeout=WAIT_S):
             error = raw.error()
             if error is None:
                 messages.append(to_message(raw))
@@ -221,7 +221,7 @@ class Filling:
         consumer.assign([TopicPartition(self.origin.topic, partition, at)])
         return consumer
 
-    def _piece(self, partition: int, messages: Sequence[Message], ended: bool) -> Piece:
+    def _chunk(self, partition: int, messages: Sequence[Message], ended: bool) -> Chunk:
         assert self._left is not None
         place = self._left[partition]
         reached = place.reached
@@ -241,7 +241,7 @@ class Filling:
             self._output(partition, row.id.encode(), encode_vector(row)) for row in self._map(rows)
         ]
         following = messages[-1].offset + 1 if messages else place.next
-        return Piece(
+        return Chunk(
             partition=partition,
             rows=_in_order(messages, keyed, gone),
             offset=reached if ended else 0,
@@ -310,7 +310,9 @@ def _in_order(
     ]
 
 
-def filling(settings: Settings, registry: Registry, rollout: Rollout | None) -> Filling | None:
+def backfill_for(
+    settings: Settings, registry: Registry, entry: GenerationRecord | None
+) -> Backfill | None:
     """What fills a generation that is being built from another one's vectors, if that is its way.
 
     Args:
@@ -319,23 +321,23 @@ def filling(settings: Settings, registry: Registry, rollout: Rollout | None) -> 
     Raises:
         RegistryError: the adapter is missing or damaged.
     """
-    if rollout is None or rollout.source is None or rollout.state != "building":
+    if entry is None or entry.source is None or entry.state != "building":
         return None
     from braid.encoders.model.adapter import load_adapter
 
-    manifest = registry.manifest(rollout.model)
+    manifest = registry.manifest(entry.model)
     try:
-        adapter = load_adapter(registry.path(rollout.model), manifest, applied=False)
+        adapter = load_adapter(registry.path(entry.model), manifest, applied=False)
     except CheckpointError as error:
         raise RegistryError(str(error)) from error
     if adapter is None:
-        raise RegistryError(f"{rollout.model} has no adapter that maps stored vectors")
-    old = settings.model_copy(update={"generation": rollout.source})
+        raise RegistryError(f"{entry.model} has no adapter that maps stored vectors")
+    old = settings.model_copy(update={"generation": entry.source})
     origin = Origin(
         topic=old.topic("vectors"),
         before=str(manifest.compatibility["adapter"]["from"]),
         space=manifest.space,
-        model=rollout.model,
+        model=entry.model,
         adapt=adapter.apply,
     )
-    return Filling(settings, origin, target=settings.topic("vectors"))
+    return Backfill(settings, origin, target=settings.topic("vectors"))

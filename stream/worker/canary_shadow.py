@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 REASON = 120  # characters of a failure's reason
 
 
-class Trial:
+class CanaryShadow:
     """One canary in one worker.
 
     Args:
@@ -57,7 +57,9 @@ class Trial:
         digest = hashlib.sha256(self._salt + record_id.encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.canary.share * 2**64
 
-    def attempt(self, sample: Sample, prepared: Prepared, partition: int) -> Attempt | None:
+    def shadow_result(
+        self, sample: Sample, prepared: Prepared, partition: int
+    ) -> ShadowResult | None:
         """Prepare a record for the challenger; None: it is not the canary's. Thread-safe.
 
         Args:
@@ -65,25 +67,25 @@ class Trial:
         """
         if not self.takes(sample.id, partition):
             return None
-        attempt = Attempt(trial=self)
+        shadow_result = ShadowResult(shadow=self)
         if self._model is None:
-            attempt.failed = self._broken
+            shadow_result.failed = self._broken
         elif self._model.preprocessing == prepared.preprocessing:
-            attempt.prepared = prepared
+            shadow_result.prepared = prepared
         else:
             try:
-                attempt.prepared = self._model.prepare(sample)
+                shadow_result.prepared = self._model.prepare(sample)
             except Exception as error:  # noqa: BLE001 (nothing of the challenger may do harm)
-                self._fail([attempt], error)
-        return attempt
+                self._fail([shadow_result], error)
+        return shadow_result
 
-    def encode(self, attempts: Iterable[Attempt], *, champion_s: float) -> None:
+    def encode(self, shadow_results: Iterable[ShadowResult], *, champion_s: float) -> None:
         """Encode what is prepared, on the device thread.
 
         Args:
             champion_s: what the champion took a record, in seconds.
         """
-        ready = [its for its in attempts if its.prepared is not None]
+        ready = [its for its in shadow_results if its.prepared is not None]
         if not ready or self._model is None:
             return
         began = time.perf_counter()
@@ -99,9 +101,9 @@ class Trial:
         except Exception as error:  # noqa: BLE001 (see above)
             self._fail(ready, error)
 
-    def _fail(self, attempts: Sequence[Attempt], error: Exception) -> None:
+    def _fail(self, shadow_results: Sequence[ShadowResult], error: Exception) -> None:
         reason = short(f"{type(error).__name__}: {error}")
-        for its in attempts:
+        for its in shadow_results:
             its.prepared, its.tasks, its.failed = None, None, reason
         kind = type(error).__name__
         if kind not in self._said:  # once: it may be every record's
@@ -110,7 +112,7 @@ class Trial:
 
 
 @dataclass(slots=True, eq=False)
-class Attempt:
+class ShadowResult:
     """One record on its way through a trial.
 
     Attributes:
@@ -119,47 +121,52 @@ class Attempt:
         seconds: encoding a record took the champion and the challenger, each in its batch.
     """
 
-    trial: Trial
+    shadow: CanaryShadow
     prepared: Prepared | None = None
     tasks: Mapping[str, TaskPrediction] | None = None
     failed: str = ""
     seconds: tuple[float, float] | None = None
 
 
-class Tried(Protocol):
+class Shadowed(Protocol):
     """What is on its way through the worker (`braid.stream.worker.in_flight.Item`)."""
 
-    attempt: Attempt | None
+    shadow_result: ShadowResult | None
 
 
-def begun(items: Iterable[Tried], trial: Trial | None, champion: Model) -> list[Attempt]:
+def active_results(
+    items: Iterable[Shadowed], shadow: CanaryShadow | None, champion: Model
+) -> list[ShadowResult]:
     """The attempts of a micro-batch under this trial.
 
     Those of a trial that has ended since they were prepared end too, and so does a trial beside
     another champion than this.
     """
-    if trial is not None and trial.canary.champion != champion.name:
-        trial = None
+    if shadow is not None and shadow.canary.champion != champion.name:
+        shadow = None
     for item in items:
-        if item.attempt is not None and item.attempt.trial is not trial:
-            item.attempt = None
-    return [item.attempt for item in items if item.attempt is not None]
+        if item.shadow_result is not None and item.shadow_result.shadow is not shadow:
+            item.shadow_result = None
+    return [item.shadow_result for item in items if item.shadow_result is not None]
 
 
 def encode_both(
-    champion: Model, prepared: Sequence[Prepared], attempts: Sequence[Attempt]
+    champion: Model, prepared: Sequence[Prepared], shadow_results: Sequence[ShadowResult]
 ) -> list[Embedding]:
     """A micro-batch by the champion, and then the attempts in it by the challenger."""
     began = time.perf_counter()
     embeddings = champion.encode(prepared)
-    if attempts:
+    if shadow_results:
         champion_s = (time.perf_counter() - began) / len(prepared)
-        attempts[0].trial.encode(attempts, champion_s=champion_s)
+        shadow_results[0].shadow.encode(shadow_results, champion_s=champion_s)
     return embeddings
 
 
-def spoken(
-    attempt: Attempt | None, champion: str, tasks: Mapping[str, Any], labels: Mapping[str, Label]
+def published_prediction(
+    shadow_result: ShadowResult | None,
+    champion: str,
+    tasks: Mapping[str, Any],
+    labels: Mapping[str, Label],
 ) -> tuple[str, Mapping[str, Any], Mapping[str, Any] | None]:
     """Whose prediction is published: the model's name, its tasks, and the mark
     (`braid.stream.kafka.schemas`).
@@ -168,16 +175,16 @@ def spoken(
         tasks: the champion's, as plain maps.
         labels: the record's own.
     """
-    if attempt is None:
+    if shadow_result is None:
         return champion, tasks, None
-    mark: dict[str, Any] = {"number": attempt.trial.canary.number, "model": champion}
-    if attempt.tasks is None:
-        return champion, tasks, mark | {"failed": attempt.failed or "not encoded"}
-    mark |= {"tasks": tasks, "seconds": list(attempt.seconds or ())}
+    mark: dict[str, Any] = {"number": shadow_result.shadow.canary.number, "model": champion}
+    if shadow_result.tasks is None:
+        return champion, tasks, mark | {"failed": shadow_result.failed or "not encoded"}
+    mark |= {"tasks": tasks, "seconds": list(shadow_result.seconds or ())}
     if labels:
         mark["labels"] = dict(labels)
-    mine = {name: asdict(task) for name, task in attempt.tasks.items()}
-    return attempt.trial.canary.model, mine, mark
+    mine = {name: asdict(task) for name, task in shadow_result.tasks.items()}
+    return shadow_result.shadow.canary.model, mine, mark
 
 
 def numbers(tasks: Mapping[str, TaskPrediction]) -> Iterator[float]:

@@ -29,7 +29,7 @@ from ..monitoring.metrics import GenerationMetrics
 from ..settings import Settings
 from .batcher import Budget, MicroBatcher
 from .bisection import Bisection, Piece, out_of_memory
-from .canary_shadow import Attempt, Trial, begun, encode_both
+from .canary_shadow import CanaryShadow, ShadowResult, active_results, encode_both
 from .in_flight import Item, future_of, model_of
 
 log = logging.getLogger(__name__)
@@ -119,15 +119,15 @@ class EncodeQueue:
         """Seconds until the oldest record closes its batch; None when nothing waits."""
         return self._batcher.due_in(now)
 
-    def submit(self, model: Model, trial: Trial | None) -> None:
+    def submit(self, model: Model, shadow: CanaryShadow | None) -> None:
         """Give the device as many batches as it takes; those that failed before go first."""
         self._batcher.limit(self._bisection.budget())
         while not self._device.full and (piece := self._next()) is not None:
             prepared = [future_of(item).result() for item in piece.items]
             alike = model.preprocessing == prepared[0].preprocessing
             batch = Batch(piece, model if alike else model_of(piece.items[0]))
-            attempts = begun(piece.items, trial, batch.model)
-            batch.encoding = self._device.submit(self._encode, batch, prepared, attempts)
+            shadow_results = active_results(piece.items, shadow, batch.model)
+            batch.encoding = self._device.submit(self._encode, batch, prepared, shadow_results)
             self._running.append(batch)
 
     def finished(self) -> Iterator[Encoded]:
@@ -196,13 +196,13 @@ class EncodeQueue:
         return Encoded(batch.model, made, condemned, took_s)
 
     def _encode(
-        self, batch: Batch, prepared: list[Prepared], attempts: list[Attempt]
+        self, batch: Batch, prepared: list[Prepared], shadow_results: list[ShadowResult]
     ) -> list[Embedding | None]:
         """On the device thread: embeddings in order, None for one that is not finite."""
         batch.began = time.monotonic()
         try:
             self._failpoint("before-encode")
-            embeddings = encode_both(batch.model, prepared, attempts)
+            embeddings = encode_both(batch.model, prepared, shadow_results)
             if len(embeddings) != len(prepared):
                 raise ValueError(f"{len(embeddings)} embeddings of {len(prepared)} records")
             made = finite(embeddings)

@@ -10,7 +10,7 @@ from braid.encoders.types import Embedding, Model, Prepared
 
 from ..kafka.client import Message, Output
 from ..kafka.schemas import Record
-from .canary_shadow import Attempt
+from .canary_shadow import ShadowResult
 from .offsets import Ticket
 
 
@@ -37,7 +37,7 @@ class Item:
     record: Record | None = None
     model: Model | None = None
     preparing: Future[Prepared] | None = None
-    attempt: Attempt | None = None
+    shadow_result: ShadowResult | None = None
     failures: int = 0
 
 

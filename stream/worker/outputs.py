@@ -27,7 +27,7 @@ from ..kafka.schemas import (
     encode_vector,
 )
 from ..settings import Settings
-from .canary_shadow import Attempt, spoken
+from .canary_shadow import ShadowResult, published_prediction
 
 JOIN_HEADER = "join"
 """On a null that the join sends to `records`: what it keeps of the id is gone already."""
@@ -54,7 +54,7 @@ class OutputTopics:
         model: Model,
         *,
         now_ms: float,
-        attempt: Attempt | None = None,
+        shadow_result: ShadowResult | None = None,
     ) -> list[Output]:
         """The vector and the prediction of one record; both name the model that made them.
 
@@ -73,7 +73,7 @@ class OutputTopics:
             source=message.offset,
         )
         mine = {name: asdict(task) for name, task in embedding.tasks.items()}
-        name, tasks, mark = spoken(attempt, model.name, mine, record.labels)
+        name, tasks, mark = published_prediction(shadow_result, model.name, mine, record.labels)
         prediction = encode_prediction(
             id=record.id,
             ts=record.ts,

@@ -11,7 +11,7 @@ from braid.encoders.types import Model, Prepared
 
 from ..media.links import Links
 from ..settings import Settings
-from .canary_shadow import Trial
+from .canary_shadow import CanaryShadow
 from .in_flight import Item, future_of, record_of
 
 # A link and a decoder that hangs, tried twice; see braid.encoders.decoding.isolation.
@@ -32,7 +32,7 @@ class Preparation:
         self._head_since = 0.0
         self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
 
-    def add(self, items: Sequence[Item], model: Model, trial: Trial | None) -> None:
+    def add(self, items: Sequence[Item], model: Model, shadow: CanaryShadow | None) -> None:
         """Prepare the decoded records among `items`."""
         for item in items:
             if item.record is None:
@@ -40,7 +40,7 @@ class Preparation:
             if not self._items:
                 self._head_since = self._clock()
             item.model = model
-            item.preparing = self._threads.submit(self._prepare, model, item, trial)
+            item.preparing = self._threads.submit(self._prepare, model, item, shadow)
             self._items.append(item)
 
     def finished(self) -> Iterator[Item]:
@@ -67,9 +67,9 @@ class Preparation:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._links.close()
 
-    def _prepare(self, model: Model, item: Item, trial: Trial | None) -> Prepared:
+    def _prepare(self, model: Model, item: Item, shadow: CanaryShadow | None) -> Prepared:
         sample = self._links.sample(record_of(item))
         prepared = model.prepare(sample)
-        if trial is not None:
-            item.attempt = trial.attempt(sample, prepared, item.message.partition)
+        if shadow is not None:
+            item.shadow_result = shadow.shadow_result(sample, prepared, item.message.partition)
         return prepared

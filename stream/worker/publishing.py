@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from ..errors import Fenced, PublishRefused, Unreachable
 from ..kafka.client import Output
 from ..kafka.sink import TransactionalSink
-from ..registry.handover import Roles
+from ..registry.handover import Ownership
 from ..settings import Settings
 from .offsets import Run
 from .publisher import Call, Publisher
@@ -93,7 +93,7 @@ class Transactions:
 
 
 def owned_outputs(
-    runs: Sequence[Run[list[Output]]], roles: Roles | None, vectors: str
+    runs: Sequence[Run[list[Output]]], ownership: Ownership | None, vectors: str
 ) -> list[Output] | None:
     """What this generation publishes of these runs; None while a handover is being decided.
 
@@ -105,14 +105,14 @@ def owned_outputs(
     """
     tickets = [ticket for run in runs for ticket in run.tickets]
     results = [ticket.result or [] for ticket in tickets]
-    if roles is None:
+    if ownership is None:
         return [output for result in results for output in result]
-    speaks = roles.speaks([(ticket.partition, ticket.offset) for ticket in tickets])
-    if speaks is None:
+    owned = ownership.owns([(ticket.partition, ticket.offset) for ticket in tickets])
+    if owned is None:
         return None
     return [
         output
-        for result, owned in zip(results, speaks, strict=True)
+        for result, mine in zip(results, owned, strict=True)
         for output in result
-        if owned or output.topic == vectors
+        if mine or output.topic == vectors
     ]

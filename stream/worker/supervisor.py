@@ -23,16 +23,16 @@ from ..kafka.topics import ensure
 from ..kafka.waiting import until_reachable
 from ..monitoring.metrics import WorkerMetrics
 from ..registry.canaries import Canary
-from ..registry.generations import Rollouts
-from ..registry.handover import Roles
+from ..registry.generations import GenerationRecords
+from ..registry.handover import Ownership
 from ..registry.ownership import handovers_of
 from ..registry.versions import Registry
 from ..retries import Retries
 from ..settings import Settings
-from .backfill import filling
-from .canary_shadow import Trial
+from .backfill import backfill_for
+from .canary_shadow import CanaryShadow
 from .in_flight import Showcase
-from .pace import Pace
+from .throttle import Throttle
 from .worker import Worker
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Host:
         self._hosted: dict[str, Hosted] = {}
         self._serving = settings.generation
         self._building: frozenset[str] = frozenset()
-        self._trial: Trial | None = None
+        self._shadow: CanaryShadow | None = None
         self._retries = Retries[tuple[str, str]](clock)  # of a generation with a model
         self.problems: Mapping[str, str] = {}  # generation -> why it is not fed as it should be
 
@@ -117,22 +117,22 @@ class Host:
             self._serving = generation
         else:
             ensure(settings)
-        roles = None
-        rollout = Rollouts(self._registry.root).get(generation)
+        ownership = None
+        entry = GenerationRecords(self._registry.root).get(generation)
         if known:
             champion = self._registry.champion()
             first = champion.generation if champion is not None else generation
             handovers = handovers_of(settings, self._registry)
-            roles = Roles(handovers, generation=generation, first=first)
+            ownership = Ownership(handovers, generation=generation, first=first)
         worker = Worker(
             settings,
             model,
             transactional_id=f"{settings.group}-{self._slot}",
             metrics=self._metrics,
             showcase=self._showcase if serves else None,
-            roles=roles,
-            filling=filling(settings, self._registry, rollout) if known else None,
-            pace=Pace(settings.rebuild_share, lambda: self._busy(generation)),
+            ownership=ownership,
+            backfill=backfill_for(settings, self._registry, entry) if known else None,
+            throttle=Throttle(settings.backfill_duty_cycle, lambda: self._busy(generation)),
         )
         hosted = self._hosted[generation] = Hosted(worker)
         hosted.thread = threading.Thread(target=self._run, args=[generation, hosted], daemon=True)
@@ -151,9 +151,11 @@ class Host:
             RegistryError: one of them could not be followed, and why; the others were.
         """
         self._serving = serving
-        rollouts = Rollouts(self._registry.root).all()
-        self._building = frozenset(its.generation for its in rollouts if its.state == "building")
-        self._end_trial(unless=canary)
+        generation_records = GenerationRecords(self._registry.root).all()
+        self._building = frozenset(
+            its.generation for its in generation_records if its.state == "building"
+        )
+        self._end_shadow(unless=canary)
         self._retries.keep(fed.items())
         problems = {}
         for generation, name in fed.items():
@@ -165,7 +167,7 @@ class Host:
             its.worker.show(self._showcase if generation == serving else None)
         for generation in set(self._hosted) - set(fed):
             self.stop(generation)
-        self._begin_trial(canary)
+        self._begin_shadow(canary)
         self.problems = problems
         if problems:
             raise RegistryError("; ".join(f"{name}: {why}" for name, why in problems.items()))
@@ -210,29 +212,31 @@ class Host:
             failure = self._retries.failed((generation, name), _described(error))
             raise RegistryError(str(failure)) from error
 
-    def _end_trial(self, unless: Canary | None) -> None:
+    def _end_shadow(self, unless: Canary | None) -> None:
         """First of all: a challenger that becomes champion must not be tried out beside itself."""
-        if self._trial is not None and (
-            unless is None or unless.number != self._trial.canary.number
+        if self._shadow is not None and (
+            unless is None or unless.number != self._shadow.canary.number
         ):
-            log.info("canary %d with %s ends", self._trial.canary.number, self._trial.canary.model)
-            self._trial = None
+            log.info(
+                "canary %d with %s ends", self._shadow.canary.number, self._shadow.canary.model
+            )
+            self._shadow = None
         for generation, its in self._hosted.items():
-            its.worker.try_out(self._trial if generation == self._serving else None)
+            its.worker.set_shadow(self._shadow if generation == self._serving else None)
 
-    def _begin_trial(self, canary: Canary | None) -> None:
+    def _begin_shadow(self, canary: Canary | None) -> None:
         """Load a challenger, if it is not there. One that does not load is tried once; its records
         are marked as failed, so that whoever waits for the comparison learns of it."""
-        if canary is not None and self._trial is None:
+        if canary is not None and self._shadow is None:
             try:
-                self._trial = Trial(canary, self._loaded(canary.model))
+                self._shadow = CanaryShadow(canary, self._loaded(canary.model))
             except Exception as error:  # noqa: BLE001 (whatever it is, the champion goes on alone)
                 log.error("canary %d: %s: %s", canary.number, canary.model, error)
-                self._trial = Trial(canary, None, broken=f"does not load: {error}")
+                self._shadow = CanaryShadow(canary, None, broken=f"does not load: {error}")
             else:
                 log.info("canary %d begins with %s", canary.number, canary.model)
         if self.live is not None:
-            self.live.try_out(self._trial)
+            self.live.set_shadow(self._shadow)
 
     def _loaded(self, name: str) -> Model:
         model = load(self._registry.path(name), device=self._settings.device)

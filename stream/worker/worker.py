@@ -33,19 +33,19 @@ from ..kafka.sink import TransactionalSink
 from ..kafka.transactions import RecordSource
 from ..liveness.progress import Progress
 from ..monitoring.metrics import WorkerMetrics
-from ..registry.handover import Roles
+from ..registry.handover import Ownership
 from ..settings import Settings
-from .backfill import Filling
+from .backfill import Backfill
 from .burst import Burst
-from .canary_shadow import Trial
+from .canary_shadow import CanaryShadow
 from .encoding import EncodeQueue
 from .in_flight import Item, Showcase, future_of, record_of, where
 from .offsets import OffsetLedger, Run, Ticket
 from .outputs import OutputTopics
-from .pace import Pace
 from .preparation import Preparation
 from .publishing import NOT_PUBLISHED, Transactions, owned_outputs
 from .tallying import Tallies
+from .throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,9 @@ class Worker:
 
     Args:
         transactional_id: stable per worker slot.
-        roles: for which records it publishes predictions and dead letters; None: for all.
-        pace: what a generation that is being built leaves to the live one; None: nothing.
-        filling: fills its partitions from another generation before it reads `records`.
+        ownership: for which records it publishes predictions and dead letters; None: for all.
+        throttle: what a generation that is being built leaves to the live one; None: nothing.
+        backfill: fills its partitions from another generation before it reads `records`.
         clock: monotonic seconds.
         wall: seconds since 1970.
     """
@@ -79,19 +79,19 @@ class Worker:
         transactional_id: str,
         metrics: WorkerMetrics,
         showcase: Showcase | None = None,
-        roles: Roles | None = None,
-        pace: Pace | None = None,
-        filling: Filling | None = None,
+        ownership: Ownership | None = None,
+        throttle: Throttle | None = None,
+        backfill: Backfill | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._model = model
         self._offered: Model | None = None
-        self._trial: Trial | None = None
+        self._shadow: CanaryShadow | None = None
         self._metrics = metrics.of(settings.generation)
         self._showcase = showcase
-        self._roles, self._pace, self._filling = roles, pace, filling
+        self._ownership, self._throttle, self._backfill = ownership, throttle, backfill
         self._clock, self._wall = clock, wall
         self._topics = OutputTopics(settings)
         self._tallies = Tallies(self._topics, window_s=settings.drift_window_s)
@@ -154,9 +154,9 @@ class Worker:
             )
         self._offered = model
 
-    def try_out(self, trial: Trial | None) -> None:
+    def set_shadow(self, shadow: CanaryShadow | None) -> None:
         """From the next micro-batch on a challenger predicts its share of the records, or none."""
-        self._trial = trial
+        self._shadow = shadow
 
     def show(self, showcase: Showcase | None) -> None:
         """From here on keep what is shown of records here, or not at all."""
@@ -216,32 +216,32 @@ class Worker:
                 self._last_poll = now
                 self._source.idle_poll()
             return []
-        if self._pace is not None and not self._pace.may_go_on(now):
+        if self._throttle is not None and not self._throttle.ready(now):
             self.progress.moved()
             return self._rest(now)
-        if self._filling is not None and self._filling.busy:
-            self._fill(self._filling, now)
+        if self._backfill is not None and self._backfill.busy:
+            self._backfill_step(self._backfill, now)
             return []
         self._last_poll = now
         messages = self._source.poll(min(room, 64), wait_s=self._patience(now))
-        if self._filling is not None and self._filling.busy:
+        if self._backfill is not None and self._backfill.busy:
             return []  # they came with an assignment; they are read again when it is filled
         return [Item(message, self._ticket(message), now) for message in messages]
 
-    def _fill(self, filling: Filling, now: float) -> None:
+    def _backfill_step(self, backfill: Backfill, now: float) -> None:
         """One step of a generation that is filled from another one."""
         try:
-            done = filling.step(self._source, self._transactions.publisher, self._topics)
+            done = backfill.step(self._source, self._transactions.publisher, self._topics)
         except NOT_PUBLISHED as error:
-            filling.forget()
+            backfill.forget()
             self._transactions.recovery.begin(error)
             return
         self.progress.moved()
         if done:
             self._transactions.recovery.committed()
-            self._failpoint("after-piece")
-            if self._pace is not None:
-                self._pace.worked(self._clock() - now, self._clock())
+            self._failpoint("after-chunk")
+            if self._throttle is not None:
+                self._throttle.worked(self._clock() - now, self._clock())
 
     def _decode(self, items: Sequence[Item]) -> None:
         """Step 1: bytes become a Record, a deletion or a dead letter."""
@@ -257,7 +257,7 @@ class Worker:
             except MemoryError:
                 raise
             except Exception as error:  # noqa: BLE001 (what a record causes must not stop the others)
-                self._bury(item, bad_record(error, stage="decode"))
+                self._to_dead_letter(item, bad_record(error, stage="decode"))
         if self._unknown:
             self._metrics.unknown(self._unknown.total())
             log.debug("unknown fields left out: %s", dict(self._unknown))
@@ -265,7 +265,7 @@ class Worker:
 
     def _prepare(self, items: Sequence[Item]) -> None:
         """Step 2: hand the records to the CPU threads."""
-        self._preparation.add(items, self._model, self._trial)
+        self._preparation.add(items, self._model, self._shadow)
 
     def _collect(self) -> None:
         """Step 3: what is prepared, in order of arrival, waits for its micro-batch."""
@@ -275,7 +275,7 @@ class Worker:
             except MemoryError as error:
                 raise WorkerError(f"preparing record {where(item)}: out of memory") from error
             except Exception as error:  # noqa: BLE001 (as in _decode)
-                self._bury(item, bad_record(error, stage="prepare"))
+                self._to_dead_letter(item, bad_record(error, stage="prepare"))
             else:
                 self._queue.add(item, prepared)
 
@@ -285,15 +285,15 @@ class Worker:
             self._model, self._offered = self._offered, None
             self._metrics.model(self._model.name)
             log.info("model %s serves from here on", self._model.name)
-        self._queue.submit(self._model, self._trial)
+        self._queue.submit(self._model, self._shadow)
 
     def _decide(self) -> None:
         """Step 5: finished batches become the messages that will be published."""
         for batch in self._queue.finished():
-            if self._pace is not None:
-                self._pace.worked(batch.took_s, self._clock())
+            if self._throttle is not None:
+                self._throttle.worked(batch.took_s, self._clock())
             if batch.condemned is not None:
-                self._bury(*batch.condemned)
+                self._to_dead_letter(*batch.condemned)
             self._tallies.add(batch.model.name, [embedding for _, embedding in batch.made])
             self._burst.good(len(batch.made), self._clock())
             now_ms = self._wall() * 1000
@@ -307,7 +307,7 @@ class Worker:
                     embedding,
                     batch.model,
                     now_ms=now_ms,
-                    attempt=item.attempt,
+                    shadow_result=item.shadow_result,
                 )
                 item.ticket.finish(outputs)
 
@@ -325,7 +325,7 @@ class Worker:
         if lease is None or not self._transactions.free:
             return
         if runs := self._ledger.ready():
-            outputs = owned_outputs(runs, self._roles, self._topics.vectors)
+            outputs = owned_outputs(runs, self._ownership, self._topics.vectors)
             if outputs is None:
                 self.progress.moved()  # whose they are is decided elsewhere
             else:
@@ -385,8 +385,8 @@ class Worker:
 
     def _on_assigned(self, partitions: list[int]) -> None:
         self._drop()
-        if self._filling is not None:
-            self._filling.forget()
+        if self._backfill is not None:
+            self._backfill.forget()
         self._metrics.assigned(len(partitions))
         self.progress.moved()
         log.info("partitions assigned: %s", partitions)
@@ -434,10 +434,10 @@ class Worker:
         self._source.close(CLOSE_S)
         self._queue.close()
         self._preparation.close()
-        if self._filling is not None:
-            self._filling.forget()
+        if self._backfill is not None:
+            self._backfill.forget()
 
-    def _bury(self, item: Item, error: BadRecord) -> None:
+    def _to_dead_letter(self, item: Item, error: BadRecord) -> None:
         self._metrics.dead_letter(error.stage, error.kind)
         log.warning("dead letter %s: %s", where(item), error)
         model = None if item.model is None else item.model.name

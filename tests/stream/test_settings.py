@@ -140,7 +140,9 @@ def test_keys_and_rates_that_are_wrong_stop_the_start_and_are_not_shown(
 
 
 def test_the_limits_of_the_service() -> None:
-    limits = load(http_rate_per_s=2.5, http_burst=7, http_line=3, http_body_bytes=4096).limits()
+    limits = load(
+        http_rate_per_s=2.5, http_burst=7, http_queue_size=3, http_body_bytes=4096
+    ).limits()
     assert (limits.rate_per_s, limits.burst, limits.line, limits.body_bytes) == (2.5, 7, 3, 4096)
     assert load().limits().rate_per_s is None
 

@@ -42,7 +42,7 @@ Slot = tuple[int, bytes]  # partition and key
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredState:
     """A packed state, and of it what the timers ask for."""
 
     packed: bytes
@@ -68,8 +68,8 @@ class JoinTable:
         self._parts = settings.topic("parts")
         self._changelog = settings.topic("parts-seen")
         # Each in the order of the last change: the first is the one to release when it is full.
-        self._waiting: dict[Slot, Kept] = {}
-        self._released: dict[Slot, Kept] = {}
+        self._waiting: dict[Slot, StoredState] = {}
+        self._released: dict[Slot, StoredState] = {}
         self.nbytes = 0
         self.counts: Counter[str] = Counter()
 
@@ -232,7 +232,7 @@ class JoinTable:
             if (old := table.pop(slot, None)) is not None:
                 self.nbytes -= _size(slot, old.packed)
         if state is not None and packed is not None:
-            kept = Kept(packed, state.first_ms, state.last_ms)
+            kept = StoredState(packed, state.first_ms, state.last_ms)
             (self._waiting if state.waiting else self._released)[slot] = kept
             self.nbytes += _size(slot, packed)
 

@@ -18,7 +18,7 @@ from braid.encoders.errors import CheckpointError
 from braid.encoders.manifest import sha256_of
 from braid.stream.cli.main import app
 from braid.stream.errors import RegistryError
-from braid.stream.registry.generations import Rollout, Rollouts
+from braid.stream.registry.generations import GenerationRecord, GenerationRecords
 from braid.stream.registry.versions import Registry
 from braid.stream.trainer.job import prove
 from braid.stream.trainer.runs import Runs
@@ -187,7 +187,7 @@ def test_what_gc_keeps_and_what_it_removes(home: Path) -> None:
 
 
 def test_gc_keeps_the_last_champion_of_a_generation_until_that_is_dropped(home: Path) -> None:
-    registry, rollouts = Registry(home / "models"), Rollouts(home / "models")
+    registry, generation_records = Registry(home / "models"), GenerationRecords(home / "models")
     registry.promote("braid-0004", generation="g0002")
     registry.promote("braid-0002", generation="g0003")
     registry.promote("braid-0003", generation="g0003")
@@ -197,7 +197,9 @@ def test_gc_keeps_the_last_champion_of_a_generation_until_that_is_dropped(home: 
     assert found["kept"]["braid-0004"] == "the last champion of generation g0002"
     other = registry.manifest("braid-0004").space
     for state_, gone in (("grace", ["braid-0001"]), ("dropped", ["braid-0001", "braid-0004"])):
-        rollouts.put(Rollout(generation="g0002", model="braid-0004", space=other, state=state_))
+        generation_records.put(
+            GenerationRecord(generation="g0002", model="braid-0004", space=other, state=state_)
+        )
         assert braid(home, *asked)["versions"] == gone
 
 

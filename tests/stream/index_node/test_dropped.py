@@ -15,7 +15,7 @@ from braid.index.service.app import create_app
 from braid.stream.index_node import generations as managing
 from braid.stream.index_node.node import IndexNode
 from braid.stream.kafka.producer import Producer
-from braid.stream.registry.generations import Rollout, Rollouts
+from braid.stream.registry.generations import GenerationRecord, GenerationRecords
 from braid.stream.registry.versions import Registry
 from braid.stream.settings import Settings
 
@@ -73,31 +73,31 @@ def test_what_is_left_of_a_dropped_generation_is_removed(
 ) -> None:
     """Only of those that the registry says are dropped, and not before another one serves here."""
     settings = Settings(home=three_versions.root.parent)
-    registry, rollouts = three_versions, Rollouts(three_versions.root)
+    registry, generation_records = three_versions, GenerationRecords(three_versions.root)
     registry.promote("tiny-0003", generation="g0004", why="built")
-    gone = Rollout(generation="g0001", model="tiny-0001", space="s", state="dropped")
-    for rollout in (
+    gone = GenerationRecord(generation="g0001", model="tiny-0001", space="s", state="dropped")
+    for entry in (
         gone,
         replace(gone, generation="g0002"),
         replace(gone, generation="g0003", state="grace", until_ms=10**15),
         replace(gone, generation="g0005", state="building"),
     ):
-        rollouts.put(rollout)
+        generation_records.put(entry)
     left(settings, "g0001", "g0002", "g0003", "g0004", "g0005", "g0006", serves="g0002")
     (settings.index_home / "notes").mkdir()
     node = node_of(settings, "g0004", "tiny-0003")
     manager = node._manager
     manager.partitions = 1
-    swept: list[str] = []
+    deleted: list[str] = []
 
-    def sweep(_: Any, rollout: Rollout) -> bool:
-        swept.append(rollout.generation)
+    def delete(_: Any, entry: GenerationRecord) -> bool:
+        deleted.append(entry.generation)
         return True
 
     async def refresh(name: str, model: str) -> None:
         """No other generation is opened."""
 
-    monkeypatch.setattr(managing, "swept", sweep)
+    monkeypatch.setattr(managing, "delete_resources", delete)
     monkeypatch.setattr(manager, "_refresh", refresh)
 
     def kept() -> list[str]:
@@ -108,4 +108,4 @@ def test_what_is_left_of_a_dropped_generation_is_removed(
     manager.generations.flip("g0004")
     asyncio.run(manager.look())
     assert kept() == ["g0003", "g0004", "g0005", "g0006", "notes"]
-    assert swept == ["g0001", "g0002"]
+    assert deleted == ["g0001", "g0002"]

@@ -67,7 +67,7 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
     broken = braid(deployment, "retrain", "--preset", "tiny", "--seed", "6", "--json")
     assert same["space"] == first["space"]
     assert other["space"] != first["space"]
-    deployment.worker("one", model=None, BRAID_GRACE_S="3600")
+    deployment.worker("one", model=None, BRAID_ROLLBACK_WINDOW_S="3600")
     deployment.index(model=None)
     spaces = {its["name"]: its["space"] for its in (first, same, other)}
     sent: list[str] = [f"c{number}" for number in range(60)]
@@ -95,8 +95,8 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
         braid(deployment, "models", "promote", same["name"], "--json")
         wait_for("it serves", lambda: client.status()["model"] == same["name"], timeout=60)
 
-        rollout = braid(deployment, "models", "promote", other["name"], "--json")
-        assert (rollout["generation"], rollout["state"]) == ("g0002", "building")
+        entry = braid(deployment, "models", "promote", other["name"], "--json")
+        assert (entry["generation"], entry["state"]) == ("g0002", "building")
         wait_for("it flips", lambda: client.status()["generation"] == "g0002", timeout=240)
         assert client.status()["model"] == other["name"]
 

@@ -11,7 +11,7 @@ import pytest
 from braid.encoders.model.null import NullModel
 from braid.index.client import Client
 from braid.stream.errors import ConfigError
-from braid.stream.index_node.in_milvus import InMilvus
+from braid.stream.index_node.milvus_store import MilvusBackedStore
 from braid.stream.settings import Settings
 from tests.index.lite import need_lite
 from tests.stream.harness import Deployment, wait_for
@@ -70,7 +70,7 @@ def test_a_node_that_is_killed_reads_on_from_the_offsets_in_milvus(
 
 def test_milvus_without_an_address_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="milvus_uri"):
-        InMilvus(Settings(home=tmp_path, store="milvus"), NullModel(16))
+        MilvusBackedStore(Settings(home=tmp_path, store="milvus"), NullModel(16))
 
 
 def test_the_token_is_not_shown(tmp_path: Path) -> None:

@@ -11,19 +11,19 @@ from braid.index.segments.gpu import Gpu, gpu_found
 from braid.stream.errors import ConfigError
 from braid.stream.index_node import stores
 from braid.stream.index_node.node import IndexNode
-from braid.stream.index_node.snapshot_check import Known
-from braid.stream.index_node.stores import Kept
+from braid.stream.index_node.snapshot_check import SnapshotFacts
+from braid.stream.index_node.stores import DurableStore
 from braid.stream.settings import Settings
 from tests.index.segments.test_gpu import NumpyKernel
 
 
-def kept(settings: Settings) -> Kept:
+def kept(settings: Settings) -> DurableStore:
     """The serving generation's store of a node that was just made."""
     node = IndexNode(settings, NullModel(16))
     return node._manager.generations.serving.reader.kept
 
 
-def device(of: Kept) -> object:
+def device(of: DurableStore) -> object:
     return of.store.stats()["device"]
 
 
@@ -35,7 +35,7 @@ def test_a_gpu_that_works_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     first = kept(settings)
     assert device(first) == "gpu"
     first.store.apply([], positions={0: 1}, progress={})
-    first.keep(Known())
+    first.keep(SnapshotFacts())
     again = kept(settings)
     assert again.store.positions == {0: 1}
     assert device(again) == "gpu"

@@ -24,17 +24,17 @@ from braid.stream.failpoints import FLIP, Failpoints
 from braid.stream.index_node.flip_check import Readiness, absent, readiness
 from braid.stream.index_node.generations import Manager
 from braid.stream.kafka.client import Admin
-from braid.stream.registry.generations import Rollout, Rollouts
-from braid.stream.registry.handover import Handovers, Roles
+from braid.stream.registry.generations import GenerationRecord, GenerationRecords
+from braid.stream.registry.handover import Handovers, Ownership
 from braid.stream.registry.ownership import hand_over, handovers_of
 from braid.stream.registry.promotion import (
     drop,
     end_grace,
     flip,
-    overtaken,
     promote,
+    reconcile,
     rollback,
-    settle,
+    superseded_by,
 )
 from braid.stream.registry.versions import Champion, Registry
 from braid.stream.settings import Settings
@@ -45,11 +45,11 @@ from tests.stream.harness import Deployment
 
 pytestmark = pytest.mark.kafka
 
-BUILT = Rollout(generation="g0002", model="tiny-0003", space="other", state="building")
+BUILT = GenerationRecord(generation="g0002", model="tiny-0003", space="other", state="building")
 FIRST, SAME, OTHER = "tiny-0001", "tiny-0002", "tiny-0003"
 
 
-def speaks(registry: Registry) -> list[tuple[str, str]]:
+def flips(registry: Registry) -> list[tuple[str, str]]:
     """Every handover in force."""
     return [(its.before, its.after) for its in Handovers(registry.root).confirmed()]
 
@@ -60,44 +60,44 @@ def test_who_was_promoted_meanwhile_is_not_replaced_unasked(
     settings, registry = deployment.settings, three_versions
     promote(settings, registry, FIRST)
     begun = promote(settings, registry, OTHER)
-    assert isinstance(begun, Rollout)
+    assert isinstance(begun, GenerationRecord)
     assert (begun.generation, begun.seq) == ("g0002", 1)
-    assert overtaken(registry, begun) is None
+    assert superseded_by(registry, begun) is None
 
     promote(settings, registry, SAME)
-    said = overtaken(registry, begun)
+    said = superseded_by(registry, begun)
     assert said is not None
     assert "number 2 (tiny-0002) was promoted since" in said
 
-    def take_over(rollout: Rollout) -> Champion:
+    def take_over(entry: GenerationRecord) -> Champion:
         now_ms = 1000 * time.time()
         return flip(
             settings,
             registry,
-            rollout.generation,
-            rollout.model,
+            entry.generation,
+            entry.model,
             why="built",
             now_ms=now_ms,
-            after=rollout.seq,
+            after=entry.seq,
         )
 
     with pytest.raises(RegistryError, match=r"number 2 \(tiny-0002\) was promoted since"):
         take_over(begun)
-    assert speaks(registry) == []
+    assert flips(registry) == []
 
     again = promote(settings, registry, OTHER)  # asked for once more: it goes on
-    assert isinstance(again, Rollout)
+    assert isinstance(again, GenerationRecord)
     assert (again.generation, again.state, again.seq) == ("g0002", "building", 2)
     flipped = take_over(again)
     assert (flipped.name, flipped.generation, flipped.seq) == (OTHER, "g0002", 3)
-    assert speaks(registry) == [("g0001", "g0002")]
-    assert overtaken(registry, again) is None  # it did take over
+    assert flips(registry) == [("g0001", "g0002")]
+    assert superseded_by(registry, again) is None  # it did take over
     with pytest.raises(RegistryError, match=r"number 3 \(tiny-0003\) was promoted since"):
         take_over(again)  # a second node comes too late, and nothing goes back
-    assert speaks(registry) == [("g0001", "g0002")]
+    assert flips(registry) == [("g0001", "g0002")]
     back = rollback(settings, registry)
     assert (back.name, back.generation) == (SAME, "g0001")
-    assert speaks(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
+    assert flips(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
 
 
 def test_status_tells_of_the_generation_that_serves(
@@ -131,7 +131,7 @@ def test_status_tells_of_the_generation_that_serves(
     flip(settings, registry, "g0002", OTHER, why="built", now_ms=1000 * time.time())
     assert told() == ("g0002", f"{settings.prefix}vectors.g0002", 12)
     embedded("g0002")
-    before = Rollouts(registry.root).get("g0001")
+    before = GenerationRecords(registry.root).get("g0001")
     assert before is not None
     drop(settings, registry, before, why="its grace was over")
     assert told() == ("g0002", f"{settings.prefix}vectors.g0002", 0)
@@ -144,13 +144,13 @@ def test_predictions_never_stay_with_a_generation_that_is_dropped(
     settings, registry = deployment.settings, three_versions
     promote(settings, registry, FIRST)
     begun = promote(settings, registry, OTHER)
-    assert isinstance(begun, Rollout)
+    assert isinstance(begun, GenerationRecord)
     hand_over(settings, registry, "g0001", "g0002")
     hand_over(settings, registry, "g0001", "g0002")  # it is so already
-    assert speaks(registry) == [("g0001", "g0002")]
+    assert flips(registry) == [("g0001", "g0002")]
     drop(settings, registry, begun, why="dropped by hand")
-    assert speaks(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
-    dropped = Rollouts(registry.root).get("g0002")
+    assert flips(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
+    dropped = GenerationRecords(registry.root).get("g0002")
     assert dropped is not None
     assert dropped.state == "dropped"
 
@@ -163,14 +163,14 @@ def test_predictions_go_back_when_the_flip_that_they_were_handed_over_for_never_
     promote(settings, registry, OTHER)
     hand_over(settings, registry, "g0001", "g0002")
     now_ms = 1000 * time.time()
-    settle(settings, registry, now_ms=now_ms)  # it may be about to come
-    assert speaks(registry) == [("g0001", "g0002")]
+    reconcile(settings, registry, now_ms=now_ms)  # it may be about to come
+    assert flips(registry) == [("g0001", "g0002")]
     for _ in range(2):
-        settle(settings, registry, now_ms=now_ms + 3_600_000)
-        assert speaks(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
+        reconcile(settings, registry, now_ms=now_ms + 3_600_000)
+        assert flips(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
     flip(settings, registry, "g0002", OTHER, why="built", now_ms=now_ms)
-    settle(settings, registry, now_ms=now_ms + 3_600_000)
-    assert speaks(registry)[2:] == [("g0001", "g0002")]
+    reconcile(settings, registry, now_ms=now_ms + 3_600_000)
+    assert flips(registry)[2:] == [("g0001", "g0002")]
 
 
 def test_a_model_of_another_space_waits_until_it_is_built(
@@ -189,12 +189,12 @@ def test_a_model_of_another_space_waits_until_it_is_built(
         return json.loads(done.stdout) if status == 0 else str(done.exception)
 
     models("promote", FIRST)
-    rollout = models("promote", OTHER)
-    assert (rollout["generation"], rollout["state"]) == ("g0002", "building")
+    entry = models("promote", OTHER)
+    assert (entry["generation"], entry["state"]) == ("g0002", "building")
     assert [row["champion"] for row in models("list")] == [True, False, False]
     assert models("promote", OTHER)["generation"] == "g0002"  # the same one
-    rollouts = Rollouts(registry.root)
-    rollouts.put(Rollout(**{**rollout, "model": "tiny-0009"}))
+    generation_records = GenerationRecords(registry.root)
+    generation_records.put(GenerationRecord(**{**entry, "model": "tiny-0009"}))
     assert "g0002 is being built for tiny-0009" in models("promote", OTHER, status=1)
     assert "no earlier champion" in models("rollback", status=1)
     assert "serves" in models("drop", "g0001", status=1)
@@ -210,16 +210,18 @@ def test_of_two_that_open_a_generation_at_once_one_fails(
     """The other one came in when this one had looked which there are."""
     settings, registry = deployment.settings, three_versions
     promote(settings, registry, FIRST)
-    theirs = Rollout(generation="g0002", model="tiny-0009", space="other", state="building")
+    theirs = GenerationRecord(
+        generation="g0002", model="tiny-0009", space="other", state="building"
+    )
 
     def meanwhile(settings: Any) -> int:
-        Rollouts(registry.root).put(theirs)
+        GenerationRecords(registry.root).put(theirs)
         return 4
 
     monkeypatch.setattr("braid.stream.registry.promotion.ensure", meanwhile)
     with pytest.raises(RegistryError, match="another process opened g0002 at the same moment"):
         promote(settings, registry, OTHER)
-    assert Rollouts(registry.root).all() == [theirs]
+    assert GenerationRecords(registry.root).all() == [theirs]
 
 
 FLIPS = """
@@ -239,7 +241,7 @@ def test_a_flip_that_was_killed_is_finished_by_whoever_looks_next(
 ) -> None:
     """The first flip of all: of the generation that served until then no file tells yet."""
     settings, registry = deployment.settings, three_versions
-    rollouts = Rollouts(registry.root)
+    generation_records = GenerationRecords(registry.root)
     promote(settings, registry, FIRST)
     promote(settings, registry, OTHER)
     env = {"BRAID_FAILPOINT": f"{point}:kill"}
@@ -248,7 +250,10 @@ def test_a_flip_that_was_killed_is_finished_by_whoever_looks_next(
     assert champion is not None
     done = point != "flip-handed-over"
     assert champion.generation == ("g0002" if done else "g0001")
-    assert rollouts.fed(registry) == {"g0001": FIRST, "g0002": OTHER}  # a node that looks now
+    assert generation_records.fed(registry) == {
+        "g0001": FIRST,
+        "g0002": OTHER,
+    }  # a node that looks now
 
     manager = Manager(
         settings,
@@ -264,16 +269,18 @@ def test_a_flip_that_was_killed_is_finished_by_whoever_looks_next(
     manager.stop()
     if not done:
         flip(settings, registry, "g0002", OTHER, why="built", now_ms=1e6)
-    states = {its.generation: (its.state, its.model, its.until_ms) for its in rollouts.all()}
-    until_ms = int(1e6 + 1000 * settings.grace_s)
+    states = {
+        its.generation: (its.state, its.model, its.until_ms) for its in generation_records.all()
+    }
+    until_ms = int(1e6 + 1000 * settings.rollback_window_s)
     assert states == {"g0001": ("grace", FIRST, until_ms), "g0002": ("serving", OTHER, None)}
-    settle(settings, registry, now_ms=0)  # nothing is left to do
-    assert {its.until_ms for its in rollouts.all()} == {until_ms, None}
-    assert speaks(registry) == [("g0001", "g0002")]
+    reconcile(settings, registry, now_ms=0)  # nothing is left to do
+    assert {its.until_ms for its in generation_records.all()} == {until_ms, None}
+    assert flips(registry) == [("g0001", "g0002")]
 
     back = rollback(settings, registry)
     assert (back.name, back.generation) == (FIRST, "g0001")
-    assert [its.state for its in rollouts.all()] == ["serving", "grace"]
+    assert [its.state for its in generation_records.all()] == ["serving", "grace"]
 
 
 def test_a_rollback_from_a_flip_that_was_killed_leaves_nothing_being_built(
@@ -287,7 +294,7 @@ def test_a_rollback_from_a_flip_that_was_killed_leaves_nothing_being_built(
         flip(settings, registry, "g0002", OTHER, why="built", now_ms=0)
     monkeypatch.delenv("BRAID_FAILPOINT")
     rollback(settings, registry)
-    assert [its.state for its in Rollouts(registry.root).all()] == ["serving", "grace"]
+    assert [its.state for its in GenerationRecords(registry.root).all()] == ["serving", "grace"]
     again = promote(settings, registry, OTHER)
     assert isinstance(again, Champion)
     assert again.why == "g0002 is still fed"
@@ -330,19 +337,19 @@ def test_a_generation_goes_when_it_has_predicted_what_is_its(
     """Its handover may lie ahead, and the records before it take longer to come than any grace."""
     settings, registry = deployment.settings, three_versions
     ends = flipped(deployment, registry, ahead=64)
-    its = Rollouts(registry.root).get("g0001")
+    its = GenerationRecords(registry.root).get("g0001")
     assert its is not None
     with pytest.raises(RegistryError, match=r"records\[0\]@0 is g0001's to predict, which is at"):
         drop(settings, registry, its, why="dropped by hand")
     assert end_grace(settings, registry, now_ms=1e15) == []
 
     # What did not come yet was handed over, once: from here on nothing is the old one's.
-    assert speaks(registry) == [("g0001", "g0002")] * 2
+    assert flips(registry) == [("g0001", "g0002")] * 2
     assert Handovers(registry.root).confirmed()[-1].offsets == ends
     for name in ("g0001", "g0002"):
-        roles = Roles(Handovers(registry.root), generation=name, first="g0001")
-        assert roles.speaks([(n, end - 1) for n, end in ends.items()]) == [name == "g0001"] * 4
-        assert roles.speaks(list(ends.items())) == [name == "g0002"] * 4
+        ownership = Ownership(Handovers(registry.root), generation=name, first="g0001")
+        assert ownership.owns([(n, end - 1) for n, end in ends.items()]) == [name == "g0001"] * 4
+        assert ownership.owns(list(ends.items())) == [name == "g0002"] * 4
 
     commit(deployment, "g0001", {**ends, 2: ends[2] - 1})
     with pytest.raises(RegistryError, match=rf"records\[2\]@{ends[2] - 1} is g0001's.*--force"):
@@ -352,8 +359,8 @@ def test_a_generation_goes_when_it_has_predicted_what_is_its(
     commit(deployment, "g0001", ends)
     assert end_grace(settings, registry, now_ms=0) == []  # its grace lasts
     assert end_grace(settings, registry, now_ms=1e15) == ["g0001"]
-    assert speaks(registry) == [("g0001", "g0002")] * 2
-    dropped = Rollouts(registry.root).get("g0001")
+    assert flips(registry) == [("g0001", "g0002")] * 2
+    dropped = GenerationRecords(registry.root).get("g0001")
     assert dropped is not None
     drop(settings, registry, dropped, why="dropped by hand")  # is nothing new
 
@@ -375,12 +382,12 @@ def test_what_was_rolled_back_from_goes_at_once_if_nothing_came(
     settings, registry = deployment.settings, three_versions
     ends = flipped(deployment, registry)
     rollback(settings, registry)
-    its = Rollouts(registry.root).get("g0002")
+    its = GenerationRecords(registry.root).get("g0002")
     assert its is not None
     drop(settings, registry, its, why="dropped by hand")
-    assert speaks(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
-    roles = Roles(Handovers(registry.root), generation="g0001", first="g0001")
-    assert roles.speaks([(n, end + more) for n, end in ends.items() for more in (0, 64)]) == (
+    assert flips(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
+    ownership = Ownership(Handovers(registry.root), generation="g0001", first="g0001")
+    assert ownership.owns([(n, end + more) for n, end in ends.items() for more in (0, 64)]) == (
         [True] * 8
     )
 
@@ -396,9 +403,9 @@ def holding(versions: Iterable[int], *, reached: int) -> LiveStore:
 def ready(
     old: LiveStore, new: LiveStore, *, end: int, first: int = 0, drop_missing: bool = False
 ) -> Readiness:
-    rollout = Rollout(**{**asdict(BUILT), "drop_missing": drop_missing})
+    entry = GenerationRecord(**{**asdict(BUILT), "drop_missing": drop_missing})
     stores = {"g0001": old, "g0002": new}
-    return readiness(Settings(), rollout, stores, serving="g0001", ends={0: (first, end)})
+    return readiness(Settings(), entry, stores, serving="g0001", ends={0: (first, end)})
 
 
 def test_what_is_on_its_way_is_waited_for_and_hides_nothing_that_is_missing() -> None:

@@ -11,17 +11,24 @@ from pathlib import Path
 import pytest
 
 from braid.stream.errors import RegistryError
-from braid.stream.registry.handover import CONFIRMED, VOID, Handover, Handovers, Roles, speaks_until
+from braid.stream.registry.handover import (
+    CONFIRMED,
+    VOID,
+    Handover,
+    Handovers,
+    Ownership,
+    owned_until,
+)
 
 OLD, NEW = "g0001", "g0002"
 
 
-def roles(root: Path, generation: str) -> Roles:
-    return Roles(Handovers(root), generation=generation, first=OLD)
+def ownership(root: Path, generation: str) -> Ownership:
+    return Ownership(Handovers(root), generation=generation, first=OLD)
 
 
 def both(root: Path, records: list[tuple[int, int]]) -> list[tuple[bool, bool]]:
-    old, new = (roles(root, name).speaks(records) for name in (OLD, NEW))
+    old, new = (ownership(root, name).owns(records) for name in (OLD, NEW))
     assert old is not None
     assert new is not None
     return list(zip(old, new, strict=True))
@@ -46,11 +53,11 @@ def test_from_the_offset_on_the_next_one_speaks(tmp_path: Path) -> None:
 def test_an_undecided_proposal_is_waited_for_only_where_it_matters(tmp_path: Path) -> None:
     handovers = Handovers(tmp_path)
     proposal = handovers._propose(OLD, NEW, {0: 10})
-    new = roles(tmp_path, NEW)
-    assert new.speaks([(0, 9)]) == [False]
-    assert new.speaks([(0, 9), (0, 10)]) is None
+    new = ownership(tmp_path, NEW)
+    assert new.owns([(0, 9)]) == [False]
+    assert new.owns([(0, 9), (0, 10)]) is None
     assert handovers.decide(proposal.number, CONFIRMED) == CONFIRMED
-    assert new.speaks([(0, 9), (0, 10)]) == [False, True]
+    assert new.owns([(0, 9), (0, 10)]) == [False, True]
     assert handovers.decide(proposal.number, VOID) == CONFIRMED  # there is only one decision
 
 
@@ -70,16 +77,16 @@ def test_what_is_decided_is_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
         listed.append(path)
         return listdir(path)
 
-    new = roles(tmp_path, NEW)
+    new = ownership(tmp_path, NEW)
     monkeypatch.setattr(Path, "read_text", reading)
     monkeypatch.setattr(os, "listdir", listing)
-    assert new.speaks([(0, 100)]) == [True]
+    assert new.owns([(0, 100)]) == [True]
     assert (len(read), len(listed)) == (6, 1)
-    assert new.speaks([(0, 101)]) == [True]
+    assert new.owns([(0, 101)]) == [True]
     assert (len(read), len(listed)) == (6, 2)
     Handovers(tmp_path).hand_over(NEW, OLD, lambda: {0: 200})
     del read[:]
-    assert new.speaks([(0, 300)]) == [False]
+    assert new.owns([(0, 300)]) == [False]
     assert read == ["00000004.json", "00000004.decision"]
 
 
@@ -87,12 +94,12 @@ def test_a_proposer_that_is_gone_holds_nobody_up_for_long(tmp_path: Path) -> Non
     now = 100.0
     handovers = Handovers(tmp_path, patience_s=5.0, clock=lambda: now)
     proposal = handovers._propose(OLD, NEW, {0: 10})
-    old = Roles(handovers, generation=OLD, first=OLD)
-    assert old.speaks([(0, 12)]) is None
+    old = Ownership(handovers, generation=OLD, first=OLD)
+    assert old.owns([(0, 12)]) is None
     now = 104.9
-    assert old.speaks([(0, 12)]) is None
+    assert old.owns([(0, 12)]) is None
     now = 105.1
-    assert old.speaks([(0, 12)]) == [True]
+    assert old.owns([(0, 12)]) == [True]
     assert handovers.decide(proposal.number, CONFIRMED) == VOID
 
 
@@ -160,12 +167,12 @@ def test_in_a_topic_made_anew_all_records_come_after_a_handover(tmp_path: Path) 
     before.hand_over(OLD, NEW, lambda: {0: 1000})
     before._propose(NEW, OLD, {0: 2000})
     anew = Handovers(tmp_path, topic="second", patience_s=0)
-    assert Roles(before, generation=OLD, first=OLD).speaks([(0, 999), (0, 1000)]) == [True, False]
-    assert Roles(anew, generation=OLD, first=OLD).speaks([(0, 0), (0, 999)]) == [False, False]
-    assert Roles(anew, generation=NEW, first=OLD).speaks([(0, 0), (0, 999)]) == [True, True]
+    assert Ownership(before, generation=OLD, first=OLD).owns([(0, 999), (0, 1000)]) == [True, False]
+    assert Ownership(anew, generation=OLD, first=OLD).owns([(0, 0), (0, 999)]) == [False, False]
+    assert Ownership(anew, generation=NEW, first=OLD).owns([(0, 0), (0, 999)]) == [True, True]
     assert anew.undecided() == []
     anew.hand_over(NEW, OLD, lambda: {0: 5})
-    assert Roles(anew, generation=NEW, first=OLD).speaks([(0, 4), (0, 5)]) == [True, False]
+    assert Ownership(anew, generation=NEW, first=OLD).owns([(0, 4), (0, 5)]) == [True, False]
 
 
 def test_until_where_a_generation_speaks() -> None:
@@ -173,14 +180,14 @@ def test_until_where_a_generation_speaks() -> None:
         return Handover(number=1, before=before, after=after, offsets={0: at})
 
     there = handover(OLD, NEW, 74)
-    assert (speaks_until([there], OLD, 0), speaks_until([there], NEW, 0)) == (74, None)
-    assert speaks_until([there], "g0003", 0) == 0
+    assert (owned_until([there], OLD, 0), owned_until([there], NEW, 0)) == (74, None)
+    assert owned_until([there], "g0003", 0) == 0
     back = handover(NEW, OLD, 100)
-    assert [speaks_until([there, back], name, 0) for name in (OLD, NEW)] == [None, 100]
+    assert [owned_until([there, back], name, 0) for name in (OLD, NEW)] == [None, 100]
     at_once = handover(NEW, OLD, 74)  # not one record was the other's
-    assert [speaks_until([there, at_once], name, 0) for name in (OLD, NEW)] == [None, 0]
+    assert [owned_until([there, at_once], name, 0) for name in (OLD, NEW)] == [None, 0]
     rest = handover(OLD, NEW, 10)  # what had not come by then
-    assert [speaks_until([there, rest], name, 0) for name in (OLD, NEW)] == [10, None]
+    assert [owned_until([there, rest], name, 0) for name in (OLD, NEW)] == [10, None]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"number": 1}'])
@@ -189,14 +196,14 @@ def test_a_file_that_is_no_handover_is_never_guessed(tmp_path: Path, content: st
     handovers.hand_over(OLD, NEW, lambda: {0: 1})
     (tmp_path / "handovers" / "00000001.json").write_text(content)
     with pytest.raises(RegistryError, match="no handover"):
-        roles(tmp_path, OLD).speaks([(0, 1)])
+        ownership(tmp_path, OLD).owns([(0, 1)])
 
 
 def test_workers_that_run_while_it_is_handed_over_and_back(tmp_path: Path) -> None:
     """Records arrive all the time; two workers publish in batches, each asking just before."""
     end = 0
     stop = threading.Event()
-    spoken: dict[str, list[int]] = {OLD: [], NEW: []}
+    published: dict[str, list[int]] = {OLD: [], NEW: []}
 
     def produce() -> None:
         nonlocal end
@@ -206,15 +213,15 @@ def test_workers_that_run_while_it_is_handed_over_and_back(tmp_path: Path) -> No
             time.sleep(0.0005)
 
     def work(generation: str) -> None:
-        its, at, rng = roles(tmp_path, generation), 0, random.Random(generation)
+        its, at, rng = ownership(tmp_path, generation), 0, random.Random(generation)
         while not stop.is_set() or at < end:
             batch = range(at, min(end, at + rng.randrange(1, 40)))
             time.sleep(rng.random() * 0.003)  # it is embedded
-            speaks = its.speaks([(0, offset) for offset in batch])
-            if speaks is None:
+            owned = its.owns([(0, offset) for offset in batch])
+            if owned is None:
                 continue
             time.sleep(rng.random() * 0.003)  # it is published
-            spoken[generation] += [o for o, mine in zip(batch, speaks, strict=True) if mine]
+            published[generation] += [o for o, mine in zip(batch, owned, strict=True) if mine]
             at += len(batch)
 
     threads = [threading.Thread(target=produce)]
@@ -230,5 +237,5 @@ def test_workers_that_run_while_it_is_handed_over_and_back(tmp_path: Path) -> No
     stop.set()
     for thread in threads:
         thread.join()
-    assert sorted(spoken[OLD] + spoken[NEW]) == list(range(end))
-    assert min(map(len, spoken.values())) > 50
+    assert sorted(published[OLD] + published[NEW]) == list(range(end))
+    assert min(map(len, published.values())) > 50

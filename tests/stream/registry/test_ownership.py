@@ -16,7 +16,7 @@ from braid.stream.cli.main import app
 from braid.stream.cli.reports import status
 from braid.stream.kafka.client import Admin
 from braid.stream.kafka.topics import ensure
-from braid.stream.registry.handover import Handovers, Roles
+from braid.stream.registry.handover import Handovers, Ownership
 from braid.stream.registry.ownership import finish, handovers_of
 from braid.stream.registry.promotion import promote, rollback
 from braid.stream.registry.versions import Registry
@@ -82,9 +82,9 @@ def test_the_offsets_of_a_handover_do_not_hold_in_a_topic_made_anew(
     ensure(settings)
     handovers = handovers_of(settings, registry)
     for generation in ("g0001", "g0002"):
-        roles = Roles(handovers, generation=generation, first="g0001")
+        ownership = Ownership(handovers, generation=generation, first="g0001")
         records = [(number, offset) for number, end in ends.items() for offset in (0, end)]
-        assert roles.speaks(records) == [generation == "g0002"] * 8
+        assert ownership.owns(records) == [generation == "g0002"] * 8
     assert finish(settings, registry, now_ms=0)
 
 

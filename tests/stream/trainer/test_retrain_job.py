@@ -17,7 +17,7 @@ import pytest
 from braid.encoders.errors import CheckpointError, TrainingError
 from braid.encoders.manifest import read_manifest
 from braid.stream.errors import ConfigError, LockError, RegistryError, Unreachable, WindowError
-from braid.stream.registry.generations import Rollout, Rollouts
+from braid.stream.registry.generations import GenerationRecord, GenerationRecords
 from braid.stream.registry.versions import Registry
 from braid.stream.settings import Settings
 from braid.stream.trainer.job import Job, Options, Outcome, lead
@@ -316,8 +316,10 @@ def test_a_version_that_cannot_serve_ends_its_run(
 
 def test_while_a_generation_is_built_the_next_candidate_is_kept(copy: Path) -> None:
     """It can be promoted later, and the run after it learns from what has come since."""
-    building = Rollout(generation="g0002", model="braid-0002", space="other", state="building")
-    Rollouts(copy / "models").put(building)
+    building = GenerationRecord(
+        generation="g0002", model="braid-0002", space="other", state="building"
+    )
+    GenerationRecords(copy / "models").put(building)
     asked: dict[str, Any] = {"from_scratch": True, "seed": 5, "promote": True, "force": True}
     said = (
         "g0002 is being built for braid-0002; braid models drop g0002 first, "

@@ -26,7 +26,12 @@ from braid.stream.monitoring.canary_comparison import CanaryLimits, Comparing, l
 from braid.stream.registry.canaries import Canaries, Canary
 from braid.stream.registry.versions import Registry
 from braid.stream.settings import Settings
-from braid.stream.worker.canary_shadow import Attempt, Trial, begun, encode_both
+from braid.stream.worker.canary_shadow import (
+    CanaryShadow,
+    ShadowResult,
+    active_results,
+    encode_both,
+)
 from braid.stream.worker.outputs import OutputTopics
 from tests.stream.cli.test_versions import altered
 
@@ -44,7 +49,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.5, 1.0])
 def test_the_share_of_records_is_as_asked_and_the_same_in_every_worker(share: float) -> None:
-    one, other = (Trial(replace(CANARY, share=share), None) for _ in range(2))
+    one, other = (CanaryShadow(replace(CANARY, share=share), None) for _ in range(2))
     taken = [id_ for id_ in IDS if one.takes(id_, 0)]
     spread = math.sqrt(len(IDS) * share * (1 - share))
     assert abs(len(taken) - len(IDS) * share) <= 4 * spread
@@ -52,15 +57,15 @@ def test_the_share_of_records_is_as_asked_and_the_same_in_every_worker(share: fl
 
 
 def test_another_canary_takes_other_records() -> None:
-    one, other = Trial(CANARY, None), Trial(replace(CANARY, number=2), None)
+    one, other = CanaryShadow(CANARY, None), CanaryShadow(replace(CANARY, number=2), None)
     both = sum(one.takes(id_, 0) and other.takes(id_, 0) for id_ in IDS)
     assert abs(both - len(IDS) / 4) < 4 * math.sqrt(len(IDS) * 3 / 16)
 
 
 def test_a_canary_of_partitions_takes_nothing_elsewhere() -> None:
-    trial = Trial(replace(CANARY, share=1.0, partitions=(0, 3)), None)
-    assert [trial.takes("a", number) for number in range(5)] == [True, False, False, True, False]
-    half = Trial(replace(CANARY, partitions=(3,)), None)
+    shadow = CanaryShadow(replace(CANARY, share=1.0, partitions=(0, 3)), None)
+    assert [shadow.takes("a", number) for number in range(5)] == [True, False, False, True, False]
+    half = CanaryShadow(replace(CANARY, partitions=(3,)), None)
     taken = sum(half.takes(id_, 3) for id_ in IDS)
     assert abs(taken - len(IDS) / 2) < 4 * math.sqrt(len(IDS) / 4)
 
@@ -92,29 +97,29 @@ class Wrong(NullModel):
         return found
 
 
-class Tried:
-    def __init__(self, attempt: Attempt | None) -> None:
-        self.attempt = attempt
+class Shadowed:
+    def __init__(self, shadow_result: ShadowResult | None) -> None:
+        self.shadow_result = shadow_result
 
 
 def published(
-    trial: Trial, ids: Sequence[str], *, ends: bool = False
+    shadow: CanaryShadow, ids: Sequence[str], *, ends: bool = False
 ) -> dict[str, tuple[Any, dict[str, Any]]]:
     """The vector and the prediction of each record, the way that they go through a worker."""
     champion = NullModel(16)
     samples = [Sample(id=id_, text=f"text of {id_}") for id_ in ids]
     prepared = [champion.prepare(sample) for sample in samples]
     pairs = zip(samples, prepared, strict=True)
-    items = [Tried(trial.attempt(sample, its, partition=0)) for sample, its in pairs]
-    attempts = begun(items, None if ends else trial, champion)
-    embeddings = encode_both(champion, prepared, attempts)
+    items = [Shadowed(shadow.shadow_result(sample, its, partition=0)) for sample, its in pairs]
+    shadow_results = active_results(items, None if ends else shadow, champion)
+    embeddings = encode_both(champion, prepared, shadow_results)
     topics, found = OutputTopics(Settings()), {}
     for offset, (item, embedding) in enumerate(zip(items, embeddings, strict=True)):
         id_ = embedding.id
         message = Message(topic="records", partition=0, offset=offset, key=id_.encode(), value=b"")
         record = Record(id=id_, ts=1, text=f"text of {id_}", labels={"parity": "odd"})
         vector, prediction = topics.embedded(
-            message, record, embedding, champion, now_ms=2.0, attempt=item.attempt
+            message, record, embedding, champion, now_ms=2.0, shadow_result=item.shadow_result
         )
         assert (vector.topic, prediction.topic) == ("vectors.g0001", "predictions")
         found[id_] = (decode_vector(vector.value or b""), decode_map(prediction.value or b""))
@@ -125,14 +130,14 @@ def test_a_challenger_predicts_its_records_and_the_champions_stand_beside() -> N
     ids = IDS[:40]
     for challenger in (NullModel(16, "v2"), NullModel(32, "v2")):  # prepared once, and twice
         canary = replace(CANARY, model=challenger.name)
-        trial = Trial(canary, challenger)
-        alone = published(Trial(replace(canary, share=1e-12), challenger), ids)
-        for id_, (vector, prediction) in published(trial, ids).items():
+        shadow = CanaryShadow(canary, challenger)
+        alone = published(CanaryShadow(replace(canary, share=1e-12), challenger), ids)
+        for id_, (vector, prediction) in published(shadow, ids).items():
             before, unmarked = alone[id_]
             assert (vector.model, vector.space) == ("null-16", before.space)
             assert vector.fused.tolist() == before.fused.tolist()
             assert "canary" not in unmarked
-            if not trial.takes(id_, 0):
+            if not shadow.takes(id_, 0):
                 assert prediction == unmarked
                 continue
             assert prediction["model"] == challenger.name
@@ -158,8 +163,8 @@ def test_what_a_challenger_fails_at_the_champion_predicts(
 ) -> None:
     ids = IDS[:20]
     canary = replace(CANARY, share=1.0)
-    alone = published(Trial(replace(canary, share=1e-12), None), ids)
-    found = published(Trial(canary, Wrong(dim, ids[7], what)), ids)
+    alone = published(CanaryShadow(replace(canary, share=1e-12), None), ids)
+    found = published(CanaryShadow(canary, Wrong(dim, ids[7], what)), ids)
     for id_, (vector, prediction) in found.items():
         before, unmarked = alone[id_]
         assert vector.fused.tolist() == before.fused.tolist()
@@ -176,18 +181,18 @@ def test_what_a_challenger_fails_at_the_champion_predicts(
 
 def test_a_challenger_that_did_not_load_is_marked_so() -> None:
     canary = replace(CANARY, share=1.0)
-    found = published(Trial(canary, None, broken="does not load: model.safetensors"), ["a"])
+    found = published(CanaryShadow(canary, None, broken="does not load: model.safetensors"), ["a"])
     ((_, prediction),) = found.values()
     assert prediction["model"] == "null-16"
     assert prediction["canary"]["failed"] == "does not load: model.safetensors"
 
 
 def test_what_was_prepared_before_a_trial_ended_is_the_champions() -> None:
-    trial = Trial(replace(CANARY, share=1.0), NullModel(16, "v2"))
-    for _, prediction in published(trial, ["a", "b"], ends=True).values():
+    shadow = CanaryShadow(replace(CANARY, share=1.0), NullModel(16, "v2"))
+    for _, prediction in published(shadow, ["a", "b"], ends=True).values():
         assert prediction["model"] == "null-16"
         assert "canary" not in prediction
-    other = Trial(replace(CANARY, share=1.0, champion="null-16-v3"), NullModel(16, "v2"))
+    other = CanaryShadow(replace(CANARY, share=1.0, champion="null-16-v3"), NullModel(16, "v2"))
     ((_, prediction),) = published(other, ["a"]).values()
     assert "canary" not in prediction, "it is compared with its own champion or not at all"
 
@@ -454,7 +459,7 @@ def test_another_champion_ends_a_canary(
     canaries.begin(registry, "tiny-0002", share=0.5)
     registry.promote(promoted, generation="g0001", force=True)
     assert canaries.running(registry.champion()) is None, "workers see it at once"
-    settled = canaries.settle(registry.champion())
+    settled = canaries.reconcile(registry.champion())
     assert settled is not None
     assert (settled.state, settled.why) == (state, why)
     assert canaries.last() == settled

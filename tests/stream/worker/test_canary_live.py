@@ -21,7 +21,7 @@ from braid.stream.cli.reports import status
 from braid.stream.kafka.schemas import decode_vector
 from braid.stream.registry.canaries import Canaries, Canary
 from braid.stream.registry.versions import Registry
-from braid.stream.worker.canary_shadow import Trial
+from braid.stream.worker.canary_shadow import CanaryShadow
 from tests.stream.cli.test_versions import gives_nan
 from tests.stream.conftest import coloured
 from tests.stream.harness import Deployment, wait_for
@@ -116,8 +116,8 @@ def test_a_challenger_of_another_space_serves_a_share_and_then_all(
         _, said = braid(deployment, "canary", broken, status=1)
         assert "canary 1 runs with tiny-0002" in said
         ids = traffic.send(150)
-        trial = Trial(Canary(**{**began, "partitions": ()}), None)
-        chosen = {id_ for id_ in ids if trial.takes(id_, 0)}
+        shadow = CanaryShadow(Canary(**{**began, "partitions": ()}), None)
+        chosen = {id_ for id_ in ids if shadow.takes(id_, 0)}
         assert 40 < len(chosen) < 110
         marked = {its["id"]: its for its in deployment.predictions() if "canary" in its}
         assert set(marked) == chosen
@@ -165,8 +165,8 @@ def test_a_challenger_of_another_space_serves_a_share_and_then_all(
         assert (ended["state"], ended["number"]) == ("promoted", 3)
         assert ended["comparison"]["passed"] is True
         assert ended["comparison"]["records"] >= 60
-        (rollout,) = braid(deployment, "generations")
-        assert (rollout["generation"], rollout["model"]) == ("g0002", other)
+        (entry,) = braid(deployment, "generations")
+        assert (entry["generation"], entry["model"]) == ("g0002", other)
         assert [its.state for its in Canaries(registry.root).all()] == [
             "stopped",
             "failed",

@@ -13,7 +13,7 @@ import pytest
 from braid.encoders.model.null import NullModel
 from braid.stream.errors import RegistryError
 from braid.stream.monitoring.metrics import WorkerMetrics
-from braid.stream.registry.generations import Rollout, Rollouts
+from braid.stream.registry.generations import GenerationRecord, GenerationRecords
 from braid.stream.registry.handover import Handovers
 from braid.stream.registry.promotion import drop, promote
 from braid.stream.registry.versions import Registry
@@ -34,7 +34,7 @@ class Idle:
 
     def __init__(self, settings: Settings, model: Any, **options: Any) -> None:
         self.generation, self.model = settings.generation, model
-        self.pace = options["pace"]
+        self.throttle = options["throttle"]
         self.busy = True
         self._end = threading.Event()
         self._error: Exception | None = None
@@ -56,7 +56,7 @@ class Idle:
 
     def show(self, showcase: Any) -> None: ...
 
-    def try_out(self, trial: Any) -> None: ...
+    def set_shadow(self, trial: Any) -> None: ...
 
 
 class Process:
@@ -156,15 +156,15 @@ def test_a_version_that_is_not_taken_is_not_loaded_at_every_poll(process: Proces
 
 def test_only_what_is_built_leaves_the_machine_to_the_live_one(process: Process) -> None:
     """Not what is in its grace: after a rollback it answers, and must not be old."""
-    host, rollouts = process.host, Rollouts(process.registry.root)
+    host, generation_records = process.host, GenerationRecords(process.registry.root)
 
     def rests(generation: str) -> bool:
-        pace = process.worker(generation).pace
-        pace.worked(1.0, now=0.0)
-        return not pace.may_go_on(0.1)
+        throttle = process.worker(generation).throttle
+        throttle.worked(1.0, now=0.0)
+        return not throttle.ready(0.1)
 
-    new = Rollout(generation="g0002", model="new", space="s", state="building")
-    rollouts.put(new)
+    new = GenerationRecord(generation="g0002", model="new", space="s", state="building")
+    generation_records.put(new)
     host.follow(NEW, "g0001")
     assert (rests("g0001"), rests("g0002")) == (False, True)
     process.worker("g0001").busy = False
@@ -172,8 +172,10 @@ def test_only_what_is_built_leaves_the_machine_to_the_live_one(process: Process)
     process.worker("g0001").busy = True
     host.follow(NEW, "g0002")  # the flip is there before what is said of both
     assert (rests("g0001"), rests("g0002")) == (False, False)
-    rollouts.put(replace(new, state="serving"))
-    rollouts.put(Rollout(generation="g0001", model="old", space="r", state="grace", until_ms=9))
+    generation_records.put(replace(new, state="serving"))
+    generation_records.put(
+        GenerationRecord(generation="g0001", model="old", space="r", state="grace", until_ms=9)
+    )
     host.follow(NEW, "g0002")
     assert (rests("g0001"), rests("g0002")) == (False, False)
     host.close()
@@ -193,8 +195,8 @@ def test_a_version_that_fails_at_a_record_leaves_the_live_one_alone(
     deployment.produce(labelled(20))
     worker = deployment.worker("one", model=None, BRAID_POISON_WINDOW="10")
     wait_for("the first are committed", lambda: deployment.lag() == 0, timeout=90)
-    rollout = promote(settings, registry, broken)
-    assert isinstance(rollout, Rollout)
+    entry = promote(settings, registry, broken)
+    assert isinstance(entry, GenerationRecord)
 
     def said(words: str) -> int:
         return worker.tail(1000).count(words)
@@ -204,7 +206,7 @@ def test_a_version_that_fails_at_a_record_leaves_the_live_one_alone(
     wait_for("it is tried again", lambda: said("tiny-0004 feeds generation g0002") > 1, timeout=60)
     wait_for("and fails again", lambda: said("worker of g0002 stops") > 1, timeout=60)
     assert "tiny-0004 made a vector that is not finite" in worker.tail(1000)
-    drop(settings, registry, rollout, why="it fails")
+    drop(settings, registry, entry, why="it fails")
     deployment.produce(labelled(20, start=40))
     wait_for("all is committed", lambda: deployment.lag() == 0, timeout=60)
     assert worker.running

@@ -26,12 +26,12 @@ from braid.stream.kafka.schemas import (
     encode_vector,
 )
 from braid.stream.kafka.topics import ensure
-from braid.stream.registry.generations import Rollout
+from braid.stream.registry.generations import GenerationRecord
 from braid.stream.registry.promotion import promote
 from braid.stream.registry.versions import Registry
 from braid.stream.settings import Settings
 from braid.stream.worker import backfill
-from braid.stream.worker.backfill import Filling, Origin, Piece, filling
+from braid.stream.worker.backfill import Backfill, Chunk, Origin, backfill_for
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.running import running, wait_until_idle
 
@@ -103,19 +103,19 @@ def test_what_is_stored_is_mapped_once_though_the_worker_dies(
     fill_first(deployment)
     settings = deployment.settings.model_copy(update={"generation": "g0002"})
     ensure(settings)
-    monkeypatch.setattr(backfill, "CHUNK", 30)
+    monkeypatch.setattr(backfill, "CHUNK_ROWS", 30)
     target = settings.topic("vectors")
 
-    def filled() -> Filling:
-        return Filling(settings, origin(deployment.settings), target=target)
+    def backfilled() -> Backfill:
+        return Backfill(settings, origin(deployment.settings), target=target)
 
-    monkeypatch.setenv("BRAID_FAILPOINT", "after-piece:raise:7")
-    with running(settings, Moved(), filling=filled()) as run:
+    monkeypatch.setenv("BRAID_FAILPOINT", "after-chunk:raise:7")
+    with running(settings, Moved(), backfill=backfilled()) as run:
         assert "failpoint" in str(run.wait_for_end())
     begun = len(rows(deployment.read_of(settings, "vectors")))
     assert 0 < begun < COUNT
     monkeypatch.delenv("BRAID_FAILPOINT")
-    with running(settings, Moved(), filling=filled()) as run:
+    with running(settings, Moved(), backfill=backfilled()) as run:
         wait_until_idle(run, lambda: deployment.lag(settings))
         deployment.produce(texts(COUNT, COUNT + 20, "fresh"))
         wait_for(
@@ -166,15 +166,15 @@ def test_rows_whose_progress_was_compacted_away_tell_it_themselves(deployment: D
     )
     send(deployment, "vectors", b"r", encode_vector(row), partition=1)
     settings = deployment.settings
-    its = Filling(settings, origin(settings), target="elsewhere")
+    its = Backfill(settings, origin(settings), target="elsewhere")
     committed = [TopicPartition(settings.topic("records"), 1, -1001)]
-    pieces: list[Piece] = []
+    chunks: list[Chunk] = []
     while its.busy:
-        if piece := its.next(lambda: committed):
-            pieces.append(piece)
-            its.published(piece)
-    assert pieces[-1].offset == 42
-    assert [output.key for piece in pieces for output in piece.rows] == [b"r"]
+        if chunk := its.next(lambda: committed):
+            chunks.append(chunk)
+            its.published(chunk)
+    assert chunks[-1].offset == 42
+    assert [output.key for chunk in chunks for output in chunk.rows] == [b"r"]
 
 
 def test_a_row_of_another_space_stops_the_worker(deployment: Deployment) -> None:
@@ -184,8 +184,8 @@ def test_a_row_of_another_space_stops_the_worker(deployment: Deployment) -> None
     settings = deployment.settings.model_copy(update={"generation": "g0002"})
     ensure(settings)
     wrong = origin(deployment.settings, before="s-other")
-    its = Filling(settings, wrong, target=settings.topic("vectors"))
-    with running(settings, Moved(), filling=its) as run:
+    its = Backfill(settings, wrong, target=settings.topic("vectors"))
+    with running(settings, Moved(), backfill=its) as run:
         error = run.wait_for_end()
     assert isinstance(error, WorkerError)
     assert "is of space s-" in str(error)
@@ -218,16 +218,16 @@ def test_a_version_whose_adapter_maps_stored_vectors_is_filled_with_them(
     (folder / FILE_NAME).write_text(changed.to_json())
 
     begun = promote(settings, registry, "tiny-0003")
-    assert isinstance(begun, Rollout)
+    assert isinstance(begun, GenerationRecord)
     assert (begun.state, begun.source) == ("building", "g0001")
-    its = filling(settings.model_copy(update={"generation": "g0002"}), registry, begun)
+    its = backfill_for(settings.model_copy(update={"generation": "g0002"}), registry, begun)
     assert its is not None
     given_nD = np.eye(4, manifest.dim, dtype=np.float32)
     assert np.allclose(its.origin.adapt(given_nD), given_nD @ turn_DD.numpy(), atol=1e-6)
     assert its.origin.topic == settings.topic("vectors")
     assert (its.origin.before, its.origin.space) == (story["from"], story["to"])
-    assert filling(settings, registry, replace(begun, state="serving")) is None
-    assert filling(settings, registry, replace(begun, source=None)) is None
+    assert backfill_for(settings, registry, replace(begun, state="serving")) is None
+    assert backfill_for(settings, registry, replace(begun, source=None)) is None
     (folder / FILE).write_bytes(b"damaged")
     with pytest.raises(RegistryError, match="its adapter does not load"):
-        filling(settings, registry, begun)
+        backfill_for(settings, registry, begun)

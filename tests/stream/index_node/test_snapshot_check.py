@@ -8,19 +8,21 @@ from dataclasses import replace
 
 import pytest
 
-from braid.stream.index_node.snapshot_check import Known, TopicFacts, unfit
+from braid.stream.index_node.snapshot_check import SnapshotFacts, TopicFacts, stale_reason
 
 HOUR_MS = 3_600_000
 NOW_MS = 1_000 * HOUR_MS
 TOPIC = TopicFacts(id="T1", delete_retention_ms=24 * HOUR_MS, ranges={0: (5, 100), 1: (0, 50)})
-KNOWN = Known(topic_id="T1", partitions=2, current_ms={0: NOW_MS - HOUR_MS, 1: NOW_MS - HOUR_MS})
+KNOWN = SnapshotFacts(
+    topic_id="T1", partitions=2, current_ms={0: NOW_MS - HOUR_MS, 1: NOW_MS - HOUR_MS}
+)
 AT = {0: 90, 1: 50}
 
 
 def test_a_recent_snapshot_of_the_same_topic_fits() -> None:
-    assert unfit(AT, KNOWN, TOPIC, now_ms=NOW_MS) is None
-    assert unfit({0: 5, 1: 0}, KNOWN, TOPIC, now_ms=NOW_MS) is None
-    assert unfit({}, Known(), TOPIC, now_ms=NOW_MS) is None
+    assert stale_reason(AT, KNOWN, TOPIC, now_ms=NOW_MS) is None
+    assert stale_reason({0: 5, 1: 0}, KNOWN, TOPIC, now_ms=NOW_MS) is None
+    assert stale_reason({}, SnapshotFacts(), TOPIC, now_ms=NOW_MS) is None
 
 
 @pytest.mark.parametrize(
@@ -39,20 +41,20 @@ def test_a_recent_snapshot_of_the_same_topic_fits() -> None:
     ],
 )
 def test_what_speaks_against_it_is_named(
-    positions: dict[int, int], known: Known, topic: TopicFacts, why: str
+    positions: dict[int, int], known: SnapshotFacts, topic: TopicFacts, why: str
 ) -> None:
-    found = unfit(positions, known, topic, now_ms=NOW_MS)
+    found = stale_reason(positions, known, topic, now_ms=NOW_MS)
     assert found is not None
     assert re.search(why, found), found
 
 
 def test_nothing_known_speaks_against_nothing() -> None:
     """A broker without topic ids, a snapshot without facts."""
-    assert unfit(AT, replace(KNOWN, topic_id=None), TOPIC, now_ms=NOW_MS) is None
-    assert unfit(AT, KNOWN, replace(TOPIC, id=None), now_ms=NOW_MS) is None
-    assert unfit(AT, Known(), TOPIC, now_ms=NOW_MS) is None
+    assert stale_reason(AT, replace(KNOWN, topic_id=None), TOPIC, now_ms=NOW_MS) is None
+    assert stale_reason(AT, KNOWN, replace(TOPIC, id=None), now_ms=NOW_MS) is None
+    assert stale_reason(AT, SnapshotFacts(), TOPIC, now_ms=NOW_MS) is None
 
 
 def test_what_is_known_goes_through_json() -> None:
-    assert Known.parse(json.loads(json.dumps(KNOWN.plain()))) == KNOWN
-    assert Known.parse({}) == Known()
+    assert SnapshotFacts.parse(json.loads(json.dumps(KNOWN.plain()))) == KNOWN
+    assert SnapshotFacts.parse({}) == SnapshotFacts()

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-MOST_REST_S = 2.0
+MAX_REST_S = 2.0
 
 
-class Pace:
+class Throttle:
     """Tells one worker when to go on. Used by its loop alone.
 
     Args:
@@ -26,8 +26,8 @@ class Pace:
 
     def worked(self, seconds: float, now: float) -> None:
         """A batch took so long, and ended now."""
-        rest_s = min(MOST_REST_S, seconds * (1 / self._share - 1))
+        rest_s = min(MAX_REST_S, seconds * (1 / self._share - 1))
         self._rest_until = max(self._rest_until, now + rest_s)
 
-    def may_go_on(self, now: float) -> bool:
+    def ready(self, now: float) -> bool:
         return now >= self._rest_until or not self._others_busy()

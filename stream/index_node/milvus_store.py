@@ -14,12 +14,12 @@ from braid.index.milvus.collections import MilvusGenerations
 
 from ..errors import ConfigError
 from ..settings import Settings
-from .snapshot_check import Known
+from .snapshot_check import SnapshotFacts
 
 log = logging.getLogger(__name__)
 
 
-class InMilvus:
+class MilvusBackedStore:
     """Implements `braid.stream.index_node.stores.Kept`.
 
     Args:
@@ -45,7 +45,7 @@ class InMilvus:
         )
         if generations.serving() is None:
             generations.flip(self.store.collection)  # the first generation serves
-        self.known = Known.parse(self.store.facts)
+        self.known = SnapshotFacts.parse(self.store.facts)
         log.info(
             "Milvus at %s: %s holds %d records; reading on from %s",
             settings.milvus_uri,
@@ -73,7 +73,7 @@ class InMilvus:
     def check(self) -> None:
         """Nothing that could have ended."""
 
-    def keep(self, known: Known) -> None:
+    def keep(self, known: SnapshotFacts) -> None:
         """What was known of the topic; rows and offsets are there already."""
         try:
             self.store.note(known.plain())
