@@ -8,10 +8,10 @@ Three measures keep the cost low. The second half waits for the first one's verd
 passes, the second holds the fault and is cut at once; where it fails, the second is as good as new
 records and goes into the next batches with them. Out of memory halves the budget of the
 batches to come; it doubles again with time. While records that fail are frequent, batches are
-small: one of n records that fails costs its neighbours about 1.5 encodings more, so that with a
-share p of such records the cost per record is about 1.5pn, beside the fixed cost of a batch, which
-grows with 1/n. The best n is of the order of 1/sqrt(p), as in group testing (Dorfman 1943,
-https://doi.org/10.1214/aoms/1177731363).
+small: a failing record in a batch of n wastes about 1.5 n encodings. With a share p of such records
+and a call that costs as much as f encodings beside those of its records, a record costs
+1 + f/n + 1.5 p n, which is least at n = sqrt(f / 1.5 p). p and f are measured. The trade is that of
+group testing (Dorfman 1943, https://doi.org/10.1214/aoms/1177731363).
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ ATTEMPTS = 2  # a record fails alone so often before it is condemned
 GROW_AFTER_S = 60.0  # without running out of memory; then the budget doubles
 MEMORY_RECORDS = 500.0  # after so many records a failure counts half
 RARE = 0.1  # what is left of a failure when batches are full again
-SIZE = 3.0  # times 1/sqrt(share of records that fail): records in a batch; benchmarks/poison.py
+WASTE = 1.5  # encodings wasted for each record of a batch that fails: whole, and every other half
+FIXED = 8.0  # records that cost as much as a call, until it is measured
+FIXED_LEAST, FIXED_MOST = 0.5, 64.0
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +61,32 @@ class Piece:
         return len(self.items) == 1 and self.items[0].failures == ATTEMPTS - 1
 
 
+class CallCost:
+    """What a call costs beside its records: a least-squares line through seconds by records."""
+
+    def __init__(self) -> None:
+        self._sums = [0.0] * 5  # of 1, n, n^2, t, n t
+
+    def add(self, records: int, seconds: float) -> None:
+        """A call that passed; earlier ones count less with every record."""
+        faded = 0.5 ** (records / MEMORY_RECORDS)
+        terms = (1.0, records, records**2, seconds, records * seconds)
+        self._sums = [faded * total + term for total, term in zip(self._sums, terms, strict=True)]
+
+    @property
+    def fixed(self) -> float:
+        """In encodings of one record; FIXED while calls have been of one size only."""
+        count, records, squares, seconds, products = self._sums
+        spread = count * squares - records**2
+        if spread <= 0.01 * records**2:
+            return FIXED
+        slope = (count * products - records * seconds) / spread
+        at_zero = (seconds - slope * records) / count
+        if slope <= 0:
+            return FIXED_MOST
+        return min(FIXED_MOST, max(FIXED_LEAST, at_zero / slope))
+
+
 class Bisection:
     """The pieces of failed batches, and the budget of new ones. Used by one thread.
 
@@ -76,6 +104,7 @@ class Bisection:
         self._failing = 0.0  # records that failed, each counted less and less
         self._seen = 0.0  # records that did or did not, counted likewise
         self._released: list[Item] = []
+        self._calls = CallCost()
 
     def __len__(self) -> int:
         """How many pieces wait."""
@@ -111,8 +140,9 @@ class Bisection:
             self._waiting.insert(at, second)
         return piece
 
-    def passed(self, piece: Piece, count: int) -> None:
+    def passed(self, piece: Piece, count: int, took_s: float) -> None:
         """A piece was encoded, and so many of its records have an embedding."""
+        self._calls.add(len(piece.items), took_s)
         self._verdict(piece, passed=True)
         faded = 0.5 ** (count / MEMORY_RECORDS)
         self._failing *= faded
@@ -135,7 +165,7 @@ class Bisection:
         if item.failures < ATTEMPTS:
             self._put_first([piece])
             return None
-        self._failing += 1.0
+        self._failing += 0.5
         return item
 
     def released(self) -> list[Item]:
@@ -171,7 +201,8 @@ class Bisection:
         if self._failing < RARE:
             return most
         share = self._failing / max(self._seen, most)
-        return min(most, 1 << max(0, round(math.log2(SIZE / math.sqrt(share)))))
+        best = math.sqrt(self._calls.fixed / (WASTE * share))
+        return min(most, 1 << max(0, round(math.log2(best))))
 
 
 def _halves(piece: Piece) -> tuple[Piece, Piece]:

@@ -189,7 +189,7 @@ class EncodeQueue:
             for item, embedding in zip(piece.items, embeddings, strict=True):
                 if embedding is not None:
                     made.append((item, embedding))
-            self._bisection.passed(piece, len(made))
+            self._bisection.passed(piece, len(made), took_s)
             self._bisection.suspect(
                 [item for item, its in zip(piece.items, embeddings, strict=True) if its is None]
             )

@@ -261,15 +261,33 @@ def test_batches_are_small_while_failing_records_are_frequent(clock: Clock) -> N
     condemn(0)
     assert bisection.budget().records == 32
     for number in range(20):  # one in a hundred
-        bisection.passed(Piece([]), 99)
+        bisection.passed(Piece([]), 99, 0.0)
         condemn(number)
     assert bisection.budget().records == 32
     assert bisection.budget().tokens == FULL.tokens
     for number in range(200):
         condemn(number)
-    assert bisection.budget().records <= 4
-    bisection.passed(Piece([]), 15_000)
+    assert bisection.budget().records <= 8
+    bisection.passed(Piece([]), 15_000, 0.0)
     assert bisection.budget() == FULL
+
+
+@pytest.mark.parametrize(("fixed_s", "records"), [(0.0, 4), (0.04, 16), (1.0, 64)])
+def test_batches_are_larger_where_a_call_costs_more(
+    fixed_s: float, records: int, clock: Clock
+) -> None:
+    """One record in a hundred fails; one record costs 5 ms."""
+    bisection = Bisection(FULL, clock=clock)
+    model = NullModel(16)
+    for _ in range(40):
+        for size in (16, 8, 8, 32, 32, 4):
+            piece = Piece(items_of(model, size))
+            bisection.passed(piece, size, fixed_s + 0.005 * size)
+        assert bisection.failed(Piece(items_of(model, 32), whole=True), ValueError()) is None
+        (item,) = items_of(model, 1)
+        item.failures = 1
+        bisection.failed(Piece([item]), ValueError())
+    assert bisection.budget().records == records
 
 
 # Too many at once.
