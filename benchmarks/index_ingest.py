@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from braid.index.segments.compaction import Upkeep, maintain
+from braid.index.segments.compaction import Compactor, maintain
 from braid.index.segments.live_store import LiveStore
 from braid.index.store import Array, Upsert
 
@@ -167,13 +167,13 @@ def _measured(
         taken, _ = searching(store, queries_BD, mark_D, given.seconds)
         idle.append(taken)
         before = len(store.segments())
-        upkeep = Upkeep(store)
-        upkeep.start()
+        compactor = Compactor(store)
+        compactor.start()
         with writer:
             taken, its_wrong = searching(store, queries_BD, mark_D, given.seconds)
-        upkeep.stop()
-        if upkeep.error is not None:
-            raise upkeep.error
+        compactor.stop()
+        if compactor.error is not None:
+            raise compactor.error
         busy.append(taken)
         wrong += its_wrong
         checks += len(taken) // CHECK_EVERY

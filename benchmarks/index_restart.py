@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from braid.index.segments.compaction import Upkeep
+from braid.index.segments.compaction import Compactor
 from braid.index.segments.live_store import LiveStore
 from braid.index.segments.snapshot import restore, save, segments_folder
 from braid.index.store import Array
@@ -124,8 +124,8 @@ def _saving(store: LiveStore, rows_ND: Array, folder: Path) -> dict[str, Any]:
             at += len(writes)
             stopping.wait(1 / APPLIES)
 
-    upkeep = Upkeep(store)
-    upkeep.start()
+    compactor = Compactor(store)
+    compactor.start()
     writer = threading.Thread(target=write)
     writer.start()
     try:
@@ -138,7 +138,7 @@ def _saving(store: LiveStore, rows_ND: Array, folder: Path) -> dict[str, Any]:
     finally:
         stopping.set()
         writer.join()
-        upkeep.stop()
+        compactor.stop()
     assert info is not None
     quiet = [taken for ended, taken in applied if ended <= began]
     during = [taken for ended, taken in applied if ended > began]

@@ -1,10 +1,10 @@
-"""index: vectors live here, searchable while they are written, and a service answers queries.
+"""The vector index: a store that is searchable while it is written, and the query service.
 
     from braid import Client
     with Client("http://127.0.0.1:8077") as client:
         answer = client.search(text="a red bird", k=5)
 
-Importing this package is cheap: what a name needs is imported when it is first touched.
+The import is cheap: a submodule is imported when one of its names is first used.
 """
 
 from __future__ import annotations

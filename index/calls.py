@@ -1,6 +1,6 @@
-"""The query service's calls as data: how each is asked and how its answer is read.
+"""Requests and responses of the query service, without I/O; both clients share them.
 
-Nothing here waits or sends, so that the clients, one that blocks and one for asyncio, share it all.
+The blocking client and the asyncio client send them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .errors import BadQuery, BraidIndexError, ServiceError
 Media = bytes | Path | None
 Answer = dict[str, Any]
 
-MAX_BATCH = 64  # as the service takes; a test holds the two equal
-MAX_BATCH_HITS = 10_000  # likewise
+MAX_BATCH = 64  # the service's limit; a test keeps the two equal
+MAX_BATCH_HITS = 10_000  # the service's limit
 BATCH_BYTES = 6 * 1024 * 1024  # of media in one batch of JSON; the service takes 8 MiB of it
 DEFAULT_K = 10
-GZIP_FROM = 1024  # bytes of a body that is worth packing
-AGAIN = (429, 503)  # statuses after which the same call may succeed
+GZIP_FROM = 1024  # bytes from which a body is compressed
+RETRIABLE = (429, 503)  # statuses after which the same call may succeed
 
 
 class Query(TypedDict, total=False):
@@ -56,7 +56,7 @@ class Call:
 
 
 def search(query: Query, *, pack: bool) -> Call:
-    """A search; with a picture or a sound it is an upload. Raises BadQuery.
+    """A search; an upload if it has a picture or a sound. Raises BadQuery.
 
     Args:
         pack: gzip a large body of JSON.
@@ -86,7 +86,7 @@ def search_batch(queries: Sequence[Query], *, pack: bool) -> Call:
 
 
 def batches(queries: Sequence[Query]) -> list[Sequence[Query]]:
-    """The queries in as many batches as the limits of a batch ask for."""
+    """The queries split into batches that keep the limits of a batch."""
     parts: list[list[Query]] = []
     hits = size = 0
     for query in queries:
@@ -102,7 +102,7 @@ def batches(queries: Sequence[Query]) -> list[Sequence[Query]]:
 
 
 def _media_bytes(query: Query) -> int:
-    """About how many bytes a query's media take in JSON."""
+    """Approximate size in JSON of a query's media, in bytes."""
     sizes = 0
     for name in ("image", "audio"):
         value = query.get(name)
@@ -114,7 +114,7 @@ def _media_bytes(query: Query) -> int:
 
 
 def answers(batch: Answer) -> list[Answer | BraidIndexError]:
-    """The answers of a batch; an error stands in the place of a query that has none."""
+    """The answers of a batch, in order; an error in place of a failed query's answer."""
     return [
         _refusal(one["error"], int(one["status"]), "/v1/search/batch") if "error" in one else one
         for one in batch["answers"]
@@ -152,7 +152,7 @@ def ready() -> Call:
 
 
 def headers(api_key: str | None) -> dict[str, str]:
-    """What every call sends. Raises ServiceError for a key that no header can hold."""
+    """Headers of every call. Raises ServiceError for a key that no header can hold."""
     if api_key is None:
         return {}
     if not api_key.isascii() or not api_key.isprintable() or " " in api_key:
@@ -161,11 +161,11 @@ def headers(api_key: str | None) -> dict[str, str]:
 
 
 def read(call: Call, status: int, content: bytes) -> Answer:
-    """What the service said.
+    """The body of a successful response.
 
     Raises:
-        BadQuery: it refused the call and says why.
-        ServiceError: it failed, is busy, or something else answered.
+        BadQuery: the service refused the call; the error names field and reason.
+        ServiceError: the service failed or is busy, or the response is not its own.
     """
     try:
         body: Answer = dict(json.loads(content))
@@ -181,10 +181,10 @@ def wait_s(status: int, retry_after: str | None, *, tried: int) -> float | None:
     """Seconds until the call may be tried again, or None if that would not help.
 
     Args:
-        retry_after: the header's value; without it the wait doubles from a quarter second on.
-        tried: how often the call was sent.
+        retry_after: the header's value; without it the wait doubles, starting at 0.25 s.
+        tried: how many times the call was sent.
     """
-    if status not in AGAIN:
+    if status not in RETRIABLE:
         return None
     if retry_after is not None and retry_after.strip().isdigit():
         return float(retry_after)
@@ -215,15 +215,15 @@ _NAMES = tuple(Query.__annotations__)
 
 
 def _bytes(query: Query, name: str) -> bytes | None:
-    given = query.get(name)
-    if isinstance(given, Path):
+    value = query.get(name)
+    if isinstance(value, Path):
         try:
-            return given.read_bytes()
+            return value.read_bytes()
         except OSError as error:
-            raise BadQuery(name, f"{given}: {error.strerror}") from error
-    if given is None or isinstance(given, bytes):
-        return given
-    raise BadQuery(name, f"must be bytes or a Path, got {type(given).__name__}")
+            raise BadQuery(name, f"{value}: {error.strerror}") from error
+    if value is None or isinstance(value, bytes):
+        return value
+    raise BadQuery(name, f"must be bytes or a Path, got {type(value).__name__}")
 
 
 def _json(method: str, path: str, body: Mapping[str, Any], pack: bool) -> Call:
@@ -252,7 +252,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _record(id: str) -> str:
-    # Dots too, or `..` would climb out of the collection.
+    # Dots are encoded too: `..` would leave the collection.
     return "/v1/records/" + _quoted(id).replace(".", "%2E")
 
 

@@ -1,4 +1,4 @@
-"""The query service's clients: `Client` blocks, `AsyncClient` is awaited; the calls are the same.
+"""Blocking and asyncio clients of the query service.
 
 with Client("http://127.0.0.1:8077") as client:
     for hit in client.search(text="a red bird", k=5)["hits"]:
@@ -24,18 +24,18 @@ from .redact import redacted
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retry:
-    """How often a call that was refused for now (429, 503) is sent again, and how long is waited.
+    """How often a call is repeated after 429 or 503, and how long to wait.
 
     Attributes:
-        times: so many more; 0 for none.
-        longest_s: a wait that would be longer is not begun: the refusal is raised at once.
+        times: repetitions; 0 for none.
+        longest_s: if the wait would be longer, the refusal is raised at once.
     """
 
     times: int = 2
     longest_s: float = 5.0
 
     def wait_s(self, answer: httpx.Response, *, tried: int) -> float | None:
-        """Seconds until the next try, or None for no other."""
+        """Seconds until the next attempt, or None if there is none."""
         if tried > self.times:
             return None
         after = calls.wait_s(answer.status_code, answer.headers.get("retry-after"), tried=tried)
@@ -43,7 +43,7 @@ class Retry:
 
 
 class Options(TypedDict, total=False):
-    """What both clients take; see there."""
+    """Options of both clients; see `_Common`."""
 
     timeout: float
     api_key: str | None
@@ -52,18 +52,18 @@ class Options(TypedDict, total=False):
 
 
 class _Common:
-    """What both clients do alike.
+    """Base of both clients.
 
     Args:
-        url: where the service answers, as http://127.0.0.1:8077.
-        timeout: seconds that one call may take.
-        api_key: sent with every call, where the service wants one.
-        gzip: pack large bodies of JSON; answers come packed in any case.
-        retry: what to do when the service asks to come again later.
+        url: address of the service, for example http://127.0.0.1:8077.
+        timeout: seconds for one call.
+        api_key: sent with every call; needed where the service requires keys.
+        gzip: compress large JSON bodies; answers are compressed in any case.
+        retry: what to do after 429 or 503.
 
     Raises (every call):
-        BadQuery: the service refused the query and says why.
-        ServiceError: it does not answer, failed, or has too much to do.
+        BadQuery: the service refused the query; the error names field and reason.
+        ServiceError: the service does not answer, failed, or is overloaded.
     """
 
     def __init__(
@@ -113,15 +113,15 @@ class Client(_Common):
             raise self._no_address(error) from error
 
     def search(self, **query: Unpack[Query]) -> Answer:
-        """What is like this; give any of text, image and audio, or id, or values with space."""
+        """Similar records; pass any of text, image and audio, or id, or values with space."""
         return self._call(calls.search(query, pack=self._pack))
 
     def search_many(self, queries: Sequence[Query]) -> list[Answer | BraidIndexError]:
-        """An answer for each query, or the error that it alone would have raised."""
-        found: list[Answer | BraidIndexError] = []
+        """An answer for each query, or the error that the query would have raised alone."""
+        answers: list[Answer | BraidIndexError] = []
         for part in calls.batches(queries):
-            found += calls.answers(self._call(calls.search_batch(part, pack=self._pack)))
-        return found
+            answers += calls.answers(self._call(calls.search_batch(part, pack=self._pack)))
+        return answers
 
     def get(
         self,
@@ -135,7 +135,7 @@ class Client(_Common):
 
         Args:
             min_offsets: partition of `records` -> offset that must be reflected.
-            timeout_ms: how long to wait for that.
+            timeout_ms: how long to wait for the offsets.
         """
         return self._call(calls.get(id, generation, min_offsets, timeout_ms))
 
@@ -146,7 +146,7 @@ class Client(_Common):
         min_offsets: Mapping[int, int] | None = None,
         timeout_ms: int | None = None,
     ) -> Answer:
-        """Ask for a record's deletion; the answer says at which offset of `records` it stands."""
+        """Request a record's deletion; the answer holds its offset in `records`."""
         return self._call(calls.delete(id, min_offsets, timeout_ms))
 
     def status(self) -> Answer:
@@ -154,11 +154,11 @@ class Client(_Common):
         return self._call(calls.status())
 
     def generations(self) -> Answer:
-        """Which generations can be searched, and which one is without being named."""
+        """The generations that can be searched, and the serving one."""
         return self._call(calls.generations())
 
     def ready(self) -> bool:
-        """Whether the node has caught up; false also when it does not answer."""
+        """Whether the node has caught up; false if it does not answer."""
         try:
             return self._client.request(**_request(calls.ready())).status_code == 200
         except httpx.HTTPError:
@@ -215,10 +215,10 @@ class AsyncClient(_Common):
 
     async def search_many(self, queries: Sequence[Query]) -> list[Answer | BraidIndexError]:
         """See Client.search_many."""
-        found: list[Answer | BraidIndexError] = []
+        answers: list[Answer | BraidIndexError] = []
         for part in calls.batches(queries):
-            found += calls.answers(await self._call(calls.search_batch(part, pack=self._pack)))
-        return found
+            answers += calls.answers(await self._call(calls.search_batch(part, pack=self._pack)))
+        return answers
 
     async def get(
         self,

@@ -1,16 +1,16 @@
-"""What can go wrong in `index`, as one tree.
+"""The exceptions of `index`, as one tree.
 
 BraidIndexError
-├── BadQuery            the query breaks a limit or names what is not there: a 4xx answer
-│   ├── SpaceMismatch   a vector from another space: refused, never answered wrongly (409)
+├── BadQuery            the query breaks a limit or names something unknown: a 4xx answer
+│   ├── SpaceMismatch   a vector from another space (409)
 │   ├── UnknownGeneration  there is no generation of that name (404)
 │   ├── NotYet          `min_offsets` were not reached in time (412)
-│   ├── NotServing      no generation answers where none is named, yet (503)
-│   └── Busy            the node has as much to do as it takes on (503)
-├── StoreError          the server that keeps the vectors refused, or does not answer (503)
-├── HomeLocked          another process keeps this index home
+│   ├── NotServing      the serving generation is not open yet (503)
+│   └── Busy            a concurrency limit is reached (503)
+├── StoreError          the vector store's server refused a call, or does not answer (503)
+├── HomeLocked          another process holds this index home
 ├── SnapshotError       no snapshot could be written, or the one named is damaged
-└── ServiceError        the client's view: the query service refused, or does not answer
+└── ServiceError        raised by clients: the query service refused, or does not answer
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from collections.abc import Iterable
 
 
 class BraidIndexError(Exception):
-    """Base of every error that `index` raises on purpose."""
+    """Base of all errors of `index`."""
 
 
 class BadQuery(BraidIndexError, ValueError):
-    """A query that cannot be answered as it is.
+    """A query that cannot be answered.
 
     Args:
         field: the field of the query at fault.
         reason: what is wrong, with the limit and the value seen.
-        status: the HTTP status that says so.
-        retry_after_s: when the same query may be answered, if it may; whole seconds.
+        status: the HTTP status of the answer.
+        retry_after_s: whole seconds after which the same query may succeed, if it may.
     """
 
     def __init__(
@@ -43,47 +43,47 @@ class BadQuery(BraidIndexError, ValueError):
 
 
 class SpaceMismatch(BadQuery):
-    """A vector from one space was put to an index of another."""
+    """A query vector is from another space than the index."""
 
-    def __init__(self, given: str, held: str) -> None:
-        super().__init__("space", f"is {given!r}, this index holds {held!r}", status=409)
+    def __init__(self, got: str, held: str) -> None:
+        super().__init__("space", f"is {got!r}, this index holds {held!r}", status=409)
 
 
 class UnknownGeneration(BadQuery):
-    """A query named a generation that is not here."""
+    """The query names a generation that does not exist."""
 
-    def __init__(self, given: str, held: Iterable[str]) -> None:
-        reason = f"there is no {given[:60]!r}, there are {', '.join(sorted(held))}"
+    def __init__(self, got: str, held: Iterable[str]) -> None:
+        reason = f"there is no {got[:60]!r}, there are {', '.join(sorted(held))}"
         super().__init__("generation", reason, status=404)
 
 
-class NotYet(BadQuery):
-    """The offsets that a query waited for were not reflected in time."""
+class OffsetsNotReached(BadQuery):
+    """The store did not reflect the query's `min_offsets` in time."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("min_offsets", reason, status=412, retry_after_s=1)
 
 
 class NotServing(BadQuery):
-    """The generation that is searched where none is named is not open; the query may be good."""
+    """The serving generation is not open yet; the query itself may be valid."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("generation", reason, status=503, retry_after_s=1)
 
 
 class Busy(BadQuery):
-    """The node has as much to do as it takes on; the query itself may be good."""
+    """A concurrency limit is reached; the query itself may be valid."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("request", reason, status=503, retry_after_s=1)
 
 
 class StoreError(BraidIndexError):
-    """The server that keeps the vectors refused a call, or does not answer."""
+    """The vector store's server refused a call, or does not answer."""
 
 
 class HomeLocked(BraidIndexError):
-    """Another process keeps the index in this folder."""
+    """Another process holds the index home."""
 
     def __init__(self, folder: str, pid: str) -> None:
         super().__init__(
@@ -93,7 +93,7 @@ class HomeLocked(BraidIndexError):
 
 
 class SnapshotError(BraidIndexError):
-    """A snapshot is damaged, or could not be written."""
+    """A snapshot is damaged or could not be written."""
 
 
 class ServiceError(BraidIndexError):

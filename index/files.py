@@ -1,4 +1,4 @@
-"""Files that outlive a crash: synced, summed up, complete or not there at all."""
+"""Crash-safe files: fsync, atomic replacement, SHA-256 checksums."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .errors import SnapshotError
 
 @contextmanager
 def synced(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, on disk when the block ends."""
+    """Create a file; it is fsynced when the block ends."""
     with open(path, "wb") as file:
         yield file
         file.flush()
@@ -24,7 +24,7 @@ def synced(path: Path) -> Iterator[IO[bytes]]:
 
 
 def sync_folder(path: Path) -> None:
-    """What was made, renamed or removed in a folder is on disk."""
+    """Fsync a folder: creations, renames and removals in it are durable."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -32,13 +32,8 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def sync_file(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
 def replaced(path: Path, content: bytes) -> None:
-    """Write a small file in one step: a reader sees the old one or the new one, whole."""
+    """Replace a small file atomically: a reader sees the old content or the new."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with synced(temporary) as file:
         file.write(content)
@@ -47,12 +42,12 @@ def replaced(path: Path, content: bytes) -> None:
 
 
 def created(path: Path, content: bytes) -> None:
-    """Write a small file that must not be there yet, whole and at once.
+    """Create a small file atomically; it must not exist.
 
-    Of several that try, one succeeds, in whatever process.
+    If several processes try, one succeeds.
 
     Raises:
-        FileExistsError: it is there.
+        FileExistsError: the file exists.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with synced(temporary) as file:
@@ -65,23 +60,23 @@ def created(path: Path, content: bytes) -> None:
 
 
 def checked(folder: Path, *, only: str | None = None, except_for: str = "") -> dict[str, str]:
-    """sha256 by name of a folder's files; of one, if it is there."""
+    """SHA-256 digests of a folder's files, by name; `only` selects one file, if it exists."""
     paths = sorted(folder.iterdir()) if only is None else [folder / only]
-    found = {}
+    digests = {}
     for path in paths:
         if path.is_file() and path.name != except_for:
             with open(path, "rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+                digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def sealed_json(content: dict[str, Any]) -> bytes:
-    """JSON with its own sha256: one flipped bit in an offset would lose records silently."""
+    """JSON with its own SHA-256: a flipped bit in an offset would lose records silently."""
     return json.dumps(content | {"sha256": _sum(content)}).encode()
 
 
 def unsealed_json(path: Path, format: int) -> dict[str, Any]:
-    """What `sealed_json` wrote. Raises SnapshotError unless it is whole and of this format."""
+    """Read what `sealed_json` wrote. Raises SnapshotError if it is damaged or of another format."""
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
         if content.pop("sha256") != _sum(content):

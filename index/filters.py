@@ -1,4 +1,4 @@
-"""Filters on meta: a small language as JSON, parsed into a tree that two readers understand.
+"""Filters on meta: a small JSON language, parsed into a tree of conditions.
 
     {"lang": "de"}                          equality; a list in meta matches if it holds the value
     {"year": {"gte": 2020, "lt": 2030}}     ranges, of numbers or of strings
@@ -6,9 +6,9 @@
     {"lang": {"exists": true}}              present and not null
     {"and": [..]}, {"or": [..]}, {"not": {..}}
 
-Several fields in one object must all match. A node called with a meta answers for that one record;
-`braid.index.segments.meta_columns` answers for all rows of a segment at once, and a property test
-holds the two equal.
+All fields of one object must match. A node of the tree, called with a meta, evaluates one record;
+`braid.index.segments.meta_columns` evaluates all rows of a segment at once, and a property test
+keeps the two equal.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OPERATORS = ("in", "exists", *RANGES)
 
 
 def key_of(value: object) -> tuple[bool, Any] | None:
-    """What is equal in JSON has equal keys: 1 and 1.0, but not 1 and true; None: no scalar."""
+    """Equal for values equal in JSON: 1 and 1.0, but not 1 and true; None: not a scalar."""
     if value is None or isinstance(value, (str, int, float)):
         return isinstance(value, bool), value
     return None
@@ -52,10 +52,10 @@ class Equals:
     value: Scalar
 
     def __call__(self, meta: Meta) -> bool:
-        key, found = key_of(self.value), meta.get(self.field)
-        if isinstance(found, list):
-            return any(key_of(part) == key for part in found)
-        return key_of(found) == key
+        key, held = key_of(self.value), meta.get(self.field)
+        if isinstance(held, list):
+            return any(key_of(part) == key for part in held)
+        return key_of(held) == key
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,40 +67,40 @@ class OneOf:
     keys: frozenset[object] = dataclass_field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # A set: a thousand choices cost what one costs.
+        # A set: the cost does not grow with the number of choices.
         object.__setattr__(self, "keys", frozenset(key_of(value) for value in self.values))
 
     def __call__(self, meta: Meta) -> bool:
-        found = meta.get(self.field)
-        parts = found if isinstance(found, list) else (found,)
+        held = meta.get(self.field)
+        parts = held if isinstance(held, list) else (held,)
         return any(key_of(part) in self.keys for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
 class Exists:
-    """The field is there and not null (`wanted`), or is not."""
+    """The field exists and is not null (`present`), or not."""
 
     field: str
-    wanted: bool
+    present: bool
 
     def __call__(self, meta: Meta) -> bool:
-        return (meta.get(self.field) is not None) is self.wanted
+        return (meta.get(self.field) is not None) is self.present
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A number against a number or a string against a string; nothing else is in a range."""
+    """Compares a number with a number or a string with a string; other values never match."""
 
     field: str
     op: str
     bound: str | int | float
 
     def __call__(self, meta: Meta) -> bool:
-        found = meta.get(self.field)
+        held = meta.get(self.field)
         kinds = (str,) if isinstance(self.bound, str) else (int, float)
-        if not isinstance(found, kinds) or isinstance(found, bool):
+        if not isinstance(held, kinds) or isinstance(held, bool):
             return False
-        return RANGES[self.op](found, self.bound)
+        return RANGES[self.op](held, self.bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,29 +130,29 @@ class Not:
 Filter = Equals | OneOf | Exists | Range | And | Or | Not
 
 
-def compile_filter(given: object) -> Filter:
-    """The tree of a filter; called with a record's meta, it says whether that matches.
+def compile_filter(node: object) -> Filter:
+    """The tree of a filter; called with a record's meta, it returns whether the meta matches.
 
     Raises:
-        BadQuery: names the part at fault and what is allowed there.
+        BadQuery: names the invalid part and what is allowed there.
     """
-    return _object(given, "filter", 0, [0])
+    return _object(node, "filter", 0, [0])
 
 
 def _seen(value: object) -> str:
-    """A value from a query in a few characters, at a cost that does not depend on its size."""
+    """A short description of a query's value, at a cost that does not depend on its size."""
     if isinstance(value, (list, dict)):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     return repr(value[:60] if isinstance(value, str) else value)[:80]
 
 
-def _object(given: object, where: str, depth: int, counted: list[int]) -> Filter:
-    if not isinstance(given, dict) or not given:
-        raise BadQuery(where, f"must be a non-empty object, got {_seen(given)}")
+def _object(node: object, where: str, depth: int, counted: list[int]) -> Filter:
+    if not isinstance(node, dict) or not node:
+        raise BadQuery(where, f"must be a non-empty object, got {_seen(node)}")
     if depth > MAX_DEPTH:
         raise BadQuery(where, f"is nested deeper than the limit of {MAX_DEPTH}")
     parts: list[Filter] = []
-    for name, condition in given.items():
+    for name, condition in node.items():
         counted[0] += 1
         if counted[0] > MAX_CONDITIONS:
             raise BadQuery(where, f"has more than {MAX_CONDITIONS} conditions")
@@ -172,20 +172,20 @@ def _all(parts: list[Filter]) -> Filter:
     return parts[0] if len(parts) == 1 else And(tuple(parts))
 
 
-def _combined(name: str, given: object, where: str, depth: int, counted: list[int]) -> Filter:
-    if not isinstance(given, list) or not given:
+def _combined(name: str, node: object, where: str, depth: int, counted: list[int]) -> Filter:
+    if not isinstance(node, list) or not node:
         raise BadQuery(where, "must be a non-empty list of filters")
     parts = tuple(
-        _object(part, f"{where}[{number}]", depth + 1, counted) for number, part in enumerate(given)
+        _object(part, f"{where}[{number}]", depth + 1, counted) for number, part in enumerate(node)
     )
     return And(parts) if name == "and" else Or(parts)
 
 
-def _operators(name: str, given: Mapping[str, Any], where: str) -> Filter:
-    if not given:
+def _operators(name: str, node: Mapping[str, Any], where: str) -> Filter:
+    if not node:
         raise BadQuery(where, f"names no operator; there are {', '.join(OPERATORS)}")
     parts: list[Filter] = []
-    for key, value in given.items():
+    for key, value in node.items():
         inside = f"{where}.{key}"
         if key == "in":
             parts.append(_one_of(name, value, inside))
@@ -208,12 +208,12 @@ def _scalar(value: object, where: str) -> Scalar:
     raise BadQuery(where, f"must be a string, number, boolean or null, got {_seen(value)}")
 
 
-def _one_of(name: str, given: object, where: str) -> Filter:
-    if not isinstance(given, list) or not given:
+def _one_of(name: str, node: object, where: str) -> Filter:
+    if not isinstance(node, list) or not node:
         raise BadQuery(where, "must be a non-empty list")
-    if len(given) > MAX_CHOICES:
-        raise BadQuery(where, f"has {len(given)} choices, the limit is {MAX_CHOICES}")
-    return OneOf(name, tuple(_scalar(value, where) for value in given))
+    if len(node) > MAX_CHOICES:
+        raise BadQuery(where, f"has {len(node)} choices, the limit is {MAX_CHOICES}")
+    return OneOf(name, tuple(_scalar(value, where) for value in node))
 
 
 def _range(name: str, op: str, bound: object, where: str) -> Filter:

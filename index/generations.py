@@ -1,11 +1,11 @@
-"""Several generations at once, one per space, and the alias that says which of them serves.
+"""Open generations by name, and the alias that names the serving one.
 
     INDEX/serving.json   the alias: the serving generation's name and a number that only grows
     INDEX/g0001/         a generation's snapshots and segments
 
-The alias is replaced by a rename: after a crash it names the old generation or the new one. In
-memory it flips by one assignment: a query takes the serving generation once and stays with it.
-Who opens generations, and when they flip, is up to the caller.
+The alias file is replaced by a rename: after a crash it names the old generation or the new one. In
+memory the alias is one reference: a query reads it once and keeps that generation. The caller opens
+generations and decides when the alias flips.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class GenerationError(BraidIndexError):
-    """A generation that is not there, is there already, or serves and therefore stays."""
+    """A generation does not exist, exists already, or serves and cannot be dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,11 @@ class Alias:
 
 
 class Generations(Generic[T]):
-    """What is open, by name; `T` is whatever the caller keeps of a generation.
+    """Open generations by name; `T` is the caller's object for a generation.
 
     Args:
         folder: holds the alias and a folder for each generation.
-        first: serves as long as no alias was written.
+        first: the serving generation until an alias is written.
     """
 
     def __init__(self, folder: Path, *, first: str) -> None:
@@ -64,7 +64,7 @@ class Generations(Generic[T]):
 
     @property
     def serving(self) -> T:
-        """The generation that answers. Raises GenerationError while it is not open."""
+        """The serving generation. Raises GenerationError while it is not open."""
         return self.get(self._alias.name)
 
     @property
@@ -73,7 +73,7 @@ class Generations(Generic[T]):
         return sorted(self._open)
 
     def folder(self, name: str) -> Path:
-        """Where a generation keeps its snapshots."""
+        """The folder of a generation's snapshots."""
         return self._folder / _checked(name)
 
     def kept(self) -> list[str]:
@@ -83,27 +83,27 @@ class Generations(Generic[T]):
         return sorted(p.name for p in self._folder.iterdir() if NAME.fullmatch(p.name))
 
     def get(self, name: str) -> T:
-        """Raises GenerationError, which names those that are open."""
-        found = self._open.get(name)
-        if found is None:
+        """The open generation of that name. Raises GenerationError, which names the open ones."""
+        generation = self._open.get(name)
+        if generation is None:
             raise GenerationError(
                 f"no generation {name[:60]!r} is open; there are: {', '.join(self.names) or 'none'}"
             )
-        return found
+        return generation
 
     def add(self, name: str, generation: T) -> None:
-        """Raises GenerationError if one of that name is open."""
+        """Add an open generation. Raises GenerationError if one of that name is open."""
         with self._changing:
             if _checked(name) in self._open:
                 raise GenerationError(f"generation {name} is open already")
             self._open = {**self._open, name: generation}
 
     def flip(self, name: str) -> Alias:
-        """Let another open generation serve; on disk when this returns.
+        """Make another open generation serve; durable on return.
 
         Raises:
             GenerationError: it is not open.
-            OSError: the alias could not be written; the old one holds.
+            OSError: the alias could not be written; the old one stays.
         """
         with self._changing:
             self.get(name)
@@ -118,10 +118,10 @@ class Generations(Generic[T]):
             return alias
 
     def drop(self, name: str) -> T | None:
-        """Close a generation and remove its files; what was kept of it, if it was open.
+        """Close a generation and remove its files; returns the caller's object, if it was open.
 
         Raises:
-            GenerationError: it serves, or there is none of that name.
+            GenerationError: it serves, or does not exist.
         """
         with self._changing:
             if name == self._alias.name:
@@ -129,12 +129,12 @@ class Generations(Generic[T]):
             if name not in self._open and name not in self.kept():
                 raise GenerationError(f"no generation {name[:60]!r} to drop")
             dropped = self._open.get(name)
-            self._open = {other: its for other, its in self._open.items() if other != name}
+            self._open = {other: kept for other, kept in self._open.items() if other != name}
             self._remove(name)
             return dropped
 
     def sweep(self) -> None:
-        """Remove what a process that was killed while dropping left behind."""
+        """Remove folders whose removal was interrupted by a crash."""
         for path in self._folder.glob(f"*{DROPPED}"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -144,7 +144,7 @@ class Generations(Generic[T]):
             return
         gone = folder.with_name(name + DROPPED)
         shutil.rmtree(gone, ignore_errors=True)
-        folder.rename(gone)  # at once: half a generation must never be found
+        folder.rename(gone)  # atomic: a half-removed generation must not be opened
         sync_folder(self._folder)
         shutil.rmtree(gone, ignore_errors=True)
 
@@ -156,8 +156,8 @@ class Generations(Generic[T]):
             content: dict[str, Any] = unsealed_json(path, FORMAT)
             return Alias(_checked(content["name"]), int(content["seq"]))
         except (SnapshotError, GenerationError, LookupError, TypeError, ValueError) as error:
-            # It was replaced whole: something else wrote here. To guess could be to answer from
-            # the wrong space.
+            # The rename is atomic, so another program wrote this file. A guess could serve the
+            # wrong space.
             raise GenerationError(
                 f"{path} is damaged: {error}; write which generation serves "
                 "by removing it, and the first one serves"

@@ -1,4 +1,4 @@
-"""One process at a time keeps an index home: snapshots of two would remove each other's files."""
+"""Exclusive lock on an index home: one index node at a time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LOCK = "node.lock"
 
 @contextmanager
 def home_lock(folder: Path) -> Iterator[None]:
-    """Hold the folder; the kernel lets go of it when the process ends, however that happens.
+    """Lock the folder; the kernel releases the lock when the process ends.
 
     Raises:
-        HomeLocked: another process holds it; names that process.
+        HomeLocked: another process holds the lock; names its process id.
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,4 +34,4 @@ def home_lock(folder: Path) -> Iterator[None]:
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
-        os.close(descriptor)  # the file stays: who removed it could lock another one of its name
+        os.close(descriptor)  # the file stays: removing it would allow two locks on one name

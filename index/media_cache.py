@@ -1,8 +1,8 @@
-"""Thumbnails and snippets in Redis, within a budget of bytes that all writers share.
+"""Thumbnails and snippets in Redis, within one byte budget for all writers.
 
-Each is a string of its own. A sorted set holds their ages, a hash their sizes, a counter the sum;
-scripts change all of it in one step, so several workers cannot go over the budget together or
-count one thing twice. The oldest make room. Nothing here is the only copy.
+Each medium is a string. A sorted set holds their ages, a hash their sizes, a counter the sum; Lua
+scripts update all of them atomically, so that concurrent workers keep the budget and count nothing
+twice. The oldest media are evicted. Redis never holds the only copy.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MIB = 1024 * 1024
 DEFAULT_BUDGET = 256 * MIB
 PREFIX = "braid:media:"
 AGES, SIZES, SUM = (PREFIX + name for name in ("ages", "sizes", "sum"))
-OVERHEAD = 300  # bytes that Redis spends beside the data: three keys, two entries (MEMORY USAGE)
+OVERHEAD = 300  # bytes of Redis beside the data: three keys, two entries (MEMORY USAGE)
 MEDIA_TYPE = re.compile(r"(image|audio)/[a-z0-9.+-]{1,40}")
 
-# KEYS: ages, sizes, sum, then the media. ARGV: budget, "1" to keep what is there, overhead, TTL,
+# KEYS: ages, sizes, sum, then the media. ARGV: budget, "1" to keep existing media, overhead, TTL,
 # values.
 _PUT = """
 local ages, sizes, sum = KEYS[1], KEYS[2], KEYS[3]
@@ -75,10 +75,10 @@ class Media:
 
 
 class MediaCache:
-    """Puts and gets media; like `Payloads`, whose connection it uses, it never raises or waits.
+    """Puts and gets media over the connection of `Payloads`; never raises, and waits as briefly.
 
     Args:
-        budget: bytes of all media together, as Redis keeps them; 0 keeps none.
+        budget: bytes of all media in Redis; 0 stores none.
     """
 
     def __init__(self, payloads: Payloads, *, budget: int = DEFAULT_BUDGET) -> None:
@@ -88,10 +88,10 @@ class MediaCache:
     def put_many(
         self, media: Mapping[tuple[Kind, str], Media], *, only_missing: bool = False
     ) -> bool:
-        """Keep media by (kind, record id); whether Redis took them.
+        """Store media by (kind, record id); whether Redis stored them.
 
         Args:
-            only_missing: leave what is there, which may be newer.
+            only_missing: keep existing media, which may be newer.
         """
         if not media or self._budget <= 0:
             return True
@@ -102,30 +102,30 @@ class MediaCache:
         return self._call(_PUT, keys, arguments) is not None
 
     def get(self, kind: Kind, id: str) -> Media | None:
-        """The thing, or None when it is not there or Redis does not answer."""
-        raw = self._payloads.ask(lambda client: client.get(_key(kind, id)))
+        """The medium, or None if it is missing or Redis does not answer."""
+        raw = self._payloads.execute(lambda client: client.get(_key(kind, id)))
         if not isinstance(raw, bytes):
             return None
-        type_, found, data = raw.partition(b"\0")
+        type_, separator, data = raw.partition(b"\0")
         name = type_.decode("ascii", "replace")
-        if not found or not MEDIA_TYPE.fullmatch(name):
-            return None  # something else wrote it
+        if not separator or not MEDIA_TYPE.fullmatch(name):
+            return None  # written by another program
         return Media(data=data, type=name)
 
     def drop_many(self, names: Sequence[tuple[Kind, str]]) -> bool:
-        """Forget media; whether Redis did."""
+        """Delete media; whether Redis did."""
         if not names:
             return True
         keys = [AGES, SIZES, SUM, *(_key(*name) for name in names)]
         return self._call(_DROP, keys, []) is not None
 
     def nbytes(self) -> int | None:
-        """Bytes in the cache as counted, or None when Redis does not answer."""
-        found = self._payloads.ask(lambda client: client.get(SUM) or b"0")
-        return None if found is None else int(found)
+        """Counted bytes of all media, or None if Redis does not answer."""
+        total = self._payloads.execute(lambda client: client.get(SUM) or b"0")
+        return None if total is None else int(total)
 
     def _call(self, script: str, keys: list[str], arguments: list[Any]) -> Any:
-        return self._payloads.ask(
+        return self._payloads.execute(
             lambda client: client.register_script(script)(keys=keys, args=arguments)
         )
 

@@ -1,4 +1,4 @@
-"""What the query service and the index reader count, on a Prometheus registry of their own."""
+"""Prometheus metrics of the query service and the index reader."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .by_generation import GENERATION, ByGeneration
 SEARCH_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 FRESHNESS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 SNAPSHOT_S = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
-# What a search asks with; `composed` is several modalities at once, `batch` a whole batch.
+# The kind of a query; `composed` is several modalities at once, `batch` a whole batch.
 KINDS = ("text", "image", "audio", "composed", "id", "query", "batch")
 REFUSALS = ("host", "key", "rate", "busy", "size", "slow", "query")
 
 
 class ServiceMetrics(ByGeneration["GenerationMetrics"]):
-    """Counters of one index node; `of` gives those of one generation."""
+    """Metrics of one index node; `of` returns those of one generation."""
 
     def __init__(self) -> None:
         super().__init__(GenerationMetrics)
@@ -28,7 +28,7 @@ class ServiceMetrics(ByGeneration["GenerationMetrics"]):
             "kind",
         )
         for kind in KINDS:
-            self._searches.labels(kind)  # 0 is said, too
+            self._searches.labels(kind)  # exported as 0 before the first search
         self._in_flight = self._gauge("braid_searches_in_flight", "Searches under way")
         self._waiting = self._gauge("braid_searches_waiting", "Searches in line for their turn")
         self._offset_waits = self._gauge(
@@ -38,32 +38,37 @@ class ServiceMetrics(ByGeneration["GenerationMetrics"]):
         self._refused = self._counter("braid_refused", "Requests refused, by reason", "reason")
         for reason in REFUSALS:
             self._refused.labels(reason)
-        its = GENERATION
         self.serving = self._gauge(
-            "braid_index_serving", "1: this generation answers where none is named", its
+            "braid_index_serving", "1: this generation answers where none is named", GENERATION
         )
-        self.records = self._gauge("braid_index_records", "Searchable records", its)
+        self.records = self._gauge("braid_index_records", "Searchable records", GENERATION)
         self.segments = self._gauge(
-            "braid_index_segment_rows", "Rows held, by kind of segment", its, "kind"
+            "braid_index_segment_rows", "Rows held, by kind of segment", GENERATION, "kind"
         )
-        self.writes = self._counter("braid_index_writes", "Writes taken from vectors", its)
+        self.writes = self._counter("braid_index_writes", "Writes taken from vectors", GENERATION)
         self.freshness = self._histogram(
-            "braid_freshness_seconds", "From a record's ts to being searchable", FRESHNESS_S, its
+            "braid_freshness_seconds",
+            "From a record's ts to being searchable",
+            FRESHNESS_S,
+            GENERATION,
         )
         self.lag = self._gauge(
-            "braid_index_lag", "Messages of vectors not applied yet, by partition", its, "partition"
+            "braid_index_lag",
+            "Messages of vectors not applied yet, by partition",
+            GENERATION,
+            "partition",
         )
         self.snapshot_age = self._gauge(
-            "braid_snapshot_age_seconds", "Since the last snapshot", its
+            "braid_snapshot_age_seconds", "Since the last snapshot", GENERATION
         )
         self.snapshot_took = self._histogram(
-            "braid_snapshot_seconds", "Writing one snapshot", SNAPSHOT_S, its
+            "braid_snapshot_seconds", "Writing one snapshot", SNAPSHOT_S, GENERATION
         )
         self.recall = self._gauge(
-            "braid_recall_last", "Recall of the last probe against exact search", its
+            "braid_recall_last", "Recall of the last probe against exact search", GENERATION
         )
         self.recalls = self._summary(
-            "braid_recall", "Recall of all probes against exact search", its
+            "braid_recall", "Recall of all probes against exact search", GENERATION
         )
 
     def searched(self, seconds: float, kind: str) -> None:
@@ -88,7 +93,7 @@ class ServiceMetrics(ByGeneration["GenerationMetrics"]):
 
 
 class GenerationMetrics:
-    """Counters of one generation: what its reader and its store tell."""
+    """Metrics of one generation, set by its reader and its store."""
 
     def __init__(self, shared: ServiceMetrics, generation: str) -> None:
         self._shared, self._generation = shared, generation
@@ -97,12 +102,12 @@ class GenerationMetrics:
         self._shared.serving.labels(self._generation).set(serves)
 
     def rows(self, count: int, segments: Iterable[Mapping[str, Any]] = ()) -> None:
-        """How many records are searchable, and the store's segments: `kind` and `rows` of each."""
+        """Set the number of searchable records, and the rows of each kind of segment."""
         self._shared.records.labels(self._generation).set(count)
         held: Tally[str] = Tally()
         for segment in segments:
             held[str(segment["kind"])] += int(segment["rows"])
-        # A kind that is gone is not said for ever.
+        # Removes the series of kinds that have no segment any more.
         self._shared.segments.remove_by_labels({GENERATION: self._generation})
         for kind, rows in held.items():
             self._shared.segments.labels(self._generation, kind).set(rows)
@@ -114,7 +119,7 @@ class GenerationMetrics:
         self._shared.freshness.labels(self._generation).observe(max(0.0, seconds))
 
     def lag(self, partition: int, value: int) -> None:
-        """So many messages of this partition of `vectors` are not applied yet."""
+        """Set the number of messages of a partition of `vectors` that are not applied yet."""
         self._shared.lag.labels(self._generation, str(partition)).set(max(0, value))
 
     def snapshot_age(self, seconds: float) -> None:
@@ -124,6 +129,6 @@ class GenerationMetrics:
         self._shared.snapshot_took.labels(self._generation).observe(seconds)
 
     def recall(self, value: float) -> None:
-        """A probe found this recall, in [0, 1]."""
+        """A probe measured this recall, in [0, 1]."""
         self._shared.recall.labels(self._generation).set(value)
         self._shared.recalls.labels(self._generation).observe(value)

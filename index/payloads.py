@@ -1,9 +1,8 @@
-"""What a hit needs to be shown, in Redis: text, links, labels. Never the only copy.
+"""Display data of hits (text, links, labels) in Redis, best effort.
 
-Thumbnails and snippets are kept beside, by `braid.index.media_cache`, which may drop them for
-others.
-
-Nothing here raises and nothing waits long: without Redis hits come without these, and say so.
+`braid.index.media_cache` stores thumbnails and snippets. Redis never holds the only copy. No call
+raises, and timeouts are short: without Redis, hits are returned without display data, and the
+answer says so.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ log = logging.getLogger(__name__)
 
 KEY = "braid:hit:"
 KEPT_S = 30 * 86_400
-"""What is shown has a TTL so that a full Redis evicts it (`volatile-lru`) and not the locks."""
+"""Display data has a TTL, so that a full Redis evicts it (`volatile-lru`) and not the locks."""
 TIMEOUT_S = 0.25
 RETRY_S = 2.0
-PATIENCE_S = 2 * TIMEOUT_S  # a trial connects and asks
+PATIENCE_S = 2 * TIMEOUT_S  # a trial call connects and reads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Payload:
-    """What is shown of one record: its labels as given, and by task what was predicted."""
+    """Display data of one record: text, links, its own labels, and predictions by task."""
 
     text: str | None = None
     uri: Mapping[str, str] = field(default_factory=dict)
@@ -39,7 +38,7 @@ class Payload:
 
 
 class Payloads:
-    """Reads and writes payloads; after a failure Redis is left alone for RETRY_S seconds.
+    """Reads and writes payloads; after a failure no call is made for RETRY_S seconds.
 
     Args:
         url: redis://host:port/db, or None for no payloads at all.
@@ -59,12 +58,12 @@ class Payloads:
 
     @property
     def available(self) -> bool:
-        """Whether Redis answered the last time that it was asked."""
+        """Whether Redis answered the last call."""
         with self._lock:
             return self._client is not None and self._closed_until == 0.0
 
     def put_many(self, payloads: Mapping[str, Payload]) -> bool:
-        """Write payloads by record id; whether Redis took them."""
+        """Write payloads by record id; whether Redis stored them."""
         if not payloads:
             return True
 
@@ -74,43 +73,43 @@ class Payloads:
                     pipeline.set(KEY + id_, _pack(payload), ex=KEPT_S)
                 return pipeline.execute()
 
-        return self.ask(put, patient=True) is not None
+        return self.execute(put, patient=True) is not None
 
     def add(self, id: str, payload: Payload) -> bool:
-        """Write one payload if there is none, which may be newer; whether Redis answered."""
+        """Write a payload unless there is one, which may be newer; whether Redis answered."""
 
         def add(client: redis.Redis) -> Any:
             return client.set(KEY + id, _pack(payload), nx=True, ex=KEPT_S) or False
 
-        return self.ask(add) is not None
+        return self.execute(add) is not None
 
     def get_many(self, ids: Sequence[str]) -> dict[str, Payload] | None:
-        """Payloads of the ids that have one; None when Redis does not answer."""
+        """Payloads of the ids that have one; None if Redis does not answer."""
         if not ids:
             return {}
-        found = self.ask(lambda client: client.mget([KEY + id_ for id_ in ids]))
-        if found is None:
+        values = self.execute(lambda client: client.mget([KEY + id_ for id_ in ids]))
+        if values is None:
             return None
         return {
             id_: payload
-            for id_, raw in zip(ids, found, strict=True)
+            for id_, raw in zip(ids, values, strict=True)
             if raw is not None and (payload := _unpack(raw)) is not None
         }
 
     def drop_many(self, ids: Sequence[str]) -> bool:
-        """Forget payloads; whether Redis did."""
+        """Delete payloads; whether Redis did."""
         if not ids:
             return True
         return (
-            self.ask(lambda client: client.delete(*[KEY + id_ for id_ in ids]), patient=True)
+            self.execute(lambda client: client.delete(*[KEY + id_ for id_ in ids]), patient=True)
             is not None
         )
 
-    def ask(self, call: Callable[[redis.Redis], Any], *, patient: bool = False) -> Any | None:
-        """What `call` gets from Redis; None when it does not answer, or is left alone.
+    def execute(self, call: Callable[[redis.Redis], Any], *, patient: bool = False) -> Any | None:
+        """The result of `call`; None if Redis does not answer, or within RETRY_S after a failure.
 
         Args:
-            patient: if another call is just trying whether Redis is back, wait for what it finds.
+            patient: while another call tries whether Redis is back, wait for its result.
         """
         for again in (patient, False):
             with self._lock:
@@ -120,7 +119,7 @@ class Payloads:
                 trial = self._trial
                 if now >= self._closed_until:
                     if self._closed_until:
-                        # One call tries, the others do not wait for it, or not for long.
+                        # One trial call; the others return None at once, or wait briefly.
                         self._closed_until = now + RETRY_S
                         self._trial = threading.Event()
                     trial = self._trial
@@ -140,7 +139,7 @@ class Payloads:
         assert self._client is not None
         try:
             result = call(self._client)
-        except UnicodeError as error:  # half a surrogate pair; Redis has no part in it
+        except UnicodeError as error:  # half a surrogate pair: not an error of Redis
             log.warning("cannot be a key or a value in Redis: %s", error)
             return None
         except (redis.RedisError, OSError) as error:
@@ -169,7 +168,7 @@ def _pack(payload: Payload) -> bytes:
 
 
 def _unpack(raw: bytes) -> Payload | None:
-    """None for a value that something else wrote: the hit is shown without it."""
+    """None for a value that another program wrote: the hit is shown without it."""
     try:
         value = msgpack.unpackb(raw)
         text, uri = value["text"], value["uri"]

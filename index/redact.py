@@ -1,4 +1,4 @@
-"""Passwords out of text that people and logs see: every URL without its user and password."""
+"""Replaces passwords and secrets in text, and in log records."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SECRET = re.compile(
 
 
 def redacted(text: object) -> str:
-    """The text with `***` for user and password of every URL, and for secrets in its query."""
+    """The text with `***` for user and password of every URL, and for secrets in query strings."""
     shown = _USERINFO.sub(rf"\g<scheme>{STARS}@", str(text))
     return _SECRET.sub(rf"\g<name>{STARS}", shown)
 
 
 class RedactingFormatter(logging.Formatter):
-    """Formats a log record, its traceback included, and redacts all of it."""
+    """Formats a log record with its traceback and redacts the result."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))

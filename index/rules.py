@@ -1,4 +1,4 @@
-"""The rules of `braid.index.store.VectorStore` that every store keeps, said once."""
+"""Rules that every vector store implements: which write wins, and checks of vectors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class WriteVersion(Protocol):
-    """What is known of the last write to an id, or of the next."""
+    """The order of a write to an id: partition, version and timestamp."""
 
     @property
     def partition(self) -> int: ...
@@ -25,14 +25,14 @@ class WriteVersion(Protocol):
 
 
 def supersedes(write: WriteVersion, last: WriteVersion) -> bool:
-    """Whether a write replaces the last word on its id."""
+    """Whether a write replaces the last write of its id."""
     if write.partition == last.partition:
         return write.version > last.version
     return (write.ts, write.partition) > (last.ts, last.partition)
 
 
 def warn_of_second_partition(write: Upsert | Delete, last: WriteVersion) -> None:
-    """To be said once by a store: the rest is in its counter."""
+    """Log that an id is in two partitions; a store logs it once and counts the rest."""
     log.warning(
         "id %r is in partitions %d and %d: its producers partition differently; "
         "the later ts wins (said once, counted in /v1/status)",

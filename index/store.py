@@ -1,4 +1,4 @@
-"""What a vector store is: the writes it takes, the hits it gives, and the interface between."""
+"""The vector store interface and its types: writes, hits, rows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Upsert:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delete:
-    """The record is gone as of `version`."""
+    """A deletion of the record, as of `version`."""
 
     id: str
     partition: int
@@ -41,7 +41,7 @@ class Delete:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hit:
-    """One answer; `score` is the inner product of unit vectors, in [-1, 1]."""
+    """One hit; `score` is the inner product of unit vectors, in [-1, 1]."""
 
     id: str
     score: float
@@ -67,9 +67,9 @@ class Row:
 class VectorStore(Protocol):
     """Vectors of one space, searchable while they are written.
 
-    One thread writes (`apply`), any number search. An older version never wins, a repeated one
-    changes nothing, a deletion is remembered. Within one partition the higher version wins; an id
-    that turns up in a second partition is counted, and there the later `ts` wins.
+    One thread writes (`apply`), any number of threads search. Within one partition the higher
+    version wins, a repeated version changes nothing, and deletions are remembered. An id that
+    appears in a second partition is counted; between partitions the later `ts` wins.
     """
 
     @property
@@ -97,10 +97,10 @@ class VectorStore(Protocol):
         positions: Mapping[int, int],
         progress: Mapping[int, int],
     ) -> None:
-        """Take writes and offsets over in one step: a search sees all of them or none.
+        """Apply writes and offsets atomically: a search sees all of them or none.
 
         Raises:
-            ValueError: a vector's length is not `dim`; nothing of the call is applied.
+            ValueError: a vector's length is not `dim`; no write is applied.
         """
         ...
 
@@ -122,14 +122,14 @@ class VectorStore(Protocol):
     def get(self, id: str) -> Row | None: ...
 
     def ids(self) -> set[str]:
-        """The ids of all living records, at least those that `progress` promised before."""
+        """The ids of all live records, at least those that `progress` covered before the call."""
         ...
 
     def sample(self, limit: int, *, seed: int = 0) -> list[Row]:
-        """Up to `limit` living records, all of them if there are no more, in no promised order.
+        """Up to `limit` live records, in no particular order.
 
-        For the same seed the same records, as far as they live: what comes and goes changes the
-        sample by little.
+        The same seed gives the same records while they live: writes and deletions change the
+        sample by few records.
         """
         ...
 
@@ -137,32 +137,32 @@ class VectorStore(Protocol):
 
 
 @runtime_checkable
-class Many(Protocol):
-    """What a store may offer besides: several records in one call, where each call is a journey."""
+class SupportsGetMany(Protocol):
+    """Optional interface of a store: several records in one call."""
 
     def get_many(self, ids: Sequence[str]) -> dict[str, Row]:
-        """Records by id; those that are not there are left out."""
+        """Records by id; missing ones are left out."""
         ...
 
 
 def rows_of(store: VectorStore, ids: Iterable[str]) -> dict[str, Row]:
-    """Records by id, in one call where the store offers that; missing ones are left out."""
-    if isinstance(store, Many):
+    """Records by id, in one call if the store supports it; missing ones are left out."""
+    if isinstance(store, SupportsGetMany):
         return store.get_many(list(ids))
     return {id_: row for id_ in ids if (row := store.get(id_)) is not None}
 
 
 @runtime_checkable
-class Probed(Protocol):
-    """What a store may offer besides: how good its answers are now, measured.
+class SupportsProbe(Protocol):
+    """Optional interface of a store: measures its recall.
 
-    A store that answers approximately also has `exact`, false then; one without it is exact.
+    An approximate store also has `exact`, which is false; a store without it is exact.
     """
 
     def probe(self, query_D: Array, *, k: int, vector: str = FUSED) -> float:
         """Recall@k of `search` for this query against exact search over all rows, in [0, 1].
 
-        Rows written between the two searches may lower it a little; 1.0 where there are none.
+        Rows written between the two searches may lower it slightly; 1.0 for an empty store.
         """
         ...
 

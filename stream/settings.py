@@ -356,7 +356,7 @@ class Settings(BaseSettings):
             json_bytes=self.http_json_bytes,
             bodies_bytes=max(self.http_bodies_bytes, self.http_body_bytes),
             searches=self.http_searches,
-            line=self.http_queue_size,
+            queue_size=self.http_queue_size,
             polls=self.http_polls,
             rate_per_s=self.http_rate_per_s,
             burst=self.http_burst,

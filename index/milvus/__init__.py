@@ -1,1 +1,1 @@
-"""The store on Milvus: rows, filters, collections."""
+"""The vector store on Milvus."""

@@ -1,4 +1,4 @@
-"""Calls to Milvus: the connection, its errors as ours, and reading as of now."""
+"""Milvus connection, mapping of its errors, strongly consistent queries."""
 
 from __future__ import annotations
 
@@ -67,18 +67,18 @@ def errors(what: str) -> Iterator[None]:
 
 
 def query(
-    client: Any, collection: str, said: str, fields: list[str], *, timeout_s: float
+    client: Any, collection: str, condition: str, fields: list[str], *, timeout_s: float
 ) -> list[dict[str, Any]]:
     """The rows for which the expression is true, as of now. Raises StoreError."""
     with errors(f"reading {collection}"):
-        found = client.query(
+        rows = client.query(
             collection,
-            filter=said,
+            filter=condition,
             output_fields=fields,
             consistency_level="Strong",
             timeout=timeout_s,
         )
-        return list(found)
+        return list(rows)
 
 
 def among(ids: Sequence[str]) -> str:
@@ -88,5 +88,5 @@ def among(ids: Sequence[str]) -> str:
 
 def read_header(client: Any, collection: str, *, timeout_s: float) -> Header | None:
     """What a loaded collection is, or None if it does not say. Raises StoreError."""
-    found = query(client, collection, among([HEADER]), ["id", "meta"], timeout_s=timeout_s)
-    return decode_header(found[0]) if found else None
+    rows = query(client, collection, among([HEADER]), ["id", "meta"], timeout_s=timeout_s)
+    return decode_header(rows[0]) if rows else None

@@ -1,4 +1,4 @@
-"""Generations in Milvus: a collection each, and an alias that names the one that serves.
+"""Generations as Milvus collections, and the alias of the serving one.
 
 A collection's name tells its generation and its space, so that two models' vectors never meet. The
 alias is for who searches (`alias`): `flip` moves it in one step, and a search that has begun ends
@@ -44,8 +44,8 @@ class MilvusGenerations:
 
     def names(self) -> list[str]:
         with errors("listing collections"):
-            found = self._client.list_collections(timeout=self._timeout_s)
-        return sorted(name for name in found if name.startswith(self._prefix))
+            collections = self._client.list_collections(timeout=self._timeout_s)
+        return sorted(name for name in collections if name.startswith(self._prefix))
 
     def open(self, generation: str, *, space: str, dim: int, names: Sequence[str]) -> MilvusStore:
         """The generation's store, with what it holds; made if there is none.
@@ -79,8 +79,8 @@ class MilvusGenerations:
         """The collection that the alias names."""
         for name in self.names():
             with errors(f"aliases of {name}"):
-                found = self._client.list_aliases(name, timeout=self._timeout_s)
-            if self.alias in found["aliases"]:
+                aliases = self._client.list_aliases(name, timeout=self._timeout_s)
+            if self.alias in aliases["aliases"]:
                 return name
         return None
 

@@ -1,4 +1,4 @@
-"""Filters for Milvus: tags that a row carries, and a filter as an expression over them.
+"""Filters as Milvus expressions over tags that each row carries.
 
 What Milvus says about JSON paths is not what `braid.index.filters` says: a comparison of an absent
 key is neither true nor false, `== 1` finds `true`, lists and nulls have rules of their own, and
@@ -46,7 +46,7 @@ _NONE = "(told == true and told == false)"
 def quoted(text: str) -> str:
     """A string literal. Both parsers (the server's and Lite's) take all else as it is."""
     escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r"}
-    return '"' + re.sub(r'[\\"\n\r]', lambda found: escapes[found[0]], text) + '"'
+    return '"' + re.sub(r'[\\"\n\r]', lambda match: escapes[match[0]], text) + '"'
 
 
 def tags_of(meta: Mapping[str, Any]) -> list[str] | None:
@@ -61,15 +61,15 @@ def tags_of(meta: Mapping[str, Any]) -> list[str] | None:
     except (TypeError, ValueError):  # bytes, NaN, half a surrogate pair
         return None
     tags: set[str] = set()
-    for field, found in meta.items():
-        if found is None:
+    for field, value in meta.items():
+        if value is None:
             continue
         tags.add(_tag("there", field))
-        if isinstance(found, str):
+        if isinstance(value, str):
             tags.add(_tag("string", field))
-        elif isinstance(found, (int, float)) and not isinstance(found, bool):
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
             tags.add(_tag("number", field))
-        for part in found if isinstance(found, list) else [found]:
+        for part in value if isinstance(value, list) else [value]:
             if isinstance(part, int) and not -INT64 <= part < INT64:
                 return None
             if key_of(part) is not None:
@@ -81,42 +81,46 @@ def tags_of(meta: Mapping[str, Any]) -> list[str] | None:
 
 def expression(filter: Filter) -> str:
     """An expression that every row fulfils whose record the filter admits."""
-    return f"(told == false or {_say(filter, True)})"
+    return f"(told == false or {_condition(filter, True)})"
 
 
-def _say(filter: Filter, wanted: bool) -> str:
-    """What finds the records for which the filter's answer is `wanted`: `not` goes inwards."""
+def _condition(filter: Filter, matches: bool) -> str:
+    """What finds the records for which the filter's answer is `matches`: `not` goes inwards."""
     match filter:
         case Equals(field, value):
-            return _is_one_of(field, (value,), wanted)
+            return _is_one_of(field, (value,), matches)
         case OneOf(field, values):
-            return _is_one_of(field, values, wanted)
+            return _is_one_of(field, values, matches)
         case Exists(field, there):
-            return _has(_tag("there", field), there is wanted)
+            return _has(_tag("there", field), there is matches)
         case Range():
-            return _range(filter, wanted)
+            return _range(filter, matches)
         case And(parts):
-            return _joined("and" if wanted else "or", (_say(part, wanted) for part in parts))
+            return _joined(
+                "and" if matches else "or", [_condition(part, matches) for part in parts]
+            )
         case Or(parts):
-            return _joined("or" if wanted else "and", (_say(part, wanted) for part in parts))
+            return _joined(
+                "or" if matches else "and", [_condition(part, matches) for part in parts]
+            )
         case Not(part):
-            return _say(part, not wanted)
+            return _condition(part, not matches)
 
 
-def _is_one_of(field: str, values: tuple[Scalar, ...], wanted: bool) -> str:
+def _is_one_of(field: str, values: tuple[Scalar, ...], matches: bool) -> str:
     tags = sorted({_value_tag(field, value) for value in values})
-    found = f"array_contains_any(tags, [{', '.join(map(quoted, tags))}])" if tags else _NONE
-    said = [found if wanted else f"(not {found})"]
+    contains = f"array_contains_any(tags, [{', '.join(map(quoted, tags))}])" if tags else _NONE
+    terms = [contains if matches else f"(not {contains})"]
     if None in values:  # absent is null; a list that holds null has the tag
-        said.append(_has(_tag("there", field), not wanted))
-    return _joined("or" if wanted else "and", said)
+        terms.append(_has(_tag("there", field), not matches))
+    return _joined("or" if matches else "and", terms)
 
 
-def _range(asked: Range, wanted: bool) -> str:
-    kind = _tag("string" if isinstance(asked.bound, str) else "number", asked.field)
-    op = asked.op if wanted else _OPPOSITE[asked.op]
-    compared = _compared(asked.field, op, asked.bound)
-    return _joined("and" if wanted else "or", [_has(kind, wanted), compared])
+def _range(range_: Range, matches: bool) -> str:
+    kind = _tag("string" if isinstance(range_.bound, str) else "number", range_.field)
+    op = range_.op if matches else _OPPOSITE[range_.op]
+    compared = _compared(range_.field, op, range_.bound)
+    return _joined("and" if matches else "or", [_has(kind, matches), compared])
 
 
 def _compared(field: str, op: str, bound: str | int | float) -> str:
@@ -139,24 +143,24 @@ def _compared(field: str, op: str, bound: str | int | float) -> str:
     return f"({path} {_OPERATORS[op]} {near!r})" if math.isfinite(near) else _ALL
 
 
-def _has(tag: str, wanted: bool) -> str:
-    found = f"array_contains(tags, {quoted(tag)})"
-    return found if wanted else f"(not {found})"
+def _has(tag: str, matches: bool) -> str:
+    contains = f"array_contains(tags, {quoted(tag)})"
+    return contains if matches else f"(not {contains})"
 
 
 def _joined(word: str, parts: Iterable[str]) -> str:
-    said = list(parts)
-    if not said:
+    terms = list(parts)
+    if not terms:
         return _ALL if word == "and" else _NONE
-    return said[0] if len(said) == 1 else f"({f' {word} '.join(said)})"
+    return terms[0] if len(terms) == 1 else f"({f' {word} '.join(terms)})"
 
 
 def _value_tag(field: str, value: Scalar) -> str:
     """Equal for what `braid.index.filters.key_of` holds equal: 1 and 1.0, but not 1 and true."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    said = hex(value) if isinstance(value, int) else str(value)  # hex has no limit of digits
-    return _tag("value", field, type(value).__name__, said)
+    text = hex(value) if isinstance(value, int) else str(value)  # hex has no limit of digits
+    return _tag("value", field, type(value).__name__, text)
 
 
 def _tag(*parts: str) -> str:

@@ -1,4 +1,4 @@
-"""A record as a row of a Milvus collection, and back.
+"""Encodes records as rows of a Milvus collection, and decodes them.
 
     id               VARCHAR, the primary key; HEADER is the one row that is no record
     lot              where it is in samples, see `braid.index.milvus.sample`

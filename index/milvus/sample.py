@@ -1,4 +1,4 @@
-"""A steady sample of a collection's rows: each draws a lot from its id, and the lots form a circle.
+"""Stable sampling of a collection: ids are hashed onto a circle.
 
 Milvus gives no random rows. A sample starts somewhere on the circle, by its seed, and takes the
 rows that follow; what comes and goes changes it by as many rows.

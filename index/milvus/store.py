@@ -1,4 +1,4 @@
-"""The vector store on Milvus: one collection for a generation, on one node or many.
+"""Vector store on one Milvus collection per generation.
 
 Milvus has no transactions, so the order of writes stands in for them:
 
@@ -165,8 +165,8 @@ class MilvusStore:
         """
         with self._writing:
             with errors(f"clearing {self.collection}"):
-                said = f"id != {quoted(HEADER)}"
-                self._client.delete(self.collection, filter=said, timeout=self._timeout_s)
+                condition = f"id != {quoted(HEADER)}"
+                self._client.delete(self.collection, filter=condition, timeout=self._timeout_s)
             header = replace(self._header, positions={}, progress={}, facts={})
             self._upsert([encode_header(header)])
             self._header = header
@@ -191,10 +191,12 @@ class MilvusStore:
             raise BadQuery("k", f"must be 1 to {MOST_K}, got {k}")
         if vector not in (FUSED, *self.names):
             return [[] for _ in queries_BD]
-        said = f"{flag_field(vector)} == true"
+        condition = f"{flag_field(vector)} == true"
         if filter is None:
-            return [_best(hits, k) for hits in self._found(queries_BD, k, vector, said)]
-        return self._admitted(queries_BD, k, vector, filter, f"{said} and {expression(filter)}")
+            return [_best(hits, k) for hits in self._nearest(queries_BD, k, vector, condition)]
+        return self._admitted(
+            queries_BD, k, vector, filter, f"{condition} and {expression(filter)}"
+        )
 
     def get(self, id: str) -> Row | None:
         return self.get_many([id]).get(id)
@@ -213,12 +215,14 @@ class MilvusStore:
 
     def ids(self) -> set[str]:
         """See VectorStore.ids."""
-        found: set[str] = set()
+        ids: set[str] = set()
         for arc in arcs(0, alive=len(self), limit=AT_ONCE):
-            said = f"alive == true and {arc}"
-            rows = query(self._client, self.collection, said, ["id"], timeout_s=self._timeout_s)
-            found |= {row["id"] for row in rows}
-        return found
+            condition = f"alive == true and {arc}"
+            rows = query(
+                self._client, self.collection, condition, ["id"], timeout_s=self._timeout_s
+            )
+            ids |= {row["id"] for row in rows}
+        return ids
 
     def sample(self, limit: int, *, seed: int = 0) -> list[Row]:
         """See VectorStore.sample."""
@@ -227,9 +231,11 @@ class MilvusStore:
         for arc in arcs(start, alive=len(self), limit=limit):
             if len(drawn) >= limit:
                 break
-            said = f"alive == true and {arc}"
+            condition = f"alive == true and {arc}"
             fields = ["id", "lot"]
-            rows = query(self._client, self.collection, said, fields, timeout_s=self._timeout_s)
+            rows = query(
+                self._client, self.collection, condition, fields, timeout_s=self._timeout_s
+            )
             drawn += sorted(((row["lot"] - start) % CIRCLE, row["id"]) for row in rows)
         return list(self.get_many([id for _, id in drawn[: max(0, limit)]]).values())
 
@@ -276,31 +282,31 @@ class MilvusStore:
     # ---- asking
 
     def _admitted(
-        self, queries_BD: Array, k: int, vector: str, filter: Filter, said: str
+        self, queries_BD: Array, k: int, vector: str, filter: Filter, condition: str
     ) -> list[list[Hit]]:
         """The nearest that the filter admits: Milvus may have found others too, so look further."""
         answers: list[list[Hit]] = [[] for _ in queries_BD]
         open_B = np.arange(len(queries_BD))
         limit = k
         while len(open_B) and limit <= max(k, MOST_WITH_META):
-            found = self._found(queries_BD[open_B], limit, vector, said)
+            nearest = self._nearest(queries_BD[open_B], limit, vector, condition)
             still: list[int] = []
-            for number, hits in zip(open_B.tolist(), found, strict=True):
+            for number, hits in zip(open_B.tolist(), nearest, strict=True):
                 answers[number] = [hit for hit in hits if filter(hit.meta)]
                 if len(answers[number]) < k and len(hits) == limit:
                     still.append(number)
             open_B = np.array(still, np.int64)
             limit *= GROW
         for number in open_B.tolist():
-            answers[number] = self._nearest_by_ids(queries_BD[number], k, vector, filter, said)
+            answers[number] = self._nearest_by_ids(queries_BD[number], k, vector, filter, condition)
         return [_best(hits, k) for hits in answers]
 
     def _nearest_by_ids(
-        self, query_D: Array, k: int, vector: str, filter: Filter, said: str
+        self, query_D: Array, k: int, vector: str, filter: Filter, condition: str
     ) -> list[Hit]:
         """The same over all that one search of Milvus may find: first ids, then metas in parts."""
-        (found,) = self._search(query_D[None, :], MOST_K, vector, said, ["id"])
-        scores = {hit["entity"]["id"]: float(hit["distance"]) for hit in found}
+        (entities,) = self._search(query_D[None, :], MOST_K, vector, condition, ["id"])
+        scores = {hit["entity"]["id"]: float(hit["distance"]) for hit in entities}
         admitted: list[Hit] = []
         for some in _parts(list(scores), LOOK_UP):
             rows = self._by_ids(some, [*HIT_FIELDS, flag_field(vector)])
@@ -308,7 +314,7 @@ class MilvusStore:
             admitted += [hit for hit in hits if filter(hit.meta)]
             if len(admitted) >= k:  # the parts come best first
                 return admitted
-        if len(found) < MOST_K:
+        if len(entities) < MOST_K:
             return admitted
         raise BadQuery(
             "filter",
@@ -317,40 +323,42 @@ class MilvusStore:
             "within 2^53",
         )
 
-    def _found(self, queries_BD: Array, limit: int, vector: str, said: str) -> list[list[Hit]]:
+    def _nearest(
+        self, queries_BD: Array, limit: int, vector: str, condition: str
+    ) -> list[list[Hit]]:
         together = max(1, MOST_K // limit)  # queries in one call
         return [
             [decode_hit(hit["entity"], float(hit["distance"])) for hit in hits]
             for start in range(0, len(queries_BD), together)
             for hits in self._search(
-                queries_BD[start : start + together], limit, vector, said, HIT_FIELDS
+                queries_BD[start : start + together], limit, vector, condition, HIT_FIELDS
             )
         ]
 
     def _search(
-        self, queries_BD: Array, limit: int, vector: str, said: str, fields: list[str]
+        self, queries_BD: Array, limit: int, vector: str, condition: str, fields: list[str]
     ) -> list[Any]:
         with errors(f"searching {self.collection}"):
-            found = self._client.search(
+            hit_lists = self._client.search(
                 self.collection,
                 data=list(queries_BD),
                 anns_field=vector_field(vector),
-                filter=said,
+                filter=condition,
                 limit=limit,
                 output_fields=fields,
                 search_params={"metric_type": "IP"},
                 consistency_level="Strong",
                 timeout=self._timeout_s,
             )
-            return list(found)
+            return list(hit_lists)
 
     def _by_ids(self, ids: Sequence[str], fields: list[str]) -> list[dict[str, Any]]:
-        said = among(ids)
-        return query(self._client, self.collection, said, fields, timeout_s=self._timeout_s)
+        condition = among(ids)
+        return query(self._client, self.collection, condition, fields, timeout_s=self._timeout_s)
 
-    def _count(self, said: str) -> int:
+    def _count(self, condition: str) -> int:
         fields = ["count(*)"]
-        (row,) = query(self._client, self.collection, said, fields, timeout_s=self._timeout_s)
+        (row,) = query(self._client, self.collection, condition, fields, timeout_s=self._timeout_s)
         return int(row["count(*)"])
 
     # ---- writing

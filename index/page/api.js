@@ -1,4 +1,4 @@
-// The query service, with the key it may ask for and its errors in plain words.
+// HTTP client of the query service: API key, errors in plain words.
 
 import { $ } from "./dom.js";
 

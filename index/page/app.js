@@ -1,4 +1,4 @@
-// The page: what is asked, what is shown, and the keys.
+// Entry point of the page: query state, results, keyboard.
 
 import { call } from "./api.js";
 import { askLike, asked, clearAsking, prepareAsking } from "./ask.js";

@@ -1,4 +1,4 @@
-// What is asked with: words, and pictures or sounds that were dropped, pasted, chosen or recorded.
+// Query input: text, and media that are dropped, pasted, chosen or recorded.
 
 import { $, NEAR, WAVE, el, icon } from "./dom.js";
 import { record, toWav } from "./record.js";

@@ -1,4 +1,4 @@
-// One record as a card: picture, caption, player, score, what matched, meta.
+// A record as a card: picture, caption, player, score, matched modality, meta.
 
 import { call, release, source } from "./api.js";
 import { PAUSE, PLAY, WAVE, ago, el, icon, iso, number, said } from "./dom.js";

@@ -1,4 +1,4 @@
-// Records that could not be processed: one line, while the page is looked at and there are any.
+// Count of recent dead letters, shown while there are any and the page is visible.
 
 import { call } from "./api.js";
 import { $, number } from "./dom.js";

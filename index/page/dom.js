@@ -1,4 +1,4 @@
-// Elements without markup in strings: whatever a record holds is shown as text.
+// Creates DOM elements; content of records is always text, never markup.
 
 export const $ = (id) => document.getElementById(id);
 

@@ -1,4 +1,4 @@
-// Filters on meta: chips made from the fields that the map's sample holds, JSON for experts.
+// Filters on meta: chips for the fields in the map's sample, JSON for experts.
 
 import { $, el } from "./dom.js";
 

@@ -1,4 +1,4 @@
-// What arrives, and the counters: one long poll after the other while the page is looked at.
+// Long poll for recent writes and counters, while the page is visible.
 
 import { call } from "./api.js";
 import { $, ago, number } from "./dom.js";

@@ -1,4 +1,4 @@
-// The map of the space: points on a canvas, moved and zoomed, coloured by a field, hits ringed.
+// Map of the space: points on a canvas, coloured by a field, hits ringed.
 
 import { call } from "./api.js";
 import { well } from "./cards.js";

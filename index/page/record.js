@@ -1,4 +1,4 @@
-// Sounds in the browser: from the microphone, and from any file it can decode, to WAV.
+// Audio in the browser: microphone and files, decoded to WAV.
 // The service decodes with libsndfile, which reads neither WebM nor AAC.
 
 const RATE = 16000;

@@ -1,4 +1,4 @@
-// A canvas that is moved and zoomed: by pointer, wheel, two fingers and keys.
+// Pan and zoom of a canvas: pointer, wheel, two fingers, keys.
 
 import { calm } from "./dom.js";
 

@@ -1,1 +1,1 @@
-"""The store on this machine: growing blocks, sealed segments, search, snapshots."""
+"""The local vector store: growing blocks, sealed segments, search, snapshots."""

@@ -1,9 +1,10 @@
-"""Approximate search of one large segment: which index, tuned and checked before it is used.
+"""Approximate (IVF) index of one large segment, tuned and checked for recall.
 
-By size: up to SMALL rows an inverted file of float16 rows, above it one of 8-bit rows, above LARGE
-one of product-quantised rows. Whatever the lists return is scored again from the float32 rows.
-`nprobe` is raised until recall@10 on half of the sample queries reaches the target with some room;
-then the other half, which had no part in that, must reach it too. If none does, search stays exact.
+Up to SMALL rows the index is an inverted file of float16 rows, up to LARGE of 8-bit rows, and above
+of product-quantised rows. The rows that the lists return are rescored from their float32 vectors.
+`nprobe` is raised until recall@10 on half of the sample queries reaches the target plus a margin;
+the other half, which is not used for tuning, must then reach the target. If no `nprobe` does,
+search stays exact.
 
 Shapes: B queries, D dimensions, N rows, K hits.
 """
@@ -26,11 +27,11 @@ log = logging.getLogger(__name__)
 FROM_ROWS = 65_536  # below, an exact search of float16 rows takes a millisecond or two
 SMALL, LARGE = 1 << 19, 1 << 22
 TRAIN_PER_LIST = 64
-SAMPLE = 400  # queries to tune and to check with
-ROOM = 0.01
+SAMPLE = 400  # queries for tuning and checking
+MARGIN = 0.01  # recall above the target while tuning
 AT = 10
-REFINE = 4  # times k hits are scored again
-MOST_LISTS = 0.25  # of the lists: with more, exact search is no slower
+REFINE = 4  # times k hits are rescored
+MOST_LISTS = 0.25  # share of the lists; with more, exact search is as fast
 SEED = 0
 
 
@@ -40,7 +41,7 @@ class Approximate:
 
     Attributes:
         kind: "ivf-fp16", "ivf-sq8" or "ivf-pq".
-        recall: recall@10 against exact search, measured on queries it was not tuned on.
+        recall: recall@10 against exact search, on queries that were not used for tuning.
     """
 
     index: Any  # faiss.IndexIVF
@@ -49,17 +50,17 @@ class Approximate:
     recall: float
 
     def search(
-        self, queries_BD: Array, k: int, wanted: npt.NDArray[np.bool_] | None = None
+        self, queries_BD: Array, k: int, mask: npt.NDArray[np.bool_] | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Scores and rows, [B, K], -1 where there are fewer. Scores are the index's own."""
+        """Approximate scores and rows, [B, K]; row -1 where there are fewer."""
         faiss.omp_set_num_threads(1)
         selector, bits = None, None
-        if wanted is not None:
-            bits = np.packbits(wanted, bitorder="little")
+        if mask is not None:
+            bits = np.packbits(mask, bitorder="little")
             selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-        given = faiss.SearchParametersIVF(nprobe=self.nprobe, sel=selector)  # type: ignore[call-arg]
+        params = faiss.SearchParametersIVF(nprobe=self.nprobe, sel=selector)  # type: ignore[call-arg]
         score_BK, row_BK = self.index.search(
-            queries_BD, min(REFINE * k, self.index.ntotal), params=given
+            queries_BD, min(REFINE * k, self.index.ntotal), params=params
         )
         return score_BK, row_BK
 
@@ -70,7 +71,7 @@ class Approximate:
 
 
 def load_approximate(path: Path) -> Approximate | None:
-    """The inverse of `dumps`; None if FAISS refuses the file. Check its sum first."""
+    """The inverse of `dumps`; None if FAISS rejects the file. Check its digest first."""
     try:
         head, rest = path.read_bytes().split(b"\n", 1)
         kind, nprobe, recall = head.decode().split()
@@ -82,7 +83,7 @@ def load_approximate(path: Path) -> Approximate | None:
 
 
 def approximate(raw_ND: Array, recall: float) -> Approximate | None:
-    """An index that reaches the recall; None where there is none, or exact search is as good."""
+    """An index that reaches the recall; None if there is none or exact search is fast enough."""
     if recall >= 1 or len(raw_ND) < FROM_ROWS:
         return None
     rng = np.random.default_rng(SEED)
@@ -93,7 +94,7 @@ def approximate(raw_ND: Array, recall: float) -> Approximate | None:
     nprobe = 1
     while nprobe <= most:
         tried = Approximate(made.index, made.kind, nprobe, 0.0)
-        if _recall(tried, raw_ND, queries_BD[:half], truth_BK[:half]) >= min(1.0, recall + ROOM):
+        if _recall(tried, raw_ND, queries_BD[:half], truth_BK[:half]) >= min(1.0, recall + MARGIN):
             held = _recall(tried, raw_ND, queries_BD[half:], truth_BK[half:])
             if held >= recall:
                 return Approximate(made.index, made.kind, nprobe, round(held, 4))
@@ -139,7 +140,7 @@ def _train(raw_ND: Array, rng: np.random.Generator) -> Approximate:
 
 
 def _sample(raw_ND: Array, rng: np.random.Generator) -> tuple[Array, npt.NDArray[np.int64]]:
-    """Queries near the rows, as far from them as their neighbours are; and the true hits."""
+    """Queries as far from sampled rows as the nearest other row is; and their true hits."""
     chosen = np.sort(rng.choice(len(raw_ND), min(SAMPLE, len(raw_ND)), replace=False))
     seeds_BD = np.array(raw_ND[chosen])
     _, near_BK = _exact(raw_ND, seeds_BD, 2)
@@ -161,9 +162,9 @@ def _exact(
     scores, rows = [], []
     faiss.omp_set_num_threads(1)
     for begin in range(0, len(raw_ND), FROM_ROWS):
-        piece_MD = np.ascontiguousarray(raw_ND[begin : begin + FROM_ROWS])
+        chunk_MD = np.ascontiguousarray(raw_ND[begin : begin + FROM_ROWS])
         score_BK, row_BK = faiss.knn(
-            queries_BD, piece_MD, min(k, len(piece_MD)), metric=faiss.METRIC_INNER_PRODUCT
+            queries_BD, chunk_MD, min(k, len(chunk_MD)), metric=faiss.METRIC_INNER_PRODUCT
         )
         scores.append(score_BK)
         rows.append(row_BK + begin)
@@ -173,12 +174,12 @@ def _exact(
 
 
 def _recall(
-    tried: Approximate, raw_ND: Array, queries_BD: Array, truth_BK: npt.NDArray[np.int64]
+    index: Approximate, raw_ND: Array, queries_BD: Array, truth_BK: npt.NDArray[np.int64]
 ) -> float:
-    _, row_BK = tried.search(queries_BD, AT)
-    found = 0
+    _, row_BK = index.search(queries_BD, AT)
+    matched = 0
     for query_D, rows, truth in zip(queries_BD, row_BK, truth_BK, strict=True):
         rows = rows[rows >= 0]
         best = rows[np.argsort(-(raw_ND[rows] @ query_D))[: truth_BK.shape[1]]]
-        found += len(np.intersect1d(best, truth))
-    return found / truth_BK.size
+        matched += len(np.intersect1d(best, truth))
+    return matched / truth_BK.size

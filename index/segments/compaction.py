@@ -1,9 +1,9 @@
-"""Sealing, merging and compaction, beside searches and writes.
+"""Sealing, merging and compaction of segments, in the background.
 
-One step takes parts out of the view, writes their living rows into one new segment without any
-lock, then, under the writer's lock for as long as a few array operations take, leaves out the rows
-that died meanwhile and swaps the parts for the segment. Sizes are tiered, as in a log-structured
-merge tree: a row is copied about log(rows) / log(TIER) times.
+One step writes the live rows of some parts to a new segment without a lock. Then, under the
+writer's lock and for a few array operations, it marks the rows that were deleted meanwhile and
+replaces the parts by the segment. Sizes are tiered, as in a log-structured merge tree: a row is
+copied about log(rows) / log(tier) times.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """When to do what.
+    """When to seal, merge and rewrite.
 
     Attributes:
-        seal_blocks: full blocks that become a segment.
-        tier: segments of about the same size that are merged.
-        most_rows: of a segment; with `threads` searching, several of them share a search.
-        most_dead: share of dead rows above which a segment is written anew.
+        seal_blocks: full blocks that are sealed to one segment.
+        tier: number of segments of similar size that are merged.
+        most_rows: rows of a segment; several segments let search threads share a query.
+        most_dead: share of dead rows above which a segment is rewritten.
     """
 
     seal_blocks: int = 4
@@ -47,21 +47,21 @@ APPROXIMATE = Policy(most_rows=1 << 22)
 
 
 def policy_for(store: LiveStore) -> Policy:
-    """Larger segments where approximate indexes are wanted: their lists pay by the root of rows."""
+    """Larger segments for approximate indexes, whose search cost grows with the root of rows."""
     return EXACT if store.recipe.recall >= 1 else APPROXIMATE
 
 
 def maintain(store: LiveStore, policy: Policy | None = None) -> bool:
-    """Do one step that is due; whether there was one. One thread may call this.
+    """Run one due step; returns whether there was one. Only one thread may call this.
 
     Raises:
-        OSError: a segment could not be written; the view stays as it was.
+        OSError: a segment could not be written; the view is unchanged.
     """
     policy = policy or policy_for(store)
     for segment in store.segments():
-        for name in sorted(segment.asked):
-            segment.asked.discard(name)
-            segment.quicken(name)
+        for name in sorted(segment.float16_requests):
+            segment.float16_requests.discard(name)
+            segment.build_float16(name)
     due = _due(store.view, policy)
     if not due:
         return False
@@ -70,11 +70,11 @@ def maintain(store: LiveStore, policy: Policy | None = None) -> bool:
 
 
 def replace(store: LiveStore, due: list[Part]) -> None:
-    """The living rows of these parts become one segment in their place.
+    """Replace these parts by one segment of their live rows.
 
-    No row may be added to them any more: blocks are full.
+    The parts must not grow any more: blocks must be full.
     """
-    assert all(not _growing(part) for part in due), "rows that come now would be lost"
+    assert all(not _growing(part) for part in due), "rows that are added now would be lost"
     chosen = [(part, part.living()) for part in due]
     chosen = [(part, rows) for part, rows in chosen if len(rows)]
     with store.writing:
@@ -83,18 +83,18 @@ def replace(store: LiveStore, due: list[Part]) -> None:
     segment = None
     if chosen:
         name = segment_name(number)
-        store.in_hand = name
+        store.being_written = name
         try:
             segment = write(name, chosen, store.recipe)
         except OSError:
             if store.recipe.folder is not None:
                 shutil.rmtree(store.recipe.folder / name, ignore_errors=True)
-            store.in_hand = None
+            store.being_written = None
             raise
     store.recipe.failpoint("segment-publish")
     with store.writing:
         _publish(store, due, chosen, segment, number)
-    store.in_hand = None
+    store.being_written = None
 
 
 def _publish(
@@ -107,7 +107,7 @@ def _publish(
     edit = Edit(store.view, size=store.block, next_number=store.next_number)
     into = None
     if segment is not None:
-        # What died since the rows were chosen is dead in the new segment too.
+        # Rows that were deleted since they were chosen are dead in the new segment too.
         now = store.view.parts
         keep_R = np.concatenate([now[part.number].keep[rows] for part, rows in chosen])
         segment.slots = np.concatenate([part.rows.slots[rows] for part, rows in chosen])
@@ -146,7 +146,7 @@ def _growing(part: Part) -> bool:
 
 
 def _fitting(parts: list[Part], most_rows: int) -> list[Part]:
-    """The first of them and as many of the others as make no larger a segment than allowed."""
+    """The first part and as many others as fit in a segment of `most_rows`."""
     taken, total = parts[:1], parts[0].alive
     for part in parts[1:]:
         if total + part.alive <= most_rows:
@@ -159,8 +159,8 @@ def _tier(rows: int, base: int) -> int:
     return int(np.log(max(rows, 1)) / np.log(base))
 
 
-class Upkeep:
-    """A thread that does what is due until it is stopped."""
+class Compactor:
+    """A thread that runs due compaction steps until it is stopped."""
 
     def __init__(
         self, store: LiveStore, *, policy: Policy | None = None, every_s: float = 0.25
@@ -168,26 +168,26 @@ class Upkeep:
         self._store, self._policy, self._every_s = store, policy, every_s
         self._stopping = threading.Event()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="compactor", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the step in hand."""
+        """Stop after the current step."""
         self._stopping.set()
         self._thread.join()
 
     @property
     def error(self) -> BaseException | None:
-        """What ended the thread, if not `stop`: its owner must not go on without it."""
+        """The error that ended the thread; its owner must then stop, too."""
         return self._error
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 busy = maintain(self._store, self._policy)
-            except OSError as error:  # a full disk: blocks stay as they are, and searchable
+            except OSError as error:  # a full disk: blocks stay searchable
                 log.error("nothing is sealed for now: %s", error)
                 busy = False
                 self._stopping.wait(10.0)

@@ -1,8 +1,8 @@
-"""Rows in float16, for exact search: half the bytes to read, and a bound on what that loses.
+"""Float16 copy of vectors for exact search, with a bound on its error.
 
-A float16 score is off by at most |q| · max |x - half(x)|, which is measured when the rows are
-taken. With it a search knows which rows the exact score must be computed for, and whether the
-answer is proven (`braid.index.segments.rescoring`).
+The error of a float16 score is at most |q| · max |x - half(x)|, measured when the rows are added. A
+search needs the bound to choose the rows to rescore and to prove its answer
+(`braid.index.segments.rescoring`). Float16 halves the bytes that a search reads.
 
 Shapes: B queries, D dimensions, N rows, K hits.
 """
@@ -23,8 +23,8 @@ def longest(raw_ND: Array) -> float:
     """The largest norm of these rows."""
     square = 0.0
     for begin in range(0, len(raw_ND), STEP):
-        piece_MD = raw_ND[begin : begin + STEP]
-        square = max(square, float(np.einsum("nd,nd->n", piece_MD, piece_MD).max()))
+        chunk_MD = raw_ND[begin : begin + STEP]
+        square = max(square, float(np.einsum("nd,nd->n", chunk_MD, chunk_MD).max()))
     return float(np.sqrt(square))
 
 
@@ -44,14 +44,14 @@ class Float16Index:
         self.lost = 0.0
         self.longest = 0.0
         faiss.omp_set_num_threads(1)
-        self._index.train(np.zeros((1, dim), np.float32))  # learns nothing, but must be called
+        self._index.train(np.zeros((1, dim), np.float32))  # does nothing, but FAISS requires it
         for begin in range(0, len(raw_ND), STEP):
             rows_MD = np.ascontiguousarray(raw_ND[begin : begin + STEP])
             self._index.add(rows_MD)
             off_MD = self._index.reconstruct_n(begin, len(rows_MD)) - rows_MD
             self.lost = max(self.lost, longest(off_MD))
             self.longest = max(self.longest, longest(rows_MD))
-        # One query reads all rows: 8.1 ms CPU instead of 12.9 for 400,000 x 256.
+        # A query reads all rows: 8.1 ms of CPU time instead of 12.9 for 400,000 x 256.
         collapse(int(self._index.codes.data()), self.nbytes)
 
     @property
@@ -59,17 +59,17 @@ class Float16Index:
         return int(self._index.ntotal * self._index.code_size)
 
     def search(
-        self, queries_BD: Array, k: int, wanted: npt.NDArray[np.bool_] | None = None
+        self, queries_BD: Array, k: int, mask: npt.NDArray[np.bool_] | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Scores and rows, [B, K], best first; -1 where there are fewer.
 
         Args:
-            wanted: bool[N], the only rows that may be hits.
+            mask: bool[N], the only rows that may be hits.
         """
-        faiss.omp_set_num_threads(1)  # kept by each thread for itself
-        if wanted is None:
+        faiss.omp_set_num_threads(1)  # a setting of each thread
+        if mask is None:
             return self._index.search(queries_BD, k)
-        bits = np.packbits(wanted, bitorder="little")
+        bits = np.packbits(mask, bitorder="little")
         selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-        given = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        return self._index.search(queries_BD, k, params=given)
+        params = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+        return self._index.search(queries_BD, k, params=params)

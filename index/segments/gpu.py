@@ -1,15 +1,15 @@
-"""Search on a GPU: one thread owns it, and queries that wait are searched together.
+"""GPU search: one thread owns the device and batches the waiting queries.
 
-Sealed rows are copied once, in float16; growing rows go into a preallocated tensor as they are
-published, and both are searched by brute force (`faiss.bfKnn`), since no GPU index of FAISS can
-take back a row, and some builds drop added rows or ignore filters without a word. Rows that may not
-be hits are left out by gathering the others. Scores only choose whom to score again, exactly, on
-the CPU (`braid.index.segments.rescoring`), so that CPU and GPU give the same answers.
+Sealed rows are copied once, in float16; growing rows are appended to a preallocated tensor. Both
+are searched by brute force (`faiss.bfKnn`): GPU indexes of FAISS cannot remove a row, and some
+builds drop added rows or ignore filters silently. A filter gathers the rows that match. GPU scores
+only select candidates, which the CPU rescores exactly (`braid.index.segments.rescoring`), so that
+CPU and GPU give the same answers.
 
-`open_gpu` tries this build on known rows first: recall, rows that were added, rows left out. If
-anything is off, or the GPU fails later, search goes on on the CPU, and the log says so.
+`open_gpu` first checks this build on known rows: recall, added rows, excluded rows. If a check
+fails, or the GPU fails later, search runs on the CPU and the log says so.
 
-Shapes: B queries, D dimensions, N rows, K hits, M wanted rows.
+Shapes: B queries, D dimensions, N rows, K hits, M eligible rows.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ import numpy.typing as npt
 from ..filters import Filter
 from ..store import Array
 from .growing import Block
-from .scan import Ask, Candidates, scan, wanted
+from .scan import Candidates, ScanRequest, eligible_rows, scan
 from .sealed import Segment
 from .view import Part, Rows, View
 
 log = logging.getLogger(__name__)
 
 Scores = npt.NDArray[np.float32]
-Found = npt.NDArray[np.int64]
+RowNumbers = npt.NDArray[np.int64]
 
-SCRATCH = 256 * 1024 * 1024  # bytes FAISS may keep for itself
-MOST_K = 2048  # what FAISS's GPU search can return
+SCRATCH = 256 * 1024 * 1024  # bytes of FAISS's temporary memory
+MOST_K = 2048  # limit of FAISS's GPU search
 MOST_BATCH = 1024  # queries searched together
 COPY = 65_536  # rows copied at once
 PROBE_ROWS, PROBE_DIM, PROBE_K = 4096, 64, 10
-SAFETY = 4.0  # times the largest error that the probe saw
-MOST_ERROR = 0.01  # a float32 score off by more is no rounding
+SAFETY = 4.0  # times the largest error in the probe
+MOST_ERROR = 0.01  # a larger error of a float32 score is not rounding
 
 
 class GpuUnusable(Exception):
-    """This build, or this GPU, does not do what it should; the message says what."""
+    """This build or GPU fails a check; the message names it."""
 
 
 class Kernel(Protocol):
-    """Brute force on a device."""
+    """Brute-force search on a device."""
 
     def empty(self, count: int, dim: int, *, half: bool) -> Any:
-        """Room for rows, in float16 or float32."""
+        """An empty tensor for `count` rows, in float16 or float32."""
         ...
 
     def fill(self, room: Any, begin: int, rows_ND: Array) -> float:
-        """Write rows from `begin` on; the largest |x - stored x|."""
+        """Write rows starting at `begin`; returns the largest |x - stored x|."""
         ...
 
     def knn(
-        self, room: Any, count: int, queries_BD: Array, k: int, row_M: Found | None
-    ) -> tuple[Scores, Found]:
+        self, room: Any, count: int, queries_BD: Array, k: int, row_M: RowNumbers | None
+    ) -> tuple[Scores, RowNumbers]:
         """The k best of the first `count` rows, or of these M: scores and rows, [B, K]."""
         ...
 
 
 class FaissKernel:
-    """`faiss.bfKnn` over torch tensors. To be used by one thread."""
+    """`faiss.bfKnn` over torch tensors. Not thread-safe."""
 
     def __init__(self) -> None:
         import faiss
@@ -84,7 +84,7 @@ class FaissKernel:
         self._device = torch.device("cuda")
         self._resources = faiss.StandardGpuResources()
         self._resources.setTempMemory(SCRATCH)
-        # torch's stream too: what one of them writes is there when the other reads.
+        # torch's stream too, so that FAISS reads what torch has written.
         self._resources.setDefaultNullStreamAllDevices()
 
     def empty(self, count: int, dim: int, *, half: bool) -> Any:
@@ -104,8 +104,8 @@ class FaissKernel:
         return lost
 
     def knn(
-        self, room: Any, count: int, queries_BD: Array, k: int, row_M: Found | None
-    ) -> tuple[Scores, Found]:
+        self, room: Any, count: int, queries_BD: Array, k: int, row_M: RowNumbers | None
+    ) -> tuple[Scores, RowNumbers]:
         torch, faiss = self._torch, self._faiss
         rows = room[:count]
         if row_M is not None:
@@ -115,8 +115,8 @@ class FaissKernel:
         at_BK = torch.empty((len(queries), k), dtype=torch.int64, device=self._device)
         half = rows.dtype == torch.float16
         kind = faiss.DistanceDataType_F16 if half else faiss.DistanceDataType_F32
-        # What `faiss.contrib.torch_utils` would do. That module replaces methods of every index
-        # of the process, and what it puts there no longer takes search parameters.
+        # As `faiss.contrib.torch_utils` does. That module patches the methods of every index in
+        # the process, and its versions do not accept search parameters.
         args = faiss.GpuDistanceParams()
         args.metric, args.k, args.dims = faiss.METRIC_INNER_PRODUCT, k, rows.shape[1]
         args.vectors = faiss.cast_integer_to_void_ptr(rows.data_ptr())
@@ -127,15 +127,15 @@ class FaissKernel:
         args.outIndices = faiss.cast_integer_to_void_ptr(at_BK.data_ptr())
         args.outIndicesType = faiss.IndicesDataType_I64
         faiss.bfKnn(self._resources, args)
-        scores, found = score_BK.cpu().numpy(), at_BK.cpu().numpy()
+        scores, rows_BK = score_BK.cpu().numpy(), at_BK.cpu().numpy()
         if row_M is not None:
-            found = np.where(found >= 0, row_M[found], -1)
-        return scores, found
+            rows_BK = np.where(rows_BK >= 0, row_M[rows_BK], -1)
+        return scores, rows_BK
 
 
 @dataclass(slots=True)
 class _Room:
-    """Rows of one part on the device: the first `filled` of them."""
+    """Rows of one part on the device, of which the first `filled` are written."""
 
     rows: Any
     half: bool
@@ -146,29 +146,29 @@ class _Room:
 @dataclass(slots=True)
 class _Job:
     view: Callable[[], View]
-    ask: Ask
+    request: ScanRequest
     filter: Filter | None
     answer: Future[list[tuple[Part, Candidates]]] = field(default_factory=Future)
 
     def fits(self, other: _Job) -> bool:
-        """Whether both can be searched in one go."""
-        mine, its = self.ask, other.ask
+        """Whether both can be searched in one call."""
+        mine, theirs = self.request, other.request
         return (self.view, mine.name, mine.count, self.filter) == (
             other.view,
-            its.name,
-            its.count,
+            theirs.name,
+            theirs.count,
             other.filter,
         )
 
 
 class Gpu:
-    """The thread that owns a kernel; searches come from any thread.
+    """The thread that owns a kernel; any thread may search.
 
     Args:
-        kernel: made on that thread, and used only there.
+        kernel: called on that thread; its result is used only there.
 
     Raises:
-        GpuUnusable: the probe found that this build does not do what it should.
+        GpuUnusable: the probe failed.
     """
 
     def __init__(self, kernel: Callable[[], Kernel]) -> None:
@@ -177,18 +177,18 @@ class Gpu:
         self._ready: Future[float] = Future()
         self._make = kernel
         self.broken: str | None = None
-        self.together = 0  # the most queries that were searched in one go
+        self.together = 0  # the most queries in one search so far
         self._thread = threading.Thread(target=self._run, name="gpu", daemon=True)
         self._thread.start()
         self.error = self._ready.result()
 
     def scan(
-        self, view: Callable[[], View], ask: Ask, filter: Filter | None
+        self, view: Callable[[], View], request: ScanRequest, filter: Filter | None
     ) -> list[tuple[Part, Candidates]]:
-        """Candidates of every part of the view as it is when the GPU comes to it."""
-        if ask.count > MOST_K or ask.careful or self.broken is not None:
-            return _on_cpu(view(), ask, filter)
-        job = _Job(view, ask, filter)
+        """Candidates of every part of the view, which is read when the search starts."""
+        if request.count > MOST_K or request.careful or self.broken is not None:
+            return _on_cpu(view(), request, filter)
+        job = _Job(view, request, filter)
         self._jobs.put(job)
         return job.answer.result()
 
@@ -200,7 +200,7 @@ class Gpu:
         try:
             kernel = self._make()
             self._ready.set_result(probe(kernel))
-        except BaseException as error:  # noqa: BLE001 (handed to who waits)
+        except BaseException as error:  # noqa: BLE001 (raised in the constructor)
             self._ready.set_exception(error)
             return
         held: _Job | None = None
@@ -210,7 +210,7 @@ class Gpu:
             if job is None:
                 return
             jobs = [job]
-            queries = len(job.ask.queries_BD)
+            queries = len(job.request.queries_BD)
             while queries < MOST_BATCH and not self._jobs.empty():
                 more = self._jobs.get()
                 if more is None:
@@ -220,78 +220,86 @@ class Gpu:
                     held = more
                     break
                 jobs.append(more)
-                queries += len(more.ask.queries_BD)
+                queries += len(more.request.queries_BD)
             self._answer(kernel, jobs)
 
     def _answer(self, kernel: Kernel, jobs: Sequence[_Job]) -> None:
         first = jobs[0]
         try:
-            queries_BD = np.concatenate([job.ask.queries_BD for job in jobs])
-            norm_B = np.concatenate([job.ask.norm_B for job in jobs])
-            ask = Ask(queries_BD, norm_B, first.ask.name, first.ask.count, exact=True)
+            queries_BD = np.concatenate([job.request.queries_BD for job in jobs])
+            norm_B = np.concatenate([job.request.norm_B for job in jobs])
+            request = ScanRequest(
+                queries_BD, norm_B, first.request.name, first.request.count, exact=True
+            )
             view = first.view()
             try:
-                found = self._search(kernel, view, ask, first.filter)
-            except RuntimeError as error:  # CUDA's and FAISS's errors; nothing is trusted after one
+                results = self._search(kernel, view, request, first.filter)
+            except RuntimeError as error:  # of CUDA or FAISS: the device is not used again
                 self.broken = str(error)
                 log.error("the GPU failed, search goes on on the CPU: %s", error)
-                found = _on_cpu(view, ask, first.filter)
+                results = _on_cpu(view, request, first.filter)
             self.together = max(self.together, len(queries_BD))
-        except BaseException as error:  # noqa: BLE001 (its waiters must not wait for ever)
+        except BaseException as error:  # noqa: BLE001 (raised in the waiting threads)
             for job in jobs:
                 job.answer.set_exception(error)
             return
         begin = 0
         for job in jobs:
-            end = begin + len(job.ask.queries_BD)
-            job.answer.set_result([(part, its.lines(begin, end)) for part, its in found])
+            end = begin + len(job.request.queries_BD)
+            job.answer.set_result([(part, rows.lines(begin, end)) for part, rows in results])
             begin = end
 
     def _search(
-        self, kernel: Kernel, view: View, ask: Ask, filter: Filter | None
+        self, kernel: Kernel, view: View, request: ScanRequest, filter: Filter | None
     ) -> list[tuple[Part, Candidates]]:
-        found = []
+        results = []
         for part in view.parts.values():
-            mask, count = wanted(part, ask.name, filter)
+            mask, count = eligible_rows(part, request.name, filter)
             if not count:
                 continue
             row_M = None if mask is None else np.flatnonzero(mask)
-            room = self._room(kernel, part, ask.name)
+            room = self._room(kernel, part, request.name)
             if room is None:
-                found.append((part, scan(part, ask, mask, count)))
+                results.append((part, scan(part, request, mask, count)))
                 continue
             at_M, total = row_M, room.filled
             if isinstance(part.rows, Segment):
-                row_N = part.rows.vectors[ask.name].row_N
+                row_N = part.rows.vectors[request.name].row_N
                 if row_M is not None and row_N is not None:
                     at_M = None if count == len(row_N) else np.searchsorted(row_N, row_M)
             else:
                 total = part.count
             score_BK, at_BK = kernel.knn(
-                room.rows, total, ask.queries_BD, min(ask.count, count), at_M
+                room.rows, total, request.queries_BD, min(request.count, count), at_M
             )
-            found.append((part, self._candidates(part, ask, room, count, score_BK, at_BK)))
-        return found
+            results.append((part, self._candidates(part, request, room, count, score_BK, at_BK)))
+        return results
 
     def _candidates(
-        self, part: Part, ask: Ask, room: _Room, count: int, score_BK: Scores, at_BK: Found
+        self,
+        part: Part,
+        request: ScanRequest,
+        room: _Room,
+        count: int,
+        score_BK: Scores,
+        at_BK: RowNumbers,
     ) -> Candidates:
-        off_B = ask.norm_B * np.float32(self.error + room.lost)
-        if room.half:  # the query was rounded too
-            rounded = ask.queries_BD.astype(np.float16).astype(np.float32)
-            off_B = off_B + np.linalg.norm(rounded - ask.queries_BD, axis=1).astype(np.float32)
+        off_B = request.norm_B * np.float32(self.error + room.lost)
+        if room.half:  # the query is rounded, too
+            rounded = request.queries_BD.astype(np.float16).astype(np.float32)
+            off_B = off_B + np.linalg.norm(rounded - request.queries_BD, axis=1).astype(np.float32)
         above_B = np.full(len(score_BK), -np.inf, np.float32)
         if at_BK.shape[1] < count:
             above_B = score_BK[:, -1] + off_B
         row_BK = at_BK
         if isinstance(part.rows, Segment):
-            row_N = part.rows.vectors[ask.name].row_N
+            row_N = part.rows.vectors[request.name].row_N
             if row_N is not None:
                 row_BK = np.where(at_BK >= 0, row_N[at_BK], -1)
         return Candidates(score_BK, row_BK, above_B, off_B.astype(np.float32))
 
     def _room(self, kernel: Kernel, part: Part, name: str) -> _Room | None:
-        """The part's rows on the device; None if there is no memory for them."""
+        """The part's rows on the device; None if its memory is full."""
         rooms = self._rooms.setdefault(part.rows, {})
         sealed = isinstance(part.rows, Segment)
         if isinstance(part.rows, Segment):
@@ -327,7 +335,7 @@ def gpu_found() -> bool:
 
 
 def open_gpu(kernel: Callable[[], Kernel] = FaissKernel) -> Gpu | None:
-    """The GPU, if there is one that does what it should; else None, and the log says why."""
+    """The GPU if it passes the probe; else None, and the log says why."""
     try:
         gpu = Gpu(kernel)
     except (GpuUnusable, ImportError, RuntimeError) as error:
@@ -338,10 +346,10 @@ def open_gpu(kernel: Callable[[], Kernel] = FaissKernel) -> Gpu | None:
 
 
 def probe(kernel: Kernel) -> float:
-    """Try a kernel on known rows; how far its float32 scores may be off.
+    """Check a kernel on known rows; returns a bound on the error of its float32 scores.
 
     Raises:
-        GpuUnusable: it misses rows, does not see added ones, or returns some that were left out.
+        GpuUnusable: it misses rows or added rows, or returns excluded rows.
     """
     rng = np.random.default_rng(0)
     rows_ND = rng.standard_normal((PROBE_ROWS, PROBE_DIM)).astype(np.float32)
@@ -377,10 +385,12 @@ def probe(kernel: Kernel) -> float:
     return max(SAFETY * worst, 1e-6)
 
 
-def _on_cpu(view: View, ask: Ask, filter: Filter | None) -> list[tuple[Part, Candidates]]:
-    found = []
+def _on_cpu(
+    view: View, request: ScanRequest, filter: Filter | None
+) -> list[tuple[Part, Candidates]]:
+    results = []
     for part in view.parts.values():
-        mask, count = wanted(part, ask.name, filter)
+        mask, count = eligible_rows(part, request.name, filter)
         if count:
-            found.append((part, scan(part, ask, mask, count)))
-    return found
+            results.append((part, scan(part, request, mask, count)))
+    return results

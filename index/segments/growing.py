@@ -1,4 +1,4 @@
-"""A growing block: preallocated rows, written behind the count that readers see.
+"""Growing block: preallocated rows, published by a row count.
 
 Shapes: D dimensions, R rows of one block, N of them.
 """
@@ -33,7 +33,7 @@ class Facts(NamedTuple):
 
 
 class Block:
-    """`size` rows. Rows behind the published count belong to the writer, the others to nobody."""
+    """`size` rows. Readers see the published count; the writer fills the rows after it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -45,22 +45,22 @@ class Block:
         self._columns: meta_columns.Columns | None = None
 
     def write(self, row: int, write: Upsert, slot: int) -> None:
-        """Fill one row, which nobody sees yet."""
-        given = {FUSED: write.fused, **write.by}
-        for name, vector_D in given.items():
+        """Fill one row that is not published yet."""
+        vectors = {FUSED: write.fused, **write.by}
+        for name, vector_D in vectors.items():
             if name not in self.vectors:
-                # New dictionaries, so that a reader's look-up is never disturbed; `_has` last,
-                # because that is where a reader looks first.
+                # New dictionaries, so that concurrent look-ups are safe; `_has` is replaced last
+                # because readers look there first.
                 array = np.zeros((self.size, vector_D.shape[0]), dtype=np.float32)
                 self.vectors = {**self.vectors, name: array}
                 self._has = {**self._has, name: np.zeros(self.size, dtype=np.bool_)}
             self.vectors[name][row] = vector_D
             self._longest = max(self._longest, sqrt(vector_D @ vector_D))
         for name, has_R in self._has.items():
-            has_R[row] = name in given  # an edit that was given up may have left another answer
+            has_R[row] = name in vectors  # an abandoned edit may have set it
         self.slots[row] = slot
         del self._rows[row:]
-        # The vectors lie in the block's arrays; what remains of the write needs none of its own.
+        # The stored write refers to the block's arrays instead of vectors of its own.
         self._rows.append(
             Upsert(
                 id=write.id,
@@ -81,16 +81,16 @@ class Block:
         return self._rows[row]
 
     def facts(self, row: int) -> Facts:
-        its = self._rows[row]
-        packed: bytes = msgpack.packb(dict(its.meta))
-        return Facts(its.id, its.version, its.ts, its.partition, its.model, packed)
+        write = self._rows[row]
+        packed: bytes = msgpack.packb(dict(write.meta))
+        return Facts(write.id, write.version, write.ts, write.partition, write.model, packed)
 
     def meta(self, row: int) -> Mapping[str, Any]:
         return self._rows[row].meta
 
     def matching(self, filter: Filter, count: int) -> Mask:
         """See `braid.index.segments.view.Rows`."""
-        if count == self.size:  # no row will come, so columns pay
+        if count == self.size:  # the block is full: columns can be kept
             if self._columns is None:
                 self._columns = meta_columns.build([row.meta for row in self._rows])
             return self._columns.mask(filter, self.meta)

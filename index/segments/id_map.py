@@ -1,8 +1,9 @@
-"""Where each id's row is, and the last word on it: a dictionary and four arrays.
+"""Maps an id to its row and its last write.
 
-An id keeps its slot for good, a deleted one too, so that an older write that comes late cannot
-bring it back. A place is one int64, `part << 32 | row`, because a reader must never see half of it.
-One thread writes; readers check what they find against the view that they hold.
+A dictionary of slots and four arrays. An id keeps its slot after its deletion, so that an older
+write that arrives late cannot restore it. A place is one int64, `part << 32 | row`, so that a
+concurrent read is consistent. One thread writes; readers check a place against the view that they
+hold.
 
 Shapes: S slots, N rows.
 """
@@ -17,12 +18,12 @@ import numpy.typing as npt
 
 Int64 = npt.NDArray[np.int64]
 
-TOMBSTONE = -1  # the place of a deleted id
+TOMBSTONE = -1  # place of a deleted id
 ROW_BITS = 32
 
 
 class LastWrite(NamedTuple):
-    """The last write of an id. `place` is TOMBSTONE if it was deleted."""
+    """The last write of an id; `place` is TOMBSTONE for a deletion."""
 
     partition: int
     version: int
@@ -40,7 +41,7 @@ def split(place: int) -> tuple[int, int]:
 
 
 class IdMap:
-    """Slots by id."""
+    """Slots by id, and the last write of each slot."""
 
     def __init__(self, capacity: int = 1024) -> None:
         self._slots: dict[str, int] = {}
@@ -51,7 +52,7 @@ class IdMap:
         self._place_S = np.full(capacity, TOMBSTONE, np.int64)
 
     def __len__(self) -> int:
-        """How many ids were ever seen."""
+        """Number of known ids, deleted ones included."""
         return len(self._ids)
 
     def slot(self, id: str) -> int | None:
@@ -66,18 +67,18 @@ class IdMap:
         )
 
     def place(self, id: str) -> int | None:
-        """None for an id that was never seen."""
+        """The place of an id; None if the id is unknown."""
         slot = self._slots.get(id)
         return None if slot is None else int(self._place_S[slot])
 
     def put(self, id: str, last: LastWrite) -> int:
-        """Set the last word on an id; its slot."""
+        """Set the last write of an id; returns its slot."""
         slot = self._slots.get(id)
         if slot is None:
             slot = len(self._ids)
             if slot == len(self._place_S):
                 self._grow(2 * slot)
-            self._set(slot, last)  # before a reader can find it
+            self._set(slot, last)  # before readers can find the slot
             self._ids.append(id)
             self._slots[id] = slot
         else:
@@ -92,7 +93,7 @@ class IdMap:
         ts_N: Int64,
         place: tuple[int, Int64],
     ) -> Int64:
-        """Rows of one part, none of whose ids was seen before; int64[N], their slots.
+        """Add the rows of one part, with new ids; returns their slots, int64[N].
 
         Args:
             place: the part's number, and int64[N], the rows.
@@ -109,11 +110,11 @@ class IdMap:
         return slot_N
 
     def move(self, slot_N: Int64, part: int, row_N: Int64) -> None:
-        """These slots' rows are now rows of `part`."""
+        """Set the places of these slots to rows of `part`."""
         self._place_S[slot_N] = (np.int64(part) << ROW_BITS) | row_N
 
     def deleted(self) -> Iterator[tuple[str, LastWrite]]:
-        """The ids that are gone, as of now."""
+        """The deleted ids with their last writes."""
         gone = np.flatnonzero(self._place_S[: len(self._ids)] == TOMBSTONE)
         lasts = [part[gone].tolist() for part in (self._partition_S, self._version_S, self._ts_S)]
         for slot, partition, version, ts in zip(gone.tolist(), *lasts, strict=True):

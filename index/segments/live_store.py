@@ -1,9 +1,9 @@
-"""The live index: always searchable, exact unless told otherwise, while one thread writes.
+"""The local vector store: one writer, any number of concurrent searches.
 
-Writes fill growing blocks; full blocks are sealed into segments, small segments merged into larger
-ones and dead rows left behind by `maintain`, in the background (`braid.index.segments.compaction`).
-Readers hold one immutable view, which the writer replaces by one assignment: a search sees a whole
-`apply` or none of it. No FAISS object is changed after readers can see it.
+Writes fill growing blocks. `braid.index.segments.compaction` seals full blocks to segments, merges
+small segments and drops dead rows in the background. A search reads one immutable view, which the
+writer replaces by one assignment: a search sees all of an `apply` or none of it. FAISS objects are
+not changed once readers can see them.
 
 Shapes: B queries, D dimensions, K hits.
 """
@@ -28,32 +28,32 @@ from .gpu import Gpu
 from .growing import Block
 from .id_map import TOMBSTONE, IdMap, Int64, LastWrite, split
 from .rescoring import Answer, merge
-from .scan import Ask, Candidates, scan, wanted
+from .scan import Candidates, ScanRequest, eligible_rows, scan
 from .sealed import Recipe, Segment
 from .view import Edit, Mask, Part, View
 
 log = logging.getLogger(__name__)
 
-BLOCK = 8192  # rows; so that a block fits the cache
-SPARE = 16  # candidates of each part beyond k: float16 seldom misplaces a row by so many
-MORE = 8  # times as many when an answer is not proven
-# Of what `braid.index.segments.id_map` keeps, less the sign.
+BLOCK = 8192  # rows; a block fits the CPU's cache
+SPARE = 16  # candidates of each part beyond k; float16 rarely shifts a row by more ranks
+MORE = 8  # times as many candidates for an answer that is not proven
+# Width of the arrays in `braid.index.segments.id_map`, without the sign.
 BITS = {"partition": 31, "version": 63, "ts": 63}
-LOOKS = 100  # how often `get` looks for a row that is just being moved before it waits
+LOOKS = 100  # attempts of `get` to read a row that is being moved, before it waits
 
 
 class LiveStore:
     """Implements `braid.index.store.VectorStore`.
 
     Args:
-        space: names the space of all vectors in here.
+        space: name of the space of all vectors.
         dim: D.
-        threads: of one search.
+        threads: threads for one search.
         block: rows of one growing block.
-        recall: recall@10 that is enough; below 1, large segments get approximate indexes, each
-            checked against exact search before it is used.
-        gpu: searches instead of this process's threads (`braid.index.segments.gpu`).
-        folder: where sealed segments are kept, mapped; None keeps them in memory.
+        recall: required recall@10; below 1, large segments get approximate indexes, each checked
+            against exact search before it is used.
+        gpu: searches instead of the threads (`braid.index.segments.gpu`).
+        folder: folder of sealed segments, which are memory-mapped; None keeps them in memory.
         failpoint: called with the name of each step of sealing, for crash tests.
 
     Raises:
@@ -81,7 +81,7 @@ class LiveStore:
         self.view = View()
         self.id_map = IdMap()
         self.next_number = 0
-        self.in_hand: str | None = None  # the segment that is being written
+        self.being_written: str | None = None  # name of a segment
         self.writing = threading.Lock()
         self._positions: dict[int, int] = {}
         self._progress: dict[int, int] = {}
@@ -107,7 +107,7 @@ class LiveStore:
 
     @property
     def exact(self) -> bool:
-        """Whether answers are exact: no segment's approximate index is used."""
+        """Whether answers are exact: no approximate index is used."""
         if self._gpu is not None and self._gpu.broken is None:
             return True
         return not any(segment.vectors[FUSED].approximate for segment in self.segments())
@@ -116,14 +116,14 @@ class LiveStore:
         return self.view.alive
 
     def ids(self) -> set[str]:
-        """The ids of all living records, as of now."""
+        """The ids of all live records."""
         parts = self.view.parts.values()
         return {part.rows.id(row) for part in parts for row in part.living().tolist()}
 
     def segments(self) -> list[Segment]:
-        """The sealed segments as of now."""
+        """The sealed segments of the current view."""
         rows = (part.rows for part in self.view.parts.values())
-        return [its for its in rows if isinstance(its, Segment)]
+        return [segment for segment in rows if isinstance(segment, Segment)]
 
     def apply(
         self,
@@ -132,7 +132,7 @@ class LiveStore:
         positions: Mapping[int, int],
         progress: Mapping[int, int],
     ) -> None:
-        """See VectorStore.apply. Whatever it raises, nothing of the call is applied."""
+        """See VectorStore.apply. If it raises, no write of the call is applied."""
         for write in writes:
             _check_numbers(write)
             if isinstance(write, Upsert):
@@ -159,12 +159,12 @@ class LiveStore:
                 lasts[write.id] = LastWrite(write.partition, write.version, write.ts, place)
             self.view = edit.view()
             self.next_number = edit.next_number
-            for id_ in slots:  # in the order in which they got their slots
+            for id_ in slots:  # in the order of their slots
                 self.id_map.put(id_, lasts.pop(id_))
             for id_, last in lasts.items():
                 self.id_map.put(id_, last)
             self._ignored += ignored
-            # Offsets last: who sees them reached finds what they promise.
+            # Offsets last: a reader that sees them also sees the writes.
             _advance(self._positions, positions)
             _advance(self._progress, progress)
 
@@ -179,11 +179,11 @@ class LiveStore:
     ) -> list[list[Hit]]:
         """See VectorStore.search.
 
-        Hits of equal score come in the order of their ids; which of them make the last places,
-        when there are more than fit, is not promised. Scores are exact whatever index was used.
+        Hits of equal score are ordered by id; which of them are among the k is not defined. Scores
+        are exact for every index.
 
         Args:
-            exact: pass approximate indexes over.
+            exact: do not use approximate indexes.
         """
         queries_BD = checked_queries(queries_BD, dim=self._dim, k=k)
         view = self.view
@@ -195,24 +195,26 @@ class LiveStore:
             if factor > 1:
                 self._unproven += len(left)
             norm_B = np.linalg.norm(queries_BD[left], axis=1).astype(np.float32)
-            ask = Ask(queries_BD[left], norm_B, vector, factor * (k + SPARE), exact, careful)
-            merged = merge(ask.queries_BD, vector, k, self._scan(view, ask, filter))
+            request = ScanRequest(
+                queries_BD[left], norm_B, vector, factor * (k + SPARE), exact, careful
+            )
+            merged = merge(request.queries_BD, vector, k, self._scan(view, request, filter))
             for number, answer in zip(left.tolist(), merged, strict=True):
                 answers[number] = answer
             left = left[[not answer.proven for answer in merged]]
         return [[_hit(hit) for hit in answer.hits] for answer in answers if answer is not None]
 
     def probe(self, query_D: Array, k: int, vector: str = FUSED) -> float:
-        """Recall@k of one query, at this moment, against exact search."""
-        given = np.asarray(query_D, np.float32)[None]
-        (expected,) = self.search(given, k=k, vector=vector, exact=True)
-        (found,) = self.search(given, k=k, vector=vector)
+        """Recall@k of one query against exact search."""
+        query_BD = np.asarray(query_D, np.float32)[None]
+        (expected,) = self.search(query_BD, k=k, vector=vector, exact=True)
+        (hits,) = self.search(query_BD, k=k, vector=vector)
         if not expected:
             return 1.0
-        return len({hit.id for hit in found} & {hit.id for hit in expected}) / len(expected)
+        return len({hit.id for hit in hits} & {hit.id for hit in expected}) / len(expected)
 
     def get(self, id: str) -> Row | None:
-        """The record, or None. Waits for a writer only if it meets the same row many times."""
+        """The record, or None. Takes the writer's lock only after LOOKS attempts."""
         for _ in range(LOOKS):
             place = self.id_map.place(id)
             if place is None or place == TOMBSTONE:
@@ -220,13 +222,13 @@ class LiveStore:
             row = self._at(self.view, place, id)
             if row is not None:
                 return row
-            time.sleep(0)  # it is being moved, or replaced, at this moment
+            time.sleep(0)  # the row is being moved or replaced
         with self.writing:
             place = self.id_map.place(id)
             return None if place is None or place == TOMBSTONE else self._at(self.view, place, id)
 
     def sample(self, limit: int, *, seed: int = 0) -> list[Row]:
-        """See VectorStore.sample: those whose slots, which ids keep, have the smallest hashes."""
+        """See VectorStore.sample: the records whose slots have the smallest hashes."""
         view = self.view
         living = [(part, part.living()) for part in view.parts.values() if part.alive]
         hashes = [_mixed(part.rows.slots[rows], seed) for part, rows in living]
@@ -260,8 +262,8 @@ class LiveStore:
         }
 
     def adopt(self, segments: Sequence[tuple[Segment, Mask]], next_number: int) -> None:
-        """Take over sealed segments and which of their rows are alive, into an empty store."""
-        assert len(self.id_map) == 0, "only an empty store adopts"
+        """Add sealed segments, with masks of their live rows, to an empty store."""
+        assert len(self.id_map) == 0, "the store must be empty"
         parts = {}
         for number, (segment, keep_R) in enumerate(segments, start=next_number):
             living = np.flatnonzero(keep_R)
@@ -279,22 +281,24 @@ class LiveStore:
         self.next_number = next_number + len(parts)
 
     def close(self) -> None:
-        """End the threads of searches."""
+        """Stop the search threads."""
         if self._pool is not None:
             self._pool.shutdown(wait=False)
 
-    def _scan(self, view: View, ask: Ask, filter: Filter | None) -> list[tuple[Part, Candidates]]:
+    def _scan(
+        self, view: View, request: ScanRequest, filter: Filter | None
+    ) -> list[tuple[Part, Candidates]]:
         if self._gpu is not None:
-            return self._gpu.scan(self._now, ask, filter)
+            return self._gpu.scan(self._now, request, filter)
 
         def one(part: Part) -> tuple[Part, Candidates] | None:
-            mask, count = wanted(part, ask.name, filter)
-            return (part, scan(part, ask, mask, count)) if count else None
+            mask, count = eligible_rows(part, request.name, filter)
+            return (part, scan(part, request, mask, count)) if count else None
 
-        # The largest first: the last to finish is then a small one.
+        # The largest first, so that threads finish at about the same time.
         parts = sorted(view.parts.values(), key=lambda part: -part.count)
         run = map if self._pool is None or len(parts) == 1 else self._pool.map
-        return [found for found in run(one, parts) if found is not None]
+        return [result for result in run(one, parts) if result is not None]
 
     def _now(self) -> View:
         return self.view
@@ -346,7 +350,7 @@ def _advance(offsets: dict[int, int], by: Mapping[int, int]) -> None:
 
 
 def _mixed(slots_N: Int64, seed: int) -> npt.NDArray[np.uint64]:
-    """A number for each slot that looks random and no other slot has (the mixer of SplitMix64)."""
+    """A distinct pseudorandom number for each slot (the mixer of SplitMix64)."""
     mixed_N = slots_N.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed_N = (mixed_N ^ (mixed_N >> np.uint64(shift))) * np.uint64(factor)
@@ -365,8 +369,8 @@ def _row(write: Upsert) -> Row:
     )
 
 
-def _hit(found: tuple[Part, int, float]) -> Hit:
-    part, row, score = found
+def _hit(scored: tuple[Part, int, float]) -> Hit:
+    part, row, score = scored
     if isinstance(part.rows, Segment):
         numbers = part.rows.numbers
         return Hit(

@@ -1,12 +1,12 @@
-"""Meta by columns: which of a segment's rows match a filter, answered for all rows at once.
+"""Columnar meta of a segment: evaluates a filter for all rows at once.
 
-Each field is a dictionary of its distinct scalars, sorted, and one int32 code a row. Equality and
-ranges become intervals of codes, found by bisection: no Python runs a row. Booleans, numbers and
-strings are kept apart by sorting first by kind, as JSON keeps them apart. A row whose field is a
-list has one entry for each element in a second pair of arrays.
+A column holds a field's distinct scalars, sorted, and an int32 code for each row. Equality and
+ranges become intervals of codes, found by bisection, without Python code per row. Values are sorted
+by kind first, so that booleans, numbers and strings stay distinct, as in JSON. The elements of
+lists are in a second pair of arrays.
 
-Fields beyond the MAX_FIELDS most frequent have no column; a filter that names one is answered row
-by row, from meta.
+Fields beyond the MAX_FIELDS most frequent have no column; a filter on such a field is evaluated row
+by row from meta.
 
 Shapes: R rows, E elements of lists.
 """
@@ -27,18 +27,18 @@ from ..filters import And, Equals, Exists, Filter, Meta, Not, OneOf, Or, Range, 
 Mask = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int32]
 
-ABSENT, OTHER = -1, -2  # null or not there; a list or an object
+ABSENT, OTHER = -1, -2  # null or missing; a list or an object
 MAX_FIELDS = 64
 KINDS: dict[type, int] = {bool: 0, int: 1, float: 1, str: 2}
 
 
 def _sortable(value: Any) -> bool:
-    """Whether a value has a place in a dictionary: NaN, which equals nothing, has none."""
+    """Whether a value can be in a dictionary; NaN cannot, since it equals nothing."""
     return type(value) in KINDS and value == value
 
 
 def _key(value: Any) -> tuple[int, Any]:
-    """What sorts scalars: kind first, so that only comparable values are compared."""
+    """Sort key of scalars: kind first, so that only comparable values are compared."""
     return KINDS[type(value)], value
 
 
@@ -66,13 +66,13 @@ class Column:
         return self._with_elements(self.code_R == at, self.element_code_E == at)
 
     def one_of(self, values: Iterable[Scalar]) -> Mask:
-        # One place more than there are values, which ABSENT and OTHER reach from the end.
-        wanted = np.zeros(len(self.values) + 2, np.bool_)
+        # Two more entries than values: ABSENT and OTHER index them from the end.
+        is_choice = np.zeros(len(self.values) + 2, np.bool_)
         for value in values:
             at = ABSENT if value is None else self._find(value)
             if at is not None:
-                wanted[at] = True
-        return self._with_elements(wanted[self.code_R], wanted[self.element_code_E])
+                is_choice[at] = True
+        return self._with_elements(is_choice[self.code_R], is_choice[self.element_code_E])
 
     def exists(self) -> Mask:
         mask_R: Mask = self.code_R != ABSENT
@@ -118,7 +118,7 @@ class Columns:
         """bool[R], a fresh array: which rows match.
 
         Args:
-            meta_of: the meta of a row, asked only for fields without a column.
+            meta_of: returns the meta of a row; called only for fields without a column.
         """
         if isinstance(filter, And):
             mask_R = self.mask(filter.parts[0], meta_of)
@@ -144,27 +144,27 @@ class Columns:
 LEAVES: dict[type, Callable[[Column, Any], Mask]] = {
     Equals: lambda column, filter: column.equals(filter.value),
     OneOf: lambda column, filter: column.one_of(filter.values),
-    Exists: lambda column, filter: column.exists() == filter.wanted,
+    Exists: lambda column, filter: column.exists() == filter.present,
     Range: lambda column, filter: column.in_range(filter.op, filter.bound),
 }
 
 
-def build(metas: Sequence[Meta], *, breathe: Callable[[], None] = lambda: None) -> Columns:
-    """The columns of these rows. `breathe` is called between fields."""
+def build(metas: Sequence[Meta], *, yield_gil: Callable[[], None] = lambda: None) -> Columns:
+    """The columns of these rows. `yield_gil` is called between fields."""
     counts = Counter(name for meta in metas for name in meta)
     kept = [name for name, _ in counts.most_common(MAX_FIELDS)]
     columns = {}
     for name in kept:
         columns[name] = _column(name, metas)
-        breathe()
+        yield_gil()
     return Columns(len(metas), columns, frozenset(counts) - frozenset(kept))
 
 
 def _column(name: str, metas: Sequence[Meta]) -> Column:
-    found = [meta.get(name) for meta in metas]
+    values = [meta.get(name) for meta in metas]
     distinct: dict[tuple[int, Any], Any] = {}
     elements: list[tuple[int, Any]] = []
-    for row, value in enumerate(found):
+    for row, value in enumerate(values):
         if _sortable(value):
             distinct.setdefault(_key(value), value)
         elif isinstance(value, list):
@@ -184,14 +184,14 @@ def _column(name: str, metas: Sequence[Meta]) -> Column:
 
     return Column(
         values=[distinct[key] for key in order],
-        code_R=np.fromiter(map(code, found), np.int32, len(found)),
+        code_R=np.fromiter(map(code, values), np.int32, len(values)),
         element_row_E=np.fromiter((row for row, _ in elements), np.int32, len(elements)),
         element_code_E=np.fromiter((code(part) for _, part in elements), np.int32, len(elements)),
     )
 
 
 def pack(columns: Columns) -> tuple[dict[str, Any], dict[str, Codes]]:
-    """What is kept of columns in a file: plain values, and arrays by name."""
+    """Columns in the form that is written to files: plain values, and arrays by name."""
     plain = {
         "rows": columns.rows,
         "left_out": sorted(columns.left_out),
@@ -206,7 +206,7 @@ def pack(columns: Columns) -> tuple[dict[str, Any], dict[str, Codes]]:
 
 
 def unpack(plain: Mapping[str, Any], arrays: Mapping[str, Codes]) -> Columns:
-    """The inverse of `pack`. Raises KeyError for an array that is missing."""
+    """The inverse of `pack`. Raises KeyError if an array is missing."""
     columns = {
         name: Column(
             values,

@@ -1,16 +1,16 @@
-"""Sealed segments: rows that no longer change, in files that are only mapped, not held.
+"""Sealed segments: immutable rows in memory-mapped files.
 
     segment-00000007-5eed1234/
                        segment.json      rows, dim, names, sha256 of each file and of itself
                        strings.msgpack   ids, model names, the distinct values of meta by field
-                       numbers.npz       versions, times, partitions, where each meta lies, columns
+                       numbers.npz       versions, times, partitions, offsets into meta.bin, columns
                        meta.bin          each row's meta, packed
-                       fused.npy ...     float32[N, D] by vector name: the truth
-                       fused.faiss       an approximate index, where there is one: a cache
+                       fused.npy ...     float32[N, D] by vector name
+                       fused.faiss       an approximate index, if there is one: a cache
 
-Written by `braid.index.segments.writer`, read by `open_segment`, which sums up every file first. A
-damaged cache is built anew from the vectors, and the whole segment by the next upkeep; any other
-damage is a SnapshotError.
+`braid.index.segments.writer` writes a segment. `open_segment` reads it and checks every file's
+digest first: a damaged cache is rebuilt from the vectors, and compaction then rewrites the segment;
+any other damage is a SnapshotError.
 
 Shapes: D dimensions, R rows, N rows that have a vector, M any of them.
 """
@@ -47,13 +47,13 @@ MANIFEST, META = "segment.json", "meta.bin"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vectors:
-    """One name's vectors.
+    """The vectors of one name.
 
     Attributes:
         raw_ND: float32, mapped from its file.
-        row_N: the rows that they belong to, ascending; None when every row has one.
-        float16: the same in float16 for exact search; None until a search asks for it.
-        approximate: an approximate index; None where search is exact.
+        row_N: the rows that have a vector, ascending; None if all rows have one.
+        float16: the same in float16 for exact search; None until a search has requested it.
+        approximate: an approximate index; None if search is exact.
     """
 
     raw_ND: Array
@@ -64,7 +64,7 @@ class Vectors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Numbers:
-    """What is a number for each row; meta_at has one more, the end."""
+    """Numbers of each row; `meta_at_R1` has one entry more, the end."""
 
     version_R: Int64
     ts_R: Int64
@@ -74,8 +74,8 @@ class Numbers:
 
 
 class Segment:
-    """Implements `braid.index.segments.view.Rows`. Immutable, but for `slots`, set once, and for
-    caches."""
+    """Implements `braid.index.segments.view.Rows`. Immutable, except for caches and `slots`, which
+    is set once."""
 
     def __init__(
         self,
@@ -97,8 +97,8 @@ class Segment:
         self.vectors = dict(vectors)
         self.folder = folder
         self.slots: Int64 = np.zeros(0, np.int64)
-        self.worn = False  # its files hold less than it does: to be written anew
-        self.asked: set[str] = set()  # names that a search would have wanted in float16
+        self.worn = False  # its files are damaged: compaction rewrites it
+        self.float16_requests: set[str] = set()  # names of vectors
         self._meta = packed_meta
         self._having: dict[str, Mask] = {}
         self._longest: dict[str, float] = {}
@@ -169,7 +169,7 @@ class Segment:
         return list(self.vectors)
 
     def map_meta(self, path: Path) -> None:
-        """Read packed meta from its file from here on, and hold it no longer."""
+        """Read packed meta from its file instead of memory."""
         self._meta = np.memmap(path, np.uint8, "r")
 
     def has(self, name: str) -> bool:
@@ -179,24 +179,24 @@ class Segment:
         return self.vectors[name].raw_ND[self.at(name, row_M)]
 
     def longest(self, name: str) -> float:
-        found = self.vectors[name]
-        if found.float16 is not None:
-            return found.float16.longest
+        vectors = self.vectors[name]
+        if vectors.float16 is not None:
+            return vectors.float16.longest
         if name not in self._longest:
-            self._longest[name] = longest(found.raw_ND)
+            self._longest[name] = longest(vectors.raw_ND)
         return self._longest[name]
 
     def at(self, name: str, row_M: Int64) -> Int64:
-        """Where these rows' vectors lie among the N."""
+        """Indices of these rows' vectors among the N."""
         row_N = self.vectors[name].row_N
         return row_M if row_N is None else np.searchsorted(row_N, row_M)
 
-    def quicken(self, name: str) -> None:
-        """Hold one name's vectors in float16 too, if they are not yet."""
+    def build_float16(self, name: str) -> None:
+        """Build the float16 index of one name's vectors, if there is none."""
         with self._lock:
-            found = self.vectors[name]
-            if found.float16 is None and found.approximate is None:
-                ready = replace(found, float16=Float16Index(found.raw_ND))
+            vectors = self.vectors[name]
+            if vectors.float16 is None and vectors.approximate is None:
+                ready = replace(vectors, float16=Float16Index(vectors.raw_ND))
                 self.vectors = {**self.vectors, name: ready}
 
     def _has_row(self, name: str, row: int) -> bool:
@@ -206,7 +206,7 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """How a segment is made.
+    """Settings of new segments.
 
     Attributes:
         recall: recall@10 that an approximate index must reach; 1 keeps search exact.
@@ -221,7 +221,7 @@ class Recipe:
 
 
 def open_segment(folder: Path, recipe: Recipe) -> Segment:
-    """A segment from its files. Raises SnapshotError if one is missing, torn or altered."""
+    """Open a segment. Raises SnapshotError if a file is missing or damaged."""
     manifest = unsealed_json(folder / MANIFEST, FORMAT)
     damaged = {
         name
@@ -233,16 +233,21 @@ def open_segment(folder: Path, recipe: Recipe) -> Segment:
         raise SnapshotError(f"{folder}: damaged: {', '.join(sorted(damaged - caches))}")
     try:
         segment = _read(folder, manifest)
-    except (OSError, ValueError, LookupError, TypeError) as error:  # changed since summed up
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+    ) as error:  # changed since the check
         raise SnapshotError(f"{folder}: {error!r}") from error
     if f"{FUSED}.faiss" in manifest["files"] and recipe.recall < 1:
-        _bring_in(segment, recipe, damaged=bool(caches))
-    segment.quicken(FUSED)
+        _load_index(segment, recipe, damaged=bool(caches))
+    segment.build_float16(FUSED)
     return segment
 
 
-def _bring_in(segment: Segment, recipe: Recipe, *, damaged: bool) -> None:
-    """The approximate index from its file; from the vectors if that is of no use."""
+def _load_index(segment: Segment, recipe: Recipe, *, damaged: bool) -> None:
+    """Load the approximate index from its file, or rebuild it from the vectors."""
     assert segment.folder is not None
     path = segment.folder / f"{FUSED}.faiss"
     index = None if damaged else load_approximate(path)

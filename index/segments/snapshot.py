@@ -1,17 +1,16 @@
-"""Snapshots: what the store held at one moment, complete or not there at all.
+"""Snapshots of the store: atomic, checksummed, with shared segments.
 
     FOLDER/segments/segment-00000007-…/ sealed segments, written once, shared by snapshots
-    FOLDER/00000042/   manifest.json    space, dim, generation, offsets, the segments and their
-                                        sums, the sum of each file here and of the manifest itself
+    FOLDER/00000042/   manifest.json    space, dim, generation, offsets, segments with digests, and
+                                        the digests of all files here and of the manifest itself
                        growing/         the rows that are not sealed yet, as a segment
-                       rest.msgpack     which rows of each segment are alive; deletions
-                       facts.json       what its owner wants to know again
+                       rest.msgpack     the live rows of each segment; deletions
+                       facts.json       facts of the store's owner
 
-Written under a temporary name, fsynced, renamed, the parent folder fsynced. The raw vectors are the
-truth. The writer of the store waits only while references are taken; no copy of the rows is held.
-Of several snapshots the newest whole one is used; the last KEEP are kept. One that is damaged is
-set aside as 00000042.damaged, so that it does not count among those, and goes with the next
-snapshot that is written.
+A snapshot is written under a temporary name, fsynced and renamed, and the parent folder is fsynced.
+The store's writer waits only while references are taken; rows are not copied. `restore` loads the
+newest undamaged snapshot; the last KEEP are kept. A damaged one is renamed to 00000042.damaged, so
+that it is not counted, and is removed with the next snapshot.
 """
 
 from __future__ import annotations
@@ -49,16 +48,16 @@ KEEP = 2
 MANIFEST, FACTS, REST, GROWING = "manifest.json", "facts.json", "rest.msgpack", "growing"
 SEGMENTS = "segments"
 DAMAGED = ".damaged"
-# A full disk, meta that cannot be packed, a segment whose files somebody removed.
+# A full disk, meta that cannot be packed, a segment whose files were removed.
 UNWRITTEN = (OSError, ValueError, TypeError, OverflowError, LookupError)
-READERS = 4  # files summed up at once; SHA-256 runs outside the interpreter's lock
+READERS = 4  # files hashed at once; SHA-256 releases the GIL
 
 Failpoint = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SnapshotInfo:
-    """What was written; `stall_s` is how long the store's writer had to wait."""
+    """A written snapshot; `stall_s` is how long the store's writer waited."""
 
     path: Path
     records: int
@@ -68,7 +67,7 @@ class SnapshotInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Restored:
-    """A store, and the facts that its owner left with it."""
+    """A restored store, and its owner's facts."""
 
     store: LiveStore
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -91,7 +90,7 @@ class _Content:
 
 
 def segments_folder(folder: Path) -> Path:
-    """Where the store of this snapshot folder keeps its sealed segments."""
+    """The folder of the sealed segments, below a snapshot folder."""
     return folder / SEGMENTS
 
 
@@ -103,15 +102,16 @@ def save(
     facts: Mapping[str, Any] | None = None,
     failpoint: Failpoint = lambda name: None,
 ) -> SnapshotInfo | None:
-    """Write a snapshot below `folder`; if the newest one says the same, only its facts, and None.
+    """Write a snapshot below `folder`. If the newest has the same offsets, write only its facts and
+    return None.
 
     Raises:
-        SnapshotError: it could not be written; the snapshots that are there stay as they are.
+        SnapshotError: it could not be written; existing snapshots are unchanged.
     """
     content = _captured(store)
     offsets = {"positions": _keyed(content.positions), "progress": _keyed(content.progress)}
     existing = _existing(folder)
-    # Facts may be written again alone: the offsets tell whose they are.
+    # Facts may be rewritten alone; the offsets bind them to their snapshot.
     sealed_facts = sealed_json({"format": FORMAT, **offsets, "facts": dict(facts or {})})
     number = int(existing[-1].name) + 1 if existing else 1
     temporary = folder / f".{number:08d}.{os.getpid()}"
@@ -168,20 +168,20 @@ def restore(
     gpu: Gpu | None = None,
     failpoint: Failpoint = lambda name: None,
 ) -> Restored | None:
-    """The newest whole snapshot as a store; damaged ones are named in the log and passed over.
+    """Load the newest undamaged snapshot; damaged ones are logged and skipped.
 
-    None means: nothing usable, read the topic from its beginning.
+    None: there is none, and the topic must be read from its beginning.
     """
-    found = None
+    restored = None
     for path in reversed(_existing(folder)):
         try:
-            found = load(path, threads=threads, recall=recall, gpu=gpu, failpoint=failpoint)
+            restored = load(path, threads=threads, recall=recall, gpu=gpu, failpoint=failpoint)
             break
         except SnapshotError as error:
             log.error("snapshot %s is damaged and not used: %s", path, error)
             _set_aside(path)
     _drop_unused(folder)
-    return found
+    return restored
 
 
 def load(
@@ -192,10 +192,15 @@ def load(
     gpu: Gpu | None = None,
     failpoint: Failpoint = lambda name: None,
 ) -> Restored:
-    """One snapshot as a store. Raises SnapshotError if any file is missing, torn or altered."""
+    """Load one snapshot. Raises SnapshotError if a file is missing or damaged."""
     try:
         return _loaded(path, threads=threads, recall=recall, gpu=gpu, failpoint=failpoint)
-    except (OSError, ValueError, LookupError, TypeError) as error:  # unread, or changed meanwhile
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+    ) as error:  # unreadable or changed
         raise SnapshotError(f"{path}: {error!r}") from error
 
 
@@ -207,8 +212,8 @@ def _loaded(
     if any(facts[name] != manifest[name] for name in ("positions", "progress")):
         raise SnapshotError(f"{path / FACTS}: belongs to another snapshot")
     for name, expected in manifest["files"].items():
-        found = checked(path, only=name).get(name)
-        if found != expected:
+        digest = checked(path, only=name).get(name)
+        if digest != expected:
             raise SnapshotError(f"{path / name}: is missing, or its sha256 is another")
     place = segments_folder(path.parent)
     store = LiveStore(
@@ -220,17 +225,17 @@ def _loaded(
         folder=place,
         failpoint=failpoint,
     )
-    folders = [place / given["name"] for given in manifest["segments"]]
+    folders = [place / entry["name"] for entry in manifest["segments"]]
     with ThreadPoolExecutor(READERS, "restore") as pool:
         segments = list(pool.map(lambda folder: open_segment(folder, store.recipe), folders))
         within = [path / GROWING] if manifest["growing"] else []
         growing = list(pool.map(lambda at: open_segment(at, Recipe(dim=store.dim)), within))
-    sums = [*(given["sha256"] for given in manifest["segments"]), manifest["growing"]]
+    sums = [*(entry["sha256"] for entry in manifest["segments"]), manifest["growing"]]
     for folder, expected in zip([*folders, *within], sums, strict=False):
         if checked(folder, only=SEGMENT)[SEGMENT] != expected:
             raise SnapshotError(f"{folder}: is not the segment that the snapshot means")
     rest = msgpack.unpackb((path / REST).read_bytes())
-    kept = [_unpacked(rest["keep"][its.name], len(its)) for its in segments]
+    kept = [_unpacked(rest["keep"][segment.name], len(segment)) for segment in segments]
     store.adopt(list(zip(segments, kept, strict=True)), manifest["next_number"])
     writes: list[Upsert | Delete] = [
         segment.record(row) for segment in growing for row in range(len(segment))
@@ -308,7 +313,7 @@ def _newest_says(path: Path, space: str, offsets: dict[str, Any]) -> bool:
 
 
 def _existing(folder: Path) -> list[Path]:
-    """The snapshots that are there, oldest first."""
+    """The snapshots in a folder, oldest first."""
     if not folder.is_dir():
         return []
     numbered = (path for path in folder.iterdir() if re.fullmatch("[0-9]{8,}", path.name))
@@ -325,7 +330,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed process left half written, and what was set aside.
+    """Remove unfinished snapshots of a killed process, and damaged ones.
 
     One index node owns a folder.
     """
@@ -334,16 +339,16 @@ def _sweep(folder: Path) -> None:
 
 
 def _in_use(store: LiveStore) -> set[str]:
-    """The segments of a store, the one that is being written too."""
-    in_hand = store.in_hand  # first: when it is in hand no more it is in the view
-    return {segment.name for segment in store.segments()} | {in_hand or ""}
+    """The segments of a store, including the one that is being written."""
+    being_written = store.being_written  # first: when it is in hand no more it is in the view
+    return {segment.name for segment in store.segments()} | {being_written or ""}
 
 
 def _drop_unused(folder: Path, *, keep: Callable[[], set[str]] = set) -> None:
-    """Remove segments that no snapshot stands on and that are not among `keep`.
+    """Remove segments that no snapshot refers to and that are not among `keep`.
 
-    Segments may be made meanwhile: those that are there are listed first, and only then is it asked
-    which are used. One that is made later is not on the list.
+    Segments may be written meanwhile: the folder is listed before the segments in use are, so that
+    a later segment is not on the list.
     """
     there = list(segments_folder(folder).glob("segment-*"))
     used = keep()
@@ -352,7 +357,7 @@ def _drop_unused(folder: Path, *, keep: Callable[[], set[str]] = set) -> None:
             manifest = unsealed_json(path / MANIFEST, FORMAT)
         except SnapshotError:
             continue
-        used |= {given["name"] for given in manifest["segments"]}
+        used |= {entry["name"] for entry in manifest["segments"]}
     for path in there:
         if path.name not in used:
             shutil.rmtree(path, ignore_errors=True)

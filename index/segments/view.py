@@ -1,10 +1,9 @@
-"""What one search reads: an immutable view of parts, and how the next view is made.
+"""The immutable view that one search reads, and the edit that makes the next view.
 
-A part is rows and what readers may see of them: the first `count`, of which `keep` are alive. Rows
-are a growing block (`braid.index.segments.growing`) or a sealed segment
-(`braid.index.segments.sealed`). The one writer makes an `Edit` of the view, copies every mask that
-it changes, and hands out the next view. Nothing that a reader can see changes, and an edit that is
-given up half way leaves no trace.
+A part refers to rows: a growing block (`braid.index.segments.growing`) or a sealed segment
+(`braid.index.segments.sealed`). Readers see the first `count` rows, of which `keep` are alive. The
+writer makes an `Edit` of the view, which copies every mask that it changes, and publishes the next
+view. Data that readers can see never changes, and an abandoned edit has no effect.
 
 Shapes: D dimensions, R rows of a part, N of them.
 """
@@ -37,7 +36,7 @@ class Rows(Protocol):
     def id(self, row: int) -> str: ...
 
     def record(self, row: int) -> Upsert:
-        """The row as it was written, vectors and all."""
+        """The row as it was written, with its vectors."""
         ...
 
     def facts(self, row: int) -> Facts:
@@ -47,11 +46,11 @@ class Rows(Protocol):
     def meta(self, row: int) -> Mapping[str, Any]: ...
 
     def matching(self, filter: Filter, count: int) -> Mask:
-        """bool[count], a fresh array: which of the first rows match."""
+        """bool[count], a new array: which of the first rows match."""
         ...
 
     def having(self, name: str, count: int) -> Mask | None:
-        """bool[count], which rows have that vector; None when all have. Not to be written to."""
+        """bool[count], which rows have that vector; None if all have. Read-only."""
         ...
 
     @property
@@ -64,17 +63,17 @@ class Rows(Protocol):
         ...
 
     def longest(self, name: str) -> float:
-        """No vector of that name is longer."""
+        """Upper bound on the norms of that name's vectors."""
         ...
 
     def raw(self, name: str, row_N: Int64) -> Array:
-        """float32[N, D], those rows' vectors, which they have."""
+        """float32[N, D], the vectors of these rows, which must have one."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One part as readers may see it."""
+    """One part of a view."""
 
     number: int
     rows: Rows
@@ -83,7 +82,7 @@ class Part:
     alive: int
 
     def living(self) -> Int64:
-        """int64[alive], the numbers of the rows that are alive."""
+        """int64[alive], the numbers of the live rows."""
         return np.flatnonzero(self.keep[: self.count])
 
     def holds(self, id: str, row: int) -> bool:
@@ -92,7 +91,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All that one search reads. `tail` is the number of the block being filled, or None."""
+    """The parts that one search reads. `tail` is the number of the block being filled, or None."""
 
     parts: Mapping[int, Part] = field(default_factory=dict)
     tail: int | None = None
@@ -107,11 +106,11 @@ class View:
 
 
 class Edit:
-    """The next view while it is made.
+    """Builds the next view.
 
     Args:
         size: rows of a new block.
-        next_number: what the next new part is called; numbers are never used again.
+        next_number: number of the next new part; numbers are not reused.
     """
 
     def __init__(self, view: View, *, size: int, next_number: int) -> None:
@@ -122,7 +121,7 @@ class Edit:
         self.next_number = next_number
 
     def append(self, write: Upsert, slot: int) -> int:
-        """Add a row; its place."""
+        """Add a row; returns its place."""
         tail = None if self._tail is None else self._parts[self._tail]
         if tail is None or tail.count == self._size:
             block = Block(self._size)
@@ -140,14 +139,14 @@ class Edit:
         return place_of(tail.number, row)
 
     def kill(self, place: int) -> None:
-        """The row is no longer to be found."""
+        """Mark a row as dead."""
         number, row = split(place)
         part = self._writable(number)
         part.keep[row] = False
         self._parts[number] = replace(part, alive=part.alive - 1)
 
     def swap(self, out: set[int], into: Part | None) -> None:
-        """One part in the place of others; of none, when nothing in them is alive."""
+        """Replace parts by one part, or by none if they have no live row."""
         parts: dict[int, Part] = {}
         for number, part in self._parts.items():
             if number not in out:

@@ -1,5 +1,4 @@
-"""Writing sealed segments: rows of other parts become files, and then a segment
-(`braid.index.segments.sealed`).
+"""Writes rows of other parts as a new sealed segment.
 
 Shapes: D dimensions, R rows, N rows that have a vector.
 """
@@ -24,39 +23,39 @@ from .id_map import Int64
 from .sealed import FORMAT, MANIFEST, META, Numbers, Recipe, Segment, Vectors
 from .view import Part
 
-STEP = 512  # rows handled between two breaths
-BREATH_S = 0.0002
+STEP = 512  # rows between two calls of yield_gil
+YIELD_S = 0.0002
 COPY = 8192  # vectors copied at once
 
 
 def segment_name(number: int) -> str:
-    """A name that no segment ever had, even after a rebuild that counts from 0 again."""
+    """A unique name, even after a rebuild that counts from 0 again."""
     return f"segment-{number:08d}-{secrets.token_hex(4)}"
 
 
-def breathe() -> None:
-    """Let searches have the interpreter: background work must not be felt."""
-    time.sleep(BREATH_S)
+def yield_gil() -> None:
+    """Release the GIL, so that background work does not delay searches."""
+    time.sleep(YIELD_S)
 
 
 def write(name: str, parts: Sequence[tuple[Part, Int64]], recipe: Recipe) -> Segment:
-    """A segment of these rows of these parts, in their order; on disk and synced on return.
+    """Write a segment of these rows of these parts, in order; it is fsynced on return.
 
-    Vectors are copied piece by piece into files, then mapped: no full copy is held.
+    Vectors are copied to files in chunks and then mapped: no full copy is in memory.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the segment could not be written.
     """
     recipe.failpoint("segment-begin")
     folder = None if recipe.folder is None else recipe.folder / name
     if folder is not None:
         folder.mkdir(parents=True)
-    ids, strings, numbers, packed, its_columns = _gathered(parts)
+    ids, strings, numbers, packed, columns = _gathered(parts)
     vectors = {
         vector: _copied(vector, parts, recipe.dim, folder)
         for vector in sorted({v for part, _ in parts for v in part.rows.names})
     }
-    vectors = {vector: found for vector, found in vectors.items() if len(found.raw_ND)}
+    vectors = {vector: copied for vector, copied in vectors.items() if len(copied.raw_ND)}
     recipe.failpoint("segment-vectors")
     packed_meta = np.frombuffer(packed, np.uint8)
     made = Segment(
@@ -65,14 +64,14 @@ def write(name: str, parts: Sequence[tuple[Part, Int64]], recipe: Recipe) -> Seg
         models=strings,
         numbers=numbers,
         packed_meta=packed_meta,
-        columns=its_columns,
+        columns=columns,
         vectors=vectors,
         folder=folder,
     )
     index = approximate(vectors[FUSED].raw_ND, recipe.recall)
     if index is not None:
         made.vectors[FUSED] = replace(vectors[FUSED], approximate=index)
-    made.quicken(FUSED)
+    made.build_float16(FUSED)
     if folder is None:
         return made
     _write_files(made, folder, packed)
@@ -85,7 +84,7 @@ def write(name: str, parts: Sequence[tuple[Part, Int64]], recipe: Recipe) -> Seg
 
 
 def seal(segment: Segment, dim: int) -> None:
-    """Write the manifest of files that are there; with it the segment is whole."""
+    """Write the manifest of the segment's files, which completes the segment."""
     folder = segment.folder
     assert folder is not None
     manifest = {
@@ -104,7 +103,7 @@ def seal(segment: Segment, dim: int) -> None:
 def _gathered(
     parts: Sequence[tuple[Part, Int64]],
 ) -> tuple[list[str], list[str], Numbers, bytes, meta_columns.Columns]:
-    """Everything of the rows but their vectors."""
+    """All data of the rows except their vectors."""
     ids: list[str] = []
     metas: list[Mapping[str, Any]] = []
     packed = bytearray()
@@ -119,21 +118,21 @@ def _gathered(
             numbers.append((facts.version, facts.ts, facts.partition, model, len(packed)))
             packed += facts.meta
             if count % STEP == 0:
-                breathe()
-    found = np.array(numbers, np.int64).reshape(-1, 5).T
+                yield_gil()
+    version_R, ts_R, partition_R, model_R, meta_at_R = np.array(numbers, np.int64).reshape(-1, 5).T
     return (
         ids,
         list(models),
-        Numbers(found[0], found[1], found[2], found[3], np.append(found[4], len(packed))),
+        Numbers(version_R, ts_R, partition_R, model_R, np.append(meta_at_R, len(packed))),
         bytes(packed),
-        meta_columns.build(metas, breathe=breathe),
+        meta_columns.build(metas, yield_gil=yield_gil),
     )
 
 
 def _copied(
     name: str, parts: Sequence[tuple[Part, Int64]], dim: int, folder: Path | None
 ) -> Vectors:
-    """One name's vectors of these rows, in a mapped file of their own."""
+    """The vectors of one name of these rows, in a mapped file."""
     taken: list[tuple[Part, Int64]] = []
     rows: list[Int64] = []
     first = 0
@@ -149,27 +148,27 @@ def _copied(
     if folder is None or count == 0:
         raw_ND = np.empty((count, dim), np.float32)
         at = 0
-        for piece_MD in _pieces(name, taken):
-            raw_ND[at : at + len(piece_MD)] = piece_MD
-            at += len(piece_MD)
+        for chunk_MD in _chunks(name, taken):
+            raw_ND[at : at + len(chunk_MD)] = chunk_MD
+            at += len(chunk_MD)
     else:
-        # Written, not mapped: on a full disk a mapped page would kill the process (SIGBUS).
+        # write() instead of a writable map: on a full disk a mapped page raises SIGBUS.
         path = folder / f"{name}.npy"
         head = {"descr": "<f4", "fortran_order": False, "shape": (count, dim)}
         with synced(path) as file:
             np.lib.format.write_array_header_1_0(file, head)
-            for piece_MD in _pieces(name, taken):
-                file.write(np.ascontiguousarray(piece_MD, "<f4").data)
+            for chunk_MD in _chunks(name, taken):
+                file.write(np.ascontiguousarray(chunk_MD, "<f4").data)
         raw_ND = np.load(path, mmap_mode="r")
     row_of_N = np.concatenate(rows) if rows else np.zeros(0, np.int64)
     return Vectors(raw_ND, None if count == first else row_of_N)
 
 
-def _pieces(name: str, taken: Sequence[tuple[Part, Int64]]) -> Iterator[Array]:
+def _chunks(name: str, taken: Sequence[tuple[Part, Int64]]) -> Iterator[Array]:
     for part, row_N in taken:
         for begin in range(0, len(row_N), COPY):
             yield part.rows.raw(name, row_N[begin : begin + COPY])
-            breathe()
+            yield_gil()
 
 
 def _write_files(segment: Segment, folder: Path, packed: bytes) -> None:
@@ -181,9 +180,9 @@ def _write_files(segment: Segment, folder: Path, packed: bytes) -> None:
         file.write(packed)
     numbers = segment.numbers
     rows_of = {
-        f"rows-{name}": found.row_N
-        for name, found in segment.vectors.items()
-        if found.row_N is not None
+        f"rows-{name}": vectors.row_N
+        for name, vectors in segment.vectors.items()
+        if vectors.row_N is not None
     }
     kept: dict[str, Any] = {
         "version": numbers.version_R,

@@ -1,1 +1,1 @@
-"""The query service: HTTP in front of a vector store."""
+"""The query service: an HTTP API in front of a vector store."""

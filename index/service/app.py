@@ -1,4 +1,4 @@
-"""The query service: HTTP in front of a vector store.
+"""The FastAPI application of the query service, and its uvicorn configuration.
 
 A request passes, in this order: the connection's bounds (`connections`), the host that it names
 (`hosts`), who asks and how often (`access`), the body's size, time and encoding (`body_limit`), its
@@ -25,7 +25,7 @@ from .dependencies import MIB as MIB
 from .limits.auth import Access, RateLimit
 from .limits.body_budget import BodyBudget
 from .limits.body_limit import BodyLimit, Gunzip
-from .limits.connections import HEADER_BYTES, ConnectionLimits, Crowded, protocol
+from .limits.connections import HEADER_BYTES, ConnectionLimitMiddleware, ConnectionLimits, protocol
 from .limits.hosts import TrustedHosts
 from .openapi import describe
 from .problems import add_problems
@@ -125,4 +125,4 @@ def _add_middleware(app: FastAPI, deps: ServiceDeps) -> None:
     )
     app.add_middleware(Access, keys=deps.keys, rate=rate, refused=refused)
     app.add_middleware(TrustedHosts, hosts=deps.hosts, refused=refused)
-    app.add_middleware(Crowded, limits=limits.connection, refused=refused)
+    app.add_middleware(ConnectionLimitMiddleware, limits=limits.connection, refused=refused)

@@ -1,4 +1,4 @@
-"""From the bytes of a request to a checked body: JSON, or an upload of the same fields."""
+"""Parses and validates request bodies: JSON, or multipart with the same fields."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ async def read_json(request: Request, model: type[B]) -> B:
     return await _off_loop(len(raw), lambda: checked(model, _json(raw)))
 
 
-def checked(model: type[B], given: Any) -> B:
-    """`given`, as parsed from JSON, as that model. Raises BadQuery."""
+def checked(model: type[B], value: Any) -> B:
+    """`value`, as parsed from JSON, as that model. Raises BadQuery."""
     try:
-        return model.model_validate(given)
+        return model.model_validate(value)
     except ValidationError as error:
         raise refusal(error.errors()[0]) from None
 
@@ -74,14 +74,14 @@ def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower()
 
 
-def _check_type(raw: bytes, content_type: str, wanted: str) -> None:
+def _check_type(raw: bytes, content_type: str, expected: str) -> None:
     if not raw:
         raise BadQuery("body", "is missing")
     media_type = _media_type(content_type)
     if media_type != "application/json" and not (
         media_type.startswith("application/") and media_type.endswith("+json")
     ):
-        reason = f"must be sent as content-type {wanted}, got {media_type[:60]!r}"
+        reason = f"must be sent as content-type {expected}, got {media_type[:60]!r}"
         raise BadQuery("body", reason, status=415)
 
 
@@ -116,20 +116,20 @@ def _parsed(name: str, text: bytes | str, *, status: int) -> Any:
 
 
 def _from_form(raw: bytes, content_type: str) -> SearchBody:
-    given: dict[str, Any] = {}
+    value: dict[str, Any] = {}
     files: dict[str, bytes] = {}
     for name, part in read_form(raw, content_type).items():
         if name in MEDIA:
             files[name] = part.data
         elif name in WORDS:
-            given[name] = part.text()
+            value[name] = part.text()
         elif name in SearchBody.model_fields:
             check_json(name, part.data)
-            given[name] = _parsed(name, part.text(), status=422)
+            value[name] = _parsed(name, part.text(), status=422)
         else:
             known = ", ".join(SearchBody.model_fields)
             raise BadQuery(name[:60], f"is no part of a query; those are {known}")
-    body = checked(SearchBody, given)
+    body = checked(SearchBody, value)
     for name, data in files.items():
         body.attach(name, data)
     return body

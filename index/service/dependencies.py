@@ -1,4 +1,4 @@
-"""What the query service stands on: functions and limits that are handed to it.
+"""Dependencies and limits of the query service, passed in by its caller.
 
 It knows no model and no Kafka: what turns a query into a vector, what produces a deletion and what
 tells the node's state are functions in `ServiceDeps`.
@@ -22,7 +22,7 @@ from .limits.admission import ConcurrencyLimiter
 from .limits.auth import ApiKeys
 from .limits.connections import ConnectionLimits
 from .limits.hosts import Hosts
-from .recent_writes import Arrivals
+from .recent_writes import RecentWrites
 
 MIB = 1024 * 1024
 
@@ -40,15 +40,15 @@ class RecentQueries:
     def __len__(self) -> int:
         return len(self._queries)
 
-    def note(self, generation: str, query_D: Array, *, k: int, vector: str) -> None:
+    def add(self, generation: str, query_D: Array, *, k: int, vector: str) -> None:
         with self._lock:
             self._queries.append((generation, query_D, k, vector))
 
-    def one(self, generation: str, rng: random.Random) -> tuple[Array, int, str] | None:
+    def choose(self, generation: str, rng: random.Random) -> tuple[Array, int, str] | None:
         """Any of the queries to this generation: its vector, k and the vector that it searched."""
         with self._lock:
-            found = [tuple_[1:] for tuple_ in self._queries if tuple_[0] == generation]
-        return rng.choice(found) if found else None
+            queries = [tuple_[1:] for tuple_ in self._queries if tuple_[0] == generation]
+        return rng.choice(queries) if queries else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +94,7 @@ class Serving:
     encode: Encode | None = None
     encode_many: EncodeMany | None = None
     model: str | None = None
-    arrivals: Arrivals | None = None
+    recent_writes: RecentWrites | None = None
 
 
 CONNECTION = ConnectionLimits()
@@ -119,7 +119,7 @@ class Limits:
         bodies_bytes: of all bodies together; beyond that the answer is 503.
         answer_bytes: of one answer; a query for more is refused.
         searches: how many are embedded and searched at once; the process has a few threads.
-        line: how many more may wait for their turn; beyond that the answer is 503.
+        queue_size: how many more may wait for their turn; beyond that the answer is 503.
         offset_waits: how many may wait for `min_offsets` at once; beyond that the answer is 503.
         polls: how many pages may wait for what arrives at once; beyond that the answer is 503.
         rate_per_s: queries a second for each key, or client address, in the long run; None: any.
@@ -132,7 +132,7 @@ class Limits:
     bodies_bytes: int = 128 * MIB
     answer_bytes: int = 32 * MIB
     searches: int = 8
-    line: int = 64
+    queue_size: int = 64
     offset_waits: int = 256
     polls: int = 64
     rate_per_s: float | None = None
@@ -148,8 +148,8 @@ class Limits:
                 f"bodies_bytes: must be at least body_bytes, {self.body_bytes}, "
                 f"got {self.bodies_bytes}"
             )
-        if self.line < 0:
-            raise ValueError(f"line: must be at least 0, got {self.line}")
+        if self.queue_size < 0:
+            raise ValueError(f"queue_size: must be at least 0, got {self.queue_size}")
         if self.rate_per_s is not None and self.rate_per_s <= 0:
             raise ValueError(f"rate_per_s: must be above 0, got {self.rate_per_s}")
 
@@ -206,7 +206,7 @@ class Limiters:
         limits, metrics = deps.limits, deps.metrics
         return cls(
             searching=ConcurrencyLimiter(
-                "searches", limits.searches, limits.line, metrics.in_flight, metrics.waiting
+                "searches", limits.searches, limits.queue_size, metrics.in_flight, metrics.waiting
             ),
             waiting=ConcurrencyLimiter(
                 "searches that wait for offsets", limits.offset_waits, 0, metrics.offset_waits

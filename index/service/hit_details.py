@@ -1,4 +1,4 @@
-"""What is shown of a record: from Redis, else rebuilt from `records`, else plainly absent."""
+"""Display data of one record: from Redis, or rebuilt from `records`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Rebuild = Callable[[str, int, int], Awaitable[Rebuilt | None]]
 """(id, partition, version) -> what the message there gives; None if it is gone. Never raises."""
 
 
-class Showing:
+class HitDetails:
     """Finds payloads and media of rows; each missing record is rebuilt once at a time.
 
     Args:
@@ -51,17 +51,17 @@ class Showing:
 
     async def payload(self, row: Row) -> Payload | None:
         """Text, links and labels of a record, or None."""
-        found = await asyncio.to_thread(self._payloads.get_many, [row.id])
-        if found:
-            return found[row.id]
+        payloads = await asyncio.to_thread(self._payloads.get_many, [row.id])
+        if payloads:
+            return payloads[row.id]
         rebuilt = await self._rebuilt(row)
         return None if rebuilt is None else rebuilt.payload
 
     async def media(self, kind: Kind, row: Row) -> Media | None:
         """The record's thumbnail or snippet, or None."""
-        found = await asyncio.to_thread(self._media_cache.get, kind, row.id)
-        if found is not None:
-            return found
+        cached = await asyncio.to_thread(self._media_cache.get, kind, row.id)
+        if cached is not None:
+            return cached
         rebuilt = await self._rebuilt(row)
         return None if rebuilt is None else rebuilt.media.get(kind)
 

@@ -1,4 +1,4 @@
-"""Uploads: `multipart/form-data` as parts, read strictly and within bounds.
+"""Strict and bounded parser of `multipart/form-data`.
 
 The whole body is in memory already, within the body's limit; what a lenient reader would guess at
 (a second part of one name, text that is not UTF-8, a body that ends early) is refused.
@@ -104,8 +104,8 @@ class _Reader:
 
     def _headers_finished(self) -> None:
         part = self.parts[-1]
-        said = part.headers.get(b"content-disposition", b"")
-        disposition, options = parse_options_header(said)
+        header = part.headers.get(b"content-disposition", b"")
+        disposition, options = parse_options_header(header)
         name = options.get(b"name")
         if disposition != b"form-data" or not name:
             reason = f"part {len(self.parts)} has no `content-disposition: form-data` with a name"

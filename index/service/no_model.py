@@ -1,4 +1,4 @@
-"""What a node answers before there is a model: that it lives, and what it waits for."""
+"""The application of a node without a model: health, and 503 for all other calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI description where FastAPI cannot tell it from the code.
+"""OpenAPI descriptions that FastAPI cannot derive from the code.
 
 The search call reads its body itself, because JSON and uploads share one path; here both are said.
 """

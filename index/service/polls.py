@@ -1,4 +1,4 @@
-"""Long polls: any number of requests wait for one number to change, and share what is answered."""
+"""Long polling: one change watcher and shared answers for all requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FRESH_S = 0.25  # for which an answer is given again
 KEPT = 16  # answers
 
 
-class Watch:
+class ChangeWatcher:
     """Wakes those who wait until `number` is another one: one task looks, however many wait.
 
     Args:
@@ -51,7 +51,7 @@ class Watch:
                 news.set()
 
 
-class Shared:
+class CoalescedAnswers:
     """Makes an answer once for all who ask for the same within FRESH_S seconds.
 
     Args:
@@ -78,9 +78,9 @@ async def _run(make: Callable[[], Awaitable[bytes]]) -> bytes:
     return await make()
 
 
-async def unless_gone(request: Request, waiting: Awaitable[object]) -> None:
+async def until_disconnect(request: Request, waiting: Awaitable[object]) -> None:
     """Await it, or the end of the connection, whichever is first."""
-    tasks = {asyncio.ensure_future(waiting), asyncio.ensure_future(_gone(request))}
+    tasks = {asyncio.ensure_future(waiting), asyncio.ensure_future(_disconnected(request))}
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -90,6 +90,6 @@ async def unless_gone(request: Request, waiting: Awaitable[object]) -> None:
         task.result()
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

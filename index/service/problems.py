@@ -1,4 +1,4 @@
-"""Every error as one shape: {"error": {"field", "reason"}}, and how OpenAPI describes it."""
+"""Error responses: every exception as {"error": {"field", "reason"}}, and their OpenAPI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A space seen in two dimensions: principal components whose axes stay where they were.
+"""Two-dimensional PCA projection whose axes stay stable between fits.
 
 Shapes: R rows, D dimensions.
 """
@@ -60,8 +60,8 @@ def _components(centred_RD: np.ndarray) -> np.ndarray:
     """Two orthonormal axes [2, D] of the largest variance; the sign of each is fixed."""
     _, vectors_DD = np.linalg.eigh(centred_RD.T @ centred_RD)
     axes_2D = np.zeros((2, centred_RD.shape[1]))
-    found = vectors_DD.T[::-1][:2]
-    axes_2D[: len(found)] = found
+    largest_2D = vectors_DD.T[::-1][:2]
+    axes_2D[: len(largest_2D)] = largest_2D
     largest = np.abs(axes_2D).argmax(axis=1)
     sign = np.sign(axes_2D[np.arange(2), largest])
     return axes_2D * np.where(sign == 0, 1.0, sign)[:, None]

@@ -1,4 +1,4 @@
-"""The live recall probe: now and then a real query is searched exactly, too.
+"""Live recall probe: repeats a recent query with exact search.
 
 An approximate index may answer worse as rows and queries change. Every so often the probe takes
 one of the last queries and lets the store compare its own answer with exact search over all rows.
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from ..errors import NotServing
 from ..metrics import ServiceMetrics
-from ..store import Probed
+from ..store import SupportsProbe
 from .dependencies import RecentQueries, Serving
 
 
@@ -21,9 +21,9 @@ async def probe_once(
     serving: Serving, recent: RecentQueries, metrics: ServiceMetrics, rng: random.Random
 ) -> float | None:
     """Recall of one recent query, counted; None if there is no query, or the store offers none."""
-    if not isinstance(serving.store, Probed):
+    if not isinstance(serving.store, SupportsProbe):
         return None
-    chosen = recent.one(serving.generation, rng)
+    chosen = recent.choose(serving.generation, rng)
     if chosen is None:
         return None
     query_D, k, vector = chosen

@@ -1,4 +1,4 @@
-"""The last writes that were applied, for whoever watches: what arrived, how fast, how fresh."""
+"""Ring buffer of the last applied writes, with their rate and freshness."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FRESH_S = 60.0  # what the freshness looks at
 FRESH = 512  # how many it remembers at most
 
 
-class Arrivals:
+class RecentWrites:
     """A small ring of upserts, the newest last; a deleted record leaves it.
 
     One thread calls `applied`, any may read. Each upsert has a number that only grows, also over

@@ -1,4 +1,4 @@
-"""The bodies that the query service takes, and how each becomes a checked query."""
+"""Request models of the query service."""
 
 from __future__ import annotations
 
@@ -106,19 +106,19 @@ class SearchBody(_Bounded):
         media = bool(self._files) or any(
             part is not None for part in (self.text, self.image, self.audio)
         )
-        given: list[Kind] = []
+        kinds: list[Kind] = []
         if media:
-            given.append("media")
+            kinds.append("media")
         if self.id is not None:
-            given.append("id")
+            kinds.append("id")
         if self.query is not None:
-            given.append("query")
-        if len(given) != 1:
-            what = "none of them" if not given else " and ".join(given)
+            kinds.append("query")
+        if len(kinds) != 1:
+            what = "none of them" if not kinds else " and ".join(kinds)
             raise BadQuery(
                 "body", f"must hold text, image or audio, or id, or query: exactly one; got {what}"
             )
-        return given[0]
+        return kinds[0]
 
     def label(self) -> str:
         """The kind that metrics count: one of `braid.index.metrics.KINDS`."""
@@ -142,13 +142,13 @@ class SearchBody(_Bounded):
 
     def media(self, name: Literal["image", "audio"]) -> bytes | None:
         """The bytes of image or audio. Raises BadQuery."""
-        given = self.image if name == "image" else self.audio
+        encoded = self.image if name == "image" else self.audio
         data = self._files.get(name)
-        if data is None and given is None:
+        if data is None and encoded is None:
             return None
         if data is None:
             try:
-                data = base64.b64decode(given or "", validate=True)
+                data = base64.b64decode(encoded or "", validate=True)
             except (binascii.Error, ValueError) as error:
                 raise BadQuery(name, f"is not base64: {error}") from None
         if not data:

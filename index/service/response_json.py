@@ -1,4 +1,4 @@
-"""Answers as JSON bytes, made off the event loop and within a limit.
+"""Serialises answers to JSON off the event loop, within a size limit.
 
 FastAPI would check and write an answer in the event loop: 19 MB of hits hold it for seconds.
 """
@@ -17,18 +17,20 @@ from ..errors import BadQuery
 HEAD, TAIL = b'{"answers":[', b'],"took_ms":%s}'
 
 
-async def one_answer(found: dict[str, Any], *, limit: int) -> Response:
+async def one_answer(content: dict[str, Any], *, limit: int) -> Response:
     """A JSON answer. Raises BadQuery if it is longer than `limit` bytes."""
-    body = await asyncio.to_thread(_json, found)
+    body = await asyncio.to_thread(_json, content)
     _check(len(body), limit)
     return Response(body, media_type="application/json")
 
 
-async def many_answers(found: Sequence[dict[str, Any]], took_ms: float, *, limit: int) -> Response:
+async def many_answers(
+    answers: Sequence[dict[str, Any]], took_ms: float, *, limit: int
+) -> Response:
     """The answer to a batch. Raises BadQuery if it is longer than `limit` bytes."""
     parts: list[bytes] = []
-    for one in found:  # one by one: the loop runs in between
-        parts.append(await asyncio.to_thread(_json, one))
+    for answer in answers:  # one by one: the loop runs in between
+        parts.append(await asyncio.to_thread(_json, answer))
         _check(sum(map(len, parts)), limit)
     body = await asyncio.to_thread(lambda: HEAD + b",".join(parts) + TAIL % _json(took_ms))
     return Response(body, media_type="application/json")

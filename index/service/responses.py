@@ -1,4 +1,4 @@
-"""What the query service answers, as models: FastAPI checks each answer and describes it."""
+"""Response models of the query service."""
 
 from __future__ import annotations
 

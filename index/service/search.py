@@ -1,4 +1,4 @@
-"""Answering queries: one, or a batch of them, which is the same.
+"""Answers one query or a batch: validate, wait, embed, search, render.
 
 1 check ─► 2 wait, by id ─► 3 vectors ─► 4 wait, the others ─► 5 search ─► 6 show
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BadQuery, NotYet, SpaceMismatch
+from ..errors import BadQuery, OffsetsNotReached, SpaceMismatch
 from ..filters import compile_filter
 from ..payloads import Payload
 from ..store import FUSED, Array, Hit, Row, VectorStore, is_exact, rows_of
@@ -65,13 +65,13 @@ async def answer(
     await _wait_all([one for one in asked if one.kind == "id"], limiters)
     others = [one for one in asked if one.kind != "id"]
     waits = [one for one in others if _missing(one)]
-    async with limiters.searching.place():
+    async with limiters.searching.slot():
         await _find_vectors(asked)
         if not waits:
             await _search(deps, asked)
     if waits:  # without a place, which others can use; and only now: a bad query is refused at once
         await _wait_all(others, limiters)
-        async with limiters.searching.place():
+        async with limiters.searching.slot():
             await _search(deps, asked)
     payloads = await asyncio.to_thread(deps.payloads.get_many, _ids(asked))
     took_ms = round((time.perf_counter() - began) * 1000, 3)
@@ -177,14 +177,14 @@ async def _wait_all(asked: Iterable[Asked], limiters: Limiters) -> None:
     waiting = [one for one in asked if _missing(one)]
     if not waiting:
         return
-    async with limiters.waiting.place():
+    async with limiters.waiting.slot():
         await asyncio.gather(*[_wait(one) for one in waiting])
 
 
 async def _wait(asked: Asked) -> None:
     try:
         await reflected(asked.serving.store, asked.offsets, timeout_ms=asked.body.timeout_ms)
-    except NotYet as error:
+    except OffsetsNotReached as error:
         asked.problem = error
 
 
@@ -294,17 +294,17 @@ async def _search_group(deps: ServiceDeps, group: Sequence[Asked]) -> None:
     as_of = store.progress  # before the search, which may reflect more
     exact = is_exact(store)
     try:
-        found = await asyncio.to_thread(
+        hit_lists = await asyncio.to_thread(
             store.search, queries_BD, k=k, vector=vector, filter=first.keep
         )
     except BadQuery as error:
         for one in group:
             one.problem = error
         return
-    for one, query_D, hits in zip(group, queries_BD, found, strict=True):
+    for one, query_D, hits in zip(group, queries_BD, hit_lists, strict=True):
         one.hits, one.as_of = hits, as_of
         one.exact = exact and is_exact(store)  # it may have changed meanwhile
-        deps.recent.note(one.serving.generation, query_D, k=k, vector=vector)
+        deps.recent.add(one.serving.generation, query_D, k=k, vector=vector)
 
 
 # ---- 6 show

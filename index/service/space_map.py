@@ -1,4 +1,4 @@
-"""The map of the space that the page draws: a sample of the store, projected and told apart.
+"""Two-dimensional map of a sample of the store, and the fields that colour it.
 
 Drawn anew when the store has changed and somebody asks, not more often than every few seconds, on
 a thread of its own. What comes in between is placed with the axes that there are.
@@ -46,7 +46,7 @@ class Drawn:
     body: bytes
 
 
-class Atlas:
+class SpaceMap:
     """Draws the store that is served now.
 
     Args:
@@ -85,12 +85,12 @@ class Atlas:
 
     def place(self, vectors: Iterable[Array]) -> list[list[float]] | None:
         """Where these vectors lie on the last drawing; None before the first."""
-        projection, given = self._drawn.projection, list(vectors)
-        if projection is None or any(len(v) != len(projection.mean_D) for v in given):
+        projection, vector_list = self._drawn.projection, list(vectors)
+        if projection is None or any(len(v) != len(projection.mean_D) for v in vector_list):
             return None
-        if not given:
+        if not vector_list:
             return []
-        placed: list[list[float]] = np.round(projection(np.stack(given)), 4).tolist()
+        placed: list[list[float]] = np.round(projection(np.stack(vector_list)), 4).tolist()
         return placed
 
     def _draw(self, store: VectorStore) -> Drawn:

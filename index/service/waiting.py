@@ -1,4 +1,4 @@
-"""Waiting for offsets of `records` to be reflected: read your own writes."""
+"""Waits until the store reflects given offsets of `records` (read your own writes)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Mapping
 
-from ..errors import BadQuery, NotYet
+from ..errors import BadQuery, OffsetsNotReached
 from ..store import VectorStore
 
 POLL_S = 0.01
@@ -39,7 +39,7 @@ async def reflected(store: VectorStore, offsets: Mapping[int, int], *, timeout_m
         if left_s <= 0:
             n, at = next(iter(absent.items()))
             reached = store.progress.get(n, 0)
-            raise NotYet(
+            raise OffsetsNotReached(
                 f"partition {n} is at {reached}, not yet at {at} after {timeout_s:g} s; try again"
             )
         await asyncio.sleep(min(pause_s, left_s))

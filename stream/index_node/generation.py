@@ -10,7 +10,7 @@ from braid.encoders.errors import BadInput
 from braid.encoders.types import Model, Sample
 from braid.index.errors import BadQuery
 from braid.index.service.app import QueryInput, QueryVectors, Serving
-from braid.index.service.recent_writes import Arrivals
+from braid.index.service.recent_writes import RecentWrites
 
 from .reader import Reader
 
@@ -22,8 +22,10 @@ class Generation:
         arrivals: what the reader has applied last.
     """
 
-    def __init__(self, name: str, model: Model, reader: Reader, arrivals: Arrivals) -> None:
-        self.name, self.reader, self.arrivals = name, reader, arrivals
+    def __init__(
+        self, name: str, model: Model, reader: Reader, recent_writes: RecentWrites
+    ) -> None:
+        self.name, self.reader, self.recent_writes = name, reader, recent_writes
         self.embedder = Embedder(model)
         self.stopping = asyncio.Event()
 
@@ -34,7 +36,7 @@ class Generation:
             encode=self._encode,
             encode_many=self._encode_many,
             model=self.embedder.model.name,
-            arrivals=self.arrivals,
+            recent_writes=self.recent_writes,
         )
 
     async def _encode(self, query: QueryInput) -> QueryVectors:

@@ -19,7 +19,7 @@ from braid.encoders.types import Model
 from braid.index.generations import Generations
 from braid.index.metrics import ServiceMetrics
 from braid.index.segments.gpu import Gpu
-from braid.index.service.recent_writes import Arrivals
+from braid.index.service.recent_writes import RecentWrites
 
 from ..errors import RegistryError
 from ..failpoints import Failpoints
@@ -78,15 +78,15 @@ class Manager:
         kept = open_store(
             settings, model, metrics=metrics, failpoint=self._failpoint, gpu=self._gpu
         )
-        arrivals = Arrivals()
+        recent_writes = RecentWrites()
         reader = Reader(
             settings,
             kept,
             metrics=metrics,
             failpoint=self._failpoint,
-            applied=arrivals.applied,
+            applied=recent_writes.applied,
         )
-        self.generations.add(name, Generation(name, model, reader, arrivals))
+        self.generations.add(name, Generation(name, model, reader, recent_writes))
         self._changed.set()
 
     async def run(self, partitions: int) -> None:

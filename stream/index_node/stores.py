@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from braid.encoders.types import Model
 from braid.index.errors import SnapshotError
 from braid.index.metrics import GenerationMetrics
-from braid.index.segments.compaction import Upkeep
+from braid.index.segments.compaction import Compactor
 from braid.index.segments.gpu import Gpu, gpu_found, open_gpu
 from braid.index.segments.live_store import LiveStore
 from braid.index.segments.snapshot import restore, save, segments_folder
@@ -133,11 +133,11 @@ class LocalStore:
         }
         self.known = SnapshotFacts()
         self.store = self._first()
-        self._upkeep = Upkeep(self.store)
+        self._compactor = Compactor(self.store)
 
     def start(self) -> None:
         """Seal and compact in the background."""
-        self._upkeep.start()
+        self._compactor.start()
 
     def serve(self) -> None:
         """Nothing to do: the node's alias says it."""
@@ -146,8 +146,8 @@ class LocalStore:
         """Nothing to do: the folder goes with the generation."""
 
     def check(self) -> None:
-        if self._upkeep.error is not None:
-            raise self._upkeep.error
+        if self._compactor.error is not None:
+            raise self._compactor.error
 
     def keep(self, known: SnapshotFacts) -> None:
         """A snapshot; if it cannot be written, the last one stays and the log says so."""
@@ -171,14 +171,14 @@ class LocalStore:
             )
 
     def renew(self) -> None:
-        self._upkeep.stop()
+        self._compactor.stop()
         self.store.close()
         self.store = self._empty()
-        self._upkeep = Upkeep(self.store)
-        self._upkeep.start()
+        self._compactor = Compactor(self.store)
+        self._compactor.start()
 
     def stop(self) -> None:
-        self._upkeep.stop()
+        self._compactor.stop()
         self.store.close()
 
     def _first(self) -> LiveStore:

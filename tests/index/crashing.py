@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     faulthandler.enable()
-    writer.BREATH_S = 0.0  # nobody else wants the interpreter
+    writer.YIELD_S = 0.0  # nobody else wants the interpreter
     for _ in range(2):  # what is imported late is imported once
         live(given.folder / "first", history(0, batches=8), Killer(), given.folder / "first.said")
     shutil.rmtree(given.folder / "first")

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from braid.index.filters import Equals, Exists, Filter, Range
-from braid.index.segments.compaction import Policy, Upkeep, maintain
+from braid.index.segments.compaction import Compactor, Policy, maintain
 from braid.index.segments.growing import Block
 from braid.index.segments.live_store import LiveStore
 from braid.index.segments.snapshot import load, restore, save, segments_folder
@@ -149,12 +149,12 @@ class Soak:
             folder=segments_folder(self.home),
             failpoint=self.step,
         )
-        self.upkeep = Upkeep(self.store, policy=POLICY, every_s=0.01)
+        self.compactor = Compactor(self.store, policy=POLICY, every_s=0.01)
         self.stopping = threading.Event()
 
     def step(self, name: str) -> None:
         """Counts what upkeep does: it seals when blocks enough are full."""
-        if name == "segment-begin" and threading.current_thread().name == "upkeep":
+        if name == "segment-begin" and threading.current_thread().name == "compactor":
             full = [
                 part
                 for part in self.store.view.parts.values()
@@ -168,7 +168,7 @@ class Soak:
         work += [self.searcher(number) for number in range(3)]
         threads = [threading.Thread(target=self.guarded, args=[each]) for each in work]
         began = time.monotonic()
-        self.upkeep.start()
+        self.compactor.start()
         for thread in threads:
             thread.start()
         self.stopping.wait(self.seconds)
@@ -176,9 +176,9 @@ class Soak:
         for thread in threads:
             thread.join()
         took = time.monotonic() - began
-        self.upkeep.stop()
-        if self.upkeep.error:
-            raise self.upkeep.error
+        self.compactor.stop()
+        if self.compactor.error:
+            raise self.compactor.error
         if self.failures:
             raise self.failures[0]
         self.finish()
@@ -315,7 +315,7 @@ class Soak:
 
     def watch(self) -> None:
         """Memory, parts and files stay bounded."""
-        assert self.upkeep.error is None, self.upkeep.error
+        assert self.compactor.error is None, self.compactor.error
         assert len(self.store.view.parts) <= MOST_PARTS + 2
         if self.counts["watched"] == 60:  # after about a quarter of a minute
             self.counts["memory"] = memory()

@@ -17,7 +17,7 @@ from braid.index.segments.live_store import LiveStore
 from braid.index.service.app import Serving
 from braid.index.service.dependencies import RecentQueries
 from braid.index.service.recall_probe import probe_for_ever, probe_once
-from braid.index.store import FUSED, Array, Probed, is_exact
+from braid.index.store import FUSED, Array, SupportsProbe, is_exact
 from tests.index.conftest import Node, serving
 from tests.index.oracle import DIM, SPACE, unit, upsert
 
@@ -211,8 +211,8 @@ def test_a_real_query_is_probed_against_exact_search(node: Node) -> None:
 def test_nothing_is_probed_without_a_query_or_with_a_store_that_cannot() -> None:
     metrics, recent, rng = ServiceMetrics(), RecentQueries(), random.Random(0)
     rough, bare = Rough(), Bare(Rough())
-    assert isinstance(rough, Probed)
-    assert not isinstance(bare, Probed)
+    assert isinstance(rough, SupportsProbe)
+    assert not isinstance(bare, SupportsProbe)
     assert (is_exact(rough), is_exact(bare)) == (False, True)
 
     def once(store: Any) -> float | None:
@@ -221,9 +221,9 @@ def test_nothing_is_probed_without_a_query_or_with_a_store_that_cannot() -> None
         )
 
     assert once(rough) is None
-    recent.note("g0002", unit("q"), k=3, vector="fused")
+    recent.add("g0002", unit("q"), k=3, vector="fused")
     assert once(rough) is None  # that one asked another generation
-    recent.note("g0001", unit("q"), k=3, vector="fused")
+    recent.add("g0001", unit("q"), k=3, vector="fused")
     assert once(bare) is None
     assert value(metrics, "braid_recall_count") is None
     assert value(metrics, "braid_recall_last") is None
@@ -234,16 +234,16 @@ def test_nothing_is_probed_without_a_query_or_with_a_store_that_cannot() -> None
 def test_the_last_queries_are_kept_and_no_more() -> None:
     recent = RecentQueries(most=3)
     for k in range(1, 6):
-        recent.note("g0001", unit(k), k=k, vector="fused")
+        recent.add("g0001", unit(k), k=k, vector="fused")
     assert len(recent) == 3
     rng = random.Random(0)
-    chosen = [recent.one("g0001", rng) for _ in range(50)]
+    chosen = [recent.choose("g0001", rng) for _ in range(50)]
     assert {one[1] for one in chosen if one} == {3, 4, 5}
 
 
 def test_the_task_probes_every_so_often_until_it_is_cancelled() -> None:
     metrics, recent, store = ServiceMetrics(), RecentQueries(), Rough()
-    recent.note("g0001", unit("q"), k=3, vector="fused")
+    recent.add("g0001", unit("q"), k=3, vector="fused")
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:

@@ -52,16 +52,16 @@ def test_after_a_failure_redis_is_left_alone_for_a_while() -> None:
 
     payloads = Payloads("redis://127.0.0.1:1/0", clock=clock)
     assert payloads.available
-    assert payloads.ask(refused) is None
+    assert payloads.execute(refused) is None
     assert not payloads.available
     clock.now += RETRY_S - 0.01
-    assert payloads.ask(refused) is None
+    assert payloads.execute(refused) is None
     assert calls == 1
     clock.now += 0.02
-    assert payloads.ask(refused) is None
+    assert payloads.execute(refused) is None
     assert calls == 2
     clock.now += RETRY_S + 0.01
-    assert payloads.ask(lambda client: "here") == "here"
+    assert payloads.execute(lambda client: "here") == "here"
     assert payloads.available
 
 
@@ -78,10 +78,10 @@ def test_only_one_call_tries_whether_redis_is_back() -> None:
         return []
 
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(payloads.ask, slow)
+        first = pool.submit(payloads.execute, slow)
         assert asked.wait(10)
         # `slow` would wait for `answer` here too.
-        assert payloads.ask(slow) is None
+        assert payloads.execute(slow) is None
         answer.set()
         assert first.result() == []
     assert payloads.available
@@ -227,10 +227,10 @@ def test_a_write_waits_for_the_call_that_tries_whether_redis_is_back() -> None:
         assert may_end.wait(10)
         return "there"
 
-    trial = threading.Thread(target=payloads.ask, args=[slow])
+    trial = threading.Thread(target=payloads.execute, args=[slow])
     trial.start()
     assert trying.wait(10)
-    assert payloads.ask(lambda client: "late") is None  # a query does not wait
+    assert payloads.execute(lambda client: "late") is None  # a query does not wait
     threading.Timer(0.1, may_end.set).start()
-    assert payloads.ask(lambda client: "late", patient=True) == "late"
+    assert payloads.execute(lambda client: "late", patient=True) == "late"
     trial.join()

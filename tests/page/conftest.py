@@ -22,7 +22,7 @@ from braid.index.payloads import Payload, Payloads
 from braid.index.segments.live_store import LiveStore
 from braid.index.service.app import QueryInput, QueryVectors, ServiceDeps, Serving, create_app
 from braid.index.service.hit_details import Rebuilt
-from braid.index.service.recent_writes import Arrivals
+from braid.index.service.recent_writes import RecentWrites
 from braid.index.store import Array, Delete, Upsert
 from braid.stream.media.thumbnails import media_of
 from tests.index.conftest import serve as serve_app
@@ -65,7 +65,7 @@ class Site:
     payloads: Payloads
     url: str = ""
     store: LiveStore = field(default_factory=lambda: LiveStore(space="s-toy", dim=DIM, block=64))
-    arrivals: Arrivals = field(default_factory=Arrivals)
+    recent_writes: RecentWrites = field(default_factory=RecentWrites)
     media_cache: MediaCache = field(init=False)
     asked: list[QueryInput] = field(default_factory=list)
     log: dict[tuple[int, int], Rebuilt] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Site:
             store=self.store,
             encode=self.encode,
             model="toy-0001",
-            arrivals=self.arrivals,
+            recent_writes=self.recent_writes,
         )
 
     async def encode(self, query: QueryInput) -> QueryVectors:
@@ -168,7 +168,7 @@ class Site:
 
     def apply(self, write: Upsert | Delete, next_: int) -> None:
         self.store.apply([write], positions={0: next_}, progress={0: next_})
-        self.arrivals.applied([write])
+        self.recent_writes.applied([write])
 
     def fill(self) -> None:
         """Three records of each colour: a caption, a picture, and for the first a sound."""

@@ -136,7 +136,7 @@ def test_live_tells_what_is_new(site: Site, http: httpx.Client) -> None:
 
 def test_live_of_a_node_that_has_just_come_up(site: Site, http: httpx.Client) -> None:
     """Nothing arrived since it started, but it holds records: the newest are shown."""
-    site.arrivals._ring.clear()
+    site.recent_writes._ring.clear()
     records = http.get("/v1/live").json()["records"]
     assert len(records) == 9
     assert records[0]["ts"] == max(record["ts"] for record in records)

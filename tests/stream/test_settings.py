@@ -143,7 +143,8 @@ def test_the_limits_of_the_service() -> None:
     limits = load(
         http_rate_per_s=2.5, http_burst=7, http_queue_size=3, http_body_bytes=4096
     ).limits()
-    assert (limits.rate_per_s, limits.burst, limits.line, limits.body_bytes) == (2.5, 7, 3, 4096)
+    assert (limits.rate_per_s, limits.burst) == (2.5, 7)
+    assert (limits.queue_size, limits.body_bytes) == (3, 4096)
     assert load().limits().rate_per_s is None
 
 
@@ -155,5 +156,5 @@ def test_the_settings_that_the_readme_shows_are_taken() -> None:
     settings = load()
     assert settings.keys()
     limits = settings.limits()
-    assert (limits.rate_per_s, limits.burst, limits.line) == (20.0, 50, 64)
+    assert (limits.rate_per_s, limits.burst, limits.queue_size) == (20.0, 50, 64)
     assert (limits.searches, limits.body_bytes) == (8, 32 * 1024 * 1024)

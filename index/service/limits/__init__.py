@@ -1,1 +1,1 @@
-"""What a request passes before its route: hosts, keys, rates, bounds."""
+"""Limits that a request passes before its route: hosts, keys, rates, sizes, time."""

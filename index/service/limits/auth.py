@@ -1,4 +1,4 @@
-"""Who may ask, and how often: API keys and rate limits, before a body is read.
+"""API keys and rate limits, checked before a body is read.
 
 Every path below `/v1/` needs a key where keys are set. The others stay open: `/healthz`, `/readyz`
 and `/metrics` because what probes and scrapes a node carries no keys, and they tell counts, never
@@ -50,14 +50,14 @@ class ApiKeys:
     def __repr__(self) -> str:
         return f"ApiKeys({len(self)} of them)"
 
-    def match(self, given: bytes) -> str | None:
+    def match(self, key: bytes) -> str | None:
         """A name for the caller with this key, or None; any key takes equally long."""
-        digest = hashlib.sha256(given).digest()
-        found = None
+        digest = hashlib.sha256(key).digest()
+        name = None
         for known in self._digests:
             if hmac.compare_digest(known, digest):
-                found = known.hex()[:12]
-        return found
+                name = known.hex()[:12]
+        return name
 
 
 def read_keys(text: str) -> list[str]:
@@ -114,7 +114,7 @@ class RateLimit:
         self._put(caller, tokens - cost)
         return 0.0
 
-    def owe(self, caller: str, count: float) -> None:
+    def charge(self, caller: str, count: float) -> None:
         """Take `count` more for a request that was let in and turned out to be many.
 
         The bucket may go below empty: a batch larger than the burst is answered, and its caller
@@ -182,18 +182,18 @@ class Access:
             return None
         for name, value in scope["headers"]:
             if name == b"authorization" and value[:7].lower() == b"bearer ":
-                given = value[7:].strip()
+                key = value[7:].strip()
             elif name == b"x-api-key":
-                given = value.strip()
+                key = value.strip()
             else:
                 continue
-            if found := self._keys.match(given):
-                return found
+            if caller := self._keys.match(key):
+                return caller
         return None
 
     def _charge(self, caller: str, count: int) -> None:
         if self._rate is not None and count > 0:
-            self._rate.owe(caller, count)
+            self._rate.charge(caller, count)
 
     def _no_key(self) -> JSONResponse:
         self._refused("key")

@@ -1,4 +1,4 @@
-"""A budget of bytes for all request bodies that are in memory at once."""
+"""Byte budget of all request bodies in memory."""
 
 from __future__ import annotations
 

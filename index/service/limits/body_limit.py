@@ -1,4 +1,4 @@
-"""Bounds on request bodies: bytes, also unpacked ones, bytes of all bodies together, and time.
+"""Limits on a request body's size and time; decompresses gzip within them.
 
 A request passes `BodyLimit` (size, time) and then `Gunzip`, which unpacks what is packed; both
 refuse a body before it is in memory.

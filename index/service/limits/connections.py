@@ -1,4 +1,4 @@
-"""Bounds on connections: how many, and how long headers, bodies and answers may take.
+"""Limits on connections: how many, and how long headers, bodies and answers take.
 
 uvicorn has one timeout, for connections that are idle between requests. This protocol adds those
 for a client that sends nothing, half of its headers, a body in tiny chunks, or never reads its
@@ -22,7 +22,7 @@ KIB = 1024
 HEADER_BYTES = 16 * KIB  # the request line and all headers
 CHUNKS = 4000  # of a body may be of any size; beyond them their mean is at least CHUNK_BYTES
 CHUNK_BYTES = 128  # h11 parses a chunk in some 20 µs, in the event loop
-CROWDED = "crowded"  # in a request's state: its connection is beyond the limit
+OVER_LIMIT = "crowded"  # in a request's state: its connection is beyond the limit
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 LATE = b'{"error":{"field":"headers","reason":"did not come whole within %g s"}}'
 FULL = b'{"error":{"field":"request","reason":"too many connections, the limit is %d"}}'
@@ -81,7 +81,7 @@ class BoundedProtocol(H11Protocol):
             self._refuse(503, FULL % self._limits.connections, ("retry-after", "1"))
             return
         if len(self.connections) > self._limits.connections:
-            self.app_state = {**self.app_state, CROWDED: True}
+            self.app_state = {**self.app_state, OVER_LIMIT: True}
         self._watch_receiving()
 
     def data_received(self, data: bytes) -> None:
@@ -159,7 +159,7 @@ class BoundedProtocol(H11Protocol):
             self._watch_writing()
 
 
-class Crowded:
+class ConnectionLimitMiddleware:
     """ASGI middleware: 503 for a request on a connection beyond the limit, probes excepted.
 
     Args:
@@ -173,7 +173,7 @@ class Crowded:
         self._body = FULL % limits.connections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if CROWDED not in scope.get("state", {}) or scope["path"] in PROBES:
+        if OVER_LIMIT not in scope.get("state", {}) or scope["path"] in PROBES:
             await self._app(scope, receive, send)
             return
         self._refused("busy")

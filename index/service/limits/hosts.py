@@ -1,4 +1,4 @@
-"""Which hosts a request may name, and from which pages of the web it may come.
+"""Checks of the `host` and `origin` headers, against DNS rebinding and foreign pages.
 
 A name that an attacker's DNS points to 127.0.0.1 makes a browser send requests here on behalf of
 the attacker's page (DNS rebinding); the `host` header still has the attacker's name. A page of

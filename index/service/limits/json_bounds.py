@@ -1,4 +1,4 @@
-"""How much there is in a body of JSON, before it is parsed: parsing makes objects of all of it.
+"""Limits on values, names and nesting of JSON, checked before it is parsed.
 
 `[[],[],...]` of 8 MiB becomes 180 MB of lists, and the parser holds the GIL until it is done.
 """

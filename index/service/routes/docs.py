@@ -1,4 +1,4 @@
-"""`/docs`: the OpenAPI description as one page that asks nothing of the internet.
+"""`/docs`: the OpenAPI description as one static HTML page.
 
 FastAPI's own page loads its scripts from a content network; this one is plain HTML, made from the
 same description, and runs no script at all.
@@ -130,8 +130,8 @@ def _kind(schema: dict[str, Any]) -> str:
 
 
 def _bounds(schema: dict[str, Any]) -> str:
-    said = {"minimum": "from", "maximum": "to", "default": "default"}
-    words = [f"{word} {json.dumps(schema[key])}" for key, word in said.items() if key in schema]
+    labels = {"minimum": "from", "maximum": "to", "default": "default"}
+    words = [f"{word} {json.dumps(schema[key])}" for key, word in labels.items() if key in schema]
     return f"<br><small>{escape(', '.join(words))}</small>" if words else ""
 
 

@@ -1,4 +1,4 @@
-"""What the node says of itself: status, generations, health, readiness, metrics."""
+"""Routes for status, generations, dead letters, health, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
     )
     async def generations() -> Any:
         """Which generations can be searched, and which one is without being named."""
-        serving, found = _generations(deps)
+        serving, opened = _generations(deps)
         return {
             "serving": serving,
             "generations": [
-                await asyncio.to_thread(_generation, found[name]) for name in sorted(found)
+                await asyncio.to_thread(_generation, opened[name]) for name in sorted(opened)
             ],
         }
 
@@ -86,13 +86,13 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
     @app.get("/metrics", response_class=PlainTextResponse, responses=METRICS, tags=["node"])  # type: ignore[arg-type]
     async def prometheus() -> Response:
         """Prometheus text."""
-        _, found = _generations(deps)
-        stats = {name: await asyncio.to_thread(its.store.stats) for name, its in found.items()}
+        _, opened = _generations(deps)
+        stats = {name: await asyncio.to_thread(one.store.stats) for name, one in opened.items()}
         serving, still = _generations(deps)  # one that was dropped meanwhile is not said again
         for name in still.keys() & stats.keys():
-            its = deps.metrics.of(name)
-            its.rows(stats[name]["records"], stats[name].get("segments", ()))
-            its.serving(name == serving)
+            metrics = deps.metrics.of(name)
+            metrics.rows(stats[name]["records"], stats[name].get("segments", ()))
+            metrics.serving(name == serving)
         text = await asyncio.to_thread(generate_latest, deps.metrics.registry)
         return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
 
@@ -100,13 +100,13 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
 def _generations(deps: ServiceDeps) -> tuple[str, dict[str, Serving]]:
     """The one that answers where none is named, and all that can be searched, by name."""
     serving = deps.serving(None)
-    found = {serving.generation: serving}
+    opened = {serving.generation: serving}
     for name in deps.generations() if deps.generations is not None else ():
         try:
-            found.setdefault(name, deps.serving(name))
+            opened.setdefault(name, deps.serving(name))
         except UnknownGeneration:
             continue  # dropped just now
-    return serving.generation, found
+    return serving.generation, opened
 
 
 def _generation(serving: Serving) -> dict[str, Any]:

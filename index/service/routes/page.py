@@ -1,4 +1,4 @@
-"""The page at `/` and the routes that it asks: the map, what arrives, thumbnails and snippets.
+"""The page at `/` and its routes: map, recent writes, thumbnails and snippets.
 
 All of the page is plain files in `index/page`; what it shows comes from `/v1/...`.
 """
@@ -22,10 +22,10 @@ from ...payloads import Payload
 from ...store import FUSED, Row, rows_of
 from ..bodies import read_json
 from ..dependencies import Limiters, ServiceDeps, Serving
-from ..hit_details import Showing
-from ..polls import Shared, Watch, unless_gone
+from ..hit_details import HitDetails
+from ..polls import ChangeWatcher, CoalescedAnswers, until_disconnect
 from ..search import described, unknown_record
-from ..space_map import Atlas
+from ..space_map import SpaceMap
 
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -64,10 +64,10 @@ class PlaceBody(BaseModel):
 
 def add_page(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
     """Serve the page and its routes."""
-    atlas = Atlas(deps.store, deps.payloads)
+    space_map = SpaceMap(deps.store, deps.payloads)
     _add_files(app)
-    _add_map(app, deps, atlas)
-    _add_live(app, deps, limiters, atlas)
+    _add_map(app, deps, space_map)
+    _add_live(app, deps, limiters, space_map)
     _add_media(app, deps)
 
 
@@ -98,11 +98,11 @@ def _add_files(app: FastAPI) -> None:
         return answer(request, name)
 
 
-def _add_map(app: FastAPI, deps: ServiceDeps, atlas: Atlas) -> None:
+def _add_map(app: FastAPI, deps: ServiceDeps, space_map: SpaceMap) -> None:
     @app.get("/v1/map", include_in_schema=False)
     async def map_(revision: int = 0) -> Response:
         """A sample of the space in two dimensions; 204 if `revision` is the newest drawing."""
-        drawn = await atlas.now()
+        drawn = await space_map.now()
         if drawn.revision == revision:
             return Response(status_code=204)
         return Response(drawn.body, media_type="application/json")
@@ -111,21 +111,21 @@ def _add_map(app: FastAPI, deps: ServiceDeps, atlas: Atlas) -> None:
     async def place(request: Request) -> dict[str, Any]:
         """Where these records lie on the newest drawing; ids that are not there are left out."""
         body = await read_json(request, PlaceBody)
-        await atlas.now()
+        await space_map.now()
         store = deps.store()
         rows = await asyncio.to_thread(rows_of, store, body.ids)
-        placed = atlas.place(row.vectors[FUSED] for row in rows.values()) or []
+        placed = space_map.place(row.vectors[FUSED] for row in rows.values()) or []
         return {"places": dict(zip(rows, placed, strict=False))}
 
 
-def _add_live(app: FastAPI, deps: ServiceDeps, limiters: Limiters, atlas: Atlas) -> None:
+def _add_live(app: FastAPI, deps: ServiceDeps, limiters: Limiters, space_map: SpaceMap) -> None:
     def number() -> int | None:
         try:
             return _number(deps.serving(None))
         except BadQuery:
             return None  # no generation answers now
 
-    watch, answers = Watch(number), Shared()
+    watch, answers = ChangeWatcher(number), CoalescedAnswers()
 
     @app.get("/v1/live", include_in_schema=False)
     async def live(
@@ -138,27 +138,29 @@ def _add_live(app: FastAPI, deps: ServiceDeps, limiters: Limiters, atlas: Atlas)
         Waits up to wait_ms for something to arrive.
         """
         if wait_ms and since is not None and since == number():
-            async with limiters.polling.place():
-                await unless_gone(request, watch.changed(since, timeout_s=wait_ms / 1000))
+            async with limiters.polling.slot():
+                await until_disconnect(request, watch.changed(since, timeout_s=wait_ms / 1000))
         serving = deps.serving(None)
         key = (serving.generation, since, _number(serving))
-        body = await answers.get(key, lambda: _arrived(deps, atlas, serving, since))
+        body = await answers.get(key, lambda: _arrived(deps, space_map, serving, since))
         headers = {"cache-control": "no-store"}
         return Response(body, media_type="application/json", headers=headers)
 
 
-async def _arrived(deps: ServiceDeps, atlas: Atlas, serving: Serving, since: int | None) -> bytes:
+async def _arrived(
+    deps: ServiceDeps, space_map: SpaceMap, serving: Serving, since: int | None
+) -> bytes:
     store, number = serving.store, _number(serving)
-    arrived = [] if serving.arrivals is None else serving.arrivals.since(since)[:SHOWN]
+    arrived = [] if serving.recent_writes is None else serving.recent_writes.since(since)[:SHOWN]
     ids = [write.id for write in arrived]
     if since is None and len(ids) < SHOWN:  # a node that has just come up
-        ids = _filled(ids, (await atlas.now()).rows)
+        ids = _filled(ids, (await space_map.now()).rows)
 
     def made() -> bytes:
         rows = list(rows_of(store, ids).values()) if ids else []
         rows.sort(key=lambda row: ids.index(row.id))
         payloads = _payloads(deps, [row.id for row in rows])
-        places = atlas.place(row.vectors[FUSED] for row in rows)
+        places = space_map.place(row.vectors[FUSED] for row in rows)
         records = [_record(row, payloads.get(row.id)) for row in rows]
         for record, at in zip(records, places or [], strict=False):
             record["at"] = at
@@ -169,12 +171,12 @@ async def _arrived(deps: ServiceDeps, atlas: Atlas, serving: Serving, since: int
 
 
 def _number(serving: Serving) -> int:
-    return 0 if serving.arrivals is None else serving.arrivals.number
+    return 0 if serving.recent_writes is None else serving.recent_writes.number
 
 
 def _payloads(deps: ServiceDeps, ids: list[str]) -> Mapping[str, Payload]:
     if not deps.payloads.available:  # nobody may search now: somebody must try if it is back
-        deps.payloads.ask(lambda client: client.ping())
+        deps.payloads.execute(lambda client: client.ping())
     return deps.payloads.get_many(ids) or {}
 
 
@@ -185,11 +187,11 @@ def _filled(ids: Sequence[str], sample: Sequence[Row]) -> list[str]:
 
 
 def _counters(deps: ServiceDeps, serving: Serving) -> dict[str, Any]:
-    arrivals = serving.arrivals
+    recent_writes = serving.recent_writes
     return {
         "records": len(serving.store),
-        "per_second": None if arrivals is None else arrivals.rate(),
-        "freshness_s": None if arrivals is None else arrivals.freshness_s(),
+        "per_second": None if recent_writes is None else recent_writes.rate(),
+        "freshness_s": None if recent_writes is None else recent_writes.freshness_s(),
         "model": serving.model,
         "generation": serving.generation,
         "not_ready": deps.not_ready(),
@@ -211,7 +213,7 @@ def _record(row: Row, payload: Payload | None) -> dict[str, Any]:
 
 def _add_media(app: FastAPI, deps: ServiceDeps) -> None:
     media_cache = deps.media_cache or MediaCache(deps.payloads)
-    showing = Showing(deps.payloads, media_cache, deps.rebuild)
+    hit_details = HitDetails(deps.payloads, media_cache, deps.rebuild)
 
     async def row_of(id: str) -> Row:
         row = await asyncio.to_thread(deps.store().get, id)  # it may ask a server
@@ -221,8 +223,8 @@ def _add_media(app: FastAPI, deps: ServiceDeps) -> None:
 
     async def media(kind: Kind, id: str, v: int | None) -> Response:
         row = await row_of(id)
-        found = await showing.media(kind, row)
-        if found is None:
+        item = await hit_details.media(kind, row)
+        if item is None:
             raise BadQuery(
                 kind, f"record {id[:256]!r} has none, or it is no longer kept", status=404
             )
@@ -230,7 +232,7 @@ def _add_media(app: FastAPI, deps: ServiceDeps) -> None:
         same = v == row.version
         age = "private, max-age=86400, immutable" if same else "private, no-cache"
         headers = MEDIA_HEADERS | {"cache-control": age}
-        return Response(found.data, media_type=found.type, headers=headers)
+        return Response(item.data, media_type=item.type, headers=headers)
 
     # The id stands behind the question mark: in a path, browsers would resolve the dots of `..`.
 
@@ -248,4 +250,4 @@ def _add_media(app: FastAPI, deps: ServiceDeps) -> None:
     async def shown_(id: Id) -> dict[str, Any]:
         """What is shown of a record, read back from `records` if Redis has lost it."""
         row = await row_of(id)
-        return _record(row, await showing.payload(row))
+        return _record(row, await hit_details.payload(row))

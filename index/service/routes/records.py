@@ -50,7 +50,7 @@ def add_records(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
     async def wait(store: VectorStore, min_offsets: str | None, timeout_ms: int) -> None:
         offsets = {} if min_offsets is None else read_offsets(min_offsets)
         if missing(store, offsets):
-            async with limiters.waiting.place():
+            async with limiters.waiting.slot():
                 await reflected(store, offsets, timeout_ms=timeout_ms)
 
     @app.get(
@@ -73,8 +73,8 @@ def add_records(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
         row = await asyncio.to_thread(serving.store.get, id)  # it may ask a server
         if row is None:
             raise unknown_record(id)
-        found = await asyncio.to_thread(deps.payloads.get_many, [id])
-        payload = (found or {}).get(id)
+        payloads = await asyncio.to_thread(deps.payloads.get_many, [id])
+        payload = (payloads or {}).get(id)
         return {
             "id": row.id,
             "ts": row.ts,

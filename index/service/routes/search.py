@@ -38,11 +38,11 @@ def add_search(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
         body = await read_search(request)
         request.state.charge(cost([body.k]) - 1)  # 1 was paid on the way in
         began = time.perf_counter()
-        (found,) = await answer(deps, limiters, [body])
-        if isinstance(found, BadQuery):
-            raise found
+        (outcomes,) = await answer(deps, limiters, [body])
+        if isinstance(outcomes, BadQuery):
+            raise outcomes
         deps.metrics.searched(time.perf_counter() - began, body.label())
-        return await one_answer(found, limit=deps.limits.answer_bytes)
+        return await one_answer(outcomes, limit=deps.limits.answer_bytes)
 
     @app.post(
         "/v1/search/batch",
@@ -62,14 +62,14 @@ def add_search(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
         ks = [body.k if isinstance(body, SearchBody) else 1 for body in bodies]
         request.state.charge(cost(ks) - 1)
         began = time.perf_counter()
-        found = await answer(deps, limiters, bodies)
+        outcomes = await answer(deps, limiters, bodies)
         took = time.perf_counter() - began
         deps.metrics.searched(took, "batch")
         answers = [
             problem(one.field, one.reason) | {"status": one.status}
             if isinstance(one, BadQuery)
             else one
-            for one in found
+            for one in outcomes
         ]
         limit = deps.limits.answer_bytes
         return await many_answers(answers, round(took * 1000, 3), limit=limit)

@@ -157,14 +157,14 @@ def test_queries_that_wait_are_searched_together() -> None:
     store.apply([upsert(f"r{n}", n) for n in range(40)], positions={}, progress={})
     answers: dict[int, str] = {}
 
-    def ask(number: int) -> None:
+    def request(number: int) -> None:
         query_D = unit(f"r{number}", 0, number, "fused")
         answers[number] = store.search(query_D[None], k=1)[0][0].id
 
-    first = threading.Thread(target=ask, args=[0])
+    first = threading.Thread(target=request, args=[0])
     first.start()
     assert searching.wait(20)
-    waiting = [threading.Thread(target=ask, args=[number]) for number in range(1, 9)]
+    waiting = [threading.Thread(target=request, args=[number]) for number in range(1, 9)]
     for thread in waiting:
         thread.start()
     deadline = threading.Event()

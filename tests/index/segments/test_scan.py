@@ -14,7 +14,7 @@ from braid.index.segments import ann, float16, scan
 from braid.index.segments.compaction import Policy, maintain
 from braid.index.segments.live_store import LiveStore
 from braid.index.segments.rescoring import merge
-from braid.index.segments.scan import Ask, Candidates, wanted
+from braid.index.segments.scan import Candidates, ScanRequest, eligible_rows
 from braid.index.segments.sealed import Segment
 from braid.index.store import FUSED, Array, Delete, Upsert
 from tests.index.histories import tuned
@@ -36,7 +36,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
         monkeypatch.setattr(owner, name, step)
 
-    for name in ("_few", "_floats", "_selected"):
+    for name in ("_score_rows", "_search_float32", "_knn_selected"):
         noted(scan, name, name)
     noted(float16.Float16Index, "search", "float16")
     noted(ann.Approximate, "search", "approximate")
@@ -96,23 +96,37 @@ def agree(
 
 CASES = [
     # sealed, queries, filter, k, constants, the ways it goes
-    (False, 1, None, 10, {}, {"_floats"}),
-    (False, 20, None, 10, {"CHUNK": 700}, {"_floats"}),
+    (False, 1, None, 10, {}, {"_search_float32"}),
+    (False, 20, None, 10, {"CHUNK": 700}, {"_search_float32"}),
     (True, 1, None, 10, {}, {"float16"}),
     (True, 3, None, 5000, {}, {"float16"}),
-    (True, 12, None, 10, {}, {"_floats"}),
-    (True, 1, ("of", 7), 10, {}, {"_few"}),
-    (False, 5, ("of", 7), 100, {}, {"_few"}),
+    (True, 12, None, 10, {}, {"_search_float32"}),
+    (True, 1, ("of", 7), 10, {}, {"_score_rows"}),
+    (False, 5, ("of", 7), 100, {}, {"_score_rows"}),
     (True, 1, ("half", 0), 10, {"FEW_ROWS": 9}, {"float16"}),  # more are fetched
     (True, 1, ("half", 0), 10, {"FEW_ROWS": 9, "MOST_FETCHED": 20}, {"float16"}),  # selected
     (True, 1, ("of", 7), 10, {"FEW_ROWS": 9}, {"float16"}),
     (True, 1, ("half", 0), 1600, {"FEW_ROWS": 9}, {"float16"}),
-    (True, 20, ("half", 0), 10, {"FEW_ROWS": 9}, {"_floats"}),  # gathered
-    (False, 1, ("half", 0), 10, {"FEW_ROWS": 9}, {"_floats", "_selected"}),
-    (False, 1, ("half", 0), 2000, {"FEW_ROWS": 9, "CHUNK": 520}, {"_floats", "_selected"}),
-    (False, 1, ("most", True), 10, {"FEW_ROWS": 9}, {"_floats"}),  # a few more are fetched
-    (False, 1, ("most", True), 10, {"FEW_ROWS": 9, "FEW_OUT": 0}, {"_floats", "_selected"}),
-    (False, 1, ("of", 7), 10, {"FEW_ROWS": 9, "CHUNK": 50}, {"_floats"}),
+    (True, 20, ("half", 0), 10, {"FEW_ROWS": 9}, {"_search_float32"}),  # gathered
+    (False, 1, ("half", 0), 10, {"FEW_ROWS": 9}, {"_search_float32", "_knn_selected"}),
+    (
+        False,
+        1,
+        ("half", 0),
+        2000,
+        {"FEW_ROWS": 9, "CHUNK": 520},
+        {"_search_float32", "_knn_selected"},
+    ),
+    (False, 1, ("most", True), 10, {"FEW_ROWS": 9}, {"_search_float32"}),  # a few more are fetched
+    (
+        False,
+        1,
+        ("most", True),
+        10,
+        {"FEW_ROWS": 9, "FEW_OUT": 0},
+        {"_search_float32", "_knn_selected"},
+    ),
+    (False, 1, ("of", 7), 10, {"FEW_ROWS": 9, "CHUNK": 50}, {"_search_float32"}),
 ]
 
 
@@ -237,14 +251,16 @@ def test_the_bound_of_float16_holds(dim: int, scale: int) -> None:
     assert 0 < half.lost < 1e-3 * scale
     assert half.longest == pytest.approx(scale, rel=1e-5)
     score_BK, row_BK = half.search(queries_BD, len(raw_ND))
-    ask = Ask(queries_BD, np.linalg.norm(queries_BD, axis=1), FUSED, 10)
-    off_B = scan._off(ask, half.longest) + ask.norm_B * half.lost
+    request = ScanRequest(queries_BD, np.linalg.norm(queries_BD, axis=1), FUSED, 10)
+    off_B = scan._rounding_error(request, half.longest) + request.norm_B * half.lost
     true_BN = queries_BD.astype(np.float64) @ raw_ND.astype(np.float64).T
     off_BK = np.abs(np.take_along_axis(true_BN, row_BK, 1) - score_BK)
     assert (off_BK <= off_B[:, None]).all()
     assert off_BK.max() > 0.02 * off_B.max()  # and it is not all too careful
     float_BN = queries_BD @ raw_ND.T
-    assert (np.abs(float_BN - true_BN) <= scan._off(ask, half.longest)[:, None]).all()
+    assert (
+        np.abs(float_BN - true_BN) <= scan._rounding_error(request, half.longest)[:, None]
+    ).all()
 
 
 @pytest.mark.parametrize("sealed", [False, True])
@@ -268,13 +284,13 @@ def test_what_is_left_out_scores_no_higher_than_the_bound(
     store = filled(raw_ND, sealed=sealed)
     (part,) = store.view.parts.values()
     for filter in (None, Equals("half", 1), Equals("most", True), Equals("of", 3)):
-        mask, count = wanted(part, FUSED, filter)
+        mask, count = eligible_rows(part, FUSED, filter)
         mask_R = np.ones(600, np.bool_) if mask is None else mask
         assert count == mask_R.sum()
         for hits in (1, 7, 100, 599, 600, 1000):
-            ask = Ask(queries_BD, np.linalg.norm(queries_BD, axis=1), FUSED, hits)
+            request = ScanRequest(queries_BD, np.linalg.norm(queries_BD, axis=1), FUSED, hits)
             with tuned(**constants):
-                found = scan.scan(part, ask, mask, count)
+                found = scan.scan(part, request, mask, count)
             for b in range(len(queries_BD)):
                 rows = found.row_BK[b][found.row_BK[b] >= 0]
                 assert len(set(rows.tolist())) == len(rows)

@@ -17,8 +17,8 @@ from starlette.types import Message
 
 from braid.index.service.app import Limits, Serving
 from braid.index.service.dependencies import ServiceDeps
-from braid.index.service.polls import Shared, Watch, unless_gone
-from braid.index.service.recent_writes import Arrivals
+from braid.index.service.polls import ChangeWatcher, CoalescedAnswers, until_disconnect
+from braid.index.service.recent_writes import RecentWrites
 from tests.index.conftest import MAX_BODY, Node, serving
 from tests.index.oracle import upsert
 from tests.index.service.test_bad_queries import problem
@@ -26,7 +26,7 @@ from tests.index.service.test_bad_queries import problem
 
 @dataclass
 class Watched(Node):
-    arrivals: Arrivals = field(default_factory=Arrivals)
+    recent_writes: RecentWrites = field(default_factory=RecentWrites)
 
     def serving(self, name: str | None) -> Serving:
         return Serving(
@@ -34,13 +34,13 @@ class Watched(Node):
             store=self.store,
             encode=self.encode,
             model="m-query",
-            arrivals=self.arrivals,
+            recent_writes=self.recent_writes,
         )
 
     def put(self, id: str, version: int) -> None:
         write = upsert(id, version)
         self.store.apply([write], positions={0: version + 1}, progress={0: version + 1})
-        self.arrivals.applied([write])
+        self.recent_writes.applied([write])
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def test_a_wait_ends_with_the_connection() -> None:
     async def main() -> None:
         request = Request({"type": "http"}, gone)
         waiting = asyncio.Event()  # of what never comes
-        await asyncio.wait_for(unless_gone(request, waiting.wait()), 30)
+        await asyncio.wait_for(until_disconnect(request, waiting.wait()), 30)
 
     asyncio.run(main())
 
@@ -138,7 +138,7 @@ def test_one_task_looks_however_many_wait() -> None:
             looked += 1
             return number
 
-        watch = Watch(look)
+        watch = ChangeWatcher(look)
         waiting = [asyncio.create_task(watch.changed(1, timeout_s=30)) for _ in range(500)]
         late = asyncio.create_task(watch.changed(1, timeout_s=0.01))
         await late
@@ -163,7 +163,7 @@ def test_an_answer_is_made_once_for_all() -> None:
             await asyncio.sleep(0.01)
             return b"%d" % made
 
-        shared = Shared(clock=lambda: now)
+        shared = CoalescedAnswers(clock=lambda: now)
         assert set(await asyncio.gather(*[shared.get("a", make) for _ in range(50)])) == {b"1"}
         assert await shared.get("b", make) == b"2"
         assert await shared.get("a", make) == b"1"

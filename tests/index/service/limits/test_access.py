@@ -164,7 +164,7 @@ def test_what_is_owed_is_waited_for() -> None:
     clock = Clock()
     limit = RateLimit(2.0, 3, clock=clock)
     assert limit.wait_s("a") == 0.0
-    limit.owe("a", 9)  # 3 - 10
+    limit.charge("a", 9)  # 3 - 10
     assert limit.wait_s("a") == 4.0
     clock.now += 4.0
     assert limit.wait_s("a") == 0.0

@@ -42,7 +42,7 @@ def gauge(deps: ServiceDeps, name: str) -> float:
 def test_beyond_the_line_a_search_is_refused_and_health_is_not(node: Node) -> None:
     node.store = store = Held()
     store.apply([upsert("r1", 1)], positions={}, progress={})
-    limits = Limits(body_bytes=MAX_BODY, searches=2, line=1)
+    limits = Limits(body_bytes=MAX_BODY, searches=2, queue_size=1)
     with (
         serving(node, limits=limits) as (url, deps),
         httpx.Client(base_url=url, timeout=20) as http,
@@ -76,7 +76,7 @@ def test_beyond_the_line_a_search_is_refused_and_health_is_not(node: Node) -> No
 
 
 def test_who_waits_for_offsets_takes_no_ones_place(node: Node) -> None:
-    limits = Limits(body_bytes=MAX_BODY, searches=1, line=0, offset_waits=1)
+    limits = Limits(body_bytes=MAX_BODY, searches=1, queue_size=0, offset_waits=1)
     late: dict[str, Any] = {"text": "q", "min_offsets": {"0": 99}, "timeout_ms": 20_000}
     with (
         serving(node, limits=limits) as (url, deps),
@@ -99,7 +99,7 @@ def test_who_waits_for_offsets_takes_no_ones_place(node: Node) -> None:
 def test_the_clients_come_back_after_as_long_as_they_were_told(node: Node) -> None:
     node.store = store = Held()
     store.apply([upsert("r1", 1)], positions={}, progress={})
-    limits = Limits(body_bytes=MAX_BODY, searches=1, line=0)
+    limits = Limits(body_bytes=MAX_BODY, searches=1, queue_size=0)
     slept: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -147,7 +147,7 @@ def test_a_place_is_given_back_whatever_happens() -> None:
         limiter = ConcurrencyLimiter("things", 1, 1)
 
         async def hold(begun: asyncio.Event) -> None:
-            async with limiter.place():
+            async with limiter.slot():
                 begun.set()
                 await asyncio.sleep(60)
 
@@ -158,16 +158,16 @@ def test_a_place_is_given_back_whatever_happens() -> None:
             queued = asyncio.create_task(hold(never))
             await asyncio.sleep(0)
             with pytest.raises(Busy):
-                async with limiter.place():
+                async with limiter.slot():
                     pass
             queued.cancel()
             inside.cancel()
             await asyncio.gather(inside, queued, return_exceptions=True)
             assert not never.is_set()
         with pytest.raises(KeyError):
-            async with limiter.place():
+            async with limiter.slot():
                 raise KeyError
-        async with limiter.place():
+        async with limiter.slot():
             pass
 
     asyncio.run(main())
@@ -177,7 +177,7 @@ def test_a_place_is_given_back_whatever_happens() -> None:
     ("options", "words"),
     [
         ({"searches": 0}, "searches: must be at least 1, got 0"),
-        ({"line": -1}, "line: must be at least 0, got -1"),
+        ({"queue_size": -1}, "queue_size: must be at least 0, got -1"),
         ({"rate_per_s": 0.0}, "rate_per_s: must be above 0"),
         ({"burst": 0}, "burst"),
         ({"body_bytes": 0}, "body_bytes"),

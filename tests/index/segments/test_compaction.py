@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from braid.index.segments import compaction, snapshot, writer
-from braid.index.segments.compaction import Policy, Upkeep, maintain
+from braid.index.segments.compaction import Compactor, Policy, maintain
 from braid.index.segments.growing import Block
 from braid.index.segments.live_store import LiveStore
 from braid.index.segments.sealed import Segment
@@ -149,7 +149,7 @@ def test_a_disk_that_fails_leaves_the_view_and_later_all_is_made_up_for(tmp_path
             maintain(store, TIERS)
         assert caught.value.errno == errno.EFBIG
         assert store.view is before
-        assert store.in_hand is None
+        assert store.being_written is None
         assert list(segments_folder(tmp_path).iterdir()) == []
     more: Batch = [upsert("n3", 50), delete("n4", 50)]
     put(store, *more)
@@ -192,7 +192,7 @@ def test_a_sync_that_fails_at_any_time_leaves_the_view(
 
 def test_the_thread_goes_on_until_it_is_stopped(tmp_path: Path) -> None:
     store, oracle = make(4, home=tmp_path), Oracle()
-    keeper = Upkeep(store, policy=TIERS, every_s=0.001)
+    keeper = Compactor(store, policy=TIERS, every_s=0.001)
     keeper.start()
     for first in range(0, 200, 8):
         oracle.apply(fill(store, first, 8))
@@ -210,7 +210,7 @@ def test_what_ends_the_thread_is_handed_over(tmp_path: Path) -> None:
 
     store = LiveStore(space=SPACE, dim=DIM, block=4, failpoint=broken)
     batch = fill(store, 0, 8)
-    keeper = Upkeep(store, policy=TIERS)
+    keeper = Compactor(store, policy=TIERS)
     keeper.start()
     keeper._thread.join()
     assert isinstance(keeper.error, RuntimeError)
@@ -231,7 +231,7 @@ def test_a_full_disk_does_not_end_the_thread(
         space=SPACE, dim=DIM, block=4, folder=tmp_path / "segments", failpoint=failing
     )
     batch = fill(store, 0, 8)
-    keeper = Upkeep(store, policy=TIERS)
+    keeper = Compactor(store, policy=TIERS)
     keeper.start()
     assert tried.wait(60)
     keeper.stop()

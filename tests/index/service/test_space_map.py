@@ -11,9 +11,9 @@ import pytest
 
 from braid.index.payloads import Payload, Payloads
 from braid.index.segments.live_store import LiveStore
-from braid.index.service import space_map as atlas
+from braid.index.service import space_map as space_map_module
 from braid.index.service.projection import fit
-from braid.index.service.space_map import EVERY_S, FIELDS, NAMES, Atlas
+from braid.index.service.space_map import EVERY_S, FIELDS, NAMES, SpaceMap
 from braid.index.store import Row
 from tests.index.oracle import DIM, SPACE, delete, unit, upsert
 
@@ -80,9 +80,9 @@ def store_of(count: int = 60) -> LiveStore:
     return store
 
 
-def drawn(atlas: Atlas) -> dict[str, Any]:
+def drawn(space_map: SpaceMap) -> dict[str, Any]:
     async def draw() -> bytes:
-        return (await atlas.now()).body
+        return (await space_map.now()).body
 
     answer: dict[str, Any] = json.loads(asyncio.run(draw()))
     return answer
@@ -90,24 +90,24 @@ def drawn(atlas: Atlas) -> dict[str, Any]:
 
 def test_it_is_drawn_when_the_store_has_changed_and_time_has_passed() -> None:
     store, now = store_of(), [100.0]
-    atlas = Atlas(lambda: store, Payloads(None), clock=lambda: now[0])
-    first = drawn(atlas)
+    space_map = SpaceMap(lambda: store, Payloads(None), clock=lambda: now[0])
+    first = drawn(space_map)
     assert (first["revision"], first["records"], len(first["ids"])) == (1, 60, 60)
     store.apply([upsert("new", 99)], positions={0: 100}, progress={0: 100})
-    assert drawn(atlas)["revision"] == 1
+    assert drawn(space_map)["revision"] == 1
     now[0] += EVERY_S + 0.1
-    second = drawn(atlas)
+    second = drawn(space_map)
     assert second["revision"] == 2
     assert "new" in second["ids"]
     now[0] += EVERY_S + 0.1
-    assert drawn(atlas)["revision"] == 2
+    assert drawn(space_map)["revision"] == 2
     assert np.isfinite(second["x"] + second["y"]).all()
     row = store.get("new")
     assert row is not None
     place = second["ids"].index("new")
-    assert atlas.place([row.vectors["fused"]]) == [[second["x"][place], second["y"][place]]]
-    assert atlas.place([]) == []
-    assert atlas.place([np.zeros(3, np.float32)]) is None
+    assert space_map.place([row.vectors["fused"]]) == [[second["x"][place], second["y"][place]]]
+    assert space_map.place([]) == []
+    assert space_map.place([np.zeros(3, np.float32)]) is None
 
 
 def test_fields_tell_records_apart() -> None:
@@ -115,7 +115,7 @@ def test_fields_tell_records_apart() -> None:
         f"r{n}": Payload(labels={"kind": "ab"[n % 2]}, predicted={"mood": ["x"]})
         for n in range(0, 60, 2)
     }
-    fields = drawn(Atlas(store_of, Shown(kept)))["fields"]
+    fields = drawn(SpaceMap(store_of, Shown(kept)))["fields"]
     named = {(field["kind"], field["name"]): field for field in fields}
     assert set(named) == {("label", "kind"), ("predicted", "mood"), ("meta", "lang"), ("meta", "n")}
     lang = named["meta", "lang"]
@@ -127,9 +127,9 @@ def test_fields_tell_records_apart() -> None:
 
 
 def test_an_empty_store_is_an_empty_map() -> None:
-    atlas = Atlas(lambda: LiveStore(space=SPACE, dim=DIM), Payloads(None))
-    assert drawn(atlas)["ids"] == []
-    assert atlas.place([unit("x")]) is None
+    space_map = SpaceMap(lambda: LiveStore(space=SPACE, dim=DIM), Payloads(None))
+    assert drawn(space_map)["ids"] == []
+    assert space_map.place([unit("x")]) is None
 
 
 def test_a_sample_stays_the_same_as_far_as_it_lives() -> None:
@@ -163,7 +163,7 @@ def test_thousands_of_names_cost_a_few() -> None:
     store.apply(writes, positions={0: 100}, progress={0: 100})
 
     async def draw() -> Any:
-        return json.loads((await Atlas(lambda: store, Payloads(None)).now()).body)
+        return json.loads((await SpaceMap(lambda: store, Payloads(None)).now()).body)
 
     fields = asyncio.run(draw())["fields"]
     assert fields[0]["name"] == "common"
@@ -180,6 +180,6 @@ def looked_at(maps: list[dict[str, int]]) -> int:
     ]
     seen: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(atlas, "_field", lambda kind, name, values: seen.append(name))
-        atlas._fields(rows, {})
+        patch.setattr(space_map_module, "_field", lambda kind, name, values: seen.append(name))
+        space_map_module._fields(rows, {})
     return len(seen)
