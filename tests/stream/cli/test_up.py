@@ -24,6 +24,7 @@ from braid.stream.settings import Settings
 from tests.stream.harness import wait_for
 
 PARTITIONS = 3
+STOPPED_S = 90  # its processes are granted 20 s, then each server 15 s
 READY_S = 240  # Java, torch and a broker's recovery on a busy machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(900)]
@@ -179,7 +180,8 @@ def test_what_ends_is_started_again_and_a_stop_keeps_everything(up: Up) -> None:
 
     last = up.pids()
     up.child.send(signal.SIGINT)
-    assert up.child.wait(60) == 0
+    wait_for(f"it ends:\n{up.output}", lambda: not up.child.running, timeout=STOPPED_S)
+    assert up.child.status == 0
     assert "stopping" in up.output
     assert [pid for pid in last.values() if Path(f"/proc/{pid}").exists()] == []
     up.start()
