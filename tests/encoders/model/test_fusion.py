@@ -10,6 +10,7 @@ from torch import nn
 from braid.encoders.model.calibration import fit_powers
 from braid.encoders.model.decision import RULES, Decision
 from braid.encoders.model.fusion import FUSIONS, CrossAttention, IntermediateFusion, make_fusion
+from braid.encoders.training.metrics import calibration_error
 
 
 def units(*shape: int) -> torch.Tensor:
@@ -150,6 +151,30 @@ def test_a_logproduct_decision_starts_as_the_product_and_learns() -> None:
     _, combined, winner = decision(logits, present)
     assert bool((winner == label).all())
     assert torch.allclose(combined.sum(1), torch.ones(200))
+
+
+def test_sharpness_is_the_exponent_of_the_combined_probabilities() -> None:
+    """Equal sources of 0.6 and 0.4, squared: 0.36 and 0.16, scaled to sum 1."""
+    decision = Decision("weighted", 2)
+    decision.sharpness_Z[1] = 2.0
+    logits = torch.tensor([[[0.6, 0.4], [0.6, 0.4]]]).log()
+    _, combined, _ = decision(logits, torch.ones(1, 2, dtype=torch.bool))
+    assert combined[0].tolist() == pytest.approx([0.36 / 0.52, 0.16 / 0.52], abs=1e-6)
+
+
+def test_an_average_of_independent_sources_is_sharpened_until_it_is_calibrated() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 3, (4000,), generator=generator)
+    # Log-likelihoods of two independent observations of the class: each source is calibrated.
+    seen = 1.5 * F.one_hot(label, 3)[:, None] + torch.randn(4000, 2, 3, generator=generator)
+    logits, present = 1.5 * seen, torch.ones(4000, 2, dtype=torch.bool)
+    decision = Decision("weighted", 2)
+    _, before, _ = decision(logits, present)
+    decision.fit(logits, present, label)
+    _, after, winner = decision(logits, present)
+    assert decision.sharpness_Z[1] > 1.2
+    assert bool((winner == after.argmax(1)).all())
+    assert calibration_error(after, label) < 0.5 * calibration_error(before, label)
 
 
 def test_attention_without_its_weights_is_the_same_forward_and_backward() -> None:
