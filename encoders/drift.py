@@ -118,7 +118,7 @@ def compare(reference: Tally, window: Tally, limits: Limits) -> Drift:
         ValueError: their vectors are of different dimensions.
     """
     enough = window.count >= limits.least
-    found = tuple(
+    statistics = tuple(
         Statistic(
             name=name,
             value=value,
@@ -128,7 +128,7 @@ def compare(reference: Tally, window: Tally, limits: Limits) -> Drift:
         )
         for name, value, limit, chance in _all(reference, window, limits)
     )
-    return Drift(statistics=found, enough=enough)
+    return Drift(statistics=statistics, enough=enough)
 
 
 def _all(

@@ -94,7 +94,7 @@ class Manifest:
                 f"manifest format {raw.get('format')!r}, this code reads {FORMAT}"
             )
         known = {f.name for f in fields(cls)}
-        wanted: dict[str, type] = {
+        required: dict[str, type] = {
             "name": str,
             "version": int,
             "space": str,
@@ -106,7 +106,7 @@ class Manifest:
             "files": dict,
             "golden": dict,
         }
-        for name, kind in wanted.items():
+        for name, kind in required.items():
             if not isinstance(raw.get(name), kind):
                 raise CheckpointError(
                     f"manifest field {name!r} must be a {kind.__name__}, is {raw.get(name)!r:.80}"
@@ -141,15 +141,17 @@ def verify(folder: str | Path) -> Manifest:
     manifest = read_manifest(folder)
     if WEIGHTS not in manifest.files:
         raise CheckpointError(f"{folder}: the manifest names no {WEIGHTS}")
-    for name, wanted in manifest.files.items():
+    for name, expected in manifest.files.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(f"{folder}: {name!r} lies outside of the version")
         if not path.is_file():
             raise CheckpointError(f"{folder}: {name} is missing")
-        found = sha256_of(path)
-        if found != wanted:
-            raise CheckpointError(f"{folder}: {name} is damaged: sha256 {found}, wanted {wanted}")
+        actual = sha256_of(path)
+        if actual != expected:
+            raise CheckpointError(
+                f"{folder}: {name} is damaged: sha256 {actual}, wanted {expected}"
+            )
     if manifest.config:
         if digest(manifest.config) != manifest.config_sha256:
             raise CheckpointError(f"{folder}: the configuration does not fit its sha256")

@@ -65,16 +65,16 @@ class TaskTally:
     confidence: Moments = field(default_factory=Moments)
     value: Moments = field(default_factory=Moments)
 
-    def add(self, said: TaskPrediction) -> None:
-        if said.label is not None:
-            self._count(said.label, 1)
-        if said.labels is not None:
-            for label in said.labels or (NONE,):
+    def add(self, prediction: TaskPrediction) -> None:
+        if prediction.label is not None:
+            self._count(prediction.label, 1)
+        if prediction.labels is not None:
+            for label in prediction.labels or (NONE,):
                 self._count(label, 1)
-        if said.prob is not None:
-            self.confidence.add(said.prob)
-        if said.value is not None:
-            self.value.add(said.value)
+        if prediction.prob is not None:
+            self.confidence.add(prediction.prob)
+        if prediction.value is not None:
+            self.value.add(prediction.value)
 
     def merge(self, other: TaskTally) -> None:
         for label, count in other.labels.items():
@@ -119,8 +119,8 @@ class Tally:
         self.count += len(embeddings)
         for embedding in embeddings:
             self.present.update(embedding.by.keys())
-            for name, said in embedding.tasks.items():
-                self.tasks.setdefault(name, TaskTally()).add(said)
+            for name, prediction in embedding.tasks.items():
+                self.tasks.setdefault(name, TaskTally()).add(prediction)
 
     def merge(self, other: Tally) -> None:
         """Count what `other` has counted.
@@ -133,8 +133,8 @@ class Tally:
         self.count += other.count
         self.norms += other.norms
         self.present.update(other.present)
-        for name, its in other.tasks.items():
-            self.tasks.setdefault(name, TaskTally()).merge(its)
+        for name, other_task in other.tasks.items():
+            self.tasks.setdefault(name, TaskTally()).merge(other_task)
 
     # What is derived.
 
@@ -177,11 +177,11 @@ class Tally:
             "present": dict(self.present),
             "tasks": {
                 name: {
-                    "labels": dict(its.labels),
-                    "confidence": _plain(its.confidence),
-                    "value": _plain(its.value),
+                    "labels": dict(task.labels),
+                    "confidence": _plain(task.confidence),
+                    "value": _plain(task.value),
                 }
-                for name, its in self.tasks.items()
+                for name, task in self.tasks.items()
             },
         }
 
@@ -211,11 +211,11 @@ class Tally:
             present=_counter(raw["present"]),
             tasks={
                 str(name): TaskTally(
-                    labels=_counter(its["labels"]),
-                    confidence=_moments(its["confidence"]),
-                    value=_moments(its["value"]),
+                    labels=_counter(raw_task["labels"]),
+                    confidence=_moments(raw_task["confidence"]),
+                    value=_moments(raw_task["value"]),
                 )
-                for name, its in raw["tasks"].items()
+                for name, raw_task in raw["tasks"].items()
             },
         )
 

@@ -38,10 +38,10 @@ def decode_audio(data: bytes, rate: int, seconds: float, limits: Limits) -> Arra
     return whole_N
 
 
-def _resampled(wave_N: Array, found: int, rate: int) -> Array:
+def _resampled(wave_N: Array, recorded_rate: int, rate: int) -> Array:
     # Rates are taken to the nearest 50 (0.3 % at the worst): the filter of a rate that shares no
     # factor with ours, such as 44,101, would take gigabytes.
-    nearest = max(50, round(found / 50) * 50)
+    nearest = max(50, round(recorded_rate / 50) * 50)
     if nearest == rate:
         return wave_N
     with torch.inference_mode(), one_thread():
@@ -50,10 +50,10 @@ def _resampled(wave_N: Array, found: int, rate: int) -> Array:
 
 
 @lru_cache(maxsize=32)
-def _resampler(found: int, rate: int) -> nn.Module:
+def _resampler(recorded_rate: int, rate: int) -> nn.Module:
     from torchaudio.transforms import Resample
 
-    resampler: nn.Module = Resample(found, rate)
+    resampler: nn.Module = Resample(recorded_rate, rate)
     return resampler
 
 

@@ -37,9 +37,9 @@ class WaveVariation:
 
     def __post_init__(self) -> None:
         for name in ("noise_db", "speed"):
-            its = getattr(self, name)
-            if not isinstance(its, Sequence) or len(its) != 2 or not its[0] <= its[1]:
-                raise ValueError(f"{name} must be a lower and an upper bound, is {its!r}")
+            bounds = getattr(self, name)
+            if not isinstance(bounds, Sequence) or len(bounds) != 2 or not bounds[0] <= bounds[1]:
+                raise ValueError(f"{name} must be a lower and an upper bound, is {bounds!r}")
         for name, sound, limits in (
             ("speed", self.speed[0] > 0, "above 0"),
             ("noise_share", 0 <= self.noise_share <= 1, "from 0 to 1"),

@@ -38,13 +38,13 @@ def ast_frames(wave_BN: Tensor, lengths_B: Tensor, extractor: Any) -> Tensor:
     each = -(-max(wave_BN.shape[1], window) // shift)  # frames that begin within a sound's place
     row_1N = F.pad(wave_BN, (0, each * shift - wave_BN.shape[1])).reshape(1, -1)
     row_1N = F.pad(row_1N, (0, window))  # so that the last sound's frames are all there
-    found_TM: Tensor = kaldi.fbank(
+    all_TM: Tensor = kaldi.fbank(
         row_1N,
         sample_frequency=rate,
         window_type="hanning",
         num_mel_bins=int(extractor.num_mel_bins),
     )
-    frames_BTM = found_TM[: count * each].reshape(count, each, -1)
+    frames_BTM = all_TM[: count * each].reshape(count, each, -1)
     real_B = (lengths_B - window).div(shift, rounding_mode="floor") + 1
     real_BT = torch.arange(each, device=wave_BN.device) < real_B[:, None]
     frames_BTM = frames_BTM.masked_fill(~real_BT[:, :, None], 0.0)

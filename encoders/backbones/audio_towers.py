@@ -98,8 +98,8 @@ class AudioTower(Encoder):
         self.seconds = float(seconds or longest)
         self.waves = WaveVariation(rate=self.rate, seconds=self.seconds, **waves) if waves else None
         self.settings = {"extractor": described(extractor), "seconds": self.seconds}
-        its: Any = net.config
-        self.token_width = int(its.hidden_size)
+        config: Any = net.config
+        self.token_width = int(config.hidden_size)
         self.width = self.token_width
 
     @classmethod
@@ -112,29 +112,31 @@ class AudioTower(Encoder):
         import transformers
 
         options = dict(config.options)
-        fields, given = options.pop("config", {}), options.pop("extractor", {})
+        fields, extractor_options = options.pop("config", {}), options.pop("extractor", {})
         extractor_class = getattr(transformers, cls.tower.extractor)
         if config.source is None:
-            its = getattr(transformers, cls.tower.config)(**fields)
-            wanted = {**cls.tower.extractor_for(its), **given}
-            return cls(cls.tower.make(its), extractor_class(**wanted), **options)
+            tower_config = getattr(transformers, cls.tower.config)(**fields)
+            extractor_settings = {**cls.tower.extractor_for(tower_config), **extractor_options}
+            return cls(
+                cls.tower.make(tower_config), extractor_class(**extractor_settings), **options
+            )
         source, local = locate(config.source)
         try:
             extractor = extractor_class.from_pretrained(source, local_files_only=local)
             net = cls.tower.load(source, local)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"no {cls.tower.config} at {source!r}: {error}") from error
-        for name, value in given.items():
-            found = getattr(extractor, name, None)
-            if found != value:
+        for name, value in extractor_options.items():
+            actual = getattr(extractor, name, None)
+            if actual != value:
                 raise CheckpointError(
-                    f"extractor.{name} is {value!r} in the options, {found!r} in {config.source!r}"
+                    f"extractor.{name} is {value!r} in the options, {actual!r} in {config.source!r}"
                 )
         for name, value in fields.items():
-            found = getattr(net.config, name, None)
-            if found != value:
+            actual = getattr(net.config, name, None)
+            if actual != value:
                 raise CheckpointError(
-                    f"config.{name} is {value!r} in the options, {found!r} in {config.source!r}"
+                    f"config.{name} is {value!r} in the options, {actual!r} in {config.source!r}"
                 )
         return cls(net, extractor, **options)
 
@@ -216,12 +218,12 @@ def _run_ast(
     net: nn.Module, frames_BTM: Tensor, lengths_B: Tensor, extractor: Any
 ) -> tuple[Tensor, Tensor]:
     """AST's patches, frequency by frequency; its two class tokens are left out."""
-    its: Any = net.config
+    config: Any = net.config
     states_BTF = net(input_values=frames_BTM).last_hidden_state[:, 2:]
-    down = (its.num_mel_bins - its.patch_size) // its.frequency_stride + 1
-    along = (its.max_length - its.patch_size) // its.time_stride + 1
+    down = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+    along = (config.max_length - config.patch_size) // config.time_stride + 1
     hop = 0.01 * extractor.sampling_rate  # Kaldi's frame shift of 10 ms
-    return states_BTF, _tokens(lengths_B, hop * its.time_stride, along).repeat(1, down)
+    return states_BTF, _tokens(lengths_B, hop * config.time_stride, along).repeat(1, down)
 
 
 def _run_whisper(
@@ -288,7 +290,10 @@ class Ast(AudioTower):
         extractor="ASTFeatureExtractor",
         make=_make_ast,
         load=_load_ast,
-        extractor_for=lambda its: {"num_mel_bins": its.num_mel_bins, "max_length": its.max_length},
+        extractor_for=lambda config: {
+            "num_mel_bins": config.num_mel_bins,
+            "max_length": config.max_length,
+        },
         run=_run_ast,
         blocks=lambda net: net.layers,  # type: ignore[arg-type,return-value]
         longest_s=lambda extractor: 0.01 * extractor.max_length,
@@ -304,9 +309,9 @@ class Whisper(AudioTower):
         extractor="WhisperFeatureExtractor",
         make=_make_whisper,
         load=_load_whisper,
-        extractor_for=lambda its: {
-            "feature_size": its.num_mel_bins,
-            "chunk_length": its.max_source_positions // 50,  # 50 tokens a second
+        extractor_for=lambda config: {
+            "feature_size": config.num_mel_bins,
+            "chunk_length": config.max_source_positions // 50,  # 50 tokens a second
         },
         run=_run_whisper,
         blocks=lambda net: net.layers,  # type: ignore[arg-type,return-value]
@@ -323,9 +328,9 @@ class ClapAudio(AudioTower):
         extractor="ClapFeatureExtractor",
         make=_make_clap,
         load=_load_clap,
-        extractor_for=lambda its: {
-            "feature_size": its.num_mel_bins,
-            "truncation": "fusion" if its.enable_fusion else "rand_trunc",
+        extractor_for=lambda config: {
+            "feature_size": config.num_mel_bins,
+            "truncation": "fusion" if config.enable_fusion else "rand_trunc",
         },
         run=_run_clap,
         blocks=lambda net: net.audio_encoder.layers,  # type: ignore[union-attr,arg-type,return-value]
@@ -336,6 +341,6 @@ class ClapAudio(AudioTower):
         self, net: nn.Module, extractor: Any, seconds: float | None = None, **waves: Any
     ) -> None:
         super().__init__(net, extractor, seconds, **waves)
-        its: Any = net.config
-        self.token_width = int(its.patch_embeds_hidden_size * 2 ** (len(its.depths) - 1))
+        config: Any = net.config
+        self.token_width = int(config.patch_embeds_hidden_size * 2 ** (len(config.depths) - 1))
         self.width = self.token_width

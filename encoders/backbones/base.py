@@ -185,12 +185,12 @@ def encode_all(
             )
 
     parallel = on_cpu and len(groups) > 1
-    found = list((_cores(os.getpid()).map if parallel else map)(run, groups))
+    parts = list((_cores(os.getpid()).map if parallel else map)(run, groups))
     pooled_BF = torch.empty(len(inputs), encoder.width, device=device)
-    longest = max((part.length for part in found), default=0)
+    longest = max((part.length for part in parts), default=0)
     tokens_BTF = torch.zeros(len(inputs), longest, encoder.token_width, device=device)
     mask_BT = torch.zeros(len(inputs), longest, dtype=torch.bool, device=device)
-    for group, part in zip(groups, found, strict=True):
+    for group, part in zip(groups, parts, strict=True):
         rows = uploaded(torch.tensor(group), device)
         pooled_BF[rows] = part.pooled_BF
         if part.tokens_BTF is not None:
@@ -214,8 +214,8 @@ def spread(rows_N: Tensor, here_B: Tensor) -> Tensor:
     if len(rows_N) == 0:
         return rows_N.new_zeros(len(here_B), *rows_N.shape[1:])
     # Not `rows_N[...]`, whose gradient sorts and accumulates.
-    found_B = rows_N.index_select(0, (here_B.cumsum(0) - 1).clamp(min=0))
-    return found_B.masked_fill(~here_B.reshape(-1, *[1] * (rows_N.ndim - 1)), 0)
+    taken_B = rows_N.index_select(0, (here_B.cumsum(0) - 1).clamp(min=0))
+    return taken_B.masked_fill(~here_B.reshape(-1, *[1] * (rows_N.ndim - 1)), 0)
 
 
 def masked_mean(tokens_BTF: Tensor, mask_BT: Tensor) -> Tensor:
@@ -233,14 +233,14 @@ def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def one_thread(wanted: bool = True) -> Iterator[None]:
+def one_thread(enabled: bool = True) -> Iterator[None]:
     """Inside, this thread's torch operations use one core.
 
     torch splits every small operation over all cores and spins until the slowest is done. Where
     something else wants a core too, that costs more than it brings: on 2 busy cores EfficientNet
     encodes 7 pictures a second so, 15 with one core, and 33 with one core for each sub-batch.
     """
-    if not wanted:
+    if not enabled:
         yield
         return
     before = torch.get_num_threads()

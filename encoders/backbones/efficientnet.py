@@ -90,15 +90,15 @@ class Block(nn.Module):
 def stages(variant: int) -> list[tuple[int, int, int, int, int]]:
     """`STAGES` of a variant; widths become multiples of 8, at most a tenth smaller than exact."""
     width, depth, _ = SCALES[variant]
-    found = []
+    scaled = []
     for place, (repeats, kernel, stride, expand, outside) in enumerate(STAGES):
         exact = outside * width
         wide = max(8, int(exact + 4) // 8 * 8)
         wide += 8 if wide < 0.9 * exact else 0
         fixed = place in (0, len(STAGES) - 1)
         repeats = repeats if fixed else math.ceil(repeats * depth)
-        found.append((repeats, kernel, stride, expand, wide))
-    return found
+        scaled.append((repeats, kernel, stride, expand, wide))
+    return scaled
 
 
 class EfficientNetLite0(ImageEncoder):

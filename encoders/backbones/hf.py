@@ -55,13 +55,13 @@ def read(model: str, source: str, **more: Any) -> nn.Module:
     place, local = locate(source)
     with quiet():
         try:
-            net, found = getattr(transformers, model).from_pretrained(
+            net, loading_info = getattr(transformers, model).from_pretrained(
                 place, local_files_only=local, output_loading_info=True, dtype=torch.float32, **more
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"no {model} at {source!r}: {error}") from error
     # transformers would go on with random numbers in their place
-    missing = sorted(found["missing_keys"])
+    missing = sorted(loading_info["missing_keys"])
     if missing:
         raise CheckpointError(
             f"{source!r} lacks {len(missing)} weights of {model}: {', '.join(missing[:3])}, ..."
@@ -148,15 +148,15 @@ def read_config(folder: Path, name: str) -> Any:
     return getattr(transformers, name)(**{k: v for k, v in fields.items() if k not in about})
 
 
-def agreed(name: str, option: Any, found: Any, place: str) -> Any:
+def agreed(name: str, option: Any, actual: Any, place: str) -> Any:
     """What an option and a checkpoint say about the same thing; None where neither speaks.
 
     Raises:
         CheckpointError: they contradict each other.
     """
-    if option is not None and found is not None and option != found:
-        raise CheckpointError(f"{name}: the options say {option!r}, {place} says {found!r}")
-    return found if option is None else option
+    if option is not None and actual is not None and option != actual:
+        raise CheckpointError(f"{name}: the options say {option!r}, {place} says {actual!r}")
+    return actual if option is None else option
 
 
 @contextmanager

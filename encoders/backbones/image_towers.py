@@ -95,8 +95,8 @@ class VisionModel(ImageEncoder):
                 f"options config: {source!r} brings its own; it is for random weights"
             )
         options = {"side": side, "mean": mean, "std": std}
-        found = preprocessing(source, options)
-        return cls(read(model, source, **more), **found, **own)
+        settings = preprocessing(source, options)
+        return cls(read(model, source, **more), **settings, **own)
 
     @classmethod
     def restore(cls, config: EncoderConfig, assets: Path) -> Self:
@@ -105,13 +105,13 @@ class VisionModel(ImageEncoder):
         }
         model, more = cls.architecture(**own)
         net = make(model, read_config(assets, cls.config_class), **more)
-        found = json.loads((assets / PREPROCESSING).read_text(encoding="utf-8"))
-        return cls(net, **found, **own)
+        settings = json.loads((assets / PREPROCESSING).read_text(encoding="utf-8"))
+        return cls(net, **settings, **own)
 
     def save_assets(self, folder: Path) -> None:
         write_config(self.net, folder)
-        found = {name: self.settings[name] for name in ("side", "mean", "std")}
-        (folder / PREPROCESSING).write_text(json.dumps(found, indent=1), encoding="utf-8")
+        settings = {name: self.settings[name] for name in ("side", "mean", "std")}
+        (folder / PREPROCESSING).write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
     @classmethod
     def architecture(cls, **own: Any) -> tuple[str, dict[str, Any]]:
@@ -246,27 +246,27 @@ def preprocessing(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
             why = ""
         except OSError as error:
             raw, why = {}, f" ({error})"
-    its = _checkpoints_own(raw, source)
+    stored = _checkpoints_own(raw, source)
     where = f"{source!r} (preprocessor_config.json)"
-    found = {
-        name: agreed(name, value if name == "side" else _three(value), its.get(name), where)
+    settings = {
+        name: agreed(name, value if name == "side" else _three(value), stored.get(name), where)
         for name, value in options.items()
     }
-    missing = [name for name, value in found.items() if value is None]
+    missing = [name for name, value in settings.items() if value is None]
     if missing:
         raise CheckpointError(
             f"{where} does not say {', '.join(missing)}: give them as options{why}"
         )
-    return found
+    return settings
 
 
 def _checkpoints_own(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     """What a `preprocessor_config.json` says, in braid's words: pixels are between 0 and 1."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     size = raw.get("crop_size") if raw.get("do_center_crop") else raw.get("size")
     if size is not None:
-        found["side"] = _square(size)
-        if found["side"] is None:
+        settings["side"] = _square(size)
+        if settings["side"] is None:
             raise CheckpointError(f"side: {source!r} takes pictures of {size}, which is no square")
     # theirs is (pixel * factor - mean) / std; an old file says nothing of the factor, which is then
     # 1/255 as everywhere else
@@ -278,8 +278,8 @@ def _checkpoints_own(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     for name, values in plain.items():
         three = _three(values)
         if three is not None:
-            found[name] = [round(value / scale, 8) for value in three]
-    return found
+            settings[name] = [round(value / scale, 8) for value in three]
+    return settings
 
 
 def _three(value: Any) -> list[float] | None:

@@ -63,8 +63,8 @@ def encoder_class(modality: str, config: EncoderConfig) -> type[Encoder]:
         raise ValueError(f"no modality {modality!r}; there are {', '.join(ENCODERS)}")
     added: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=GROUP):
-        its_modality, _, kind = point.name.partition(".")
-        if its_modality == modality:
+        point_modality, _, kind = point.name.partition(".")
+        if point_modality == modality:
             added.setdefault(kind, []).append(point)
     own, others = ENCODERS[modality].get(config.kind), added.get(config.kind, [])
     if own is not None and not others:
@@ -84,15 +84,15 @@ def encoder_class(modality: str, config: EncoderConfig) -> type[Encoder]:
 def _load(point: EntryPoint, modality: str) -> type[Encoder]:
     what = f"encoder {point.name!r} of {_package(point)} ({point.value})"
     try:
-        found = point.load()
+        encoder = point.load()
     except Exception as error:
         raise ValueError(f"{what} does not load: {type(error).__name__}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Encoder)):
+    if not (isinstance(encoder, type) and issubclass(encoder, Encoder)):
         raise ValueError(f"{what} is no subclass of braid.encoders.plugin.Encoder")
-    if getattr(found, "modality", None) != modality:
-        its = getattr(found, "modality", None)
-        raise ValueError(f"{what} is for the modality {its!r}, not for {modality!r}")
-    return found
+    if getattr(encoder, "modality", None) != modality:
+        actual = getattr(encoder, "modality", None)
+        raise ValueError(f"{what} is for the modality {actual!r}, not for {modality!r}")
+    return encoder
 
 
 def _package(point: EntryPoint) -> str:

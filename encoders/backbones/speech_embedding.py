@@ -184,10 +184,10 @@ def weights_file(source: str) -> Path:
     package = source.partition(":")[2]
     if package != PACKAGE:
         raise CheckpointError(f"source: {package!r} holds no speech embedding; {PACKAGE!r} does")
-    found = importlib.util.find_spec(package)  # not imported: it would load a whole runtime
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)  # not imported: it would load a whole runtime
+    if spec is None or not spec.submodule_search_locations:
         raise CheckpointError(f"install {package!r} (extra [demo])")
-    return Path(found.submodule_search_locations[0]) / FILE
+    return Path(spec.submodule_search_locations[0]) / FILE
 
 
 def read(path: Path, encoder: SpeechEmbedding) -> dict[str, Tensor]:
@@ -209,7 +209,7 @@ def read(path: Path, encoder: SpeechEmbedding) -> dict[str, Tensor]:
     arrays = {
         one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in graph.initializer
     }
-    found = [
+    conv_weights = [
         [arrays[name] for name in node.input[1:] if name in arrays]
         for node in graph.node
         if node.op_type == "Conv"
@@ -218,14 +218,14 @@ def read(path: Path, encoder: SpeechEmbedding) -> dict[str, Tensor]:
     convs = {
         name: module for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)
     }
-    shapes = [[its.shape for its in conv.parameters()] for conv in convs.values()]
-    if [[one.shape for one in weights] for weights in found] != shapes or len(norms) != 1:
+    shapes = [[item.shape for item in conv.parameters()] for conv in convs.values()]
+    if [[one.shape for one in weights] for weights in conv_weights] != shapes or len(norms) != 1:
         raise CheckpointError(f"{path} holds another network than the speech embedding")
     gain, bias, mean, variance = (arrays[name] for name in norms[0].input[1:])
-    epsilon = next(its.f for its in norms[0].attribute if its.name == "epsilon")
+    epsilon = next(item.f for item in norms[0].attribute if item.name == "epsilon")
     gain = gain * (variance + epsilon).rsqrt()
     result = {"scale": gain[:, None, None], "shift": (bias - mean * gain)[:, None, None]}
-    for name, weights in zip(convs, found, strict=True):
+    for name, weights in zip(convs, conv_weights, strict=True):
         for leaf, value in zip(("weight", "bias"), weights, strict=False):
             result[f"{name}.{leaf}"] = value
     return result

@@ -175,13 +175,13 @@ class TransformerText(SubwordText):
                 transformers refuses, or an option of random weights beside a source.
         """
         own = {k: v for k, v in config.options.items() if k not in RANDOM}
-        given = {k: v for k, v in config.options.items() if k in RANDOM}
+        random_options = {k: v for k, v in config.options.items() if k in RANDOM}
         if config.source is None:
-            return cls(*_random(**given), **own)
-        if given:
+            return cls(*_random(**random_options), **own)
+        if random_options:
             raise CheckpointError(
-                f"options {', '.join(given)}: {config.source!r} brings its own; they are for "
-                "random weights"
+                f"options {', '.join(random_options)}: {config.source!r} brings its own; "
+                "they are for random weights"
             )
         source, local = locate(config.source)
         try:
@@ -256,16 +256,16 @@ def _random(
     fields = {"vocab_size": words, "pad_token_id": padding["id"], **(config or {})}
     family = fields.pop("model_type", "bert")
     try:
-        its = new_config(type(AutoConfig.for_model(family)).__name__, fields)
-        net = AutoModel.from_config(its)
+        model_config = new_config(type(AutoConfig.for_model(family)).__name__, fields)
+        net = AutoModel.from_config(model_config)
     except ValueError as error:
         raise CheckpointError(f"options config: no text encoder {family!r}: {error}") from error
-    if its.vocab_size < words:
+    if model_config.vocab_size < words:
         raise CheckpointError(
             f"options config: vocab_size must be at least {words}, as the tokeniser's, "
-            f"is {its.vocab_size}"
+            f"is {model_config.vocab_size}"
         )
-    return net, _settings(its), text
+    return net, _settings(model_config), text
 
 
 def _settings(config: Any) -> dict[str, Any]:

@@ -170,8 +170,8 @@ class StaticWords(TextEncoder):
     def tokenize(self, text: str) -> list[int]:
         ids_T: list[int] = []
         for whole in WHOLE.findall(text):
-            found = self._lookup(whole)
-            parts = [found] if found else [self._lookup(part) for part in PART.findall(whole)]
+            whole_id = self._lookup(whole)
+            parts = [whole_id] if whole_id else [self._lookup(part) for part in PART.findall(whole)]
             ids_T += [i for i in parts if i]
             if len(ids_T) >= self.max_tokens:
                 return ids_T[: self.max_tokens]

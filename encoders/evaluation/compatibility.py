@@ -75,10 +75,10 @@ def directions(modalities: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         yield f"{modalities[0]}->{modalities[0]}", modalities[0], modalities[0]
 
 
-def target_of(its: Answers, target: str) -> Tensor:
+def target_of(outputs: Answers, target: str) -> Tensor:
     """The stored vectors of a direction, float[N, D]."""
     kind, _, rest = target.partition(" ")
-    return its.fused[rest] if rest else its.by[kind]
+    return outputs.fused[rest] if rest else outputs.by[kind]
 
 
 @dataclass(kw_only=True)
@@ -111,9 +111,9 @@ class Crossing:
         """The 95 % interval of R under resampled records."""
         drawn = {
             way: torch.stack(
-                [bootstrap.mean(hit_N, self.known[name]) for name, hit_N in its.items()]
+                [bootstrap.mean(hit_N, self.known[name]) for name, hit_N in hits.items()]
             ).nanmean(0)
-            for way, its in self.hits.items()
+            for way, hits in self.hits.items()
         }
         return interval_of(torch.minimum(drawn["cross"], drawn["mixed"]) / drawn["old"])
 
@@ -134,7 +134,7 @@ def crossing(
         stored: maps the old vectors before they are searched by the new model.
         least: a direction with fewer records is left out.
     """
-    found = Crossing()
+    result = Crossing()
     first_N = torch.from_numpy(np.random.default_rng([seed, 50]).permutation(len(group_N)) % 2 == 0)
     shares: list[float] = []
     for name, query, target in directions(old.modalities):
@@ -142,7 +142,7 @@ def crossing(
         here_N = old.has(query) & old.has(members) & new.has(query) & new.has(members)
         if int(here_N.sum()) < least:
             continue
-        found.known[name] = here_N
+        result.known[name] = here_N
         group_n = group_N[here_N]
         asked = {"old": old.fused[query][here_N], "new": new.fused[query][here_N]}
         shelf_nD, fresh_nD = target_of(old, target)[here_N], target_of(new, target)[here_N]
@@ -166,23 +166,23 @@ def crossing(
         ):
             hit_N = torch.zeros(len(group_N))
             hit_N[here_N] = hit_n
-            found.hits.setdefault(way, {})[name] = hit_N
-    if not found.known:
-        found.hits = {way: {} for way in ("old", "new", "cross", "mixed")}
-    found.share = float(np.mean(shares)) if shares else 0.5
-    return found
+            result.hits.setdefault(way, {})[name] = hit_N
+    if not result.known:
+        result.hits = {way: {} for way in ("old", "new", "cross", "mixed")}
+    result.share = float(np.mean(shares)) if shares else 0.5
+    return result
 
 
-def mapped(its: Answers, adapter: Adapter) -> Answers:
+def mapped(outputs: Answers, adapter: Adapter) -> Answers:
     """The same with every vector through the adapter."""
     return replace(
-        its,
-        by={name: adapter(vectors_ND) for name, vectors_ND in its.by.items()},
-        fused={name: adapter(vectors_ND) for name, vectors_ND in its.fused.items()},
+        outputs,
+        by={name: adapter(vectors_ND) for name, vectors_ND in outputs.by.items()},
+        fused={name: adapter(vectors_ND) for name, vectors_ND in outputs.fused.items()},
     )
 
 
-def unchanged(champion: TorchModel, challenger: TorchModel, limits: Compatibility) -> Choice:
+def unchanged(champion: TorchModel, limits: Compatibility) -> Choice:
     """The choice where encoders, projections and fusion are the same: nothing needs measuring."""
     report = {
         "champion": champion.name,
@@ -246,9 +246,9 @@ def choose(
         "directions": {name: bench.numbers(name) for name in bench.base.known},
     }
     tried = [bench.entry(SAME, bench.base)]
-    found: tuple[Adapter, str] | None = None
+    adapted: tuple[Adapter, str] | None = None
     if not tried[0]["passed"]:
-        found = _adapters(champion, challenger, samples, bench, tried)
+        adapted = _adapters(champion, challenger, samples, bench, tried)
     tried.append(
         {
             "choice": NEW,
@@ -269,13 +269,13 @@ def choose(
             },
             space=champion.space,
         )
-    if found is None:
+    if adapted is None:
         reason = "neither as it is nor through an adapter are the limits reached"
         return Choice(
             report={**report, "choice": NEW, "space": challenger.space, "reason": reason},
             space=challenger.space,
         )
-    adapter, maps = found
+    adapter, maps = adapted
     applied = maps == QUERIES
     space = champion.space if applied else challenger.space
     here, there = challenger.space, champion.space
@@ -317,8 +317,8 @@ def _adapters(
         seconds = round(time.perf_counter() - begun, 3)
         there = bench.cross(mapped(bench.new, forth))
         here = bench.cross(bench.new, back)
-        for its, maps in ((there, QUERIES), (here, STORED)):
-            entry = bench.entry(ADAPTER, its, kind=kind, maps=maps)
+        for measured, maps in ((there, QUERIES), (here, STORED)):
+            entry = bench.entry(ADAPTER, measured, kind=kind, maps=maps)
             tried.append({**entry, "pairs": len(old_nD), "seconds": seconds})
         if tried[-2]["passed"]:
             return forth, QUERIES
@@ -375,24 +375,24 @@ class _Bench:
             seed=self.seed,
         )
 
-    def entry(self, choice: str, its: Crossing, **more: Any) -> dict[str, Any]:
+    def entry(self, choice: str, measured: Crossing, **more: Any) -> dict[str, Any]:
         """One choice with its numbers. `recall` is that of new queries in the mixed gallery, `cost`
         what is missing to the better of the new model in a space of its own and as it is."""
         limits = self.limits
-        cost = self.best - its.recall("mixed")
+        cost = self.best - measured.recall("mixed")
         checks = {
-            "ratio": its.ratio >= limits.ratio,
-            "share": abs(its.share - 0.5) <= limits.even,
+            "ratio": measured.ratio >= limits.ratio,
+            "share": abs(measured.share - 0.5) <= limits.even,
             "cost": cost <= limits.cost,
         }
         return {
             "choice": choice,
             **more,
-            "ratio": _round(its.ratio),
-            "interval": [_round(value) for value in its.interval(self.bootstrap)],
-            "new_to_old": _round(its.recall("cross")),
-            "recall": _round(its.recall("mixed")),
-            "share": _round(its.share),
+            "ratio": _round(measured.ratio),
+            "interval": [_round(value) for value in measured.interval(self.bootstrap)],
+            "new_to_old": _round(measured.recall("cross")),
+            "recall": _round(measured.recall("mixed")),
+            "share": _round(measured.share),
             "cost": _round(cost),
             "passed": all(checks.values()),
             "failed": [name for name, fine in checks.items() if not fine],
@@ -402,9 +402,9 @@ class _Bench:
     def numbers(self, name: str) -> dict[str, float]:
         """A direction's recalls as the versions are."""
         here_N = self.base.known[name]
-        found = {way: float(its[name][here_N].mean()) for way, its in self.base.hits.items()}
+        recalls = {way: float(hits[name][here_N].mean()) for way, hits in self.base.hits.items()}
         return {
-            **{way: _round(value) for way, value in found.items()},
+            **{way: _round(value) for way, value in recalls.items()},
             "records": int(here_N.sum()),
         }
 

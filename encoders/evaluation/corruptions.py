@@ -69,8 +69,8 @@ def _image(sample: Sample, level: float, rng: np.random.Generator) -> Sample:
 def _audio(sample: Sample, level: float, rng: np.random.Generator) -> Sample:
     import soundfile
 
-    found, rate = soundfile.read(io.BytesIO(sample.audio or b""), dtype="int16", always_2d=True)
-    worse = noisy(found.astype(np.float64).mean(1).astype(np.int16), level, rng)
+    samples, rate = soundfile.read(io.BytesIO(sample.audio or b""), dtype="int16", always_2d=True)
+    worse = noisy(samples.astype(np.float64).mean(1).astype(np.int16), level, rng)
     out = io.BytesIO()
     with wave.open(out, "wb") as file:
         file.setnchannels(1)

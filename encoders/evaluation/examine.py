@@ -97,7 +97,7 @@ def _choice(
     from . import compatibility as across
 
     if _vectors(old) == _vectors(new):
-        return across.unchanged(old, new, limits)
+        return across.unchanged(old, limits)
     if not verdict["passed"] or pair is None:
         return across.unexamined(old, new, f"not measured, the verdict is: {verdict['reason']}")
     return across.choose(

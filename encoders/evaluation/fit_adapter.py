@@ -37,8 +37,8 @@ def procrustes(source_nD: Tensor, target_nD: Tensor) -> Tensor:
     value decomposition of source' target (Schönemann 1966, "A generalized solution of the
     orthogonal Procrustes problem")."""
     u_DD, _, vh_DD = torch.linalg.svd(source_nD.T @ target_nD)
-    found: Tensor = u_DD @ vh_DD
-    return found
+    rotation_DD: Tensor = u_DD @ vh_DD
+    return rotation_DD
 
 
 def _procrustes(
@@ -75,7 +75,7 @@ def _mlp(
     source_nD, target_nD = source_nD.float(), target_nD.float()
     dim, hidden = source_nD.shape[1], limits.hidden
     generator = torch.Generator().manual_seed(seed)
-    its = {
+    parameters = {
         "V": torch.randn(dim, hidden, generator=generator) / dim**0.5,
         "u": torch.zeros(hidden),
         "W": torch.zeros(hidden, dim),
@@ -83,17 +83,17 @@ def _mlp(
     }
     r_DD = procrustes(source_nD.double(), target_nD.double()).float()
     with torch.enable_grad():
-        for tensor in its.values():
+        for tensor in parameters.values():
             tensor.requires_grad_(True)
-        optimizer = torch.optim.AdamW(its.values(), lr=RATE, weight_decay=DECAY)
+        optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=DECAY)
         for _ in range(limits.steps):
             rows_B = torch.randint(len(source_nD), (BATCH,), generator=generator)
-            mapped_BD = Adapter(kind="mlp", tensors={"R": r_DD, **its})(source_nD[rows_B])
+            mapped_BD = Adapter(kind="mlp", tensors={"R": r_DD, **parameters})(source_nD[rows_B])
             loss = (1.0 - F.cosine_similarity(mapped_BD, target_nD[rows_B], dim=1)).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-    return {"R": r_DD, **{name: tensor.detach() for name, tensor in its.items()}}
+    return {"R": r_DD, **{name: tensor.detach() for name, tensor in parameters.items()}}
 
 
 _FITS: dict[str, Callable[[Tensor, Tensor, Compatibility, int], dict[str, Tensor]]] = {

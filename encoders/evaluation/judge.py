@@ -64,13 +64,13 @@ def refuse_unfit(champion: Manifest, challenger: Manifest) -> None:
     missing = [m for m in champion.modalities if m not in challenger.modalities]
     if missing:
         raise Unfit(f"{name} knows no {', '.join(missing)}, which {champion.name} serves")
-    for task, its in champion.tasks.items():
+    for task, raw in champion.tasks.items():
         if task not in challenger.tasks:
             has = ", ".join(sorted(challenger.tasks)) or "none"
             raise Unfit(
                 f"{name} lacks the task {task!r} that {champion.name} serves; it has: {has}"
             )
-        kinds = Task.from_dict(its).kind, Task.from_dict(challenger.tasks[task]).kind
+        kinds = Task.from_dict(raw).kind, Task.from_dict(challenger.tasks[task]).kind
         if kinds[0] != kinds[1]:
             raise Unfit(
                 f"{name} makes of the task {task!r} a {kinds[1]}, {champion.name} a {kinds[0]}"
@@ -84,7 +84,7 @@ def verdict(
     *,
     champion: str,
     records: int = 0,
-    found: Sequence[Mapping[str, Any]] = (),
+    gate_results: Sequence[Mapping[str, Any]] = (),
     unjudged: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """A verdict as the manifest keeps it, plain JSON."""
@@ -95,7 +95,7 @@ def verdict(
         "champion": champion,
         "records": records,
         "limits": asdict(gates),
-        "gates": [dict(gate) for gate in found],
+        "gates": [dict(gate) for gate in gate_results],
         "unjudged": dict(unjudged or {}),
     }
 
@@ -141,19 +141,21 @@ def judge(
     finite = _gate("values that are not finite", 0, wrong, wrong, 0, wrong == 0, count)
     if wrong:
         reason = f"{wrong} of {count} judge records give a value that is not finite (NaN or inf)"
-        return say(FAILED, reason, found=[finite]), kept, None
+        return say(FAILED, reason, gate_results=[finite]), kept, None
     bench = _Bench(old, new, kept, gates, Bootstrap(count, resamples=gates.resamples, seed=seed))
     bench.scores()
     bench.recalls()
-    if not bench.found:
+    if not bench.results:
         reason = "not enough evidence: no metric has as many judge records as the gates want"
         return say(TOO_LITTLE, reason, unjudged=bench.unjudged), kept, (old, new)
     bench.ranks()
-    bench.found.append(_latency(champion, challenger, kept, gates, clock))
-    found = [finite, *bench.found]
-    lost = [gate["metric"] for gate in found if not gate["passed"]]
+    bench.results.append(_latency(champion, challenger, kept, gates, clock))
+    gate_results = [finite, *bench.results]
+    lost = [gate["metric"] for gate in gate_results if not gate["passed"]]
     reason = f"failed: {', '.join(lost)}" if lost else "every gate is passed"
-    shown = say(FAILED if lost else PASSED, reason, found=found, unjudged=bench.unjudged)
+    shown = say(
+        FAILED if lost else PASSED, reason, gate_results=gate_results, unjudged=bench.unjudged
+    )
     return shown, kept, (old, new)
 
 
@@ -193,7 +195,7 @@ class _Bench:
     samples: Sequence[Sample]
     gates: Gates
     bootstrap: Bootstrap
-    found: list[dict[str, Any]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
     unjudged: dict[str, int] = field(default_factory=dict)
 
     def better(
@@ -214,7 +216,7 @@ class _Bench:
         low, high = interval_of(self.bootstrap.mean(new_N - old_N, known_N))
         passed = low <= margin if falls else high >= -margin
         limit = margin if falls else -margin
-        self.found.append(
+        self.results.append(
             _gate(metric, before, after, after - before, limit, passed, records, (low, high))
         )
 
@@ -230,8 +232,8 @@ class _Bench:
             for subset in self.old.said[name]:
                 both_N = known_N & self.old.has(subset) & self.new.has(subset)
                 old_N, new_N = (
-                    kind(its.tasks[name], its.said[name][subset], truth, task.spread)
-                    for its in (self.old, self.new)
+                    kind(outputs.tasks[name], outputs.said[name][subset], truth, task.spread)
+                    for outputs in (self.old, self.new)
                 )
                 self.better(
                     f"{metric} {name}: {subset}", old_N, new_N, both_N, margin, kind is _error
@@ -246,9 +248,9 @@ class _Bench:
             self.unjudged[metric] = records
             return
         errors, drawn = [], []
-        for its in (self.old, self.new):
-            right_N = _right(its.tasks[name], its.said[name][ALL], truth, 1.0)
-            confidence_N = its.said[name][ALL].probs_NC.max(1).values
+        for outputs in (self.old, self.new):
+            right_N = _right(outputs.tasks[name], outputs.said[name][ALL], truth, 1.0)
+            confidence_N = outputs.said[name][ALL].probs_NC.max(1).values
             gap_N, bin_N = right_N - confidence_N, bins_of(confidence_N)
             drawn.append(self.bootstrap.calibration_error(gap_N, bin_N, known_N))
             sums_K = torch.zeros(int(bin_N.max()) + 1).index_add(
@@ -257,7 +259,7 @@ class _Bench:
             errors.append(float(sums_K.abs().sum()) / records)
         low, high = interval_of(drawn[1] - drawn[0])
         limit = self.gates.calibration
-        self.found.append(
+        self.results.append(
             _gate(
                 metric,
                 errors[0],
@@ -276,9 +278,11 @@ class _Bench:
         for left, right in permutations(self.old.modalities, 2):
             both_N = self.old.has(f"{left}+{right}") & self.new.has(f"{left}+{right}")
             rank = []
-            for its in (self.old, self.new):
+            for outputs in (self.old, self.new):
                 rank_N = torch.full((len(both_N),), 1 << 30)
-                rank_N[both_N] = ranks(its.by[left][both_N], its.by[right][both_N], group_N[both_N])
+                rank_N[both_N] = ranks(
+                    outputs.by[left][both_N], outputs.by[right][both_N], group_N[both_N]
+                )
                 rank.append(rank_N)
             for k in RECALL_AT:
                 old_N, new_N = ((rank_N < k).float() for rank_N in rank)
@@ -297,11 +301,11 @@ class _Bench:
                 self.unjudged[metric] = records
                 continue
             before, after = (
-                effective_rank((its.fused[ALL] if name == ALL else its.by[name])[here_N])
-                for its in (self.old, self.new)
+                effective_rank((outputs.fused[ALL] if name == ALL else outputs.by[name])[here_N])
+                for outputs in (self.old, self.new)
             )
             least = self.gates.rank * before
-            self.found.append(
+            self.results.append(
                 _gate(metric, before, after, after - before, least, after >= least, records)
             )
 
@@ -323,13 +327,13 @@ def _latency(
     spent: tuple[list[float], list[float]] = ([], [])
     for round_ in range(gates.rounds + 1):
         turns = list(zip((champion, challenger), spent, strict=True))
-        for model, its in turns if round_ % 2 else turns[::-1]:
+        for model, times_ms in turns if round_ % 2 else turns[::-1]:
             begun = clock()
             model.encode([model.prepare(sample) for sample in batch])
             seconds = clock() - begun
             if round_:
-                its.append(1000.0 * seconds / len(batch))
-    before, after = (float(np.median(its)) for its in spent)
+                times_ms.append(1000.0 * seconds / len(batch))
+    before, after = (float(np.median(times_ms)) for times_ms in spent)
     ratio_K = np.array(spent[1]) / np.array(spent[0])
     chosen_RK = np.random.default_rng(0).integers(len(ratio_K), size=(1000, len(ratio_K)))
     low, high = np.quantile(np.median(ratio_K[chosen_RK], axis=1), (0.025, 0.975)).tolist()
@@ -345,33 +349,33 @@ def _latency(
     )
 
 
-def _right(task: Task, said: Said, truth: Sequence[Label | None], spread: float) -> Tensor:
+def _right(task: Task, output: Said, truth: Sequence[Label | None], spread: float) -> Tensor:
     """1 where the class decided on is the label; a class that the version does not know is wrong
     for it, however it decides."""
     return torch.tensor(
         [
             float(task.classes[int(d)] == label)
-            for d, label in zip(said.decided_N, truth, strict=True)
+            for d, label in zip(output.decided_N, truth, strict=True)
         ]
     )
 
 
-def _labels(task: Task, said: Said, truth: Sequence[Label | None], spread: float) -> Tensor:
+def _labels(task: Task, output: Said, truth: Sequence[Label | None], spread: float) -> Tensor:
     """F1 of each record's labels; 1 where there are none and none is said."""
-    found = []
-    for decided_C, label in zip(said.decided_N, truth, strict=True):
+    f1_scores = []
+    for decided_C, label in zip(output.decided_N, truth, strict=True):
         chosen = {one for one, here in zip(task.classes, decided_C.tolist(), strict=True) if here}
-        wanted = set(label) if isinstance(label, (list, tuple)) else set()
-        total = len(chosen) + len(wanted)
-        found.append(2.0 * len(chosen & wanted) / total if total else 1.0)
-    return torch.tensor(found)
+        true_labels = set(label) if isinstance(label, (list, tuple)) else set()
+        total = len(chosen) + len(true_labels)
+        f1_scores.append(2.0 * len(chosen & true_labels) / total if total else 1.0)
+    return torch.tensor(f1_scores)
 
 
-def _error(task: Task, said: Said, truth: Sequence[Label | None], spread: float) -> Tensor:
+def _error(task: Task, output: Said, truth: Sequence[Label | None], spread: float) -> Tensor:
     """Absolute error, in spreads of the champion's task."""
-    value_N = task.mean + task.spread * said.decided_N
-    wanted_N = torch.tensor([float(v) if _is_number(v) else 0.0 for v in truth])  # type: ignore[arg-type]
-    return (value_N - wanted_N).abs() / spread
+    value_N = task.mean + task.spread * output.decided_N
+    true_N = torch.tensor([float(v) if _is_number(v) else 0.0 for v in truth])  # type: ignore[arg-type]
+    return (value_N - true_N).abs() / spread
 
 
 def _is_number(label: object) -> bool:

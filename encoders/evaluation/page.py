@@ -46,7 +46,10 @@ def page(report: Mapping[str, Any], title: str) -> str:
         f"<p>{report['samples']} samples, space {escape(str(model.get('space', '')))}</p>",
     ]
     if report["recall"]:
-        rows = [(way, [its["1"], its["5"], its["10"]]) for way, its in report["recall"].items()]
+        rows = [
+            (way, [recall["1"], recall["5"], recall["10"]])
+            for way, recall in report["recall"].items()
+        ]
         parts += [
             "<h2>Retrieval between modalities</h2>",
             "<p>recall@1, @5 and @10: is the record's own vector among the first hits?</p>",
@@ -54,7 +57,8 @@ def page(report: Mapping[str, Any], title: str) -> str:
         ]
     if report["recall_fused"]:
         rows = [
-            (way, [its["1"], its["5"], its["10"]]) for way, its in report["recall_fused"].items()
+            (way, [recall["1"], recall["5"], recall["10"]])
+            for way, recall in report["recall_fused"].items()
         ]
         parts += [
             "<h2>Retrieval by fused queries</h2>",
@@ -78,7 +82,7 @@ def page(report: Mapping[str, Any], title: str) -> str:
             ]
         parts += _robust(report, task, scores)
         shuffled = report["shuffled"]
-        rows = [(name, [its[task]]) for name, its in shuffled.items() if task in its]
+        rows = [(name, [scores[task]]) for name, scores in shuffled.items() if task in scores]
         parts += [
             f"<h2>{escape(task)}: with one modality permuted among the records</h2>",
             "<p>no fall means that the modality is not used</p>",

@@ -50,9 +50,9 @@ def report(
     left_out: Counter[str] = Counter()
     with torch.no_grad(), one_thread(model.device.type == "cpu"):
         kept, seen = look(model, samples, left_out)
-        found = figures(model.net, seen, model.served)
-        found["model"] = {"name": model.name, "space": model.space}
-        found["left_out"] = dict(left_out)
+        result = figures(model.net, seen, model.served)
+        result["model"] = {"name": model.name, "space": model.space}
+        result["left_out"] = dict(left_out)
         rng = np.random.default_rng([seed, 4242])
         steps = [(name, level) for name in model.modalities for level in LEVELS[name].levels]
         robust: dict[str, list[dict[str, Any]]] = {}
@@ -64,10 +64,10 @@ def report(
             robust.setdefault(name, []).append(
                 {"level": level, "unit": LEVELS[name].unit, "accuracy": scores}
             )
-        found["robustness"] = robust
-        found["shuffled"] = _shuffled(model.net, seen, rng)
-        found["map"] = _map(model, seen, kept)
-    return found
+        result["robustness"] = robust
+        result["shuffled"] = _shuffled(model.net, seen, rng)
+        result["map"] = _map(model, seen, kept)
+    return result
 
 
 MAP = 2000
@@ -128,17 +128,17 @@ def _content(sample: Sample) -> str:
 
 def _targets(tasks: Mapping[str, Task], samples: Sequence[Sample]) -> dict[str, Tensor]:
     """As in training, with the version's own classes and scales."""
-    found: dict[str, Tensor] = {}
+    targets_by_task: dict[str, Tensor] = {}
     for name, task in tasks.items():
         labels = [sample.labels.get(name) for sample in samples]
         if task.kind == "classification":
             place = {label: i for i, label in enumerate(task.classes)}
-            found[name] = torch.tensor(
+            targets_by_task[name] = torch.tensor(
                 [place.get(label, -1) if isinstance(label, str) else -1 for label in labels]
             )
         elif task.kind == "multilabel":
             unknown = [float("nan")] * len(task.classes)
-            found[name] = torch.tensor(
+            targets_by_task[name] = torch.tensor(
                 [
                     [float(one in label) for one in task.classes]
                     if isinstance(label, (list, tuple))
@@ -147,7 +147,7 @@ def _targets(tasks: Mapping[str, Task], samples: Sequence[Sample]) -> dict[str, 
                 ]
             )
         elif task.kind == "regression":
-            found[name] = torch.tensor(
+            targets_by_task[name] = torch.tensor(
                 [
                     (float(label) - task.mean) / task.spread
                     if isinstance(label, (int, float))
@@ -155,35 +155,36 @@ def _targets(tasks: Mapping[str, Task], samples: Sequence[Sample]) -> dict[str, 
                     for label in labels
                 ]
             )
-    return found
+    return targets_by_task
 
 
 def _scores(net: Net, seen: View) -> dict[str, Any]:
-    found = {}
+    scores_by_task = {}
     for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
         if task.kind != "generation":
             scores = accuracies(net, name, task, decision, seen)
             if scores is not None:
-                found[name] = scores
-    return found
+                scores_by_task[name] = scores
+    return scores_by_task
 
 
 def _shuffled(net: Net, seen: View, rng: np.random.Generator) -> dict[str, Any]:
     """The decision's scores when one modality at a time is permuted among the samples with it."""
 
     def scores(view: View) -> dict[str, float]:
-        return {task: its["fused"] for task, its in _scores(net, view).items()}
+        return {task: task_scores["fused"] for task, task_scores in _scores(net, view).items()}
 
-    found = {"as it is": scores(seen)}
-    for name, its in seen.features.items():
-        order = torch.from_numpy(rng.permutation(len(its.pooled_BF))).to(its.pooled_BF.device)
+    shuffled = {"as it is": scores(seen)}
+    for name, features in seen.features.items():
+        pooled_BF = features.pooled_BF
+        order = torch.from_numpy(rng.permutation(len(pooled_BF))).to(pooled_BF.device)
         mixed = Features(
-            pooled_BF=its.pooled_BF[order],
-            tokens_BTF=None if its.tokens_BTF is None else its.tokens_BTF[order],
-            mask_BT=None if its.mask_BT is None else its.mask_BT[order],
+            pooled_BF=pooled_BF[order],
+            tokens_BTF=None if features.tokens_BTF is None else features.tokens_BTF[order],
+            mask_BT=None if features.mask_BT is None else features.mask_BT[order],
         )
-        found[name] = scores(replace(seen, features={**seen.features, name: mixed}))
-    return found
+        shuffled[name] = scores(replace(seen, features={**seen.features, name: mixed}))
+    return shuffled
 
 
 def _map(model: TorchModel, seen: View, samples: Sequence[Sample]) -> dict[str, Any]:

@@ -51,15 +51,15 @@ class Adapter:
         if vectors_nD.shape[-1] != self.dim:
             raise ValueError(f"the adapter maps {self.dim} dimensions, not {vectors_nD.shape[-1]}")
         here_n1 = vectors_nD.norm(dim=-1, keepdim=True) > 0
-        found: Tensor = F.normalize(_MAPS[self.kind](vectors_nD, self.tensors), dim=-1) * here_n1
-        return found
+        mapped_nD: Tensor = F.normalize(_MAPS[self.kind](vectors_nD, self.tensors), dim=-1)
+        return mapped_nD * here_n1
 
     def apply(self, vectors_nD: Vector) -> Vector:
         """As calling it, for an array: stored vectors or a query."""
         with torch.inference_mode():
-            given_nD = torch.from_numpy(np.ascontiguousarray(vectors_nD, dtype=np.float32))
-            found: Vector = self.to(torch.device("cpu"))(given_nD).numpy()
-        return found
+            input_nD = torch.from_numpy(np.ascontiguousarray(vectors_nD, dtype=np.float32))
+            mapped_nD: Vector = self.to(torch.device("cpu"))(input_nD).numpy()
+        return mapped_nD
 
     def to(self, device: torch.device) -> Adapter:
         """The same on another device."""
@@ -72,16 +72,20 @@ class Adapter:
         return save_bytes(tensors, {"kind": self.kind})
 
 
-def _rotate(x_nD: Tensor, its: Mapping[str, Tensor]) -> Tensor:
-    return x_nD @ its["R"]
+def _rotate(x_nD: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    return x_nD @ tensors["R"]
 
 
-def _affine(x_nD: Tensor, its: Mapping[str, Tensor]) -> Tensor:
-    return x_nD @ its["R"] + x_nD @ its["A"] @ its["B"] + its["t"]
+def _affine(x_nD: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    return x_nD @ tensors["R"] + x_nD @ tensors["A"] @ tensors["B"] + tensors["t"]
 
 
-def _mlp(x_nD: Tensor, its: Mapping[str, Tensor]) -> Tensor:
-    return x_nD @ its["R"] + F.gelu(x_nD @ its["V"] + its["u"]) @ its["W"] + its["t"]
+def _mlp(x_nD: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    return (
+        x_nD @ tensors["R"]
+        + F.gelu(x_nD @ tensors["V"] + tensors["u"]) @ tensors["W"]
+        + tensors["t"]
+    )
 
 
 _MAPS: dict[str, Callable[[Tensor, Mapping[str, Tensor]], Tensor]] = {
@@ -114,9 +118,9 @@ def load_adapter(
         tensors = load_bytes((folder / name).read_bytes())
         if kind not in _PARTS or set(tensors) != set(_PARTS[kind]):
             raise CheckpointError(f"{folder}: {name} is no adapter of kind {kind!r}")
-        found = Adapter(kind=kind, tensors=tensors)
+        adapter = Adapter(kind=kind, tensors=tensors)
     except (KeyError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: its adapter does not load: {error!r}") from error
-    if found.dim != manifest.dim:
-        raise CheckpointError(f"{folder}: adapter of {found.dim} dimensions, not {manifest.dim}")
-    return found
+    if adapter.dim != manifest.dim:
+        raise CheckpointError(f"{folder}: adapter of {adapter.dim} dimensions, not {manifest.dim}")
+    return adapter

@@ -73,9 +73,9 @@ def fit_powers(probs_BSC: Tensor, present_BS: Tensor, label_B: Tensor, steps: in
         optimizer.zero_grad()
         power_S = log_power_S.exp().clamp(low, high)
         pooled_BC = torch.einsum("s,bsc->bc", power_S, logs_BSC)
-        found = F.cross_entropy(pooled_BC, label_B) + PULL * log_power_S.square().mean()
-        found.backward()
-        return found
+        value = F.cross_entropy(pooled_BC, label_B) + PULL * log_power_S.square().mean()
+        value.backward()
+        return value
 
     with torch.enable_grad():
         optimizer.step(loss)
@@ -97,9 +97,9 @@ def fit_average(values_BS: Tensor, present_BS: Tensor, target_B: Tensor, steps: 
         optimizer.zero_grad()
         weights_BS = logits_S.exp() * here_BS
         mean_B = (weights_BS * values).sum(1) / weights_BS.sum(1).clamp(min=1e-12)
-        found = F.mse_loss(mean_B, target) + PULL * logits_S.square().mean()
-        found.backward()
-        return found
+        value = F.mse_loss(mean_B, target) + PULL * logits_S.square().mean()
+        value.backward()
+        return value
 
     with torch.enable_grad():
         optimizer.step(loss)

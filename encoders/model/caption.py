@@ -81,11 +81,6 @@ class Captioner(nn.Module):
         return logits_BLV
 
     @torch.no_grad()
-    def greedy(self, fused_BD: Tensor) -> list[Caption]:
-        """The likeliest word at each place."""
-        return [beams[0] for beams in self.beam(fused_BD, beams=1)]
-
-    @torch.no_grad()
     def beam(self, fused_BD: Tensor, beams: int = BEAMS) -> list[list[Caption]]:
         """Beam search; for each sample its captions, the likeliest (a word) first."""
         return [self._beam(row_D[None], beams) for row_D in fused_BD]
@@ -103,15 +98,15 @@ class Captioner(nn.Module):
             if place == self.length:  # no room for another word
                 logits_KV[:, END + 1 :] = float("-inf")
             gains_KV = torch.log_softmax(logits_KV, dim=1)
-            found: list[tuple[float, list[int], Tensor]] = []
+            candidates: list[tuple[float, list[int], Tensor]] = []
             for row, (score, ids, _) in enumerate(live):
                 best = gains_KV[row].topk(min(beams, gains_KV.shape[1]))
                 for gain, word in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                     if gain > float("-inf"):
-                        found.append((score + gain, [*ids, word], state_1KW[:, row : row + 1]))
-            found.sort(key=lambda one: -one[0])
-            done += [(score, ids) for score, ids, _ in found[:beams] if ids[-1] == END]
-            live = [one for one in found[:beams] if one[1][-1] != END]
+                        candidates.append((score + gain, [*ids, word], state_1KW[:, row : row + 1]))
+            candidates.sort(key=lambda one: -one[0])
+            done += [(score, ids) for score, ids, _ in candidates[:beams] if ids[-1] == END]
+            live = [one for one in candidates[:beams] if one[1][-1] != END]
             if not live or len(done) >= beams:
                 break
         ranked = sorted(done, key=lambda one: -one[0] / len(one[1]))[:beams]

@@ -38,7 +38,8 @@ from .torch_model import TorchModel
 def make_net(config: TrainConfig, tasks: Mapping[str, Task]) -> Net:
     """A new model: pretrained encoders from their sources, everything else at random."""
     encoders: dict[str, Encoder] = {
-        name: encoder_class(name, its).create(its) for name, its in config.model.encoders.items()
+        name: encoder_class(name, encoder_config).create(encoder_config)
+        for name, encoder_config in config.model.encoders.items()
     }
     return Net(config.model, encoders, tasks)
 
@@ -161,22 +162,23 @@ def _write(
 def _examined(
     draft: Path,
     manifest: Manifest,
-    found: Examination,
+    examination: Examination,
     device: torch.device,
     reference: Callable[[TorchModel], Mapping[str, Any]] | None,
 ) -> Manifest:
     """Write into a draft what its examination found."""
-    for name, content in found.files.items():
+    for name, content in examination.files.items():
         (draft / name).write_bytes(content)
     manifest = replace(
         manifest,
-        verdict=found.verdict,
-        compatibility=found.compatibility,
-        space=found.space or manifest.space,
-        files={**manifest.files, **{name: sha256_of(draft / name) for name in found.files}},
+        verdict=examination.verdict,
+        compatibility=examination.compatibility,
+        space=examination.space or manifest.space,
+        files={**manifest.files, **{name: sha256_of(draft / name) for name in examination.files}},
     )
     (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
-    if found.files:  # an adapter changes what the version gives: golden outputs and reference too
+    if examination.files:
+        # An adapter changes the version's vectors, hence the golden outputs and the reference.
         model = load_folder(draft, device=str(device))
         again = manifest.reference if reference is None else reference(model)
         manifest = replace(manifest, golden=_golden(model), reference=again)
@@ -208,8 +210,8 @@ def restore_net(folder: Path, manifest: Manifest) -> Net:
     """The weights of a version, on the CPU. Errors are as torch and the constructors raise them."""
     config = from_dict(manifest.config)
     encoders = {
-        name: encoder_class(name, its).restore(its, folder / name)
-        for name, its in config.model.encoders.items()
+        name: encoder_class(name, encoder_config).restore(encoder_config, folder / name)
+        for name, encoder_config in config.model.encoders.items()
     }
     tasks = {name: Task.from_dict(raw) for name, raw in manifest.tasks.items()}
     net = Net(config.model, encoders, tasks)
@@ -228,32 +230,32 @@ def _golden(model: TorchModel) -> dict[str, Any]:
 
 def _calibration(net: Net) -> dict[str, Any]:
     """Each task's rule, and its weights and temperatures by subset: "all", "text", "text+image"."""
-    found: dict[str, Any] = {}
+    calibration: dict[str, Any] = {}
     for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
         if task.kind == "generation":
             continue
-        found[name] = {"rule": decision.rule, "subsets": {}}
+        calibration[name] = {"rule": decision.rule, "subsets": {}}
         for subset in range(len(decision.weights_ZS)):
             names = [m for bit, m in enumerate(net.modalities) if subset >> bit & 1]
             sources = [i for i, s in enumerate(net.sources) if not subset or s in (*names, FUSED)]
-            found[name]["subsets"]["+".join(names) or "all"] = {
+            calibration[name]["subsets"]["+".join(names) or "all"] = {
                 "weights": {net.sources[i]: float(decision.weights_ZS[subset, i]) for i in sources},
                 "temperatures": {
                     net.sources[i]: float(decision.temperature_ZS[subset, i]) for i in sources
                 },
                 "sharpness": float(decision.sharpness_Z[subset]),
             }
-    return found
+    return calibration
 
 
 def _code() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in ("braid-stream", "torch", "torchaudio", "transformers", "numpy", "pillow"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _sync(path: Path) -> None:

@@ -108,23 +108,23 @@ class Decision(nn.Module):
             numbers float[B].
         """
         subset_B = subset_of(present_BS)
-        said_BSC = self.calibrated(logits_BSC, subset_B)
+        outputs_BSC = self.calibrated(logits_BSC, subset_B)
         weights_BS = self.weights_ZS[subset_B]
         here_BS = present_BS.float()
         if self.kind == "regression":
-            value_B = _number(self.rule, said_BSC[:, :, 0], here_BS, weights_BS)
-            return said_BSC, value_B[:, None], value_B
+            value_B = _number(self.rule, outputs_BSC[:, :, 0], here_BS, weights_BS)
+            return outputs_BSC, value_B[:, None], value_B
         sharpness_B1 = self.sharpness_Z[subset_B][:, None]
         if self.kind == "multilabel":
-            classes = said_BSC.shape[2]
+            classes = outputs_BSC.shape[2]
             combined_NK, yes_N = RULES[self.rule](
-                _yes_no(said_BSC), _each(here_BS, classes), _each(weights_BS, classes)
+                _yes_no(outputs_BSC), _each(here_BS, classes), _each(weights_BS, classes)
             )
             combined_NK = _sharpened(combined_NK, _each(sharpness_B1, classes))
-            shape = (len(said_BSC), classes)
-            return said_BSC, combined_NK[:, 1].view(shape), yes_N.view(shape).bool()
-        combined_BC, winner_B = RULES[self.rule](said_BSC, here_BS, weights_BS)
-        return said_BSC, _sharpened(combined_BC, sharpness_B1), winner_B
+            shape = (len(outputs_BSC), classes)
+            return outputs_BSC, combined_NK[:, 1].view(shape), yes_N.view(shape).bool()
+        combined_BC, winner_B = RULES[self.rule](outputs_BSC, here_BS, weights_BS)
+        return outputs_BSC, _sharpened(combined_BC, sharpness_B1), winner_B
 
     def fit(self, logits_BSC: Tensor, present_BS: Tensor, target: Tensor) -> None:
         """Learn temperatures, then weights, on validation data; nothing changes without any.

@@ -198,13 +198,14 @@ class IntermediateFusion(Fusion):
         for m, layer in enumerate(self.inputs):
             here_B1 = present_BM[:, m, None]
             if m in tokens:
-                found = tokens[m]
+                tokens_BTF, mask_BT = tokens[m]
             elif self.token_widths[m] == 0:
-                found = (unit_BMD[:, m, None], here_B1)
+                tokens_BTF, mask_BT = unit_BMD[:, m, None], here_B1
             else:  # nobody in the batch has it
-                found = (unit_BMD.new_zeros(batch, 1, self.token_widths[m]), here_B1 & False)
-            real_BT = found[1] & here_B1
-            kept_BTF = torch.where(real_BT[:, :, None], found[0], torch.zeros_like(found[0]))
+                tokens_BTF = unit_BMD.new_zeros(batch, 1, self.token_widths[m])
+                mask_BT = here_B1 & False
+            real_BT = mask_BT & here_B1
+            kept_BTF = torch.where(real_BT[:, :, None], tokens_BTF, torch.zeros_like(tokens_BTF))
             parts.append(layer(kept_BTF) + self.kind_MD[m])
             reals.append(real_BT)
             kinds.append(torch.full((real_BT.shape[1],), m, device=device))

@@ -23,12 +23,12 @@ def check_golden(model: Model) -> None:
     golden = model.manifest.golden
     try:
         samples = [_golden_sample(raw) for raw in golden["inputs"]]
-        wanted = golden["outputs"]
+        expected = golden["outputs"]
         tolerance = float(golden["tolerance"])
-        found = model.encode([model.prepare(sample) for sample in samples])
+        embeddings = model.encode([model.prepare(sample) for sample in samples])
         pairs = [
             (f"{sample.id}.{name}", vector_D, np.asarray(want[name], dtype=np.float32))
-            for sample, got, want in zip(samples, found, wanted, strict=True)
+            for sample, got, want in zip(samples, embeddings, expected, strict=True)
             for name, vector_D in _checked(got).items()
         ]
     except (KeyError, TypeError, ValueError) as error:
@@ -49,13 +49,13 @@ def golden_batch(model: Model) -> dict[str, Any]:
         {"id": f"golden-{name}", **{key: value for key, value in _GOLDEN().items() if key in names}}
         for name, names in [("all", model.modalities), *((m, (m,)) for m in model.modalities)]
     ]
-    found = model.encode([model.prepare(_golden_sample(raw)) for raw in inputs])
+    embeddings = model.encode([model.prepare(_golden_sample(raw)) for raw in inputs])
     outputs = [
         {
             name: [round(float(value), 6) for value in vector_D]
             for name, vector_D in _checked(embedding).items()
         }
-        for embedding in found
+        for embedding in embeddings
     ]
     return {"inputs": inputs, "outputs": outputs, "tolerance": TOLERANCE}
 

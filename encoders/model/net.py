@@ -111,18 +111,18 @@ class Net(nn.Module):
     def tokens(self, features: Mapping[str, Features], present_BM: Tensor) -> Tokens:
         """The tokens for the fusion, one row for each sample; see
         `braid.encoders.model.fusion.Tokens`."""
-        found: dict[int, tuple[Tensor, Tensor]] = {}
+        tokens_by_position: dict[int, tuple[Tensor, Tensor]] = {}
         for position, name in enumerate(self.modalities if self.needs_tokens else ()):
-            its = features.get(name)
-            if its is None or its.tokens_BTF is None:
+            encoded = features.get(name)
+            if encoded is None or encoded.tokens_BTF is None:
                 continue
             here_B = present_BM[:, position]
-            tokens_BTF = spread(its.tokens_BTF, here_B)
+            tokens_BTF = spread(encoded.tokens_BTF, here_B)
             mask_BT = here_B[:, None].expand(tokens_BTF.shape[:2])
-            if its.mask_BT is not None:
-                mask_BT = spread(its.mask_BT, here_B)
-            found[position] = (tokens_BTF, mask_BT)
-        return found
+            if encoded.mask_BT is not None:
+                mask_BT = spread(encoded.mask_BT, here_B)
+            tokens_by_position[position] = (tokens_BTF, mask_BT)
+        return tokens_by_position
 
     def align(self, features: Mapping[str, Features], present_BM: Tensor) -> tuple[Tensor, Tensor]:
         """`units`, float[B, M, D], and the fused vectors, float[B, D]."""
@@ -227,9 +227,9 @@ def prepare(net: Net, sample: Sample, limits: Limits, preprocessing: str) -> Pre
     for name in net.modalities:
         value = getattr(sample, name)
         if value is not None:
-            array, its_cost = prepare_one(net.encoder(name), name, value, limits)
+            array, value_cost = prepare_one(net.encoder(name), name, value, limits)
             inputs[name] = array
-            cost += its_cost
+            cost += value_cost
             nbytes += array.nbytes
     if not inputs:
         has = ", ".join(sample.present) or "none"

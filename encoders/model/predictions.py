@@ -17,8 +17,6 @@ from ..types import TaskPrediction
 from .decision import Decision
 from .net import Net
 
-By = dict[str, dict[str, object]]
-
 
 def predict(
     net: Net,
@@ -42,8 +40,8 @@ def predict(
                 )
             continue
         logits_BSC = net.logits(name, features, unit_BMD, fused_BD, present_BM)
-        found = _PREDICT[task.kind](task, decision, net.sources, logits_BSC, present_BS)
-        for row, prediction in enumerate(found):
+        predictions = _PREDICT[task.kind](task, decision, net.sources, logits_BSC, present_BS)
+        for row, prediction in enumerate(predictions):
             result[row][name] = prediction
     return result
 
@@ -81,7 +79,7 @@ def _labels(
     def chosen(yes: list[bool]) -> list[str]:
         return [name for name, is_it in zip(task.classes, yes, strict=True) if is_it]
 
-    said = (probs_BSC > 0.5).tolist()
+    yes_alone = (probs_BSC > 0.5).tolist()
     decided, here = yes_BC.tolist(), present_BS.tolist()
     return [
         TaskPrediction(
@@ -90,7 +88,7 @@ def _labels(
             labels=chosen(decided[row]),
             probs=dict(zip(task.classes, combined, strict=True)),
             by={
-                source: {"labels": chosen(said[row][s])}
+                source: {"labels": chosen(yes_alone[row][s])}
                 for s, source in enumerate(sources)
                 if here[row][s]
             },
@@ -102,8 +100,8 @@ def _labels(
 def _numbers(
     task: Task, decision: Decision, sources: tuple[str, ...], logits_BSC: Tensor, present_BS: Tensor
 ) -> list[TaskPrediction]:
-    said_BSC, _, value_B = decision(logits_BSC, present_BS)
-    said = (task.mean + task.spread * said_BSC[:, :, 0]).tolist()
+    outputs_BSC, _, value_B = decision(logits_BSC, present_BS)
+    values = (task.mean + task.spread * outputs_BSC[:, :, 0]).tolist()
     here = present_BS.tolist()
     return [
         TaskPrediction(
@@ -111,7 +109,9 @@ def _numbers(
             rule=decision.rule,
             value=value,
             by={
-                source: {"value": said[row][s]} for s, source in enumerate(sources) if here[row][s]
+                source: {"value": values[row][s]}
+                for s, source in enumerate(sources)
+                if here[row][s]
             },
         )
         for row, value in enumerate((task.mean + task.spread * value_B).tolist())

@@ -75,10 +75,10 @@ class TorchModel:
                 for position, name in reversed(list(enumerate(self.modalities))):
                     if not bool(has_BM[:, position].any()):
                         continue
-                    its = [item.inputs[name] for item in prepared if name in item.inputs]
+                    inputs = [item.inputs[name] for item in prepared if name in item.inputs]
                     features[name] = encode_all(
                         self.net.encoder(name),
-                        cast(list[Array], its),
+                        cast(list[Array], inputs),
                         self.device,
                         tokens=self.net.needs_tokens,
                     )

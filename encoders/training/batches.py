@@ -50,12 +50,12 @@ def batches(
     seeds = rng.integers(0, 2**63, len(parts))
 
     def ready(batch_B: Tensor, seed: int) -> dict[str, Any]:
-        its = np.random.default_rng(seed)
+        batch_rng = np.random.default_rng(seed)
         return {
-            name: found
+            name: collated
             for name, column in data.columns.items()
             if column.features_nF is None
-            and (found := _inputs(column, net, name, batch_B, config, its)) is not None
+            and (collated := _inputs(column, net, name, batch_B, config, batch_rng)) is not None
         }
 
     with ThreadPoolExecutor(1, "batches") as pool:

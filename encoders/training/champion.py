@@ -42,9 +42,9 @@ def old_vectors(champion: Path | None, net: Net, data: Dataset, device: torch.de
             raise TrainingError(
                 f"compatible: {model.name} has another {what} ({theirs}, here {ours})"
             )
-    prints, its = encoder_prints(net), encoder_prints(model.net)
+    prints, champion_prints = encoder_prints(net), encoder_prints(model.net)
     for name, column in data.columns.items():
-        if column.features_nF is not None and prints[name] != its[name]:
+        if column.features_nF is not None and prints[name] != champion_prints[name]:
             raise TrainingError(
                 f"compatible: the frozen {name} encoder is not that of {model.name}; start from it"
             )

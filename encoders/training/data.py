@@ -125,8 +125,10 @@ def gather(
                 having = [row for row in window if name in row.inputs]
                 if having:
                     inputs = [row.inputs.pop(name) for row in having]
-                    found = encode_all(net.encoder(name), inputs, device, tokens=net.needs_tokens)
-                    _keep(found, having, name)
+                    features = encode_all(
+                        net.encoder(name), inputs, device, tokens=net.needs_tokens
+                    )
+                    _keep(features, having, name)
         for row in window:
             if kept.pop(row.sample_id, None) is not None:
                 left_out["older version of an id"] += 1
@@ -141,14 +143,14 @@ def gather(
     return _assemble(rows, net, frozen, config, left_out)
 
 
-def _keep(found: Features, rows: Sequence[Row], name: str) -> None:
+def _keep(features: Features, rows: Sequence[Row], name: str) -> None:
     """Give each row its own features; tokens in half precision, since they are many."""
     # A clone is an ordinary tensor, one from inference mode is not.
-    pooled_BF = found.pooled_BF.clone().cpu()
+    pooled_BF = features.pooled_BF.clone().cpu()
     for position, row in enumerate(rows):
         row.features[name] = pooled_BF[position].clone()
-        if found.tokens_BTF is not None and found.mask_BT is not None:
-            real_TF = found.tokens_BTF[position][found.mask_BT[position]]
+        if features.tokens_BTF is not None and features.mask_BT is not None:
+            real_TF = features.tokens_BTF[position][features.mask_BT[position]]
             row.tokens[name] = real_TF.half().clone().cpu()
 
 

@@ -20,7 +20,7 @@ from ..model.net import Net
 from ..model.torch_model import TorchModel
 from ..tasks import Task
 from ..types import Prepared, Sample
-from .evaluate import View, name_of, said, subsets
+from .evaluate import View, name_of, source_logits, subsets
 
 CHUNK = 64  # records prepared and encoded together
 ALL = "as it comes"
@@ -71,8 +71,8 @@ class Answers:
         fine_N = torch.ones(len(self.present_NM), dtype=torch.bool)
         for vectors_ND in [*self.by.values(), *self.fused.values()]:
             fine_N &= vectors_ND.isfinite().all(1)
-        for subset, its in ((s, i) for by in self.said.values() for s, i in by.items()):
-            fine_N &= its.probs_NC.isfinite().all(1) | ~self.has(subset)
+        for subset, output in ((s, i) for by in self.said.values() for s, i in by.items()):
+            fine_N &= output.probs_NC.isfinite().all(1) | ~self.has(subset)
         return fine_N
 
 
@@ -91,10 +91,12 @@ def answers(
     with torch.no_grad():
         for chosen, views in _views(models, samples):
             kept += chosen
-            for model, view, its in zip(models, views, parts, strict=True):
+            for model, view, model_parts in zip(models, views, parts, strict=True):
                 with one_thread(model.device.type == "cpu"):
-                    its.append(_answer(model, view, predict))
-    return kept, [_joined(model, its) for model, its in zip(models, parts, strict=True)]
+                    model_parts.append(_answer(model, view, predict))
+    return kept, [
+        _joined(model, model_parts) for model, model_parts in zip(models, parts, strict=True)
+    ]
 
 
 def _views(
@@ -140,7 +142,7 @@ def _views(
 def _prepared(
     models: Sequence[TorchModel], samples: Sequence[Sample]
 ) -> tuple[list[Sample], list[list[Prepared]]]:
-    kept, found = [], []
+    kept, prepared = [], []
     for sample in samples:
         by_hash: dict[str, Prepared] = {}
         try:
@@ -150,20 +152,20 @@ def _prepared(
         except BadInput:
             continue
         kept.append(sample)
-        found.append([by_hash[model.preprocessing] for model in models])
-    return kept, found
+        prepared.append([by_hash[model.preprocessing] for model in models])
+    return kept, prepared
 
 
 def encoder_prints(net: Net) -> dict[str, str]:
     """Modality to a hash of its encoder: equal ones give equal features."""
-    found = {}
+    prints = {}
     for name in net.modalities:
         hasher = sha256(repr(sorted(net.encoder(name).settings.items())).encode())
         for key, tensor in sorted(net.encoder(name).state_dict().items()):
             hasher.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        found[name] = hasher.hexdigest()
-    return found
+        prints[name] = hasher.hexdigest()
+    return prints
 
 
 def _answer(model: TorchModel, view: View, predict: bool) -> Answers:
@@ -173,16 +175,16 @@ def _answer(model: TorchModel, view: View, predict: bool) -> Answers:
     chosen = {name_of(net, subset_M): subset_M for _, subset_M in subsets(net)}
     chosen[ALL] = torch.ones(len(net.modalities), dtype=torch.bool)
     fused: dict[str, Tensor] = {}
-    found: dict[str, dict[str, Said]] = {}
+    task_outputs: dict[str, dict[str, Said]] = {}
     for subset, subset_M in chosen.items():
         seen = view.only(subset_M.to(model.device))
         fused[subset] = model.served(net.fusion(unit_NMD, seen.kept_BM, tokens)).cpu()
         for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
             if task.kind == "generation" or not predict:
                 continue
-            logits_NSC, present_NS = said(net, name, seen)
+            logits_NSC, present_NS = source_logits(net, name, seen)
             _, probs_NC, decided_N = copy.deepcopy(decision).cpu()(logits_NSC, present_NS)
-            found.setdefault(name, {})[subset] = Said(probs_NC=probs_NC, decided_N=decided_N)
+            task_outputs.setdefault(name, {})[subset] = Said(probs_NC=probs_NC, decided_N=decided_N)
     served_NMD = model.served(unit_NMD).cpu()
     return Answers(
         modalities=net.modalities,
@@ -190,7 +192,7 @@ def _answer(model: TorchModel, view: View, predict: bool) -> Answers:
         present_NM=view.present_BM.cpu(),
         by={name: served_NMD[:, place] for place, name in enumerate(net.modalities)},
         fused=fused,
-        said=found,
+        said=task_outputs,
     )
 
 

@@ -115,8 +115,8 @@ def fit_decisions(
         for number, subset_M in subsets(net):
             kept = [one.only(subset_M.to(device)) for one in views]
 
-            def fit(*given: Tensor, number: int = number) -> None:
-                decision.fit_subset(number, *given)  # noqa: B023 (called at once)
+            def fit(*tensors: Tensor, number: int = number) -> None:
+                decision.fit_subset(number, *tensors)  # noqa: B023 (called at once)
 
             _fit(net, name, fit, kept, whole_M=subset_M)
         decision.to(device)
@@ -156,27 +156,27 @@ def figures(
             of several labels, mean absolute error of numbers in their own unit.
         calibration_error: of classification, "before" and "after" temperatures, by source.
     """
-    found: dict[str, Any] = {"samples": len(seen.group_B)}
+    result: dict[str, Any] = {"samples": len(seen.group_B)}
     with torch.no_grad():
         unit_BMD = served(net.units(seen.features, seen.present_BM)).cpu()
-        found["recall"] = _recalls(net, seen, unit_BMD)
-        found["recall_fused"] = _fused_recalls(net, seen, unit_BMD, served)
+        result["recall"] = _recalls(net, seen, unit_BMD)
+        result["recall_fused"] = _fused_recalls(net, seen, unit_BMD, served)
         accuracy: dict[str, Any] = {}
         errors: dict[str, Any] = {}
         for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
             if task.kind == "generation":
                 continue
-            its = accuracies(net, name, task, decision, seen)
-            if its is not None:
-                accuracy[name] = its
+            task_scores = accuracies(net, name, task, decision, seen)
+            if task_scores is not None:
+                accuracy[name] = task_scores
             if task.kind == "classification":
                 errors[name] = _calibration(net, name, decision, seen)
-        found["accuracy"] = accuracy
-        found["calibration_error"] = errors
-    return found
+        result["accuracy"] = accuracy
+        result["calibration_error"] = errors
+    return result
 
 
-def said(net: Net, task: str, seen: View) -> tuple[Tensor, Tensor]:
+def source_logits(net: Net, task: str, seen: View) -> tuple[Tensor, Tensor]:
     """What each source says, logits_BSC and present_BS, on the CPU. No gradient."""
     with torch.no_grad():
         unit_BMD = net.units(seen.features, seen.present_BM)
@@ -197,7 +197,7 @@ def _fit(
     """Fit on all views together; with `whole_M` on the samples that have all of it."""
     parts = []
     for seen in views:
-        logits_BSC, present_BS = said(net, task, seen)
+        logits_BSC, present_BS = source_logits(net, task, seen)
         kept_BM = present_BS[:, :-1]
         here_B = kept_BM.any(1) if whole_M is None else (kept_BM == whole_M).all(1)
         parts.append((logits_BSC[here_B], present_BS[here_B], seen.target[task][here_B]))
@@ -206,14 +206,14 @@ def _fit(
 
 def _recalls(net: Net, seen: View, unit_BMD: Tensor) -> dict[str, dict[str, float]]:
     present_BM = seen.present_BM.cpu()
-    found = {}
+    recalls = {}
     for left, right in permutations(range(len(net.modalities)), 2):
         both_B = present_BM[:, left] & present_BM[:, right]
         if int(both_B.sum()) > 1:
-            found[f"{net.modalities[left]}->{net.modalities[right]}"] = recall(
+            recalls[f"{net.modalities[left]}->{net.modalities[right]}"] = recall(
                 unit_BMD[both_B, left], unit_BMD[both_B, right], seen.group_B[both_B]
             )
-    return found
+    return recalls
 
 
 def _fused_recalls(
@@ -226,7 +226,7 @@ def _fused_recalls(
         kept_BM = seen.only(subset_M.to(seen.present_BM.device)).kept_BM
         fused[name_of(net, subset_M)] = served(net.fusion(units, kept_BM, tokens)).cpu()
     present_BM = seen.present_BM.cpu()
-    found = {}
+    recalls = {}
     for _, subset_M in subsets(net):
         others = [m for m in range(len(net.modalities)) if not subset_M[m]]
         query = name_of(net, subset_M)
@@ -240,16 +240,16 @@ def _fused_recalls(
                 if int(both_B.sum()) < 2:
                     continue
                 if size == len(others):
-                    found[f"{query}->fused"] = recall(
+                    recalls[f"{query}->fused"] = recall(
                         fused[query][both_B],
                         fused[name_of(net, target_M)][both_B],
                         seen.group_B[both_B],
                     )
                 if size == 1:
-                    found[f"{query}->{name_of(net, target_M)}"] = recall(
+                    recalls[f"{query}->{name_of(net, target_M)}"] = recall(
                         fused[query][both_B], unit_BMD[both_B, chosen[0]], seen.group_B[both_B]
                     )
-    return found
+    return recalls
 
 
 def _class_score(task: Task, decided_B: Tensor, target_B: Tensor) -> float:
@@ -262,13 +262,13 @@ def _number_score(task: Task, value_B: Tensor, target_B: Tensor) -> float:
 
 _SCORE: dict[str, Callable[[Task, Tensor, Tensor], float]] = {
     "classification": _class_score,
-    "multilabel": lambda task, said_BC, target_BC: label_f1(said_BC, target_BC),
+    "multilabel": lambda task, outputs_BC, target_BC: label_f1(outputs_BC, target_BC),
     "regression": _number_score,
 }
 _ALONE: dict[str, Callable[[Tensor], Tensor]] = {
-    "classification": lambda said_BC: said_BC.argmax(1),
-    "multilabel": lambda said_BC: said_BC > 0.5,
-    "regression": lambda said_BC: said_BC[:, 0],
+    "classification": lambda outputs_BC: outputs_BC.argmax(1),
+    "multilabel": lambda outputs_BC: outputs_BC > 0.5,
+    "regression": lambda outputs_BC: outputs_BC[:, 0],
 }
 
 
@@ -288,19 +288,21 @@ def accuracies(
     known_B = known(target)
     if not bool(known_B.any()):
         return None
-    logits_BSC, present_BS = said(net, name, seen)
-    said_BSC, _, decided = decision(logits_BSC, present_BS)
+    logits_BSC, present_BS = source_logits(net, name, seen)
+    outputs_BSC, _, decided = decision(logits_BSC, present_BS)
     scores: dict[str, Any] = {"fused": score(task, decided[known_B], target[known_B])}
     for position, source in enumerate(net.sources):
         here_B = known_B & present_BS[:, position]
         if bool(here_B.any()):
-            alone = _ALONE[task.kind](said_BSC[here_B, position])
+            alone = _ALONE[task.kind](outputs_BSC[here_B, position])
             scores["fused head" if source == "fused" else source] = score(
                 task, alone, target[here_B]
             )
     scores["subsets"] = {}
     for _, subset_M in subsets(net):
-        logits_BSC, present_BS = said(net, name, seen.only(subset_M.to(seen.present_BM.device)))
+        logits_BSC, present_BS = source_logits(
+            net, name, seen.only(subset_M.to(seen.present_BM.device))
+        )
         here_B = known_B & (present_BS[:, :-1] == subset_M).all(1)
         if bool(here_B.any()):
             _, _, decided = decision(logits_BSC[here_B], present_BS[here_B])
@@ -314,19 +316,19 @@ def _calibration(net: Net, name: str, decision: Decision, seen: View) -> dict[st
     target_B = seen.target[name]
     decision = decision.cpu()
     known_B = target_B >= 0
-    logits_BSC, present_BS = said(net, name, seen)
+    logits_BSC, present_BS = source_logits(net, name, seen)
     after_BSC, combined_BC, _ = decision(logits_BSC, present_BS)
     before_BSC = torch.softmax(logits_BSC, dim=2)
     here_BS1 = present_BS[:, :, None].float()
     mean_BC = (before_BSC * here_BS1).sum(1) / here_BS1.sum(1)
-    found: dict[str, Any] = {"before": {}, "after": {}}
+    result: dict[str, Any] = {"before": {}, "after": {}}
     pairs = [("decision", mean_BC, combined_BC, known_B)]
     for position, source in enumerate(net.sources):
         here_B = known_B & present_BS[:, position]
         pairs.append((source, before_BSC[:, position], after_BSC[:, position], here_B))
     for source, before_BC, after_BC, here_B in pairs:
         if bool(here_B.any()):
-            found["before"][source] = calibration_error(before_BC[here_B], target_B[here_B])
-            found["after"][source] = calibration_error(after_BC[here_B], target_B[here_B])
+            result["before"][source] = calibration_error(before_BC[here_B], target_B[here_B])
+            result["after"][source] = calibration_error(after_BC[here_B], target_B[here_B])
     decision.to(seen.present_BM.device)
-    return found
+    return result

@@ -102,8 +102,8 @@ def fit(
         figures = {"loss": state.losses[-1]}
         if held is not None and len(held) > 0:
             with ema.averaged():
-                found = held_out_loss(net, objective, data, held, device)
-            state.held_out.append(parallel.of_first(found, device))
+                validation_loss = held_out_loss(net, objective, data, held, device)
+            state.held_out.append(parallel.of_first(validation_loss, device))
             figures["held out"] = state.held_out[-1]
             if state.held_out[-1] <= min(state.held_out):
                 state.best = epoch + 1
@@ -235,8 +235,8 @@ def parameter_groups(
             kept = frozen_blocks(net, config, name)
             for block in encoder.trainable_blocks()[len(kept) :]:
                 block.requires_grad_(True)
-        its = [p for p in encoder.parameters() if p.requires_grad]
-        groups.append({"params": its, "lr": config.encoder_lr, "weight_decay": 0.05})
+        trainable = [p for p in encoder.parameters() if p.requires_grad]
+        groups.append({"params": trainable, "lr": config.encoder_lr, "weight_decay": 0.05})
     return groups
 
 

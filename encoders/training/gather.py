@@ -63,8 +63,8 @@ def _packed(rows: Mapping[str, Row], left_out: Counter[str]) -> bytes:
     for number, row in enumerate(rows.values()):
         for name, array in row.inputs.items():
             tensors[f"{number}.inputs.{name}"] = torch.from_numpy(np.ascontiguousarray(array))
-        for kind, its in (("features", row.features), ("tokens", row.tokens)):
-            tensors |= {f"{number}.{kind}.{name}": t.contiguous() for name, t in its.items()}
+        for kind, tensors_of in (("features", row.features), ("tokens", row.tokens)):
+            tensors |= {f"{number}.{kind}.{name}": t.contiguous() for name, t in tensors_of.items()}
         facts.append([row.sample_id, row.split, row.group, row.text, dict(row.labels), row.content])
     head = json.dumps([facts, left_out]).encode()
     return len(head).to_bytes(8, "little") + head + save(tensors)

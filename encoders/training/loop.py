@@ -164,9 +164,9 @@ def train(
                 assert examine is not None
                 assert isinstance(samples, Sized)
                 tell("examine", 0, 1, {})
-                found = examine(draft, cast(Sequence[Sample], samples))
+                examination = examine(draft, cast(Sequence[Sample], samples))
                 tell("examine", 1, 1, {})
-                return found
+                return examination
 
             try:
                 manifest = save(
@@ -215,9 +215,9 @@ def _reference(
         return None
 
     def refer(model: TorchModel) -> Mapping[str, Any]:
-        found = tally(model.net, data, held, place, served=model.served, tasks=False)
-        found.tasks = tasks
-        return found.to_plain()
+        statistics = tally(model.net, data, held, place, served=model.served, tasks=False)
+        statistics.tasks = tasks
+        return statistics.to_plain()
 
     return refer
 

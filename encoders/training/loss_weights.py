@@ -69,7 +69,7 @@ def gradient_scales(confidence_M: Tensor, alpha: float) -> Tensor:
 
 def damp(parameters: Mapping[int, Iterable[nn.Parameter]], scales_M: Tensor) -> None:
     """Multiply the gradients of each modality's parameters by its scale."""
-    for m, its in parameters.items():
-        for parameter in its:
+    for m, modality_parameters in parameters.items():
+        for parameter in modality_parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(scales_M[m])

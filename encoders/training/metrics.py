@@ -45,8 +45,8 @@ def calibration_error(probs_BC: Tensor, label_B: Tensor, bins: int = 15) -> floa
     size (Guo et al. 2017, arXiv 1706.04599, equation 3). 0 to 1; 0 for no sample."""
     if len(label_B) == 0:
         return 0.0
-    confidence_B, said_B = probs_BC.max(1)
-    right_B = (said_B == label_B).float()
+    confidence_B, predicted_B = probs_BC.max(1)
+    right_B = (predicted_B == label_B).float()
     bin_B = bins_of(confidence_B, bins)
     error = 0.0
     for number in range(1, bins + 1):
@@ -72,10 +72,10 @@ def interval(right_B: Tensor, other_B: Tensor) -> tuple[float, float]:
     return float(difference_B.mean()), 1.96 * spread / max(len(difference_B), 1) ** 0.5
 
 
-def label_f1(said_BC: Tensor, target_BC: Tensor) -> float:
+def label_f1(predicted_BC: Tensor, target_BC: Tensor) -> float:
     """F1 over all labels of all samples together (micro-averaged); 1 if there are none at all."""
-    both = float((said_BC.bool() & target_BC.bool()).sum())
-    total = float(said_BC.sum() + target_BC.sum())
+    both = float((predicted_BC.bool() & target_BC.bool()).sum())
+    total = float(predicted_BC.sum() + target_BC.sum())
     return 1.0 if total == 0 else 2.0 * both / total
 
 

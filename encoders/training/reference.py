@@ -41,18 +41,18 @@ def tally(
     """
     if len(rows_n) > MOST:
         rows_n = rows_n[torch.linspace(0, len(rows_n) - 1, MOST).long()]
-    found = Tally()
+    statistics = Tally()
     training = net.training
     for rows_B in rows_n.split(BATCH):
         seen = view(net, data, rows_B, device)
         with torch.no_grad():
             unit_BMD, fused_BD = net.align(seen.features, seen.present_BM)
-            said = (
+            predictions = (
                 predict(net, seen.features, unit_BMD, fused_BD, seen.present_BM) if tasks else None
             )
             units, fused = served(unit_BMD).cpu().numpy(), served(fused_BD).cpu().numpy()
         present_BM = seen.present_BM.tolist()
-        found.add_all(
+        statistics.add_all(
             [
                 Embedding(
                     id=data.ids[int(row)],
@@ -62,10 +62,10 @@ def tally(
                         for m, name in enumerate(net.modalities)
                         if present_BM[b][m]
                     },
-                    tasks={} if said is None else said[b],
+                    tasks={} if predictions is None else predictions[b],
                 )
                 for b, row in enumerate(rows_B)
             ]
         )
     net.train(training)
-    return found
+    return statistics

@@ -45,14 +45,14 @@ class Fitted:
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "loss": self.losses[-1] if self.losses else None,
             "losses": self.losses,
             "parts": self.parts,
         }
         if self.held_out:
-            found |= {"held_out": self.held_out, "best_epoch": self.best}
-        return found
+            result |= {"held_out": self.held_out, "best_epoch": self.best}
+        return result
 
 
 class Resume:
@@ -128,8 +128,8 @@ class Resume:
             **{f"best.{i}": b for i, b in enumerate(best)},
             **{
                 f"optimizer.{i}.{name}": value
-                for i, its in optimizer.items()
-                for name, value in its.items()
+                for i, slots in optimizer.items()
+                for name, value in slots.items()
             },
         }
         story: dict[str, Any] = {

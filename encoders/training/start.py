@@ -49,8 +49,8 @@ def start_projectors(
     if len(together) > MOST:
         together = together[torch.linspace(0, len(together) - 1, MOST).round().long()]
     views = {
-        name: cast(Tensor, data.columns[name].features_nF)[its[together]]
-        for name, its in zip(frozen, places, strict=True)
+        name: cast(Tensor, data.columns[name].features_nF)[row_n[together]]
+        for name, row_n in zip(frozen, places, strict=True)
     }
     maps = canonical(views, net.config.dim, weigh=config.pair_weight)
     for name, (weight_FD, bias_D) in maps.items():
@@ -109,11 +109,11 @@ def canonical(
     values_R, vectors_RR = torch.linalg.eigh(covariance_RR)  # ascending
     kept = [i for i in reversed(range(len(values_R))) if values_R[i] > 1e-9][:dim]
     weighted_RD = vectors_RR[:, kept] * values_R[kept]
-    found = {}
+    maps = {}
     for name, (begin, end) in zip(names, pairwise(ends), strict=True):
         map_FR, mean_F, white_nR = white[name]
         map_RD = weighted_RD[begin:end]
         map_RD = map_RD / (white_nR @ map_RD).norm(dim=1).mean().clamp(min=1e-12)
         map_FD = map_FR @ map_RD
-        found[name] = (map_FD, -mean_F @ map_FD)
-    return found
+        maps[name] = (map_FD, -mean_F @ map_FD)
+    return maps

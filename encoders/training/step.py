@@ -77,8 +77,8 @@ def backward(
             part.finish()
     for name in parts:
         parallel.sum_gradients(net.encoder(name).parameters())
-    found: Terms = terms
-    return found
+    result: Terms = terms
+    return result
 
 
 class _Part:

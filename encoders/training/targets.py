@@ -46,27 +46,31 @@ def targets(
     declared = config.model.tasks
     names = sorted({name for row in labels for name in row} | set(declared))
     tasks: dict[str, Task] = {}
-    found: dict[str, Tensor] = {}
+    target_by_task: dict[str, Tensor] = {}
     for name in names:
         rows: list[Label | None] = [row.get(name) for row in labels]
-        its = declared.get(name)
-        if its is not None and its.kind == "generation" and its.source == "text":
+        task_config = declared.get(name)
+        if (
+            task_config is not None
+            and task_config.kind == "generation"
+            and task_config.source == "text"
+        ):
             rows = list(texts)
-        kind = its.kind if its is not None else _kind(rows, train)
+        kind = task_config.kind if task_config is not None else _kind(rows, train)
         if kind is None:
             continue
         kept = [row if row is not None and _FITS[kind](row) else None for row in rows]
         wrong = sum(row is not None for row in rows) - sum(row is not None for row in kept)
         if wrong:
             left_out["label of another kind"] += wrong
-        if its is not None and not any(
+        if task_config is not None and not any(
             row is not None and here for row, here in zip(kept, train, strict=True)
         ):
             raise TrainingError(f"task {name!r} is declared, but no sample to train on has a label")
-        made = _MAKE[kind](name, kept, train, config, its)
+        made = _MAKE[kind](name, kept, train, config, task_config)
         if made is not None:
-            tasks[name], found[name] = made
-    return tasks, found
+            tasks[name], target_by_task[name] = made
+    return tasks, target_by_task
 
 
 def _kind(rows: Sequence[Label | None], train: Sequence[bool]) -> str | None:
@@ -108,7 +112,7 @@ def _one_class(
     rows: Sequence[Label | None],
     train: Sequence[bool],
     config: TrainConfig,
-    its: TaskConfig | None,
+    task_config: TaskConfig | None,
 ) -> Found:
     seen = {str(row) for row, here in zip(rows, train, strict=True) if row is not None and here}
     classes = _classes(name, seen, config.max_classes)
@@ -124,7 +128,7 @@ def _some_classes(
     rows: Sequence[Label | None],
     train: Sequence[bool],
     config: TrainConfig,
-    its: TaskConfig | None,
+    task_config: TaskConfig | None,
 ) -> Found:
     chosen = [None if row is None else {str(one) for one in _list(row)} for row in rows]
     seen: set[str] = set()
@@ -150,7 +154,7 @@ def _number(
     rows: Sequence[Label | None],
     train: Sequence[bool],
     config: TrainConfig,
-    its: TaskConfig | None,
+    task_config: TaskConfig | None,
 ) -> Found:
     value_N = np.array([np.nan if row is None else float(row) for row in rows])  # type: ignore[arg-type]
     known_n = value_N[np.array(train) & ~np.isnan(value_N)]
@@ -166,14 +170,16 @@ def _caption(
     rows: Sequence[Label | None],
     train: Sequence[bool],
     config: TrainConfig,
-    its: TaskConfig | None,
+    task_config: TaskConfig | None,
 ) -> Found:
-    assert its is not None, "captions are declared"
+    assert task_config is not None, "captions are declared"
     known = [str(row) for row, here in zip(rows, train, strict=True) if row is not None and here]
-    words = vocabulary(known, its.least)
-    task = Task(kind="generation", words=words, source=its.source, length=its.length)
-    captioner = Captioner(words, 1, its.length, width=1)
-    ids_NL = torch.full((len(rows), its.length + 1), -1)
+    words = vocabulary(known, task_config.least)
+    task = Task(
+        kind="generation", words=words, source=task_config.source, length=task_config.length
+    )
+    captioner = Captioner(words, 1, task_config.length, width=1)
+    ids_NL = torch.full((len(rows), task_config.length + 1), -1)
     for i, row in enumerate(rows):
         if row is not None:
             ids = captioner.encode(str(row))

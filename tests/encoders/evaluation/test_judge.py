@@ -132,7 +132,7 @@ def bench(old: Answers, new: Answers, gates: Gates | None = None) -> dict[str, d
     its.recalls()
     its.ranks()
     assert its.unjudged == {}
-    return {gate["metric"]: gate for gate in its.found}
+    return {gate["metric"]: gate for gate in its.results}
 
 
 def test_nothing_fails_against_itself_and_every_metric_is_there() -> None:
@@ -204,7 +204,7 @@ def test_metrics_with_few_records_are_told_and_not_judged() -> None:
     its.recalls()
     assert its.unjudged["recall@1 text->image"] == 12
     assert its.unjudged["accuracy kind: image"] == 12
-    assert all("image" not in gate["metric"] for gate in its.found)
+    assert all("image" not in gate["metric"] for gate in its.results)
 
 
 class Ticks:
