@@ -53,7 +53,7 @@ def read(model: str, source: str, **more: Any) -> nn.Module:
     import transformers
 
     place, local = locate(source)
-    with quiet():
+    with errors_only():
         try:
             net, loading_info = getattr(transformers, model).from_pretrained(
                 place, local_files_only=local, output_loading_info=True, dtype=torch.float32, **more
@@ -78,7 +78,7 @@ def read_tokenizer(source: str) -> tuple[str, dict[str, Any]]:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     place, local = locate(source)
-    with quiet():
+    with errors_only():
         try:
             # `tokenizer.json` as it is, whatever class the checkpoint names: SigLIP's has only a
             # slow form in transformers, which needs another package
@@ -148,7 +148,7 @@ def read_config(folder: Path, name: str) -> Any:
     return getattr(transformers, name)(**{k: v for k, v in fields.items() if k not in about})
 
 
-def agreed(name: str, option: Any, actual: Any, place: str) -> Any:
+def resolve_option(name: str, option: Any, actual: Any, place: str) -> Any:
     """What an option and a checkpoint say about the same thing; None where neither speaks.
 
     Raises:
@@ -160,7 +160,7 @@ def agreed(name: str, option: Any, actual: Any, place: str) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def errors_only() -> Iterator[None]:
     """Inside, transformers only logs errors: that the other tower is not used is no news."""
     from transformers.utils import logging
 

@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from ..config import EncoderConfig
 from ..errors import CheckpointError
 from .base import Features, joined
-from .hf import agreed, locate, make, new_config, quiet, read, read_config, write_config
+from .hf import (
+    errors_only,
+    locate,
+    make,
+    new_config,
+    read,
+    read_config,
+    resolve_option,
+    write_config,
+)
 from .image import ImageEncoder
 
 PREPROCESSING = "preprocessing.json"
@@ -56,7 +65,7 @@ class VisionModel(ImageEncoder):
         self.register_buffer("mean", 255.0 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255.0 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         image_size = getattr(self.config, "image_size", None)
-        agreed("side", side, _square(image_size), "the model's config (image_size)")
+        resolve_option("side", side, _square(image_size), "the model's config (image_size)")
 
     @property
     def config(self) -> Any:
@@ -240,7 +249,7 @@ def preprocessing(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from transformers.image_processing_base import ImageProcessingMixin
 
     place, local = locate(source)
-    with quiet():
+    with errors_only():
         try:
             raw, _ = ImageProcessingMixin.get_image_processor_dict(place, local_files_only=local)
             why = ""
@@ -249,7 +258,9 @@ def preprocessing(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     stored = _checkpoints_own(raw, source)
     where = f"{source!r} (preprocessor_config.json)"
     settings = {
-        name: agreed(name, value if name == "side" else _three(value), stored.get(name), where)
+        name: resolve_option(
+            name, value if name == "side" else _three(value), stored.get(name), where
+        )
         for name, value in options.items()
     }
     missing = [name for name, value in settings.items() if value is None]

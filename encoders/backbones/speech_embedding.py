@@ -62,7 +62,7 @@ class SpeechMel(LogMel):
         return log_BMT + LEVEL
 
 
-class Half(nn.Module):
+class AxisConv(nn.Module):
     """A convolution along one axis, and a leaky ReLU that gives at least -0.4."""
 
     def __init__(self, inside: int, outside: int, *, along_time: bool) -> None:
@@ -109,17 +109,17 @@ class SpeechEmbedding(WaveEncoder):
         self.scale = nn.Parameter(torch.ones(WIDTHS[0], 1, 1))
         self.shift = nn.Parameter(torch.zeros(WIDTHS[0], 1, 1))
         halves: list[nn.Module] = [
-            Half(WIDTHS[0], WIDTHS[0], along_time=False),
-            Half(WIDTHS[0], WIDTHS[0], along_time=True),
+            AxisConv(WIDTHS[0], WIDTHS[0], along_time=False),
+            AxisConv(WIDTHS[0], WIDTHS[0], along_time=True),
         ]
         self.layers = nn.ModuleList([nn.Sequential(*halves)])
         for inside, outside in pairwise(WIDTHS[1:]):
             self.layers.append(
                 nn.Sequential(
-                    Half(inside, outside, along_time=False),
-                    Half(outside, outside, along_time=True),
-                    Half(outside, outside, along_time=False),
-                    Half(outside, outside, along_time=True),
+                    AxisConv(inside, outside, along_time=False),
+                    AxisConv(outside, outside, along_time=True),
+                    AxisConv(outside, outside, along_time=False),
+                    AxisConv(outside, outside, along_time=True),
                 )
             )
         self.last = nn.Conv2d(WIDTHS[-1], WIDTHS[-1], (3, 1), bias=False)

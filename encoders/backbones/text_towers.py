@@ -20,12 +20,12 @@ from ..types import Cost
 from .base import Array, Features, joined
 from .hf import (
     TOKENIZER,
-    agreed,
     make,
     new_config,
     read,
     read_config,
     read_tokenizer,
+    resolve_option,
     write_config,
 )
 from .text import SubwordText
@@ -182,7 +182,9 @@ class SiglipText(TextTower):
         max_tokens: int | None = None,
     ) -> None:
         super().__init__(net, tokenizer, padding, None)
-        agreed("max_tokens", max_tokens, self.longest, "the config (max_position_embeddings)")
+        resolve_option(
+            "max_tokens", max_tokens, self.longest, "the config (max_position_embeddings)"
+        )
         self.width = int(_config(net).projection_size)
         self.token_width = int(_config(net).hidden_size)
 

@@ -27,7 +27,7 @@ TEXT_BYTES = 262_144
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Contained:
+class StrippedPicture:
     """The first picture of a file.
 
     Attributes:
@@ -49,7 +49,7 @@ class Contained:
     packed: tuple[bytes, ...] = field(default=(), repr=False)
 
 
-def first_picture(data: bytes) -> Contained:
+def first_picture(data: bytes) -> StrippedPicture:
     """The first picture of the file; a format without metadata in Python is handed on as it is.
 
     Raises:
@@ -68,7 +68,7 @@ def first_picture(data: bytes) -> Contained:
             return _webp(data)
     except (struct.error, IndexError) as error:
         raise truncated() from error
-    return Contained(data=data)
+    return StrippedPicture(data=data)
 
 
 def truncated() -> BadInput:
@@ -90,7 +90,7 @@ _KEPT_APPS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}  # both say how colours are store
 _PADDING = bytes(8)
 
 
-def _jpeg(data: bytes) -> Contained:
+def _jpeg(data: bytes) -> StrippedPicture:
     kept, parts, scans, position = [data[:2]], 0, 0, 2
     exif, frame, size, start = b"", 0, (0, 0), -1
     components: dict[int, int] = {}  # id -> sampling factors
@@ -134,7 +134,7 @@ def _jpeg(data: bytes) -> Contained:
     end = _PADDING if single else b"\xff\xd9"
     widest, tallest = (max(pair[axis] for pair in factors) for axis in (0, 1))
     planes = tuple((-(-size[0] * h // widest), -(-size[1] * v // tallest)) for h, v in factors)
-    return Contained(
+    return StrippedPicture(
         data=b"".join([*kept, data[start:begin], end]),
         orientation=orientation(exif),
         scans=1 if single else max(2, scans),
@@ -162,7 +162,7 @@ _PASSES = (  # Adam7: the first column and line of each pass, and the steps to t
 )
 
 
-def _png(data: bytes) -> Contained:
+def _png(data: bytes) -> StrippedPicture:
     kept, packed, parts, position = [data[:8]], list[bytes](), 0, 8
     exif, header = b"", b""
     while True:
@@ -198,7 +198,7 @@ def _png(data: bytes) -> Contained:
     for column, line, across, down in passes:
         wide, tall = -(-(width - column) // across), -(-(height - line) // down)
         lines += (1 + (wide * bits + 7) // 8) * tall if wide > 0 and tall > 0 else 0
-    return Contained(
+    return StrippedPicture(
         data=b"".join([*kept, data[position:end]]),
         orientation=orientation(exif),
         depth=depth,
@@ -207,7 +207,7 @@ def _png(data: bytes) -> Contained:
     )
 
 
-def unpacked_bytes(picture: Contained) -> int:
+def unpacked_bytes(picture: StrippedPicture) -> int:
     """How many bytes the compressed lines of a PNG hold, counted up to what they should hold."""
     inflater, count = zlib.decompressobj(), 0
     try:
@@ -239,7 +239,7 @@ def _profile(text: bytes) -> bytes:
 # GIF (GIF89a), WebP (RFC 9649)
 
 
-def _gif(data: bytes) -> Contained:
+def _gif(data: bytes) -> StrippedPicture:
     """Header and palette, the last control block before the first picture, and that picture."""
     position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     head, control, parts = data[:position], b"", 0
@@ -255,7 +255,7 @@ def _gif(data: bytes) -> Contained:
     flags = data[position + 9]
     begin, position = position, position + 10 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     position = _skip_blocks(data, position + 1)
-    return Contained(data=head + control + data[begin:position] + b"\x3b")
+    return StrippedPicture(data=head + control + data[begin:position] + b"\x3b")
 
 
 def _skip_blocks(data: bytes, position: int) -> int:
@@ -265,9 +265,9 @@ def _skip_blocks(data: bytes, position: int) -> int:
     return position + 1
 
 
-def _webp(data: bytes) -> Contained:
+def _webp(data: bytes) -> StrippedPicture:
     """WebP is read by C code alone; only its orientation is looked up."""
-    picture, position, parts = Contained(data=data), 12, 0
+    picture, position, parts = StrippedPicture(data=data), 12, 0
     while position + 8 <= len(data):
         parts += 1
         _count(parts)

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..config import Limits
 from ..errors import BadInput
-from .containers import Contained, first_picture, truncated, unpacked_bytes
+from .containers import StrippedPicture, first_picture, truncated, unpacked_bytes
 
 Array = NDArray[Any]
 
@@ -104,7 +104,7 @@ def open_image(data: bytes, side: int, limits: Limits) -> Iterator[Image.Image]:
         raise BadInput("image", f"does not decode: {type(error).__name__}: {error}") from error
 
 
-def _check_cost(picture: Image.Image, contained: Contained, limits: Limits) -> None:
+def _check_cost(picture: Image.Image, contained: StrippedPicture, limits: Limits) -> None:
     """Refuse what would take too much memory or time; `picture` is not decoded yet."""
     pixels = picture.width * picture.height
     need = pixels * PIXEL_BYTES.get(picture.mode, 4)
@@ -156,7 +156,7 @@ def _number(tags: Any, tag: int) -> int:
     return int(value) if isinstance(value, int) else 0
 
 
-def _check_whole(picture: Image.Image, contained: Contained) -> None:
+def _check_whole(picture: Image.Image, contained: StrippedPicture) -> None:
     """Refuse a PNG whose compressed data ends before its last line, which Pillow takes as it is.
 
     Pillow starts from zeros, so that a last line with anything else in it was written.
@@ -172,7 +172,7 @@ def _check_whole(picture: Image.Image, contained: Contained) -> None:
 # From any mode to 8 bits
 
 
-def _plain(picture: Image.Image, contained: Contained, tags: dict[int, int]) -> Image.Image:
+def _plain(picture: Image.Image, contained: StrippedPicture, tags: dict[int, int]) -> Image.Image:
     """`picture` with 8 bits a channel, and its transparent colour as `convert` takes it."""
     clear = picture.info.get("transparency")
     if picture.mode.startswith("I") or picture.mode == "F":

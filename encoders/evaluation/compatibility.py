@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..model.adapter import FILE, Adapter
 from ..model.torch_model import TorchModel
-from ..training.embeddings import ALL, Answers, answers, group_of
+from ..training.embeddings import ALL, ModelOutputs, group_of, run_models
 from ..training.metrics import ranks
 from ..training.splits import split
 from ..types import FUSED, Sample
@@ -75,14 +75,14 @@ def directions(modalities: Sequence[str]) -> Iterator[tuple[str, str, str]]:
         yield f"{modalities[0]}->{modalities[0]}", modalities[0], modalities[0]
 
 
-def target_of(outputs: Answers, target: str) -> Tensor:
+def target_of(outputs: ModelOutputs, target: str) -> Tensor:
     """The stored vectors of a direction, float[N, D]."""
     kind, _, rest = target.partition(" ")
     return outputs.fused[rest] if rest else outputs.by[kind]
 
 
 @dataclass(kw_only=True)
-class Crossing:
+class CrossVersionRecall:
     """Recall across versions, record by record.
 
     Attributes:
@@ -118,23 +118,23 @@ class Crossing:
         return interval_of(torch.minimum(drawn["cross"], drawn["mixed"]) / drawn["old"])
 
 
-def crossing(
-    old: Answers,
-    new: Answers,
+def cross_version_recall(
+    old: ModelOutputs,
+    new: ModelOutputs,
     group_N: Tensor,
     *,
     k: int,
     least: int = 2,
     stored: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
-) -> Crossing:
+) -> CrossVersionRecall:
     """Search across versions over the records that have each direction's modalities.
 
     Args:
         stored: maps the old vectors before they are searched by the new model.
         least: a direction with fewer records is left out.
     """
-    result = Crossing()
+    result = CrossVersionRecall()
     first_N = torch.from_numpy(np.random.default_rng([seed, 50]).permutation(len(group_N)) % 2 == 0)
     shares: list[float] = []
     for name, query, target in directions(old.modalities):
@@ -173,7 +173,7 @@ def crossing(
     return result
 
 
-def mapped(outputs: Answers, adapter: Adapter) -> Answers:
+def mapped(outputs: ModelOutputs, adapter: Adapter) -> ModelOutputs:
     """The same with every vector through the adapter."""
     return replace(
         outputs,
@@ -182,7 +182,7 @@ def mapped(outputs: Answers, adapter: Adapter) -> Answers:
     )
 
 
-def unchanged(champion: TorchModel, limits: Compatibility) -> Choice:
+def same_space(champion: TorchModel, limits: Compatibility) -> Choice:
     """The choice where encoders, projections and fusion are the same: nothing needs measuring."""
     report = {
         "champion": champion.name,
@@ -195,7 +195,7 @@ def unchanged(champion: TorchModel, limits: Compatibility) -> Choice:
     return Choice(report=report, space=champion.space)
 
 
-def unexamined(champion: TorchModel, challenger: TorchModel, reason: str) -> Choice:
+def new_space(champion: TorchModel, challenger: TorchModel, reason: str) -> Choice:
     """A new space without measuring."""
     report = {
         "champion": champion.name,
@@ -207,11 +207,11 @@ def unexamined(champion: TorchModel, challenger: TorchModel, reason: str) -> Cho
     return Choice(report=report, space=challenger.space)
 
 
-def choose(
+def choose_space(
     champion: TorchModel,
     challenger: TorchModel,
     judged: Sequence[Sample],
-    pair: tuple[Answers, Answers],
+    pair: tuple[ModelOutputs, ModelOutputs],
     samples: Sequence[Sample],
     limits: Compatibility,
     *,
@@ -225,7 +225,7 @@ def choose(
         judged, pair: the judge records, and what champion and challenger make of them.
         samples: adapters are fitted on those of the train split.
     """
-    bench = _Bench(
+    comparison = _SpaceComparison(
         old=pair[0],
         new=pair[1],
         group_N=group_of(judged),
@@ -234,26 +234,26 @@ def choose(
         seed=seed,
         bootstrap=Bootstrap(len(judged), resamples=resamples, seed=seed),
     )
-    if not bench.base.known:
+    if not comparison.base.known:
         reason = f"no direction has {least} judge records"
-        return unexamined(champion, challenger, f"not enough evidence: {reason}")
+        return new_space(champion, challenger, f"not enough evidence: {reason}")
     report: dict[str, Any] = {
         "champion": champion.name,
         "records": len(judged),
         "limits": _plain(limits),
-        "old_to_old": _round(bench.base.recall("old")),
-        "new_to_new": _round(bench.base.recall("new")),
-        "directions": {name: bench.numbers(name) for name in bench.base.known},
+        "old_to_old": _round(comparison.base.recall("old")),
+        "new_to_new": _round(comparison.base.recall("new")),
+        "directions": {name: comparison.numbers(name) for name in comparison.base.known},
     }
-    tried = [bench.entry(SAME, bench.base)]
+    tried = [comparison.entry(SAME, comparison.base)]
     adapted: tuple[Adapter, str] | None = None
     if not tried[0]["passed"]:
-        adapted = _adapters(champion, challenger, samples, bench, tried)
+        adapted = _adapters(champion, challenger, samples, comparison, tried)
     tried.append(
         {
             "choice": NEW,
             "recall": report["new_to_new"],
-            "cost": _round(bench.best - bench.base.recall("new")),
+            "cost": _round(comparison.best - comparison.base.recall("new")),
             "passed": True,
             "re_embedded": "every record",
         }
@@ -299,26 +299,26 @@ def _adapters(
     champion: TorchModel,
     challenger: TorchModel,
     samples: Sequence[Sample],
-    bench: _Bench,
+    comparison: _SpaceComparison,
     tried: list[dict[str, Any]],
 ) -> tuple[Adapter, str] | None:
     """The first adapter that passes, and what it maps; every one tried is told in `tried`."""
-    limits = bench.limits
+    limits = comparison.limits
     known = training_records(samples, limits.pairs) if limits.adapters else []
-    _, (old, new) = answers((champion, challenger), known, predict=False)
+    _, (old, new) = run_models((champion, challenger), known, predict=False)
     old_nD, new_nD = pairs(old, new)
     if len(old_nD) == 0:
         return None
     spare: tuple[Adapter, str] | None = None
     for kind in limits.adapters:
         begun = time.perf_counter()
-        forth = fit_adapter(kind, new_nD, old_nD, limits, bench.seed)
-        back = fit_adapter(kind, old_nD, new_nD, limits, bench.seed)
+        forth = fit_adapter(kind, new_nD, old_nD, limits, comparison.seed)
+        back = fit_adapter(kind, old_nD, new_nD, limits, comparison.seed)
         seconds = round(time.perf_counter() - begun, 3)
-        there = bench.cross(mapped(bench.new, forth))
-        here = bench.cross(bench.new, back)
+        there = comparison.cross(mapped(comparison.new, forth))
+        here = comparison.cross(comparison.new, back)
         for measured, maps in ((there, QUERIES), (here, STORED)):
-            entry = bench.entry(ADAPTER, measured, kind=kind, maps=maps)
+            entry = comparison.entry(ADAPTER, measured, kind=kind, maps=maps)
             tried.append({**entry, "pairs": len(old_nD), "seconds": seconds})
         if tried[-2]["passed"]:
             return forth, QUERIES
@@ -334,7 +334,7 @@ def training_records(samples: Sequence[Sample], most: int) -> list[Sample]:
     return [latest[id_] for id_ in sorted(ids)]
 
 
-def pairs(old: Answers, new: Answers) -> tuple[Tensor, Tensor]:
+def pairs(old: ModelOutputs, new: ModelOutputs) -> tuple[Tensor, Tensor]:
     """The same records' vectors of both versions, float[n, D] each: each modality's, and the fused
     one of all that a record has."""
     left, right = [], []
@@ -348,11 +348,11 @@ def pairs(old: Answers, new: Answers) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(kw_only=True)
-class _Bench:
+class _SpaceComparison:
     """What every choice is measured on."""
 
-    old: Answers
-    new: Answers
+    old: ModelOutputs
+    new: ModelOutputs
     group_N: Tensor
     limits: Compatibility
     least: int
@@ -363,9 +363,11 @@ class _Bench:
         self.base = self.cross(self.new)
         self.best = max(self.base.recall("new"), self.base.recall("mixed"))
 
-    def cross(self, new: Answers, stored: Callable[[Tensor], Tensor] | None = None) -> Crossing:
-        """See `crossing`."""
-        return crossing(
+    def cross(
+        self, new: ModelOutputs, stored: Callable[[Tensor], Tensor] | None = None
+    ) -> CrossVersionRecall:
+        """See `cross_version_recall`."""
+        return cross_version_recall(
             self.old,
             new,
             self.group_N,
@@ -375,7 +377,7 @@ class _Bench:
             seed=self.seed,
         )
 
-    def entry(self, choice: str, measured: Crossing, **more: Any) -> dict[str, Any]:
+    def entry(self, choice: str, measured: CrossVersionRecall, **more: Any) -> dict[str, Any]:
         """One choice with its numbers. `recall` is that of new queries in the mixed gallery, `cost`
         what is missing to the better of the new model in a space of its own and as it is."""
         limits = self.limits

@@ -15,17 +15,19 @@ from ..types import Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ladder:
+class CorruptionLevels:
     """How a modality is made worse: the levels, mildest first, and their unit."""
 
     levels: tuple[float, ...]
     unit: str
 
 
-LEVELS: Mapping[str, Ladder] = {
-    "text": Ladder(levels=(0.25, 0.5, 0.75), unit="share of the words left out"),
-    "image": Ladder(levels=(0.1, 0.25, 0.5), unit="standard deviation of the noise, white = 1"),
-    "audio": Ladder(levels=(10.0, 0.0, -6.0, -10.0), unit="dB signal to white noise"),
+LEVELS: Mapping[str, CorruptionLevels] = {
+    "text": CorruptionLevels(levels=(0.25, 0.5, 0.75), unit="share of the words left out"),
+    "image": CorruptionLevels(
+        levels=(0.1, 0.25, 0.5), unit="standard deviation of the noise, white = 1"
+    ),
+    "audio": CorruptionLevels(levels=(10.0, 0.0, -6.0, -10.0), unit="dB signal to white noise"),
 }
 
 
@@ -41,11 +43,11 @@ def noisy(wave_n: NDArray[np.int16], snr_db: float, rng: np.random.Generator) ->
     return np.round(sum_n * min(1.0, 32767.0 / max(peak, 1.0))).astype(np.int16)
 
 
-def disturbed(sample: Sample, modality: str, level: float, rng: np.random.Generator) -> Sample:
+def corrupted(sample: Sample, modality: str, level: float, rng: np.random.Generator) -> Sample:
     """The sample with one modality made worse; itself where it has none of it."""
     if getattr(sample, modality) is None:
         return sample
-    return _DISTURB[modality](sample, level, rng)
+    return _CORRUPT[modality](sample, level, rng)
 
 
 def _text(sample: Sample, level: float, rng: np.random.Generator) -> Sample:
@@ -80,7 +82,7 @@ def _audio(sample: Sample, level: float, rng: np.random.Generator) -> Sample:
     return replace(sample, audio=out.getvalue())
 
 
-_DISTURB: Mapping[str, Callable[[Sample, float, np.random.Generator], Sample]] = {
+_CORRUPT: Mapping[str, Callable[[Sample, float, np.random.Generator], Sample]] = {
     "text": _text,
     "image": _image,
     "audio": _audio,

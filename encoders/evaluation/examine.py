@@ -68,7 +68,7 @@ def examiner(
                 verdict = court.verdict(court.TOO_LITTLE, reason, gates, champion=old.name)
             else:
                 verdict, kept, pair = court.judge(old, new, samples, gates, seed=seed)
-        except court.Unfit as error:
+        except court.IncompatibleChallenger as error:
             verdict = court.verdict(court.REFUSED, str(error), gates, champion=old.name)
         choice = _choice(old, new, verdict, kept, pair, samples, gates, limits, seed)
         carried = new.manifest.compatibility.get("adapter")
@@ -97,10 +97,10 @@ def _choice(
     from . import compatibility as across
 
     if _vectors(old) == _vectors(new):
-        return across.unchanged(old, limits)
+        return across.same_space(old, limits)
     if not verdict["passed"] or pair is None:
-        return across.unexamined(old, new, f"not measured, the verdict is: {verdict['reason']}")
-    return across.choose(
+        return across.new_space(old, new, f"not measured, the verdict is: {verdict['reason']}")
+    return across.choose_space(
         old,
         new,
         kept,

@@ -24,7 +24,7 @@ from ..errors import CheckpointError
 from ..manifest import Manifest
 from ..model.torch_model import TorchModel
 from ..tasks import Task
-from ..training.embeddings import ALL, Answers, Said, answers, group_of
+from ..training.embeddings import ALL, ModelOutputs, TaskOutput, group_of, run_models
 from ..training.metrics import RECALL_AT, bins_of, effective_rank, ranks
 from ..training.splits import split
 from ..types import Label, Sample
@@ -37,7 +37,7 @@ PASSED, FAILED, REFUSED = "passed", "failed", "refused"
 TOO_LITTLE = "not enough evidence"
 
 
-class Unfit(CheckpointError):
+class IncompatibleChallenger(CheckpointError):
     """A challenger that could not take the champion's place, however good it is."""
 
 
@@ -48,31 +48,33 @@ def judged(samples: Sequence[Sample], most: int | None = None) -> list[Sample]:
     return [latest[id_] for id_ in sorted(ids)]
 
 
-def refuse_unfit(champion: Manifest, challenger: Manifest) -> None:
+def check_can_replace(champion: Manifest, challenger: Manifest) -> None:
     """Nothing to measure where the challenger could not take the champion's place.
 
     Raises:
-        Unfit: another dimension; a modality or a task that the champion serves is
+        IncompatibleChallenger: another dimension; a modality or a task that the champion serves is
             missing, or is of another kind.
     """
     name = challenger.name
     if challenger.dim != champion.dim:
-        raise Unfit(
+        raise IncompatibleChallenger(
             f"{name} makes vectors of {challenger.dim} dimensions, {champion.name} of "
             f"{champion.dim}: it cannot take its place"
         )
     missing = [m for m in champion.modalities if m not in challenger.modalities]
     if missing:
-        raise Unfit(f"{name} knows no {', '.join(missing)}, which {champion.name} serves")
+        raise IncompatibleChallenger(
+            f"{name} knows no {', '.join(missing)}, which {champion.name} serves"
+        )
     for task, raw in champion.tasks.items():
         if task not in challenger.tasks:
             has = ", ".join(sorted(challenger.tasks)) or "none"
-            raise Unfit(
+            raise IncompatibleChallenger(
                 f"{name} lacks the task {task!r} that {champion.name} serves; it has: {has}"
             )
         kinds = Task.from_dict(raw).kind, Task.from_dict(challenger.tasks[task]).kind
         if kinds[0] != kinds[1]:
-            raise Unfit(
+            raise IncompatibleChallenger(
                 f"{name} makes of the task {task!r} a {kinds[1]}, {champion.name} a {kinds[0]}"
             )
 
@@ -108,7 +110,7 @@ def judge(
     *,
     seed: int = 0,
     clock: Clock = time.perf_counter,
-) -> tuple[dict[str, Any], list[Sample], tuple[Answers, Answers] | None]:
+) -> tuple[dict[str, Any], list[Sample], tuple[ModelOutputs, ModelOutputs] | None]:
     """Whether the challenger may take the champion's place.
 
     Args:
@@ -122,11 +124,11 @@ def judge(
         The records that were judged, and what the two made of them; None where nothing was.
 
     Raises:
-        Unfit: the challenger cannot take the champion's place (`refuse_unfit`).
+        IncompatibleChallenger: see `check_can_replace`.
         CheckpointError: the champion itself gives what is not finite.
     """
-    refuse_unfit(champion.manifest, challenger.manifest)
-    kept, (old, new) = answers((champion, challenger), judged(samples, gates.most))
+    check_can_replace(champion.manifest, challenger.manifest)
+    kept, (old, new) = run_models((champion, challenger), judged(samples, gates.most))
     count, name = len(kept), champion.name
 
     def say(decision: str, reason: str, **more: Any) -> dict[str, Any]:
@@ -142,19 +144,21 @@ def judge(
     if wrong:
         reason = f"{wrong} of {count} judge records give a value that is not finite (NaN or inf)"
         return say(FAILED, reason, gate_results=[finite]), kept, None
-    bench = _Bench(old, new, kept, gates, Bootstrap(count, resamples=gates.resamples, seed=seed))
-    bench.scores()
-    bench.recalls()
-    if not bench.results:
+    comparison = _MetricComparison(
+        old, new, kept, gates, Bootstrap(count, resamples=gates.resamples, seed=seed)
+    )
+    comparison.scores()
+    comparison.recalls()
+    if not comparison.results:
         reason = "not enough evidence: no metric has as many judge records as the gates want"
-        return say(TOO_LITTLE, reason, unjudged=bench.unjudged), kept, (old, new)
-    bench.ranks()
-    bench.results.append(_latency(champion, challenger, kept, gates, clock))
-    gate_results = [finite, *bench.results]
+        return say(TOO_LITTLE, reason, unjudged=comparison.unjudged), kept, (old, new)
+    comparison.ranks()
+    comparison.results.append(_latency(champion, challenger, kept, gates, clock))
+    gate_results = [finite, *comparison.results]
     lost = [gate["metric"] for gate in gate_results if not gate["passed"]]
     reason = f"failed: {', '.join(lost)}" if lost else "every gate is passed"
     shown = say(
-        FAILED if lost else PASSED, reason, gate_results=gate_results, unjudged=bench.unjudged
+        FAILED if lost else PASSED, reason, gate_results=gate_results, unjudged=comparison.unjudged
     )
     return shown, kept, (old, new)
 
@@ -187,11 +191,11 @@ def _gate(
 
 
 @dataclass(kw_only=False)
-class _Bench:
+class _MetricComparison:
     """The metrics of two sets of answers, gathered as gates."""
 
-    old: Answers
-    new: Answers
+    old: ModelOutputs
+    new: ModelOutputs
     samples: Sequence[Sample]
     gates: Gates
     bootstrap: Bootstrap
@@ -223,16 +227,18 @@ class _Bench:
     def scores(self) -> None:
         """Every task under every subset, and the decision's calibration."""
         for name, task in self.old.tasks.items():
-            if name not in self.old.said:  # captions
+            if name not in self.old.task_outputs:  # captions
                 continue
             kind, metric = _METRICS[task.kind]
             margin = self.gates.error if kind is _error else self.gates.accuracy
             truth = [sample.labels.get(name) for sample in self.samples]
             known_N = torch.tensor([_FITS[task.kind](label) for label in truth])
-            for subset in self.old.said[name]:
+            for subset in self.old.task_outputs[name]:
                 both_N = known_N & self.old.has(subset) & self.new.has(subset)
                 old_N, new_N = (
-                    kind(outputs.tasks[name], outputs.said[name][subset], truth, task.spread)
+                    kind(
+                        outputs.tasks[name], outputs.task_outputs[name][subset], truth, task.spread
+                    )
                     for outputs in (self.old, self.new)
                 )
                 self.better(
@@ -249,8 +255,8 @@ class _Bench:
             return
         errors, drawn = [], []
         for outputs in (self.old, self.new):
-            right_N = _right(outputs.tasks[name], outputs.said[name][ALL], truth, 1.0)
-            confidence_N = outputs.said[name][ALL].probs_NC.max(1).values
+            right_N = _right(outputs.tasks[name], outputs.task_outputs[name][ALL], truth, 1.0)
+            confidence_N = outputs.task_outputs[name][ALL].probs_NC.max(1).values
             gap_N, bin_N = right_N - confidence_N, bins_of(confidence_N)
             drawn.append(self.bootstrap.calibration_error(gap_N, bin_N, known_N))
             sums_K = torch.zeros(int(bin_N.max()) + 1).index_add(
@@ -349,7 +355,7 @@ def _latency(
     )
 
 
-def _right(task: Task, output: Said, truth: Sequence[Label | None], spread: float) -> Tensor:
+def _right(task: Task, output: TaskOutput, truth: Sequence[Label | None], spread: float) -> Tensor:
     """1 where the class decided on is the label; a class that the version does not know is wrong
     for it, however it decides."""
     return torch.tensor(
@@ -360,7 +366,7 @@ def _right(task: Task, output: Said, truth: Sequence[Label | None], spread: floa
     )
 
 
-def _labels(task: Task, output: Said, truth: Sequence[Label | None], spread: float) -> Tensor:
+def _labels(task: Task, output: TaskOutput, truth: Sequence[Label | None], spread: float) -> Tensor:
     """F1 of each record's labels; 1 where there are none and none is said."""
     f1_scores = []
     for decided_C, label in zip(output.decided_N, truth, strict=True):
@@ -371,7 +377,7 @@ def _labels(task: Task, output: Said, truth: Sequence[Label | None], spread: flo
     return torch.tensor(f1_scores)
 
 
-def _error(task: Task, output: Said, truth: Sequence[Label | None], spread: float) -> Tensor:
+def _error(task: Task, output: TaskOutput, truth: Sequence[Label | None], spread: float) -> Tensor:
     """Absolute error, in spreads of the champion's task."""
     value_N = task.mean + task.spread * output.decided_N
     true_N = torch.tensor([float(v) if _is_number(v) else 0.0 for v in truth])  # type: ignore[arg-type]
@@ -382,7 +388,9 @@ def _is_number(label: object) -> bool:
     return isinstance(label, (int, float)) and not isinstance(label, bool) and math.isfinite(label)
 
 
-_METRICS: dict[str, tuple[Callable[[Task, Said, Sequence[Label | None], float], Tensor], str]] = {
+_METRICS: dict[
+    str, tuple[Callable[[Task, TaskOutput, Sequence[Label | None], float], Tensor], str]
+] = {
     "classification": (_right, "accuracy"),
     "multilabel": (_labels, "F1"),
     "regression": (_error, "error"),

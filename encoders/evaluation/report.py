@@ -20,9 +20,9 @@ from ..errors import BadInput
 from ..model.net import Net
 from ..model.torch_model import TorchModel
 from ..tasks import Task
-from ..training.evaluate import View, accuracies, figures
+from ..training.evaluate import EncodedSamples, accuracies, figures
 from ..types import Sample
-from .corruptions import LEVELS, disturbed
+from .corruptions import LEVELS, corrupted
 
 Tell = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, of how much."""
@@ -49,7 +49,7 @@ def report(
     say: Tell = tell or (lambda what, done, total: None)
     left_out: Counter[str] = Counter()
     with torch.no_grad(), one_thread(model.device.type == "cpu"):
-        kept, seen = look(model, samples, left_out)
+        kept, seen = encode_samples(model, samples, left_out)
         result = figures(model.net, seen, model.served)
         result["model"] = {"name": model.name, "space": model.space}
         result["left_out"] = dict(left_out)
@@ -58,8 +58,8 @@ def report(
         robust: dict[str, list[dict[str, Any]]] = {}
         for done, (name, level) in enumerate(steps):
             say("robustness", done, len(steps))
-            worse = [disturbed(sample, name, level, rng) for sample in kept]
-            _, view = look(model, worse, Counter(), only=name, beside=seen)
+            worse = [corrupted(sample, name, level, rng) for sample in kept]
+            _, view = encode_samples(model, worse, Counter(), only=name, beside=seen)
             scores = _scores(model.net, view)
             robust.setdefault(name, []).append(
                 {"level": level, "unit": LEVELS[name].unit, "accuracy": scores}
@@ -73,14 +73,14 @@ def report(
 MAP = 2000
 
 
-def look(
+def encode_samples(
     model: TorchModel,
     samples: Sequence[Sample],
     left_out: Counter[str],
     *,
     only: str | None = None,
-    beside: View | None = None,
-) -> tuple[list[Sample], View]:
+    beside: EncodedSamples | None = None,
+) -> tuple[list[Sample], EncodedSamples]:
     """The samples that can be used, encoded.
 
     Args:
@@ -108,7 +108,7 @@ def look(
     if beside is not None:
         return kept, replace(beside, features=features)
     groups = {text: place for place, text in enumerate(sorted({_content(s) for s in kept}))}
-    return kept, View(
+    return kept, EncodedSamples(
         features=features,
         present_BM=present_BM.to(model.device),
         kept_BM=present_BM.to(model.device),
@@ -158,7 +158,7 @@ def _targets(tasks: Mapping[str, Task], samples: Sequence[Sample]) -> dict[str, 
     return targets_by_task
 
 
-def _scores(net: Net, seen: View) -> dict[str, Any]:
+def _scores(net: Net, seen: EncodedSamples) -> dict[str, Any]:
     scores_by_task = {}
     for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
         if task.kind != "generation":
@@ -168,10 +168,10 @@ def _scores(net: Net, seen: View) -> dict[str, Any]:
     return scores_by_task
 
 
-def _shuffled(net: Net, seen: View, rng: np.random.Generator) -> dict[str, Any]:
+def _shuffled(net: Net, seen: EncodedSamples, rng: np.random.Generator) -> dict[str, Any]:
     """The decision's scores when one modality at a time is permuted among the samples with it."""
 
-    def scores(view: View) -> dict[str, float]:
+    def scores(view: EncodedSamples) -> dict[str, float]:
         return {task: task_scores["fused"] for task, task_scores in _scores(net, view).items()}
 
     shuffled = {"as it is": scores(seen)}
@@ -187,7 +187,7 @@ def _shuffled(net: Net, seen: View, rng: np.random.Generator) -> dict[str, Any]:
     return shuffled
 
 
-def _map(model: TorchModel, seen: View, samples: Sequence[Sample]) -> dict[str, Any]:
+def _map(model: TorchModel, seen: EncodedSamples, samples: Sequence[Sample]) -> dict[str, Any]:
     """The fused vectors on their first two principal components."""
     _, fused_BD = model.net.align(seen.features, seen.present_BM)
     shown = model.served(fused_BD)[:MAP].double().cpu()

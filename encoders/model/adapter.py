@@ -51,8 +51,9 @@ class Adapter:
         if vectors_nD.shape[-1] != self.dim:
             raise ValueError(f"the adapter maps {self.dim} dimensions, not {vectors_nD.shape[-1]}")
         here_n1 = vectors_nD.norm(dim=-1, keepdim=True) > 0
-        mapped_nD: Tensor = F.normalize(_MAPS[self.kind](vectors_nD, self.tensors), dim=-1)
-        return mapped_nD * here_n1
+        map_ = _MAPS[self.kind]
+        mapped_nD: Tensor = F.normalize(map_(vectors_nD, self.tensors), dim=-1) * here_n1
+        return mapped_nD
 
     def apply(self, vectors_nD: Vector) -> Vector:
         """As calling it, for an array: stored vectors or a query."""

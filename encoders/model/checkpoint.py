@@ -91,7 +91,7 @@ def save(
             reference=reference,
         )
         if examine is not None:
-            manifest = _examined(draft, manifest, examine(draft), next_device(net), reference)
+            manifest = _examined(draft, manifest, examine(draft), device_of(net), reference)
         for path in [*draft.rglob("*"), draft]:
             _sync(path)
         try:
@@ -149,7 +149,7 @@ def _write(
         ),
     )
     training = net.training
-    model = TorchModel(net, manifest, next_device(net), adapter)
+    model = TorchModel(net, manifest, device_of(net), adapter)
     refer = story["reference"]
     manifest = replace(
         manifest, golden=_golden(model), reference={} if refer is None else refer(model)
@@ -186,7 +186,7 @@ def _examined(
     return manifest
 
 
-def next_device(net: Net) -> torch.device:
+def device_of(net: Net) -> torch.device:
     """The device that the weights are on."""
     return next(net.parameters()).device
 

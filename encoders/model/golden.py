@@ -46,7 +46,10 @@ def check_golden(model: Model) -> None:
 def golden_batch(model: Model) -> dict[str, Any]:
     """For the manifest: inputs that are made here, and what `model` makes of them."""
     inputs = [
-        {"id": f"golden-{name}", **{key: value for key, value in _GOLDEN().items() if key in names}}
+        {
+            "id": f"golden-{name}",
+            **{key: value for key, value in _golden_inputs().items() if key in names},
+        }
         for name, names in [("all", model.modalities), *((m, (m,)) for m in model.modalities)]
     ]
     embeddings = model.encode([model.prepare(_golden_sample(raw)) for raw in inputs])
@@ -79,7 +82,7 @@ def _golden_sample(raw: Mapping[str, str]) -> Sample:
     return Sample(id=raw["id"], text=raw.get("text"), **files)  # type: ignore[arg-type]
 
 
-def _GOLDEN() -> dict[str, str]:  # noqa: N802
+def _golden_inputs() -> dict[str, str]:
     """A sentence, a small picture and a short tone, made here so that no file is needed."""
     from PIL import Image
 

@@ -14,8 +14,8 @@ from ..errors import TrainingError
 from ..model.checkpoint import load_folder
 from ..model.net import Net
 from .data import Dataset
-from .embeddings import encoder_prints
-from .evaluate import view
+from .embeddings import encoder_hashes
+from .evaluate import encode_rows
 
 CHUNK = 256
 
@@ -42,7 +42,7 @@ def old_vectors(champion: Path | None, net: Net, data: Dataset, device: torch.de
             raise TrainingError(
                 f"compatible: {model.name} has another {what} ({theirs}, here {ours})"
             )
-    prints, champion_prints = encoder_prints(net), encoder_prints(model.net)
+    prints, champion_prints = encoder_hashes(net), encoder_hashes(model.net)
     for name, column in data.columns.items():
         if column.features_nF is not None and prints[name] != champion_prints[name]:
             raise TrainingError(
@@ -51,7 +51,7 @@ def old_vectors(champion: Path | None, net: Net, data: Dataset, device: torch.de
     parts = []
     with torch.no_grad():
         for rows in torch.arange(len(data.ids)).split(CHUNK):
-            seen = view(model.net, data, rows, device)
+            seen = encode_rows(model.net, data, rows, device)
             unit_BMD, fused_BD = model.net.align(seen.features, seen.present_BM)
             both_BSD = torch.cat([unit_BMD, fused_BD[:, None]], dim=1)
             parts.append(model.served(both_BSD).cpu())

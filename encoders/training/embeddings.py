@@ -20,14 +20,14 @@ from ..model.net import Net
 from ..model.torch_model import TorchModel
 from ..tasks import Task
 from ..types import Prepared, Sample
-from .evaluate import View, name_of, source_logits, subsets
+from .evaluate import EncodedSamples, name_of, source_logits, subsets
 
 CHUNK = 64  # records prepared and encoded together
 ALL = "as it comes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class TaskOutput:
     """One task's decision under one subset of the modalities.
 
     Attributes:
@@ -40,7 +40,7 @@ class Said:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class ModelOutputs:
     """What one version makes of some records. Vectors are as it serves them, adapter and all.
 
     Attributes:
@@ -48,7 +48,7 @@ class Answers:
         by: modality to unit vectors, float[N, D], zeros where it is absent.
         fused: subset ("text+image", and "as it comes") to unit vectors; only the rows that have all
             of the subset mean anything, see `has`.
-        said: task to subset to its decision, likewise.
+        task_outputs: task to subset to its decision, likewise.
     """
 
     modalities: tuple[str, ...]
@@ -56,7 +56,7 @@ class Answers:
     present_NM: Tensor
     by: Mapping[str, Tensor]
     fused: Mapping[str, Tensor]
-    said: Mapping[str, Mapping[str, Said]]
+    task_outputs: Mapping[str, Mapping[str, TaskOutput]]
 
     def has(self, subset: str) -> Tensor:
         """Which records have all modalities of `subset`, bool[N]."""
@@ -71,14 +71,14 @@ class Answers:
         fine_N = torch.ones(len(self.present_NM), dtype=torch.bool)
         for vectors_ND in [*self.by.values(), *self.fused.values()]:
             fine_N &= vectors_ND.isfinite().all(1)
-        for subset, output in ((s, i) for by in self.said.values() for s, i in by.items()):
+        for subset, output in ((s, i) for by in self.task_outputs.values() for s, i in by.items()):
             fine_N &= output.probs_NC.isfinite().all(1) | ~self.has(subset)
         return fine_N
 
 
-def answers(
+def run_models(
     models: Sequence[TorchModel], samples: Sequence[Sample], *, predict: bool = True
-) -> tuple[list[Sample], list[Answers]]:
+) -> tuple[list[Sample], list[ModelOutputs]]:
     """The records that every one of `models` can use, and what each makes of them.
 
     Encoders that two versions have in common (frozen ones) run once.
@@ -87,13 +87,13 @@ def answers(
         predict: False leaves the predictions out.
     """
     kept: list[Sample] = []
-    parts: list[list[Answers]] = [[] for _ in models]
+    parts: list[list[ModelOutputs]] = [[] for _ in models]
     with torch.no_grad():
         for chosen, views in _views(models, samples):
             kept += chosen
             for model, view, model_parts in zip(models, views, parts, strict=True):
                 with one_thread(model.device.type == "cpu"):
-                    model_parts.append(_answer(model, view, predict))
+                    model_parts.append(_model_outputs(model, view, predict))
     return kept, [
         _joined(model, model_parts) for model, model_parts in zip(models, parts, strict=True)
     ]
@@ -101,13 +101,13 @@ def answers(
 
 def _views(
     models: Sequence[TorchModel], samples: Sequence[Sample]
-) -> Iterator[tuple[list[Sample], list[View]]]:
-    shared = [encoder_prints(model.net) for model in models]
+) -> Iterator[tuple[list[Sample], list[EncodedSamples]]]:
+    shared = [encoder_hashes(model.net) for model in models]
     for start in range(0, len(samples), CHUNK):
         chosen, prepared = _prepared(models, samples[start : start + CHUNK])
         if not chosen:
             continue
-        views: list[View] = []
+        views: list[EncodedSamples] = []
         made: dict[tuple[str, str, str], Features] = {}
         for place, model in enumerate(models):
             net = model.net
@@ -128,7 +128,7 @@ def _views(
                 features[name] = made[key]
             here_NM = present_NM.to(model.device)
             views.append(
-                View(
+                EncodedSamples(
                     features=features,
                     present_BM=here_NM,
                     kept_BM=here_NM,
@@ -156,7 +156,7 @@ def _prepared(
     return kept, prepared
 
 
-def encoder_prints(net: Net) -> dict[str, str]:
+def encoder_hashes(net: Net) -> dict[str, str]:
     """Modality to a hash of its encoder: equal ones give equal features."""
     prints = {}
     for name in net.modalities:
@@ -168,14 +168,14 @@ def encoder_prints(net: Net) -> dict[str, str]:
     return prints
 
 
-def _answer(model: TorchModel, view: View, predict: bool) -> Answers:
+def _model_outputs(model: TorchModel, view: EncodedSamples, predict: bool) -> ModelOutputs:
     net = model.net
     unit_NMD = net.units(view.features, view.present_BM)
     tokens = net.tokens(view.features, view.present_BM)
     chosen = {name_of(net, subset_M): subset_M for _, subset_M in subsets(net)}
     chosen[ALL] = torch.ones(len(net.modalities), dtype=torch.bool)
     fused: dict[str, Tensor] = {}
-    task_outputs: dict[str, dict[str, Said]] = {}
+    task_outputs: dict[str, dict[str, TaskOutput]] = {}
     for subset, subset_M in chosen.items():
         seen = view.only(subset_M.to(model.device))
         fused[subset] = model.served(net.fusion(unit_NMD, seen.kept_BM, tokens)).cpu()
@@ -184,44 +184,50 @@ def _answer(model: TorchModel, view: View, predict: bool) -> Answers:
                 continue
             logits_NSC, present_NS = source_logits(net, name, seen)
             _, probs_NC, decided_N = copy.deepcopy(decision).cpu()(logits_NSC, present_NS)
-            task_outputs.setdefault(name, {})[subset] = Said(probs_NC=probs_NC, decided_N=decided_N)
+            task_outputs.setdefault(name, {})[subset] = TaskOutput(
+                probs_NC=probs_NC, decided_N=decided_N
+            )
     served_NMD = model.served(unit_NMD).cpu()
-    return Answers(
+    return ModelOutputs(
         modalities=net.modalities,
         tasks=net.tasks,
         present_NM=view.present_BM.cpu(),
         by={name: served_NMD[:, place] for place, name in enumerate(net.modalities)},
         fused=fused,
-        said=task_outputs,
+        task_outputs=task_outputs,
     )
 
 
-def _joined(model: TorchModel, parts: Sequence[Answers]) -> Answers:
+def _joined(model: TorchModel, parts: Sequence[ModelOutputs]) -> ModelOutputs:
     names = model.net.modalities
     if not parts:
-        return Answers(
+        return ModelOutputs(
             modalities=names,
             tasks=model.net.tasks,
-            said={},
+            task_outputs={},
             fused={},
             by={},
             present_NM=torch.zeros(0, len(names), dtype=torch.bool),
         )
-    return Answers(
+    return ModelOutputs(
         modalities=names,
         tasks=model.net.tasks,
         present_NM=torch.cat([part.present_NM for part in parts]),
         by={name: torch.cat([part.by[name] for part in parts]) for name in parts[0].by},
         fused={key: torch.cat([part.fused[key] for part in parts]) for key in parts[0].fused},
-        said={
+        task_outputs={
             task: {
-                subset: Said(
-                    probs_NC=torch.cat([part.said[task][subset].probs_NC for part in parts]),
-                    decided_N=torch.cat([part.said[task][subset].decided_N for part in parts]),
+                subset: TaskOutput(
+                    probs_NC=torch.cat(
+                        [part.task_outputs[task][subset].probs_NC for part in parts]
+                    ),
+                    decided_N=torch.cat(
+                        [part.task_outputs[task][subset].decided_N for part in parts]
+                    ),
                 )
                 for subset in by
             }
-            for task, by in parts[0].said.items()
+            for task, by in parts[0].task_outputs.items()
         },
     )
 

@@ -25,7 +25,7 @@ from .objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class EncodedSamples:
     """Some samples, encoded.
 
     Attributes:
@@ -39,18 +39,18 @@ class View:
     group_B: Tensor
     target: Mapping[str, Tensor]
 
-    def only(self, subset_M: Tensor) -> View:
+    def only(self, subset_M: Tensor) -> EncodedSamples:
         """The same samples with no other modalities than these."""
         return replace(self, kept_BM=self.present_BM & subset_M)
 
 
-def view(
+def encode_rows(
     net: Net,
     data: Dataset,
     rows: Tensor,
     device: torch.device,
     rng: np.random.Generator | None = None,
-) -> View:
+) -> EncodedSamples:
     """Encode `rows`. With `rng`, the inputs of trained encoders are varied first (noise)."""
     features: dict[str, Features] = {}
     net.eval()
@@ -68,7 +68,7 @@ def view(
             inputs = [encoder.vary(value, rng) for value in inputs]
         features[name] = encode_all(encoder, inputs, device, tokens=net.needs_tokens)
     present_BM = data.present_NM[rows].to(device)
-    return View(
+    return EncodedSamples(
         features=features,
         present_BM=present_BM,
         kept_BM=present_BM,
@@ -85,7 +85,7 @@ def held_out_loss(
     net.eval()
     objective.eval()
     for part in rows.split(objective.config.batch):
-        seen = view(net, data, part, device)
+        seen = encode_rows(net, data, part, device)
         batch = Batch(
             features=seen.features,
             present_BM=seen.present_BM,
@@ -106,7 +106,9 @@ def fit_decisions(
     """Learn each task's temperatures and weights on `rows`, over all and for each subset of the
     modalities; `copies` times also with varied inputs, so that the noise they meet is in it."""
     rng = np.random.default_rng([seed, 1])  # not the training's
-    views = [view(net, data, rows, device, rng if copy else None) for copy in range(copies + 1)]
+    views = [
+        encode_rows(net, data, rows, device, rng if copy else None) for copy in range(copies + 1)
+    ]
     for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
         if task.kind == "generation":
             continue
@@ -135,11 +137,11 @@ def name_of(net: Net, subset_M: Tensor) -> str:
 
 def evaluate(net: Net, data: Dataset, rows: Tensor, device: torch.device) -> dict[str, Any]:
     """`figures` of the samples at `rows`."""
-    return figures(net, view(net, data, rows, device))
+    return figures(net, encode_rows(net, data, rows, device))
 
 
 def figures(
-    net: Net, seen: View, served: Callable[[Tensor], Tensor] = lambda vectors: vectors
+    net: Net, seen: EncodedSamples, served: Callable[[Tensor], Tensor] = lambda vectors: vectors
 ) -> dict[str, Any]:
     """What the version can do with these samples.
 
@@ -176,7 +178,7 @@ def figures(
     return result
 
 
-def source_logits(net: Net, task: str, seen: View) -> tuple[Tensor, Tensor]:
+def source_logits(net: Net, task: str, seen: EncodedSamples) -> tuple[Tensor, Tensor]:
     """What each source says, logits_BSC and present_BS, on the CPU. No gradient."""
     with torch.no_grad():
         unit_BMD = net.units(seen.features, seen.present_BM)
@@ -191,7 +193,7 @@ def _fit(
     net: Net,
     task: str,
     fit: Callable[[Tensor, Tensor, Tensor], None],
-    views: list[View],
+    views: list[EncodedSamples],
     whole_M: Tensor | None = None,
 ) -> None:
     """Fit on all views together; with `whole_M` on the samples that have all of it."""
@@ -204,7 +206,7 @@ def _fit(
     fit(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _recalls(net: Net, seen: View, unit_BMD: Tensor) -> dict[str, dict[str, float]]:
+def _recalls(net: Net, seen: EncodedSamples, unit_BMD: Tensor) -> dict[str, dict[str, float]]:
     present_BM = seen.present_BM.cpu()
     recalls = {}
     for left, right in permutations(range(len(net.modalities)), 2):
@@ -217,7 +219,7 @@ def _recalls(net: Net, seen: View, unit_BMD: Tensor) -> dict[str, dict[str, floa
 
 
 def _fused_recalls(
-    net: Net, seen: View, unit_BMD: Tensor, served: Callable[[Tensor], Tensor]
+    net: Net, seen: EncodedSamples, unit_BMD: Tensor, served: Callable[[Tensor], Tensor]
 ) -> dict[str, dict[str, float]]:
     fused: dict[str, Tensor] = {}
     units = net.units(seen.features, seen.present_BM)
@@ -279,7 +281,7 @@ def known(target: Tensor) -> Tensor:
 
 
 def accuracies(
-    net: Net, name: str, task: Task, decision: Decision, seen: View
+    net: Net, name: str, task: Task, decision: Decision, seen: EncodedSamples
 ) -> dict[str, Any] | None:
     """The decision's score, each source's alone, and the decision's for each subset; see
     `figures`. None where no sample has a label."""
@@ -311,7 +313,7 @@ def accuracies(
     return scores
 
 
-def _calibration(net: Net, name: str, decision: Decision, seen: View) -> dict[str, Any]:
+def _calibration(net: Net, name: str, decision: Decision, seen: EncodedSamples) -> dict[str, Any]:
     """Before temperatures: softmax of the logits as they are; for the decision, their mean."""
     target_B = seen.target[name]
     decision = decision.cpu()

@@ -24,7 +24,7 @@ from .ema import Ema
 from .evaluate import held_out_loss
 from .loss_weights import damp, gradient_scales
 from .objective import Objective
-from .resume import Fitted, Resume, running_statistics
+from .resume import FitCheckpoints, FitResult, running_statistics
 from .step import backward
 
 WARM_UP = 20  # steps
@@ -43,7 +43,7 @@ def fit(
     progress: Progress | None = None,
     stage: str = "train",
     resume: Path | None = None,
-) -> Fitted:
+) -> FitResult:
     """Minimise the joint loss over `splits`.
 
     Args:
@@ -65,9 +65,9 @@ def fit(
     per_epoch = math.ceil(len(rows) / config.batch)
     ema = Ema(trained, config.ema)
     held = data.rows("validation") if config.patience > 0 and "validation" not in splits else None
-    state = Fitted()
+    state = FitResult()
     statistics = running_statistics(net)
-    keeper = Resume(resume, net, optimizer, ema, trained)
+    keeper = FitCheckpoints(resume, net, optimizer, ema, trained)
     best = keeper.restore(state)
     for epoch in range(len(state.losses), config.epochs):
         if _waited(state, config):
@@ -152,7 +152,7 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _waited(state: Fitted, config: TrainConfig) -> bool:
+def _waited(state: FitResult, config: TrainConfig) -> bool:
     return bool(state.held_out) and len(state.held_out) - state.best >= config.patience > 0
 
 

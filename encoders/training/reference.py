@@ -17,7 +17,7 @@ from ..model.predictions import predict
 from ..output_statistics import Tally
 from ..types import Embedding
 from .data import Dataset
-from .evaluate import view
+from .evaluate import encode_rows
 
 MOST = 2000
 """Records looked at: chance then moves no statistic by more than a few hundredths."""
@@ -44,7 +44,7 @@ def tally(
     statistics = Tally()
     training = net.training
     for rows_B in rows_n.split(BATCH):
-        seen = view(net, data, rows_B, device)
+        seen = encode_rows(net, data, rows_B, device)
         with torch.no_grad():
             unit_BMD, fused_BD = net.align(seen.features, seen.present_BM)
             predictions = (

@@ -29,7 +29,7 @@ TENSORS, STORY = "state.safetensors", "state.json"
 
 
 @dataclass(kw_only=True)
-class Fitted:
+class FitResult:
     """How it went.
 
     Attributes:
@@ -55,7 +55,7 @@ class Fitted:
         return result
 
 
-class Resume:
+class FitCheckpoints:
     """Keeps and restores the state of one `fit`.
 
     Args:
@@ -76,7 +76,7 @@ class Resume:
         self.trained = list(trained)
         self.shapes = digest([list(p.shape) for p in self.trained], 16)
 
-    def restore(self, state: Fitted) -> list[Tensor]:
+    def restore(self, state: FitResult) -> list[Tensor]:
         """Put back what was kept, into `state` too; the best epoch's weights and running
         statistics, if there are any.
 
@@ -116,7 +116,7 @@ class Resume:
             setattr(state, name, value)
         return [tensors[f"best.{i}"].to(device) for i in range(story["best"])]
 
-    def keep(self, state: Fitted, best: Sequence[Tensor]) -> None:
+    def keep(self, state: FitResult, best: Sequence[Tensor]) -> None:
         """Write the state after an epoch, and let go of the one before."""
         if self.folder is None:
             return

@@ -59,7 +59,7 @@ def backward(
         torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
     )
     parts = {
-        name: _Part(net, name, batch, (seed, step, place), device, config.chunk)
+        name: _EncoderPass(net, name, batch, (seed, step, place), device, config.chunk)
         for place, name in enumerate(net.modalities)
         if name in inputs
         for batch in [inputs[name][0]]
@@ -81,7 +81,7 @@ def backward(
     return result
 
 
-class _Part:
+class _EncoderPass:
     """One trained encoder's way through a step."""
 
     def __init__(

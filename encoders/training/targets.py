@@ -25,7 +25,7 @@ from ..model.caption import Captioner, vocabulary
 from ..tasks import Task
 from ..types import Label
 
-Found = tuple[Task, Tensor] | None
+TaskTargets = tuple[Task, Tensor] | None
 
 
 def targets(
@@ -113,7 +113,7 @@ def _one_class(
     train: Sequence[bool],
     config: TrainConfig,
     task_config: TaskConfig | None,
-) -> Found:
+) -> TaskTargets:
     seen = {str(row) for row, here in zip(rows, train, strict=True) if row is not None and here}
     classes = _classes(name, seen, config.max_classes)
     if len(classes) < 2:
@@ -129,7 +129,7 @@ def _some_classes(
     train: Sequence[bool],
     config: TrainConfig,
     task_config: TaskConfig | None,
-) -> Found:
+) -> TaskTargets:
     chosen = [None if row is None else {str(one) for one in _list(row)} for row in rows]
     seen: set[str] = set()
     for row, here in zip(chosen, train, strict=True):
@@ -155,7 +155,7 @@ def _number(
     train: Sequence[bool],
     config: TrainConfig,
     task_config: TaskConfig | None,
-) -> Found:
+) -> TaskTargets:
     value_N = np.array([np.nan if row is None else float(row) for row in rows])  # type: ignore[arg-type]
     known_n = value_N[np.array(train) & ~np.isnan(value_N)]
     if len(known_n) == 0:
@@ -171,7 +171,7 @@ def _caption(
     train: Sequence[bool],
     config: TrainConfig,
     task_config: TaskConfig | None,
-) -> Found:
+) -> TaskTargets:
     assert task_config is not None, "captions are declared"
     known = [str(row) for row, here in zip(rows, train, strict=True) if row is not None and here]
     words = vocabulary(known, task_config.least)
@@ -187,7 +187,7 @@ def _caption(
     return task, ids_NL
 
 
-_MAKE: dict[str, Callable[..., Found]] = {
+_MAKE: dict[str, Callable[..., TaskTargets]] = {
     "classification": _one_class,
     "multilabel": _some_classes,
     "regression": _number,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from braid.encoders.evaluation.gates import Compatibility
-from braid.encoders.training.embeddings import ALL, Answers
+from braid.encoders.training.embeddings import ALL, ModelOutputs
 
 LIMITS = Compatibility(k=3, hidden=32, steps=40)
 D = 24
@@ -19,7 +19,9 @@ def unit(vectors_ND: Tensor) -> Tensor:
     return torch.nn.functional.normalize(vectors_ND, dim=1)
 
 
-def made_up(count: int = 60, noise: float = 0.6, seed: int = 0, audio: bool = False) -> Answers:
+def made_up(
+    count: int = 60, noise: float = 0.6, seed: int = 0, audio: bool = False
+) -> ModelOutputs:
     """Vectors of records of two (three) modalities, alike but for noise; the last fifth has no
     picture."""
     generator = torch.Generator().manual_seed(seed)
@@ -33,7 +35,7 @@ def made_up(count: int = 60, noise: float = 0.6, seed: int = 0, audio: bool = Fa
     return answers_of(by, present_NM)
 
 
-def answers_of(by: Mapping[str, Tensor], present_NM: Tensor) -> Answers:
+def answers_of(by: Mapping[str, Tensor], present_NM: Tensor) -> ModelOutputs:
     names = tuple(by)
     by = {name: by[name] * present_NM[:, [m]] for m, name in enumerate(names)}
     subsets = [
@@ -41,10 +43,12 @@ def answers_of(by: Mapping[str, Tensor], present_NM: Tensor) -> Answers:
     ]
     fused = {s: unit(sum((by[n] for n in s.split("+")), torch.zeros(()))) for s in subsets}
     fused[ALL] = unit(sum(by.values(), torch.zeros(())))
-    return Answers(modalities=names, tasks={}, present_NM=present_NM, by=by, fused=fused, said={})
+    return ModelOutputs(
+        modalities=names, tasks={}, present_NM=present_NM, by=by, fused=fused, task_outputs={}
+    )
 
 
-def mapped(its: Answers, change: Any) -> Answers:
+def mapped(its: ModelOutputs, change: Any) -> ModelOutputs:
     return answers_of(
         {name: unit(change(vectors_ND)) for name, vectors_ND in its.by.items()}, its.present_NM
     )

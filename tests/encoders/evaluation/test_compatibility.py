@@ -20,12 +20,12 @@ from braid.encoders.evaluation.bootstrap import Bootstrap
 from braid.encoders.evaluation.examine import Compatibility, Gates, examiner
 from braid.encoders.evaluation.fit_adapter import fit_adapter, procrustes
 from braid.encoders.evaluation.judge import judged
-from braid.encoders.evaluation.report import _map, look
+from braid.encoders.evaluation.report import _map, encode_samples
 from braid.encoders.model.adapter import Adapter, load_adapter
 from braid.encoders.model.checkpoint import load_folder, make_net, save
 from braid.encoders.model.net import Net
 from braid.encoders.model.torch_model import TorchModel
-from braid.encoders.training.embeddings import Answers, answers, group_of
+from braid.encoders.training.embeddings import ModelOutputs, group_of, run_models
 from braid.encoders.training.evaluate import figures
 from tests.encoders.material import samples
 from tests.encoders.spaces import LIMITS, D, answers_of, made_up, mapped, rotation
@@ -60,7 +60,7 @@ def test_r_is_the_smaller_of_two_recalls_over_the_old_one() -> None:
     old = made_up(noise=1.0)
     new = mapped(old, lambda v: v + 0.8 * v.roll(1, 1))
     k, group_N = 3, torch.arange(60)
-    found = across.crossing(old, new, group_N, k=k, seed=4)
+    found = across.cross_version_recall(old, new, group_N, k=k, seed=4)
     first_N = np.random.default_rng([4, 50]).permutation(60) % 2 == 0
     both_N = (old.present_NM.all(1)).numpy()
     means: dict[str, list[float]] = {"old": [], "cross": [], "mixed": []}
@@ -98,8 +98,8 @@ def test_each_limit_of_staying_is_told_when_it_is_missed() -> None:
     old = made_up(noise=1.2)
     same = answers_of({"text": old.by["text"], "image": old.by["text"]}, old.present_NM)
 
-    def entry(new: Answers, **limits: Any) -> dict[str, Any]:
-        bench = across._Bench(
+    def entry(new: ModelOutputs, **limits: Any) -> dict[str, Any]:
+        comparison = across._SpaceComparison(
             old=old,
             new=new,
             group_N=torch.arange(60),
@@ -108,7 +108,7 @@ def test_each_limit_of_staying_is_told_when_it_is_missed() -> None:
             seed=0,
             bootstrap=Bootstrap(60, resamples=100, seed=0),
         )
-        return bench.entry(across.SAME, bench.base)
+        return comparison.entry(across.SAME, comparison.base)
 
     assert entry(old)["failed"] == []
     # Perfect by itself: what it loses by staying among old vectors is more than a point.
@@ -120,7 +120,7 @@ def test_each_limit_of_staying_is_told_when_it_is_missed() -> None:
     assert turned_away["failed"] == ["ratio"]
     assert not turned_away["passed"]
     # What an adapter may cost is against the model as it is where that finds more than its own.
-    bench = across._Bench(
+    comparison = across._SpaceComparison(
         old=same,
         new=old,
         group_N=torch.arange(60),
@@ -129,18 +129,18 @@ def test_each_limit_of_staying_is_told_when_it_is_missed() -> None:
         seed=0,
         bootstrap=Bootstrap(60, resamples=100, seed=0),
     )
-    as_it_is, its_own = bench.base.recall("mixed"), bench.base.recall("new")
+    as_it_is, its_own = comparison.base.recall("mixed"), comparison.base.recall("new")
     assert as_it_is > its_own
-    assert bench.entry(across.SAME, bench.base)["cost"] == 0
-    lost = bench.cross(mapped(old, lambda v: v @ rotation()))
-    assert bench.entry(across.ADAPTER, lost)["cost"] == pytest.approx(
+    assert comparison.entry(across.SAME, comparison.base)["cost"] == 0
+    lost = comparison.cross(mapped(old, lambda v: v @ rotation()))
+    assert comparison.entry(across.ADAPTER, lost)["cost"] == pytest.approx(
         as_it_is - lost.recall("mixed"), abs=1e-4
     )
 
 
 def test_a_version_is_compatible_with_itself_exactly() -> None:
     old = made_up(audio=True)
-    found = across.crossing(old, old, torch.arange(60), k=10)
+    found = across.cross_version_recall(old, old, torch.arange(60), k=10)
     assert found.ratio == 1.0
     assert found.share == pytest.approx(0.5)
     assert found.interval(Bootstrap(60, resamples=50, seed=0)) == (1.0, 1.0)
@@ -163,7 +163,7 @@ def test_a_version_that_buries_the_old_vectors_is_not_even() -> None:
         {n: torch.nn.functional.pad(v, (0, 1)) for n, v in old.by.items()}, old.present_NM
     )
     new = mapped(wide, lambda v: v + torch.nn.functional.one_hot(torch.tensor(D), D + 1) * 0.8)
-    found = across.crossing(wide, new, torch.arange(60), k=10)
+    found = across.cross_version_recall(wide, new, torch.arange(60), k=10)
     assert found.share < 0.3
     assert found.recall("cross") == pytest.approx(found.recall("old"))  # R alone would not see it
 
@@ -174,16 +174,16 @@ def test_a_version_that_buries_the_old_vectors_is_not_even() -> None:
 def test_procrustes_recovers_a_rotation_exactly() -> None:
     old, r_DD = made_up(200), rotation()
     new = mapped(old, lambda v: v @ r_DD.T)
-    raw = across.crossing(old, new, torch.arange(200), k=3)
+    raw = across.cross_version_recall(old, new, torch.arange(200), k=3)
     assert raw.ratio < 0.15
     adapter = fit_adapter("procrustes", *across.pairs(old, new)[::-1], LIMITS)
     assert torch.allclose(adapter.tensors["R"], r_DD, atol=1e-4)
-    found = across.crossing(old, across.mapped(new, adapter), torch.arange(200), k=3)
+    found = across.cross_version_recall(old, across.mapped(new, adapter), torch.arange(200), k=3)
     assert found.ratio == pytest.approx(1.0, abs=1e-3)
     assert found.share == pytest.approx(0.5, abs=1e-3)
     assert torch.allclose(procrustes(old.by["text"], new.by["text"]), r_DD.T, atol=1e-4)
     back = fit_adapter("procrustes", *across.pairs(old, new), LIMITS)
-    stored = across.crossing(old, new, torch.arange(200), k=3, stored=back)
+    stored = across.cross_version_recall(old, new, torch.arange(200), k=3, stored=back)
     assert stored.ratio == pytest.approx(1.0, abs=1e-3)
 
 
@@ -355,17 +355,17 @@ def test_stored_vectors_are_mapped_where_that_is_allowed(
 ) -> None:
     other = load_folder(turned(version, tmp_path / "raw"), device="cpu")
     made = samples(240)
-    kept, pair = answers((champion, other), judged(made), predict=False)
+    kept, pair = run_models((champion, other), judged(made), predict=False)
     monkeypatch.setattr(across, "mapped", lambda its, adapter: its)  # the other way never passes
 
-    def choose(stored: bool) -> across.Choice:
+    def choose_space(stored: bool) -> across.Choice:
         limits = replace(LIMITS, stored=stored, adapters=("procrustes",))
-        return across.choose(
+        return across.choose_space(
             champion, other, kept, (pair[0], pair[1]), made, limits, least=6, resamples=100
         )
 
-    assert choose(False).report["choice"] == "new space"
-    found = choose(True)
+    assert choose_space(False).report["choice"] == "new space"
+    found = choose_space(True)
     assert found.report["choice"] == "adapter"
     assert found.space == other.space
     assert found.report["adapter"]["applied"] is False
@@ -407,10 +407,10 @@ def test_the_pull_makes_a_new_version_find_the_old_vectors(
         out = tmp_path / f"v{weight:g}"
         manifest = train(made[:160], config, out=out, name="v", version=2, seed=5, champion=version)
         assert ("compatible" in manifest.metrics["parts"]) == (weight > 0)
-        kept, (old, new) = answers(
+        kept, (old, new) = run_models(
             (champion, load_folder(out, device="cpu")), judged(made), predict=False
         )
-        found[weight] = across.crossing(old, new, group_of(kept), k=3)
+        found[weight] = across.cross_version_recall(old, new, group_of(kept), k=3)
     assert found[3.0].ratio > 0.8
     assert found[0.0].ratio < 0.6
 
@@ -452,7 +452,7 @@ def test_an_evaluation_measures_what_is_served(champion: TorchModel) -> None:
     flat_DD[:, 0] = 1.0  # every vector becomes the same one, or its opposite
     adapter = Adapter(kind="procrustes", tensors={"R": flat_DD})
     flat = TorchModel(champion.net, champion.manifest, champion.device, adapter)
-    _, seen = look(champion, samples(40), Counter())
+    _, seen = encode_samples(champion, samples(40), Counter())
     plain = figures(champion.net, seen)
     found = figures(flat.net, seen, flat.served)
     for kind, way in (("recall", "text->image"), ("recall_fused", "text->fused")):

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from braid.encoders import Model, Sample
-from braid.encoders.evaluation.corruptions import LEVELS, disturbed, noisy
+from braid.encoders.evaluation.corruptions import LEVELS, corrupted, noisy
 from braid.encoders.evaluation.page import page
 from braid.encoders.evaluation.report import report
 from braid.encoders.model.torch_model import TorchModel
@@ -66,13 +66,13 @@ def test_noise_has_the_ratio_that_it_says(snr_db: float) -> None:
 def test_each_modality_is_disturbed_by_itself() -> None:
     whole = Sample(id="1", text="a red bird on a tree", image=png(), audio=wav())
     rng = np.random.default_rng(0)
-    assert disturbed(replace(whole, text=None), "text", 0.5, rng).text is None
-    less = disturbed(whole, "text", 0.5, rng)
+    assert corrupted(replace(whole, text=None), "text", 0.5, rng).text is None
+    less = corrupted(whole, "text", 0.5, rng)
     assert 0 < len((less.text or "").split()) < 6
     assert (less.image, less.audio) == (whole.image, whole.audio)
-    grey = disturbed(whole, "image", 0.25, rng)
+    grey = corrupted(whole, "image", 0.25, rng)
     assert grey.image != whole.image
-    loud = disturbed(whole, "audio", 0.0, rng)
+    loud = corrupted(whole, "audio", 0.0, rng)
     assert soundfile.info(io.BytesIO(loud.audio or b"")).samplerate == 8000
 
 

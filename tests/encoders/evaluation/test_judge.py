@@ -31,7 +31,7 @@ from braid.encoders.model.checkpoint import load_folder, save
 from braid.encoders.model.torch_model import TorchModel
 from braid.encoders.tasks import Task
 from braid.encoders.training import loop
-from braid.encoders.training.embeddings import ALL, Answers, Said, answers
+from braid.encoders.training.embeddings import ALL, ModelOutputs, TaskOutput, run_models
 from braid.encoders.types import Examination
 from tests.encoders.material import samples
 
@@ -57,7 +57,7 @@ TRUTH = [
 ]
 
 
-def made_up() -> Answers:
+def made_up() -> ModelOutputs:
     """A perfect version: right, sure by 0.97, text finds picture and picture text."""
     unit_ND = torch.nn.functional.normalize(
         torch.randn(N, 32, generator=torch.Generator().manual_seed(0)), dim=1
@@ -68,66 +68,72 @@ def made_up() -> Answers:
     tags_NC = torch.tensor([[1.0, float(i % 3 == 0)] for i in range(N)])
     size_N = torch.tensor([(i % 9 - 10.0) / 4.0 for i in range(N)])
     every = ("text", "image", "text+image", ALL)
-    return Answers(
+    return ModelOutputs(
         modalities=("text", "image"),
         tasks=TASKS,
         present_NM=torch.ones(N, 2, dtype=torch.bool),
         by={"text": unit_ND, "image": unit_ND},
         fused=dict.fromkeys(every, unit_ND),
-        said={
-            "kind": dict.fromkeys(every, Said(probs_NC=sure_NC, decided_N=kind_N)),
-            "tags": dict.fromkeys(every, Said(probs_NC=tags_NC, decided_N=tags_NC > 0.5)),
-            "size": dict.fromkeys(every, Said(probs_NC=size_N[:, None], decided_N=size_N)),
+        task_outputs={
+            "kind": dict.fromkeys(every, TaskOutput(probs_NC=sure_NC, decided_N=kind_N)),
+            "tags": dict.fromkeys(every, TaskOutput(probs_NC=tags_NC, decided_N=tags_NC > 0.5)),
+            "size": dict.fromkeys(every, TaskOutput(probs_NC=size_N[:, None], decided_N=size_N)),
         },
     )
 
 
-def with_said(its: Answers, task: str, subset: str, **changes: Tensor) -> Answers:
-    said = replace(its.said[task][subset], **changes)
-    return replace(its, said={**its.said, task: {**its.said[task], subset: said}})
+def with_output(its: ModelOutputs, task: str, subset: str, **changes: Tensor) -> ModelOutputs:
+    output = replace(its.task_outputs[task][subset], **changes)
+    return replace(
+        its, task_outputs={**its.task_outputs, task: {**its.task_outputs[task], subset: output}}
+    )
 
 
 def first(count: int) -> Tensor:
     return torch.arange(N) < count
 
 
-def wrong_class(its: Answers, count: int) -> Answers:
-    said = its.said["kind"]["text"]
-    decided_N = torch.where(first(count), 1 - said.decided_N, said.decided_N)
-    return with_said(its, "kind", "text", decided_N=decided_N)
+def wrong_class(its: ModelOutputs, count: int) -> ModelOutputs:
+    output = its.task_outputs["kind"]["text"]
+    decided_N = torch.where(first(count), 1 - output.decided_N, output.decided_N)
+    return with_output(its, "kind", "text", decided_N=decided_N)
 
 
-def wrong_tags(its: Answers, count: int) -> Answers:
-    said = its.said["tags"]["image"]
-    return with_said(its, "tags", "image", decided_N=said.decided_N & ~first(count)[:, None])
+def wrong_tags(its: ModelOutputs, count: int) -> ModelOutputs:
+    output = its.task_outputs["tags"]["image"]
+    return with_output(its, "tags", "image", decided_N=output.decided_N & ~first(count)[:, None])
 
 
-def wrong_number(its: Answers, count: int) -> Answers:
-    said = its.said["size"][ALL]
-    return with_said(its, "size", ALL, decided_N=said.decided_N + first(count).float())
+def wrong_number(its: ModelOutputs, count: int) -> ModelOutputs:
+    output = its.task_outputs["size"][ALL]
+    return with_output(its, "size", ALL, decided_N=output.decided_N + first(count).float())
 
 
-def too_sure(its: Answers, count: int) -> Answers:
-    probs_NC = its.said["kind"][ALL].probs_NC
+def too_sure(its: ModelOutputs, count: int) -> ModelOutputs:
+    probs_NC = its.task_outputs["kind"][ALL].probs_NC
     hesitant_NC = torch.where(
         first(count)[:, None], 0.5 + 0.1 * (probs_NC - 0.5).sign(), probs_NC
     )  # right as before, but unsure of it
-    return with_said(its, "kind", ALL, probs_NC=hesitant_NC)
+    return with_output(its, "kind", ALL, probs_NC=hesitant_NC)
 
 
-def lost_pictures(its: Answers, count: int) -> Answers:
+def lost_pictures(its: ModelOutputs, count: int) -> ModelOutputs:
     image_ND = torch.where(first(count)[:, None], its.by["image"].roll(1, 0), its.by["image"])
     return replace(its, by={**its.by, "image": image_ND})
 
 
-def collapsed(its: Answers, count: int) -> Answers:
+def collapsed(its: ModelOutputs, count: int) -> ModelOutputs:
     flat_ND = its.fused[ALL].clone()
     flat_ND[:, : count // 10] = 0.0
     return replace(its, fused={**its.fused, ALL: torch.nn.functional.normalize(flat_ND, dim=1)})
 
 
-def bench(old: Answers, new: Answers, gates: Gates | None = None) -> dict[str, dict[str, Any]]:
-    its = court._Bench(old, new, TRUTH, gates or Gates(), Bootstrap(N, resamples=500, seed=0))
+def bench(
+    old: ModelOutputs, new: ModelOutputs, gates: Gates | None = None
+) -> dict[str, dict[str, Any]]:
+    its = court._MetricComparison(
+        old, new, TRUTH, gates or Gates(), Bootstrap(N, resamples=500, seed=0)
+    )
     its.scores()
     its.recalls()
     its.ranks()
@@ -199,7 +205,7 @@ def test_a_class_that_only_the_challenger_knows_is_its_gain() -> None:
 def test_metrics_with_few_records_are_told_and_not_judged() -> None:
     old = made_up()
     few = replace(old, present_NM=torch.stack([torch.ones(N).bool(), first(12)], dim=1))
-    its = court._Bench(few, few, TRUTH, Gates(), Bootstrap(N, resamples=100, seed=0))
+    its = court._MetricComparison(few, few, TRUTH, Gates(), Bootstrap(N, resamples=100, seed=0))
     its.scores()
     its.recalls()
     assert its.unjudged["recall@1 text->image"] == 12
@@ -292,7 +298,7 @@ def test_both_versions_are_asked_as_they_serve(model: TorchModel) -> None:
     turned = Adapter(kind="procrustes", tensors={"R": q_DD})
     plain, model = model, TorchModel(model.net, model.manifest, model.device, turned)
     made = [*samples(20), Sample(id="bad", image=b"broken")]
-    kept, (_, its) = answers((plain, model), made)
+    kept, (_, its) = run_models((plain, model), made)
     assert [sample.id for sample in kept] == [sample.id for sample in made[:-1]]
     for row, embedding in enumerate(model.encode([model.prepare(one) for one in kept])):
         assert its.fused[ALL][row].numpy() == pytest.approx(embedding.fused, abs=1e-5)
@@ -302,10 +308,10 @@ def test_both_versions_are_asked_as_they_serve(model: TorchModel) -> None:
                 [model.prepare(Sample(id="q", **{name: getattr(kept[row], name)}))]
             )
             assert its.fused[name][row].numpy() == pytest.approx(alone.fused, abs=1e-5)
-        said = its.said["colour"][ALL]
+        output = its.task_outputs["colour"][ALL]
         task = embedding.tasks["colour"]
-        assert its.tasks["colour"].classes[int(said.decided_N[row])] == task.label
-        assert float(said.probs_NC[row].max()) == pytest.approx(task.prob, abs=1e-5)
+        assert its.tasks["colour"].classes[int(output.decided_N[row])] == task.label
+        assert float(output.probs_NC[row].max()) == pytest.approx(task.prob, abs=1e-5)
 
 
 def test_a_version_passes_against_itself(model: TorchModel) -> None:
@@ -358,10 +364,10 @@ def unfit(manifest: Manifest) -> list[tuple[Manifest, str]]:
 
 
 def test_a_challenger_that_cannot_take_the_place_is_refused(manifest: Manifest) -> None:
-    court.refuse_unfit(manifest, replace(manifest, tasks={**manifest.tasks, "more": {}}))
+    court.check_can_replace(manifest, replace(manifest, tasks={**manifest.tasks, "more": {}}))
     for challenger, message in unfit(manifest):
         with pytest.raises(CheckpointError, match=message):
-            court.refuse_unfit(manifest, challenger)
+            court.check_can_replace(manifest, challenger)
 
 
 def test_too_few_judge_records_are_a_verdict(model: TorchModel) -> None:
