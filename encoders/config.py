@@ -117,7 +117,7 @@ class ModelConfig:
 
 
 _WEIGHTS = ("task", "align", "fuse", "match", "monotone", "teach", "compatible")
-_LEAST = {
+_MINIMA = {
     **dict.fromkeys(("epochs", "batch", "encoder_batch"), 1),
     **dict.fromkeys((*_WEIGHTS, "drop", "same_label", "balance", "chunk", "patience"), 0),
 }
@@ -224,7 +224,7 @@ class TrainConfig:
                 raise ValueError(f"pairs: {pair!r} is no pair of two of {', '.join(MODALITIES)}")
             if self.pairs[pair] < 0:
                 raise ValueError(f"pairs: {pair!r} must be at least 0, is {self.pairs[pair]}")
-        for name, least in _LEAST.items():
+        for name, least in _MINIMA.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, is {getattr(self, name)}")
         for name in ("drop", "same_label"):

@@ -21,7 +21,7 @@ from ..config import EncoderConfig, Limits
 from ..decoding.isolation import wave
 from ..errors import BadInput
 from ..types import Cost
-from .audio_augment import WaveVariation
+from .audio_augment import WaveAugmentation
 from .base import Array, Encoder, Features, joined, masked_mean, no_source, one_thread
 from .spectrogram import LogMel, strided
 
@@ -73,9 +73,9 @@ class WaveEncoder(Encoder):
         seconds: longer sounds are cut.
         mels, window, hop, floor, norm: see `braid.encoders.backbones.spectrogram.LogMel`.
         variation: of the frames while training, see
-            `braid.encoders.backbones.spectrogram.Variation`.
+            `braid.encoders.backbones.spectrogram.SpectrogramAugmentation`.
         noise_db, noise_share, speed, lead, gaps, cut: of the waveform while training, see
-            `braid.encoders.backbones.audio_augment.WaveVariation`.
+            `braid.encoders.backbones.audio_augment.WaveAugmentation`.
     """
 
     modality = "audio"
@@ -110,7 +110,7 @@ class WaveEncoder(Encoder):
         self.spectrogram = self.front(
             rate, mels, window, hop, floor=floor, norm=norm, variation=variation
         )
-        self.waves = WaveVariation(rate=rate, seconds=seconds, **waves)
+        self.waves = WaveAugmentation(rate=rate, seconds=seconds, **waves)
 
     @classmethod
     def create(cls, config: EncoderConfig) -> WaveEncoder:

@@ -14,7 +14,7 @@ from .base import Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class WaveVariation:
+class WaveAugmentation:
     """Another start, end, loudness and speed, white noise, and a few short silences.
 
     Attributes:

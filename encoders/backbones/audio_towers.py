@@ -25,7 +25,7 @@ from ..config import EncoderConfig, Limits
 from ..errors import BadInput, CheckpointError
 from ..types import Cost
 from .audio import decode_audio, padded
-from .audio_augment import WaveVariation
+from .audio_augment import WaveAugmentation
 from .audio_frames import ast_frames, whisper_frames
 from .base import Array, Encoder, Features, joined, masked_mean
 from .hf import locate
@@ -73,8 +73,8 @@ class AudioTower(Encoder):
         extractor: settings of the feature extractor; with a source they must agree with it.
         seconds: longer sounds are cut; at most, and by default, what the tower takes.
         noise_db, noise_share, speed, lead, gaps, cut: of the waveform while training, see
-            `braid.encoders.backbones.audio_augment.WaveVariation`. Without any of them it is left
-            as it is.
+            `braid.encoders.backbones.audio_augment.WaveAugmentation`. Without any of them the
+            waveform stays as it is.
 
     `source` is a hub name or a local folder (then nothing is looked up on the network).
     """
@@ -96,7 +96,9 @@ class AudioTower(Encoder):
         if seconds is not None and not 0 < seconds <= longest:
             raise CheckpointError(f"seconds must be above 0 and at most {longest:g}, is {seconds}")
         self.seconds = float(seconds or longest)
-        self.waves = WaveVariation(rate=self.rate, seconds=self.seconds, **waves) if waves else None
+        self.waves = (
+            WaveAugmentation(rate=self.rate, seconds=self.seconds, **waves) if waves else None
+        )
         self.settings = {"extractor": described(extractor), "seconds": self.seconds}
         config: Any = net.config
         self.token_width = int(config.hidden_size)

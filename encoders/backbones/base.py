@@ -57,7 +57,7 @@ def joined(*parts: Tensor) -> Tensor:
     return torch.cat([F.normalize(part_BF, dim=1) for part_BF in parts], dim=1)
 
 
-ELSEWHERE = 16
+ACCELERATOR_FACTOR = 16
 """How many times larger a sub-batch may be on a device that is not a CPU."""
 
 
@@ -117,7 +117,7 @@ class Encoder(nn.Module, ABC):
     def budget(self) -> int:
         """The largest padded size of one sub-batch on a CPU, in units of `size`.
 
-        Small, so that what the layers hand on stays in the cache. See `ELSEWHERE`.
+        Small, so that what the layers hand on stays in the cache. See `ACCELERATOR_FACTOR`.
         """
         return 1 << 30
 
@@ -168,7 +168,7 @@ def encode_all(
         tokens: also give the tokens, padded to the longest, and their mask.
     """
     on_cpu = device.type == "cpu"
-    budget = encoder.budget * (1 if on_cpu else ELSEWHERE)
+    budget = encoder.budget * (1 if on_cpu else ACCELERATOR_FACTOR)
     sizes = [encoder.size(value) for value in inputs]
     if on_cpu and len(inputs) > 1:  # a small batch is shared by the cores, too
         budget = min(budget, max(max(sizes), math.ceil(sum(sizes) / cores())))

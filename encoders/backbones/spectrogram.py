@@ -26,7 +26,7 @@ class LogMel(nn.Module):
         norm: what each sound is centred by: "sound", one mean over bands and frames, or "band",
             each band's own mean over time, so that the microphone's colour goes too. Either way
             its spread becomes 1.
-        variation: see `Variation`; only while training.
+        variation: see `SpectrogramAugmentation`; only while training.
         filters: what torchaudio's `MelSpectrogram` is told beside these.
     """
 
@@ -57,7 +57,7 @@ class LogMel(nn.Module):
             power=2.0,
             **(filters or {}),
         )
-        self.variation = Variation(**(variation or {}))
+        self.variation = SpectrogramAugmentation(**(variation or {}))
 
     def forward(self, wave_BN: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """float[B, M, T] and bool[B, T], True where a frame is real.
@@ -70,13 +70,13 @@ class LogMel(nn.Module):
             log_BMT = self._log(self.mel(wave_BN.float() / 32768.0))
             frames_B = 1 + lengths_B // self.hop
             if self.training:
-                log_BMT, frames_B = self.variation.bend(log_BMT, frames_B)
+                log_BMT, frames_B = self.variation.warp(log_BMT, frames_B)
             mask_BT = torch.arange(log_BMT.shape[2], device=log_BMT.device) < frames_B[:, None]
             if self.training:
-                log_BMT = self.variation.swap(log_BMT, mask_BT[:, None].float())
+                log_BMT = self.variation.mix_statistics(log_BMT, mask_BT[:, None].float())
             standard_BMT = self._standardised(log_BMT, mask_BT[:, None].float())
             if self.training:
-                standard_BMT = self.variation.hide(standard_BMT, frames_B)
+                standard_BMT = self.variation.mask_spans(standard_BMT, frames_B)
         return standard_BMT, mask_BT
 
     def _log(self, power_BMT: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class LogMel(nn.Module):
         return centred_BMT / (spread_B11 + 1e-3)
 
 
-class Variation:
+class SpectrogramAugmentation:
     """Other voices, microphones and gaps, made of the frames at hand. All off by default.
 
     Args:
@@ -128,7 +128,7 @@ class Variation:
         self.pitch, self.tempo, self.tilt, self.masks = pitch, tempo, tilt, masks
         self.mix, self.mix_alpha = mix, mix_alpha
 
-    def bend(self, log_BMT: Tensor, frames_B: Tensor) -> tuple[Tensor, Tensor]:
+    def warp(self, log_BMT: Tensor, frames_B: Tensor) -> tuple[Tensor, Tensor]:
         """Before standardising: the frames at another pitch, tempo and tilt, and their numbers."""
         batch, bands, frames = log_BMT.shape
         device = log_BMT.device
@@ -155,7 +155,7 @@ class Variation:
             log_BMT = log_BMT + curve_B1M.transpose(1, 2)
         return log_BMT, frames_B
 
-    def swap(self, log_BMT: Tensor, weight_B1T: Tensor) -> Tensor:
+    def mix_statistics(self, log_BMT: Tensor, weight_B1T: Tensor) -> Tensor:
         """Before standardising: the bands' means and spreads drawn towards another sound's."""
         if self.mix <= 0:
             return log_BMT
@@ -173,7 +173,7 @@ class Variation:
         new_spread_BM1 = torch.lerp(spread_BM1[other_B], spread_BM1, own_B11)
         return (log_BMT - mean_BM1) / spread_BM1 * new_spread_BM1 + new_mean_BM1
 
-    def hide(self, standard_BMT: Tensor, frames_B: Tensor) -> Tensor:
+    def mask_spans(self, standard_BMT: Tensor, frames_B: Tensor) -> Tensor:
         """After standardising: spans become 0, the mean."""
         batch, bands, frames = standard_BMT.shape
         device = standard_BMT.device

@@ -26,7 +26,7 @@ CHARACTERS_PER_TOKEN = 50
 """Text beyond `max_tokens` times this is cut before it is tokenised: real words are far shorter,
 and tokenising a megabyte to keep 128 tokens takes a second."""
 
-RANDOM = ("config", "tokenizer")
+RANDOM_OPTIONS = ("config", "tokenizer")
 """Options of a transformer text encoder that are for random weights."""
 
 
@@ -174,10 +174,10 @@ class TransformerText(SubwordText):
             CheckpointError: nothing there, a tokeniser without a fast form, a config that
                 transformers refuses, or an option of random weights beside a source.
         """
-        own = {k: v for k, v in config.options.items() if k not in RANDOM}
-        random_options = {k: v for k, v in config.options.items() if k in RANDOM}
+        own = {k: v for k, v in config.options.items() if k not in RANDOM_OPTIONS}
+        random_options = {k: v for k, v in config.options.items() if k in RANDOM_OPTIONS}
         if config.source is None:
-            return cls(*_random(**random_options), **own)
+            return cls(*_random_weights(**random_options), **own)
         if random_options:
             raise CheckpointError(
                 f"options {', '.join(random_options)}: {config.source!r} brings its own; "
@@ -185,7 +185,7 @@ class TransformerText(SubwordText):
             )
         source, local = locate(config.source)
         try:
-            net, settings, tokenizer = _ask(source, local)
+            net, settings, tokenizer = _load_pretrained(source, local)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"no text encoder at {config.source!r}: {error}") from error
         return cls(net, settings, tokenizer, **own)
@@ -198,7 +198,7 @@ class TransformerText(SubwordText):
 
         named = {key: value for key, value in settings.items() if key != "model_type"}
         net = AutoModel.from_config(AutoConfig.for_model(settings["model_type"], **named))
-        own = {k: v for k, v in config.options.items() if k not in RANDOM}
+        own = {k: v for k, v in config.options.items() if k not in RANDOM_OPTIONS}
         return cls(net, settings, tokenizer, **own)
 
     def save_assets(self, folder: Path) -> None:
@@ -222,7 +222,7 @@ class TransformerText(SubwordText):
         return Features(pooled_BF=joined(*parts), tokens_BTF=states[-1], mask_BT=mask_BT)
 
 
-def _ask(source: str, local: bool) -> tuple[nn.Module, dict[str, Any], str]:
+def _load_pretrained(source: str, local: bool) -> tuple[nn.Module, dict[str, Any], str]:
     """The model, its settings and its tokeniser, as `transformers` finds them."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -236,7 +236,7 @@ def _ask(source: str, local: bool) -> tuple[nn.Module, dict[str, Any], str]:
     return net, _settings(net.config), str(backend.to_str())
 
 
-def _random(
+def _random_weights(
     config: Mapping[str, Any] | None = None, tokenizer: str | None = None
 ) -> tuple[nn.Module, dict[str, Any], str]:
     """The same with random weights; the words and their padding are the tokeniser's.

@@ -28,7 +28,7 @@ from .word_files import read_words
 WORDS = "words.json"
 WHOLE = re.compile(r"\w+(?:[-'’.]\w+)*")  # noqa: RUF001 (the apostrophe that people type)
 PART = re.compile(r"\w+")
-NOTHING = 0
+PADDING = 0
 """The id of padding; its vector is zero."""
 
 
@@ -70,12 +70,12 @@ class StaticWords(TextEncoder):
     def __init__(
         self, words: list[str], width: int, *, pooling: str = "mean", max_tokens: int = 256
     ) -> None:
-        super().__init__(max_tokens, padding=NOTHING)
+        super().__init__(max_tokens, padding=PADDING)
         if pooling not in POOLING:
             raise CheckpointError(f"pooling: no {pooling!r}; there are {', '.join(POOLING)}")
         self.words, self.pooling = words, pooling
         self.width = self.token_width = width
-        self.table = nn.Embedding(len(words) + 1, width, padding_idx=NOTHING)
+        self.table = nn.Embedding(len(words) + 1, width, padding_idx=PADDING)
         self.register_buffer("idf_V", torch.ones(len(words) + 1))
         self.weighed = pooling != "idf"
         """Whether the words' weights are known. (Without them "idf" would silently be "mean".)"""
@@ -175,10 +175,10 @@ class StaticWords(TextEncoder):
             ids_T += [i for i in parts if i]
             if len(ids_T) >= self.max_tokens:
                 return ids_T[: self.max_tokens]
-        return ids_T or [NOTHING]  # an empty text still has one token, so that its mean exists
+        return ids_T or [PADDING]  # an empty text still has one token, so that its mean exists
 
     def _lookup(self, word: str) -> int:
-        return self._ids.get(word) or self._ids.get(word.lower(), NOTHING)
+        return self._ids.get(word) or self._ids.get(word.lower(), PADDING)
 
     def forward(self, *batch: Tensor) -> Features:
         self._check_weighed()

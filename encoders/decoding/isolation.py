@@ -131,7 +131,7 @@ class DecodePool:
                     child = self._starter.submit(self._start, child).result()
                 try:
                     return child.ask(request, data, self._wall_s)
-                except _Ended as error:
+                except _ChildEnded as error:
                     child.close()
                     log.warning("a decoding process ended: %s", error)
                     if last or error.certain:
@@ -155,7 +155,7 @@ class DecodePool:
             child.close()
 
 
-class _Ended(Exception):
+class _ChildEnded(Exception):
     """A child ended. `certain`: by its record, and not by something else on the machine."""
 
     def __init__(self, reason: str, *, certain: bool) -> None:
@@ -185,35 +185,35 @@ class _Child:
         return self._process.poll() is None
 
     def ask(self, request: Mapping[str, Any], data: bytes, wall_s: float) -> tuple[Array, int]:
-        """Raises BadInput, or _Ended where the child is of no more use."""
+        """Raises BadInput, or _ChildEnded where the child is of no more use."""
         deadline = time.monotonic() + wall_s
         limits = {"cpu_s": self._cpu_s, "memory": self._memory}
         try:
             _send(self._socket, {**request, **limits}, data, deadline)
             answer, content = _receive(self._socket, deadline)
         except TimeoutError:
-            raise _Ended(f"takes more than {wall_s:g} s", certain=True) from None
+            raise _ChildEnded(f"takes more than {wall_s:g} s", certain=True) from None
         except (OSError, EOFError):
             raise self._reason() from None
         if "reason" in answer:
             raise BadInput(str(answer["field"]), str(answer["reason"])[:500])
         if answer.get("memory"):
-            raise _Ended(f"takes more than {self._memory} bytes of memory", certain=True)
+            raise _ChildEnded(f"takes more than {self._memory} bytes of memory", certain=True)
         dtype, shape = answer["dtype"], [int(side) for side in answer["shape"]]
         if dtype not in _DTYPES or math.prod(shape) * np.dtype(dtype).itemsize != len(content):
-            raise _Ended("the decoder answered nonsense", certain=True)
+            raise _ChildEnded("the decoder answered nonsense", certain=True)
         return np.frombuffer(content, dtype).reshape(shape), int(answer["rate"])
 
-    def _reason(self) -> _Ended:
+    def _reason(self) -> _ChildEnded:
         """Why it ended; it closes its socket only by ending."""
         try:
             status = self._process.wait(10.0)
         except subprocess.TimeoutExpired:
             status = 0
         if status == -signal.SIGXCPU:
-            return _Ended(f"takes more than {self._cpu_s} s of CPU time", certain=True)
+            return _ChildEnded(f"takes more than {self._cpu_s} s of CPU time", certain=True)
         name = signal.Signals(-status).name if status < 0 else f"status {status}"
-        return _Ended(f"the decoder ended with {name}", certain=False)
+        return _ChildEnded(f"the decoder ended with {name}", certain=False)
 
     def close(self) -> None:
         """End it; may be called again."""

@@ -56,7 +56,7 @@ def examiner(
     def examine(folder: Path, samples: Sequence[Sample]) -> Examination:
         from ..config import from_dict
         from ..model.checkpoint import load_folder
-        from . import judge as court
+        from . import judge as judging
 
         old = load_folder(champion, device=device)
         new = load_folder(folder, device=device)
@@ -65,25 +65,27 @@ def examiner(
         try:
             if not from_dict(new.manifest.config).judge:
                 reason = "not enough evidence: it was trained on the judge split too (judge=False)"
-                verdict = court.verdict(court.TOO_LITTLE, reason, gates, champion=old.name)
+                verdict = judging.verdict(judging.TOO_LITTLE, reason, gates, champion=old.name)
             else:
-                verdict, kept, pair = court.judge(old, new, samples, gates, seed=seed)
-        except court.IncompatibleChallenger as error:
-            verdict = court.verdict(court.REFUSED, str(error), gates, champion=old.name)
-        choice = _choice(old, new, verdict, kept, pair, samples, gates, limits, seed)
+                verdict, kept, pair = judging.judge(old, new, samples, gates, seed=seed)
+        except judging.IncompatibleChallenger as error:
+            verdict = judging.verdict(judging.REFUSED, str(error), gates, champion=old.name)
+        choice = _choose_space(old, new, verdict, kept, pair, samples, gates, limits, seed)
         carried = new.manifest.compatibility.get("adapter")
-        story = dict(choice.report)
+        compatibility_report = dict(choice.report)
         files: dict[str, bytes] = {}
         if choice.adapter is not None:
-            files[story["adapter"]["file"]] = choice.adapter.to_bytes()
+            files[compatibility_report["adapter"]["file"]] = choice.adapter.to_bytes()
         elif carried:  # its vectors go through the adapter of the version whose space it kept
-            story["adapter"] = carried
-        return Examination(verdict=verdict, compatibility=story, space=choice.space, files=files)
+            compatibility_report["adapter"] = carried
+        return Examination(
+            verdict=verdict, compatibility=compatibility_report, space=choice.space, files=files
+        )
 
     return examine
 
 
-def _choice(
+def _choose_space(
     old: TorchModel,
     new: TorchModel,
     verdict: Mapping[str, Any],

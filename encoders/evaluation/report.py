@@ -20,16 +20,16 @@ from ..errors import BadInput
 from ..model.net import Net
 from ..model.torch_model import TorchModel
 from ..tasks import Task
-from ..training.evaluate import EncodedSamples, accuracies, figures
+from ..training.evaluate import EncodedSamples, accuracies, compute_metrics
 from ..types import Sample
 from .corruptions import LEVELS, corrupted
 
-Tell = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, of how much."""
 
 
 def report(
-    model: TorchModel, samples: Sequence[Sample], *, seed: int = 0, tell: Tell | None = None
+    model: TorchModel, samples: Sequence[Sample], *, seed: int = 0, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Everything that is measured of a version.
 
@@ -38,7 +38,7 @@ def report(
         seed: of the noise and the permutations; not the training's.
 
     Returns:
-        what `braid.encoders.training.evaluate.figures` gives, and
+        what `braid.encoders.training.evaluate.compute_metrics` gives, and
         robustness: modality -> [{"level", "unit", "accuracy": {task: as above}}], one modality
             disturbed at a time.
         shuffled: modality -> task -> the decision's score when that modality is permuted among the
@@ -46,18 +46,18 @@ def report(
         map: {"points": [[x, y], ...], "label": [...], "ids": [...]}: the fused vectors on their
             first two principal components, at most `MAP` of them.
     """
-    say: Tell = tell or (lambda what, done, total: None)
+    notify: Progress = progress or (lambda what, done, total: None)
     left_out: Counter[str] = Counter()
     with torch.no_grad(), one_thread(model.device.type == "cpu"):
         kept, seen = encode_samples(model, samples, left_out)
-        result = figures(model.net, seen, model.served)
+        result = compute_metrics(model.net, seen, model.served)
         result["model"] = {"name": model.name, "space": model.space}
         result["left_out"] = dict(left_out)
         rng = np.random.default_rng([seed, 4242])
         steps = [(name, level) for name in model.modalities for level in LEVELS[name].levels]
         robust: dict[str, list[dict[str, Any]]] = {}
         for done, (name, level) in enumerate(steps):
-            say("robustness", done, len(steps))
+            notify("robustness", done, len(steps))
             worse = [corrupted(sample, name, level, rng) for sample in kept]
             _, view = encode_samples(model, worse, Counter(), only=name, beside=seen)
             scores = _scores(model.net, view)

@@ -109,11 +109,11 @@ def load_adapter(
     Raises:
         CheckpointError: the file is missing, damaged, or not what the manifest says.
     """
-    story = manifest.compatibility.get("adapter")
-    if not story or (applied is not None and bool(story.get("applied")) != applied):
+    info = manifest.compatibility.get("adapter")
+    if not info or (applied is not None and bool(info.get("applied")) != applied):
         return None
     try:
-        kind, name = str(story["kind"]), str(story["file"])
+        kind, name = str(info["kind"]), str(info["file"])
         if name not in manifest.files:
             raise CheckpointError(f"{folder}: the manifest has no checksum of its adapter {name!r}")
         tensors = load_bytes((folder / name).read_bytes())

@@ -1,4 +1,4 @@
-"""What a decision learns on validation data: temperatures, weights, exponents.
+"""Fits a decision's temperatures, weights and exponents on validation data.
 
 Shapes: B samples, S sources, C classes.
 """
@@ -9,18 +9,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-PROB_FLOOR = 1e-9  # a class that one source holds impossible stays possible
-POWERS = (1e-3, 5.0)
-PULL = 1e-3
-TEMPERATURES = (0.25, 10.0)  # a small validation split that is all right would ask for 0
+PROB_FLOOR = 1e-9  # no single source makes a class impossible
+EXPONENT_RANGE = (1e-3, 5.0)
+REGULARIZATION = 1e-3
+TEMPERATURE_RANGE = (0.25, 10.0)  # a small validation split without an error would give 0
 
 
 def fit_temperature(logits_BC: Tensor, label_B: Tensor) -> float:
-    """The temperature in `TEMPERATURES` with the lowest negative log-likelihood.
+    """The temperature in `TEMPERATURE_RANGE` with the lowest negative log-likelihood.
 
     Golden-section search over its logarithm: the likelihood is unimodal in 1 / temperature.
     """
-    low, high = (float(torch.tensor(t).log()) for t in TEMPERATURES)
+    low, high = (float(torch.tensor(t).log()) for t in TEMPERATURE_RANGE)
     ratio = (5**0.5 - 1) / 2
 
     def loss(log_t: float) -> float:
@@ -57,14 +57,16 @@ def fit_weights(right_BS: Tensor, present_BS: Tensor, rounds: int = 200) -> Tens
     return weights_S.float()
 
 
-def fit_powers(probs_BSC: Tensor, present_BS: Tensor, label_B: Tensor, steps: int = 50) -> Tensor:
-    """The exponents of `logproduct`, float[S], each in `POWERS`, that give the truth most.
+def fit_exponents(
+    probs_BSC: Tensor, present_BS: Tensor, label_B: Tensor, steps: int = 50
+) -> Tensor:
+    """The exponents of `logproduct`, float[S], each in `EXPONENT_RANGE`, of the highest likelihood.
 
-    Minimises the negative log-likelihood of the pool plus `PULL` times the mean square of the
-    exponents' logarithms, which keeps them near 1 where data say little. By L-BFGS over the
-    logarithms. Sources present in no row keep 1.
+    Minimises, by L-BFGS over the exponents' logarithms, the negative log-likelihood of the pool
+    plus `REGULARIZATION` times the mean square of the logarithms, which keeps the exponents near 1
+    where there are few data. Sources present in no row keep 1.
     """
-    low, high = POWERS
+    low, high = EXPONENT_RANGE
     logs_BSC = probs_BSC.double().clamp(min=PROB_FLOOR).log() * present_BS[:, :, None]
     log_power_S = torch.zeros(probs_BSC.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_power_S], max_iter=steps, line_search_fn="strong_wolfe")
@@ -73,7 +75,7 @@ def fit_powers(probs_BSC: Tensor, present_BS: Tensor, label_B: Tensor, steps: in
         optimizer.zero_grad()
         power_S = log_power_S.exp().clamp(low, high)
         pooled_BC = torch.einsum("s,bsc->bc", power_S, logs_BSC)
-        value = F.cross_entropy(pooled_BC, label_B) + PULL * log_power_S.square().mean()
+        value = F.cross_entropy(pooled_BC, label_B) + REGULARIZATION * log_power_S.square().mean()
         value.backward()
         return value
 
@@ -85,8 +87,8 @@ def fit_powers(probs_BSC: Tensor, present_BS: Tensor, label_B: Tensor, steps: in
 def fit_average(values_BS: Tensor, present_BS: Tensor, target_B: Tensor, steps: int = 50) -> Tensor:
     """Weights of an average of numbers, float[S], summing to 1, with the least squared error.
 
-    Over the sources present in each row; by L-BFGS over the weights' logits, with `PULL` times
-    their mean square added.
+    Over the sources present in each row; by L-BFGS over the weights' logits. `REGULARIZATION` times
+    the mean square of the logits is added to the error.
     """
     here_BS = present_BS.double()
     values, target = values_BS.double() * here_BS, target_B.double()
@@ -97,7 +99,7 @@ def fit_average(values_BS: Tensor, present_BS: Tensor, target_B: Tensor, steps: 
         optimizer.zero_grad()
         weights_BS = logits_S.exp() * here_BS
         mean_B = (weights_BS * values).sum(1) / weights_BS.sum(1).clamp(min=1e-12)
-        value = F.mse_loss(mean_B, target) + PULL * logits_S.square().mean()
+        value = F.mse_loss(mean_B, target) + REGULARIZATION * logits_S.square().mean()
         value.backward()
         return value
 

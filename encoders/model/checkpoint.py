@@ -54,19 +54,19 @@ def save(
     parent: str | None = None,
     window: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
-    keeps: Path | None = None,
+    unchanged_from: Path | None = None,
     examine: Callable[[Path], Examination] | None = None,
     reference: Callable[[TorchModel], Mapping[str, Any]] | None = None,
 ) -> Manifest:
     """Write `net` as the version folder `folder`, which must not exist yet.
 
     Args:
-        keeps: a version whose encoders, projections and fusion these are, unchanged: its space is
-            kept, and its adapter with it.
-        examine: called with the finished folder before anybody sees it; what it found goes into
-            the manifest.
-        reference: gives the manifest's `reference`, from the model as it will be loaded: its
-            vectors go through its adapter, if it has one.
+        unchanged_from: a version with the same encoders, projections and fusion. The new version
+            keeps its space and its adapter.
+        examine: called with the finished folder before it is published; the result goes into the
+            manifest.
+        reference: makes the manifest's `reference` from the model as it will be loaded, with its
+            adapter, if it has one.
 
     Raises:
         CheckpointError: it exists already.
@@ -87,7 +87,7 @@ def save(
             parent=parent,
             window=window,
             metrics=metrics,
-            keeps=keeps,
+            unchanged_from=unchanged_from,
             reference=reference,
         )
         if examine is not None:
@@ -105,7 +105,7 @@ def save(
 
 
 def _write(
-    net: Net, draft: Path, config: TrainConfig, name: str, version_number: int, **story: Any
+    net: Net, draft: Path, config: TrainConfig, name: str, version_number: int, **provenance: Any
 ) -> Manifest:
     tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     save_file(tensors, draft / WEIGHTS)
@@ -117,9 +117,9 @@ def _write(
         if not any(assets.iterdir()):
             assets.rmdir()
     kept, adapter = None, None
-    if story["keeps"] is not None:
-        kept = read_manifest(story["keeps"])
-        adapter = load_adapter(story["keeps"], kept, applied=True)
+    if provenance["unchanged_from"] is not None:
+        kept = read_manifest(provenance["unchanged_from"])
+        adapter = load_adapter(provenance["unchanged_from"], kept, applied=True)
         if adapter is not None:
             (draft / kept.compatibility["adapter"]["file"]).write_bytes(adapter.to_bytes())
     raw = config.to_dict()
@@ -133,9 +133,9 @@ def _write(
         tasks={name: task.to_dict() for name, task in net.tasks.items()},
         config=raw,
         config_sha256=digest(raw),
-        parent=story["parent"],
-        window=story["window"],
-        metrics=story["metrics"] or {},
+        parent=provenance["parent"],
+        window=provenance["window"],
+        metrics=provenance["metrics"] or {},
         calibration=_calibration(net),
         files={
             path.relative_to(draft).as_posix(): sha256_of(path)
@@ -150,9 +150,11 @@ def _write(
     )
     training = net.training
     model = TorchModel(net, manifest, device_of(net), adapter)
-    refer = story["reference"]
+    make_reference = provenance["reference"]
     manifest = replace(
-        manifest, golden=_golden(model), reference={} if refer is None else refer(model)
+        manifest,
+        golden=_golden(model),
+        reference={} if make_reference is None else make_reference(model),
     )
     net.requires_grad_(True).train(training)
     (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")

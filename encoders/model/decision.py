@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from .calibration import PROB_FLOOR, fit_average, fit_powers, fit_temperature, fit_weights
+from .calibration import PROB_FLOOR, fit_average, fit_exponents, fit_temperature, fit_weights
 
 WEIGHT_FLOOR = 1e-6  # so that a record with nothing but a useless modality still gets an answer
 
@@ -143,8 +143,8 @@ class Decision(nn.Module):
         self, subset: int, logits_BSC: Tensor, present_BS: Tensor, target: Tensor
     ) -> None:
         """As `fit`, for one subset, where every row has just these modalities. Fewer than
-        `LEAST` rows change nothing: the fit over everything stays."""
-        self._fit(subset, logits_BSC, present_BS, target, least=LEAST)
+        `MIN_ROWS` rows change nothing: the fit over everything stays."""
+        self._fit(subset, logits_BSC, present_BS, target, least=MIN_ROWS)
 
     def _fit(
         self, rows: int | slice, logits_BSC: Tensor, present_BS: Tensor, target: Tensor, least: int
@@ -173,7 +173,7 @@ class Decision(nn.Module):
         self.temperature_ZS[rows] = temperature_S
         probs_BSC = torch.softmax(logits_BSC / temperature_S[:, None], dim=2)
         if self.rule == "logproduct":
-            self.weights_ZS[rows] = fit_powers(probs_BSC, present_BS, target)
+            self.weights_ZS[rows] = fit_exponents(probs_BSC, present_BS, target)
         elif self.rule == "weighted":
             right_BS = probs_BSC[torch.arange(len(target)), :, target]
             weights_S = fit_weights(right_BS, present_BS)
@@ -183,7 +183,7 @@ class Decision(nn.Module):
             self.sharpness_Z[rows] = 1.0 / fit_temperature(log_BC, target)
 
 
-LEAST = 20  # rows: a temperature from fewer is worse than the one from all
+MIN_ROWS = 20  # rows: a temperature from fewer is worse than the one from all
 
 
 def subset_of(present_BS: Tensor) -> Tensor:

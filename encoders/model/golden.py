@@ -29,7 +29,7 @@ def check_golden(model: Model) -> None:
         pairs = [
             (f"{sample.id}.{name}", vector_D, np.asarray(want[name], dtype=np.float32))
             for sample, got, want in zip(samples, embeddings, expected, strict=True)
-            for name, vector_D in _checked(got).items()
+            for name, vector_D in _compared_values(got).items()
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{model.name}: no usable golden batch: {error!r}") from error
@@ -56,14 +56,14 @@ def golden_batch(model: Model) -> dict[str, Any]:
     outputs = [
         {
             name: [round(float(value), 6) for value in vector_D]
-            for name, vector_D in _checked(embedding).items()
+            for name, vector_D in _compared_values(embedding).items()
         }
         for embedding in embeddings
     ]
     return {"inputs": inputs, "outputs": outputs, "tolerance": TOLERANCE}
 
 
-def _checked(embedding: Embedding) -> dict[str, Vector]:
+def _compared_values(embedding: Embedding) -> dict[str, Vector]:
     """All that is compared: the vectors, and each task's probabilities in its classes' order.
 
     A number in its own units, or a caption's likelihood, is not: the vectors that they come from

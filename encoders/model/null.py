@@ -97,7 +97,7 @@ class NullModel:
 
     def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
         """Mean of the hashed vectors, and the parity task."""
-        return [self._one(item) for item in prepared]
+        return [self._embed_one(item) for item in prepared]
 
     def check(self) -> None:
         """The golden text must give the golden vector."""
@@ -106,7 +106,7 @@ class NullModel:
         if got.shape != want.shape or not np.allclose(got, want, atol=1e-6):
             raise CheckpointError(f"{self.name}: the golden text gives another vector")
 
-    def _one(self, item: Prepared) -> Embedding:
+    def _embed_one(self, item: Prepared) -> Embedding:
         if item.preprocessing != self.preprocessing:
             raise ValueError(f"prepared by {item.preprocessing}, not by {self.preprocessing}")
         by: dict[str, Vector] = {

@@ -128,7 +128,7 @@ def gather(
                     features = encode_all(
                         net.encoder(name), inputs, device, tokens=net.needs_tokens
                     )
-                    _keep(features, having, name)
+                    _store_features(features, having, name)
         for row in window:
             if kept.pop(row.sample_id, None) is not None:
                 left_out["older version of an id"] += 1
@@ -143,7 +143,7 @@ def gather(
     return _assemble(rows, net, frozen, config, left_out)
 
 
-def _keep(features: Features, rows: Sequence[Row], name: str) -> None:
+def _store_features(features: Features, rows: Sequence[Row], name: str) -> None:
     """Give each row its own features; tokens in half precision, since they are many."""
     # A clone is an ordinary tensor, one from inference mode is not.
     pooled_BF = features.pooled_BF.clone().cpu()

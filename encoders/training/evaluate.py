@@ -136,11 +136,11 @@ def name_of(net: Net, subset_M: Tensor) -> str:
 
 
 def evaluate(net: Net, data: Dataset, rows: Tensor, device: torch.device) -> dict[str, Any]:
-    """`figures` of the samples at `rows`."""
-    return figures(net, encode_rows(net, data, rows, device))
+    """`compute_metrics` of the samples at `rows`."""
+    return compute_metrics(net, encode_rows(net, data, rows, device))
 
 
-def figures(
+def compute_metrics(
     net: Net, seen: EncodedSamples, served: Callable[[Tensor], Tensor] = lambda vectors: vectors
 ) -> dict[str, Any]:
     """What the version can do with these samples.
@@ -284,7 +284,7 @@ def accuracies(
     net: Net, name: str, task: Task, decision: Decision, seen: EncodedSamples
 ) -> dict[str, Any] | None:
     """The decision's score, each source's alone, and the decision's for each subset; see
-    `figures`. None where no sample has a label."""
+    `compute_metrics`. None where no sample has a label."""
     target, score = seen.target[name], _SCORE[task.kind]
     decision = decision.cpu()
     known_B = known(target)

@@ -56,7 +56,7 @@ def fit(
     """
     device = next(net.parameters()).device
     rows = data.rows(*splits)
-    check_something_to_learn(data, config, rows, heads_only)
+    check_has_targets(data, config, rows, heads_only)
     objective = Objective(net.modalities, config, heads_only=heads_only).to(device)
     groups = parameter_groups(net, data, config, objective, heads_only, warm)
     optimizer = torch.optim.AdamW(groups)
@@ -67,12 +67,12 @@ def fit(
     held = data.rows("validation") if config.patience > 0 and "validation" not in splits else None
     state = FitResult()
     statistics = running_statistics(net)
-    keeper = FitCheckpoints(resume, net, optimizer, ema, trained)
-    best = keeper.restore(state)
+    checkpoints = FitCheckpoints(resume, net, optimizer, ema, trained)
+    best = checkpoints.restore(state)
     for epoch in range(len(state.losses), config.epochs):
-        if _waited(state, config):
+        if _out_of_patience(state, config):
             break
-        _modes(net, data, config, heads_only)
+        _set_modes(net, data, config, heads_only)
         total, seen = 0.0, 0
         for batch_no, (batch_B, inputs) in enumerate(batches(rows, data, net, config, seed, epoch)):
             step = epoch * per_epoch + batch_no
@@ -97,18 +97,18 @@ def fit(
             total += loss * len(batch_B)
             seen += len(batch_B)
             state.parts = terms.parts
-        parallel.average(running_statistics(net, moving=True))
+        parallel.average_buffers(running_statistics(net, moving=True))
         state.losses.append(total / max(seen, 1))
         figures = {"loss": state.losses[-1]}
         if held is not None and len(held) > 0:
             with ema.averaged():
                 validation_loss = held_out_loss(net, objective, data, held, device)
-            state.held_out.append(parallel.of_first(validation_loss, device))
+            state.held_out.append(parallel.broadcast_first(validation_loss, device))
             figures["held out"] = state.held_out[-1]
             if state.held_out[-1] <= min(state.held_out):
                 state.best = epoch + 1
                 best = [t.detach().clone() for t in [*(ema.shadow or trained), *statistics]]
-        keeper.keep(state, best)
+        checkpoints.save(state, best)
         if progress is not None:
             progress(stage, epoch + 1, config.epochs, figures)
     ema.take()
@@ -119,16 +119,16 @@ def fit(
     return state
 
 
-def check_something_to_learn(
-    data: Dataset, config: TrainConfig, rows: Tensor, heads_only: bool
-) -> None:
+def check_has_targets(data: Dataset, config: TrainConfig, rows: Tensor, heads_only: bool) -> None:
     """Whether any term of the joint loss says something about the samples at `rows`.
 
     Raises:
         TrainingError: none does.
     """
-    spoken = [config.task if task.kind != "generation" else 0.0 for task in data.tasks.values()]
-    if any(weight > 0 or config.fuse > 0 for weight in spoken):
+    task_weights = [
+        config.task if task.kind != "generation" else 0.0 for task in data.tasks.values()
+    ]
+    if any(weight > 0 or config.fuse > 0 for weight in task_weights):
         return
     why = (
         f"task {config.task} and fuse {config.fuse} leave the labels out"
@@ -152,11 +152,11 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _waited(state: FitResult, config: TrainConfig) -> bool:
+def _out_of_patience(state: FitResult, config: TrainConfig) -> bool:
     return bool(state.held_out) and len(state.held_out) - state.best >= config.patience > 0
 
 
-def _modes(net: Net, data: Dataset, config: TrainConfig, heads_only: bool) -> None:
+def _set_modes(net: Net, data: Dataset, config: TrainConfig, heads_only: bool) -> None:
     """Training mode for what is trained; batch norms of the rest keep their statistics."""
     net.train()
     for name in net.modalities:

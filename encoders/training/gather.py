@@ -49,7 +49,7 @@ def exchanged(
     """
     all_rows: dict[str, Row] = {}
     all_left_out: Counter[str] = Counter()
-    for packed in parallel.collected(_packed(rows, left_out), device):
+    for packed in parallel.all_gather_bytes(_packed(rows, left_out), device):
         theirs, missing = _unpacked(packed)
         all_rows |= theirs
         all_left_out.update(missing)

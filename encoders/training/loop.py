@@ -87,7 +87,7 @@ def train(
             output that is not finite. Nothing is written then.
         CheckpointError: a damaged parent or champion, or `out` exists.
     """
-    tell: Progress = progress or (lambda stage, done, total, figures: None)
+    notify: Progress = progress or (lambda stage, done, total, figures: None)
     place = parallel.own_device(device)
     with (
         torch.random.fork_rng(range(torch.cuda.device_count())),
@@ -97,7 +97,7 @@ def train(
         torch.manual_seed(seed)
         if examine is not None and not isinstance(samples, Sized):  # it is read again then
             samples = list(samples)
-        config, net, parent_name = _start(config, parent, heads_only)
+        config, net, parent_name = _initial_net(config, parent, heads_only)
         before = None if parent is None else net.space()
         net = net.to(place)
         data = gather(
@@ -106,7 +106,7 @@ def train(
             config,
             all_frozen=heads_only,
             device=place,
-            progress=tell,
+            progress=notify,
             shared=shared and size > 1,
         )
         if config.compatible > 0 and not heads_only:
@@ -114,7 +114,7 @@ def train(
         net.new_heads(data.tasks)
         net = net.to(place)
         held = data.rows("validation")
-        state = None if resume is None else resume / _key(config, net, data, seed, heads_only)
+        state = None if resume is None else resume / _run_key(config, net, data, seed, heads_only)
         start = copy.deepcopy(net.state_dict()) if config.refit else {}
         warm = start_projectors(net, data, config, ("train",)) if parent is None else []
         fitted = fit(
@@ -125,10 +125,10 @@ def train(
             warm=warm,
             seed=seed,
             heads_only=heads_only,
-            progress=tell,
-            resume=_at(state, "train", rank),
+            progress=notify,
+            resume=_state_folder(state, "train", rank),
         )
-        tell("evaluate", 0, 1, {})
+        notify("evaluate", 0, 1, {})
         metrics: dict[str, Any] = {"seed": seed, **fitted.to_dict()}
         metrics["left_out"] = dict(data.left_out)
         metrics["train_samples"] = len(data.rows("train"))
@@ -138,7 +138,7 @@ def train(
             metrics["validation"] = evaluate(net, data, held, place)
             # Before the refit: afterwards it has learnt them, and is surer of them than of others.
             unlearnt = tally(net, data, held, place).tasks
-        tell("evaluate", 1, 1, {})
+        notify("evaluate", 1, 1, {})
         if config.refit and len(held) > 0:
             decided = {k: v for k, v in net.state_dict().items() if k.startswith(DECISIONS)}
             net.load_state_dict({**start, **decided})
@@ -152,20 +152,20 @@ def train(
                 warm=warm,
                 seed=seed,
                 heads_only=heads_only,
-                progress=tell,
+                progress=notify,
                 stage="refit",
-                resume=_at(state, "refit", rank),
+                resume=_state_folder(state, "refit", rank),
             )
             metrics["refit"] = again.to_dict()
-        tell("write", 0, 1, {})
+        notify("write", 0, 1, {})
         if rank == 0:
 
             def examined(draft: Path) -> Examination:
                 assert examine is not None
                 assert isinstance(samples, Sized)
-                tell("examine", 0, 1, {})
+                notify("examine", 0, 1, {})
                 examination = examine(draft, cast(Sequence[Sample], samples))
-                tell("examine", 1, 1, {})
+                notify("examine", 1, 1, {})
                 return examination
 
             try:
@@ -178,7 +178,7 @@ def train(
                     parent=parent_name,
                     window=window,
                     metrics=metrics,
-                    keeps=parent if before is not None and net.space() == before else None,
+                    unchanged_from=parent if before is not None and net.space() == before else None,
                     examine=None if examine is None else examined,
                     reference=_reference(data, held, place, unlearnt),
                 )
@@ -190,11 +190,11 @@ def train(
             torch.distributed.barrier()
         if rank > 0:
             manifest = read_manifest(out)
-        tell("write", 1, 1, {})
+        notify("write", 1, 1, {})
         return manifest
 
 
-def _key(config: TrainConfig, net: Net, data: Dataset, seed: int, heads_only: bool) -> str:
+def _run_key(config: TrainConfig, net: Net, data: Dataset, seed: int, heads_only: bool) -> str:
     """A name for this very training: another configuration, seed, start (parent) or data (contents,
     labels, the champion's vectors) begins anew."""
     labels = {name: crc32(target.numpy().tobytes()) for name, target in data.target.items()}
@@ -203,7 +203,7 @@ def _key(config: TrainConfig, net: Net, data: Dataset, seed: int, heads_only: bo
     return digest([config.to_dict(), seed, heads_only, net.space(), *about], 16)
 
 
-def _at(state: Path | None, stage: str, rank: int) -> Path | None:
+def _state_folder(state: Path | None, stage: str, rank: int) -> Path | None:
     return None if state is None else state / f"{stage}-{rank}"
 
 
@@ -214,15 +214,15 @@ def _reference(
     if len(held) == 0:
         return None
 
-    def refer(model: TorchModel) -> Mapping[str, Any]:
+    def make_reference(model: TorchModel) -> Mapping[str, Any]:
         statistics = tally(model.net, data, held, place, served=model.served, tasks=False)
         statistics.tasks = tasks
         return statistics.to_plain()
 
-    return refer
+    return make_reference
 
 
-def _start(
+def _initial_net(
     config: TrainConfig, parent: Path | None, heads_only: bool
 ) -> tuple[TrainConfig, Net, str | None]:
     if parent is None:

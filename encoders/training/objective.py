@@ -152,7 +152,7 @@ class Objective(nn.Module):
                     whole_BC = net.heads(name, FUSED, whole_BD)
                     fuse = fuse + config.monotone * confidence_penalty(logits_BSC[:, -1], whole_BC)
                 if config.teach > 0:
-                    fuse = fuse + config.teach * _taught(logits_BSC, kept_BM)
+                    fuse = fuse + config.teach * _distillation(logits_BSC, kept_BM)
         fuse = fuse + config.match * match
         terms = {"task": task, "align": align, "fuse": fuse}
         weighed = {name: self.fixed[name] * term for name, term in terms.items()}
@@ -245,7 +245,7 @@ def _scalars(names: Sequence[str], start: float) -> nn.ParameterDict:
     return nn.ParameterDict({name: nn.Parameter(torch.tensor(start)) for name in names})
 
 
-def _taught(logits_BSC: Tensor, kept_BM: Tensor) -> Tensor:
+def _distillation(logits_BSC: Tensor, kept_BM: Tensor) -> Tensor:
     """The fused head against the own head of the only modality that it saw, where that is so."""
     only_B = kept_BM.float().argmax(1)
     own_BC = logits_BSC[torch.arange(len(only_B), device=only_B.device), only_B]

@@ -100,7 +100,7 @@ class _Gathered(torch.autograd.Function):
         return grads[0][start:end]
 
 
-def gathered(local_nF: Tensor) -> Tensor:
+def all_gather_rows(local_nF: Tensor) -> Tensor:
     """The rows of all processes, in rank order, with a gradient for this process's own.
 
     The number of rows may differ; their shape may not. Without a process group, `local_nF` itself.
@@ -111,17 +111,17 @@ def gathered(local_nF: Tensor) -> Tensor:
     return result
 
 
-def longest(length: int, device: torch.device) -> int:
+def all_reduce_max(length: int, device: torch.device) -> int:
     """The largest of all processes' numbers."""
     return length if world()[1] == 1 else max(_counts(length, device))
 
 
-def least(value: int, device: torch.device) -> int:
+def all_reduce_min(value: int, device: torch.device) -> int:
     """The smallest of all processes' numbers."""
     return value if world()[1] == 1 else min(_counts(value, device))
 
 
-def collected(mine: bytes, device: torch.device) -> list[bytes]:
+def all_gather_bytes(mine: bytes, device: torch.device) -> list[bytes]:
     """Each process's bytes, in every process, in rank order."""
     if world()[1] == 1:
         return [mine]
@@ -145,7 +145,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             dist.all_reduce(parameter.grad)
 
 
-def average(buffers: Iterable[Tensor]) -> None:
+def average_buffers(buffers: Iterable[Tensor]) -> None:
     """Make each buffer of floats its mean over the processes, in place."""
     size = world()[1]
     for buffer in buffers if size > 1 else ():
@@ -154,7 +154,7 @@ def average(buffers: Iterable[Tensor]) -> None:
             buffer.div_(size)
 
 
-def of_first(value: float, device: torch.device) -> float:
+def broadcast_first(value: float, device: torch.device) -> float:
     """The first process's number, in every process: what is decided by it, all decide alike."""
     if world()[1] == 1:
         return value
@@ -163,7 +163,7 @@ def of_first(value: float, device: torch.device) -> float:
     return float(first)
 
 
-def share(items: int, rank: int, size: int) -> slice:
+def rank_slice(items: int, rank: int, size: int) -> slice:
     """Which of `items` rows this rank encodes: as equal parts as can be, in order."""
     return slice(items * rank // size, items * (rank + 1) // size)
 

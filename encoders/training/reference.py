@@ -19,7 +19,7 @@ from ..types import Embedding
 from .data import Dataset
 from .evaluate import encode_rows
 
-MOST = 2000
+MAX_RECORDS = 2000
 """Records looked at: chance then moves no statistic by more than a few hundredths."""
 BATCH = 64
 
@@ -33,14 +33,14 @@ def tally(
     served: Callable[[Tensor], Tensor] = lambda vectors: vectors,
     tasks: bool = True,
 ) -> Tally:
-    """The tally of the samples at `rows_n`, of evenly spread ones where there are over `MOST`.
+    """The tally of the samples at `rows_n`; of `MAX_RECORDS` evenly spaced ones if there are more.
 
     Args:
         served: what its vectors go through before anybody gets them (`TorchModel.served`).
         tasks: whether it predicts, too.
     """
-    if len(rows_n) > MOST:
-        rows_n = rows_n[torch.linspace(0, len(rows_n) - 1, MOST).long()]
+    if len(rows_n) > MAX_RECORDS:
+        rows_n = rows_n[torch.linspace(0, len(rows_n) - 1, MAX_RECORDS).long()]
     statistics = Tally()
     training = net.training
     for rows_B in rows_n.split(BATCH):

@@ -25,7 +25,7 @@ from ..model.net import Net
 from . import parallel
 from .ema import Ema
 
-TENSORS, STORY = "state.safetensors", "state.json"
+TENSORS, METADATA = "state.safetensors", "state.json"
 
 
 @dataclass(kw_only=True)
@@ -87,14 +87,14 @@ class FitCheckpoints:
         # Of several processes one may have been killed before it kept what another had: all go on
         # from the epoch that all have.
         device = self.trained[0].device
-        epoch = parallel.least(0 if newest is None else _epoch_of(newest), device)
+        epoch = parallel.all_reduce_min(0 if newest is None else _epoch_of(newest), device)
         if newest is None or epoch == 0:
             return []
         newest = newest.with_name(_name(epoch))
-        if not (newest / STORY).is_file():
+        if not (newest / METADATA).is_file():
             raise TrainingError(f"{newest} is gone, though another process needs it; remove all")
-        story = json.loads((newest / STORY).read_text(encoding="utf-8"))
-        if story["shapes"] != self.shapes:
+        metadata = json.loads((newest / METADATA).read_text(encoding="utf-8"))
+        if metadata["shapes"] != self.shapes:
             raise TrainingError(f"{newest} holds the state of another model; remove it")
         tensors = load_file(newest / TENSORS)
         with torch.no_grad():
@@ -104,19 +104,19 @@ class FitCheckpoints:
                 buffer.copy_(tensors[f"buffer.{i}"])
             for i, shadow in enumerate(self.ema.shadow):
                 shadow.copy_(tensors[f"ema.{i}"])
-        self.ema.steps = story["ema_steps"]
+        self.ema.steps = metadata["ema_steps"]
         loaded = self.optimizer.state_dict()
         loaded["state"] = {
             i: {name: tensors[f"optimizer.{i}.{name}"] for name in names}
-            for i, names in enumerate(story["optimizer"])
+            for i, names in enumerate(metadata["optimizer"])
             if names
         }
         self.optimizer.load_state_dict(loaded)
-        for name, value in story["fitted"].items():
+        for name, value in metadata["fitted"].items():
             setattr(state, name, value)
-        return [tensors[f"best.{i}"].to(device) for i in range(story["best"])]
+        return [tensors[f"best.{i}"].to(device) for i in range(metadata["best"])]
 
-    def keep(self, state: FitResult, best: Sequence[Tensor]) -> None:
+    def save(self, state: FitResult, best: Sequence[Tensor]) -> None:
         """Write the state after an epoch, and let go of the one before."""
         if self.folder is None:
             return
@@ -132,7 +132,7 @@ class FitCheckpoints:
                 for name, value in slots.items()
             },
         }
-        story: dict[str, Any] = {
+        metadata: dict[str, Any] = {
             "shapes": self.shapes,
             "ema_steps": self.ema.steps,
             "optimizer": [list(optimizer.get(i, {})) for i in range(len(self.trained))],
@@ -145,8 +145,8 @@ class FitCheckpoints:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()}, draft / TENSORS)
-        (draft / STORY).write_text(json.dumps(story), encoding="utf-8")
-        for path in (draft / TENSORS, draft / STORY, draft):
+        (draft / METADATA).write_text(json.dumps(metadata), encoding="utf-8")
+        for path in (draft / TENSORS, draft / METADATA, draft):
             handle = os.open(path, os.O_RDONLY)
             os.fsync(handle)
             os.close(handle)
@@ -161,7 +161,7 @@ class FitCheckpoints:
     def _newest(self) -> Path | None:
         if self.folder is None or not self.folder.is_dir():
             return None
-        whole = [p for p in sorted(self.folder.glob("epoch-*")) if (p / STORY).is_file()]
+        whole = [p for p in sorted(self.folder.glob("epoch-*")) if (p / METADATA).is_file()]
         return whole[-1] if whole else None
 
 

@@ -21,11 +21,11 @@ from ..model.net import Net
 from ..model.projection import Projector
 from .data import Dataset
 
-MOST = 2048
+MAX_SAMPLES = 2048
 """Samples that are looked at, evenly spaced: the time grows with the cube of them."""
 RIDGE = 1.0
 """Added to each variance, in mean variances: with fewer samples than features, much is needed."""
-SPARE = 0.02
+UNUSED_SCALE = 0.02
 """Spread of the weights of directions that the features do not fill."""
 
 
@@ -46,8 +46,8 @@ def start_projectors(
     together = torch.nonzero(torch.stack(places).ge(0).all(0)).flatten()
     if len(together) < 2:
         return []
-    if len(together) > MOST:
-        together = together[torch.linspace(0, len(together) - 1, MOST).round().long()]
+    if len(together) > MAX_SAMPLES:
+        together = together[torch.linspace(0, len(together) - 1, MAX_SAMPLES).round().long()]
     views = {
         name: cast(Tensor, data.columns[name].features_nF)[row_n[together]]
         for name, row_n in zip(frozen, places, strict=True)
@@ -59,7 +59,7 @@ def start_projectors(
             raise TrainingError("start: cca needs linear projectors (hidden: 0)")
         with torch.no_grad():
             filled = weight_FD.shape[1]
-            linear.weight.mul_(SPARE)
+            linear.weight.mul_(UNUSED_SCALE)
             linear.bias.zero_()
             linear.weight[:filled] = weight_FD.T.to(linear.weight)
             linear.bias[:filled] = bias_D.to(linear.bias)

@@ -95,7 +95,7 @@ class _EncoderPass:
     ) -> None:
         self.encoder: Encoder = net.encoder(name)
         rank, size = parallel.world()
-        mine = parallel.share(len(batch[0]), rank, size)
+        mine = parallel.rank_slice(len(batch[0]), rank, size)
         self.batch = tuple(uploaded(part[mine], device) for part in batch)
         self.key = (*key, rank)
         self.device, self.chunk = device, chunk
@@ -104,16 +104,16 @@ class _EncoderPass:
     def encode(self) -> Features:
         """The features of all processes' shares."""
         if len(self.batch[0]) == 0:  # a short batch among many: a spectrogram of nothing is none
-            return _everyone(_nothing(self.encoder, self.device))
+            return _gather_features(_empty_features(self.encoder, self.device))
         if self.chunk <= 0 or self.chunk >= len(self.batch[0]):
             self.chunk = 0
             local = self._run(self.batch, 0)
         else:
             with torch.no_grad():
                 pieces = [self._run(piece, place) for place, piece in enumerate(self._pieces())]
-            local = _joined(pieces)
+            local = _concatenated(pieces)
             self.leaves = [t.requires_grad_() for t in _tensors(local)]
-        return _everyone(local)
+        return _gather_features(local)
 
     def finish(self) -> None:
         """Carry the features' gradients through the encoder, piece by piece."""
@@ -143,7 +143,7 @@ def _tensors(features: Features) -> list[Tensor]:
     return [t for t in (features.pooled_BF, features.tokens_BTF) if t is not None]
 
 
-def _joined(pieces: Sequence[Features]) -> Features:
+def _concatenated(pieces: Sequence[Features]) -> Features:
     def column(name: str) -> Any:
         values = [getattr(piece, name) for piece in pieces]
         return None if values[0] is None else torch.cat(values)
@@ -153,7 +153,7 @@ def _joined(pieces: Sequence[Features]) -> Features:
     )
 
 
-def _nothing(encoder: Encoder, device: torch.device) -> Features:
+def _empty_features(encoder: Encoder, device: torch.device) -> Features:
     """The features of no sample."""
     width = encoder.token_width
     return Features(
@@ -162,7 +162,7 @@ def _nothing(encoder: Encoder, device: torch.device) -> Features:
     )
 
 
-def _everyone(local: Features) -> Features:
+def _gather_features(local: Features) -> Features:
     """The features of all processes, tokens padded to the longest. In float32, whatever autocast
     made of a process's own: all have to be alike."""
     if parallel.world()[1] == 1:
@@ -171,11 +171,11 @@ def _everyone(local: Features) -> Features:
     if tokens is not None:
         if mask is None:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        extra = parallel.longest(tokens.shape[1], tokens.device) - tokens.shape[1]
+        extra = parallel.all_reduce_max(tokens.shape[1], tokens.device) - tokens.shape[1]
         tokens = torch.nn.functional.pad(tokens.float(), (0, 0, 0, extra))
         mask = torch.nn.functional.pad(mask, (0, extra))
     return Features(
-        pooled_BF=parallel.gathered(local.pooled_BF.float()),
-        tokens_BTF=None if tokens is None else parallel.gathered(tokens),
-        mask_BT=None if mask is None else parallel.gathered(mask),
+        pooled_BF=parallel.all_gather_rows(local.pooled_BF.float()),
+        tokens_BTF=None if tokens is None else parallel.all_gather_rows(tokens),
+        mask_BT=None if mask is None else parallel.all_gather_rows(mask),
     )

@@ -107,7 +107,7 @@ def _classes(name: str, seen: set[str], limit: int) -> tuple[str, ...]:
     return tuple(sorted(seen))
 
 
-def _one_class(
+def _class_targets(
     name: str,
     rows: Sequence[Label | None],
     train: Sequence[bool],
@@ -123,7 +123,7 @@ def _one_class(
     return Task(classes=classes), label_N
 
 
-def _some_classes(
+def _label_targets(
     name: str,
     rows: Sequence[Label | None],
     train: Sequence[bool],
@@ -149,7 +149,7 @@ def _list(label: Label) -> Sequence[str]:
     return label
 
 
-def _number(
+def _number_targets(
     name: str,
     rows: Sequence[Label | None],
     train: Sequence[bool],
@@ -165,7 +165,7 @@ def _number(
     return Task(kind="regression", mean=mean, spread=spread), scaled_N
 
 
-def _caption(
+def _caption_targets(
     name: str,
     rows: Sequence[Label | None],
     train: Sequence[bool],
@@ -188,8 +188,8 @@ def _caption(
 
 
 _MAKE: dict[str, Callable[..., TaskTargets]] = {
-    "classification": _one_class,
-    "multilabel": _some_classes,
-    "regression": _number,
-    "generation": _caption,
+    "classification": _class_targets,
+    "multilabel": _label_targets,
+    "regression": _number_targets,
+    "generation": _caption_targets,
 }

@@ -130,7 +130,7 @@ def _version(
             raise ConfigError("there is no record in the judge split; try --data DIR")
         loaded = load_folder(place, device=settings.device)
         found = report(
-            loaded, samples, tell=lambda what, done, total: progress(what, done, total, {})
+            loaded, samples, progress=lambda what, done, total: progress(what, done, total, {})
         )
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{loaded.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -64,18 +64,18 @@ def together(job: Job) -> Outcome:
             begins = run.name not in job.registry.names()
             told = True
             plan = {"run": asdict(run), "window": str(window.folder)} if begins else {}
-            parallel.collected(json.dumps(plan).encode(), device)
+            parallel.all_gather_bytes(json.dumps(plan).encode(), device)
             return train(job, run, window, rank, size)
 
         try:
             return lead(job, train_told)
         finally:
             if not told:  # it ends before the training: so do the others
-                parallel.collected(b"{}", device)
+                parallel.all_gather_bytes(b"{}", device)
 
 
 def _follow(job: Job, rank: int, size: int, device: torch.device) -> NoReturn:
-    plan = json.loads(parallel.collected(b"{}", device)[0])
+    plan = json.loads(parallel.all_gather_bytes(b"{}", device)[0])
     if plan:
         run = Run(**plan["run"])
         train(job, run, open_window(Path(plan["window"])), rank, size)

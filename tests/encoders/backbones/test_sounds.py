@@ -14,7 +14,7 @@ from braid.encoders import CheckpointError, load, preset, train
 from braid.encoders.backbones.audio import LogMelCnn, LogMelRnn
 from braid.encoders.backbones.base import Encoder, encode_all
 from braid.encoders.backbones.registry import encoder_class
-from braid.encoders.backbones.spectrogram import LogMel, Variation
+from braid.encoders.backbones.spectrogram import LogMel, SpectrogramAugmentation
 from braid.encoders.config import EncoderConfig, Limits
 from tests.encoders.material import samples, wav
 
@@ -252,16 +252,16 @@ def test_variation_bends_hides_and_is_off_when_not_training() -> None:
     torch.manual_seed(0)
     frames = torch.rand(4, 20, 30) + 1.0
     lengths = torch.tensor([30, 20, 10, 30])
-    bent, count = Variation(tempo=0.5).bend(frames, lengths)
+    bent, count = SpectrogramAugmentation(tempo=0.5).warp(frames, lengths)
     assert bent.shape[2] == int(count.max())
     assert not torch.equal(count, lengths)
     assert bool(((bent >= frames.min()) & (bent <= frames.max())).all())
-    same, _ = Variation().bend(frames, lengths)
+    same, _ = SpectrogramAugmentation().warp(frames, lengths)
     assert same is frames
-    hidden = Variation(masks=2).hide(frames, lengths)
+    hidden = SpectrogramAugmentation(masks=2).mask_spans(frames, lengths)
     blank = (hidden == 0).float().mean().item()
     assert 0.02 < blank < 0.65
-    tilted, _ = Variation(tilt=1.0).bend(frames, lengths)
+    tilted, _ = SpectrogramAugmentation(tilt=1.0).warp(frames, lengths)
     difference = tilted - frames
     assert torch.allclose(difference, difference[:, :, :1].expand_as(difference), atol=1e-5)
     encoder = LogMelCnn(**SMALL, channels=4, depth=2, variation={"tilt": 3.0, "masks": 2}).eval()
@@ -276,8 +276,10 @@ def test_mixing_gives_a_sound_anothers_bands_and_keeps_its_shape() -> None:
     log_BMT = shape_BMT * torch.tensor([1.0, 4.0])[:, None, None]
     log_BMT[1] += torch.linspace(0, 10, 6)[:, None]
     weight_B1T = torch.ones(2, 1, 50)
-    assert Variation().swap(log_BMT, weight_B1T) is log_BMT
-    drawn = [Variation(mix=1.0).swap(log_BMT, weight_B1T)[0] for _ in range(60)]
+    assert SpectrogramAugmentation().mix_statistics(log_BMT, weight_B1T) is log_BMT
+    drawn = [
+        SpectrogramAugmentation(mix=1.0).mix_statistics(log_BMT, weight_B1T)[0] for _ in range(60)
+    ]
     spreads = [float(one.std(1).mean()) for one in drawn]
     means = [float(one[5].mean()) for one in drawn]
     assert min(spreads) < 1.2  # itself
@@ -287,7 +289,9 @@ def test_mixing_gives_a_sound_anothers_bands_and_keeps_its_shape() -> None:
     for one in drawn:  # each band is only moved and stretched
         both = torch.stack([one[3], log_BMT[0, 3]])
         assert float(torch.corrcoef(both)[0, 1]) == pytest.approx(1.0, abs=1e-4)
-    few = [Variation(mix=0.1).swap(log_BMT, weight_B1T)[0] for _ in range(100)]
+    few = [
+        SpectrogramAugmentation(mix=0.1).mix_statistics(log_BMT, weight_B1T)[0] for _ in range(100)
+    ]
     kept = sum(torch.allclose(one, log_BMT[0], atol=1e-4) for one in few)
     assert kept > 80
     # Frames that are not there have no say.
@@ -298,7 +302,9 @@ def test_mixing_gives_a_sound_anothers_bands_and_keeps_its_shape() -> None:
         found = []
         for one in (before, after):
             torch.manual_seed(seed)
-            found.append(Variation(mix=1.0).swap(one, weight_B1T)[:, :, :25])
+            found.append(
+                SpectrogramAugmentation(mix=1.0).mix_statistics(one, weight_B1T)[:, :, :25]
+            )
         assert torch.allclose(found[0], found[1], atol=1e-4)
 
 

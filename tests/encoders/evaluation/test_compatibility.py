@@ -17,6 +17,7 @@ from braid.encoders import CheckpointError, TrainingError, load, preset, train
 from braid.encoders.config import from_dict
 from braid.encoders.evaluation import compatibility as across
 from braid.encoders.evaluation.bootstrap import Bootstrap
+from braid.encoders.evaluation.cross_version_recall import cross_version_recall, directions
 from braid.encoders.evaluation.examine import Compatibility, Gates, examiner
 from braid.encoders.evaluation.fit_adapter import fit_adapter, procrustes
 from braid.encoders.evaluation.judge import judged
@@ -26,7 +27,7 @@ from braid.encoders.model.checkpoint import load_folder, make_net, save
 from braid.encoders.model.net import Net
 from braid.encoders.model.torch_model import TorchModel
 from braid.encoders.training.embeddings import ModelOutputs, group_of, run_models
-from braid.encoders.training.evaluate import figures
+from braid.encoders.training.evaluate import compute_metrics
 from tests.encoders.material import samples
 from tests.encoders.spaces import LIMITS, D, answers_of, made_up, mapped, rotation
 
@@ -60,7 +61,7 @@ def test_r_is_the_smaller_of_two_recalls_over_the_old_one() -> None:
     old = made_up(noise=1.0)
     new = mapped(old, lambda v: v + 0.8 * v.roll(1, 1))
     k, group_N = 3, torch.arange(60)
-    found = across.cross_version_recall(old, new, group_N, k=k, seed=4)
+    found = cross_version_recall(old, new, group_N, k=k, seed=4)
     first_N = np.random.default_rng([4, 50]).permutation(60) % 2 == 0
     both_N = (old.present_NM.all(1)).numpy()
     means: dict[str, list[float]] = {"old": [], "cross": [], "mixed": []}
@@ -140,20 +141,20 @@ def test_each_limit_of_staying_is_told_when_it_is_missed() -> None:
 
 def test_a_version_is_compatible_with_itself_exactly() -> None:
     old = made_up(audio=True)
-    found = across.cross_version_recall(old, old, torch.arange(60), k=10)
+    found = cross_version_recall(old, old, torch.arange(60), k=10)
     assert found.ratio == 1.0
     assert found.share == pytest.approx(0.5)
     assert found.interval(Bootstrap(60, resamples=50, seed=0)) == (1.0, 1.0)
 
 
 def test_the_query_s_own_modality_is_never_in_the_target() -> None:
-    found = list(across.directions(("text", "image", "audio")))
+    found = list(directions(("text", "image", "audio")))
     assert ("text->fused", "text", "fused image+audio") in found
     assert ("text+audio->image", "text+audio", "image") in found
     assert len(found) == 3 * 3 + 3 * 2
     for _, query, target in found:
         assert not set(query.split("+")) & set(target.removeprefix("fused ").split("+"))
-    assert list(across.directions(("text",))) == [("text->text", "text", "text")]
+    assert list(directions(("text",))) == [("text->text", "text", "text")]
 
 
 def test_a_version_that_buries_the_old_vectors_is_not_even() -> None:
@@ -163,7 +164,7 @@ def test_a_version_that_buries_the_old_vectors_is_not_even() -> None:
         {n: torch.nn.functional.pad(v, (0, 1)) for n, v in old.by.items()}, old.present_NM
     )
     new = mapped(wide, lambda v: v + torch.nn.functional.one_hot(torch.tensor(D), D + 1) * 0.8)
-    found = across.cross_version_recall(wide, new, torch.arange(60), k=10)
+    found = cross_version_recall(wide, new, torch.arange(60), k=10)
     assert found.share < 0.3
     assert found.recall("cross") == pytest.approx(found.recall("old"))  # R alone would not see it
 
@@ -174,16 +175,16 @@ def test_a_version_that_buries_the_old_vectors_is_not_even() -> None:
 def test_procrustes_recovers_a_rotation_exactly() -> None:
     old, r_DD = made_up(200), rotation()
     new = mapped(old, lambda v: v @ r_DD.T)
-    raw = across.cross_version_recall(old, new, torch.arange(200), k=3)
+    raw = cross_version_recall(old, new, torch.arange(200), k=3)
     assert raw.ratio < 0.15
     adapter = fit_adapter("procrustes", *across.pairs(old, new)[::-1], LIMITS)
     assert torch.allclose(adapter.tensors["R"], r_DD, atol=1e-4)
-    found = across.cross_version_recall(old, across.mapped(new, adapter), torch.arange(200), k=3)
+    found = cross_version_recall(old, across.mapped(new, adapter), torch.arange(200), k=3)
     assert found.ratio == pytest.approx(1.0, abs=1e-3)
     assert found.share == pytest.approx(0.5, abs=1e-3)
     assert torch.allclose(procrustes(old.by["text"], new.by["text"]), r_DD.T, atol=1e-4)
     back = fit_adapter("procrustes", *across.pairs(old, new), LIMITS)
-    stored = across.cross_version_recall(old, new, torch.arange(200), k=3, stored=back)
+    stored = cross_version_recall(old, new, torch.arange(200), k=3, stored=back)
     assert stored.ratio == pytest.approx(1.0, abs=1e-3)
 
 
@@ -295,7 +296,7 @@ def test_a_turned_model_stays_in_the_space_through_its_adapter(
         config=SHORT,
         name="v4",
         version_number=4,
-        keeps=tmp_path / "v2",
+        unchanged_from=tmp_path / "v2",
     )
     assert (unseen.space, unseen.verdict) == (champion.space, {})  # also where nobody examines
     load(tmp_path / "v4", device="cpu").check()
@@ -410,7 +411,7 @@ def test_the_pull_makes_a_new_version_find_the_old_vectors(
         kept, (old, new) = run_models(
             (champion, load_folder(out, device="cpu")), judged(made), predict=False
         )
-        found[weight] = across.cross_version_recall(old, new, group_of(kept), k=3)
+        found[weight] = cross_version_recall(old, new, group_of(kept), k=3)
     assert found[3.0].ratio > 0.8
     assert found[0.0].ratio < 0.6
 
@@ -453,8 +454,8 @@ def test_an_evaluation_measures_what_is_served(champion: TorchModel) -> None:
     adapter = Adapter(kind="procrustes", tensors={"R": flat_DD})
     flat = TorchModel(champion.net, champion.manifest, champion.device, adapter)
     _, seen = encode_samples(champion, samples(40), Counter())
-    plain = figures(champion.net, seen)
-    found = figures(flat.net, seen, flat.served)
+    plain = compute_metrics(champion.net, seen)
+    found = compute_metrics(flat.net, seen, flat.served)
     for kind, way in (("recall", "text->image"), ("recall_fused", "text->fused")):
         assert found[kind][way]["1"] < plain[kind][way]["1"]
     assert found["accuracy"] == plain["accuracy"]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from braid.encoders.model.calibration import fit_powers
+from braid.encoders.model.calibration import fit_exponents
 from braid.encoders.model.decision import RULES, Decision
 from braid.encoders.model.fusion import FUSIONS, CrossAttention, IntermediateFusion, make_fusion
 from braid.encoders.training.metrics import calibration_error
@@ -134,7 +134,7 @@ def test_exponents_fall_for_a_source_that_knows_nothing() -> None:
     good = torch.softmax(2.0 * F.one_hot(label, 3) + torch.randn(400, 3, generator=generator), 1)
     noise = torch.softmax(2.0 * torch.randn(400, 3, generator=generator), dim=1)
     present = torch.ones(400, 2, dtype=torch.bool)
-    powers = fit_powers(torch.stack([good, noise], dim=1), present, label)
+    powers = fit_exponents(torch.stack([good, noise], dim=1), present, label)
     assert powers[0] > 0.5
     assert powers[1] < 0.1 * powers[0]
 
