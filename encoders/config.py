@@ -12,7 +12,7 @@ from .types import MODALITIES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What `prepare` accepts. Beyond them a sample is `BadInput`, before anything is allocated.
+    """Limits of `prepare`. A sample beyond them raises `BadInput` before anything is allocated.
 
     Attributes:
         text_bytes: utf-8 bytes of the text. (Cutting a shorter one to the encoder's longest
@@ -54,7 +54,7 @@ class EncoderConfig:
         kind: its name in `braid.encoders.backbones.registry`.
         source: pretrained weights: a hub name, a local folder, "package:NAME", or None for random.
             Used when a model is made, never when a version is loaded.
-        frozen: keep its weights, so that training may compute its features once.
+        frozen: do not train its weights; its features are then computed once.
         train_last: train only the last n of its `trainable_blocks`; None trains all of it.
         options: what its constructor takes; JSON values.
     """
@@ -72,14 +72,15 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskConfig:
-    """A task whose kind its labels do not tell: class names and captions are both strings.
+    """A task whose kind cannot be inferred from its labels: class names and captions are strings.
 
     Attributes:
         kind: one of `braid.encoders.tasks.KINDS`.
         source: "text" makes each sample's own text the caption; None takes it from the labels
             (generation).
         length: most words of a caption (generation).
-        least: a word must occur so often in the training captions to be learnt (generation).
+        least: occurrences in the training captions that a word needs to be in the vocabulary
+            (generation).
     """
 
     kind: str
@@ -99,9 +100,9 @@ class ModelConfig:
         dropout: in front of the projectors.
         fusion: "mean", "early" or "intermediate"; see `braid.encoders.model.fusion`.
         decision: "weighted", "logproduct" or "vote".
-        heads_on: what a modality's own heads see: "features" or "unit" (its projected vector).
+        heads_on: the input of a modality's own heads: "features" or "unit" (its projected vector).
         head_dropout: in front of the heads.
-        tasks: the tasks that must be declared; the others follow from the labels.
+        tasks: tasks that must be declared; the others are inferred from the labels.
     """
 
     encoders: Mapping[str, EncoderConfig]
@@ -121,7 +122,7 @@ _MINIMA = {
     **dict.fromkeys(("epochs", "batch", "encoder_batch"), 1),
     **dict.fromkeys((*_WEIGHTS, "drop", "same_label", "balance", "chunk", "patience"), 0),
 }
-"""What the fields of a `TrainConfig` must at least be."""
+"""Minimum values of the fields of a `TrainConfig`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,9 +135,9 @@ class TrainConfig:
         task, align, fuse: weights of the joint loss: the modalities' own heads; InfoNCE between
             modalities; the fused vector's head and `match`.
         match: weight, within fuse, of the InfoNCE between fused random subsets of a sample.
-        drop: probability of a modality to be left out where the fused vector's head learns.
+        drop: probability that a modality is left out of the input of the fused vector's head.
         same_label: share of the alignment target that is spread over samples of the same label
-            (0: only the sample itself is a positive).
+            (0: only the sample itself is positive).
         start: "random", or "cca": the projectors over frozen encoders begin at the canonical
             correlations of their features (`braid.encoders.training.start`), where two or more are
             frozen and `align` is not 0; `start_lr` is their learning rate then.
@@ -145,35 +146,35 @@ class TrainConfig:
             random; for the others of the batch that modality is absent.
         pairs: weight of a pair of modalities ("text-audio") in the alignment and in the canonical
             start, where it is not 1.
-        refit: when validation has spoken, train once more, on train and validation together. The
-            decision and the metrics stay those of the first run, which validation had judged.
-        one_core: on a CPU, train on one core: for small models more cores only wait for each
-            other. (Frozen encoders use all cores, each its own sub-batch.)
-        calibration_copies: how often each validation sample counts where decisions are fitted,
-            its trained modalities varied each time anew (noise), beside once as it is.
-        contrast: "info_nce" or "siglip": the loss that aligns.
+        refit: after validation, train once more on train and validation together. Decisions and
+            metrics stay those of the first run, whose validation samples were held out.
+        one_core: on a CPU, train on one core: small models are not faster on more. (Frozen encoders
+            use all cores, each for a sub-batch.)
+        calibration_copies: augmented copies of each validation sample, beside the sample itself,
+            on which decisions are fitted.
+        contrast: the alignment loss, "info_nce" or "siglip".
         learn_weights: learn the weights of task, align and fuse (bounded Kendall); the configured
             ones multiply their terms before.
-        balance: 0 leaves the modalities alone; above, alpha of OGM-GE: the gradient of a modality
-            whose own head is surer than the others' is damped.
-        monotone: weight, within fuse, of the penalty on a fused head that is surer with fewer
-            modalities (`braid.encoders.training.losses.confidence_penalty`).
-        teach: weight, within fuse, of the pull of the fused head, where it sees one modality alone,
-            towards what that modality's own head says
+        balance: alpha of OGM-GE, which scales down the gradient of a modality whose own head is
+            more confident than the others'; 0 turns it off.
+        monotone: weight, within fuse, of the penalty on a fused head that is more confident with
+            fewer modalities (`braid.encoders.training.losses.confidence_penalty`).
+        teach: weight, within fuse, of the distillation of each modality's own head into the fused
+            head for inputs with that modality alone
             (`braid.encoders.training.losses.distillation_loss`).
         ema: decay of the moving average of the weights that is evaluated and written; 0: none.
         precision: "float32" or "bf16" (automatic mixed precision, losses in float32); on a GPU the
             version then embeds in it too.
         chunk: how many samples of a batch go through a trained encoder at once; 0: all. Gradients
-            stay those of the whole batch: features are cached, encoders run twice. But a batch
-            norm, and `mix` of the sounds' variation, sees each chunk by itself.
-        patience: stop when the loss on validation has not fallen for so many epochs, and keep the
+            stay those of the whole batch: features are cached, encoders run twice. Batch norms,
+            and `mix` of the spectrogram augmentation, see each chunk separately.
+        patience: stop when the validation loss has not fallen for this many epochs, and keep the
             best epoch's weights; 0: never.
-        compatible: weight of the pull towards the champion's vectors of the same records
-            (`braid.encoders.training.losses.compatibility_loss`), so that the space may stay; 0:
-            none. It costs accuracy where there is something new to learn.
-        judge: keep a tenth of the samples apart for comparing versions. Without it they train; for
-            samples with a test set of their own.
+        compatible: weight of the loss that keeps vectors close to the champion's of the same
+            records (`braid.encoders.training.losses.compatibility_loss`), so that the space can be
+            kept; 0: none. It may cost accuracy.
+        judge: hold out a tenth of the samples for comparing versions. False trains on them; for
+            data with a test set of its own.
         max_classes: a str label with more distinct values than this is refused.
     """
 

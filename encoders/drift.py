@@ -1,9 +1,9 @@
-"""Drift: how far what a model version makes of its records now is from what it made of known ones.
+"""Drift: distances between a version's outputs on reference records and on recent ones.
 
-A reference (records that the version did not learn from) and a window (records of some minutes) are
-two `braid.encoders.output_statistics.Tally`s. Each statistic is a distance between them with a
-limit, and with what chance alone explains at these numbers of records: it exceeds only if it is
-over both.
+A reference (records that the version was not trained on) and a window (the records of some minutes)
+are two `braid.encoders.output_statistics.Tally`s. Each statistic is a distance between them. It is
+drift if it is above its limit and above the deviation expected by chance for these numbers of
+records.
 
 Shapes: D the shared space, K labels.
 """
@@ -20,25 +20,25 @@ import numpy as np
 from .output_statistics import OTHER, Moments, Tally
 
 SIGMAS = 3.0
-"""Chance, here: what an undrifted window exceeds about once in a thousand statistics."""
+"""Standard deviations of chance; without drift, about one statistic in a thousand is above them."""
 SMOOTH = 0.5
-"""Added to each label's count, so that one that never came has no infinite distance (Jeffreys)."""
+"""Added to each label's count (Jeffreys), so that an absent label gives no infinite distance."""
 SPREAD = 0.05
-"""A model that is always equally sure, or gives always the same vector, has no spread to measure a
-shift in: it is taken to be at least this (of a small number: this part of it)."""
+"""The least standard deviation that a shift is measured in (for means below 1: this share of the
+mean). A model with constant confidence or constant vectors has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """From where on a statistic is drift; see `compare` for what each measures.
+    """The limits of the statistics; see `compare` for what each measures.
 
     Attributes:
-        labels: of the population stability index. 0.25 is its customary "the population changed".
+        labels: of the population stability index; 0.25 is its customary threshold.
         confidence: of the shift of the mean confidence (of a number: of its mean), in the
             reference's standard deviations. 0.5 is Cohen's "medium".
         embedding: of the shift of the mean vector, in the reference's spread.
         missing: of the change of a modality's missing rate, 0.1 being ten in a hundred.
-        least: records that a window needs; with fewer nothing is drift.
+        least: records that a window needs; with fewer, nothing counts as drift.
     """
 
     labels: float = 0.25
@@ -68,8 +68,8 @@ class Statistic:
         name: "labels TASK", "confidence TASK", "value TASK", "embedding", "missing MODALITY".
         value: see `compare`.
         limit: the one of `Limits`.
-        chance: what chance alone explains, with so many records (`SIGMAS` standard deviations).
-        exceeds: whether it is over both, in a window of enough records.
+        chance: `SIGMAS` standard deviations of the statistic without drift.
+        exceeds: whether it is above both, in a window of enough records.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Statistic:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
-    """Every statistic of a window; `enough` records were in it or not."""
+    """All statistics of a window; `enough` says whether it had `Limits.least` records."""
 
     statistics: tuple[Statistic, ...]
     enough: bool
@@ -94,7 +94,7 @@ class Drift:
         return tuple(one for one in self.statistics if one.exceeds)
 
     def __str__(self) -> str:
-        """What exceeds its limit, such as "labels colour 0.41, limit 0.25"."""
+        """The statistics above their limits, such as "labels colour 0.41, limit 0.25"."""
         return "; ".join(map(str, self.exceeded)) or "none"
 
 
@@ -105,7 +105,7 @@ def compare(reference: Tally, window: Tally, limits: Limits) -> Drift:
       predicted labels (the symmetric Kullback-Leibler divergence of Kullback and Leibler 1951).
       Without drift it is about (1/n + 1/m) times a chi-square of K - 1 degrees of freedom
       (Yurdakul and Naranjo 2020, "Statistical properties of the population stability index"): its
-      expectation is subtracted, so that few records or many labels alone are no drift.
+      expectation is subtracted, so that few records or many labels are not taken for drift.
     - confidence, value: |difference of the means| / the reference's standard deviation. Without
       drift its standard deviation is sqrt(1/n + 1/m).
     - embedding: length of the difference of the mean vectors / the reference's spread, which is
@@ -170,7 +170,7 @@ def _labels(known: Counter[str], now: Counter[str], limit: float) -> tuple[float
 
 
 def _folded(labels: Counter[str], other: Counter[str]) -> Counter[str]:
-    """Where `other` could not count all labels by name, those that it did not are one here too."""
+    """`labels` with those that `other` lacks counted as `OTHER`, if `other` uses `OTHER`."""
     if OTHER not in other:
         return labels
     folded: Counter[str] = Counter()

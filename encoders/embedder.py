@@ -1,4 +1,4 @@
-"""Loading a version, the thread that owns the device, and embedding for library users.
+"""Loads a version, runs device work on one thread, and embeds samples for library users.
 
     with Embedder.load("models/versions/braid-0001") as embedder:
         (embedding,) = embedder.embed([Sample(id="1", text="a red bird")])
@@ -47,17 +47,17 @@ def load(path: str | Path, *, device: str | None = None) -> Model:
 class DeviceThread:
     """One thread for all work on the device: one batch runs, one waits.
 
-    A queue of size 1 is enough to keep the device busy, and a longer one would only make what
-    waits in it older (text-embeddings-inference, `core/src/infer.rs`).
+    A queue of size 1 keeps the device busy; a longer one would only add latency
+    (text-embeddings-inference, `core/src/infer.rs`).
 
-    An exception goes to whoever waits for that piece of work; the thread goes on. Should the
-    thread itself be ended (SystemExit, KeyboardInterrupt), everyone who waits is told.
+    An exception fails the future of that piece of work, and the thread continues. If the thread
+    ends (SystemExit, KeyboardInterrupt), all waiting futures fail.
     """
 
     def __init__(self, name: str = "device") -> None:
         self._queue: Queue[Work | None] = Queue(maxsize=1)
         self._closed = False
-        self._lock = threading.Lock()  # held while putting, so that nothing follows the end mark
+        self._lock = threading.Lock()  # held during put: nothing may follow the end marker
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -67,7 +67,7 @@ class DeviceThread:
         return self._queue.full()
 
     def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run `fn(*args)` on the device thread; blocks while one piece of work waits already.
+        """Run `fn(*args)` on the device thread; blocks while another piece of work is waiting.
 
         Raises:
             RuntimeError: the thread is closed.
@@ -80,7 +80,7 @@ class DeviceThread:
                     self._queue.put((future, lambda: fn(*args, **kwargs)), timeout=0.1)
                     return future
                 except Full:
-                    continue  # let go of the lock, so that close() gets its turn
+                    continue  # release the lock, so that close() can take it
 
     def try_submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T] | None:
         """As `submit`, but None instead of blocking.
@@ -90,7 +90,7 @@ class DeviceThread:
         """
         future: Future[T] = Future()
         if not self._lock.acquire(blocking=False):
-            return None  # somebody else is putting right now
+            return None  # another thread is in submit()
         try:
             self._refuse_if_closed()
             self._queue.put_nowait((future, lambda: fn(*args, **kwargs)))
@@ -101,10 +101,10 @@ class DeviceThread:
         return future
 
     def close(self, timeout: float | None = None) -> bool:
-        """Finish what was submitted, then end the thread. May be called again.
+        """Finish the submitted work, then end the thread. Idempotent.
 
         Args:
-            timeout: seconds to wait for that; None: without limit.
+            timeout: seconds to wait; None waits without limit.
 
         Returns:
             Whether the thread has ended.
@@ -144,9 +144,9 @@ class DeviceThread:
                         raise
                 else:
                     future.set_result(result)
-                del work, future, call  # or the last batch would stay in memory until the next
+                del work, future, call  # else the last batch stays in memory until the next
         finally:
-            with self._lock:  # nobody puts anything in after this
+            with self._lock:  # nothing is put after this
                 self._closed = True
                 self._fail_waiting()
 
@@ -163,8 +163,8 @@ class DeviceThread:
 class Embedder:
     """Embeds samples with one model at a time; the model may be swapped while others embed.
 
-    A micro-batch ends with the model that it began with: `swap` changes one reference, which is
-    read once for each micro-batch.
+    Each micro-batch uses one model: `swap` changes one reference, which is read once for each
+    micro-batch.
     """
 
     def __init__(self, model: Model, *, threads: int = 4, batch: int = 64) -> None:
@@ -200,7 +200,7 @@ class Embedder:
         return [embedding for _, part in self._run(samples) for embedding in part]
 
     def embed_with(self, samples: Sequence[Sample]) -> tuple[Model, list[Embedding]]:
-        """Embed `samples` as one micro-batch, and say which model did it.
+        """Embed `samples` as one micro-batch; returns the model and its embeddings.
 
         Raises:
             BadInput: one of them cannot be used.
@@ -220,7 +220,7 @@ class Embedder:
         self.close()
 
     def _prepare(self, model: Model, samples: Sequence[Sample]) -> list[Prepared]:
-        if len(samples) == 1:  # a query: a hop to another thread would only cost time
+        if len(samples) == 1:  # a query: another thread would only add latency
             return [model.prepare(samples[0])]
         return list(self._pool.map(model.prepare, samples))
 

@@ -1,4 +1,4 @@
-"""What can go wrong in `encoders`, as one tree:
+"""The exceptions of `encoders`, as one tree:
 
     EncodersError
       BadInput         one sample cannot be used: too large, not decodable, no modality. Also a
@@ -6,7 +6,7 @@
       CheckpointError  a version folder is torn, altered, of another shape, fails its golden check.
       TrainingError    training cannot go on: a non-finite loss, too few samples, unknown labels.
 
-Any other exception out of this package is our own fault and should stop the process.
+Any other exception from this package is a bug and should stop the process.
 """
 
 
@@ -15,7 +15,7 @@ class EncodersError(Exception):
 
 
 class BadInput(EncodersError, ValueError):
-    """One sample that no retry will help. The message names the field, the limit and the value."""
+    """One sample that cannot be used. The message names the field, the limit and the value."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(field, reason)  # both in args, so that it survives pickling

@@ -1,4 +1,4 @@
-"""`manifest.json`, the story of a model version. No torch here: the registry reads it too."""
+"""`manifest.json`, the metadata of a model version. Imports no torch: the registry reads it too."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def digest(value: object, length: int = 64) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """Everything that is known about one version.
+    """The metadata of one version.
 
     Attributes:
         tasks: task name to `braid.encoders.tasks.Task.to_dict()`.
@@ -41,13 +41,13 @@ class Manifest:
         files: every other file of the folder with its sha256.
         golden: inputs and expected outputs for `Model.check`.
         code: versions of the packages that made it.
-        verdict: the judge's, against the champion of then: `passed`, `decision`, `reason`, `gates`
-            with their numbers; empty for a version that nobody judged.
+        verdict: the judge's, against the champion at that time: `passed`, `decision`, `reason`,
+            `gates` with their numbers; empty for a version that was not judged.
         compatibility: which space was chosen and why, the numbers of every choice tried, and the
             `adapter`, if there is one; empty likewise.
-        reference: `braid.encoders.output_statistics.Tally.to_plain()` of what it makes of the
-            validation split, which drift is measured against; empty where nothing was held out, and
-            in old versions.
+        reference: `braid.encoders.output_statistics.Tally.to_plain()` of its outputs on the
+            validation split. Drift is measured against it. Empty where nothing was held out, and in
+            old versions.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Manifest:
                 raise CheckpointError(
                     f"manifest field {name!r} must be a {kind.__name__}, is {raw.get(name)!r:.80}"
                 )
-        for name in ("verdict", "compatibility", "reference"):  # not in versions from before them
+        for name in ("verdict", "compatibility", "reference"):  # absent in old versions
             if not isinstance(raw.setdefault(name, {}), dict):
                 raise CheckpointError(f"manifest field {name!r} must be a dict")
         return cls(**{name: value for name, value in raw.items() if name in known})

@@ -1,8 +1,7 @@
-"""What a model version made of many records, as sums: small, mergeable, storable as JSON.
+"""Statistics of a version's outputs as sums: small, mergeable, storable as JSON.
 
-Two tallies of the same version, from other records, other workers or other moments, add up to the
-tally of all of them; what `braid.encoders.drift` compares is derived from the sums. Needs numpy
-only.
+Tallies of the same version, from different records, workers or times, add up to the tally of all of
+them. `braid.encoders.drift` compares statistics derived from the sums. Imports numpy only.
 
 Shapes: B records, D the shared space.
 """
@@ -51,7 +50,7 @@ class Moments:
 
     @property
     def sd(self) -> float:
-        """The standard deviation of these very numbers (divided by their count)."""
+        """The standard deviation (population: divided by the count)."""
         if not self.count:
             return 0.0
         return math.sqrt(max(0.0, self.squares / self.count - self.mean**2))
@@ -59,7 +58,7 @@ class Moments:
 
 @dataclass(slots=True)
 class TaskTally:
-    """One task: its predicted labels, how sure it was of them, and the numbers it gave."""
+    """One task: counts of predicted labels, and moments of confidences and of predicted numbers."""
 
     labels: Counter[str] = field(default_factory=Counter)
     confidence: Moments = field(default_factory=Moments)
@@ -187,10 +186,10 @@ class Tally:
 
     @classmethod
     def from_plain(cls, raw: object) -> Tally:
-        """The tally that `to_plain` gave.
+        """The inverse of `to_plain`.
 
         Raises:
-            ValueError: it is none; says what is wrong.
+            ValueError: `raw` is not a tally.
         """
         try:
             return cls._from_map(raw)

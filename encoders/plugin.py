@@ -1,8 +1,8 @@
-"""What an encoder of one's own is made from: the base classes of all kinds, and what they need.
+"""The public API for encoder plugins: the base classes, and the types and helpers they need.
 
     from braid.encoders.plugin import Features, TextEncoder, joined, masked_mean
 
-A package adds a kind by an entry point of the group `braid.encoders`; see the README.
+A package registers a kind by an entry point of the group `braid.encoders`; see the README.
 """
 
 from __future__ import annotations

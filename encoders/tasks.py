@@ -5,7 +5,7 @@
     regression      a number                       -> a number, scaled by mean and spread
     generation      a caption (must be declared)   -> a text, from the fused vector alone
 
-No torch here: the manifest is read without it.
+Imports no torch: the manifest is read without it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Task:
         classes: class names, sorted (classification, multilabel).
         mean, spread: value = mean + spread * output (regression).
         words: the vocabulary (generation).
-        source: the modality that a caption repeats, which is then kept out of what it is made
-            from; None if captions are labels (generation).
+        source: the modality that a caption repeats. It is excluded from the caption's input. None
+            if captions are labels (generation).
         length: most words of a caption (generation).
     """
 
@@ -45,11 +45,11 @@ class Task:
 
     @property
     def outputs(self) -> int:
-        """How many numbers each source gives: C; 1 for a number; 0 for a caption."""
+        """The number of outputs of each source: C; 1 for a number; 0 for a caption."""
         return {"regression": 1, "generation": 0}.get(self.kind, len(self.classes))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, what is not used left out."""
+        """As JSON values, without the fields at their defaults."""
         empty = asdict(Task())
         return {"kind": self.kind} | {
             name: list(value) if isinstance(value, (list, tuple)) else value
@@ -59,6 +59,6 @@ class Task:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Task:
-        """What `to_dict` gave. TypeError or ValueError if it is something else."""
+        """The inverse of `to_dict`. Raises TypeError or ValueError for anything else."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         return cls(**values)

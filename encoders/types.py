@@ -1,4 +1,4 @@
-"""The nouns of this package. Imports numpy only: whoever just carries samples needs no torch.
+"""Shared data types: samples, embeddings, predictions, the `Model` protocol. Imports numpy only.
 
 Shape suffixes, here and in the whole package: B samples, D width of the shared space, F width of
 an encoder's features, C classes, M modalities, T tokens, P pairs.
@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What encoding something costs; a micro-batch is closed by a budget of these."""
+    """The cost of encoding. A micro-batch is limited by a budget of costs."""
 
     tokens: int = 0
     pixels: int = 0
@@ -66,11 +66,11 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """What `Model.prepare` gives and `Model.encode` takes; `inputs` is opaque to everyone else.
+    """The output of `Model.prepare` and input of `Model.encode`; `inputs` is opaque to others.
 
     Attributes:
-        preprocessing: the hash of the settings that made it; a model of another hash refuses it.
-        nbytes: roughly how much memory it holds.
+        preprocessing: the hash of the settings that made it; a model with another hash refuses it.
+        nbytes: its approximate size in memory.
     """
 
     id: str
@@ -82,7 +82,7 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskPrediction:
-    """What the decision says about one task of one record.
+    """The decision's prediction for one task of one record.
 
     Attributes:
         kind: see `braid.encoders.tasks`; it says which of the following are there.
@@ -92,7 +92,7 @@ class TaskPrediction:
         probs: every class with its combined probability; they sum to 1, but for multilabel.
         value: the number decided on (regression).
         text: the caption, and `prob` the geometric mean of its words' probabilities (generation).
-        by: what each modality present and the fused vector say alone:
+        by: the predictions of each present modality and of the fused vector alone:
             `{"text": {"label": ..., "prob": ...}, ..., "fused": {...}}`.
     """
 
@@ -119,17 +119,17 @@ class Embedding:
 
 @runtime_checkable
 class Model(Protocol):
-    """A loaded model version. Made by `braid.encoders.load`; the torch one and the null one obey
-    it.
+    """A loaded model version, as `braid.encoders.load` returns it. Implemented by `TorchModel`
+    and `NullModel`.
 
     Attributes:
-        name: what goes into `model` of every vector and prediction, such as "braid-0001".
-        space: names the space that its vectors live in. It is derived from the weights of
-            encoders, projections and fusion and from the preprocessing, so that retraining only
-            the heads keeps it; or it is the parent's, where cross-version recall said that it may
-            be (`braid.encoders.evaluation.compatibility`).
+        name: the field `model` of every vector and prediction, such as "braid-0001".
+        space: the name of its vector space. It is a hash of the weights of encoders, projections
+            and fusion and of the preprocessing, so that retraining only the heads keeps it; or it
+            is the parent's, where cross-version recall allows that
+            (`braid.encoders.evaluation.compatibility`).
         dim: D.
-        preprocessing: a hash. What one model prepared, another with the same hash may encode.
+        preprocessing: a hash. A model may encode what another with the same hash has prepared.
     """
 
     @property
@@ -151,7 +151,7 @@ class Model(Protocol):
         Modalities that the model does not know are left out.
 
         Raises:
-            BadInput: this sample cannot be used, however often it is tried.
+            BadInput: this sample cannot be used; a retry does not help.
         """
         ...
 
@@ -170,7 +170,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """What goes into a version's manifest before it is published.
+    """The results of an examination, written into a version's manifest before it is published.
 
     Attributes:
         verdict: see `braid.encoders.evaluation.judge.judge`; its `passed` says whether it may

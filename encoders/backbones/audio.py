@@ -1,4 +1,4 @@
-"""Sound encoders: a CNN and an RNN over log-mel, trained from scratch; resampling, batches.
+"""Sound encoders trained from scratch: a CNN and an RNN over log-mel; resampling, batching.
 
 `braid.encoders.decoding.waves` decodes.
 
@@ -39,8 +39,8 @@ def decode_audio(data: bytes, rate: int, seconds: float, limits: Limits) -> Arra
 
 
 def _resampled(wave_N: Array, recorded_rate: int, rate: int) -> Array:
-    # Rates are taken to the nearest 50 (0.3 % at the worst): the filter of a rate that shares no
-    # factor with ours, such as 44,101, would take gigabytes.
+    # Rates are rounded to a multiple of 50 (an error of 0.3 % at most): without a common factor,
+    # such as for 44,101, the filter would take gigabytes.
     nearest = max(50, round(recorded_rate / 50) * 50)
     if nearest == rate:
         return wave_N
@@ -58,7 +58,7 @@ def _resampler(recorded_rate: int, rate: int) -> nn.Module:
 
 
 def padded(waves: Sequence[Array], length: int) -> tuple[Tensor, Tensor]:
-    """int16[B, length], silence behind each, and how many samples each has, int64[B]."""
+    """int16[B, length], padded with silence at the end, and the samples of each, int64[B]."""
     wave_BN = np.zeros((len(waves), length), dtype=np.int16)
     for row, wave_N in enumerate(waves):
         wave_BN[row, : len(wave_N)] = wave_N
@@ -66,7 +66,7 @@ def padded(waves: Sequence[Array], length: int) -> tuple[Tensor, Tensor]:
 
 
 class WaveEncoder(Encoder):
-    """What the encoders over log-mel share: waveforms in, variation of them, batches.
+    """Base class of the encoders over log-mel: waveforms, their augmentation, batches.
 
     Options:
         rate: samples a second that sounds are resampled to.
@@ -80,7 +80,7 @@ class WaveEncoder(Encoder):
 
     modality = "audio"
     front: type[LogMel] = LogMel
-    """Makes the frames of the waveforms."""
+    """Computes the frames of the waveforms."""
 
     def __init__(
         self,
@@ -128,8 +128,8 @@ class WaveEncoder(Encoder):
         return wave_N, Cost(seconds=len(wave_N) / self.rate)
 
     def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
-        # A window of silence follows even the longest, so that the last frame of a sound is the
-        # same whatever it is batched with.
+        # A window of silence follows even the longest sound, so that the last frame of a sound does
+        # not depend on its batch.
         return padded(inputs, self.window + max(len(wave_N) for wave_N in inputs))
 
     @property
@@ -187,7 +187,7 @@ class LogMelCnn(WaveEncoder):
         x_BCMT = mel_BMT[:, None]
         for layer, step in zip(self.layers, self.steps, strict=True):
             # Padding is set to zero after each layer, so that a sound's features do not depend on
-            # the company it keeps in the batch.
+            # the others of its batch.
             mask_BT = strided(mask_BT, step[1:])
             x_BCMT = layer(x_BCMT) * mask_BT[:, None, None].float()
         tokens_BTF = torch.relu(self.squeeze(self.dropout(x_BCMT.flatten(1, 2).transpose(1, 2))))
@@ -207,7 +207,7 @@ class LogMelRnn(WaveEncoder):
 
     Options, beside those of `WaveEncoder`:
         cell: "gru" or "lstm"; `hidden`: its width, in each direction; `layers`: how many.
-        stack: so many frames side by side are one step, which makes the sequence shorter.
+        stack: frames that are concatenated to one step, which shortens the sequence.
     """
 
     def __init__(

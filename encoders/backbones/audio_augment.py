@@ -1,4 +1,4 @@
-"""What training changes in a waveform, so that an encoder learns what does not matter.
+"""Augmentation of waveforms in training.
 
 Shapes: N samples.
 """
@@ -18,12 +18,13 @@ class WaveAugmentation:
     """Another start, end, loudness and speed, white noise, and a few short silences.
 
     Attributes:
-        rate: samples a second; `seconds`: the longest that comes out.
+        rate: samples a second; `seconds`: the longest output.
         noise_db: range of signal-to-noise ratios, in dB, of the white noise;
             `noise_share` of the sounds get some.
         speed: range of speeds; the pitch goes with it.
-        lead, gaps, cut: up to so many seconds of silence in front, so many short silences, and up
-            to this share cut off at either end.
+        lead: up to this many seconds of silence are put in front.
+        gaps: up to this many short silences are inserted.
+        cut: up to this share is cut off at either end.
     """
 
     rate: int
@@ -54,7 +55,7 @@ class WaveAugmentation:
         """int16[N] to int16 of another length; fewer than 2 samples stay as they are."""
         wave_N: Array = value.astype(np.float64)
         if self.cut > 0:
-            # Half of the time nothing is lost at an end.
+            # At each end, nothing is cut off with probability 1/2.
             front, back = (np.clip(rng.uniform(-1, 1, 2), 0, 1) * self.cut * len(wave_N)).astype(
                 int
             )
@@ -76,5 +77,7 @@ class WaveAugmentation:
             start = int(rng.integers(0, max(1, len(wave_N))))
             wave_N[start : start + self.rate // 8] = 0.0
         kept = wave_N[: int(self.seconds * self.rate)]
-        peak = float(np.abs(kept).max(initial=0.0))  # quieter, not clipped: the ratio stays
+        peak = float(
+            np.abs(kept).max(initial=0.0)
+        )  # scaled down rather than clipped: the ratio stays
         return (kept * min(1.0, 32767.0 / max(peak, 1.0))).astype(np.int16)

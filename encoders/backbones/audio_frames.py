@@ -1,7 +1,7 @@
-"""The mel frames of AST and Whisper for a batch of sounds at once, on the device they are on.
+"""Mel frames of AST and Whisper for a batch of sounds, computed on the batch's device.
 
-The feature extractors of `transformers` make the same frames on the CPU, where a GPU would wait for
-them; tests compare with them.
+The feature extractors of `transformers` compute the same frames on the CPU, for which a GPU would
+have to wait; tests compare the two.
 
 Shapes: B sounds, N samples, T frames, M mel bands.
 """
@@ -15,15 +15,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 WINDOW_MS, SHIFT_MS = 25.0, 10.0
-"""Kaldi's; `kaldi.fbank` takes them unless told otherwise."""
+"""Kaldi's defaults, as in `kaldi.fbank`."""
 
 
 def ast_frames(wave_BN: Tensor, lengths_B: Tensor, extractor: Any) -> Tensor:
     """Kaldi's log-mel filter bank (torchaudio's), cut or padded with zeros to `max_length`, then
     normalised; float[B, T, M].
 
-    Kaldi looks at each frame by itself, so the sounds are put end to end, each beginning where a
-    frame does, and the frames that reach into what follows a sound are left out.
+    Kaldi computes each frame independently, so the sounds are concatenated, each starting at the
+    start of a frame, and the frames that overlap the following sound are dropped.
 
     Args:
         wave_BN: float32, -1 to 1, zeros behind each sound.
@@ -35,9 +35,9 @@ def ast_frames(wave_BN: Tensor, lengths_B: Tensor, extractor: Any) -> Tensor:
     rate = float(extractor.sampling_rate)
     window, shift = int(rate * WINDOW_MS * 0.001), int(rate * SHIFT_MS * 0.001)
     count = len(wave_BN)
-    each = -(-max(wave_BN.shape[1], window) // shift)  # frames that begin within a sound's place
+    each = -(-max(wave_BN.shape[1], window) // shift)  # frames that start within a sound's slot
     row_1N = F.pad(wave_BN, (0, each * shift - wave_BN.shape[1])).reshape(1, -1)
-    row_1N = F.pad(row_1N, (0, window))  # so that the last sound's frames are all there
+    row_1N = F.pad(row_1N, (0, window))  # for the last sound's last frames
     all_TM: Tensor = kaldi.fbank(
         row_1N,
         sample_frequency=rate,

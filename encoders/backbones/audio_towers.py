@@ -1,10 +1,10 @@
-"""Sound encoders that `transformers` has: AST, Whisper's encoder, CLAP's audio tower.
+"""Sound encoders from `transformers`: AST, Whisper's encoder, CLAP's audio tower.
 
-A checkpoint brings its own sampling rate, mel settings and normalisation in a file of its own,
-`preprocessor_config.json`; they go into the version and its preprocessing hash, and an option that
-says otherwise is an error. The mel frames are those of transformers' own feature extractor, so they
-are what the weights know: AST's and Whisper's made on the device
-(`braid.encoders.backbones.audio_frames`), CLAP's by the extractor.
+A checkpoint's `preprocessor_config.json` sets the sampling rate, mel settings and normalisation.
+They become part of the version and of its preprocessing hash, and an option that contradicts them
+is an error. The mel frames are those of transformers' feature extractor, on which the weights were
+trained: for AST and Whisper computed on the device (`braid.encoders.backbones.audio_frames`), for
+CLAP by the extractor.
 
 Shapes: B sounds, N samples of the waveform, M mel bands, T tokens, F features.
 """
@@ -32,13 +32,13 @@ from .hf import locate
 
 CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
 SHORTEST_S = 0.05
-"""Shorter sounds get silence behind them: no window of a spectrogram is longer."""
+"""Shorter sounds are padded with silence to this length, at least a spectrogram's window."""
 DERIVED = frozenset({"mel_filters", "mel_filters_slaney", "window", "processor_class"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tower:
-    """What differs between the three.
+    """The differences between the three models.
 
     Attributes:
         config, extractor: names of the classes in `transformers`.
@@ -90,7 +90,7 @@ class AudioTower(Encoder):
         self.rate = int(extractor.sampling_rate)
         self.shortest = int(SHORTEST_S * self.rate)
         side = getattr(extractor, "padding_side", "right")
-        if side != "right":  # which tokens are real is counted from the left
+        if side != "right":  # masks are counted from the left
             raise CheckpointError(f"extractor.padding_side must be 'right', is {side!r}")
         longest = self.tower.longest_s(extractor)
         if seconds is not None and not 0 < seconds <= longest:
@@ -176,7 +176,7 @@ class AudioTower(Encoder):
             wave_N[: max(self.shortest, length)].numpy().astype(np.float32) / 32768.0
             for wave_N, length in zip(wave_BN, lengths_B.tolist(), strict=True)
         ]
-        with torch.autocast("cpu", enabled=False):  # it is numpy's turn afterwards, without bf16
+        with torch.autocast("cpu", enabled=False):  # numpy has no bf16
             extracted = self.extractor(waves, sampling_rate=self.rate, return_tensors="pt")
         first = extracted["input_values" if "input_values" in extracted else "input_features"]
         return first.float(), lengths_B

@@ -1,4 +1,4 @@
-"""What every encoder is: `prepare` on the CPU, `collate` into tensors, `forward` into features.
+"""The encoder interface: `prepare` on the CPU, `collate` into tensors, `forward` into features.
 
 Shapes: B samples, T tokens (words, patches, frames), F width of the features.
 """
@@ -52,17 +52,17 @@ class Features:
 def joined(*parts: Tensor) -> Tensor:
     """Parts, float[B, F1], float[B, F2], ..., each scaled to length 1, side by side.
 
-    So one learning rate fits every encoder, and no layer drowns another.
+    So one learning rate suits every encoder, and no layer dominates another.
     """
     return torch.cat([F.normalize(part_BF, dim=1) for part_BF in parts], dim=1)
 
 
 ACCELERATOR_FACTOR = 16
-"""How many times larger a sub-batch may be on a device that is not a CPU."""
+"""Factor of the sub-batch budget on a device that is not a CPU."""
 
 
 class Encoder(nn.Module, ABC):
-    """One modality's way from a value to features.
+    """Converts values of one modality to features.
 
     A subclass sets `modality`, `width` (F), `token_width` and `settings` in its constructor, which
     takes `(options, assets)`: the JSON options of its `EncoderConfig`, and the folder that holds
@@ -74,7 +74,7 @@ class Encoder(nn.Module, ABC):
     token_width: int = 0
     """Width of `Features.tokens_BTF`; 0 where the encoder gives no tokens."""
     settings: Mapping[str, Any]
-    """Everything that the output of `prepare` depends on, limits aside. It is hashed."""
+    """All settings that the output of `prepare` depends on, except limits. They are hashed."""
 
     @classmethod
     @abstractmethod
@@ -87,7 +87,7 @@ class Encoder(nn.Module, ABC):
         """The architecture only, from a version folder; the weights are loaded into it later."""
 
     def save_assets(self, folder: Path) -> None:
-        """Write what `restore` needs beside the weights. Nothing, unless a subclass says so."""
+        """Write the files that `restore` needs beside the weights. None by default."""
 
     def trainable_blocks(self) -> list[nn.Module]:
         """The encoder's blocks from input to output, for training only the last n of them."""
@@ -110,19 +110,19 @@ class Encoder(nn.Module, ABC):
         """The features of a collated batch, on the device of the weights."""
 
     def size(self, value: Array) -> int:
-        """How much of a batch's budget one input takes, padding being its length. See `plan`."""
+        """The size of one input in a batch's budget, by default its length. See `plan`."""
         return int(value.shape[-1])
 
     @property
     def budget(self) -> int:
         """The largest padded size of one sub-batch on a CPU, in units of `size`.
 
-        Small, so that what the layers hand on stays in the cache. See `ACCELERATOR_FACTOR`.
+        Small, so that activations stay in the cache. See `ACCELERATOR_FACTOR`.
         """
         return 1 << 30
 
     def vary(self, value: Array, rng: np.random.Generator) -> Array:
-        """A training-time variation of a prepared value; the value itself by default."""
+        """An augmented copy of a prepared value for training; the value itself by default."""
         return value
 
 
@@ -130,7 +130,7 @@ def no_source(config: EncoderConfig) -> None:
     """For an encoder that is trained from scratch only.
 
     Raises:
-        CheckpointError: a source is given, which would be ignored.
+        CheckpointError: a source is set, which would be ignored.
     """
     if config.source is not None:
         raise CheckpointError(
@@ -140,7 +140,7 @@ def no_source(config: EncoderConfig) -> None:
 
 
 def plan(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Positions grouped into sub-batches of like size, so that little padding is computed.
+    """Positions grouped into sub-batches of similar size, so that there is little padding.
 
     Positions are sorted by size; a group is closed before (members x longest) passes `budget`. A
     single one larger than the budget is a group by itself. After the token budget of
@@ -159,10 +159,10 @@ def plan(sizes: Sequence[int], budget: int) -> list[list[int]]:
 def encode_all(
     encoder: Encoder, inputs: Sequence[Array], device: torch.device, *, tokens: bool = False
 ) -> Features:
-    """Features of prepared inputs, in their order, in sub-batches of like size. No gradient.
+    """Features of prepared inputs, in their order, in sub-batches of similar size. No gradient.
 
     The largest sub-batch comes first, so that a batch that does not fit in memory fails at once. On
-    a CPU the sub-batches share the cores, see `one_thread`.
+    a CPU the sub-batches run in parallel, one core each; see `one_thread`.
 
     Args:
         tokens: also give the tokens, padded to the longest, and their mask.
@@ -170,7 +170,7 @@ def encode_all(
     on_cpu = device.type == "cpu"
     budget = encoder.budget * (1 if on_cpu else ACCELERATOR_FACTOR)
     sizes = [encoder.size(value) for value in inputs]
-    if on_cpu and len(inputs) > 1:  # a small batch is shared by the cores, too
+    if on_cpu and len(inputs) > 1:  # also split a small batch over the cores
         budget = min(budget, max(max(sizes), math.ceil(sum(sizes) / cores())))
     groups = plan(sizes, budget)[::-1]
 
@@ -204,8 +204,8 @@ def encode_all(
 def spread(rows_N: Tensor, here_B: Tensor) -> Tensor:
     """A row for each sample: the next of `rows_N` where it has one, zeros where it has none.
 
-    Without indexing by a mask: a GPU would have to finish what it has to do before, and say how
-    many there are, before anything more could be asked of it.
+    Does not index by a mask, which would synchronise the CPU with a GPU: the number of rows would
+    be needed before the next kernel could be launched.
 
     Args:
         rows_N: [N, ...], N >= 0.
@@ -225,8 +225,8 @@ def masked_mean(tokens_BTF: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`. To a GPU from pinned memory: another copy would wait for all that the
-    GPU has to do before."""
+    """`tensor` on `device`. To a GPU from pinned memory: a copy from pageable memory would wait for
+    all kernels launched before."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -236,9 +236,9 @@ def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
 def one_thread(enabled: bool = True) -> Iterator[None]:
     """Inside, this thread's torch operations use one core.
 
-    torch splits every small operation over all cores and spins until the slowest is done. Where
-    something else wants a core too, that costs more than it brings: on 2 busy cores EfficientNet
-    encodes 7 pictures a second so, 15 with one core, and 33 with one core for each sub-batch.
+    torch splits every small operation over all cores and spins until the slowest is done. On a busy
+    machine that is slower than one core: on 2 busy cores EfficientNet encodes 7 pictures a second
+    on both, 15 on one, and 33 with one core for each sub-batch.
     """
     if not enabled:
         yield

@@ -1,8 +1,8 @@
-"""EfficientNet-lite 0 to 2, from their description: MBConv blocks without squeeze-and-excitation.
+"""EfficientNet-lite 0 to 2: MBConv blocks without squeeze-and-excitation.
 
-Tan and Le 2019 (arXiv 1905.11946) for the blocks and their scaling; the lite variants replace swish
-by ReLU6 and keep stem and head at their width, the first and last stage at their depth. The
-weights were converted from TensorFlow, hence "same" padding, which is uneven at stride 2.
+Blocks and scaling: Tan and Le 2019 (arXiv 1905.11946). The lite variants replace swish by ReLU6 and
+scale neither the widths of stem and head nor the depths of the first and last stage. The weights
+were converted from TensorFlow, hence "same" padding, which is uneven at stride 2.
 
 Shapes: B pictures, C channels, H and W sides, F features, K ImageNet classes.
 """
@@ -71,7 +71,7 @@ class Conv(nn.Module):
 
 
 class Block(nn.Module):
-    """MBConv: widen, filter each channel, narrow; the input is added where shapes allow."""
+    """MBConv: expansion, depthwise convolution, projection; a residual where shapes allow."""
 
     def __init__(self, inside: int, outside: int, kernel: int, stride: int, expand: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def stages(variant: int) -> list[tuple[int, int, int, int, int]]:
 
 
 class EfficientNetLite0(ImageEncoder):
-    """What the network sees, from coarse shapes to names.
+    """EfficientNet-lite0 with features of several stages.
 
     `pooled_BF` joins: the last layer's mean, the classifier's logits, the mean of the sixth stage,
     the maximum of the fifth, a 4x4 grid of the third (where strokes are: letters differ by little
@@ -134,7 +134,7 @@ class EfficientNetLite0(ImageEncoder):
                 inside = outside
             self.ends.append(len(blocks) - 1)
             widths.append(outside)
-        # Version folders hold this name, which the method has too: hence not as an attribute.
+        # `blocks` is part of the parameter names in version folders.
         self.blocks = nn.ModuleList(blocks)
         self.head = Conv(inside, HEAD, 1)
         self.classifier = nn.Linear(HEAD, CLASSES)
@@ -252,7 +252,7 @@ _ENDS = {
 
 
 def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The package's parameter names as this module's."""
+    """The weights with the package's parameter names replaced by this module's."""
     result: dict[str, Tensor] = {}
     for name, value in weights.items():
         inner = re.fullmatch(r"_blocks\.(\d+)\.([a-z0-9_]+)\.(\w+)", name)
@@ -268,8 +268,8 @@ EPSILON = 1e-3  # of the batch norms that the weights were trained with
 
 
 def folded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each `X.conv` with its `X.norm` as one convolution with a bias: the same function, and on a
-    CPU half as fast again. What is trained further is trained without batch norm."""
+    """Each `X.conv` and `X.norm` folded into one convolution with a bias: the same function, 1.5
+    times as fast on a CPU. Further training is without batch norm."""
     result: dict[str, Tensor] = {}
     for name, value in weights.items():
         place, _, leaf = name.rpartition(".")

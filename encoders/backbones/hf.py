@@ -1,4 +1,4 @@
-"""Models of `transformers`, one tower of them where they have two: read whole, or made at random.
+"""Loads models, tokenisers and configs of `transformers`, pretrained or with random weights.
 
 A version folder keeps a model's config; its weights are in `model.safetensors` like all others.
 """
@@ -21,7 +21,7 @@ TOKENIZER, CONFIG = "tokenizer.json", "config.json"
 
 
 def locate(source: str) -> tuple[str, bool]:
-    """What to hand to `transformers`, and whether it must stay off the network.
+    """The source for `transformers`, and whether only local files may be used.
 
     Raises:
         CheckpointError: a package that is unknown or not installed.
@@ -48,7 +48,7 @@ def read(model: str, source: str, **more: Any) -> nn.Module:
             hold more than the class has, such as the other tower.
 
     Raises:
-        CheckpointError: nothing there, or a weight is missing or has another shape.
+        CheckpointError: there is no such model, or a weight is missing or has another shape.
     """
     import transformers
 
@@ -60,7 +60,7 @@ def read(model: str, source: str, **more: Any) -> nn.Module:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"no {model} at {source!r}: {error}") from error
-    # transformers would go on with random numbers in their place
+    # transformers would initialise them at random
     missing = sorted(loading_info["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -73,7 +73,7 @@ def read_tokenizer(source: str) -> tuple[str, dict[str, Any]]:
     """The fast tokeniser at `source` as JSON, and its padding: `id`, and whether it is `left`.
 
     Raises:
-        CheckpointError: nothing there, no fast form, or no padding token.
+        CheckpointError: there is no tokeniser, it has no fast form, or no padding token.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -114,7 +114,7 @@ def make(model: str, config: Any, **more: Any) -> nn.Module:
 
 
 def new_config(name: str, fields: Mapping[str, Any]) -> Any:
-    """A config of transformers, of the class `name`; fields that are not given have its defaults.
+    """A config of transformers, of the class `name`; other fields have their defaults.
 
     Raises:
         CheckpointError: a field that the class does not have, or a value that it refuses.
@@ -140,7 +140,7 @@ def write_config(net: nn.Module, folder: Path) -> None:
 
 
 def read_config(folder: Path, name: str) -> Any:
-    """What `write_config` wrote, as the class `name` of transformers."""
+    """The config that `write_config` wrote, as the class `name` of transformers."""
     import transformers
 
     fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -149,7 +149,7 @@ def read_config(folder: Path, name: str) -> Any:
 
 
 def resolve_option(name: str, option: Any, actual: Any, place: str) -> Any:
-    """What an option and a checkpoint say about the same thing; None where neither speaks.
+    """The value of a setting by the options or a checkpoint; None if neither sets it.
 
     Raises:
         CheckpointError: they contradict each other.
@@ -161,10 +161,10 @@ def resolve_option(name: str, option: Any, actual: Any, place: str) -> Any:
 
 @contextmanager
 def errors_only() -> Iterator[None]:
-    """Inside, transformers only logs errors: that the other tower is not used is no news."""
+    """Inside, transformers logs errors only, not that the other tower's weights are unused."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # ours shows progress; theirs would tear it
+    logging.disable_progress_bar()  # it would interleave with braid's own
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""Picture encoders: what all of them share, and a small CNN to train from scratch.
+"""Picture encoders: the shared base class, and a small CNN trained from scratch.
 
 `braid.encoders.decoding.pictures` decodes, `braid.encoders.backbones.efficientnet` holds the
 pretrained network.
@@ -26,12 +26,12 @@ from .base import Array, Encoder, Features, joined, no_source
 
 
 class ImageEncoder(Encoder):
-    """The part that every picture encoder shares: decoding, stacking, variation.
+    """Base class of the picture encoders: decoding, stacking, augmentation.
 
     Attributes:
         mirror: while training, half of the pictures are mirrored; not for digits and letters.
-        shift: while training, pictures are moved by up to this share of the side, what leaves at
-            one edge is lost, the other edge is repeated.
+        shift: while training, pictures are shifted by up to this share of the side; the edge that
+            comes in is repeated.
     """
 
     modality = "image"
@@ -77,8 +77,8 @@ class SmallCnn(ImageEncoder):
 
     Options:
         side: of the picture, in pixels; channels: of the first layer, they double twice.
-        grid: the last maps are averaged over a grid of this many cells a side: 1 forgets where
-            something was.
+        grid: the last maps are averaged over a grid of this many cells a side; 1 discards
+            positions.
         mirror, shift: see `ImageEncoder`.
     """
 

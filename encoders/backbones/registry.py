@@ -1,6 +1,6 @@
-"""Which encoders there are: dicts of classes, looked up by the `kind` of an `EncoderConfig`.
+"""The registry of encoders: classes by modality and by the `kind` of an `EncoderConfig`.
 
-Installed packages may add kinds, see `GROUP`; they cannot replace one.
+Installed packages may add kinds (see `GROUP`), but not replace one.
 """
 
 from __future__ import annotations

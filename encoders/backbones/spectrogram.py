@@ -1,4 +1,4 @@
-"""Log-mel spectrograms on the device, and their variations while training.
+"""Log-mel spectrograms on the device, and their augmentation in training.
 
 Shapes: B sounds, N samples of the waveform, M mel bands, T frames.
 """
@@ -16,18 +16,18 @@ NORMS = ("sound", "band")
 
 
 class LogMel(nn.Module):
-    """Waveforms to standardised log-mel frames, with a mask; padding never matters.
+    """Waveforms to standardised log-mel frames and a mask; independent of padding.
 
     Args:
         rate: samples a second.
         mels, window, hop: bands; window and step in samples.
-        floor: added to the power before the logarithm, as a share of the sound's largest; quieter
-            than that is the same silence for every microphone. 0 adds the absolute 1e-5.
-        norm: what each sound is centred by: "sound", one mean over bands and frames, or "band",
-            each band's own mean over time, so that the microphone's colour goes too. Either way
-            its spread becomes 1.
+        floor: added to the power before the logarithm, as a share of the sound's largest power, so
+            that the noise of quieter microphones is equal. 0 adds the absolute 1e-5.
+        norm: the mean that is subtracted: "sound", one over bands and frames, or "band", each
+            band's own over time, which also removes a microphone's frequency response. Either way
+            the standard deviation becomes 1.
         variation: see `SpectrogramAugmentation`; only while training.
-        filters: what torchaudio's `MelSpectrogram` is told beside these.
+        filters: further arguments of torchaudio's `MelSpectrogram`.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class LogMel(nn.Module):
         return torch.log(power_BMT / loudest_B11 + self.floor)
 
     def _standardised(self, log_BMT: Tensor, weight_B1T: Tensor) -> Tensor:
-        """Over each sound's own real frames: loudness and microphone go."""
+        """Standardised over each sound's real frames, which removes differences in loudness."""
         frames_B11 = weight_B1T.sum(2, keepdim=True)
         count_B11 = frames_B11 * log_BMT.shape[1]
         if self.norm == "band":
@@ -99,7 +99,7 @@ class LogMel(nn.Module):
 
 
 class SpectrogramAugmentation:
-    """Other voices, microphones and gaps, made of the frames at hand. All off by default.
+    """Augmentation of frames: pitch, tempo, tilt, masks, mixed statistics. All off by default.
 
     Args:
         pitch: the bands are stretched by e^u, u uniform in +-pitch: another vocal tract (vocal
@@ -107,12 +107,12 @@ class SpectrogramAugmentation:
         tempo: the frames likewise: slower or faster speech.
         tilt: a smooth random curve over the bands of this standard deviation (in nepers of power)
             is added: another microphone.
-        masks: so many spans of bands (up to a fifth) and of frames (up to a fifth) are blanked
+        masks: the number of spans of bands and of frames (up to a fifth each) that are masked
             (SpecAugment, Park et al. 2019, arXiv 1904.08779).
         mix: this share of the sounds gets, band by band, a mean and a spread between its own and
-            those of another sound of the batch: what is said stays, who says it and through which
-            microphone changes (MixStyle, Zhou et al. 2021, arXiv 2104.02008, on bands as Kim et
-            al. 2022, arXiv 2206.12513).
+            those of another sound of the batch, which simulates other speakers and microphones
+            (MixStyle, Zhou et al. 2021, arXiv 2104.02008, on bands as Kim et al. 2022, arXiv
+            2206.12513).
         mix_alpha: the own part is drawn from Beta(mix_alpha, mix_alpha).
     """
 

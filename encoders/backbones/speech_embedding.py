@@ -1,9 +1,8 @@
-"""Google's speech embedding: a small CNN, pretrained to tell keywords apart, read from a package.
+"""Google's speech embedding: a small CNN pretrained on keyword spotting, read from a package.
 
-Lin et al. 2020 (arXiv 2002.01322) for the network and its training on many voices. The package
-`openwakeword` ships it as ONNX, batch norm folded into all but one layer; the frames that
-it takes are those of the same package. Here it slides over a whole sound at once. The weights are
-Google's, under Apache-2.0 as the package says.
+Network and training: Lin et al. 2020 (arXiv 2002.01322). The package `openwakeword` ships it as
+ONNX, with batch norm folded into all but one layer, and defines its input frames. Here it runs over
+a whole sound at once. The weights are Google's, under Apache-2.0 according to the package.
 
 Shapes: B sounds, N samples of the waveform, M mel bands, T frames, C channels, F features.
 """
@@ -34,9 +33,9 @@ WIDTHS = (24, 24, 48, 72, 96, 96)  # of the stem and of the five blocks
 POOLS = ((2, 2), (1, 2), (2, 2), (1, 2), (2, 2))  # frames and bands, after each block
 FIELD, STRIDE = 76, 8  # frames that one token sees, and from one token to the next
 LEVEL = 11.25
-"""Where a sound's loudest band ends up, in bels: what speech that peaks at a quarter of full scale
-has in the scale that the weights were trained on (log10 of the int16 samples' power, plus 2)."""
-RANGE = 8.0  # bels; what is quieter than the loudest by more is silence
+"""The level of a sound's loudest band, in bels: that of speech with a peak at a quarter of full
+scale, in the weights' training scale (log10 of the int16 samples' power, plus 2)."""
+RANGE = 8.0  # bels below the loudest; anything quieter is silence
 LOW_HZ, HIGH_HZ = 60.0, 3800.0
 FILTERS = {
     "win_length": 400,
@@ -83,9 +82,9 @@ def squashed(x_BCTM: Tensor) -> Tensor:
 class SpeechEmbedding(WaveEncoder):
     """Speech to tokens of 0.76 s, one every 80 ms; pooled by mean, maximum and spread in time.
 
-    A sound is taken with half a token's silence at either end, so that its first and last sample
-    are in the middle of a token too. Options are those of `WaveEncoder`; `OWN` of them are the
-    weights' own, and other values of them an error.
+    A sound is padded with half a token's silence at either end, so that its first and last sample
+    are in the middle of a token too. Options are those of `WaveEncoder`. The weights fix those in
+    `OWN`; other values are an error.
     """
 
     front = SpeechMel
@@ -125,7 +124,9 @@ class SpeechEmbedding(WaveEncoder):
         self.last = nn.Conv2d(WIDTHS[-1], WIDTHS[-1], (3, 1), bias=False)
         self.token_width = WIDTHS[-1]
         self.width = 3 * self.token_width
-        for module in self.modules():  # as deep as it is, torch's default would fade to nothing
+        for module in (
+            self.modules()
+        ):  # with torch's default, activations of a network this deep would vanish
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=0.2)
         self.to(memory_format=torch.channels_last)  # half as fast again on a CPU

@@ -1,4 +1,4 @@
-"""Text encoders: any BERT-family model that `transformers` loads, and hashed words (from scratch).
+"""Text encoders: BERT-family models of `transformers`, and hashed words trained from scratch.
 
 Shapes: B texts, T tokens, F features.
 """
@@ -23,15 +23,15 @@ from .base import Array, Encoder, Features, joined, masked_mean, no_source
 from .hf import CONFIG, TOKENIZER, locate, new_config, read_tokenizer
 
 CHARACTERS_PER_TOKEN = 50
-"""Text beyond `max_tokens` times this is cut before it is tokenised: real words are far shorter,
-and tokenising a megabyte to keep 128 tokens takes a second."""
+"""Text beyond `max_tokens` times this is cut before tokenisation: words are far shorter, and
+tokenising a megabyte to keep 128 tokens takes a second."""
 
 RANDOM_OPTIONS = ("config", "tokenizer")
 """Options of a transformer text encoder that are for random weights."""
 
 
 class TextEncoder(Encoder):
-    """The part that every text encoder shares: limits, padding, sizes, word dropout."""
+    """Base class of the text encoders: limits, padding, sizes, word dropout."""
 
     modality = "text"
 
@@ -108,7 +108,7 @@ class HashedWords(TextEncoder):
 
 
 class SubwordText(TextEncoder):
-    """The part that text encoders with a trained tokeniser share.
+    """Base class of the text encoders with a trained tokeniser.
 
     Args:
         tokenizer: its `tokenizer.json`, which a version keeps.
@@ -223,11 +223,11 @@ class TransformerText(SubwordText):
 
 
 def _load_pretrained(source: str, local: bool) -> tuple[nn.Module, dict[str, Any], str]:
-    """The model, its settings and its tokeniser, as `transformers` finds them."""
+    """The model, its settings and its tokeniser at a source of `transformers`."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # ours shows progress; theirs would tear it
+    disable_progress_bar()  # it would interleave with braid's own
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     net = AutoModel.from_pretrained(source, local_files_only=local, dtype=torch.float32)
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -239,7 +239,7 @@ def _load_pretrained(source: str, local: bool) -> tuple[nn.Module, dict[str, Any
 def _random_weights(
     config: Mapping[str, Any] | None = None, tokenizer: str | None = None
 ) -> tuple[nn.Module, dict[str, Any], str]:
-    """The same with random weights; the words and their padding are the tokeniser's.
+    """The same with random weights; vocabulary size and padding follow from the tokeniser.
 
     Raises:
         CheckpointError: no tokeniser, or a config that transformers refuses.
@@ -269,8 +269,8 @@ def _random_weights(
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """A config of transformers as JSON values, with what braid asks for under one name each."""
+    """A config of transformers as JSON values, with the fields that braid reads."""
     settings: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     for name in ("hidden_size", "max_position_embeddings", "pad_token_id"):
-        settings[name] = getattr(config, name, None)  # some call them otherwise in their file
+        settings[name] = getattr(config, name, None)  # the names in the file differ
     return settings

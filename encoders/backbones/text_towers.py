@@ -1,4 +1,4 @@
-"""Text encoders whose pictures have a tower too: the text towers of CLIP and SigLIP.
+"""The text towers of CLIP and SigLIP.
 
 Shapes: B texts, T tokens, F features.
 """
@@ -34,7 +34,7 @@ PADDING = "padding.json"
 
 
 class TextTower(SubwordText):
-    """The part that both towers share.
+    """Base class of both towers.
 
     Options:
         config: with random weights (`source` is None), fields of the transformers config.

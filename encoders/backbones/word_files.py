@@ -1,4 +1,4 @@
-"""Where word vectors come from: a text file as GloVe's, a folder, or a package.
+"""Reads word vectors from a text file in GloVe's format, a folder, or a package.
 
 A folder holds `vocab.txt`, one word a line, and `model.safetensors` with one matrix, `vectors`,
 float[V, F], a row for each line.

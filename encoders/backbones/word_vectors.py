@@ -1,6 +1,6 @@
-"""Static word vectors such as GloVe's, averaged: meaning at almost no cost.
+"""A text encoder that averages static word vectors such as GloVe's.
 
-Pennington et al. 2014, GloVe. Weighing words by how few texts they are in: Spaerck Jones 1972.
+GloVe: Pennington et al. 2014. Inverse document frequency: Spaerck Jones 1972.
 
 Shapes: B texts, T words, V words of the vocabulary, F features.
 """
@@ -49,16 +49,16 @@ POOLING: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 class StaticWords(TextEncoder):
     """The mean of the vectors of a text's words.
 
-    A word is looked up as it is written, then in lower case, then in its parts ("well-known");
-    what is not in the vocabulary then counts for nothing. A text of such words alone is the zero
+    A word is looked up as it is written, then in lower case, then by its parts ("well-known").
+    Words that are not in the vocabulary are ignored; a text without any known word is the zero
     vector.
 
     Options:
         vocabulary: keep only the first n words, which are the most frequent ones in a GloVe file;
             all by default. A version folder holds 4 F bytes for each.
         pooling: "mean" or "idf": weighted by the inverse document frequency.
-        idf: for that: word to weight, as a mapping or a JSON file of one, read when the encoder is
-            made. A word that it lacks weighs as much as its heaviest. Else call `fit_idf`.
+        idf: for that: word to weight, as a mapping or a JSON file, read by `create`. Words without
+            a weight get the largest one. Otherwise call `fit_idf`.
         max_tokens: words beyond are left out.
 
     `source` is a text file as GloVe's ("word 0.1 -0.2 ..." on each line), a folder (see
@@ -154,7 +154,7 @@ class StaticWords(TextEncoder):
         self.weighed = True
 
     def set_idf(self, table: Mapping[str, float]) -> None:
-        """Weigh the words by `table`; one that it lacks weighs as much as the heaviest there.
+        """Set the words' weights to `table`; words without a weight get its largest.
 
         Raises:
             CheckpointError: it is empty, or a weight is no finite number above or at zero.

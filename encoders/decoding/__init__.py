@@ -1,1 +1,1 @@
-"""Files to pixels and samples, within limits, also in processes of their own."""
+"""Decoding of files to pixels and samples, within limits, in child processes where enabled."""

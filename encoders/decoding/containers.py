@@ -1,8 +1,8 @@
-"""Files of pictures, before a pixel is decoded: structure checked, metadata left out.
+"""Picture files before decoding: checks their structure and removes metadata.
 
-Pillow reads all metadata of a file in Python, and some of it without a bound: repeated compressed
-chunks, tags that share their bytes, long comments. Only what the first picture needs is handed on,
-beside the EXIF orientation, which is read here. A file that ends early is refused here or by
+Pillow reads all metadata of a file in Python, and some of it without a limit: repeated compressed
+chunks, tags that share their bytes, long comments. So only the data of the first picture are passed
+on; the EXIF orientation is read here. A truncated file is refused here or by
 `braid.encoders.decoding.pictures`.
 """
 
@@ -50,10 +50,10 @@ class StrippedPicture:
 
 
 def first_picture(data: bytes) -> StrippedPicture:
-    """The first picture of the file; a format without metadata in Python is handed on as it is.
+    """The first picture of the file; formats whose metadata Pillow does not read pass unchanged.
 
     Raises:
-        BadInput: it ends early, contradicts itself, or has more parts than any picture needs.
+        BadInput: it is truncated, inconsistent, or has too many parts.
     """
     try:
         if data.startswith(b"\xff\xd8\xff"):
@@ -128,8 +128,8 @@ def _jpeg(data: bytes) -> StrippedPicture:
         raise BadInput("image", "does not decode: a JPEG without a frame or a scan")
     if seen < set(components):
         raise truncated()
-    # libjpeg fills what is missing with grey where a marker ends a scan early. Without the end
-    # marker it asks for more bytes instead, which are not there. Several scans need the marker.
+    # libjpeg fills the rest with grey where a marker ends a scan early. Without the end marker it
+    # asks for more bytes and fails instead. Several scans need the marker.
     single = scans == 1 and interleaved and frame in _SEQUENTIAL
     end = _PADDING if single else b"\xff\xd9"
     widest, tallest = (max(pair[axis] for pair in factors) for axis in (0, 1))
@@ -208,7 +208,7 @@ def _png(data: bytes) -> StrippedPicture:
 
 
 def unpacked_bytes(picture: StrippedPicture) -> int:
-    """How many bytes the compressed lines of a PNG hold, counted up to what they should hold."""
+    """The unpacked size of the compressed lines of a PNG, counted up to the expected size."""
     inflater, count = zlib.decompressobj(), 0
     try:
         for part in picture.packed:
@@ -334,7 +334,7 @@ def _order(data: bytes) -> tuple[str, bool, int]:
 
 
 def _check_tiff(data: bytes) -> None:
-    """Entries may not share their bytes: read one by one they would be many times the file."""
+    """Refuse entries that share bytes: together they could be many times the size of the file."""
     order, large, place = _order(data)
     places, held = [place], 0
     for at in places:

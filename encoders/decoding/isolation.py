@@ -1,11 +1,10 @@
-"""Decoding in processes of their own, with limits on memory and time.
+"""Decoding in child processes with limits on memory and time.
 
-A file that crashes a codec, or makes it take more than it may, ends a child process and nothing
-else: the record it came with is `BadInput`, the child is replaced. A child serves one record at a
-time and imports Pillow, soundfile and numpy, no torch. Nothing that a child sends is unpickled.
+A file that crashes a codec, or exceeds its limits, ends only a child process: its record is
+`BadInput`, and the child is replaced. A child decodes one record at a time and imports Pillow,
+soundfile and numpy, but no torch. Nothing that a child sends is unpickled.
 
-Once `isolate` has been called, `decode` runs in children for the whole process; until then where it
-is called.
+After `isolate`, the whole process decodes in children; before, in the calling thread.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ Array = NDArray[Any]
 CPU_S = 5
 """CPU seconds of one record. The largest pictures that the limits admit take 2 to 3."""
 WALL_S = 60.0
-"""Seconds of one record on a machine that is busy, or for a child that hangs."""
+"""Seconds of one record, for a child that hangs; generous, since machines are busy."""
 MEMORY = 768 * 1024 * 1024
 """Bytes beyond a child that has just started: `Limits.image_bytes`, the largest file three times
 (as received, without its metadata, as libtiff holds it) and working memory."""
@@ -95,7 +94,7 @@ def isolate(pool: DecodePool | None) -> None:
 
 
 class DecodePool:
-    """Children that decode, each started when it is first needed. Thread-safe.
+    """Child processes that decode, each started when it is first needed. Thread-safe.
 
     Args:
         processes: how many at once; a caller beyond them waits.
@@ -110,15 +109,15 @@ class DecodePool:
         for _ in range(processes):
             self._idle.put(None)
         self._started: set[_Child] = set()
-        # The kernel ends a child with the thread that started it: one thread, as old as the pool.
+        # The kernel ends a child with the thread that started it, so one thread starts all of them.
         self._starter = ThreadPoolExecutor(1, "decode-start")
 
     def decode(self, kind: str, data: bytes, size: float, limits: Limits) -> tuple[Array, int]:
         """One record's picture or sound, and the sampling rate of a sound.
 
         Raises:
-            BadInput: as the decoders; or over a limit, or it ended two children in a row.
-            TimeoutError: no child became free; the callers are more than the children.
+            BadInput: as the decoders; or a limit was exceeded, or two children in a row ended.
+            TimeoutError: no child became free; there are more callers than children.
         """
         try:
             child = self._idle.get(timeout=4 * self._wall_s)
@@ -149,14 +148,14 @@ class DecodePool:
         return child
 
     def close(self) -> None:
-        """End the children, whatever they do. Call it when nobody decodes any more."""
+        """Kill the children. Call it after the last decoding."""
         self._starter.shutdown(wait=True)
         for child in self._started:
             child.close()
 
 
 class _ChildEnded(Exception):
-    """A child ended. `certain`: by its record, and not by something else on the machine."""
+    """A child ended. `certain`: caused by its record, not by another process on the machine."""
 
     def __init__(self, reason: str, *, certain: bool) -> None:
         super().__init__(reason)
@@ -177,7 +176,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-                start_new_session=True,  # Ctrl-C is for the parent, which ends it
+                start_new_session=True,  # Ctrl-C goes to the parent, which ends the child
             )
 
     @property
@@ -185,7 +184,7 @@ class _Child:
         return self._process.poll() is None
 
     def ask(self, request: Mapping[str, Any], data: bytes, wall_s: float) -> tuple[Array, int]:
-        """Raises BadInput, or _ChildEnded where the child is of no more use."""
+        """Raises BadInput, or _ChildEnded if the child must be replaced."""
         deadline = time.monotonic() + wall_s
         limits = {"cpu_s": self._cpu_s, "memory": self._memory}
         try:
@@ -205,7 +204,7 @@ class _Child:
         return np.frombuffer(content, dtype).reshape(shape), int(answer["rate"])
 
     def _reason(self) -> _ChildEnded:
-        """Why it ended; it closes its socket only by ending."""
+        """The reason why the child ended. (Its socket closes only when it ends.)"""
         try:
             status = self._process.wait(10.0)
         except subprocess.TimeoutExpired:
@@ -216,7 +215,7 @@ class _Child:
         return _ChildEnded(f"the decoder ended with {name}", certain=False)
 
     def close(self) -> None:
-        """End it; may be called again."""
+        """Kill the child. Idempotent."""
         self._process.kill()
         self._process.wait()
         self._socket.close()

@@ -1,7 +1,7 @@
-"""Pictures: from the bytes of a file to pixels, within bounds. Imports Pillow and numpy only.
+"""Decodes picture files to pixels, within limits. Imports Pillow and numpy only.
 
-What decoding costs is read from the header first: memory by format and mode, time by the scans of
-a JPEG. Nothing of a picture is decoded twice; what is large is converted and reduced in bands.
+The cost of decoding is read from the header first: memory by format and mode, time by the scans of
+a JPEG. No pixel is decoded twice; large pictures are converted and reduced in bands.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .containers import StrippedPicture, first_picture, truncated, unpacked_byte
 Array = NDArray[Any]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Pillow knows more, but some of the others start a program or have no header to trust."""
+"""Pillow reads more formats, but some start a program or have no reliable header."""
 LONGEST_SIDE = 65_535
-"""What JPEG and GIF can hold. Pillow keeps a pointer to each line, and resizes by columns."""
+"""The limit of JPEG and GIF. Pillow keeps a pointer to each line, and resizes by columns."""
 PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
-"""How Pillow holds a mode in memory; all others take 4."""
+"""Bytes a pixel of each mode in Pillow; all others take 4."""
 WEBP_BYTES = 14  # a pixel: canvases of the decoder, its result, Pillow's picture; measured 12.7
 SCANS_AT_LIMIT = 32
 """Scans that a JPEG of `Limits.image_pixels` may have; smaller ones may have more."""
@@ -105,7 +105,7 @@ def open_image(data: bytes, side: int, limits: Limits) -> Iterator[Image.Image]:
 
 
 def _check_cost(picture: Image.Image, contained: StrippedPicture, limits: Limits) -> None:
-    """Refuse what would take too much memory or time; `picture` is not decoded yet."""
+    """Refuse a picture that takes too much memory or time; `picture` is not decoded yet."""
     pixels = picture.width * picture.height
     need = pixels * PIXEL_BYTES.get(picture.mode, 4)
     if contained.scans > 1:  # libjpeg keeps all coefficients, of 16 bits
@@ -142,7 +142,7 @@ def _check_cost(picture: Image.Image, contained: StrippedPicture, limits: Limits
 
 
 def _strip_bytes(picture: Image.Image) -> int:
-    """What libtiff unpacks at once."""
+    """The bytes that libtiff unpacks at once."""
     tags: Any = getattr(picture, "tag_v2", {})
     bits, samples = _number(tags, _BITS) or 1, _number(tags, _SAMPLES) or 1
     rows = min(_number(tags, _ROWS) or picture.height, picture.height)
@@ -157,9 +157,9 @@ def _number(tags: Any, tag: int) -> int:
 
 
 def _check_whole(picture: Image.Image, contained: StrippedPicture) -> None:
-    """Refuse a PNG whose compressed data ends before its last line, which Pillow takes as it is.
+    """Refuse a PNG whose compressed data end before its last line, which Pillow accepts.
 
-    Pillow starts from zeros, so that a last line with anything else in it was written.
+    Pillow's buffer starts with zeros: a last line with another value was decoded.
     """
     if not contained.lines:
         return

@@ -1,4 +1,4 @@
-"""Sounds: from the bytes of a file to one channel, within bounds. Imports soundfile and numpy only.
+"""Decodes sound files to one channel, within limits. Imports soundfile and numpy only.
 
 Shapes: N samples, C channels.
 """
@@ -17,7 +17,7 @@ from ..errors import BadInput
 Array = NDArray[Any]
 
 RATES = (1_000, 384_000)
-"""Sampling rates that are taken for real; a header that says otherwise is lying or broken."""
+"""Accepted sampling rates; a header with another one is broken or forged."""
 CHANNELS = 32
 FORMATS = {
     b"RIFF": "WAV",
@@ -33,16 +33,16 @@ FORMATS = {
     b"NIST": "NIST",
     b"ID3": "MP3",
 }
-"""How a file of each format begins; MP3 also with a frame. libsndfile knows more, most of them
-from before 2000 and little tried."""
+"""Magic bytes of each format; an MP3 may also begin with a frame. libsndfile reads more formats,
+most of them old and little tested."""
 CANCELLED = 0.1
-"""Of the energy that independent channels keep in their mean. Below it the mean is no downmix."""
+"""Share of the energy of a mean of independent channels below which the channels cancel."""
 LOUDEST = 4.0
-"""Samples above it in a file of floats are no overshoot (12 dB): the scale is another one."""
+"""Floats above it are not an overshoot (12 dB), but samples of another scale."""
 SCALES = (2.0**15, 2.0**23, 2.0**31)
 """Full scale of 16, 24 and 32 bits, for floats that hold integers."""
-_BLOCK = 65_536  # frames read at once, so that a header's claims allocate nothing
-_CALLS = 100_000  # of libsndfile for bytes; a file of 16 MiB without tiny chunks takes 300
+_BLOCK = 65_536  # frames read at once: nothing is allocated by the header's length
+_CALLS = 100_000  # read calls of libsndfile; a file of 16 MiB without tiny chunks takes 300
 _SYNC = 65_536  # bytes in which an MP3's first frame must come
 
 
@@ -117,10 +117,9 @@ def _scaled(wave_N: Array) -> Array:
 
 
 class _Reader(io.BytesIO):
-    """A file in memory that ends early for whoever reads it in too many pieces.
+    """A file in memory that ends after `_CALLS` reads.
 
-    libsndfile walks through a file's chunks by calls into Python; a file of empty chunks would
-    cost seconds.
+    libsndfile reads each chunk by a call into Python; a file of empty chunks would take seconds.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -146,7 +145,7 @@ _KBITS = {
 
 
 def _recognised(data: bytes) -> bytes:
-    """`data` from where libsndfile recognises it.
+    """`data` from the first byte that libsndfile recognises.
 
     Raises:
         BadInput: it is none of `FORMATS`.

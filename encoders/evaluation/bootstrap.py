@@ -1,4 +1,4 @@
-"""The paired bootstrap: how far a difference of two versions on the same records may be chance.
+"""The paired bootstrap: confidence intervals of the difference of two versions.
 
 Shapes: N records, R resamples, K bins.
 """
@@ -15,7 +15,7 @@ class Bootstrap:
     (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13: percentiles).
 
     Attributes:
-        weight_RN: how often each record is in each resample; rows sum to N.
+        weight_RN: the count of each record in each resample; rows sum to N.
     """
 
     def __init__(self, records: int, *, resamples: int, seed: int) -> None:

@@ -42,7 +42,7 @@ QUERIES, STORED = "the new model's vectors", "stored vectors"
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What was decided.
+    """The chosen space.
 
     Attributes:
         report: for the manifest; plain JSON.
@@ -56,7 +56,7 @@ class Choice:
 
 
 def mapped(outputs: ModelOutputs, adapter: Adapter) -> ModelOutputs:
-    """The same with every vector through the adapter."""
+    """The outputs with every vector mapped by the adapter."""
     return replace(
         outputs,
         by={name: adapter(vectors_ND) for name, vectors_ND in outputs.by.items()},
@@ -65,7 +65,7 @@ def mapped(outputs: ModelOutputs, adapter: Adapter) -> ModelOutputs:
 
 
 def same_space(champion: TorchModel, limits: Compatibility) -> Choice:
-    """The choice where encoders, projections and fusion are the same: nothing needs measuring."""
+    """The choice if encoders, projections and fusion are unchanged; nothing is measured."""
     report = {
         "champion": champion.name,
         "choice": SAME,
@@ -78,7 +78,7 @@ def same_space(champion: TorchModel, limits: Compatibility) -> Choice:
 
 
 def new_space(champion: TorchModel, challenger: TorchModel, reason: str) -> Choice:
-    """A new space without measuring."""
+    """The choice of a new space without measurement."""
     report = {
         "champion": champion.name,
         "choice": NEW,
@@ -104,7 +104,7 @@ def choose_space(
     """Same space, adapter or new space.
 
     Args:
-        judged, pair: the judge records, and what champion and challenger make of them.
+        judged, pair: the judge records, and the outputs of champion and challenger for them.
         samples: adapters are fitted on those of the train split.
     """
     comparison = _SpaceComparison(
@@ -184,7 +184,7 @@ def _adapters(
     comparison: _SpaceComparison,
     tried: list[dict[str, Any]],
 ) -> tuple[Adapter, str] | None:
-    """The first adapter that passes, and what it maps; every one tried is told in `tried`."""
+    """The first adapter that passes, and what it maps. Each result is appended to `tried`."""
     limits = comparison.limits
     known = training_records(samples, limits.pairs) if limits.adapters else []
     _, (old, new) = run_models((champion, challenger), known, predict=False)
@@ -210,15 +210,15 @@ def _adapters(
 
 
 def training_records(samples: Sequence[Sample], most: int) -> list[Sample]:
-    """The train split, of a repeated id the last; at most `most`, chosen by hash."""
+    """The train split, the last sample of a repeated id; at most `most`, chosen by hash."""
     latest = {sample.id: sample for sample in samples if split(sample.id) == "train"}
     ids = sorted(latest, key=lambda id_: sha256(id_.encode()).hexdigest())[:most]
     return [latest[id_] for id_ in sorted(ids)]
 
 
 def pairs(old: ModelOutputs, new: ModelOutputs) -> tuple[Tensor, Tensor]:
-    """The same records' vectors of both versions, float[n, D] each: each modality's, and the fused
-    one of all that a record has."""
+    """The same records' vectors of both versions, float[n, D] each: of each modality, and the fused
+    one of all modalities of a record."""
     left, right = [], []
     for name in (*old.modalities, ALL) if old.by else ():
         here_N = old.has(name) & new.has(name)
@@ -231,7 +231,7 @@ def pairs(old: ModelOutputs, new: ModelOutputs) -> tuple[Tensor, Tensor]:
 
 @dataclass(kw_only=True)
 class _SpaceComparison:
-    """What every choice is measured on."""
+    """Measures each choice on the judge records."""
 
     old: ModelOutputs
     new: ModelOutputs
@@ -260,8 +260,8 @@ class _SpaceComparison:
         )
 
     def entry(self, choice: str, measured: CrossVersionRecall, **more: Any) -> dict[str, Any]:
-        """One choice with its numbers. `recall` is that of new queries in the mixed gallery, `cost`
-        what is missing to the better of the new model in a space of its own and as it is."""
+        """One choice with its figures. `recall` is that of new queries in the mixed gallery; `cost`
+        is the recall lost against the new model in its own space, or as it is if that is better."""
         limits = self.limits
         cost = self.best - measured.recall("mixed")
         checks = {
@@ -284,7 +284,7 @@ class _SpaceComparison:
         }
 
     def numbers(self, name: str) -> dict[str, float]:
-        """A direction's recalls as the versions are."""
+        """A direction's recalls without an adapter."""
         here_N = self.base.known[name]
         recalls = {way: float(hits[name][here_N].mean()) for way, hits in self.base.hits.items()}
         return {

@@ -1,4 +1,4 @@
-"""Records made worse, one modality at a time, by a known amount."""
+"""Corrupts samples, one modality at a time, by a known amount."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..types import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptionLevels:
-    """How a modality is made worse: the levels, mildest first, and their unit."""
+    """The levels of a modality's corruption, mildest first, and their unit."""
 
     levels: tuple[float, ...]
     unit: str
@@ -34,7 +34,7 @@ LEVELS: Mapping[str, CorruptionLevels] = {
 def noisy(wave_n: NDArray[np.int16], snr_db: float, rng: np.random.Generator) -> NDArray[np.int16]:
     """White noise added at a signal-to-noise ratio in decibels, from the mean powers of both.
 
-    Where the sum would clip, all of it is made quieter, so that the ratio stays.
+    If the sum would clip, it is scaled down, so that the ratio stays.
     """
     signal_n = wave_n.astype(np.float64)
     power = float(np.mean(signal_n**2)) + 1e-9
@@ -44,7 +44,7 @@ def noisy(wave_n: NDArray[np.int16], snr_db: float, rng: np.random.Generator) ->
 
 
 def corrupted(sample: Sample, modality: str, level: float, rng: np.random.Generator) -> Sample:
-    """The sample with one modality made worse; itself where it has none of it."""
+    """The sample with one modality corrupted; unchanged if it lacks the modality."""
     if getattr(sample, modality) is None:
         return sample
     return _CORRUPT[modality](sample, level, rng)

@@ -31,7 +31,7 @@ from .bootstrap import Bootstrap, interval_of
 def directions(modalities: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """(name, query subset, target): the target is a modality, or a subset whose fused vector it is.
 
-    One modality alone can only find itself.
+    A single modality is its own target.
     """
     for size in range(1, len(modalities)):
         for query in combinations(modalities, size):
@@ -55,9 +55,9 @@ class CrossVersionRecall:
     """Recall across versions, record by record.
 
     Attributes:
-        hits: way ("old", "new", "cross", "mixed") to direction to float[N]: found among the first
-            k; in "mixed" the mean of the two galleries.
-        known: direction to which records have it, bool[N].
+        hits: way ("old", "new", "cross", "mixed") to direction to float[N]: 1 for a hit among the
+            first k; for "mixed" the mean over the two galleries.
+        known: direction to the records that have its modalities, bool[N].
         share: of old vectors among the first k of the mixed galleries.
     """
 
@@ -72,7 +72,7 @@ class CrossVersionRecall:
 
     @property
     def ratio(self) -> float:
-        """R; 0 where the old version finds nothing."""
+        """R; 0 if the old version's recall is 0."""
         old = self.recall("old")
         return min(self.recall("cross"), self.recall("mixed")) / old if old > 0 else 0.0
 
@@ -125,7 +125,7 @@ def cross_version_recall(
             gallery_nD = torch.where(half_n[:, None], moved_nD, fresh_nD)
             mixed_n += hit(asked["new"], gallery_nD) / 2
             top_nk = (asked["new"] @ gallery_nD.T).topk(min(k, len(group_n)), dim=1).indices
-            # Against how many there are: the halves of those with this direction may differ.
+            # Relative to the share in the gallery, which may differ from a half.
             shares.append(float(half_n[top_nk].float().mean() - half_n.float().mean() + 0.5))
         for way, hit_n in (
             ("old", hit(asked["old"], shelf_nD)),

@@ -1,5 +1,4 @@
-"""The examination of a trained version before it is published: the judge's verdict, and whether it
-may live in the champion's space.
+"""The examination of a version before it is published: the judge's verdict and the choice of space.
 
     examine = examiner(registry / "braid-0001", gates=Gates(), compatibility=Compatibility())
     train(samples, config, ..., examine=examine)
@@ -33,22 +32,22 @@ def examiner(
     device: str | None = None,
     seed: int = 0,
 ) -> Examine:
-    """What `train(examine=...)` takes: judge the version against `champion` on the judge split of
-    the samples, and choose its space.
+    """A callable for `train(examine=...)` that judges the version against `champion` on the judge
+    split of the samples, and chooses its space.
 
-    A challenger that fails, or that could not take the champion's place at all (another dimension,
-    a task missing, values that are not finite), gets a verdict that says so: it is kept, not
-    served, and its space is its own.
+    A challenger that fails, or that cannot replace the champion (another dimension, a missing task,
+    values that are not finite), gets a verdict that is not passed: it is kept but not served, and
+    has a space of its own.
 
     Args:
-        champion: its version folder. It is verified now, before anybody trains for hours.
+        champion: its version folder. It is verified now, before a long training.
         gates, compatibility: the limits; None for the defaults.
         device: as for `braid.encoders.load`.
         seed: of the bootstrap, the galleries and the MLP adapter.
 
     Raises:
-        CheckpointError: the champion is damaged. The callable raises it too, where the challenger's
-            folder is, or where the champion gives values that are not finite.
+        CheckpointError: the champion is damaged. The callable raises it too, if the challenger's
+            folder is damaged, or if the champion's outputs are not finite.
     """
     verify(champion)
     gates, limits = gates or Gates(), compatibility or Compatibility()
@@ -76,7 +75,7 @@ def examiner(
         files: dict[str, bytes] = {}
         if choice.adapter is not None:
             files[compatibility_report["adapter"]["file"]] = choice.adapter.to_bytes()
-        elif carried:  # its vectors go through the adapter of the version whose space it kept
+        elif carried:  # it inherits the adapter of the version whose space it keeps
             compatibility_report["adapter"] = carried
         return Examination(
             verdict=verdict, compatibility=compatibility_report, space=choice.space, files=files
@@ -116,6 +115,6 @@ def _choose_space(
 
 
 def _vectors(model: TorchModel) -> str:
-    """A hash of all that makes vectors: weights, preprocessing, an adapter that is applied."""
+    """A hash of all that determines vectors: weights, preprocessing, an applied adapter."""
     adapter = "" if model.adapter is None else model.adapter.to_bytes().hex()
     return digest([model.net.space(), adapter])

@@ -23,7 +23,7 @@ DECAY = 1e-2
 def fit_adapter(
     kind: str, source_nD: Tensor, target_nD: Tensor, limits: Compatibility, seed: int = 0
 ) -> Adapter:
-    """The adapter of `kind` that takes `source_nD` nearest to `target_nD`.
+    """The adapter of `kind` that maps `source_nD` closest to `target_nD`.
 
     Raises:
         KeyError: no such kind.
@@ -70,8 +70,7 @@ def _affine(
 def _mlp(
     source_nD: Tensor, target_nD: Tensor, limits: Compatibility, seed: int
 ) -> dict[str, Tensor]:
-    """Beginning as the rotation, by AdamW over random batches of the pairs, towards a cosine of
-    1."""
+    """Starts as the rotation; AdamW over random batches of the pairs maximises the cosine."""
     source_nD, target_nD = source_nD.float(), target_nD.float()
     dim, hidden = source_nD.shape[1], limits.hidden
     generator = torch.Generator().manual_seed(seed)

@@ -1,5 +1,4 @@
-"""What a challenger must reach, and what makes it stay in its parent's space. Numbers only: no
-torch, so that a configuration may hold them."""
+"""Limits of the judge (`Gates`) and of the choice of a space (`Compatibility`). No torch here."""
 
 from __future__ import annotations
 
@@ -13,20 +12,20 @@ ADAPTERS = ("procrustes", "affine", "mlp")
 class Gates:
     """The limits of `braid.encoders.evaluation.judge`.
 
-    A metric that is measured record by record fails where the 95 % interval of its paired
-    difference lies wholly on the wrong side of its limit: chance alone does not refuse a version.
+    A metric that is measured record by record fails if the whole 95 % interval of its paired
+    difference is beyond its limit, so that chance alone does not fail a version.
 
     Attributes:
         accuracy: how far accuracy (F1 of several labels) may fall, 0.01 being one point.
         error: how far the mean absolute error of a number may rise, in spreads of its task.
         recall: how far recall@k may fall.
         calibration: how far the expected calibration error may rise.
-        rank: least effective rank of the vectors, as a share of the champion's: below, the space
-            collapses.
+        rank: least effective rank of the vectors, as a share of the champion's; a lower one means
+            that the space collapses.
         latency: most time to embed a record, as a multiple of the champion's.
-        least: judge records that a metric needs; with fewer of them in all there is not enough
-            evidence, and the verdict is not passed.
-        most: more judge records than this are not looked at; those with the lowest ids' hashes are.
+        least: judge records that a metric needs; with fewer in total there is not enough evidence,
+            and the verdict is not passed.
+        most: judge records that are used at most; those with the lowest hashes of their ids.
         resamples: of the bootstrap.
         rounds: of the latency, alternating; `batch` records each.
     """
@@ -63,11 +62,11 @@ class Compatibility:
         ratio: least cross-version recall R.
         even: how far the share of old vectors in the top k of a gallery that is half old may be
             from a half.
-        cost: most recall that staying may cost against a space of its own, or as it is where that
-            finds more: R only says that nothing is worse than before, and a much better model would
-            be held back by old vectors, or by an adapter.
+        cost: most recall that may be lost against a space of its own, or without an adapter if that
+            is better. R only ensures that recall does not fall; a much better model would lose more
+            by old vectors or an adapter.
         k: of the recall.
-        adapters: the kinds that are tried, in this order; none opens a new space at once.
+        adapters: the kinds that are tried, in this order; if empty, the space is new.
         stored: whether an adapter that maps stored vectors into the new space may be chosen, where
             none that maps the new model's vectors into the old space passes. It is measured anyway.
         pairs: most training records that an adapter is fitted on.

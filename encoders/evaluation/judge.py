@@ -1,4 +1,4 @@
-"""The judge: champion and challenger on the same records, metric by metric, with gates.
+"""The judge: compares champion and challenger metric by metric, with gates.
 
 The records are those of the judge split, which neither training nor calibration touches
 (`braid.encoders.training.splits`). Differences are paired, record by record, under one bootstrap.
@@ -38,18 +38,18 @@ TOO_LITTLE = "not enough evidence"
 
 
 class IncompatibleChallenger(CheckpointError):
-    """A challenger that could not take the champion's place, however good it is."""
+    """A challenger that cannot replace the champion, whatever its metrics."""
 
 
 def judged(samples: Sequence[Sample], most: int | None = None) -> list[Sample]:
-    """The judge split of `samples`, of a repeated id the last; at most `most`, chosen by hash."""
+    """The judge split of `samples`, the last of a repeated id; at most `most`, chosen by hash."""
     latest = {sample.id: sample for sample in samples if split(sample.id) == "judge"}
     ids = sorted(latest, key=lambda id_: sha256(id_.encode()).hexdigest())[:most]
     return [latest[id_] for id_ in sorted(ids)]
 
 
 def check_can_replace(champion: Manifest, challenger: Manifest) -> None:
-    """Nothing to measure where the challenger could not take the champion's place.
+    """Check that the challenger can replace the champion.
 
     Raises:
         IncompatibleChallenger: another dimension; a modality or a task that the champion serves is
@@ -111,21 +111,21 @@ def judge(
     seed: int = 0,
     clock: Clock = time.perf_counter,
 ) -> tuple[dict[str, Any], list[Sample], tuple[ModelOutputs, ModelOutputs] | None]:
-    """Whether the challenger may take the champion's place.
+    """Compare the challenger with the champion and decide whether it may replace it.
 
     Args:
-        samples: any; the judge split is taken of them.
+        samples: any; only their judge split is used.
 
     Returns:
         The verdict: `passed`, `decision` ("passed", "failed", "not enough evidence"), `reason`,
             `records`, `limits`, and `gates`, one for each metric: {"metric", "champion",
             "challenger", "difference", "interval", "limit", "passed", "records"}. Metrics with
             fewer than `gates.least` records are not judged; `unjudged` says how many they had.
-        The records that were judged, and what the two made of them; None where nothing was.
+        The judged records, and the outputs of both; None if nothing was judged.
 
     Raises:
         IncompatibleChallenger: see `check_can_replace`.
-        CheckpointError: the champion itself gives what is not finite.
+        CheckpointError: the champion's outputs are not finite.
     """
     check_can_replace(champion.manifest, challenger.manifest)
     kept, (old, new) = run_models((champion, challenger), judged(samples, gates.most))
@@ -192,7 +192,7 @@ def _gate(
 
 @dataclass(kw_only=False)
 class _MetricComparison:
-    """The metrics of two sets of answers, gathered as gates."""
+    """Compares the outputs of two models metric by metric and collects the gates' results."""
 
     old: ModelOutputs
     new: ModelOutputs
@@ -211,7 +211,7 @@ class _MetricComparison:
         margin: float,
         falls: bool = False,
     ) -> None:
-        """A gate on a mean over records; `falls`: less is better."""
+        """A gate on a mean over records; `falls`: lower is better."""
         records = int(known_N.sum())
         if records < self.gates.least:
             self.unjudged[metric] = records
@@ -225,7 +225,7 @@ class _MetricComparison:
         )
 
     def scores(self) -> None:
-        """Every task under every subset, and the decision's calibration."""
+        """Gates on every task under every subset, and on the decision's calibration."""
         for name, task in self.old.tasks.items():
             if name not in self.old.task_outputs:  # captions
                 continue
@@ -248,7 +248,7 @@ class _MetricComparison:
                 self.calibration(name, truth, known_N)
 
     def calibration(self, name: str, truth: Sequence[Label | None], known_N: Tensor) -> None:
-        """The gate on the calibration error of the decision on records as they come."""
+        """The gate on the calibration error of the decision, with all modalities of each record."""
         metric, records = f"calibration error {name}", int(known_N.sum())
         if records < self.gates.least:
             self.unjudged[metric] = records
@@ -323,11 +323,11 @@ def _latency(
     gates: Gates,
     clock: Clock,
 ) -> dict[str, Any]:
-    """Milliseconds to embed a record, preparing included; the two take turns.
+    """Milliseconds to embed a record, including `prepare`, in alternating rounds.
 
-    Whatever else the machine does meanwhile meets now one, now the other. So the gate looks at the
-    ratio within each round, and fails, as the others do, only where the whole 95 % interval of its
-    median (bootstrap over the rounds) is beyond the limit. A first round warms up.
+    Other load on the machine may slow either of the two. So the gate compares the ratio within each
+    round, and fails only if the whole 95 % interval of its median (bootstrap over the rounds) is
+    beyond the limit. A first round warms up.
     """
     batch = samples[: gates.batch]
     spent: tuple[list[float], list[float]] = ([], [])
@@ -356,8 +356,8 @@ def _latency(
 
 
 def _right(task: Task, output: TaskOutput, truth: Sequence[Label | None], spread: float) -> Tensor:
-    """1 where the class decided on is the label; a class that the version does not know is wrong
-    for it, however it decides."""
+    """1 where the predicted class is the label, else 0; also 0 for labels that the version does not
+    know."""
     return torch.tensor(
         [
             float(task.classes[int(d)] == label)
@@ -367,7 +367,7 @@ def _right(task: Task, output: TaskOutput, truth: Sequence[Label | None], spread
 
 
 def _labels(task: Task, output: TaskOutput, truth: Sequence[Label | None], spread: float) -> Tensor:
-    """F1 of each record's labels; 1 where there are none and none is said."""
+    """F1 of each record's labels; 1 if there are none and none is predicted."""
     f1_scores = []
     for decided_C, label in zip(output.decided_N, truth, strict=True):
         chosen = {one for one, here in zip(task.classes, decided_C.tolist(), strict=True) if here}
@@ -378,7 +378,7 @@ def _labels(task: Task, output: TaskOutput, truth: Sequence[Label | None], sprea
 
 
 def _error(task: Task, output: TaskOutput, truth: Sequence[Label | None], spread: float) -> Tensor:
-    """Absolute error, in spreads of the champion's task."""
+    """Absolute error, in standard deviations of the champion's task."""
     value_N = task.mean + task.spread * output.decided_N
     true_N = torch.tensor([float(v) if _is_number(v) else 0.0 for v in truth])  # type: ignore[arg-type]
     return (value_N - true_N).abs() / spread

@@ -1,4 +1,4 @@
-"""A report as one page of plots: HTML and SVG in one file, nothing to load from anywhere."""
+"""The report as one HTML page with SVG plots and no external files."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _robust(report: Mapping[str, Any], task: str, scores: Mapping[str, Any]) -> 
 
 
 def bars(rows: Iterable[tuple[str, Sequence[float]]], series: Sequence[str]) -> str:
-    """Horizontal bars from 0 to 1 (or the largest value): one group a row, one bar a series."""
+    """Horizontal bars from 0 to 1 (or the largest value): a group per row, a bar per series."""
     rows = list(rows)
     top = max([1.0, *(value for _, values in rows for value in values)])
     left, width, height, gap = 190, 500, 13, 8
@@ -149,7 +149,7 @@ def bars(rows: Iterable[tuple[str, Sequence[float]]], series: Sequence[str]) -> 
 
 
 def curves(lines: Mapping[str, Sequence[float | None]], ticks: Sequence[str]) -> str:
-    """One line a name over the ticks, from 0 to the largest value or 1."""
+    """One line per name over the ticks, from 0 to the largest value or 1."""
     left, top, width, height = 40, 10, 560, 200
     peak = max([1.0, *(v for values in lines.values() for v in values if v is not None)])
     out = []
@@ -181,7 +181,7 @@ def curves(lines: Mapping[str, Sequence[float | None]], ticks: Sequence[str]) ->
 
 
 def scatter(points: Sequence[Sequence[float]], labels: Sequence[str], ids: Sequence[str]) -> str:
-    """Points coloured by label; hovering names one."""
+    """Points coloured by label, with ids as tooltips."""
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     width, height = 600, 460
 

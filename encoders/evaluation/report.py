@@ -1,4 +1,4 @@
-"""What a version can do with given samples: `report(model, samples)`.
+"""The report on a version: metrics, robustness, shuffled modalities, a map of the space.
 
 Shapes: B samples, M modalities, D the shared space.
 """
@@ -25,22 +25,22 @@ from ..types import Sample
 from .corruptions import LEVELS, corrupted
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done, of how much."""
+"""Called with the stage, the number done and the total."""
 
 
 def report(
     model: TorchModel, samples: Sequence[Sample], *, seed: int = 0, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Everything that is measured of a version.
+    """All metrics of a version.
 
     Args:
-        samples: none of them used in training; bad ones are counted and left out.
-        seed: of the noise and the permutations; not the training's.
+        samples: not used in training; bad ones are counted and left out.
+        seed: of the noise and the permutations.
 
     Returns:
-        what `braid.encoders.training.evaluate.compute_metrics` gives, and
+        the result of `braid.encoders.training.evaluate.compute_metrics`, and
         robustness: modality -> [{"level", "unit", "accuracy": {task: as above}}], one modality
-            disturbed at a time.
+            corrupted at a time.
         shuffled: modality -> task -> the decision's score when that modality is permuted among the
             samples; "as it is" beside it. No fall means that the modality is not used.
         map: {"points": [[x, y], ...], "label": [...], "ids": [...]}: the fused vectors on their
@@ -81,7 +81,7 @@ def encode_samples(
     only: str | None = None,
     beside: EncodedSamples | None = None,
 ) -> tuple[list[Sample], EncodedSamples]:
-    """The samples that can be used, encoded.
+    """The usable samples, and their features.
 
     Args:
         left_out: counts the others.

@@ -1,10 +1,11 @@
-"""Adapters: maps from one space's vectors to another's, so that neither has to be made again.
+"""Adapters: fitted maps from the vectors of one space to those of another.
 
-    procrustes  y = x R, R orthogonal: a rotation. It changes no distance among what it maps.
+    procrustes  y = x R, R orthogonal: a rotation, which keeps all distances.
     affine      y = x R + x A B + t: a low-rank correction on top (Drift-Adapter, arXiv 2509.23471)
     mlp         y = x R + gelu(x V + u) W + t
 
-and always scaled to length 1. They are fitted in `braid.encoders.evaluation.fit_adapter`.
+each scaled to length 1. With an adapter, stored vectors need not be computed again. Adapters are
+fitted in `braid.encoders.evaluation.fit_adapter`.
 
 Shapes: n vectors, D the shared space.
 """
@@ -32,7 +33,7 @@ FILE = "adapter.safetensors"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapter:
-    """A fitted map. `tensors` are those of its kind, by the letters above."""
+    """A fitted map. `tensors` are those of its kind, named by the letters above."""
 
     kind: str
     tensors: Mapping[str, Tensor]
@@ -56,7 +57,7 @@ class Adapter:
         return mapped_nD
 
     def apply(self, vectors_nD: Vector) -> Vector:
-        """As calling it, for an array: stored vectors or a query."""
+        """As `__call__`, for an array: stored vectors or a query."""
         with torch.inference_mode():
             input_nD = torch.from_numpy(np.ascontiguousarray(vectors_nD, dtype=np.float32))
             mapped_nD: Vector = self.to(torch.device("cpu"))(input_nD).numpy()
@@ -103,8 +104,8 @@ def load_adapter(
     """The adapter of a version, None if it has none.
 
     Args:
-        applied: True only for one that the version's own vectors go through, False only for one
-            that maps the stored vectors of the version before; None for either.
+        applied: True: only an adapter of the version's own vectors. False: only one of the stored
+            vectors of the version before. None: either.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not what the manifest says.

@@ -1,8 +1,8 @@
-"""Captions from the fused vector: a small recurrent decoder over a vocabulary of words.
+"""Captions: a small recurrent decoder from the fused vector to a vocabulary of words.
 
 Show and Tell (Vinyals et al. 2015, arXiv 1411.4555) with the fused vector in place of the picture;
-the vector is blurred in training (as in Nukrai et al. 2022, arXiv 2211.00575), so that few captions
-are not learnt by heart.
+noise is added to the vector in training (as in Nukrai et al. 2022, arXiv 2211.00575), against
+overfitting on few captions.
 
 Shapes: B samples, L words, V vocabulary, D the shared space, K beams.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 PAD, END, UNKNOWN = 0, 1, 2
 SPECIAL = ("<pad>", "<end>", "<unknown>")
 BEAMS = 4
-NOISE = 1.0  # length of the noise beside the unit vector; see the benchmark's captions
+NOISE = 1.0  # length of the noise added to the unit vector; see the benchmark's captions
 
 
 def words_of(text: str) -> list[str]:
@@ -51,14 +51,14 @@ class Caption:
 
 
 class Captioner(nn.Module):
-    """A GRU that starts from the fused vector and sees it at every word."""
+    """A GRU whose initial state and every input contain the fused vector."""
 
     def __init__(self, words: Sequence[str], dim: int, length: int, width: int = 256) -> None:
         super().__init__()
         self.words, self.length = tuple(words), length
         self.place = {word: i for i, word in enumerate(self.words)}
         self.table = nn.Embedding(len(self.words), width, padding_idx=PAD)
-        self.scale = dim**0.5  # of a unit vector's numbers: otherwise they hardly count
+        self.scale = dim**0.5  # scales a unit vector's numbers to about 1
         self.start, self.see = nn.Linear(dim, width), nn.Linear(dim, width)
         self.cell = nn.GRU(2 * width, width, batch_first=True)
         self.dropout = nn.Dropout(0.3)
@@ -70,8 +70,8 @@ class Captioner(nn.Module):
         return [*(self.place.get(word, UNKNOWN) for word in words), END]
 
     def forward(self, fused_BD: Tensor, ids_BL: Tensor) -> Tensor:
-        """Logits of each word given those before it, float[B, L, V]; in training from a blurred
-        vector."""
+        """Logits of each word given those before it, float[B, L, V]; in training, noise is added to
+        the vector."""
         if self.training:
             noise_BD = torch.randn_like(fused_BD) * (NOISE / fused_BD.shape[1] ** 0.5)
             fused_BD = F.normalize(fused_BD + noise_BD, dim=1)

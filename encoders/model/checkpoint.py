@@ -1,7 +1,8 @@
-"""A model version is an immutable folder: `model.safetensors`, `manifest.json`, tokeniser files.
+"""Reads and writes version folders: `model.safetensors`, `manifest.json`, tokeniser files.
 
-It is written under a temporary name beside its place, synced, and renamed: a reader sees all of it
-or nothing. It holds all that loading needs; neither a hub nor the packages of pretrained weights.
+A version folder is immutable. It is written under a temporary name, synced and renamed, so that a
+reader sees all of it or nothing. Loading needs neither a hub nor the packages of pretrained
+weights.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from .torch_model import TorchModel
 
 
 def make_net(config: TrainConfig, tasks: Mapping[str, Task]) -> Net:
-    """A new model: pretrained encoders from their sources, everything else at random."""
+    """A new model: pretrained encoders from their sources, other weights at random."""
     encoders: dict[str, Encoder] = {
         name: encoder_class(name, encoder_config).create(encoder_config)
         for name, encoder_config in config.model.encoders.items()
@@ -96,7 +97,7 @@ def save(
             _sync(path)
         try:
             draft.rename(folder)
-        except OSError as error:  # somebody else was faster
+        except OSError as error:  # another process has created it
             raise CheckpointError(f"cannot move the version to {folder}: {error}") from error
         _sync(folder.parent)
     finally:
@@ -109,7 +110,7 @@ def _write(
 ) -> Manifest:
     tensors = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     save_file(tensors, draft / WEIGHTS)
-    (draft / WEIGHTS).chmod(0o644)  # safetensors keeps it to its owner; another user may serve it
+    (draft / WEIGHTS).chmod(0o644)  # safetensors writes 0600; another user may serve it
     for modality in net.modalities:
         assets = draft / modality
         assets.mkdir()
@@ -168,7 +169,7 @@ def _examined(
     device: torch.device,
     reference: Callable[[TorchModel], Mapping[str, Any]] | None,
 ) -> Manifest:
-    """Write into a draft what its examination found."""
+    """Write the results of its examination into a draft."""
     for name, content in examination.files.items():
         (draft / name).write_bytes(content)
     manifest = replace(

@@ -1,4 +1,4 @@
-"""Decision makes the prediction, late: each source has predicted, now they are combined.
+"""Decision: combines the predictions of all sources into one (late fusion).
 
 Shapes: B samples, M modalities, S sources (the modalities, then "fused"), C classes, Z subsets of
 the modalities (2^M; subset z holds modality m where bit m of z is set).
@@ -6,7 +6,7 @@ the modalities (2^M; subset z holds modality m where bit m of z is set).
 Each rule takes calibrated probabilities and which sources are present:
 
     weighted   p = sum_s w_s p_s / sum_s w_s over the sources present; w is learnt on validation
-               data, so a modality that knows nothing there gets a weight near 0.
+               data, so an uninformative modality gets a weight near 0.
     logproduct p ~ prod_s p_s^(w_s) over the sources present: a logarithmic opinion pool. With
                weights 1 it is the product rule, Bayes' answer where sources err independently and
                classes are equally frequent (Kittler et al. 1998, "On combining classifiers").
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .calibration import PROB_FLOOR, fit_average, fit_exponents, fit_temperature, fit_weights
 
-WEIGHT_FLOOR = 1e-6  # so that a record with nothing but a useless modality still gets an answer
+WEIGHT_FLOOR = 1e-6  # so that a record with only an uninformative modality is still predicted
 
 
 def weighted(probs_BSC: Tensor, present_BS: Tensor, weights_BS: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ def vote(probs_BSC: Tensor, present_BS: Tensor, weights_BS: Tensor) -> tuple[Ten
     ballots_BSC = F.one_hot(probs_BSC.argmax(2), probs_BSC.shape[2]) * present_BS[:, :, None]
     votes_BC = ballots_BSC.sum(1).float()
     trust_BC = (probs_BSC * present_BS[:, :, None]).sum(1)
-    # The sum of probabilities is below S + 1, so it decides among equal votes and nothing else.
+    # The sum of probabilities is below S + 1, so it only breaks ties.
     winner_B = (votes_BC + trust_BC / (probs_BSC.shape[1] + 1.0)).argmax(1)
     return votes_BC / votes_BC.sum(1, keepdim=True), winner_B
 
@@ -68,8 +68,8 @@ class Decision(nn.Module):
         temperature_ZS: of each source under each subset of the modalities.
         weights_ZS: likewise; row 0 is the fit over all validation data, and stands in for every
             subset that had too few of its own.
-        sharpness_Z: exponent of the combined probabilities, so that they are calibrated too: an
-            average of right answers is too modest.
+        sharpness_Z: exponent that calibrates the combined probabilities: an average of calibrated
+            probabilities is underconfident.
     """
 
     temperature_ZS: Tensor
@@ -97,10 +97,10 @@ class Decision(nn.Module):
         return torch.softmax(scaled_BSC, dim=2)
 
     def forward(self, logits_BSC: Tensor, present_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What each source says, the combined answer, and what is decided.
+        """The outputs of each source, the combined output, and the decision.
 
         Args:
-            logits_BSC: what stands where `present_BS` is False does not matter, if finite.
+            logits_BSC: finite; ignored where `present_BS` is False.
             present_BS: bool, at least one modality in each row.
 
         Returns:
@@ -127,10 +127,10 @@ class Decision(nn.Module):
         return outputs_BSC, _sharpened(combined_BC, sharpness_B1), winner_B
 
     def fit(self, logits_BSC: Tensor, present_BS: Tensor, target: Tensor) -> None:
-        """Learn temperatures, then weights, on validation data; nothing changes without any.
+        """Fit temperatures, then weights, on validation data; no change without data.
 
         A source's temperature minimises its negative log-likelihood (Guo et al. 2017, arXiv
-        1706.04599); the weights maximise the likelihood of the rule's answer
+        1706.04599); the weights maximise the likelihood under the rule
         (`braid.encoders.model.calibration`).
 
         Args:
@@ -183,7 +183,7 @@ class Decision(nn.Module):
             self.sharpness_Z[rows] = 1.0 / fit_temperature(log_BC, target)
 
 
-MIN_ROWS = 20  # rows: a temperature from fewer is worse than the one from all
+MIN_ROWS = 20  # with fewer rows, the fit over all data is better
 
 
 def subset_of(present_BS: Tensor) -> Tensor:

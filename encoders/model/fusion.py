@@ -1,12 +1,13 @@
-"""Fusion makes the vector: one unit vector for any non-empty subset of modalities.
+"""Fusion: one unit vector from any non-empty subset of modalities.
 
     mean          the mean direction of the modalities' unit vectors
     early         their concatenation through an MLP, with a learnt vector for what is absent
     intermediate  cross-attention among their tokens: words, patches, frames
 
-All share one interface, `forward(unit_BMD, present_BM, tokens)`; only `intermediate` looks at the
-tokens. The other two add to the mean and begin as it, so that fuse({text}) finds fuse({image}) as
-soon as the units are aligned. `early` adds nothing to a modality that is alone.
+All share one interface, `forward(unit_BMD, present_BM, tokens)`; only `intermediate` uses the
+tokens. `early` and `intermediate` add a term to the mean that is 0 at the start, so that
+fuse({text}) retrieves fuse({image}) as soon as the units are aligned. `early` adds nothing to a
+single modality.
 
 Shapes: B samples, M modalities, D the shared space, T tokens of one modality, F their width,
 S places in the sequence (the fused one, then all tokens), H attention heads.
@@ -28,10 +29,10 @@ HEADS = 4
 
 
 class Fusion(nn.Module, ABC):
-    """What every fusion is.
+    """The interface of a fusion.
 
     Attributes:
-        needs_tokens: whether `forward` looks at `tokens`; if not, nobody has to compute them.
+        needs_tokens: whether `forward` uses `tokens`; if not, they need not be computed.
     """
 
     needs_tokens = False
@@ -41,9 +42,9 @@ class Fusion(nn.Module, ABC):
         """Unit vectors, float[B, D].
 
         Args:
-            unit_BMD: unit vectors; what stands where `present_BM` is False does not matter.
+            unit_BMD: unit vectors; ignored where `present_BM` is False.
             present_BM: bool; every row has at least one True.
-            tokens: of each modality that has some; those of absent ones do not matter.
+            tokens: of each modality that has them; those of absent modalities are ignored.
         """
 
 
@@ -51,8 +52,8 @@ class MeanFusion(Fusion):
     """fused = normalise(sum over m of present_m * unit_m), the mean direction of what is present
     (Mardia and Jupp 2000, "Directional Statistics", chapter 9).
 
-    Should the vectors cancel each other (opposite ones do), the first present one is taken, so
-    that the result is always a unit vector.
+    If the vectors cancel each other, the first present one is taken, so that the result is always
+    a unit vector.
     """
 
     def __init__(self, dim: int, token_widths: Sequence[int]) -> None:
@@ -73,11 +74,10 @@ class EarlyFusion(Fusion):
     one modality alone stays as it is.
 
     Early fusion by concatenation (Baltrusaitis et al. 2019, "Multimodal Machine Learning", arXiv
-    1705.09406, section 6.1). The MLP sees all modalities at once, so the result can hold what no
-    single one does (an XOR); the mean direction beside it keeps the result in the shared space.
-    Its last layer begins at 0. A single modality has nothing to be concatenated with: a query with
-    the text alone is the very vector that was aligned with the pictures', from which what the task
-    teaches the MLP would lead it away.
+    1705.09406, section 6.1). The input of the MLP is all modalities, so the result can hold what no
+    single one does (an XOR); the mean direction keeps it in the shared space. The last layer starts
+    at 0. A single modality keeps its own vector, which is the one that was aligned with the other
+    modalities; the MLP, trained on the task, would move it.
     """
 
     def __init__(self, dim: int, token_widths: Sequence[int]) -> None:
@@ -111,13 +111,13 @@ class CrossAttention(nn.Module):
     def forward(
         self, x_BSD: Tensor, may_BSS: Tensor, *, shown: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """The new x, float[B, S, D], and, if to be shown, who looked at whom.
+        """The new x, float[B, S, D], and, if `shown`, the attention weights.
 
-        Without that the weights are never held: with a picture's patches and a sound's frames S
-        passes a thousand, and B · S² weights a head and layer are more than a GPU has.
+        Otherwise the weights are not materialised: with a picture's patches and a sound's frames S
+        exceeds a thousand, and B · S² weights per head and layer exceed a GPU's memory.
 
         Args:
-            may_BSS: bool, whether place i may look at place j; each row has at least one True.
+            may_BSS: bool, whether place i may attend to place j; each row has at least one True.
 
         Returns:
             x, and float[B, S, S], rows sum to 1, the mean over the heads; None unless `shown`.
@@ -142,11 +142,11 @@ class CrossAttention(nn.Module):
 class IntermediateFusion(Fusion):
     """fused = normalise(mean + W x_0), x_0 the first place of a sequence under cross-attention.
 
-    The sequence is one learnt place and the tokens of all modalities, each mapped to D. A token may
-    look at itself and at the tokens of *other* modalities, as in ViLBERT's co-attention (arXiv
-    1908.02265) and MulT (arXiv 1906.00295); the first place looks at all. W begins at 0.
+    The sequence is one learnt place and the tokens of all modalities, each mapped to D. A token
+    attends to itself and to the tokens of *other* modalities, as in ViLBERT's co-attention (arXiv
+    1908.02265) and MulT (arXiv 1906.00295); the first place attends to all. W starts at 0.
 
-    A modality whose encoder has no tokens takes part with its unit vector as the one token.
+    A modality whose encoder has no tokens has its unit vector as its one token.
     """
 
     needs_tokens = True
@@ -175,10 +175,10 @@ class IntermediateFusion(Fusion):
         return F.normalize(self.mean(unit_BMD, present_BM) + looked_BD, dim=1)
 
     def attention(self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens) -> list[list[Tensor]]:
-        """Who looked at whom in the last block, averaged over the heads.
+        """Attention weights of the last block, averaged over the heads.
 
         Returns:
-            `[m][n]`, float[B, T of m, T of n]: how much each token of modality m looked at each of
+            `[m][n]`, float[B, T of m, T of n]: the weights of each token of modality m on those of
             modality n. Padding and absent modalities get 0.
         """
         _, weight_BSS, bounds = self._attend(unit_BMD, present_BM, tokens, shown=True)
@@ -201,7 +201,7 @@ class IntermediateFusion(Fusion):
                 tokens_BTF, mask_BT = tokens[m]
             elif self.token_widths[m] == 0:
                 tokens_BTF, mask_BT = unit_BMD[:, m, None], here_B1
-            else:  # nobody in the batch has it
+            else:  # absent in the whole batch
                 tokens_BTF = unit_BMD.new_zeros(batch, 1, self.token_widths[m])
                 mask_BT = here_B1 & False
             real_BT = mask_BT & here_B1

@@ -1,4 +1,4 @@
-"""The golden batch: what a version gave when it was written, compared when it is loaded."""
+"""The golden batch: outputs recorded when a version is written, compared when it is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import CheckpointError
 from ..types import FUSED, Embedding, Model, Sample, Vector
 
 TOLERANCE = 2e-3
-"""How far a golden output may be off. CPUs and GPUs sum in different orders (about 1e-6 in
+"""Tolerance of golden outputs. CPUs and GPUs sum in different orders (about 1e-6 in
 float32, 1e-3 with TF32); a wrong weight or preprocessing shows as 1e-1."""
 
 
@@ -44,7 +44,7 @@ def check_golden(model: Model) -> None:
 
 
 def golden_batch(model: Model) -> dict[str, Any]:
-    """For the manifest: inputs that are made here, and what `model` makes of them."""
+    """For the manifest: generated inputs, and the outputs of `model` for them."""
     inputs = [
         {
             "id": f"golden-{name}",
@@ -64,10 +64,10 @@ def golden_batch(model: Model) -> dict[str, Any]:
 
 
 def _compared_values(embedding: Embedding) -> dict[str, Vector]:
-    """All that is compared: the vectors, and each task's probabilities in its classes' order.
+    """The values that are compared: the vectors, and each task's probabilities in class order.
 
-    A number in its own units, or a caption's likelihood, is not: the vectors that they come from
-    are, and their scale is not the tolerance's.
+    Predicted numbers and captions' likelihoods are not compared, since their scale does not suit
+    the tolerance; the vectors they come from are.
     """
     probs = {
         f"task {name}": np.asarray(list(task.probs.values()), dtype=np.float32)
@@ -83,7 +83,7 @@ def _golden_sample(raw: Mapping[str, str]) -> Sample:
 
 
 def _golden_inputs() -> dict[str, str]:
-    """A sentence, a small picture and a short tone, made here so that no file is needed."""
+    """A sentence, a small picture and a short tone, generated so that no file is needed."""
     from PIL import Image
 
     y, x = np.mgrid[0:24, 0:32]

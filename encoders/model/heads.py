@@ -1,4 +1,4 @@
-"""Heads: for each task one a modality and one on the fused vector; captions from the latter alone.
+"""Heads: for each task one per modality and one on the fused vector; the caption decoder.
 
 Shapes: B samples, C classes, F features, D the shared space. A *source* is a modality or "fused".
 """
@@ -15,12 +15,12 @@ from ..types import FUSED
 from .caption import Captioner
 
 SCALE = 10.0
-"""Inputs have length 1; without this the logits would stay too small for a confident answer."""
+"""Inputs have length 1; without this factor the logits would be too small for high confidence."""
 
 
 class Head(nn.Module):
-    """Dropout and a linear map from a vector of length 1 to what one task wants: the logits of its
-    classes, or one number."""
+    """Dropout and a linear map from a vector of length 1 to the outputs of one task: the logits of
+    its classes, or one number."""
 
     def __init__(self, width: int, outputs: int, dropout: float) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Heads(nn.Module):
 
     Args:
         tasks: by name.
-        widths: source to the width of what its head sees.
+        widths: source to the width of its head's input.
         dim: D, the width of the fused vector.
     """
 
@@ -59,7 +59,7 @@ class Heads(nn.Module):
         )
 
     def forward(self, task: str, source: str, vector_BF: Tensor) -> Tensor:
-        """What `source` says about `task`, float[B, C]: logits, or a scaled number."""
+        """The output of `source` for `task`, float[B, C]: logits, or a scaled number."""
         heads = cast(nn.ModuleDict, self._of(task))
         return cast(Tensor, heads[source](vector_BF))
 

@@ -1,4 +1,4 @@
-"""The model: Preprocessor -> Encoder -> Projector -> Fusion -> Heads -> Decision, put together.
+"""The network of a version: encoders, projectors, fusion, heads and decisions.
 
 Shapes: B samples, M modalities, S sources (M + 1, the last is "fused"), D the shared space,
 F features, C classes.
@@ -41,7 +41,7 @@ class Net(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        # Always in this order, wherever they come from: the decision keeps its weights by position.
+        # In the order of MODALITIES: the decision's weights are by position.
         self.modalities = tuple(name for name in MODALITIES if name in encoders)
         self.sources = sources_of(self.modalities)
         self.encoders = nn.ModuleDict({name: encoders[name] for name in self.modalities})
@@ -109,8 +109,7 @@ class Net(nn.Module):
         return torch.stack(columns, dim=1)
 
     def tokens(self, features: Mapping[str, Features], present_BM: Tensor) -> Tokens:
-        """The tokens for the fusion, one row for each sample; see
-        `braid.encoders.model.fusion.Tokens`."""
+        """The fusion's tokens, one row for each sample; see `Tokens`."""
         tokens_by_position: dict[int, tuple[Tensor, Tensor]] = {}
         for position, name in enumerate(self.modalities if self.needs_tokens else ()):
             encoded = features.get(name)
@@ -138,8 +137,8 @@ class Net(nn.Module):
         fused_BD: Tensor,
         present_BM: Tensor,
     ) -> Tensor:
-        """What each source says about `task`, float[B, S, C]; zeros where it is absent. Not for
-        captions: those come from `caption_input`."""
+        """The outputs of each source for `task`, float[B, S, C]; zeros where it is absent. Not for
+        captions, see `caption_input`."""
         rows: list[Tensor] = []
         for position, name in enumerate(self.modalities):
             here_B = present_BM[:, position]
@@ -165,7 +164,7 @@ class Net(nn.Module):
     ) -> Tensor:
         """The fused vectors that captions are made from, float[B, D].
 
-        The modality that a caption repeats is left out, unless there is nothing else.
+        The modality that a caption repeats is left out, unless it is the only one.
 
         Args:
             kept_BM: the modalities to fuse.
@@ -181,13 +180,13 @@ class Net(nn.Module):
         return cast(Tensor, self.fusion(unit_BMD, kept_BM, self.tokens(features, present_BM)))
 
     def preprocessing(self) -> str:
-        """A hash of everything that `prepare` depends on."""
+        """A hash of all settings that `prepare` depends on."""
         settings = {name: dict(self.encoder(name).settings) for name in self.modalities}
         limits = self.config.limits
         return digest([settings, {f: getattr(limits, f) for f in limits.__slots__}], 16)
 
     def space(self) -> str:
-        """A name for the space: a hash of encoders, projectors, fusion and preprocessing.
+        """The name of the space: a hash of encoders, projectors, fusion and preprocessing.
 
         Heads and decisions are left out, so that retraining them keeps the space.
         """
@@ -204,8 +203,8 @@ def prepare_one(encoder: Encoder, name: str, value: Any, limits: Limits) -> tupl
     """One modality of one sample, ready to encode; see `Encoder.prepare`.
 
     Raises:
-        BadInput: it cannot be used. Whatever else the encoder raises becomes one, beside
-            MemoryError: a library that fails in a new way on one sample must not stop the others.
+        BadInput: it cannot be used. Any other exception of the encoder, except MemoryError, is
+            converted to BadInput, so that a library's failure on one sample does not stop the rest.
     """
     try:
         return encoder.prepare(value, limits)

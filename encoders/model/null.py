@@ -1,7 +1,7 @@
 """A model without weights: each modality is hashed to a unit vector. Needs neither torch nor files.
 
-For measuring the pipeline around the model, and for crash tests: it is fast, deterministic on
-every machine, and its answers can be computed again anywhere.
+For benchmarks of the pipeline and for crash tests: it is fast and deterministic, and its outputs
+can be recomputed on any machine.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def hashed_unit(content: bytes, dim: int) -> Vector:
 class NullModel:
     """Implements `braid.encoders.types.Model`; see the module's docstring.
 
-    The one task, "parity", says "even" or "odd" after the first bit of the hash of what is
-    present. `NullModel(16, "v2")` differs from `NullModel(16)` by its name alone: a partner for
-    hot swaps, in the same space.
+    Its one task, "parity", predicts "even" or "odd" from the signs of the first values of the
+    vectors. `NullModel(16, "v2")` differs from `NullModel(16)` only in its name and version: for
+    tests of hot swaps within one space.
     """
 
     def __init__(self, dim: int = 16, variant: str = "", limits: Limits | None = None) -> None:
@@ -121,7 +121,7 @@ class NullModel:
 def _parity(fused_D: Vector, by: dict[str, Vector]) -> TaskPrediction:
     odd = {name: 1.0 if vector_D[0] > 0 else 0.0 for name, vector_D in by.items()}
     odd[FUSED] = 1.0 if fused_D[0] > 0 else 0.0
-    prob_odd = 0.05 + 0.9 * sum(odd.values()) / len(odd)  # never 0 or 1: it is a hash, not a fact
+    prob_odd = 0.05 + 0.9 * sum(odd.values()) / len(odd)  # never 0 or 1
     probs = {"even": 1.0 - prob_odd, "odd": prob_odd}
     label = max(probs, key=lambda name: probs[name])
     return TaskPrediction(

@@ -1,4 +1,4 @@
-"""From what the heads say to the predictions of each record.
+"""Converts the outputs of the heads to each record's predictions.
 
 Shapes: B samples, M modalities, S sources, C classes, D the shared space.
 """
@@ -25,7 +25,7 @@ def predict(
     fused_BD: Tensor,
     present_BM: Tensor,
 ) -> list[dict[str, TaskPrediction]]:
-    """What is decided for each sample, task by task."""
+    """Each sample's predictions by task."""
     result: list[dict[str, TaskPrediction]] = [{} for _ in range(len(fused_BD))]
     present_BS = torch.cat([present_BM, torch.ones_like(present_BM[:, :1])], dim=1)
     for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):

@@ -1,4 +1,4 @@
-"""From an encoder's features to the shared space.
+"""Projectors: from an encoder's features to the shared space.
 
 Shapes: B samples, F features, D the shared space.
 """

@@ -1,4 +1,4 @@
-"""A loaded version as everyone else sees it: prepare on the CPU, encode on the device.
+"""A loaded version: implements `Model`, `prepare` on the CPU and `encode` on the device.
 
 Shapes: B samples, M modalities, D the shared space.
 """
@@ -26,7 +26,7 @@ class TorchModel:
     """A loaded version; implements `braid.encoders.types.Model`.
 
     Args:
-        adapter: what its vectors go through, where it lives in the space of the version before.
+        adapter: applied to its vectors, if it serves in the space of the version before.
 
     Attributes:
         bf16: whether encoders and fusion run under automatic mixed precision: on a GPU, where the
@@ -52,8 +52,8 @@ class TorchModel:
         return prepare(self.net, sample, self.net.config.limits, self.preprocessing)
 
     def served(self, vectors: Tensor) -> Tensor:
-        """The net's unit vectors, float[..., D], as this version gives them away: through its
-        adapter, if it has one."""
+        """The net's unit vectors, float[..., D], as served: mapped by the version's adapter, if it
+        has one."""
         return vectors if self.adapter is None else self.adapter(vectors)
 
     def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
@@ -70,8 +70,8 @@ class TorchModel:
         with torch.inference_mode(), one_thread(self.device.type == "cpu"):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 features = {}
-                # The last, sounds, are as a rule the most work: while a GPU does it, the others
-                # are collated and their kernels launched.
+                # Sounds, the last, usually take longest: while a GPU encodes them, the others are
+                # collated and their kernels launched.
                 for position, name in reversed(list(enumerate(self.modalities))):
                     if not bool(has_BM[:, position].any()):
                         continue
@@ -91,7 +91,7 @@ class TorchModel:
         return [
             Embedding(
                 id=item.id,
-                # Copies, so that keeping one vector does not keep the whole batch.
+                # Copies: a reference to one vector would keep the whole batch in memory.
                 fused=fused[row].copy(),
                 by={
                     name: units[row, position].copy()
@@ -110,7 +110,7 @@ class TorchModel:
 
     @contextmanager
     def exact(self) -> Iterator[None]:
-        """Inside, float32 throughout: golden outputs are compared from one device to another."""
+        """Inside, everything runs in float32: golden outputs are compared across devices."""
         before, self.bf16 = self.bf16, False
         try:
             yield

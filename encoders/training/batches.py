@@ -1,4 +1,4 @@
-"""Batches: shuffled, varied and collated while the one before is used.
+"""Batches of training samples: shuffled, augmented and collated one batch ahead.
 
 Shapes: N samples in all, n samples that have a modality, B samples of a batch, M modalities.
 """
@@ -22,12 +22,12 @@ from .data import Column, Dataset
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What the objective sees of some samples.
+    """The objective's input for some samples.
 
     Attributes:
         features: modality to its features, one row for each sample that has it, in order.
-        present_BM: which those are.
-        group_B: equal for samples that cannot be told apart.
+        present_BM: which samples have it.
+        group_B: equal for samples with the same content.
         target: task to its targets, see `braid.encoders.training.targets`.
         old_BSD: the champion's vectors, see `Dataset.old_NSD`.
     """
@@ -42,9 +42,9 @@ class Batch:
 def batches(
     rows: Tensor, data: Dataset, net: Net, config: TrainConfig, seed: int, epoch: int
 ) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-    """Shuffled positions, int[B], and for each trained encoder its collated batch and which rows
-    are in it. While one is used, the inputs of the next are varied and collated."""
-    rng = np.random.default_rng([seed, epoch])  # so that a resumed run goes on as it would have
+    """Shuffled positions, int[B], and for each trained encoder its collated batch and the rows in
+    it. The next batch is augmented and collated while the current one is used."""
+    rng = np.random.default_rng([seed, epoch])  # a resumed run continues with the same batches
     shuffled = rows[torch.from_numpy(rng.permutation(len(rows)))]
     parts = list(shuffled.split(config.batch))
     seeds = rng.integers(0, 2**63, len(parts))
@@ -75,12 +75,12 @@ def assemble(
     rows: Mapping[str, Tensor],
     device: torch.device,
 ) -> Batch:
-    """The batch as the objective takes it: the stored features beside those just encoded.
+    """The objective's batch: stored features, and those just encoded.
 
     Args:
         batch_B: positions in `data`.
         encoded: the features of each trained encoder.
-        rows: which rows of `batch_B` those are, ascending.
+        rows: the rows of `batch_B` that they belong to, ascending.
     """
     present_BM = data.present_NM[batch_B].to(device)
     features: dict[str, Features] = dict(encoded)
@@ -95,7 +95,7 @@ def assemble(
             if name in rows:
                 present_BM[rows[name], position] = True
     usable_B = present_BM.any(1)
-    if not bool(usable_B.all()):  # a sample with nothing but a modality that sits this batch out
+    if not bool(usable_B.all()):  # a sample whose only modality is left out of this batch
         batch_B, present_BM = batch_B[usable_B.cpu()], present_BM[usable_B]
     return Batch(
         features=features,

@@ -1,4 +1,4 @@
-"""The champion's vectors of the records that a new version is trained on.
+"""The champion's vectors of the training records, for the compatibility loss.
 
 Shapes: N samples, M modalities, S = M + 1 (the last is the fused vector), D the shared space.
 """
@@ -23,7 +23,7 @@ CHUNK = 256
 def old_vectors(champion: Path | None, net: Net, data: Dataset, device: torch.device) -> Tensor:
     """Unit vectors as the champion serves them, float[N, S, D], zeros where it has none.
 
-    Where an encoder is frozen, its stored features are used: so it must be the champion's too.
+    The stored features of frozen encoders are used, so they must be the champion's encoders.
 
     Raises:
         TrainingError: there is no champion, or one with another dimension, modalities,

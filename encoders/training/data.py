@@ -1,4 +1,4 @@
-"""From samples to what the loop indexes: features of frozen encoders, inputs of the others.
+"""Reads samples into a `Dataset`: features of frozen encoders, prepared inputs of the others.
 
 Shapes: N samples in all, n samples that have a modality, F features.
 """
@@ -27,7 +27,7 @@ from .splits import split
 from .targets import targets
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
-"""Called with the stage, how much is done, of how much (0: unknown), and figures to show."""
+"""Called with the stage, the number done, the total (0: unknown), and figures to show."""
 
 WINDOW = 64  # samples prepared and encoded together while reading
 
@@ -37,10 +37,10 @@ class Column:
     """One modality of the data.
 
     Attributes:
-        features_nF: what the frozen encoder gave, one row for each sample that has the modality.
+        features_nF: features of a frozen encoder, one row for each sample that has the modality.
         tokens: its tokens, float[T, F] each, where the fusion needs them; else empty.
-        inputs: what `prepare` gave, where the encoder is trained; then `features_nF` is None.
-        row_N: position in either of each sample, -1 where it lacks the modality.
+        inputs: prepared inputs of a trained encoder, whose `features_nF` is None.
+        row_N: each sample's row in either of them, -1 where it lacks the modality.
     """
 
     features_nF: Tensor | None
@@ -63,17 +63,17 @@ class Column:
 
 @dataclass(kw_only=True)
 class Dataset:
-    """Everything that a run trains on and validates with.
+    """The training and validation samples of a run.
 
     Attributes:
         split_N: "train" or "validation"; "judge" is never kept.
-        group_N: equal for samples with the same text: none is another's negative.
+        group_N: equal for samples with the same text, which are no negatives of each other.
         target: task to its targets, see `braid.encoders.training.targets`.
         tasks: by name.
-        content: a hash of what was prepared of all samples.
+        content: a hash of all prepared inputs.
         left_out: how many samples or labels were not used, by reason.
         old_NSD: the champion's vectors of each modality and the fused one, zeros where it has none;
-            None where nothing asks for them.
+            None where the configuration does not need them.
     """
 
     ids: list[str]
@@ -102,13 +102,13 @@ def gather(
     progress: Progress,
     shared: bool = False,
 ) -> Dataset:
-    """Read the samples once; frozen encoders run now, so that pictures are not kept in memory.
+    """Read the samples once; frozen encoders run while reading, so that only features are kept.
 
     A repeated id keeps its last sample. Bad samples and labels are left out and counted.
 
     Args:
-        shared: of several processes each has samples of its own; what they read and encoded is
-            then exchanged, and all have all of it.
+        shared: each process reads its own samples; rows are then exchanged, so that every process
+            has all of them.
 
     Raises:
         TrainingError: no sample is left in the train split.
@@ -137,15 +137,17 @@ def gather(
         progress("read", done, total, {})
     if shared:
         kept, left_out = exchanged(kept, left_out, device)
-    rows = [kept[key] for key in sorted(kept)]  # not the order of arrival: the result must repeat
+    rows = [
+        kept[key] for key in sorted(kept)
+    ]  # independent of the order of arrival: the result must be reproducible
     if not any(row.split == "train" for row in rows):
         raise TrainingError("there is no usable sample in the train split")
     return _assemble(rows, net, frozen, config, left_out)
 
 
 def _store_features(features: Features, rows: Sequence[Row], name: str) -> None:
-    """Give each row its own features; tokens in half precision, since they are many."""
-    # A clone is an ordinary tensor, one from inference mode is not.
+    """Store each row's features; tokens in half precision, to save memory."""
+    # A clone is an ordinary tensor, not an inference tensor.
     pooled_BF = features.pooled_BF.clone().cpu()
     for position, row in enumerate(rows):
         row.features[name] = pooled_BF[position].clone()

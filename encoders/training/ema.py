@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights: steadier than the last step's."""
+"""The exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Ema:
     """shadow <- d shadow + (1 - d) weights after each step, d = min(decay, (1 + t) / (10 + t)).
 
     Polyak averaging with TensorFlow's warm-up of the decay (`tf.train.ExponentialMovingAverage`),
-    so that the first steps do not weigh for ever.
+    so that the first steps do not dominate.
 
     Args:
-        decay: 0 turns it off: `shadow` then is the weights themselves.
+        decay: 0 turns it off; `shadow` is then empty.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:

@@ -1,4 +1,4 @@
-"""What versions make of the same records, side by side: vectors of every subset, and predictions.
+"""Runs versions on the same records: vectors of every subset of modalities, and predictions.
 
 Shapes: N records, M modalities, D the shared space, C classes.
 """
@@ -31,7 +31,7 @@ class TaskOutput:
     """One task's decision under one subset of the modalities.
 
     Attributes:
-        probs_NC: the combined probabilities; for numbers the number, in spreads.
+        probs_NC: the combined probabilities; for numbers the number, in standard deviations.
         decided_N: the class; for several labels bool[N, C]; for numbers float[N].
     """
 
@@ -41,13 +41,13 @@ class TaskOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOutputs:
-    """What one version makes of some records. Vectors are as it serves them, adapter and all.
+    """The outputs of one version for some records. Vectors are as it serves them, with its adapter.
 
     Attributes:
         present_NM: which modalities each record has.
         by: modality to unit vectors, float[N, D], zeros where it is absent.
-        fused: subset ("text+image", and "as it comes") to unit vectors; only the rows that have all
-            of the subset mean anything, see `has`.
+        fused: subset ("text+image", and "as it comes") to unit vectors; valid only in the rows that
+            have all modalities of the subset, see `has`.
         task_outputs: task to subset to its decision, likewise.
     """
 
@@ -67,7 +67,7 @@ class ModelOutputs:
 
     @property
     def finite(self) -> Tensor:
-        """Which records have nothing but finite vectors and predictions."""
+        """Which records have only finite vectors and predictions."""
         fine_N = torch.ones(len(self.present_NM), dtype=torch.bool)
         for vectors_ND in [*self.by.values(), *self.fused.values()]:
             fine_N &= vectors_ND.isfinite().all(1)
@@ -79,9 +79,9 @@ class ModelOutputs:
 def run_models(
     models: Sequence[TorchModel], samples: Sequence[Sample], *, predict: bool = True
 ) -> tuple[list[Sample], list[ModelOutputs]]:
-    """The records that every one of `models` can use, and what each makes of them.
+    """The records that all of `models` can use, and each model's outputs.
 
-    Encoders that two versions have in common (frozen ones) run once.
+    Encoders that two versions share (frozen ones) run once.
 
     Args:
         predict: False leaves the predictions out.
@@ -233,7 +233,7 @@ def _joined(model: TorchModel, parts: Sequence[ModelOutputs]) -> ModelOutputs:
 
 
 def group_of(samples: Sequence[Sample]) -> Tensor:
-    """Equal for records with the same text, int[N]: none is another's wrong answer."""
+    """Equal for records with the same text, int[N], which are correct results for each other."""
     names = [f"text {s.text}" if s.text is not None else f"id {s.id}" for s in samples]
     place = {name: number for number, name in enumerate(sorted(set(names)))}
     return torch.tensor([place[name] for name in names], dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Decisions fitted, and figures, on the validation split.
+"""Fits decisions and computes metrics on encoded samples.
 
 Shapes: B samples, M modalities, S sources, D the shared space, C classes.
 """
@@ -30,7 +30,8 @@ class EncodedSamples:
 
     Attributes:
         features: modality to its features, one row for each sample that has it.
-        present_BM: which those are; `kept_BM` those that are looked at, a subset.
+        present_BM: which samples have it.
+        kept_BM: the modalities that are used, a subset.
     """
 
     features: Mapping[str, Features]
@@ -40,7 +41,7 @@ class EncodedSamples:
     target: Mapping[str, Tensor]
 
     def only(self, subset_M: Tensor) -> EncodedSamples:
-        """The same samples with no other modalities than these."""
+        """The same samples with only these modalities."""
         return replace(self, kept_BM=self.present_BM & subset_M)
 
 
@@ -51,7 +52,7 @@ def encode_rows(
     device: torch.device,
     rng: np.random.Generator | None = None,
 ) -> EncodedSamples:
-    """Encode `rows`. With `rng`, the inputs of trained encoders are varied first (noise)."""
+    """Encode `rows`. With `rng`, the inputs of trained encoders are augmented first."""
     features: dict[str, Features] = {}
     net.eval()
     for name, column in data.columns.items():
@@ -80,7 +81,7 @@ def encode_rows(
 def held_out_loss(
     net: Net, objective: Objective, data: Dataset, rows: Tensor, device: torch.device
 ) -> float:
-    """The joint loss on `rows` as they are, without dropout; always under the same subsets."""
+    """The joint loss on `rows` without augmentation and dropout, under fixed random subsets."""
     total = 0.0
     net.eval()
     objective.eval()
@@ -103,8 +104,8 @@ def held_out_loss(
 def fit_decisions(
     net: Net, data: Dataset, rows: Tensor, device: torch.device, *, copies: int = 0, seed: int = 0
 ) -> None:
-    """Learn each task's temperatures and weights on `rows`, over all and for each subset of the
-    modalities; `copies` times also with varied inputs, so that the noise they meet is in it."""
+    """Fit each task's temperatures and weights on `rows`, over all of them and for each subset of
+    the modalities; `copies` augmented copies are added, so that the fit allows for noise."""
     rng = np.random.default_rng([seed, 1])  # not the training's
     views = [
         encode_rows(net, data, rows, device, rng if copy else None) for copy in range(copies + 1)
@@ -143,10 +144,10 @@ def evaluate(net: Net, data: Dataset, rows: Tensor, device: torch.device) -> dic
 def compute_metrics(
     net: Net, seen: EncodedSamples, served: Callable[[Tensor], Tensor] = lambda vectors: vectors
 ) -> dict[str, Any]:
-    """What the version can do with these samples.
+    """Metrics of a version on these samples.
 
     Args:
-        served: what its vectors go through before anybody gets them (`TorchModel.served`).
+        served: maps the net's vectors to those that are served (`TorchModel.served`).
 
     Returns:
         samples: how many.
@@ -179,7 +180,7 @@ def compute_metrics(
 
 
 def source_logits(net: Net, task: str, seen: EncodedSamples) -> tuple[Tensor, Tensor]:
-    """What each source says, logits_BSC and present_BS, on the CPU. No gradient."""
+    """The logits of each source, logits_BSC, and present_BS, on the CPU. No gradient."""
     with torch.no_grad():
         unit_BMD = net.units(seen.features, seen.present_BM)
         tokens = net.tokens(seen.features, seen.present_BM)

@@ -1,4 +1,4 @@
-"""Fitting: the optimiser's steps, the schedule, early stopping, and going on after a crash.
+"""Fits a network: optimiser steps, learning rate schedule, early stopping, resumption.
 
 Shapes: B samples of a batch.
 """
@@ -47,12 +47,12 @@ def fit(
     """Minimise the joint loss over `splits`.
 
     Args:
-        warm: the modalities whose projectors did not start at random: they go at `start_lr`.
-        resume: where the state is kept after each epoch; what is there already is gone on from.
-            None keeps nothing.
+        warm: modalities whose projectors are initialised; their learning rate is `start_lr`.
+        resume: folder of the state after each epoch, from which a run resumes. None writes no
+            state.
 
     Raises:
-        TrainingError: nothing to learn, a loss or gradient that is not finite.
+        TrainingError: there are no targets, or a loss or gradient is not finite.
     """
     device = next(net.parameters()).device
     rows = data.rows(*splits)
@@ -120,7 +120,7 @@ def fit(
 
 
 def check_has_targets(data: Dataset, config: TrainConfig, rows: Tensor, heads_only: bool) -> None:
-    """Whether any term of the joint loss says something about the samples at `rows`.
+    """Check that some term of the joint loss depends on the samples at `rows`.
 
     Raises:
         TrainingError: none does.
@@ -178,7 +178,7 @@ def _set_modes(net: Net, data: Dataset, config: TrainConfig, heads_only: bool) -
 
 
 def frozen_blocks(net: Net, config: TrainConfig, name: str) -> list[nn.Module]:
-    """The blocks of a trained encoder that `train_last` keeps.
+    """The blocks of a trained encoder that `train_last` freezes.
 
     Raises:
         TrainingError: the encoder has fewer blocks, or names none.
@@ -202,7 +202,7 @@ def parameter_groups(
     heads_only: bool,
     warm: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """What the optimiser gets: matrices decay, the rest does not; trained encoders go slower."""
+    """The optimiser's groups. Only matrices decay; trained encoders have another learning rate."""
     net.requires_grad_(False)
     for part in [net.heads] if heads_only else [net.heads, net.projectors, net.fusion]:
         part.requires_grad_(True)
@@ -221,7 +221,7 @@ def parameter_groups(
             "weight_decay": 0.0,
         },
     ]
-    if words:  # what keeps a linear map from overfitting keeps a decoder from learning
+    if words:  # a linear map's weight decay is too strong for a decoder
         groups.append({"params": words, "lr": config.lr, "weight_decay": DECODER_DECAY})
     if started:
         groups.append({"params": started, "lr": config.start_lr, "weight_decay": 0.0})

@@ -1,4 +1,4 @@
-"""Samples as they are read: what is kept of each, and how processes exchange what each has read.
+"""Rows of a dataset while it is read, and their exchange between processes.
 
 Shapes: T tokens, F features.
 """
@@ -22,10 +22,10 @@ from . import parallel
 
 @dataclass(kw_only=True)
 class Row:
-    """One sample, prepared; of a frozen encoder its features are there instead of its input.
+    """One prepared sample; for frozen encoders, features instead of inputs.
 
     Attributes:
-        content: a checksum of what was prepared.
+        content: a checksum of the prepared inputs.
         features, tokens: by modality, float[F] and float16[T, F].
     """
 
@@ -43,9 +43,9 @@ class Row:
 def exchanged(
     rows: Mapping[str, Row], left_out: Counter[str], device: torch.device
 ) -> tuple[dict[str, Row], Counter[str]]:
-    """The rows of all processes by their id, and all that was left out, in every process.
+    """The rows of all processes by id, and the counts of left out samples, in every process.
 
-    An id that two have read keeps the row of the later process.
+    For an id that several processes have read, the row of the last process counts.
     """
     all_rows: dict[str, Row] = {}
     all_left_out: Counter[str] = Counter()
@@ -57,7 +57,7 @@ def exchanged(
 
 
 def _packed(rows: Mapping[str, Row], left_out: Counter[str]) -> bytes:
-    """As a safetensors file behind its facts: other processes' bytes are never unpickled."""
+    """A JSON header and a safetensors file: bytes of other processes are never unpickled."""
     tensors: dict[str, Tensor] = {}
     facts = []
     for number, row in enumerate(rows.values()):

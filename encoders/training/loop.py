@@ -1,6 +1,7 @@
-"""Training: read, fit, decide, evaluate, write. Seeded; a non-finite step is refused.
+"""Training of a version: read, fit, decide, evaluate, write. Seeded; non-finite steps are refused.
 
-`braid.encoders.training.fit` steps, `objective` holds the joint loss, `step` its gradient.
+The steps are in `braid.encoders.training.fit`, the joint loss in `objective`, its gradient in
+`step`.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ def train(
     Args:
         samples: read once, in any order; split by `braid.encoders.training.split`.
         name, version: of the new version.
-        seed: of all that is random: on a CPU the same call gives the same version, to the last bit
-            on the same processor; on a GPU within rounding, since its sums have no order.
+        seed: of all randomness. On a CPU the same call gives the same version, bit for bit on the
+            same processor; on a GPU up to rounding, since the order of its sums varies.
         device: as torch names it; CUDA where there is some by default. Under `torchrun` "cuda" is
             each process's own GPU.
         parent: version folder to start from, with the same model configuration.
@@ -69,15 +70,13 @@ def train(
         window: where the samples came from; kept in the manifest.
         progress: called with (stage, done, total, figures); stages are "read", "train",
             "evaluate", "refit" and "write".
-        resume: a folder that keeps the state after each epoch, so that the same call after a crash
-            goes on from there, to the same losses; removed when the version is written.
-        champion: the version whose vectors `config.compatible` pulls towards; None for the parent.
+        resume: a folder for the state after each epoch, from which the same call resumes after a
+            crash, with the same losses; removed when the version is written.
+        champion: the version whose vectors `config.compatible` refers to; None for the parent.
         examine: called with the finished version before it is published, and all samples (those of
-            the judge split too; kept in memory if they can be read only once); what it finds goes
-            into the manifest. See
-            `braid.encoders.evaluation.examine.examiner`. Stage "examine" is told around it.
-
-        shared: under `torchrun`, each process is given samples of its own, and reads only those.
+            the judge split too; kept in memory if they can be read only once). Its result goes into
+            the manifest. See `braid.encoders.evaluation.examine.examiner`. Its stage is "examine".
+        shared: under `torchrun`, each process is given its own samples, and reads only those.
 
     Under `torchrun` the processes train one model together (`braid.encoders.training.parallel`),
     and the first one writes it.
@@ -95,7 +94,7 @@ def train(
         parallel.processes(place) as (rank, size),
     ):
         torch.manual_seed(seed)
-        if examine is not None and not isinstance(samples, Sized):  # it is read again then
+        if examine is not None and not isinstance(samples, Sized):  # they are read again then
             samples = list(samples)
         config, net, parent_name = _initial_net(config, parent, heads_only)
         before = None if parent is None else net.space()
@@ -136,7 +135,7 @@ def train(
         if len(held) > 0:
             fit_decisions(net, data, held, place, copies=config.calibration_copies, seed=seed)
             metrics["validation"] = evaluate(net, data, held, place)
-            # Before the refit: afterwards it has learnt them, and is surer of them than of others.
+            # Before the refit, which trains on them and raises their confidence.
             unlearnt = tally(net, data, held, place).tasks
         notify("evaluate", 1, 1, {})
         if config.refit and len(held) > 0:
@@ -195,8 +194,8 @@ def train(
 
 
 def _run_key(config: TrainConfig, net: Net, data: Dataset, seed: int, heads_only: bool) -> str:
-    """A name for this very training: another configuration, seed, start (parent) or data (contents,
-    labels, the champion's vectors) begins anew."""
+    """The name of a run's state: a hash of configuration, seed, initial weights and data (contents,
+    labels, the champion's vectors)."""
     labels = {name: crc32(target.numpy().tobytes()) for name, target in data.target.items()}
     pull = "" if data.old_NSD is None else data.old_NSD.double().sum().item()
     about = [data.ids, data.content, {n: t.to_dict() for n, t in data.tasks.items()}, labels, pull]
@@ -210,7 +209,7 @@ def _state_folder(state: Path | None, stage: str, rank: int) -> Path | None:
 def _reference(
     data: Dataset, held: Tensor, place: torch.device, tasks: dict[str, TaskTally]
 ) -> Callable[[TorchModel], Mapping[str, Any]] | None:
-    """What gives a manifest's `reference`: the vectors as the version serves them, and `tasks`."""
+    """A function that makes a manifest's `reference`: served vectors, and `tasks`."""
     if len(held) == 0:
         return None
 

@@ -1,4 +1,4 @@
-"""How the parts of the joint loss, and the modalities, are weighed while training.
+"""Learnt weights of the loss terms, and modulation of the modalities' gradients.
 
 Shapes: M modalities, K terms of the loss.
 """
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 BOUND = 4.0
-"""|s| of a learnt weight: e^-4 to e^4. Unbounded, a term that fits well drives its s to minus
-infinity and the others out of the loss."""
+"""Bound of |s| of a learnt weight: e^-4 to e^4. Without it, the s of a term that fits well goes to
+minus infinity, and the term dominates the loss."""
 
 
 class LearnedWeights(nn.Module):
     """sum_k exp(-s_k) L_k + s_k / 2, s_k = log sigma_k^2 learnt, kept in [-BOUND, BOUND].
 
     Kendall, Gal and Cipolla 2018 (arXiv 1705.07115), the form for classification, equation 10;
-    a term of weight 0 stays out.
+    terms of weight 0 are left out.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -48,12 +48,12 @@ def gradient_scales(confidence_M: Tensor, alpha: float) -> Tensor:
 
     On-the-fly gradient modulation (OGM-GE, Peng et al. 2022, arXiv 2203.15332, equation 10): with
     rho_m = confidence_m / mean of the others' confidence, 1 - tanh(alpha rho_m) where rho_m > 1,
-    else 1; for two modalities it is theirs. (Without their added noise, "GE".)
+    else 1; for two modalities this is their equation. (Without their added noise, "GE".)
 
     Args:
         confidence_M: the mean probability that each modality's own head gives the true class; NaN
-            where a modality was not in the batch: it is kept whole and compared with nobody.
-        alpha: how hard to damp; theirs is 0.1 to 1.
+            where a modality was not in the batch; its scale is 1, and it is left out of the means.
+        alpha: strength of the modulation; 0.1 to 1 in the paper.
     """
     scales_M = torch.ones_like(confidence_M)
     known = [m for m in range(len(confidence_M)) if not bool(confidence_M[m].isnan())]

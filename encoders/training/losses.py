@@ -19,20 +19,20 @@ SIGMOID_LOG_SCALE, SIGMOID_BIAS = math.log(10.0), -10.0
 
 
 def _scores(left_BD: Tensor, right_BD: Tensor) -> Tensor:
-    """left @ right.T in float32: autocast would take the product in bf16, whatever comes in."""
+    """left @ right.T in float32: autocast would compute the product in bf16."""
     with torch.autocast(left_BD.device.type, enabled=False):
         return left_BD.float() @ right_BD.float().T
 
 
 def positives(group_B: Tensor, label_B: Tensor, same_label: float) -> Tensor:
-    """Where InfoNCE should put its probability: float[B, B], each row sums to 1.
+    """Target probabilities of InfoNCE, float[B, B]; each row sums to 1.
 
-    Samples of the same `group_B` (identical content) are equally the right answer. A share of
+    Samples of the same `group_B` (identical content) are equal positives. A share of
     `same_label` is spread over all samples of the same label, these included: soft targets after
     supervised contrastive learning (arXiv 2004.11362).
 
     Args:
-        group_B: int, equal for samples that cannot be told apart.
+        group_B: int, equal for samples with the same content.
         label_B: int, -1 where the label is unknown; such a sample has no positives by label.
         same_label: 0 to 1.
     """
@@ -95,10 +95,10 @@ def compatibility_loss(new_BD: Tensor, old_BD: Tensor, target_BB: Tensor) -> Ten
     """How far a new model's vectors are from an old one's of the same records, a scalar >= 0.
 
     mean_b (1 - new_b . old_b) + CE(s new old', target): each new vector is pulled to the old one of
-    its record, and must find it among the old ones of the batch, as a new query must find what is
-    stored (the influence loss of backward-compatible training, Shen et al. 2020, arXiv 2003.11942,
-    with InfoNCE as the old model's criterion). s is 1 / 0.07, fixed: a learnt one could grow until
-    the gallery does not matter.
+    its record and contrasted with the old ones of the batch, as a new query is with stored vectors
+    (the influence loss of backward-compatible training, Shen et al. 2020, arXiv 2003.11942, with
+    InfoNCE as the old model's criterion). s is 1 / 0.07, fixed: a learnt one could grow until
+    the gallery has no influence.
 
     Args:
         new_BD, old_BD: unit vectors; no gradient flows into the old ones.
@@ -114,10 +114,10 @@ def compatibility_loss(new_BD: Tensor, old_BD: Tensor, target_BB: Tensor) -> Ten
 
 
 def confidence_penalty(fewer_BC: Tensor, more_BC: Tensor) -> Tensor:
-    """How much taking modalities away raises the confidence, a scalar >= 0.
+    """The rise of confidence when modalities are removed, a scalar >= 0.
 
-    mean_b max(0, max_c softmax(fewer_b) - max_c softmax(more_b)): confidence in what a subset of
-    the modalities says must not exceed that of a superset (Ma et al., "Calibrating Multimodal
+    mean_b max(0, max_c softmax(fewer_b) - max_c softmax(more_b)): the confidence from a subset of
+    the modalities must not exceed that from a superset (Ma et al., "Calibrating Multimodal
     Learning", ICML 2023, arXiv 2306.01265).
 
     Args:
@@ -177,8 +177,8 @@ def masked_binary_cross_entropy(logits_BC: Tensor, target_BC: Tensor, known_B: T
 def masked_regression(value_B: Tensor, target_B: Tensor) -> Tensor:
     """Mean smooth L1 over the samples whose number is known (not NaN), a scalar; 0 where none is.
 
-    d^2 / 2 where |d| < 1, else |d| - 1/2 (Girshick 2015, arXiv 1504.08083, equation 3): a label
-    that is wrong by far does not drown the others.
+    d^2 / 2 where |d| < 1, else |d| - 1/2 (Girshick 2015, arXiv 1504.08083, equation 3): a far
+    outlier among the labels does not dominate the loss.
 
     Args:
         value_B, target_B: float[B], scaled to spread 1.

@@ -1,4 +1,4 @@
-"""Figures as pure functions.
+"""Metrics as pure functions.
 
 Shapes: B samples, D the shared space, C classes.
 """
@@ -18,10 +18,10 @@ def recall(query_BD: Tensor, target_BD: Tensor, group_B: Tensor) -> dict[str, fl
 
 
 def ranks(query_BD: Tensor, target_BD: Tensor, group_B: Tensor) -> Tensor:
-    """How many wrong targets come before the right one of each query, int[B]; found at k: rank < k.
+    """The number of wrong targets before the right one of each query, int[B]; a hit at k: rank < k.
 
-    A target of the same group (an identical caption) is as right as row i itself. A target that
-    scores the same as the right one but is not right counts as before it: ties never help.
+    Targets of the same group (identical captions) are right too. A wrong target with the same score
+    as the right one counts as before it.
     """
     if len(query_BD) == 0:  # a modality that the model knows and no record has
         return torch.zeros(0, dtype=torch.long)
@@ -32,7 +32,7 @@ def ranks(query_BD: Tensor, target_BD: Tensor, group_B: Tensor) -> Tensor:
 
 
 def effective_rank(vectors_BD: Tensor) -> float:
-    """How many directions the vectors fill: exp of the entropy of their singular values, scaled to
+    """The effective rank of the vectors: exp of the entropy of their singular values, scaled to
     sum 1 (Roy and Vetterli 2007, "The effective rank"; as a measure of embeddings: RankMe, Garrido
     et al. 2023, arXiv 2210.02885). 1 if they are all alike, at most min(B, D)."""
     values_R = torch.linalg.svdvals(vectors_BD.double())

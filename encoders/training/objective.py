@@ -3,9 +3,9 @@
     task   each modality's own heads, on the samples that have the modality and the label
     align  InfoNCE (or SigLIP) between the unit vectors of every pair of modalities
     fuse   the fused vector's head under random subsets of the modalities, captions, InfoNCE between
-           fuse(A) and fuse(B) of one sample for random subsets A and B, so that a query with one
-           modality finds records with three, the penalty on confidence that falls with more, and
-           what a modality's own head teaches the fused one about that modality alone
+           fuse(A) and fuse(B) of one sample for random subsets A and B (so that a query with one
+           modality retrieves records with three), the penalty on confidence that falls with more
+           modalities, and the distillation of each modality's own head into the fused head
 
 Shapes: B samples, M modalities, S sources, C classes, L words, D the shared space.
 """
@@ -47,13 +47,13 @@ from .losses import (
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What the objective found.
+    """The result of the objective.
 
     Attributes:
         loss: the weighted sum, a scalar.
         parts: "task", "align", "fuse" (and "compatible") without their weights.
         confidence_M: the mean probability of the true class by each modality's own heads, over the
-            classification tasks; NaN where there was nothing to say.
+            classification tasks; NaN for a modality without labelled samples.
     """
 
     loss: Tensor
@@ -79,11 +79,11 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "multilabel": _labels_loss,
     "regression": _number_loss,
 }
-"""By kind of task: the loss of one source, from its outputs, the targets, and where it is."""
+"""Kind of task to the loss of one source, from its outputs, the targets, and its presence."""
 
 
 class Objective(nn.Module):
-    """The joint loss with what it learns: a temperature for each pair and one for the fused
+    """The joint loss with its learnt parameters: a temperature for each pair and one for the fused
     subsets, SigLIP's biases, and the weights of the terms."""
 
     def __init__(
@@ -126,7 +126,7 @@ class Objective(nn.Module):
                 align = self._align(net, unit_BMD, batch)
             if config.match > 0:
                 match = self._match(net, unit_BMD, tokens, batch, rng)
-        # The fused head sees random subsets: at work any modality may be missing, or know nothing.
+        # Random subsets for the fused head: in use, any modality may be missing or uninformative.
         kept_BM = subset(present_BM, 1.0 - config.drop, rng)
         fused_BD = net.fusion(unit_BMD, kept_BM, tokens)
         whole_BD = None if config.monotone == 0 else net.fusion(unit_BMD, present_BM, tokens)
@@ -202,8 +202,8 @@ class Objective(nn.Module):
         return info_nce(left_BD, right_BD, self.log_scale[pair], target_BB)
 
     def _compatible(self, net: Net, unit_BMD: Tensor, tokens: Tokens, batch: Batch) -> Tensor:
-        """The compatibility loss summed over the modalities and the fused vector. The latter counts
-        where the batch has all that the champion's was made of."""
+        """The compatibility loss summed over the modalities and the fused vector. The fused vector
+        counts where the batch has the same modalities as the champion's."""
         old_BSD = cast(Tensor, batch.old_BSD)
         had_BM = old_BSD[:, :-1].norm(dim=2) > 0
         whole_B = (had_BM == batch.present_BM).all(1)
@@ -212,7 +212,9 @@ class Objective(nn.Module):
         )
         kept_BS = torch.cat([had_BM & batch.present_BM, whole_B[:, None]], dim=1)
         total = torch.zeros((), device=unit_BMD.device)
-        label_B = torch.full_like(batch.group_B, -1)  # the same record is meant, not its class
+        label_B = torch.full_like(
+            batch.group_B, -1
+        )  # positives are the same records, not the same classes
         for place in range(new_BSD.shape[1]):
             kept_B = kept_BS[:, place]
             target_BB = positives(batch.group_B[kept_B], label_B[kept_B], 0.0)
@@ -224,7 +226,7 @@ class Objective(nn.Module):
     def _captions(
         self, net: Net, task: str, batch: Batch, unit_BMD: Tensor, rng: np.random.Generator
     ) -> Tensor:
-        """The captioner's loss, from a random subset of what captions may be made from."""
+        """The captioner's loss, from a random subset of the modalities that captions may use."""
         kept_BM = subset(batch.present_BM, 1.0 - self.config.drop, rng)
         fused_BD = net.caption_input(task, batch.features, unit_BMD, kept_BM, batch.present_BM)
         if self.heads_only:
@@ -246,14 +248,14 @@ def _scalars(names: Sequence[str], start: float) -> nn.ParameterDict:
 
 
 def _distillation(logits_BSC: Tensor, kept_BM: Tensor) -> Tensor:
-    """The fused head against the own head of the only modality that it saw, where that is so."""
+    """Distillation of a modality's own head into the fused head, where it is the only input."""
     only_B = kept_BM.float().argmax(1)
     own_BC = logits_BSC[torch.arange(len(only_B), device=only_B.device), only_B]
     return distillation_loss(logits_BSC[:, -1], own_BC, kept_BM.sum(1) == 1)
 
 
 def _confidence(logits_BSC: Tensor, label_B: Tensor, present_BM: Tensor) -> Tensor:
-    """Each modality's mean probability of the true class, float[M]; NaN where it said nothing."""
+    """Each modality's mean probability of the true class, float[M]; NaN where it is absent."""
     known_B = label_B >= 0
     probs_BSC = torch.softmax(logits_BSC[known_B].float(), dim=2)
     true_BS = probs_BSC[torch.arange(len(probs_BSC)), :, label_B[known_B]][:, :-1]
@@ -264,7 +266,7 @@ def subset(present_BM: Tensor, keep: float, rng: np.random.Generator) -> Tensor:
     """A random non-empty subset of the modalities present, bool[B, M].
 
     Args:
-        keep: the probability of each to stay; where none would, one of them is drawn.
+        keep: the probability of each to be kept; if none is kept, one of them is drawn.
     """
     chance_BM = torch.from_numpy(rng.random(tuple(present_BM.shape))).to(present_BM.device)
     kept_BM = present_BM & (chance_BM < keep)

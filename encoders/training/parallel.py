@@ -1,13 +1,13 @@
-"""Several processes, one model: what `torchrun` starts.
+"""Training in several processes, as `torchrun` starts them.
 
 Each process encodes its share of a batch; the features are gathered, and every process computes
-the loss of the *whole* batch from them. So negatives come from all processes, and the loss is that
-of one process, whatever it is made of. Heads, projectors and fusion get the same gradient
-everywhere; an encoder's is the sum over the processes of what its share gave.
+the loss of the *whole* batch from them. So negatives come from all processes, and the loss equals
+that of a single process. Heads, projectors and fusion get the same gradient in every process; an
+encoder's gradient is summed over the processes.
 
-One thing differs: a batch norm sees its process's share by itself, so with one the loss is not
-quite that of one process. Its running statistics are averaged over the processes after each epoch,
-and the loss on validation is the first process's: all evaluate, keep and stop at the same.
+One thing differs: batch norms see only their process's share, so that with batch norm the loss is
+not exactly that of a single process. Running statistics are averaged over the processes after each
+epoch. All processes use the first one's validation loss, so that they stop at the same epoch.
 
 Shapes: n samples of a process's share, F width.
 """
@@ -34,9 +34,9 @@ def world() -> tuple[int, int]:
 
 
 def own_device(asked: str | None) -> torch.device:
-    """This process's device: what was asked for, or CUDA where there is some, or the CPU.
+    """This process's device: the requested one; by default CUDA if available, else the CPU.
 
-    Under `torchrun` "cuda" is the GPU of this process's number on its machine: each needs its own.
+    Under `torchrun`, "cuda" is the GPU with this process's local rank.
 
     Raises:
         TrainingError: more processes than GPUs, or one GPU named for several.
@@ -49,7 +49,7 @@ def own_device(asked: str | None) -> torch.device:
         if size > 1:
             raise TrainingError(f"device {asked!r} is one GPU for {size} processes: say 'cuda'")
         return chosen
-    count = torch.cuda.device_count()  # 1, where each was shown its own and all have rank 0
+    count = torch.cuda.device_count()  # 1 if each process sees only its own GPU, as rank 0
     if 0 < count <= rank:
         raise TrainingError(
             f"torchrun started {size} processes on this machine, and it has {count} GPU"
@@ -63,7 +63,7 @@ def processes(device: torch.device, timeout: timedelta | None = None) -> Iterato
     """Join the processes that `torchrun` started, if it did: gloo on CPUs, NCCL on GPUs.
 
     Args:
-        timeout: how long one waits for another; None: as torch has it (minutes).
+        timeout: of the collective operations; None: torch's default (minutes).
     """
     begin = "WORLD_SIZE" in os.environ and "RANK" in os.environ and not dist.is_initialized()
     if begin and device.type == "cuda":
@@ -79,8 +79,8 @@ def processes(device: torch.device, timeout: timedelta | None = None) -> Iterato
 
 
 class _Gathered(torch.autograd.Function):
-    """Rows of all processes, in rank order. Backward keeps this process's own rows: the loss
-    behind is the same in every process, so summing the others' would count it several times."""
+    """Rows of all processes, in rank order. Backward keeps this process's own rows: every
+    process computes the same loss, so a sum would count it several times."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, local_nF: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def average_buffers(buffers: Iterable[Tensor]) -> None:
 
 
 def broadcast_first(value: float, device: torch.device) -> float:
-    """The first process's number, in every process: what is decided by it, all decide alike."""
+    """The first process's number, in every process, so that all decide alike."""
     if world()[1] == 1:
         return value
     first = torch.tensor(value, dtype=torch.float64, device=device)
@@ -164,7 +164,7 @@ def broadcast_first(value: float, device: torch.device) -> float:
 
 
 def rank_slice(items: int, rank: int, size: int) -> slice:
-    """Which of `items` rows this rank encodes: as equal parts as can be, in order."""
+    """The rows of `items` that this rank encodes: nearly equal parts, in order."""
     return slice(items * rank // size, items * (rank + 1) // size)
 
 

@@ -1,6 +1,6 @@
-"""What a new version makes of records that it did not learn from: the reference for its drift.
+"""Output statistics of a new version on held-out records: the reference for drift.
 
-The records of the validation split, as they came. The judge split stays the judge's.
+The records are those of the validation split; the judge split is left to the judge.
 
 Shapes: B samples, M modalities, D the shared space, N all samples.
 """
@@ -20,7 +20,7 @@ from .data import Dataset
 from .evaluate import encode_rows
 
 MAX_RECORDS = 2000
-"""Records looked at: chance then moves no statistic by more than a few hundredths."""
+"""Enough records that chance changes no statistic by more than a few hundredths."""
 BATCH = 64
 
 
@@ -36,8 +36,8 @@ def tally(
     """The tally of the samples at `rows_n`; of `MAX_RECORDS` evenly spaced ones if there are more.
 
     Args:
-        served: what its vectors go through before anybody gets them (`TorchModel.served`).
-        tasks: whether it predicts, too.
+        served: maps the net's vectors to those that are served (`TorchModel.served`).
+        tasks: whether predictions are counted too.
     """
     if len(rows_n) > MAX_RECORDS:
         rows_n = rows_n[torch.linspace(0, len(rows_n) - 1, MAX_RECORDS).long()]

@@ -1,8 +1,8 @@
-"""The state of a training, so that it goes on where it was killed, to the same loss.
+"""Checkpoints of a fit, so that it resumes after a crash with the same losses.
 
-One safetensors file and one JSON file in a folder of their own for each epoch, written under a
-temporary name, synced and renamed; the newest whole one counts. Randomness is seeded for each step
-(`braid.encoders.training.step`), so it needs no state.
+Each epoch has a folder with one safetensors file and one JSON file, written under a temporary name,
+synced and renamed; the newest complete one counts. Randomness is seeded for each step
+(`braid.encoders.training.step`), so its state is not stored.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ TENSORS, METADATA = "state.safetensors", "state.json"
 
 @dataclass(kw_only=True)
 class FitResult:
-    """How it went.
+    """The result of a fit.
 
     Attributes:
         losses: mean of each epoch; `parts` of the last, without weights.
-        held_out: loss on validation after each epoch, where early stopping looks at it.
+        held_out: validation loss after each epoch, if early stopping is on.
         best: the epoch whose weights were kept, from 1.
     """
 
@@ -56,10 +56,10 @@ class FitResult:
 
 
 class FitCheckpoints:
-    """Keeps and restores the state of one `fit`.
+    """Saves and restores the state of one `fit`.
 
     Args:
-        folder: None keeps nothing.
+        folder: None saves nothing.
         trained: the parameters that the optimiser has, in its order.
     """
 
@@ -77,15 +77,15 @@ class FitCheckpoints:
         self.shapes = digest([list(p.shape) for p in self.trained], 16)
 
     def restore(self, state: FitResult) -> list[Tensor]:
-        """Put back what was kept, into `state` too; the best epoch's weights and running
+        """Restore the last state, including `state`; returns the best epoch's weights and running
         statistics, if there are any.
 
         Raises:
-            TrainingError: what is there is of another model.
+            TrainingError: the state belongs to another model, or another process's state is gone.
         """
         newest = self._newest()
-        # Of several processes one may have been killed before it kept what another had: all go on
-        # from the epoch that all have.
+        # A process may have been killed before it saved an epoch that others have saved: all resume
+        # from the last epoch that every process has.
         device = self.trained[0].device
         epoch = parallel.all_reduce_min(0 if newest is None else _epoch_of(newest), device)
         if newest is None or epoch == 0:
@@ -117,7 +117,7 @@ class FitCheckpoints:
         return [tensors[f"best.{i}"].to(device) for i in range(metadata["best"])]
 
     def save(self, state: FitResult, best: Sequence[Tensor]) -> None:
-        """Write the state after an epoch, and let go of the one before."""
+        """Write the state after an epoch, and remove the one before."""
         if self.folder is None:
             return
         optimizer = self.optimizer.state_dict()["state"]
@@ -152,7 +152,7 @@ class FitCheckpoints:
             os.close(handle)
         shutil.rmtree(place, ignore_errors=True)
         draft.rename(place)
-        # Processes are never more than an epoch apart: the loss needs all of them.
+        # The loss needs all processes, so they are never more than one epoch apart.
         before = {_name(len(state.losses) - 1)} if parallel.world()[1] > 1 else set()
         for other in self.folder.glob("epoch-*"):
             if other.name not in {place.name, *before}:
@@ -166,7 +166,7 @@ class FitCheckpoints:
 
 
 def running_statistics(net: nn.Module, *, moving: bool = False) -> list[Tensor]:
-    """The batch norms' buffers: they change in training without being parameters.
+    """The buffers of batch norms, which change in training but are not parameters.
 
     Args:
         moving: only of those in training mode.

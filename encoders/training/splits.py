@@ -1,4 +1,4 @@
-"""Which samples are learnt from, which decide, which judge."""
+"""The splits train, validation and judge, by a hash of the sample's id."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ ENDS = {"train": 0.8, "validation": 0.9, "judge": 1.0}
 def split(sample_id: str, judge: bool = True) -> str:
     """ "train" (80 %), "validation" (10 %) or "judge" (10 %), by the id's sha256: always the same.
 
-    Training learns from the first, decides and calibrates on the second, and does not look at the
-    third, which is for comparing versions; without `judge` it learns from that tenth too.
+    Weights are trained on the first; decisions are fitted on the second; the third is used only to
+    compare versions. Without `judge`, its tenth belongs to "train".
     """
     share = int(sha256(sample_id.encode()).hexdigest()[:8], 16) / 2**32
     name = next(name for name, end in ENDS.items() if share < end)

@@ -1,7 +1,7 @@
-"""Where projectors over frozen features start: canonical correlation, in closed form.
+"""Initial weights of projectors over frozen encoders, by canonical correlation.
 
-With a few hundred pairs, gradient descent on InfoNCE from random weights overfits where the
-regularised solution does not; from it, InfoNCE has only the rest to do.
+With a few hundred pairs, gradient descent on InfoNCE from random weights overfits; the regularised
+closed-form solution does not, and is a good initialisation.
 
 Shapes: n samples, F features, R directions of them, D the shared space.
 """
@@ -22,18 +22,18 @@ from ..model.projection import Projector
 from .data import Dataset
 
 MAX_SAMPLES = 2048
-"""Samples that are looked at, evenly spaced: the time grows with the cube of them."""
+"""Samples that are used, evenly spaced: the time grows with the cube of their number."""
 RIDGE = 1.0
-"""Added to each variance, in mean variances: with fewer samples than features, much is needed."""
+"""Added to each variance, in mean variances; large, for fewer samples than features."""
 UNUSED_SCALE = 0.02
-"""Spread of the weights of directions that the features do not fill."""
+"""Factor of the random weights of the dimensions beyond the canonical directions."""
 
 
 def start_projectors(
     net: Net, data: Dataset, config: TrainConfig, splits: Sequence[str]
 ) -> list[str]:
-    """Set the projectors of frozen modalities; returns which. Nothing for `start` "random", or
-    where fewer than two modalities are frozen or come together.
+    """Initialise the projectors of frozen modalities; returns these modalities. None for `start`
+    "random", or where fewer than two modalities are frozen or occur together.
 
     Raises:
         TrainingError: a projector with a hidden layer.

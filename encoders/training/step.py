@@ -1,12 +1,11 @@
-"""One step's gradient: encode, compute the joint loss, go back.
+"""The gradient of one step: encode, joint loss, backward.
 
-With `chunk`, a trained encoder sees a part of its inputs at a time, and memory is that of a part:
-the features are computed without a graph, the loss of the whole batch gives their gradients, and
-each part is encoded again to carry those further (GradCache, Gao et al. 2021, arXiv 2101.06983).
-The gradient is exact where a sample's features do not depend on its company: contrastive losses
-over the parts one by one would have fewer negatives. (A batch norm, and what mixes the sounds of a
-batch, sees each part by itself.)
-Randomness is seeded for each step and part, so that the second pass drops out what the first did.
+With `chunk`, a trained encoder processes a part of its inputs at a time, and needs the memory of
+one part: the features are computed without a graph, the loss of the whole batch gives their
+gradients, and each part is encoded again to propagate them (GradCache, Gao et al. 2021, arXiv
+2101.06983). The gradient is exact if a sample's features do not depend on the rest of its batch;
+batch norms, and the mixing of sounds' statistics, see each part separately. Randomness is seeded
+for each step and part, so that both passes use the same dropout masks.
 
 Shapes: B samples of a batch, n of them with a modality.
 """
@@ -33,8 +32,8 @@ Inputs = Mapping[str, tuple[tuple[Tensor, ...], Tensor]]
 
 
 def seeded(seed: int, step: int, *more: int) -> None:
-    """Seed torch for one place of one step: the same after a resumption, in a second pass, and
-    in every process."""
+    """Seed torch for one part of one step: equal after a resumption, in a second pass, and in
+    every process."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, *more]).generate_state(1)[0]))
 
 
@@ -49,7 +48,7 @@ def backward(
     seed: int,
     step: int,
 ) -> Terms:
-    """Leave the gradient of the batch's loss in the parameters, and return what the loss was.
+    """Accumulate the gradient of the batch's loss in the parameters; returns the loss terms.
 
     Args:
         inputs: for each trained encoder its collated batch and which rows of `batch_B` are in it.
@@ -70,7 +69,7 @@ def backward(
         batch = assemble(net, data, batch_B, features, rows, device)
         seeded(seed, step, 1000)
         terms = objective(net, batch, np.random.default_rng([seed, step]))
-    if terms.loss.requires_grad:  # else a last batch of one sample, which no encoder took
+    if terms.loss.requires_grad:  # False for a last batch of one sample without encoder input
         terms.loss.backward()
     with amp:
         for part in parts.values():
@@ -103,7 +102,9 @@ class _EncoderPass:
 
     def encode(self) -> Features:
         """The features of all processes' shares."""
-        if len(self.batch[0]) == 0:  # a short batch among many: a spectrogram of nothing is none
+        if (
+            len(self.batch[0]) == 0
+        ):  # fewer samples than processes: an empty batch has no spectrogram
             return _gather_features(_empty_features(self.encoder, self.device))
         if self.chunk <= 0 or self.chunk >= len(self.batch[0]):
             self.chunk = 0
@@ -116,7 +117,7 @@ class _EncoderPass:
         return _gather_features(local)
 
     def finish(self) -> None:
-        """Carry the features' gradients through the encoder, piece by piece."""
+        """Propagate the features' gradients through the encoder, piece by piece."""
         start = 0
         for place, piece in enumerate(self._pieces() if self.leaves else ()):
             again = _tensors(self._run(piece, place))
@@ -139,7 +140,7 @@ class _EncoderPass:
 
 
 def _tensors(features: Features) -> list[Tensor]:
-    """What a gradient flows through."""
+    """The tensors with a gradient."""
     return [t for t in (features.pooled_BF, features.tokens_BTF) if t is not None]
 
 
@@ -163,8 +164,8 @@ def _empty_features(encoder: Encoder, device: torch.device) -> Features:
 
 
 def _gather_features(local: Features) -> Features:
-    """The features of all processes, tokens padded to the longest. In float32, whatever autocast
-    made of a process's own: all have to be alike."""
+    """The features of all processes, tokens padded to the longest; in float32, since all processes
+    need one dtype."""
     if parallel.world()[1] == 1:
         return local
     tokens, mask = local.tokens_BTF, local.mask_BT

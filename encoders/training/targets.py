@@ -1,4 +1,4 @@
-"""From labels to tasks and what heads are trained towards.
+"""Converts labels to tasks and training targets.
 
 A task's targets, one row for each sample:
 
@@ -37,8 +37,8 @@ def targets(
 ) -> tuple[dict[str, Task], dict[str, Tensor]]:
     """The tasks that the labels make, and their targets.
 
-    A task whose labels are of several kinds takes the most frequent; the others are left out and
-    counted, as are classes that the train split does not have.
+    A task whose labels are of several kinds takes the most frequent kind; labels of other kinds are
+    left out and counted. Classes that the train split lacks count as unknown.
 
     Raises:
         TrainingError: more classes than `max_classes`, a declared task without any label.
@@ -117,7 +117,7 @@ def _class_targets(
     seen = {str(row) for row, here in zip(rows, train, strict=True) if row is not None and here}
     classes = _classes(name, seen, config.max_classes)
     if len(classes) < 2:
-        return None  # nothing to tell apart
+        return None  # a single class: nothing to predict
     place = {label: i for i, label in enumerate(classes)}
     label_N = torch.tensor([-1 if row is None else place.get(str(row), -1) for row in rows])
     return Task(classes=classes), label_N
