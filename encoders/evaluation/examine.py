@@ -8,9 +8,9 @@ Importing this module is cheap: torch is imported when a version is examined.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..manifest import digest, verify
 from ..types import Examination as Examination
@@ -21,7 +21,6 @@ from .gates import Gates as Gates
 
 if TYPE_CHECKING:
     from ..model.torch_model import TorchModel
-    from .compatibility import Choice
 
 
 def examiner(
@@ -55,6 +54,7 @@ def examiner(
     def examine(folder: Path, samples: Sequence[Sample]) -> Examination:
         from ..config import from_dict
         from ..model.checkpoint import load_folder
+        from . import compatibility as across
         from . import judge as judging
 
         old = load_folder(champion, device=device)
@@ -69,7 +69,16 @@ def examiner(
                 verdict, kept, pair = judging.judge(old, new, samples, gates, seed=seed)
         except judging.IncompatibleChallenger as error:
             verdict = judging.verdict(judging.REFUSED, str(error), gates, champion=old.name)
-        choice = _choose_space(old, new, verdict, kept, pair, samples, gates, limits, seed)
+        if _vectors(old) == _vectors(new):
+            choice = across.same_space(old, limits)
+        elif not verdict["passed"] or pair is None:
+            reason = f"not measured, the verdict is: {verdict['reason']}"
+            choice = across.new_space(old, new, reason)
+        else:
+            least, resamples = gates.least, gates.resamples
+            choice = across.choose_space(
+                old, new, kept, pair, samples, limits, least=least, resamples=resamples, seed=seed
+            )
         carried = new.manifest.compatibility.get("adapter")
         compatibility_report = dict(choice.report)
         files: dict[str, bytes] = {}
@@ -82,36 +91,6 @@ def examiner(
         )
 
     return examine
-
-
-def _choose_space(
-    old: TorchModel,
-    new: TorchModel,
-    verdict: Mapping[str, Any],
-    kept: Sequence[Sample],
-    pair: Any,
-    samples: Sequence[Sample],
-    gates: Gates,
-    limits: Compatibility,
-    seed: int,
-) -> Choice:
-    from . import compatibility as across
-
-    if _vectors(old) == _vectors(new):
-        return across.same_space(old, limits)
-    if not verdict["passed"] or pair is None:
-        return across.new_space(old, new, f"not measured, the verdict is: {verdict['reason']}")
-    return across.choose_space(
-        old,
-        new,
-        kept,
-        pair,
-        samples,
-        limits,
-        least=gates.least,
-        resamples=gates.resamples,
-        seed=seed,
-    )
 
 
 def _vectors(model: TorchModel) -> str:
