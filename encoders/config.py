@@ -94,7 +94,7 @@ class ModelConfig:
     """The parts of the model and their sizes.
 
     Attributes:
-        encoders: modality to its encoder; these are the modalities that the model knows.
+        encoders: modality to its encoder; their keys are the model's modalities.
         dim: D, the width of the shared space.
         hidden: width of the projectors' hidden layer; 0 makes them linear.
         dropout: in front of the projectors.

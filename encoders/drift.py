@@ -84,7 +84,7 @@ class Statistic:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
-    """All statistics of a window; `enough` says whether it had `Limits.least` records."""
+    """All statistics of a window; `enough`: whether it had `Limits.least` records."""
 
     statistics: tuple[Statistic, ...]
     enough: bool

@@ -85,7 +85,7 @@ class TaskPrediction:
     """The decision's prediction for one task of one record.
 
     Attributes:
-        kind: see `braid.encoders.tasks`; it says which of the following are there.
+        kind: see `braid.encoders.tasks`; it determines which of the following are set.
         rule: the decision rule; "beam" for captions.
         label: the class decided on, and `prob` its probability (classification).
         labels: the classes decided on (multilabel).
@@ -173,7 +173,7 @@ class Examination:
     """The results of an examination, written into a version's manifest before it is published.
 
     Attributes:
-        verdict: see `braid.encoders.evaluation.judge.judge`; its `passed` says whether it may
+        verdict: see `braid.encoders.evaluation.judge.judge`; `passed` is whether it may
             serve.
         compatibility: see `braid.encoders.evaluation.compatibility`.
         space: the space to declare; None keeps the version's own.

@@ -84,7 +84,7 @@ class Encoder(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def restore(cls, config: EncoderConfig, assets: Path) -> Encoder:
-        """The architecture only, from a version folder; the weights are loaded into it later."""
+        """The architecture from a version folder; its weights are loaded later."""
 
     def save_assets(self, folder: Path) -> None:
         """Write the files that `restore` needs beside the weights. None by default."""
@@ -252,11 +252,11 @@ def one_thread(enabled: bool = True) -> Iterator[None]:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 @lru_cache(maxsize=1)
 def _cores(pid: int) -> ThreadPoolExecutor:
-    """The threads of this process: a forked child has none of its parent's."""
+    """The thread pool of this process; a forked child has none of its parent's threads."""
     return ThreadPoolExecutor(cores(), "encode")

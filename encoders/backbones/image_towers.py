@@ -1,7 +1,7 @@
 """Picture encoders from `transformers`: ResNet, ViT, and the vision towers of CLIP and SigLIP.
 
-Pictures are decoded as everywhere in braid (whole, on white) and normalised on the device with the
-mean and deviation that the checkpoint was trained with.
+Pictures are decoded like those of other encoders (whole, on white) and normalised on the device
+with the mean and standard deviation of the checkpoint.
 
 Shapes: B pictures, C channels, H and W sides, T patches or cells of the feature map, F features.
 """
@@ -39,19 +39,19 @@ Triple = Sequence[float]
 
 
 class VisionModel(ImageEncoder):
-    """A model of transformers that takes pictures.
+    """A vision model of transformers.
 
     Options:
-        side: pixels; must be what the checkpoint says. With random weights: the config's
+        side: pixels; must agree with the checkpoint. With random weights: the config's
             `image_size`, or 224.
-        mean, std: three numbers each, of pixels between 0 and 1; must be what the checkpoint says.
+        mean, std: three numbers each, of pixels between 0 and 1; must agree with the checkpoint.
         config: with random weights (`source` is None), fields of the transformers config.
 
     `source` is a hub name or a local folder with `preprocessor_config.json`.
     """
 
     model: ClassVar[str]
-    """Its class in transformers; `config_class` is the class of its config."""
+    """The class in transformers; `config_class` is the class of its config."""
     config_class: ClassVar[str]
     usual: ClassVar[tuple[Triple, Triple]]
     """Mean and deviation where the weights are random."""
@@ -244,7 +244,7 @@ def preprocessing(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """`side`, `mean` and `std` of the checkpoint at `source`; no option may contradict them.
 
     Raises:
-        CheckpointError: a contradiction, or neither says one of them.
+        CheckpointError: a contradiction, or one of them is set in neither.
     """
     from transformers.image_processing_base import ImageProcessingMixin
 
@@ -272,15 +272,15 @@ def preprocessing(source: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checkpoints_own(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What a `preprocessor_config.json` says, in braid's words: pixels are between 0 and 1."""
+    """A `preprocessor_config.json` as `side`, `mean` and `std`, of pixels between 0 and 1."""
     settings: dict[str, Any] = {}
     size = raw.get("crop_size") if raw.get("do_center_crop") else raw.get("size")
     if size is not None:
         settings["side"] = _square(size)
         if settings["side"] is None:
             raise CheckpointError(f"side: {source!r} takes pictures of {size}, which is no square")
-    # theirs is (pixel * factor - mean) / std; an old file says nothing of the factor, which is then
-    # 1/255 as everywhere else
+    # transformers computes (pixel * factor - mean) / std; the factor is 1/255 by default, and is
+    # missing in old files.
     factor = 255.0 * float(raw.get("rescale_factor") or 1 / 255)
     scale = factor if raw.get("do_rescale", True) else 255.0
     plain = {"mean": raw.get("image_mean"), "std": raw.get("image_std")}
@@ -301,7 +301,7 @@ def _three(value: Any) -> list[float] | None:
 
 
 def _square(size: Any) -> int | None:
-    """The side that one of transformers' ways to write a size means, if it is a square."""
+    """The side of a square size in any of transformers' notations; None for other sizes."""
     if isinstance(size, Mapping):
         size = [size[k] for k in ("height", "width", "shortest_edge") if size.get(k) is not None]
     sides = {int(side) for side in size} if isinstance(size, Sequence) else {size}

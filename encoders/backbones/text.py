@@ -47,7 +47,7 @@ class TextEncoder(Encoder):
         if not isinstance(value, str):
             raise BadInput("text", f"must be a string, is {type(value).__name__}")
         limits.check_text(value)
-        value = value.lstrip("\ufeff")  # a byte order mark, which is no part of the text
+        value = value.lstrip("\ufeff")  # a byte order mark
         ids_T = self.tokenize(value[: CHARACTERS_PER_TOKEN * self.max_tokens])
         return np.asarray(ids_T, dtype=np.int32), Cost(tokens=len(ids_T))
 
@@ -141,7 +141,7 @@ class TransformerText(SubwordText):
         max_tokens: longer texts are cut.
         layers: which hidden layers are averaged and joined; 0 is the words alone, -1 the last.
         config: with random weights (`source` is None), fields of the transformers config;
-            `model_type` says whose ("bert").
+            `model_type` names the architecture ("bert").
         tokenizer: with random weights, where the tokeniser comes from: a hub name or a folder.
 
     `source` is a hub name, a local folder (then nothing is looked up on the network), or

@@ -134,8 +134,8 @@ class ClipText(TextTower):
         config = _config(net)
         self.width = int(config.projection_dim if projected else config.hidden_size)
         self.token_width = int(config.hidden_size)
-        # transformers pools at the first token of this number and, where there is none, at the very
-        # first, which says nothing. (An old config says 2 and means the largest number there is.)
+        # transformers pools at the first token with this id, or at the first token if there is
+        # none, which carries no information. (2 in an old config stands for the largest id.)
         ids_T = self.tokenize("a")
         end = config.eos_token_id if config.eos_token_id != 2 else max(ids_T)
         if ids_T[-1] != end or end in ids_T[:-1]:
@@ -165,7 +165,7 @@ class SiglipText(TextTower):
     """Zhai et al. 2023, arXiv 2303.15343: the text tower, pooled at the last position.
 
     It was trained on texts padded to its longest, whose padding it sees: so every text is as long,
-    the padding is not masked, and `mask_BT` only says which tokens are words.
+    the padding is not masked; `mask_BT` marks the tokens of words.
 
     Options, besides those of `TextTower`:
         max_tokens: must be the config's `max_position_embeddings` (64), if it is given.

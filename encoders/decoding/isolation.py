@@ -316,7 +316,7 @@ def _limit(cpu_s: int, memory: int) -> None:
 
 
 def _data_bytes() -> int:
-    """What RLIMIT_DATA counts: writable memory of this process alone."""
+    """The private writable memory of this process, which RLIMIT_DATA limits."""
     try:
         with open("/proc/self/status") as file:
             line = next(line for line in file if line.startswith("VmData:"))

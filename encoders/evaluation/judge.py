@@ -120,7 +120,7 @@ def judge(
         The verdict: `passed`, `decision` ("passed", "failed", "not enough evidence"), `reason`,
             `records`, `limits`, and `gates`, one for each metric: {"metric", "champion",
             "challenger", "difference", "interval", "limit", "passed", "records"}. Metrics with
-            fewer than `gates.least` records are not judged; `unjudged` says how many they had.
+            fewer than `gates.least` records are not judged; `unjudged` has their record counts.
         The judged records, and the outputs of both; None if nothing was judged.
 
     Raises:

@@ -108,7 +108,7 @@ def load_adapter(
             vectors of the version before. None: either.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or not what the manifest says.
+        CheckpointError: the file is missing, damaged, or contradicts the manifest.
     """
     info = manifest.compatibility.get("adapter")
     if not info or (applied is not None and bool(info.get("applied")) != applied):

@@ -66,8 +66,8 @@ class Decision(nn.Module):
 
     Attributes:
         temperature_ZS: of each source under each subset of the modalities.
-        weights_ZS: likewise; row 0 is the fit over all validation data, and stands in for every
-            subset that had too few of its own.
+        weights_ZS: likewise; row 0 is the fit over all validation data, which is also used for
+            subsets with too few samples.
         sharpness_Z: exponent that calibrates the combined probabilities: an average of calibrated
             probabilities is underconfident.
     """

@@ -218,7 +218,7 @@ def prepare(net: Net, sample: Sample, limits: Limits, preprocessing: str) -> Pre
     """One sample, ready to encode.
 
     Raises:
-        BadInput: a modality cannot be used, or none that the model knows is there.
+        BadInput: a modality cannot be used, or there is none of the model's modalities.
     """
     cost = Cost()
     inputs: dict[str, object] = {}

@@ -44,7 +44,7 @@ class LearnedWeights(nn.Module):
 
 
 def gradient_scales(confidence_M: Tensor, alpha: float) -> Tensor:
-    """How much of each modality's gradient is kept, float[M] in (0, 1].
+    """Scale of each modality's gradient, float[M] in (0, 1].
 
     On-the-fly gradient modulation (OGM-GE, Peng et al. 2022, arXiv 2203.15332, equation 10): with
     rho_m = confidence_m / mean of the others' confidence, 1 - tanh(alpha rho_m) where rho_m > 1,

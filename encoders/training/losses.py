@@ -15,7 +15,7 @@ LOG_SCALE_START = math.log(1 / 0.07)
 LOG_SCALE_MAX = math.log(100.0)
 """Start and cap of the learnt temperature, as in CLIP (arXiv 2103.00020) and open_clip."""
 SIGMOID_LOG_SCALE, SIGMOID_BIAS = math.log(10.0), -10.0
-"""Where SigLIP's scale and bias start (arXiv 2303.15343, section 3)."""
+"""Initial scale and bias of SigLIP (arXiv 2303.15343, section 3)."""
 
 
 def _scores(left_BD: Tensor, right_BD: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def sigmoid_loss(
 
 
 def compatibility_loss(new_BD: Tensor, old_BD: Tensor, target_BB: Tensor) -> Tensor:
-    """How far a new model's vectors are from an old one's of the same records, a scalar >= 0.
+    """Distance of a new model's vectors from an old one's of the same records, a scalar >= 0.
 
     mean_b (1 - new_b . old_b) + CE(s new old', target): each new vector is pulled to the old one of
     its record and contrasted with the old ones of the batch, as a new query is with stored vectors
@@ -129,7 +129,7 @@ def confidence_penalty(fewer_BC: Tensor, more_BC: Tensor) -> Tensor:
 
 
 def distillation_loss(student_BC: Tensor, teacher_BC: Tensor, kept_B: Tensor) -> Tensor:
-    """How far the student is from the teacher, a scalar >= 0; 0 where no sample is kept.
+    """Divergence of the student from the teacher, a scalar >= 0; 0 if no sample is kept.
 
     (1/n) sum_b KL(softmax(teacher_b) || softmax(student_b)) over the n samples kept (Hinton et al.
     2015, arXiv 1503.02531, at temperature 1). No gradient reaches the teacher.

@@ -23,7 +23,7 @@ def ranks(query_BD: Tensor, target_BD: Tensor, group_B: Tensor) -> Tensor:
     Targets of the same group (identical captions) are right too. A wrong target with the same score
     as the right one counts as before it.
     """
-    if len(query_BD) == 0:  # a modality that the model knows and no record has
+    if len(query_BD) == 0:  # no record has this modality of the model
         return torch.zeros(0, dtype=torch.long)
     scores_BB = query_BD @ target_BD.T
     right_BB = group_B[:, None] == group_B[None]

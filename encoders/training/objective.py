@@ -1,4 +1,4 @@
-"""The joint loss: task + align + fuse, weighted as the configuration says.
+"""The joint loss: task + align + fuse, weighted by the configuration.
 
     task   each modality's own heads, on the samples that have the modality and the label
     align  InfoNCE (or SigLIP) between the unit vectors of every pair of modalities
