@@ -6,7 +6,7 @@
 One thread searches, query after query; idle and ingesting periods take turns, and what is left to
 seal is sealed before an idle period begins. While ingesting, another thread applies `--per-second`
 rows a second, a tenth of a second's worth at a time, a tenth of them new versions of rows that are
-there, and upkeep seals and merges as it does in the index node.
+there, and compaction seals and merges as it does in the index node.
 
 Every apply also rewrites MARKS marked rows, all pointing where no other row does. A search that
 sees another number of them, or marks of two applies, saw a half-written state: those are counted.

@@ -3,10 +3,10 @@
     python -m benchmarks.index_restart [--rows 1000000] [--dim 256] [--rounds 3] [--threads 1]
         [--json]
 
-`saving` writes a snapshot while another thread applies PER_SECOND rows a second and upkeep seals
-them: the longest apply is what a writer may notice of it. `restart` is another process each time:
-it restores the snapshot and answers one query; imports are not counted. Memory is what a process
-holds of its own (RssAnon); mapped files, which the kernel may drop and read again, are not.
+`saving` writes a snapshot while another thread applies PER_SECOND rows a second and compaction
+seals them: the longest apply is what a writer may notice of it. `restart` is a new process each
+time: it restores the snapshot and answers one query; imports are not counted. Memory is what a
+process holds of its own (RssAnon), without mapped files, which the kernel may drop and read again.
 `at most` is the highest of many looks, so that a copy of the rows that is made for a moment would
 be seen.
 """

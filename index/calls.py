@@ -239,7 +239,7 @@ def _dumped(value: Any) -> str:
     try:
         dumped = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         _encoded(dumped)
-    except (ValueError, TypeError) as error:  # NaN, say
+    except (ValueError, TypeError) as error:  # for example NaN
         raise BadQuery("body", f"cannot be sent as JSON: {error}") from error
     return dumped
 

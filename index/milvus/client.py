@@ -24,11 +24,11 @@ def connect(uri: str, *, token: str = "", timeout_s: float = CONNECT_TIMEOUT_S) 
 
     Args:
         token: user:password, or an API key.
-        timeout_s: how long a server is waited for.
+        timeout_s: how long to wait for the server.
 
     Raises:
-        StoreError: pymilvus (or for a path milvus-lite) is not installed, the address is none, or
-            nothing answers there.
+        StoreError: pymilvus (or, for a path, milvus-lite) is not installed, the address is invalid,
+            or no server answers.
     """
     try:
         from pymilvus import MilvusClient, MilvusException
@@ -38,7 +38,7 @@ def connect(uri: str, *, token: str = "", timeout_s: float = CONNECT_TIMEOUT_S) 
     except ImportError as error:
         extra = "milvus-lite" if error.name == "milvus_lite" else "milvus"
         raise StoreError(f"{error.name} is not installed: pip install '.[{extra}]'") from None
-    # It logs each error with a traceback before it raises it.
+    # pymilvus logs a traceback of each error before it raises it.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     until = time.monotonic() + timeout_s
     with errors(f"connecting to {redacted(uri)}"):
@@ -48,7 +48,7 @@ def connect(uri: str, *, token: str = "", timeout_s: float = CONNECT_TIMEOUT_S) 
                 client.list_collections(timeout=timeout_s)
                 return client
             except MilvusException as error:
-                # It gives up at once where no one listens yet, or listens again.
+                # pymilvus does not retry a refused connection.
                 if error.code != CONNECT_FAILED or time.monotonic() > until:
                     raise
             time.sleep(RETRY_S)
@@ -56,7 +56,7 @@ def connect(uri: str, *, token: str = "", timeout_s: float = CONNECT_TIMEOUT_S) 
 
 @contextmanager
 def errors(what: str) -> Iterator[None]:
-    """Milvus's errors, and those of the connection, as StoreError."""
+    """Map errors of Milvus and of its connection to StoreError."""
     import grpc
     from pymilvus.exceptions import MilvusException
 
@@ -69,7 +69,7 @@ def errors(what: str) -> Iterator[None]:
 def query(
     client: Any, collection: str, condition: str, fields: list[str], *, timeout_s: float
 ) -> list[dict[str, Any]]:
-    """The rows for which the expression is true, as of now. Raises StoreError."""
+    """The rows that match the expression, with strong consistency. Raises StoreError."""
     with errors(f"reading {collection}"):
         rows = client.query(
             collection,
@@ -82,11 +82,11 @@ def query(
 
 
 def among(ids: Sequence[str]) -> str:
-    # Not the client's own look-up by ids: it puts them into the expression as they are.
+    # The client's own look-up by ids does not escape them.
     return f"id in [{', '.join(map(quoted, ids))}]"
 
 
 def read_header(client: Any, collection: str, *, timeout_s: float) -> Header | None:
-    """What a loaded collection is, or None if it does not say. Raises StoreError."""
+    """The header of a loaded collection, or None if it has none. Raises StoreError."""
     rows = query(client, collection, among([HEADER]), ["id", "meta"], timeout_s=timeout_s)
     return decode_header(rows[0]) if rows else None

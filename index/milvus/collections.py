@@ -1,8 +1,8 @@
 """Generations as Milvus collections, and the alias of the serving one.
 
-A collection's name tells its generation and its space, so that two models' vectors never meet. The
-alias is for who searches (`alias`): `flip` moves it in one step, and a search that has begun ends
-where it began. Names are prefixed, so that several deployments share a server.
+A collection's name contains its generation and its space, so that vectors of two models are never
+mixed. Searches use the alias; `flip` moves it atomically, and a running search ends in the
+collection in which it began. Names have a prefix, so that several deployments can share a server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class MilvusGenerations:
 
     Args:
         client: see `braid.index.milvus.client.connect`.
-        prefix: what all names begin with.
+        prefix: prefix of all names.
 
     Every method raises StoreError if Milvus fails.
     """
@@ -35,7 +35,7 @@ class MilvusGenerations:
 
     @property
     def alias(self) -> str:
-        """The name that searches use; `flip` says which collection it is."""
+        """The alias that searches use; `flip` sets its collection."""
         return f"{self._prefix}serving"
 
     def collection(self, generation: str, space: str) -> str:
@@ -48,18 +48,18 @@ class MilvusGenerations:
         return sorted(name for name in collections if name.startswith(self._prefix))
 
     def open(self, generation: str, *, space: str, dim: int, names: Sequence[str]) -> MilvusStore:
-        """The generation's store, with what it holds; made if there is none.
+        """Open the store of a generation; create it if it does not exist.
 
         `names` are the modalities that may have a vector, at most three.
 
         Raises:
-            StoreError: there is one of another dimension or without one of these modalities.
+            StoreError: it exists with another dimension or without one of these modalities.
         """
         name = self.collection(generation, space)
         if name in self.names():
             if self._whole(name):
                 return self._opened(name, dim, names)
-            self._drop(name)  # whoever made it crashed before the first record
+            self._drop(name)  # its creation was interrupted before the first record
         with errors(f"making {name}"):
             made = schema(self._client, dim=dim, names=names)
             self._client.create_collection(
@@ -76,7 +76,7 @@ class MilvusGenerations:
         return MilvusStore(self._client, name, timeout_s=self._timeout_s)
 
     def serving(self) -> str | None:
-        """The collection that the alias names."""
+        """The collection of the alias, or None."""
         for name in self.names():
             with errors(f"aliases of {name}"):
                 aliases = self._client.list_aliases(name, timeout=self._timeout_s)
@@ -85,16 +85,16 @@ class MilvusGenerations:
         return None
 
     def flip(self, collection: str) -> None:
-        """Let the alias name this collection from here on."""
+        """Set the alias to this collection."""
         move = self._client.alter_alias if self.serving() else self._client.create_alias
         with errors(f"naming {collection} {self.alias}"):
             move(collection, self.alias, timeout=self._timeout_s)
 
     def drop(self, collection: str) -> None:
-        """Drop a collection and all that it holds; nothing if it is not there.
+        """Drop a collection, if it exists.
 
         Raises:
-            StoreError: it is the one that serves, or it is not of this deployment.
+            StoreError: it serves, or belongs to another deployment.
         """
         if not collection.startswith(self._prefix):
             raise StoreError(f"{collection}: names of this deployment begin with {self._prefix}")
@@ -109,7 +109,7 @@ class MilvusGenerations:
             self._client.drop_collection(collection, timeout=self._timeout_s)
 
     def _whole(self, name: str) -> bool:
-        """Whether the making of a collection came to its end: the header."""
+        """Whether the creation of a collection was completed: it has a header."""
         with errors(f"loading {name}"):
             indexed = set(self._client.list_indexes(name, timeout=self._timeout_s))
             if vector_field(FUSED) not in indexed:
@@ -128,7 +128,7 @@ class MilvusGenerations:
 
 
 def _plain(text: str) -> str:
-    """Letters, digits and _; what was another text stays another."""
+    """Map a text to letters, digits and _; distinct texts stay distinct."""
     plain = re.sub(r"[^A-Za-z0-9_]", "_", text)
     if plain == text:
         return text

@@ -1,22 +1,21 @@
 """Filters as Milvus expressions over tags that each row carries.
 
-What Milvus says about JSON paths is not what `braid.index.filters` says: a comparison of an absent
-key is neither true nor false, `== 1` finds `true`, lists and nulls have rules of their own, and
-keys with brackets are cut apart by its parser. So a row carries beside its meta an array of short
-tags, one for each thing that a filter may ask:
+JSON paths in Milvus differ from `braid.index.filters`: a comparison with an absent key is neither
+true nor false, `== 1` matches `true`, lists and nulls follow other rules, and its parser splits
+keys with brackets. A row therefore stores, beside its meta, an array of short tags, one for each
+condition that a filter may test:
 
     (value, field, v)   the field is v, or a list that holds it
-    (there, field)      the field is there and not null
+    (there, field)      the field exists and is not null
     (number, field)     the field is a number;  (string, field)  a string
 
-A tag is a digest, so no name and no value of a query stands in an expression as it was given, and
-`array_contains` over a field that is never null has no third truth value. Only the bound of a range
-is compared on the JSON path itself, guarded by the tag that says its kind.
+A tag is a digest, so an expression contains no name and no value of a query, and `array_contains`
+on a field that is never null is either true or false. Only the bound of a range is compared on the
+JSON path itself, guarded by the tag of its kind.
 
-An expression finds every record that the filter admits, and may find more: where a range's field
-has a name that Milvus's parser is not sure to take, where numbers beyond 2^53 meet Milvus's
-doubles, and in rows whose meta has no tags (`told` is false: see `tags_of`). Who searches with it
-asks the filter itself about each hit.
+An expression matches every record that the filter matches, and may match more: if the field of a
+range has a name that Milvus may not parse, if numbers exceed 2^53 (Milvus compares doubles), and
+for rows without tags (`told` is false: see `tags_of`). The caller applies the filter to each hit.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from ..filters import And, Equals, Exists, Filter, Not, OneOf, Or, Range, Scalar
 
 MAX_TAGS = 1024  # the capacity of the array; Milvus allows 4096
 MAX_JSON_BYTES = 60_000  # of a meta with tags; a server's limit for JSON is 65,536
-EXACT = 2**53  # below, a double holds every integer
+EXACT = 2**53  # a double represents every integer below
 INT64 = 2**63
 
 _PATH = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -44,16 +43,16 @@ _NONE = "(told == true and told == false)"
 
 
 def quoted(text: str) -> str:
-    """A string literal. Both parsers (the server's and Lite's) take all else as it is."""
+    """A string literal. The parsers of the server and of Lite need no other escapes."""
     escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r"}
     return '"' + re.sub(r'[\\"\n\r]', lambda match: escapes[match[0]], text) + '"'
 
 
 def tags_of(meta: Mapping[str, Any]) -> list[str] | None:
-    """The tags of a record's meta; None if they cannot say it all.
+    """The tags of a record's meta; None if tags cannot represent it.
 
-    That is: more than MAX_TAGS, a number that is not finite or beyond 64 bits, more JSON than
-    Milvus holds. Such a row is a candidate for every filter.
+    That is: more than MAX_TAGS tags, a number that is not finite or exceeds 64 bits, or more JSON
+    than Milvus stores. Such a row is a candidate for every filter.
     """
     try:
         if len(json.dumps(meta, ensure_ascii=False, allow_nan=False).encode()) > MAX_JSON_BYTES:
@@ -80,12 +79,12 @@ def tags_of(meta: Mapping[str, Any]) -> list[str] | None:
 
 
 def expression(filter: Filter) -> str:
-    """An expression that every row fulfils whose record the filter admits."""
+    """An expression that is true for every row that the filter matches."""
     return f"(told == false or {_condition(filter, True)})"
 
 
 def _condition(filter: Filter, matches: bool) -> str:
-    """What finds the records for which the filter's answer is `matches`: `not` goes inwards."""
+    """The condition for records whose filter result is `matches`; negation is pushed inwards."""
     match filter:
         case Equals(field, value):
             return _is_one_of(field, (value,), matches)
@@ -128,7 +127,7 @@ def _compared(field: str, op: str, bound: str | int | float) -> str:
         return _ALL
     path = f"meta[{quoted(field)}]"
     if isinstance(bound, str):
-        # Half a surrogate pair fits in no message, and in no meta that has tags.
+        # Half a surrogate pair cannot be sent, and no meta with tags contains one.
         sound = bound.encode("utf-8", "ignore").decode() == bound
         return f"({path} {_OPERATORS[op]} {quoted(bound)})" if sound else _ALL
     if -EXACT < bound < EXACT:
@@ -137,7 +136,7 @@ def _compared(field: str, op: str, bound: str | int | float) -> str:
         near = float(bound)
     except OverflowError:
         return _ALL
-    # Milvus compares as doubles, where a number may be taken for its neighbour: let those in.
+    # Milvus compares doubles, which may round to a neighbour: include the neighbours.
     op = op if op.endswith("e") else f"{op}e"
     near = math.nextafter(near, -math.inf if op == "gte" else math.inf)
     return f"({path} {_OPERATORS[op]} {near!r})" if math.isfinite(near) else _ALL
@@ -156,15 +155,15 @@ def _joined(word: str, parts: Iterable[str]) -> str:
 
 
 def _value_tag(field: str, value: Scalar) -> str:
-    """Equal for what `braid.index.filters.key_of` holds equal: 1 and 1.0, but not 1 and true."""
+    """Equal for values with equal `braid.index.filters.key_of`: 1 and 1.0, but not 1 and true."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = hex(value) if isinstance(value, int) else str(value)  # hex has no limit of digits
+    text = hex(value) if isinstance(value, int) else str(value)  # str() limits the digits of an int
     return _tag("value", field, type(value).__name__, text)
 
 
 def _tag(*parts: str) -> str:
-    """16 letters; two of a billion tags are the same with a probability of 10^-11."""
+    """16 characters; two of a billion tags collide with a probability of 10^-11."""
     digest = hashlib.blake2b(digest_size=12)
     for part in parts:
         raw = part.encode("utf-8", "surrogatepass")

@@ -1,17 +1,17 @@
 """Encodes records as rows of a Milvus collection, and decodes them.
 
-    id               VARCHAR, the primary key; HEADER is the one row that is no record
-    lot              where it is in samples, see `braid.index.milvus.sample`
-    alive            whether the row is a record; a deletion stays as a row that is not
+    id               VARCHAR, the primary key; the row HEADER is not a record
+    lot              position in samples, see `braid.index.milvus.sample`
+    alive            whether the row is a record; a deletion is a row that is not alive
     partition_no, version, ts, model     of its last write
-    meta, told, tags the meta, whether it stands there as it is, and what filters ask (see
-                     `braid.index.milvus.filters`); where `told` is false, meta is {"packed":
+    meta, told, tags the meta, whether it is stored as JSON, and tags for filters (see
+                     `braid.index.milvus.filters`); if `told` is false, meta is {"packed":
                      msgpack in base64} and has no tags
     vector_NAME      float32[D] for `fused` and each modality, zeros where the record has none
     has_NAME         whether it has one: zeros have an inner product with everything
 
-One row holds all of a record, so a record changes in one step. A collection per vector would need
-no zeros, but could show a record's new text with its old picture.
+One row holds all vectors of a record, so a record changes atomically. A collection per vector would
+need no zeros, but could show a record's new text with its old picture.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..store import FUSED, Array, Delete, Hit, Row, Upsert
 from .filters import MAX_TAGS, tags_of
 from .sample import lot_of
 
-HEADER = "__header"  # ids of records do not begin with __
+HEADER = "__header"  # reserved
 MAX_ID_BYTES = 1024
 MAX_MODEL_BYTES = 256
 MAX_PACKED_BYTES = 60_000
@@ -42,7 +42,7 @@ LAST_FIELDS = ["id", "partition_no", "version", "ts", "alive"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """What a collection is, the offsets that it reflects, and its owner's facts (as JSON)."""
+    """A collection's space, the offsets that it reflects, and its owner's facts (as JSON)."""
 
     space: str
     dim: int
@@ -54,7 +54,7 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LastWrite:
-    """The last word on an id."""
+    """The last write of an id."""
 
     partition: int
     version: int
@@ -142,9 +142,9 @@ def encode(write: Upsert | Delete, *, dim: int, names: Sequence[str]) -> dict[st
 
 
 def encode_header(header: Header) -> dict[str, Any]:
-    """The row that says what the collection is and which offsets it reflects."""
-    nobody = Delete(id=HEADER, partition=-1, version=0, ts=0)
-    row = encode(nobody, dim=header.dim, names=header.names)
+    """The header as a row."""
+    deletion = Delete(id=HEADER, partition=-1, version=0, ts=0)
+    row = encode(deletion, dim=header.dim, names=header.names)
     row["meta"] = {
         "space": header.space,
         "dim": header.dim,
@@ -201,7 +201,7 @@ def decode_row(row: Mapping[str, Any], names: Sequence[str]) -> Row:
 
 
 def size_of(row: Mapping[str, Any], names: Sequence[str]) -> int:
-    """About how many bytes a row is in a message."""
+    """Approximate size of a row in a message, in bytes."""
     vectors = 4 * sum(len(row[vector_field(name)]) for name in (FUSED, *names))
     return vectors + 20 * len(row["tags"]) + len(json.dumps(row["meta"])) + 512
 

@@ -1,23 +1,21 @@
 """Vector store on one Milvus collection per generation.
 
-Milvus has no transactions, so the order of writes stands in for them:
+Milvus has no transactions; the order of writes replaces them:
 
-    1. look up what Milvus holds on the ids of the batch (strong consistency), and decide
-    2. upsert the rows that win, one row a record
+    1. look up the last writes of the batch's ids (strong consistency), and drop superseded writes
+    2. upsert the rows that win, one row per record
     3. upsert the header row with the offsets
 
-Whoever crashes between two of these reads the batch again from the offsets of the header, and
-versions make the repetition change nothing: the collection ends where it would have. Meanwhile a
-reader may see some of a batch's records new and others old, but never half of a record, and never
-offsets ahead of the records that they promise. Both orders hold only while one process writes to a
-collection; any number may search.
+After a crash between two steps the batch is read again from the offsets of the header, and versions
+make the repetition idempotent. Meanwhile a reader may see some records of a batch new and others
+old, but never half of a record, and never offsets ahead of their records. This holds while one
+process writes to a collection; any number may search.
 
-A deletion stays as a row that is not alive, since a late write must find it. Vectors are compared
-exactly (index FLAT). What a hit's filter admits is asked again here (see
-`braid.index.milvus.filters`).
+A deletion stays as a row that is not alive, because a late write must find it. Search is exact
+(index FLAT). The filter is applied to each hit again (see `braid.index.milvus.filters`).
 
-Tested against Milvus Lite 3.2.2, in this process and as a server by address (gRPC, the same
-client and the same calls); not against a Milvus cluster. Limits below are a server's defaults.
+Tested against Milvus Lite 3.2.2, in this process and as a server (gRPC, the same client and calls);
+not against a Milvus cluster. The limits below are a server's defaults.
 
 Shapes: B queries, D dimensions, K hits.
 """
@@ -61,7 +59,7 @@ MOST_K = 16_384  # hits of one search
 MOST_WITH_META = 2_048  # so that their metas fit in one answer (64 MiB)
 MESSAGE_BYTES = 8 * 1024 * 1024  # of one upsert; a server takes 64 MiB
 LOOK_UP = 500  # ids in one expression
-GROW = 4  # how much further to look when the filter leaves too few
+GROW = 4  # factor of the limit while the filter leaves too few hits
 
 
 class MilvusStore:
@@ -70,7 +68,7 @@ class MilvusStore:
     Args:
         client: a MilvusClient, see `braid.index.milvus.collections.connect`.
         collection: its name, or an alias of it; made by `MilvusGenerations.open`.
-        timeout_s: how long one call may take.
+        timeout_s: timeout of one call.
 
     Raises:
         StoreError: Milvus does not answer, or the collection was not made by braid.
@@ -110,7 +108,7 @@ class MilvusStore:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What `note` was given last; nothing else reads it."""
+        """The last argument of `note`."""
         return dict(self._header.facts)
 
     def __len__(self) -> int:
@@ -123,12 +121,12 @@ class MilvusStore:
         positions: Mapping[int, int],
         progress: Mapping[int, int],
     ) -> None:
-        """See VectorStore.apply, but not in one step: see above what a search may see meanwhile.
+        """See VectorStore.apply; not atomic: the module describes what a search may see meanwhile.
 
         Raises:
-            ValueError: a write does not fit the collection; nothing of the call is applied.
-            StoreError: Milvus failed; some rows may be written, the offsets are not. Applying the
-                same again, or reading on from `positions` after a restart, repairs it.
+            ValueError: a write does not fit the collection; no write is applied.
+            StoreError: Milvus failed; some rows may be written, the offsets are not. Repeat the
+                call, or continue from `positions` after a restart.
         """
         for write in writes:
             check(write, dim=self.dim, names=self.names)
@@ -145,13 +143,13 @@ class MilvusStore:
             )
             if header != self._header:
                 self._upsert([encode_header(header)])
-            # Only now: who sees the offsets reached finds what they promise.
+            # Last: a reader that sees the offsets also sees the records.
             self._header = header
             self._ignored += ignored
             self._second_partition += second
 
     def note(self, facts: Mapping[str, Any]) -> None:
-        """Keep something of the owner's beside the offsets, as JSON. Raises StoreError."""
+        """Store the owner's facts beside the offsets, as JSON. Raises StoreError."""
         with self._writing:
             header = replace(self._header, facts=dict(facts))
             if header != self._header:
@@ -159,9 +157,9 @@ class MilvusStore:
                 self._header = header
 
     def clear(self) -> None:
-        """Forget all records, offsets and facts.
+        """Delete all records, offsets and facts.
 
-        A crash meanwhile leaves the old offsets, with fewer records: clear again.
+        A crash meanwhile leaves the old offsets with fewer records: clear again.
         """
         with self._writing:
             with errors(f"clearing {self.collection}"):
@@ -179,11 +177,11 @@ class MilvusStore:
         vector: str = FUSED,
         filter: Filter | None = None,
     ) -> list[list[Hit]]:
-        """See VectorStore.search. Hits of equal score come in the order of their ids.
+        """See VectorStore.search. Hits of equal score are ordered by id.
 
         Raises:
-            BadQuery: also if k is above MOST_K, or if the filter is one that Milvus cannot be told
-                exactly and admits fewer than k of the MOST_K nearest that Milvus found.
+            BadQuery: also if k is above MOST_K, or if Milvus cannot express the filter exactly and
+                fewer than k of its MOST_K nearest rows match.
             StoreError: Milvus failed.
         """
         queries_BD = checked_queries(queries_BD, dim=self.dim, k=k)
@@ -202,8 +200,8 @@ class MilvusStore:
         return self.get_many([id]).get(id)
 
     def get_many(self, ids: Iterable[str]) -> dict[str, Row]:
-        """The records of these ids that there are, by id, in few calls."""
-        sound = [id for id in ids if _is_text(id)]  # half a surrogate pair is no record's id
+        """The records of these ids, by id; missing ones are left out."""
+        sound = [id for id in ids if _is_text(id)]  # an id with half a surrogate pair cannot exist
         vectors = [vector_field(name) for name in (FUSED, *self.names)]
         flags = [flag_field(name) for name in (FUSED, *self.names)]
         return {
@@ -252,7 +250,7 @@ class MilvusStore:
             "collection": self.collection,
         }
 
-    # ---- deciding
+    # ---- superseded writes
 
     def _last_of(self, ids: set[str]) -> dict[str, LastWrite]:
         return {
@@ -264,7 +262,7 @@ class MilvusStore:
     def _winners(
         self, writes: Iterable[Upsert | Delete], known: dict[str, LastWrite]
     ) -> tuple[list[Upsert | Delete], int, int]:
-        """The write of each id that wins; how many do not, and how many are elsewhere's."""
+        """The winning write of each id; the numbers of ignored and of second-partition writes."""
         winners: dict[str, Upsert | Delete] = {}
         ignored = second = 0
         for write in writes:
@@ -279,12 +277,12 @@ class MilvusStore:
             winners[write.id] = write
         return list(winners.values()), ignored, second
 
-    # ---- asking
+    # ---- searching
 
     def _admitted(
         self, queries_BD: Array, k: int, vector: str, filter: Filter, condition: str
     ) -> list[list[Hit]]:
-        """The nearest that the filter admits: Milvus may have found others too, so look further."""
+        """The nearest records that match; the limit grows, as Milvus may return others too."""
         answers: list[list[Hit]] = [[] for _ in queries_BD]
         open_B = np.arange(len(queries_BD))
         limit = k
@@ -304,7 +302,7 @@ class MilvusStore:
     def _nearest_by_ids(
         self, query_D: Array, k: int, vector: str, filter: Filter, condition: str
     ) -> list[Hit]:
-        """The same over all that one search of Milvus may find: first ids, then metas in parts."""
+        """The same for the MOST_K nearest rows: first their ids, then their metas in parts."""
         (entities,) = self._search(query_D[None, :], MOST_K, vector, condition, ["id"])
         scores = {hit["entity"]["id"]: float(hit["distance"]) for hit in entities}
         admitted: list[Hit] = []
@@ -312,7 +310,7 @@ class MilvusStore:
             rows = self._by_ids(some, [*HIT_FIELDS, flag_field(vector)])
             hits = [decode_hit(row, scores[row["id"]]) for row in rows if row[flag_field(vector)]]
             admitted += [hit for hit in hits if filter(hit.meta)]
-            if len(admitted) >= k:  # the parts come best first
+            if len(admitted) >= k:  # parts are ordered best first
                 return admitted
         if len(entities) < MOST_K:
             return admitted

@@ -15,7 +15,7 @@ export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
 const headers = () => (hasKey() ? { authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : {});
 
-// The answer as JSON, null for an empty one. Throws Refused; status 0 when nothing answers.
+// The answer as JSON, null for an empty one. Throws Refused; status 0 without an answer.
 export async function call(path, { body, signal } = {}) {
   const answer = await fetched(path, {
     signal,
@@ -51,7 +51,7 @@ async function fetched(path, options) {
 
 let asking = null;
 
-// Several calls are refused at once; one dialog asks for all of them.
+// One dialog asks for the key, even if several calls are refused at once.
 function askForKey(refused) {
   if (sessionStorage.getItem(KEY) !== refused) return Promise.resolve(); // given meanwhile
   asking ??= new Promise((resolve) => {
@@ -74,8 +74,8 @@ function askForKey(refused) {
 const address = (kind, record) =>
   `/v1/${kind}?id=${encodeURIComponent(record.id)}&v=${record.version}`;
 
-// Where an element finds a record's thumb or snippet. With a key the bytes are fetched here,
-// because an element sends no headers.
+// The URL of a record's thumb or snippet. With a key the bytes are fetched here, because an element
+// cannot send headers.
 export async function source(kind, record) {
   if (!hasKey()) return address(kind, record);
   const answer = await fetched(address(kind, record), {});

@@ -96,7 +96,7 @@ function like(record) {
   search();
 }
 
-// ---- what has just arrived
+// ---- recent writes
 
 function home() {
   found = false;
@@ -273,7 +273,7 @@ function keys(event) {
   event.preventDefault();
 }
 
-// ---- begin
+// ---- start
 
 function begin() {
   prepareAsking({ asked: search, failed: (text) => note(text, true) });

@@ -13,7 +13,7 @@ const parts = new Map();
 let recording = null;
 let changed = () => {};
 
-// `asked` runs the search, `failed` says what went wrong.
+// `asked` runs the search, `failed` shows an error.
 export function prepareAsking({ asked, failed }) {
   changed = asked;
   const take = (files) => takeFiles(files).catch((error) => failed(error.message));
@@ -169,7 +169,7 @@ function draw(seconds = null) {
   $("parts").replaceChildren(...nodes);
 }
 
-// The part of a search's body that says what to look for; null when nothing is asked.
+// The query part of a search's body; null for an empty query.
 export function asked() {
   const words = $("words").value.trim();
   if (words && parts.has("id")) {

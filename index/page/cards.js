@@ -20,7 +20,7 @@ const seen = new IntersectionObserver(
   { rootMargin: "300px" },
 );
 
-// The picture of a record, or what stands for it. `rank` is shown in its corner.
+// The picture of a record, or a placeholder. `rank` is shown in its corner.
 export function well(record, { rank, words = true } = {}) {
   const node = el("div", { class: "well" });
   if (record.modalities.includes("image")) {
@@ -51,7 +51,7 @@ export function well(record, { rank, words = true } = {}) {
 const short = (text, most = MAX_TEXT) => (text.length > most ? `${text.slice(0, most)}…` : text);
 
 // A card as <li>. `hit` has a score if it comes from a search. A record that cannot be drawn is
-// shown by its id: one record must not empty the page.
+// shown by its id, so that it does not break the page.
 export function card(hit, options = {}) {
   try {
     return drawn(hit, options);
@@ -96,7 +96,7 @@ function caption(hit) {
   };
   if (hit.text) put(hit.text);
   else if (hit.modalities.includes("text")) {
-    // Redis has lost it, or was never there: it may be read back from Kafka.
+    // Redis does not have it: it may be rebuilt from Kafka.
     line.textContent = " ";
     line.show = () => call(`/v1/shown?id=${encodeURIComponent(hit.id)}`).then((shown) => put(shown.text), () => put(null));
     seen.observe(line);
@@ -205,7 +205,7 @@ function player(hit) {
   return node;
 }
 
-// What stands there while the first answer is on its way, of the size that cards have.
+// Placeholders of the size of cards, until the first answer.
 export function ghosts(count) {
   return Array.from({ length: count }, () =>
     el(

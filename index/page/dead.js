@@ -9,7 +9,7 @@ const SHOWN = 4; // kinds of error
 
 export async function watchDead() {
   for (;;) {
-    // The state in the head tells that the index is away, and asks for a key.
+    // The header shows that the index is unavailable, and asks for a key.
     const there = ["ready", "behind"].includes($("state").dataset.state) && !document.hidden;
     if (there) await call("/v1/dead-letters").then(show, () => ($("dead").hidden = true));
     await new Promise((resolve) => setTimeout(resolve, there ? EVERY_MS : AWAY_MS));

@@ -44,7 +44,7 @@ export const number = (value) => NUMBERS.format(value);
 const LAST = 8.64e15; // ms: the last time that a Date can hold
 export const IMPOSSIBLE = "impossible time";
 
-// A time stamp in ms as ISO 8601; null for one that is no time.
+// A time stamp in ms as ISO 8601; null for an invalid one.
 export const iso = (ts) => (Number.isFinite(ts) && Math.abs(ts) <= LAST ? new Date(ts).toISOString() : null);
 
 // A time stamp in ms as "12 s ago".

@@ -27,7 +27,7 @@ export function setFields(found) {
   if (before !== now && !$("filters").hidden && !$("filters").contains(document.activeElement)) draw();
 }
 
-// The filter as the service takes it; null when there is none. Throws when the JSON is none.
+// The filter in the service's format; null for none. Throws for invalid JSON.
 export function filter() {
   const flat = {};
   for (const [name, choice] of chosen) {
@@ -47,7 +47,7 @@ export function filter() {
   return simple ? { and: [simple, given] } : given;
 }
 
-// From a link: what chips can say becomes chips, the rest stays JSON.
+// From a link: conditions that chips can express become chips, the others stay JSON.
 export function setFilter(given) {
   chosen.clear();
   expert = "";

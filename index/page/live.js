@@ -9,7 +9,7 @@ const AWAY_MS = 1500;
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-// `arrived(records, first)` gets new records, newest first; `counted` the counters, null if away.
+// `arrived(records, first)` gets new records, newest first; `counted` the counters, null without the index.
 export async function follow({ arrived, counted }) {
   let since = null;
   for (;;) {
@@ -64,7 +64,7 @@ function duration(seconds) {
   return `${Math.round(seconds / 60)} min`;
 }
 
-// "3 s ago" grows old by itself.
+// Updates "3 s ago".
 export function keepTime() {
   setInterval(() => {
     for (const time of document.querySelectorAll("time[data-ts]")) {

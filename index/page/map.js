@@ -5,7 +5,7 @@ import { well } from "./cards.js";
 import { $, ago, calm, el } from "./dom.js";
 import { prepareView } from "./view.js";
 
-// Twelve colours that keep apart on light and on dark; more choices begin again, paler.
+// Twelve colours that differ on light and dark backgrounds; further choices repeat them, paler.
 const COLOURS = ["#5b6bf0", "#1f9d8a", "#d9822b", "#d1477a", "#7fa62c", "#8a5bd6", "#2f93d1", "#b8893b", "#c2554d", "#3fae5a", "#a05c96", "#6b8794"];
 const NEAR_PX = 12;
 const PULSE_MS = 2200;
@@ -55,7 +55,7 @@ function paint(choice) {
 const pale = (choice) => choice >= 0 && paint(colourBy.choices[choice]) >= COLOURS.length;
 const colourOf = (choice) => COLOURS[paint(colourBy.choices[choice]) % COLOURS.length];
 
-// Fetch the drawing if there is a newer one; not more often than every few seconds.
+// Fetch the drawing if there is a newer one, at most every few seconds.
 export async function loadMap({ now = false } = {}) {
   if (!now && performance.now() - loadedAt < EVERY_MS) return;
   loadedAt = performance.now();
@@ -72,7 +72,7 @@ export async function loadMap({ now = false } = {}) {
   view.redraw();
 }
 
-// What holds all but the outermost places.
+// The bounds of all points but the outermost.
 function frameOf(x, y) {
   const side = (values) => {
     const sorted = [...values].sort((a, b) => a - b);
@@ -84,7 +84,7 @@ function frameOf(x, y) {
   return { x: (left + right) / 2, y: (bottom + top) / 2, width: Math.max(right - left, 0.05), height: Math.max(top - bottom, 0.05) };
 }
 
-// Ring these on the map, the best first.
+// Ring these hits on the map, best first.
 export async function showHits(records) {
   wanted = records;
   const found = new Map();
@@ -122,7 +122,7 @@ export function showArrivals(records) {
   if (records.length && mapShown()) view.redraw();
 }
 
-// The card that has the focus is marked here too.
+// The focused card is marked on the map, too.
 export function light(id) {
   lit = id;
   view?.redraw();
@@ -168,7 +168,7 @@ function colour(field, kept = null) {
   view.redraw();
 }
 
-// Every point that there is: of the drawing, arrived since, and hits outside the sample.
+// All points: of the drawing, of later writes, and of hits outside the sample.
 function* points() {
   for (let place = 0; place < drawing.ids.length; place += 1) yield { id: drawing.ids[place], x: drawing.x[place], y: drawing.y[place], choice: colourBy.of[place] ?? -1, place };
   for (const record of added.values()) yield { id: record.id, x: record.at[0], y: record.at[1], choice: choiceOf(record), record };

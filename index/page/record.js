@@ -4,7 +4,7 @@
 const RATE = 16000;
 const MOST_S = 15;
 
-// Starts to record. Returns {stop, cancel, done}: `done` gives the WAV as a blob.
+// Start recording. Returns {stop, cancel, done}: `done` resolves to the WAV as a blob.
 export async function record(tick) {
   let stream;
   try {
@@ -43,7 +43,7 @@ export async function record(tick) {
   return { stop, cancel, done };
 }
 
-// Any sound that the browser decodes, as one channel of 16-bit WAV, its first seconds.
+// The first seconds of any sound that the browser decodes, as mono 16-bit WAV.
 export async function toWav(blob) {
   const context = new OfflineAudioContext(1, RATE, RATE);
   const sound = await context.decodeAudioData(await blob.arrayBuffer());

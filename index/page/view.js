@@ -5,7 +5,7 @@ import { calm } from "./dom.js";
 const MOST_ZOOM = 60;
 const MARGIN_PX = 26;
 
-// `draw` paints, `hover(at | null)` and `press` are told where on the canvas, in pixels.
+// `draw` paints, `hover(at | null)` and `press` get a position on the canvas, in pixels.
 export function prepareView(canvas, box, { draw, hover, press }) {
   let frame = { x: 0, y: 0, width: 2, height: 2 }; // what zoom 1 shows
   const view = { x: 0, y: 0, zoom: 1 };
@@ -38,7 +38,7 @@ export function prepareView(canvas, box, { draw, hover, press }) {
     const before = unit();
     view.zoom = zoom;
     const after = unit();
-    // What lies under the pointer stays there.
+    // The point under the pointer stays in place.
     view.x += (sx - size.width / 2) * (1 / before - 1 / after);
     view.y -= (sy - size.height / 2) * (1 / before - 1 / after);
     own = true;

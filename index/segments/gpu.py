@@ -24,19 +24,15 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 
 from ..filters import Filter
 from ..store import Array
 from .growing import Block
-from .scan import Candidates, ScanRequest, eligible_rows, scan
+from .scan import Candidates, RowNumbers, ScanRequest, Scores, eligible_rows, scan
 from .sealed import Segment
 from .view import Part, Rows, View
 
 log = logging.getLogger(__name__)
-
-Scores = npt.NDArray[np.float32]
-RowNumbers = npt.NDArray[np.int64]
 
 SCRATCH = 256 * 1024 * 1024  # bytes of FAISS's temporary memory
 MOST_K = 2048  # limit of FAISS's GPU search
@@ -236,7 +232,7 @@ class Gpu:
                 results = self._search(kernel, view, request, first.filter)
             except RuntimeError as error:  # of CUDA or FAISS: the device is not used again
                 self.broken = str(error)
-                log.error("the GPU failed, search goes on on the CPU: %s", error)
+                log.error("the GPU failed, search continues on the CPU: %s", error)
                 results = _on_cpu(view, request, first.filter)
             self.together = max(self.together, len(queries_BD))
         except BaseException as error:  # noqa: BLE001 (raised in the waiting threads)

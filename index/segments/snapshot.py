@@ -266,7 +266,7 @@ def _captured(store: LiveStore) -> _Content:
 def _write_content(
     temporary: Path, folder: Path, content: _Content, recipe: Recipe
 ) -> list[dict[str, str]]:
-    """The files of a snapshot; names and sums of the segments that it stands on."""
+    """Write the files of a snapshot; returns names and digests of its segments."""
     place = segments_folder(folder)
     place.mkdir(exist_ok=True)
     keep: dict[str, bytes] = {}

@@ -1,9 +1,9 @@
 """The FastAPI application of the query service, and its uvicorn configuration.
 
-A request passes, in this order: the connection's bounds (`connections`), the host that it names
-(`hosts`), who asks and how often (`access`), the body's size, time and encoding (`body_limit`), its
-fields (`bodies`), and then its route. Every answer is JSON; whatever is refused gets
-{"error": {field, reason}} (`problems`).
+A request passes these checks, in order: connection limits (`connections`), the host header
+(`hosts`), API key and rate (`auth`), size, time and encoding of the body (`body_limit`), its fields
+(`bodies`), and then its route. Every answer is JSON; a refusal is {"error": {field, reason}}
+(`problems`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from .dependencies import (
     ServiceDeps,
     Serving,
 )
-from .dependencies import MIB as MIB
 from .limits.auth import Access, RateLimit
 from .limits.body_budget import BodyBudget
 from .limits.body_limit import BodyLimit, Gunzip
@@ -45,11 +44,11 @@ __all__ = [
     "server_config",
 ]
 
-VERSION = "1"  # of the calls, not of braid
-GZIP_FROM = 1024  # bytes; a shorter answer would fit one packet anyway
+VERSION = "1"  # of the API, not of braid
+GZIP_FROM = 1024  # bytes; a shorter answer fits in one packet
 GZIP_LEVEL = 4
-GZIP_APART = 16 * 1024  # bytes from which on a thread packs the answer, not the event loop
-BACKLOG = 256  # connections that the kernel keeps until they are accepted
+GZIP_APART = 16 * 1024  # bytes from which a thread compresses the answer, not the event loop
+BACKLOG = 256  # connections that wait in the kernel to be accepted
 
 
 def create_app(deps: ServiceDeps) -> FastAPI:
@@ -81,10 +80,10 @@ def server_config(
     limits: ConnectionLimits = CONNECTION,
     log_level: str = "warning",
 ) -> uvicorn.Config:
-    """How uvicorn serves the application.
+    """The uvicorn configuration of the application.
 
-    A client's word about its address (`x-forwarded-for`) is not taken, or each request could come
-    from another one and no rate would ever be reached.
+    `x-forwarded-for` is not trusted: a client could name another address in each request and evade
+    the rate limit.
     """
     return uvicorn.Config(
         app,
@@ -104,7 +103,7 @@ def server_config(
 
 
 def _add_middleware(app: FastAPI, deps: ServiceDeps) -> None:
-    """What is added last meets a request first."""
+    """Add the middleware; the last one added is the first that a request passes."""
     limits, refused = deps.limits, deps.metrics.refused
     rate = None
     if limits.rate_per_s is not None:

@@ -19,9 +19,9 @@ from .requests import MAX_BATCH_HITS, MEDIA, BatchBody, SearchBody
 B = TypeVar("B", bound=BaseModel)
 T = TypeVar("T")
 
-LARGE = 8 * 1024  # bytes from which on the event loop does not parse them itself
-SEEN = 60  # characters of what is refused that a reason shows
-WORDS = frozenset({"text", "id", "vector", "generation"})  # parts that are words, not JSON
+LARGE = 8 * 1024  # bytes from which a thread parses a body, not the event loop
+SEEN = 60  # characters of an invalid value that a reason shows
+WORDS = frozenset({"text", "id", "vector", "generation"})  # parts that are text, not JSON
 
 
 async def read_search(request: Request) -> SearchBody:
@@ -34,14 +34,14 @@ async def read_search(request: Request) -> SearchBody:
 
 
 async def read_batch(request: Request) -> list[SearchBody | BadQuery]:
-    """The queries of `POST /v1/search/batch`, or why one is none. Raises BadQuery."""
+    """The queries of `POST /v1/search/batch`, or the error of each. Raises BadQuery."""
     raw, content_type = await _raw(request)
     _check_type(raw, content_type, "application/json")
     return await _off_loop(len(raw), lambda: _queries(raw))
 
 
 async def read_json(request: Request, model: type[B]) -> B:
-    """A body of JSON as that model. Raises BadQuery."""
+    """A JSON body, validated by the model. Raises BadQuery."""
     raw, content_type = await _raw(request)
     _check_type(raw, content_type, "application/json")
     return await _off_loop(len(raw), lambda: checked(model, _json(raw)))
@@ -56,7 +56,7 @@ def checked(model: type[B], value: Any) -> B:
 
 
 def refusal(first: Any) -> BadQuery:
-    """The first of pydantic's errors as a refusal that names field, limit and value."""
+    """A pydantic error as a BadQuery that names field, limit and value."""
     where = [str(part)[:SEEN] for part in first["loc"] if part != "body"] or ["body"]
     value = first.get("input")
     shown = "" if isinstance(value, (dict, list, type(None))) else f", got {str(value)[:SEEN]!r}"

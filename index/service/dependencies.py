@@ -1,7 +1,7 @@
 """Dependencies and limits of the query service, passed in by its caller.
 
-It knows no model and no Kafka: what turns a query into a vector, what produces a deletion and what
-tells the node's state are functions in `ServiceDeps`.
+The service depends on no model and on no Kafka client: `ServiceDeps` holds functions that embed a
+query, produce a deletion and report the node's state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KEPT = 64
 
 
 class RecentQueries:
-    """The last queries, each with the generation that it asked; any thread may add one."""
+    """The last queries with their generations; thread-safe."""
 
     def __init__(self, most: int = KEPT) -> None:
         self._queries: deque[tuple[str, Array, int, str]] = deque(maxlen=most)
@@ -45,7 +45,7 @@ class RecentQueries:
             self._queries.append((generation, query_D, k, vector))
 
     def choose(self, generation: str, rng: random.Random) -> tuple[Array, int, str] | None:
-        """Any of the queries to this generation: its vector, k and the vector that it searched."""
+        """A random query to this generation: its vector, k, and the name of the searched vector."""
         with self._lock:
             queries = [tuple_[1:] for tuple_ in self._queries if tuple_[0] == generation]
         return rng.choice(queries) if queries else None
@@ -53,7 +53,7 @@ class RecentQueries:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryInput:
-    """What a person asks with: a record with fewer modalities."""
+    """The modalities of a query."""
 
     text: str | None = None
     image: bytes | None = None
@@ -62,7 +62,7 @@ class QueryInput:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryVectors:
-    """The query in the shared space, float32[D] each, and which model put it there."""
+    """The query in the shared space, float32[D] each, and the model that embedded it."""
 
     fused: Array
     by: Mapping[str, Array]
@@ -76,16 +76,16 @@ EncodeMany = Callable[[Sequence[QueryInput]], Awaitable[Sequence[QueryVectors]]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Serving:
-    """One generation as a request sees it: its rows, and what embeds queries for them.
+    """One generation as a request sees it: its store, and functions that embed queries.
 
-    A request takes one of these at its start and nothing else, so that hits, model, generation and
-    offsets of an answer always belong together.
+    A request reads one `Serving` at its start, so that hits, model, generation and offsets of an
+    answer are consistent.
 
     Attributes:
-        encode: embeds a query; raises BadQuery. None refuses everything but raw vectors and ids.
-        encode_many: embeds several at once with one model, in their order; raises BadQuery if
-            any of them cannot be used. None: they are embedded one at a time.
-        model: the model that embeds queries now, for `/v1/generations`.
+        encode: embeds a query; raises BadQuery. None: only raw vectors and ids are accepted.
+        encode_many: embeds several queries with one model, in order; raises BadQuery if any is
+            invalid. None: queries are embedded one at a time.
+        model: the current model for queries, for `/v1/generations`.
         arrivals: the last writes to the store, for the page.
     """
 
@@ -111,20 +111,20 @@ COUNTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one node takes on.
+    """Limits of one node.
 
     Attributes:
-        body_bytes: of an upload, also after decompression.
-        json_bytes: of any other body; it is never more than body_bytes.
-        bodies_bytes: of all bodies together; beyond that the answer is 503.
-        answer_bytes: of one answer; a query for more is refused.
-        searches: how many are embedded and searched at once; the process has a few threads.
-        queue_size: how many more may wait for their turn; beyond that the answer is 503.
-        offset_waits: how many may wait for `min_offsets` at once; beyond that the answer is 503.
-        polls: how many pages may wait for what arrives at once; beyond that the answer is 503.
-        rate_per_s: queries a second for each key, or client address, in the long run; None: any.
-        burst: how many of them may come at once.
-        connection: what one client may take of the server's time.
+        body_bytes: size of an upload, also after decompression.
+        json_bytes: size of any other body, at most body_bytes.
+        bodies_bytes: size of all bodies in memory; beyond it 503.
+        answer_bytes: size of one answer; larger ones are refused.
+        searches: queries that are embedded and searched at once.
+        queue_size: queries that may wait for `searches`; beyond it 503.
+        offset_waits: queries that may wait for `min_offsets` at once; beyond it 503.
+        polls: long polls that may wait at once; beyond it 503.
+        rate_per_s: sustained queries per second for each key or client address; None: unlimited.
+        burst: queries that may arrive at once.
+        connection: limits of one connection.
     """
 
     body_bytes: int = 32 * MIB
@@ -156,17 +156,17 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceDeps:
-    """What the service stands on.
+    """Dependencies of the service.
 
     Attributes:
-        serving: the generation of that name, or the serving one for None; asked once a request.
+        serving: the generation of that name, or the serving one for None; called once per request.
             Raises UnknownGeneration.
         delete: produces a record's deletion; returns its partition and offset in `records`.
         status: merged into `/v1/status`.
         not_ready: why the node is not ready, or None.
         generations: names of all generations here; without it there is the serving one only.
-        keys: who may ask; None for everyone.
-        hosts: the names under which the node may be asked.
+        keys: the API keys; None: no key is required.
+        hosts: the accepted host names.
         recent: where queries are kept for the recall probe.
         media_cache: thumbnails and snippets; None looks where `payloads` are.
         rebuild: makes what is shown of a record again from `records`.
@@ -195,7 +195,7 @@ class ServiceDeps:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limiters:
-    """Who may go on now: for the work of searching, for waiting on offsets and on arrivals."""
+    """Concurrency limits: of searches, of waits for offsets, and of long polls."""
 
     searching: ConcurrencyLimiter
     waiting: ConcurrencyLimiter

@@ -12,27 +12,27 @@ from ..media_cache import Kind, Media, MediaCache
 from ..payloads import Payload, Payloads
 from ..store import Row
 
-KEPT = 256  # rebuilt records that are remembered here, some ten kB each
-ABSENT_S = 30.0  # how long a record that could not be rebuilt is not tried again
+KEPT = 256  # rebuilt records in memory, about 10 kB each
+ABSENT_S = 30.0  # until a record that could not be rebuilt is tried again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rebuilt:
-    """All that is shown of one record, made again from its message in `records`."""
+    """Display data of one record, rebuilt from its message in `records`."""
 
     payload: Payload
     media: Mapping[Kind, Media] = field(default_factory=dict)
 
 
 Rebuild = Callable[[str, int, int], Awaitable[Rebuilt | None]]
-"""(id, partition, version) -> what the message there gives; None if it is gone. Never raises."""
+"""(id, partition, version) -> data from that message; None if it is gone. Never raises."""
 
 
 class HitDetails:
-    """Finds payloads and media of rows; each missing record is rebuilt once at a time.
+    """Reads payloads and media of rows; concurrent reads of a missing record rebuild it once.
 
     Args:
-        rebuild: None where nothing can be rebuilt.
+        rebuild: None if records cannot be rebuilt.
         clock: monotonic seconds.
     """
 
@@ -76,7 +76,7 @@ class HitDetails:
             return None
         if (task := self._running.get(key)) is None:
             task = self._running[key] = asyncio.create_task(self._make(key, row))
-        return await asyncio.shield(task)  # who asks may go away, others wait for it too
+        return await asyncio.shield(task)  # others may wait for the task, too
 
     async def _make(self, key: tuple[str, int], row: Row) -> Rebuilt | None:
         assert self._rebuild is not None

@@ -1,7 +1,7 @@
 """Strict and bounded parser of `multipart/form-data`.
 
-The whole body is in memory already, within the body's limit; what a lenient reader would guess at
-(a second part of one name, text that is not UTF-8, a body that ends early) is refused.
+The body is in memory, within the body's limit. Ambiguous input is refused: two parts of one name,
+text that is not UTF-8, a body that ends early.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_form(body: bytes, content_type: str) -> dict[str, Part]:
     """The parts of an upload by name.
 
     Raises:
-        BadQuery: 400 if it is no such body, 422 if there are too many parts or two of one name.
+        BadQuery: 400 for a malformed body, 422 for too many parts or two of one name.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not 0 < len(boundary) <= MAX_BOUNDARY:
@@ -64,7 +64,7 @@ def read_form(body: bytes, content_type: str) -> dict[str, Part]:
 
 
 class _Reader:
-    """Collects what the parser finds."""
+    """Collects the parts from the parser's callbacks."""
 
     def __init__(self, boundary: bytes) -> None:
         self.parts: list[Part] = []

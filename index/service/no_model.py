@@ -10,11 +10,11 @@ from .limits.hosts import Hosts, TrustedHosts
 from .problems import problem
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
-AGAIN_S = 5
+RETRY_AFTER_S = 5
 
 
 def waiting_app(reason: str, hosts: Hosts) -> FastAPI:
-    """The HTTP application until there is a model: `/healthz` is 200, all else 503."""
+    """The HTTP application until there is a model: `/healthz` is 200, other calls are 503."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHosts, hosts=hosts, refused=ServiceMetrics().refused)
 
@@ -28,6 +28,6 @@ def waiting_app(reason: str, hosts: Hosts) -> FastAPI:
 
     @app.api_route("/{path:path}", methods=METHODS)
     async def everything(request: Request) -> JSONResponse:
-        return JSONResponse(problem("model", reason), 503, {"retry-after": str(AGAIN_S)})
+        return JSONResponse(problem("model", reason), 503, {"retry-after": str(RETRY_AFTER_S)})
 
     return app

@@ -1,6 +1,7 @@
 """OpenAPI descriptions that FastAPI cannot derive from the code.
 
-The search call reads its body itself, because JSON and uploads share one path; here both are said.
+The search route parses its body itself, because JSON and uploads share one path; both forms are
+described here.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ KEYS = {
 
 
 def describe(app: FastAPI, *, keys: bool) -> None:
-    """Complete what `/openapi.json` says; `keys`: calls below `/v1/` need one."""
+    """Complete `/openapi.json`; `keys`: calls below `/v1/` require an API key."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -87,7 +88,7 @@ def _complete(app: FastAPI, keys: bool) -> dict[str, Any]:
 
 
 def _upload(body: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a query as parts: what is null in JSON is left out, media are files."""
+    """The fields of a query as parts: null fields are left out, media are files."""
     properties = {name: _part(name, schema) for name, schema in body["properties"].items()}
     return {
         "type": "object",

@@ -46,7 +46,7 @@ ANY_CALL = (401, 403, 408, 413, 415, 421, 422, 429, 500, 503)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: these and what every call below `/v1/` may get."""
+    """For a route's `responses`: these statuses and those of every call below `/v1/`."""
     return {
         status: {"model": ErrorAnswer, "description": MEANINGS[status]}
         for status in sorted({*statuses, *ANY_CALL})
@@ -54,14 +54,14 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def problem(field: str, reason: str) -> dict[str, dict[str, str]]:
-    """What is wrong, in bounded size: names and values in it come from the query."""
+    """The body of an error response; long names and values of the query are shortened."""
     return {
         "error": {"field": _printable(field, MOST_FIELD), "reason": _printable(reason, MOST_REASON)}
     }
 
 
 def add_problems(app: FastAPI, metrics: ServiceMetrics) -> None:
-    """Answer every exception in the one shape, and count it."""
+    """Map every exception to an error response, and count it."""
 
     @app.exception_handler(BadQuery)
     async def bad_query(_: Request, error: BadQuery) -> JSONResponse:
@@ -70,7 +70,7 @@ def add_problems(app: FastAPI, metrics: ServiceMetrics) -> None:
 
     @app.exception_handler(StoreError)
     async def store_failed(_: Request, error: StoreError) -> JSONResponse:
-        log.error("%s", error)  # which may name hosts: not for the answer
+        log.error("%s", error)  # may name hosts, so it is not in the answer
         reason = "failed: the server that keeps the vectors does not answer as it should"
         return JSONResponse(problem("store", reason), 503, {"retry-after": "1"})
 
@@ -92,9 +92,9 @@ def add_problems(app: FastAPI, metrics: ServiceMetrics) -> None:
 
     @app.exception_handler(Exception)
     async def ours(_: Request, error: Exception) -> JSONResponse:
-        """Our fault; the server writes the traceback to its log and ends the connection."""
+        """An internal error; uvicorn logs the traceback and closes the connection."""
         answer = JSONResponse(problem("request", f"failed: {type(error).__name__}"), 500)
-        answer.headers["connection"] = "close"  # said, so that no client sends its next query here
+        answer.headers["connection"] = "close"  # so that clients do not reuse the connection
         return answer
 
 
@@ -103,9 +103,9 @@ def _again(error: BadQuery) -> dict[str, str]:
 
 
 def _printable(text: str, most: int) -> str:
-    """At most so many characters, without half a surrogate pair, which no answer can hold.
+    """At most `most` characters, without half a surrogate pair, which cannot be encoded.
 
-    Messages of libraries name a buffer by its `repr`, which says nothing to who sent it.
+    The `repr` of buffers in messages of libraries is replaced.
     """
     text = OBJECT.sub("the data", text[: 4 * most])
     short = text if len(text) <= most else f"{text[: most - 1]}…"

@@ -11,20 +11,20 @@ import numpy as np
 
 from ..store import Array
 
-SPREAD = 98.0  # percentile of the distances from the middle that becomes 1
+SPREAD = 98.0  # percentile of the distances from the mean that maps to 1
 TINY = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """Where the middle lies, the two axes, and how many units are 1 on the map."""
+    """Mean, two axes, and the distance that maps to 1."""
 
     mean_D: Array
     axes_2D: Array
     scale: float
 
     def __call__(self, rows_RD: Array) -> Array:
-        """Places on the map, float32[R, 2]; most lie within 1 of the middle."""
+        """Coordinates on the map, float32[R, 2]; most are within 1 of the origin."""
         placed: Array = ((rows_RD - self.mean_D) @ self.axes_2D.T / self.scale).astype(np.float32)
         return placed
 
@@ -32,9 +32,9 @@ class Projection:
 def fit(rows_RD: Array, before: Projection | None = None) -> Projection:
     """The two principal components of the rows.
 
-    Components are free in sign, and where variances are near each other in rotation: with
-    `before`, they are turned (and mirrored) within their plane to be as near to its axes as can
-    be, which is an orthogonal Procrustes problem (Schoenemann 1966).
+    The sign of a component is arbitrary, and so is a rotation between components of similar
+    variance. With `before`, the components are rotated and reflected within their plane to match
+    its axes, an orthogonal Procrustes problem (Schoenemann 1966).
 
     Raises:
         ValueError: no rows.

@@ -1,7 +1,7 @@
 """Live recall probe: repeats a recent query with exact search.
 
-An approximate index may answer worse as rows and queries change. Every so often the probe takes
-one of the last queries and lets the store compare its own answer with exact search over all rows.
+The recall of an approximate index may drop as rows and queries change. The probe periodically takes
+a recent query and compares the store's answer with exact search over all rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .dependencies import RecentQueries, Serving
 async def probe_once(
     serving: Serving, recent: RecentQueries, metrics: ServiceMetrics, rng: random.Random
 ) -> float | None:
-    """Recall of one recent query, counted; None if there is no query, or the store offers none."""
+    """Measure the recall of a recent query; None without a query, or if the store cannot."""
     if not isinstance(serving.store, SupportsProbe):
         return None
     chosen = recent.choose(serving.generation, rng)
@@ -41,7 +41,7 @@ async def probe_for_ever(
     rng: random.Random,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """A task: probe the serving generation every `every_s` seconds, until it is cancelled."""
+    """Probe the serving generation every `every_s` seconds, until cancelled."""
     while True:
         await sleep(every_s)
         with contextlib.suppress(NotServing):

@@ -11,19 +11,19 @@ from statistics import median
 from ..store import Delete, Upsert
 
 SIZE = 64
-WINDOW_S = 10.0  # what the rate looks at
-FRESH_S = 60.0  # what the freshness looks at
-FRESH = 512  # how many it remembers at most
+WINDOW_S = 10.0  # window of the rate
+FRESH_S = 60.0  # window of the freshness
+FRESH = 512  # most samples of the freshness
 
 
 class RecentWrites:
-    """A small ring of upserts, the newest last; a deleted record leaves it.
+    """A ring buffer of upserts, the newest last; deletions remove their record.
 
-    One thread calls `applied`, any may read. Each upsert has a number that only grows, also over
-    a restart: it begins at the time of day in milliseconds.
+    One thread calls `applied`, any thread may read. Each upsert has a number that only grows, also
+    across restarts: the first is the time in milliseconds since 1970.
 
     Args:
-        size: how many upserts are kept.
+        size: number of upserts.
         clock: monotonic seconds.
         wall: seconds since 1970.
     """
@@ -49,7 +49,7 @@ class RecentWrites:
         return self._number
 
     def applied(self, writes: Sequence[Upsert | Delete]) -> None:
-        """These writes have just become searchable."""
+        """Add writes that have just become searchable."""
         now, now_s = self._clock(), self._wall()
         with self._lock:
             number = self._number
@@ -66,11 +66,11 @@ class RecentWrites:
                 for _, write in list(self._ring.values())[-min(upserts, self._size) :]:
                     self._fresh.append((now, max(0.0, now_s - write.ts / 1000)))
             self._forget(now)
-            self._number = number  # last: who sees it finds the upserts
+            self._number = number  # last: a reader that sees the number finds the upserts
 
     def since(self, number: int | None) -> list[Upsert]:
-        """What came after `number`, newest first; all that is kept for None or for a number that
-        is not ours.
+        """The upserts after `number`, newest first; all of them for None or an unknown
+        number.
         """
         with self._lock:
             if number is None or number > self._number:

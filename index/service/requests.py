@@ -33,7 +33,7 @@ Kind = Literal["media", "id", "query"]
 
 
 def _few(value: Any, limit: int) -> Any:
-    """Refuses an object of too many names at once: pydantic would make an error of each."""
+    """Reject an object with too many names at once: pydantic would report each name."""
     if isinstance(value, dict) and len(value) > limit:
         raise ValueError(f"has {len(value)} names, the limit is {limit}")
     return value
@@ -56,7 +56,7 @@ Offsets = Annotated[
 
 
 class RawVector(_Bounded):
-    """A vector of the caller's own; it must say in which space it lives."""
+    """A vector from the caller, with the name of its space."""
 
     values: Annotated[list[float], FailFast()] = Field(
         min_length=1, max_length=65_536, description="as many as the space has dimensions"
@@ -102,7 +102,7 @@ class SearchBody(_Bounded):
         self._files[name] = data
 
     def kind(self) -> Kind:
-        """Which of the three kinds of query this is. Raises BadQuery unless it is exactly one."""
+        """The kind of the query. Raises BadQuery unless it is exactly one of the three."""
         media = bool(self._files) or any(
             part is not None for part in (self.text, self.image, self.audio)
         )
@@ -121,7 +121,7 @@ class SearchBody(_Bounded):
         return kinds[0]
 
     def label(self) -> str:
-        """The kind that metrics count: one of `braid.index.metrics.KINDS`."""
+        """The label for metrics: one of `braid.index.metrics.KINDS`."""
         kind = self.kind()
         if kind != "media":
             return kind
@@ -170,5 +170,5 @@ class SearchBody(_Bounded):
 class BatchBody(_Bounded):
     """Several queries; each is checked and answered by itself."""
 
-    # Of SearchBody, as the description says; unchecked here, so that one bad query spoils no other.
+    # Each is a SearchBody, validated later, so that one bad query does not reject the others.
     queries: list[Any] = Field(min_length=1, max_length=MAX_BATCH)

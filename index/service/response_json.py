@@ -1,6 +1,7 @@
 """Serialises answers to JSON off the event loop, within a size limit.
 
-FastAPI would check and write an answer in the event loop: 19 MB of hits hold it for seconds.
+FastAPI would validate and serialise an answer in the event loop: 19 MB of hits block it for
+seconds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ async def many_answers(
 ) -> Response:
     """The answer to a batch. Raises BadQuery if it is longer than `limit` bytes."""
     parts: list[bytes] = []
-    for answer in answers:  # one by one: the loop runs in between
+    for answer in answers:  # one at a time, so that the event loop runs in between
         parts.append(await asyncio.to_thread(_json, answer))
         _check(sum(map(len, parts)), limit)
     body = await asyncio.to_thread(lambda: HEAD + b",".join(parts) + TAIL % _json(took_ms))

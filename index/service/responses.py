@@ -85,7 +85,7 @@ class RecordAnswer(BaseModel):
 
 
 class DeleteAnswer(BaseModel):
-    """Where in `records` the deletion stands."""
+    """The offset of the deletion in `records`."""
 
     id: str
     partition: int
@@ -93,7 +93,7 @@ class DeleteAnswer(BaseModel):
 
 
 class Generation(BaseModel):
-    """One generation: a space of its own, and the rows in it."""
+    """One generation: its space, and its number of records."""
 
     name: str
     space: str
@@ -111,7 +111,7 @@ class GenerationsAnswer(BaseModel):
 
 
 class StatusAnswer(BaseModel):
-    """Rows, offsets, model and space; the node adds fields of its own."""
+    """Rows, offsets, model and space; the node adds further fields."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -131,7 +131,7 @@ class DeadLetterCount(BaseModel):
 
 
 class DeadLettersAnswer(BaseModel):
-    """The records of the last hour that could not be processed; not `complete`: and more."""
+    """Records of the last hour that could not be processed; if not `complete`, a part of them."""
 
     since_ms: int
     total: int
@@ -146,7 +146,7 @@ class HealthAnswer(BaseModel):
 
 
 class ReadyAnswer(BaseModel):
-    """Whether the node has caught up and may be asked, and if not, why."""
+    """Whether the node has caught up and is ready, and if not, why."""
 
     ready: bool
     reason: str | None = None

@@ -2,7 +2,7 @@
 
 1 check ─► 2 wait, by id ─► 3 vectors ─► 4 wait, the others ─► 5 search ─► 6 show
 
-Queries to one generation that agree on k, vector and filter are one call of the store's search.
+Queries with the same generation, k, vector and filter are one call of the store's search.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ ENCODE_AT_ONCE = 4  # queries of one batch, where the node embeds them one at a 
 
 
 @dataclass(kw_only=True, slots=True)
-class Asked:
-    """One query on its way; `problem` ends it."""
+class PendingQuery:
+    """The state of one query; after a `problem` it is not processed further."""
 
     body: SearchBody
     serving: Serving
@@ -51,38 +51,38 @@ Outcome = dict[str, Any] | BadQuery
 async def answer(
     deps: ServiceDeps, limiters: Limiters, bodies: Sequence[SearchBody | BadQuery]
 ) -> list[Outcome]:
-    """What each of the queries finds, or why it cannot be answered, in their order.
+    """The answer or the error of each query, in order.
 
     Raises:
-        Busy: the node has as much to do as it takes on; nothing was answered.
+        Busy: a concurrency limit is reached; no query is answered.
     """
     began = time.perf_counter()
     if any(isinstance(body, SearchBody) and body.filter is not None for body in bodies):
-        places = await asyncio.to_thread(_check, deps, bodies)  # a filter may be long
+        queries = await asyncio.to_thread(_check, deps, bodies)  # a filter may be long
     else:
-        places = _check(deps, bodies)
-    asked = [place for place in places if isinstance(place, Asked)]
-    await _wait_all([one for one in asked if one.kind == "id"], limiters)
-    others = [one for one in asked if one.kind != "id"]
+        queries = _check(deps, bodies)
+    pending = [query for query in queries if isinstance(query, PendingQuery)]
+    await _wait_all([one for one in pending if one.kind == "id"], limiters)
+    others = [one for one in pending if one.kind != "id"]
     waits = [one for one in others if _missing(one)]
     async with limiters.searching.slot():
-        await _find_vectors(asked)
+        await _resolve_vectors(pending)
         if not waits:
-            await _search(deps, asked)
-    if waits:  # without a place, which others can use; and only now: a bad query is refused at once
+            await _search(deps, pending)
+    if waits:  # without a slot; and after embedding, so that a bad query is refused at once
         await _wait_all(others, limiters)
         async with limiters.searching.slot():
-            await _search(deps, asked)
-    payloads = await asyncio.to_thread(deps.payloads.get_many, _ids(asked))
+            await _search(deps, pending)
+    payloads = await asyncio.to_thread(deps.payloads.get_many, _ids(pending))
     took_ms = round((time.perf_counter() - began) * 1000, 3)
 
-    def all_shown() -> list[Outcome]:
+    def render_all() -> list[Outcome]:
         return [
-            place if isinstance(place, BadQuery) else _shown(place, payloads, took_ms)
-            for place in places
+            query if isinstance(query, BadQuery) else _render(query, payloads, took_ms)
+            for query in queries
         ]
 
-    return await asyncio.to_thread(all_shown)  # each hit's row is looked up
+    return await asyncio.to_thread(render_all)  # each hit's row is looked up
 
 
 def of_record(store: VectorStore, id: str, vector: str) -> tuple[Array, str]:
@@ -100,14 +100,16 @@ def unknown_record(id: str) -> BadQuery:
     return BadQuery("id", f"no record {id[:256]!r}", status=404)
 
 
-def shown(hit: Hit, payload: Payload | None, row: Row | None, asked: Asked) -> dict[str, Any]:
-    """A hit as the answer shows it. `row` is None if it was deleted since the search.
+def render_hit(
+    hit: Hit, payload: Payload | None, row: Row | None, pending: PendingQuery
+) -> dict[str, Any]:
+    """A hit in the answer's form. `row` is None if the record was deleted since the search.
 
-    `matched` is the modality that was searched; in a search by fused vectors that whose own
+    `matched` is the searched modality; in a search by fused vectors it is the modality whose
     vector is nearest to the query.
     """
     by = {} if row is None else {n: v for n, v in row.vectors.items() if n != FUSED}
-    query_D, vector = asked.vector_D, asked.body.vector
+    query_D, vector = pending.vector_D, pending.body.vector
     assert query_D is not None
     nearest = max(by, key=lambda name: float(by[name] @ query_D), default=None)
     return {
@@ -117,14 +119,14 @@ def shown(hit: Hit, payload: Payload | None, row: Row | None, asked: Asked) -> d
         "model": hit.model,
         "version": hit.version,
         "partition": hit.partition,
-        **described(payload),
+        **payload_fields(payload),
         "ts": None if row is None else row.ts,
         "modalities": sorted(by),
         "matched": vector if vector in by else nearest,
     }
 
 
-def described(payload: Payload | None) -> dict[str, Any]:
+def payload_fields(payload: Payload | None) -> dict[str, Any]:
     """A payload's fields in an answer; null where there is none."""
     if payload is None:
         return {"text": None, "uri": None, "labels": None, "predicted": None}
@@ -139,17 +141,19 @@ def described(payload: Payload | None) -> dict[str, Any]:
 # ---- 1 check
 
 
-def _check(deps: ServiceDeps, bodies: Sequence[SearchBody | BadQuery]) -> list[Asked | BadQuery]:
+def _check(
+    deps: ServiceDeps, bodies: Sequence[SearchBody | BadQuery]
+) -> list[PendingQuery | BadQuery]:
     taken: dict[str | None, Serving] = {}  # each generation once, for the whole request
-    places: list[Asked | BadQuery] = []
+    queries: list[PendingQuery | BadQuery] = []
     for body in bodies:
         if isinstance(body, BadQuery):
-            places.append(body)
+            queries.append(body)
             continue
         try:
             if body.generation not in taken:
                 taken[body.generation] = deps.serving(body.generation)
-            asked = Asked(
+            pending = PendingQuery(
                 body=body,
                 serving=taken[body.generation],
                 keep=None if body.filter is None else compile_filter(body.filter),
@@ -158,42 +162,42 @@ def _check(deps: ServiceDeps, bodies: Sequence[SearchBody | BadQuery]) -> list[A
                 offsets=body.offsets(),
             )
         except BadQuery as error:
-            places.append(error)
+            queries.append(error)
         else:
-            places.append(asked)
-    return places
+            queries.append(pending)
+    return queries
 
 
 # ---- 2 and 4 wait: read your own writes
 
 
-def _missing(asked: Asked) -> dict[int, int]:
-    if asked.problem is not None or not asked.offsets:
+def _missing(pending: PendingQuery) -> dict[int, int]:
+    if pending.problem is not None or not pending.offsets:
         return {}
-    return missing(asked.serving.store, asked.offsets)
+    return missing(pending.serving.store, pending.offsets)
 
 
-async def _wait_all(asked: Iterable[Asked], limiters: Limiters) -> None:
-    waiting = [one for one in asked if _missing(one)]
+async def _wait_all(pending: Iterable[PendingQuery], limiters: Limiters) -> None:
+    waiting = [one for one in pending if _missing(one)]
     if not waiting:
         return
     async with limiters.waiting.slot():
         await asyncio.gather(*[_wait(one) for one in waiting])
 
 
-async def _wait(asked: Asked) -> None:
+async def _wait(pending: PendingQuery) -> None:
     try:
-        await reflected(asked.serving.store, asked.offsets, timeout_ms=asked.body.timeout_ms)
+        await reflected(pending.serving.store, pending.offsets, timeout_ms=pending.body.timeout_ms)
     except OffsetsNotReached as error:
-        asked.problem = error
+        pending.problem = error
 
 
 # ---- 3 vectors
 
 
-async def _find_vectors(asked: Sequence[Asked]) -> None:
-    media: dict[int, list[Asked]] = {}
-    for one in asked:
+async def _resolve_vectors(pending: Sequence[PendingQuery]) -> None:
+    media: dict[int, list[PendingQuery]] = {}
+    for one in pending:
         if one.problem is not None:
             continue
         if one.kind == "media":
@@ -206,44 +210,44 @@ async def _find_vectors(asked: Sequence[Asked]) -> None:
                     of_record, store, str(one.body.id), one.body.vector
                 )
             else:
-                one.vector_D = _raw(one.body, store)
+                one.vector_D = _raw_vector(one.body, store)
         except BadQuery as error:
             one.problem = error
     for together in media.values():
         await _embed_all(together)
 
 
-async def _embed_all(asked: Sequence[Asked]) -> None:
-    """Embed the queries of one generation: all with one model, where the node can."""
-    many = asked[0].serving.encode_many
-    if len(asked) == 1:
-        await _embed(asked[0])
+async def _embed_all(pending: Sequence[PendingQuery]) -> None:
+    """Embed the queries of one generation, with one call if the node supports it."""
+    many = pending[0].serving.encode_many
+    if len(pending) == 1:
+        await _embed(pending[0])
         return
     if many is not None:
         try:
-            inputs = await asyncio.to_thread(lambda: [_input(one.body) for one in asked])
-            for one, vectors in zip(asked, await many(inputs), strict=True):
-                _take(one, vectors)
+            inputs = await asyncio.to_thread(lambda: [_input(one.body) for one in pending])
+            for one, vectors in zip(pending, await many(inputs), strict=True):
+                _set_vectors(one, vectors)
             return
         except BadQuery:
-            pass  # one of them is bad: find out which
+            pass  # one query is bad: embed them singly to find it
     at_once = asyncio.Semaphore(ENCODE_AT_ONCE)
 
-    async def embed(one: Asked) -> None:
+    async def embed(one: PendingQuery) -> None:
         async with at_once:
             await _embed(one)
 
-    await asyncio.gather(*[embed(one) for one in asked])
+    await asyncio.gather(*[embed(one) for one in pending])
 
 
-async def _embed(one: Asked) -> None:
+async def _embed(one: PendingQuery) -> None:
     try:
         if one.serving.encode is None:
             raise BadQuery("body", "this node has no model: ask with query or id", status=501)
         body = one.body
-        encoded = body.image is not None or body.audio is not None  # base64, maybe megabytes of it
+        encoded = body.image is not None or body.audio is not None  # base64, possibly megabytes
         query = await asyncio.to_thread(_input, body) if encoded else _input(body)
-        _take(one, await one.serving.encode(query))
+        _set_vectors(one, await one.serving.encode(query))
     except BadQuery as error:
         one.problem = error
 
@@ -252,34 +256,34 @@ def _input(body: SearchBody) -> QueryInput:
     return QueryInput(text=body.text, image=body.media("image"), audio=body.media("audio"))
 
 
-def _take(one: Asked, vectors: QueryVectors) -> None:
+def _set_vectors(one: PendingQuery, vectors: QueryVectors) -> None:
     if vectors.space != one.serving.store.space:
         raise SpaceMismatch(vectors.space, one.serving.store.space)
     one.vector_D, one.model = vectors.fused, vectors.model
 
 
-def _raw(body: SearchBody, store: VectorStore) -> Array:
+def _raw_vector(body: SearchBody, store: VectorStore) -> Array:
     assert body.query is not None
     if body.query.space != store.space:
         raise SpaceMismatch(body.query.space, store.space)
     count = len(body.query.values)
-    if count != store.dim:  # first: to look at 65,536 values takes a while
+    if count != store.dim:  # first: checking 65,536 values is slow
         raise BadQuery("query.values", f"has {count} values, this space has {store.dim}")
     values = body.values()
     vector_D = np.asarray(values, dtype=np.float64)
     largest = float(np.abs(vector_D).max())
     if largest == 0.0:
         raise BadQuery("query.values", "are all 0: such a vector points nowhere")
-    vector_D /= largest  # first, so that no square overflows or vanishes
+    vector_D /= largest  # first, so that no square overflows or underflows
     return (vector_D / np.linalg.norm(vector_D)).astype(np.float32)
 
 
 # ---- 5 search
 
 
-async def _search(deps: ServiceDeps, asked: Sequence[Asked]) -> None:
-    groups: dict[Any, list[Asked]] = {}
-    for one in asked:
+async def _search(deps: ServiceDeps, pending: Sequence[PendingQuery]) -> None:
+    groups: dict[Any, list[PendingQuery]] = {}
+    for one in pending:
         if one.problem is None:
             key = (id(one.serving), one.body.k, one.body.vector, one.filter_key)
             groups.setdefault(key, []).append(one)
@@ -287,7 +291,7 @@ async def _search(deps: ServiceDeps, asked: Sequence[Asked]) -> None:
         await _search_group(deps, group)
 
 
-async def _search_group(deps: ServiceDeps, group: Sequence[Asked]) -> None:
+async def _search_group(deps: ServiceDeps, group: Sequence[PendingQuery]) -> None:
     first = group[0]
     store, k, vector = first.serving.store, first.body.k, first.body.vector
     queries_BD = np.stack([one.vector_D for one in group if one.vector_D is not None])
@@ -310,11 +314,11 @@ async def _search_group(deps: ServiceDeps, group: Sequence[Asked]) -> None:
 # ---- 6 show
 
 
-def _ids(asked: Iterable[Asked]) -> list[str]:
-    return list(dict.fromkeys(hit.id for one in asked for hit in one.hits or ()))
+def _ids(pending: Iterable[PendingQuery]) -> list[str]:
+    return list(dict.fromkeys(hit.id for one in pending for hit in one.hits or ()))
 
 
-def _shown(one: Asked, payloads: Mapping[str, Payload] | None, took_ms: float) -> Outcome:
+def _render(one: PendingQuery, payloads: Mapping[str, Payload] | None, took_ms: float) -> Outcome:
     if one.problem is not None:
         return one.problem
     assert one.hits is not None
@@ -323,7 +327,7 @@ def _shown(one: Asked, payloads: Mapping[str, Payload] | None, took_ms: float) -
     rows = rows_of(store, [hit.id for hit in one.hits])
     return {
         "hits": [
-            shown(hit, (payloads or {}).get(hit.id), rows.get(hit.id), one) for hit in one.hits
+            render_hit(hit, (payloads or {}).get(hit.id), rows.get(hit.id), one) for hit in one.hits
         ],
         "model": one.model,
         "space": store.space,

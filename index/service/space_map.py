@@ -1,7 +1,7 @@
 """Two-dimensional map of a sample of the store, and the fields that colour it.
 
-Drawn anew when the store has changed and somebody asks, not more often than every few seconds, on
-a thread of its own. What comes in between is placed with the axes that there are.
+The map is redrawn on request when the store has changed, at most every few seconds, in a thread.
+Records that arrive meanwhile are projected to the existing axes.
 
 Shapes: R rows, D dimensions.
 """
@@ -26,13 +26,11 @@ from .projection import Projection, fit
 
 ROWS = 2000
 EVERY_S = 4.0
-SHARE = 0.05  # of the time may be spent drawing: a large store is drawn less often
-VALUES = 24  # of one field that are told apart; the rest is "other"
+SHARE = 0.05  # most share of time spent drawing: a large store is drawn less often
+VALUES = 24  # distinct values of a field; the rest is "other"
 FIELDS = 24
-NAMES = (
-    64  # of labels, of predictions and of meta that are looked at: one record may have thousands
-)
-MOST_TEXT = 80  # characters of a name or a value that is shown; what is longer tells nothing apart
+NAMES = 64  # most names of labels, predictions and meta: one record may have thousands
+MOST_CHARACTERS = 80  # of a name or value; longer ones do not group records
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +45,10 @@ class Drawn:
 
 
 class SpaceMap:
-    """Draws the store that is served now.
+    """Draws the serving store.
 
     Args:
-        store: asked anew for every drawing.
+        store: called for every drawing.
         clock: monotonic seconds.
     """
 
@@ -71,7 +69,7 @@ class SpaceMap:
         self._drawing = asyncio.Lock()
 
     async def now(self) -> Drawn:
-        """The drawing: the last one, or a new one if it is time and the store has changed."""
+        """The current drawing; a new one if it is due and the store has changed."""
         async with self._drawing:
             store = self._store()
             seen = (id(store), len(store), tuple(sorted(store.positions.items())))
@@ -84,7 +82,7 @@ class SpaceMap:
             return self._drawn
 
     def place(self, vectors: Iterable[Array]) -> list[list[float]] | None:
-        """Where these vectors lie on the last drawing; None before the first."""
+        """Coordinates of these vectors on the last drawing; None before the first."""
         projection, vector_list = self._drawn.projection, list(vectors)
         if projection is None or any(len(v) != len(projection.mean_D) for v in vector_list):
             return None
@@ -118,7 +116,7 @@ class SpaceMap:
 
 
 def _fields(rows: Sequence[Row], payloads: Mapping[str, Payload]) -> list[dict[str, Any]]:
-    """By what the rows can be told apart: labels, predictions, and meta, which filters know."""
+    """Fields that group the rows: labels, predictions, and meta, which filters can use."""
     nothing = Payload()
     shown = [payloads.get(row.id, nothing) for row in rows]
     kinds: list[tuple[str, list[Mapping[str, Any]]]] = [
@@ -129,7 +127,7 @@ def _fields(rows: Sequence[Row], payloads: Mapping[str, Payload]) -> list[dict[s
     fields = []
     for kind, maps in kinds:
         names = Counter(
-            name for one in maps for name in islice(one, NAMES) if len(name) <= MOST_TEXT
+            name for one in maps for name in islice(one, NAMES) if len(name) <= MOST_CHARACTERS
         )
         common = sorted(names.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMES]
         for name, _ in common:
@@ -139,12 +137,12 @@ def _fields(rows: Sequence[Row], payloads: Mapping[str, Payload]) -> list[dict[s
 
 
 def _field(kind: str, name: str, values: list[Any]) -> dict[str, Any] | None:
-    """One field as choices and, for each row, the number of its choice; -1 is none or another.
+    """One field as choices and the choice of each row; -1: none, or another value.
 
-    None for what tells nothing apart, such as a name of its own for every record.
+    None if the field does not group the rows, such as a distinct name for each record.
     """
     firsts = [value[0] if isinstance(value, list) and value else value for value in values]
-    there = [value for value in firsts if _tells(value)]
+    there = [value for value in firsts if _groups_by(value)]
     numbers = [value for value in there if not isinstance(value, bool | str)]
     counts = Counter((isinstance(value, bool), value) for value in there)
     answer: dict[str, Any] = {"kind": kind, "name": name}
@@ -159,19 +157,20 @@ def _field(kind: str, name: str, values: list[Any]) -> dict[str, Any] | None:
         "choices": [value for _, value in common],
         "counts": [counts[key] for key in common],
         "of": [
-            place.get((isinstance(value, bool), value), -1) if _tells(value) else -1
+            place.get((isinstance(value, bool), value), -1) if _groups_by(value) else -1
             for value in firsts
         ],
     }
 
 
-def _tells(value: Any) -> bool:
+def _groups_by(value: Any) -> bool:
     if isinstance(value, str):
-        return 0 < len(value) <= MOST_TEXT
+        return 0 < len(value) <= MOST_CHARACTERS
     return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _numbers(values: list[Any]) -> list[float | None]:
     return [
-        value if _tells(value) and not isinstance(value, bool | str) else None for value in values
+        value if _groups_by(value) and not isinstance(value, bool | str) else None
+        for value in values
     ]

@@ -12,7 +12,7 @@ from ..store import VectorStore
 
 POLL_S = 0.01
 SLOWEST_S = 0.1
-OFFSETS = r"[0-9]{1,9}:[0-9]{1,18}(,[0-9]{1,9}:[0-9]{1,18})*"  # as in the address of a record
+OFFSETS = r"[0-9]{1,9}:[0-9]{1,18}(,[0-9]{1,9}:[0-9]{1,18})*"  # as in a record's URL
 
 
 def read_offsets(text: str) -> dict[int, int]:
@@ -25,7 +25,7 @@ def read_offsets(text: str) -> dict[int, int]:
 
 
 def missing(store: VectorStore, offsets: Mapping[int, int]) -> dict[int, int]:
-    """Those of the offsets that the store does not reflect yet."""
+    """The offsets that the store does not reflect yet."""
     progress = store.progress
     return {n: at for n, at in offsets.items() if progress.get(n, 0) < at}
 
@@ -43,4 +43,4 @@ async def reflected(store: VectorStore, offsets: Mapping[int, int], *, timeout_m
                 f"partition {n} is at {reached}, not yet at {at} after {timeout_s:g} s; try again"
             )
         await asyncio.sleep(min(pause_s, left_s))
-        pause_s = min(SLOWEST_S, pause_s * 1.2)  # hundreds may wait for what never comes
+        pause_s = min(SLOWEST_S, pause_s * 1.2)  # hundreds of requests may wait

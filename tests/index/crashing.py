@@ -1,12 +1,12 @@
-"""Processes that kill themselves in the middle of a snapshot or a merge, and what they leave.
+"""Processes that kill themselves in the middle of a snapshot or a merge, and checks of the result.
 
     python -m tests.index.crashing FOLDER --runs 200 --seed 1
 
 One process imports everything once; each run is a chain of its forks on one folder. A fork restores
-what is there, compares it with the oracle as of the restored positions, reads the rest of the
-history again, seals, merges and takes snapshots, and sends itself SIGKILL when it passes a named
-point for the given time. The last one of a chain reaches the end of the history. Prints how many
-were killed at each point.
+the newest snapshot, compares it with the oracle at the restored positions, reads the rest of the
+history, seals, merges and takes snapshots, and sends itself SIGKILL at the n-th pass of a
+failpoint. The last fork of a chain reaches the end of the history. Prints the number of kills at
+each failpoint.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def main() -> None:
         live(given.folder / "first", history(0, batches=8), Killer(), given.folder / "first.said")
     shutil.rmtree(given.folder / "first")
     gc.freeze()  # forks share it
-    logging.disable(logging.WARNING)  # an id in two partitions is said once a store
+    logging.disable(logging.WARNING)  # an id in two partitions is logged once per store
     killed: Counter[str] = Counter()
     more = 0
     for run in range(given.runs):

@@ -1,4 +1,4 @@
-"""Ways in which a disk damages a file."""
+"""Damages a file as a failing disk may."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of the live index share: small sizes, so that much happens, and whole histories."""
+"""Shared by tests of the local store: small block sizes, and random histories."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def settle(store: LiveStore, policy: Policy = SMALL) -> int:
     steps = 0
     while maintain(store, policy):
         steps += 1
-        assert steps < 1000, "upkeep does not come to an end"
+        assert steps < 1000, "compaction does not end"
     return steps
 
 

@@ -1,4 +1,4 @@
-"""What a vector store must answer, said plainly: a dictionary and numpy.
+"""Oracle of a vector store: a dictionary and numpy.
 
 Vectors are functions of (id, partition, version, name), so that two writes never tie.
 """

@@ -1,17 +1,17 @@
-"""A soak: search, ingest, delete, upkeep and snapshots at once, every answer checked.
+"""Soak test: search, ingest, deletion, compaction and snapshots at once, every answer checked.
 
     python -m tests.index.soak --seconds 3600
 
-Vectors, names and meta are functions of (id, version), so that the truth of any moment is an array
+Vectors, names and meta are functions of (id, version), so that the state of any moment is an array
 of versions. The writer keeps that array for each of the last batches. A search that began when
-batch b was applied, and ended when batch e had been begun, must answer as of one of b..e:
+batch b was applied, and ended when batch e had begun, must give the answer of one of b..e:
 
-- each hit's version was the current one at one of them, its meta matches, its score is true;
-- an id that did not change from b to e is there, if it scores above the last hit;
-- no id twice, the best first, as many as there are.
+- each hit has a version that was current in one of them, its meta matches, its score is exact;
+- an id that did not change from b to e is a hit, if it scores above the last hit;
+- ids are unique, hits are ordered by score, and there are as many as possible.
 
-Every few snapshots one is loaded and compared with its moment. At the end all threads stop, the
-last snapshot is restored and compared too.
+Some snapshots are loaded and compared with the state of their moment. At the end all threads stop,
+the last snapshot is restored and compared too.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Soak:
         self.stopping = threading.Event()
 
     def step(self, name: str) -> None:
-        """Counts what upkeep does: it seals when blocks enough are full."""
+        """Counts compaction steps."""
         if name == "segment-begin" and threading.current_thread().name == "compactor":
             full = [
                 part
@@ -236,7 +236,7 @@ class Soak:
         past.end(number)
         self.counts["writes"] += len(batch)
         while len(self.store.view.parts) > MOST_PARTS and not self.stopping.is_set():
-            time.sleep(0.001)  # upkeep is behind: a reader of Kafka would pause too
+            time.sleep(0.001)  # compaction is behind: a Kafka reader would pause, too
         self.counts["most parts"] = max(self.counts["most parts"], len(self.store.view.parts))
         time.sleep(0.001)
 

@@ -1,4 +1,4 @@
-"""The clients: one that blocks and one for asyncio, which say and raise the same."""
+"""The blocking and the asyncio client return and raise the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters on meta: what they admit, and what they refuse with a reason."""
+"""Filters on meta: what they match, and the reasons of refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generations: one serves, the alias outlives the process, what serves cannot be dropped."""
+"""Generations: the alias is durable, and the serving one cannot be dropped."""
 
 from __future__ import annotations
 

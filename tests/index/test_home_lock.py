@@ -1,4 +1,4 @@
-"""One process keeps an index home; its death lets go of it."""
+"""The lock of an index home is exclusive, and released when its process dies."""
 
 from __future__ import annotations
 

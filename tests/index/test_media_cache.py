@@ -1,4 +1,4 @@
-"""Thumbnails and snippets share one budget, on a real Valkey, whoever writes them."""
+"""Thumbnails and snippets keep one budget for all writers, on a real Valkey."""
 
 from __future__ import annotations
 

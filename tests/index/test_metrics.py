@@ -1,4 +1,4 @@
-"""What is counted, and the live recall probe."""
+"""Metrics of the query service, and the live recall probe."""
 
 from __future__ import annotations
 

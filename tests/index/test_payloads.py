@@ -1,4 +1,4 @@
-"""What hits show comes from Redis, and its absence is said, never waited for."""
+"""Display data from Redis; its absence is reported without a long wait."""
 
 from __future__ import annotations
 

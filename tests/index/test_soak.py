@@ -1,4 +1,4 @@
-"""A minute of everything at once; `make soak SECONDS=3600` for longer."""
+"""The soak test, shortened; `make soak SECONDS=3600` for longer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page tells in a line: that there is nothing yet, and which records failed."""
+"""The page's status lines: an empty index, and dead letters."""
 
 from __future__ import annotations
 

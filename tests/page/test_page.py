@@ -1,4 +1,4 @@
-"""The page in a real, headless Chromium: what a person types, drops, records and sees."""
+"""The page in headless Chromium: typing, dropping, recording, results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page's own routes, without a browser: files, thumbnails, snippets, what arrives, the map."""
+"""The page's routes without a browser: files, thumbnails, snippets, recent writes, map."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """API keys and rate limits, checked before a body is read.
 
-Every path below `/v1/` needs a key where keys are set. The others stay open: `/healthz`, `/readyz`
-and `/metrics` because what probes and scrapes a node carries no keys, and they tell counts, never
-a record; `/docs`, `/openapi.json` and the page because they hold no data of their own and ask for
-it below `/v1/`.
+Unauthenticated unless API keys are set; with keys, every path below `/v1/` requires one. Other
+paths stay open: `/healthz`, `/readyz` and `/metrics`, because probes and scrapers have no keys and
+the answers contain no record; `/docs`, `/openapi.json` and the page, because their data is below
+`/v1/`.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ HASHED = "sha256:"
 class ApiKeys:
     """The keys that are accepted, held as SHA-256 digests only.
 
-    A key is long and random, not a password, so that a plain digest keeps it: there is nothing
-    that could be guessed.
+    A key is long and random, unlike a password, so that a plain digest is sufficient.
 
     Args:
         keys: each a key of at least 16 printable ASCII characters without spaces, or
             `sha256:` and the 64 hexadecimal digits of a key's digest.
 
     Raises:
-        ValueError: a key does not fit, said by its number and without showing it; or there is none.
+        ValueError: a key is invalid (named by its number, not shown), or there is none.
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -51,7 +50,7 @@ class ApiKeys:
         return f"ApiKeys({len(self)} of them)"
 
     def match(self, key: bytes) -> str | None:
-        """A name for the caller with this key, or None; any key takes equally long."""
+        """The name of the caller with this key, or None; takes the same time for every key."""
         digest = hashlib.sha256(key).digest()
         name = None
         for known in self._digests:
@@ -61,7 +60,7 @@ class ApiKeys:
 
 
 def read_keys(text: str) -> list[str]:
-    """The keys in a file: one a line; empty lines and those that begin with # are left out."""
+    """The keys in a file, one a line; empty lines and lines that begin with # are skipped."""
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -79,17 +78,18 @@ def _digest(key: str, number: int) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-# What the page asks for by itself, a hundred times a look: no query is embedded or searched. It is
-# paid from a bucket of its own, so that looking takes nothing from searching.
+# Paths that the page requests automatically and often, without embedding or searching. They have a
+# bucket of their own, so that viewing the page does not use up the rate of searches.
 PAGE = frozenset(f"/v1/{name}" for name in ("live", "map", "shown", "snippet", "thumb"))
 PAGE_COST = 0.02
-CHEAP_K = 10  # a query for so many hits or fewer costs 1
+CHEAP_K = 10  # a query for up to so many hits costs 1
 
 
 class RateLimit:
     """A token bucket for each caller, in this process.
 
-    At most MOST_CALLERS are remembered, those seen last; one that was forgotten starts afresh.
+    At most MOST_CALLERS have a bucket, the most recent ones; an evicted caller starts with a full
+    one.
 
     Args:
         rate_per_s: how fast a bucket fills.
@@ -107,7 +107,7 @@ class RateLimit:
         return len(self._buckets)
 
     def wait_s(self, caller: str, cost: float = 1.0) -> float:
-        """0.0 and `cost` tokens less, or the seconds until there are as many."""
+        """Take `cost` tokens and return 0.0, or return the seconds until there are enough."""
         tokens = self._tokens(caller)
         if tokens < cost:
             return (cost - tokens) / self._rate
@@ -115,10 +115,10 @@ class RateLimit:
         return 0.0
 
     def charge(self, caller: str, count: float) -> None:
-        """Take `count` more for a request that was let in and turned out to be many.
+        """Take `count` more tokens for an admitted request that costs more.
 
-        The bucket may go below empty: a batch larger than the burst is answered, and its caller
-        waits the longer for the next.
+        The balance may become negative: a batch larger than the burst is answered, and its caller
+        waits longer for the next request.
         """
         self._put(caller, self._tokens(caller) - count)
 
@@ -134,12 +134,12 @@ class RateLimit:
 
 
 class Access:
-    """ASGI middleware: 401 without a key that is known, 429 for one that asks too often.
+    """ASGI middleware: 401 without a known key, 429 above the rate.
 
-    Where keys are set, a caller is its key; before it has shown one, and where none are set, its
-    address (the first 64 bits of an IPv6 one, which is what one customer is given).
+    A caller is identified by its key; without a key, and if no keys are set, by its address (the
+    first 64 bits of an IPv6 address, the usual assignment to one customer).
 
-    Puts `charge` into the request's state: a function of what it costs beyond the 1 that was paid.
+    Sets `charge` in the request's state: a function that charges the cost beyond the 1 taken here.
 
     Args:
         refused: called with the reason, to count it.
@@ -175,7 +175,7 @@ class Access:
             scope.setdefault("state", {})["charge"] = lambda count: self._charge(caller, count)
             await self._app(scope, receive, send)
             return
-        await answer(scope, receive, send)  # at once; the server drops the body, however long
+        await answer(scope, receive, send)  # without reading the body, which the server drops
 
     def _key(self, scope: Scope) -> str | None:
         if self._keys is None:
@@ -210,7 +210,7 @@ class Access:
 
 
 def cost(ks: Iterable[int]) -> int:
-    """What queries for so many hits each cost: 1 for up to CHEAP_K, in proportion beyond."""
+    """Cost of queries for these numbers of hits: 1 up to CHEAP_K, proportional beyond."""
     return math.ceil(sum(max(1.0, k / CHEAP_K) for k in ks))
 
 

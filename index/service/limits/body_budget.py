@@ -6,11 +6,11 @@ import asyncio
 
 from starlette.exceptions import HTTPException
 
-FREE = 64 * 1024  # of each body: a query of words is answered while large bodies fill the budget
+FREE = 64 * 1024  # bytes of each body that do not count: text queries pass when the budget is full
 
 
 class BudgetFull(HTTPException):
-    """All request bodies together hold as much as they may (503)."""
+    """The budget of all request bodies is used up (503)."""
 
     def __init__(self, limit: int, waited_s: float) -> None:
         reason = (
@@ -21,11 +21,11 @@ class BudgetFull(HTTPException):
 
 
 class BodyBudget:
-    """Counts the bytes of bodies from when they are read until their requests are answered.
+    """Counts the bytes of bodies from their arrival until their requests are answered.
 
     Args:
-        limit: bytes of all bodies, beside the first FREE bytes of each.
-        wait_s: how long one waits for room before it is refused.
+        limit: bytes of all bodies, without the first FREE bytes of each.
+        wait_s: how long a body waits for budget before it is refused.
     """
 
     def __init__(self, limit: int, *, wait_s: float = 2.0) -> None:
@@ -35,11 +35,11 @@ class BodyBudget:
 
     @property
     def held(self) -> int:
-        """Bytes that count now."""
+        """Reserved bytes."""
         return self._held
 
     async def take(self, count: int) -> None:
-        """Reserve so many bytes. Raises BudgetFull."""
+        """Reserve bytes. Raises BudgetFull."""
         if self._held + count <= self._limit:
             self._held += count
             return
@@ -50,8 +50,8 @@ class BodyBudget:
         except TimeoutError:
             raise BudgetFull(self._limit, self._wait_s) from None
 
-    async def give_back(self, count: int) -> None:
-        """Let go of what was reserved."""
+    async def release(self, count: int) -> None:
+        """Release reserved bytes."""
         if count:
             self._held -= count
             async with self._room:
@@ -59,14 +59,14 @@ class BodyBudget:
 
 
 class Reservation:
-    """What one body holds."""
+    """The reserved bytes of one body."""
 
     def __init__(self, budget: BodyBudget) -> None:
         self._budget = budget
         self._seen = self._taken = 0
 
     async def grow(self, count: int) -> None:
-        """So many more bytes of the body come into memory. Raises BudgetFull."""
+        """Reserve more bytes for the body. Raises BudgetFull."""
         self._seen += count
         more = max(0, self._seen - FREE) - self._taken
         if more > 0:
@@ -74,6 +74,6 @@ class Reservation:
             self._taken += more
 
     async def release(self) -> None:
-        """The request is answered."""
+        """Release all bytes: the request is answered."""
         taken, self._taken = self._taken, 0
-        await self._budget.give_back(taken)
+        await self._budget.release(taken)

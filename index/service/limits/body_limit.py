@@ -1,7 +1,7 @@
 """Limits on a request body's size and time; decompresses gzip within them.
 
-A request passes `BodyLimit` (size, time) and then `Gunzip`, which unpacks what is packed; both
-refuse a body before it is in memory.
+A request passes `BodyLimit` (size, time) and then `Gunzip` (decompression); both refuse a body
+before it is in memory.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .body_budget import BodyBudget, Reservation
 from .connections import ConnectionLimits
 
 GZIP = 16 + zlib.MAX_WBITS
-PIECE = 256 * 1024  # unpacked at a time, off the event loop
+PIECE = 256 * 1024  # bytes decompressed at a time, off the event loop
 
 
 class BodyLimit:
-    """ASGI middleware: 413 for a body that is too large, 408 for one that is too slow.
+    """ASGI middleware: 413 for a body that is too large, 408 for a body that is too slow.
 
     Args:
         limit: bytes of an upload (`multipart/form-data`).
-        json_limit: bytes of any other body, which is parsed into objects of many times its size.
-        limits: when a body is too slow.
+        json_limit: bytes of any other body, which is parsed into objects many times its size.
+        limits: the time limits of a body.
         refused: called with the reason, to count it.
         clock: monotonic seconds.
     """
@@ -72,20 +72,20 @@ class BodyLimit:
             message = await timed()
             seen += len(message.get("body", b""))
             if seen > limit:
-                # FastAPI hands an HTTPException on, where it would call any other a bad body.
+                # An HTTPException: FastAPI turns any other exception into a 400.
                 raise BodyTooLarge(limit)
             return message
 
         await self._app(scope, limited, send)
 
     def _timed(self, receive: Receive) -> Receive:
-        """As `receive`; raises BodyTooSlow where the body should have come."""
+        """`receive` with the body's deadline; raises BodyTooSlow."""
         began, seen, more = self._clock(), 0, True
 
         async def timed() -> Message:
             nonlocal seen, more
             if not more:
-                return await receive()  # waits for the end of the connection
+                return await receive()  # waits for the disconnect
             left_s = began + self._limits.body_deadline_s(seen) - self._clock()
             try:
                 async with asyncio.timeout(max(0.0, left_s)):
@@ -101,13 +101,13 @@ class BodyLimit:
 
 
 class Gunzip:
-    """ASGI middleware: a body with `content-encoding: gzip` is unpacked as it comes.
+    """ASGI middleware: decompresses a body with `content-encoding: gzip` as it arrives.
 
-    413 as soon as more than BodyLimit's limit has come out, 503 if there is no room for it, 400 for
-    a stream that is damaged, cut short or followed by more, 415 for another encoding.
+    413 when the output exceeds BodyLimit's limit, 503 if the budget is full, 400 for a stream that
+    is damaged, truncated or followed by other data, 415 for another encoding.
 
     Args:
-        budget: what the bodies of all requests may hold.
+        budget: the budget of all request bodies.
     """
 
     def __init__(self, app: ASGIApp, *, budget: BodyBudget) -> None:
@@ -124,7 +124,7 @@ class Gunzip:
             if not encodings:
                 await self._app(scope, _counted(receive, held), send)
             elif encodings in ([b"gzip"], [b"x-gzip"]):
-                described = {b"content-encoding", b"content-length"}  # neither is true any more
+                described = {b"content-encoding", b"content-length"}  # no longer true
                 headers = [pair for pair in scope["headers"] if pair[0] not in described]
                 unpacked = _Unpacker(receive, limit)
                 await self._app({**scope, "headers": headers}, _counted(unpacked, held), send)
@@ -161,7 +161,7 @@ class _Unpacker:
         """The next message. Raises BodyTooLarge and BrokenBody."""
         while not self._packed:
             if not self._more:
-                return await self._receive()  # waits for the end of the connection
+                return await self._receive()  # waits for the disconnect
             message = await self._receive()
             if message["type"] != "http.request":
                 return message
@@ -190,7 +190,7 @@ class _Unpacker:
 
 
 class BodyTooLarge(HTTPException):
-    """More came than the limit allows."""
+    """The body exceeds its limit (413)."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(413)
@@ -198,7 +198,7 @@ class BodyTooLarge(HTTPException):
 
 
 class BodyTooSlow(HTTPException):
-    """The body did not come in time (408)."""
+    """The body missed its deadline (408)."""
 
     def __init__(self, seen: int, after_s: float, limits: ConnectionLimits) -> None:
         reason = (
@@ -209,7 +209,7 @@ class BodyTooSlow(HTTPException):
 
 
 class BrokenBody(HTTPException):
-    """The body is not what its headers say."""
+    """The body does not match its headers (400)."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(400, detail=reason)
@@ -220,7 +220,7 @@ def too_large(what: str, limit: int) -> dict[str, dict[str, str]]:
 
 
 async def drain(receive: Receive, limit: int) -> None:
-    """Read and drop as much as the limit: a client that is cut off may miss the answer."""
+    """Read and drop up to `limit` bytes: a client that is cut off may miss the answer."""
     dropped = 0
     with contextlib.suppress(HTTPException):
         while dropped <= limit:

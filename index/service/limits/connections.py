@@ -1,8 +1,8 @@
 """Limits on connections: how many, and how long headers, bodies and answers take.
 
-uvicorn has one timeout, for connections that are idle between requests. This protocol adds those
-for a client that sends nothing, half of its headers, a body in tiny chunks, or never reads its
-answer. The time of a body that is read is bounded in `body_limit`, which can answer 408.
+uvicorn has one timeout, for connections that are idle between requests. This protocol adds limits
+for a client that sends nothing, incomplete headers or tiny chunks, or does not read its answer.
+`body_limit` limits the time of a body, and can answer 408.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 KIB = 1024
 HEADER_BYTES = 16 * KIB  # the request line and all headers
-CHUNKS = 4000  # of a body may be of any size; beyond them their mean is at least CHUNK_BYTES
-CHUNK_BYTES = 128  # h11 parses a chunk in some 20 µs, in the event loop
-OVER_LIMIT = "crowded"  # in a request's state: its connection is beyond the limit
+CHUNKS = 4000  # chunks of a body of any size; with more, their mean must be CHUNK_BYTES
+CHUNK_BYTES = 128  # h11 parses a chunk in about 20 µs, in the event loop
+OVER_LIMIT = "over_limit"  # in a request's state: its connection is above the limit
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 LATE = b'{"error":{"field":"headers","reason":"did not come whole within %g s"}}'
 FULL = b'{"error":{"field":"request","reason":"too many connections, the limit is %d"}}'
@@ -30,16 +30,17 @@ FULL = b'{"error":{"field":"request","reason":"too many connections, the limit i
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionLimits:
-    """What one client may take of the server's time.
+    """Limits of connections.
 
     Attributes:
-        connections: open at once; on one more only probes are answered, and beyond twice as many
-            it is closed.
-        header_s: from the first byte of a request, or the start of the connection, to the last
+        connections: open connections; beyond it only probes are answered, and beyond twice as
+            many a connection is closed.
+        header_s: time from the first byte of a request, or the start of the connection, to the last
             byte of its headers.
-        body_s: for a whole body.
-        slow_s: how long a body or the reading of an answer may be slower than `bytes_per_s`.
-        bytes_per_s: the least rate of a body, and of the reading of an answer.
+        body_s: time for a whole body.
+        slow_s: how long a body, or the client's reading of an answer, may be slower than
+            `bytes_per_s`.
+        bytes_per_s: lowest rate of a body, and of the client's reading of an answer.
     """
 
     connections: int = 1024
@@ -54,17 +55,17 @@ class ConnectionLimits:
                 raise ValueError(f"{name}: must be above 0, got {getattr(self, name)}")
 
     def body_deadline_s(self, seen: int) -> float:
-        """Seconds after its first byte at which a body of which `seen` bytes came is too late."""
+        """Deadline of a body, in seconds after its first byte, when `seen` bytes have arrived."""
         return min(self.body_s, self.slow_s + seen / self.bytes_per_s)
 
 
 def protocol(limits: ConnectionLimits) -> type[asyncio.Protocol]:
-    """What uvicorn's `http` takes."""
+    """The protocol class for uvicorn's option `http`."""
     return cast(type[asyncio.Protocol], partial(BoundedProtocol, limits=limits))
 
 
 class BoundedProtocol(H11Protocol):
-    """uvicorn's protocol with a bound on each wait for the client."""
+    """uvicorn's protocol with a time limit on each wait for the client."""
 
     def __init__(self, *args: Any, limits: ConnectionLimits, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -98,7 +99,7 @@ class BoundedProtocol(H11Protocol):
             if timer is not None:
                 timer.cancel()
         self._receiving = self._writing = None
-        self._unset_keepalive_if_required()  # which uvicorn leaves after an error
+        self._unset_keepalive_if_required()  # which uvicorn does not do after an error
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -112,7 +113,7 @@ class BoundedProtocol(H11Protocol):
             self._writing = None
 
     def _watch_receiving(self) -> None:
-        """Start the clock of headers, or of a body that is dropped, when either begins."""
+        """Start the timer of headers, or of a body that is dropped, when either begins."""
         phase, seconds, late = None, 0.0, self.transport.close
         if self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None:
             phase, seconds, late = "headers", self._limits.header_s, self._headers_late
@@ -147,7 +148,7 @@ class BoundedProtocol(H11Protocol):
         self.transport.close()
 
     def _watch_writing(self) -> None:
-        """Look now and then whether the client reads its answer; without, drop what is left."""
+        """Check regularly that the client reads its answer; else drop the connection."""
         self._unsent = self.transport.get_write_buffer_size()
         self._writing = self.loop.call_later(self._limits.slow_s, self._check_writing)
 
@@ -160,7 +161,7 @@ class BoundedProtocol(H11Protocol):
 
 
 class ConnectionLimitMiddleware:
-    """ASGI middleware: 503 for a request on a connection beyond the limit, probes excepted.
+    """ASGI middleware: 503 for a request on a connection above the limit, except for probes.
 
     Args:
         refused: called with the reason, to count it.
@@ -183,7 +184,7 @@ class ConnectionLimitMiddleware:
 
 
 class _Connection(h11.Connection):
-    """Refuses a body that comes in a great many tiny chunks."""
+    """Refuses a body of many tiny chunks."""
 
     _chunks = 0
     _bytes = 0

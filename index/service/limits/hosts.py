@@ -1,8 +1,8 @@
 """Checks of the `host` and `origin` headers, against DNS rebinding and foreign pages.
 
-A name that an attacker's DNS points to 127.0.0.1 makes a browser send requests here on behalf of
-the attacker's page (DNS rebinding); the `host` header still has the attacker's name. A page of
-another origin can send a deletion or an upload without rebinding; its browser adds `origin`.
+With DNS rebinding, an attacker's DNS name resolves to 127.0.0.1 and a browser sends requests of the
+attacker's page here; the `host` header then contains the attacker's name. A page of another origin
+can also send a deletion or an upload without rebinding; the browser then adds `origin`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ SHOWN = 100
 
 
 class Hosts:
-    """The names under which the node may be asked.
+    """The host names that the node accepts.
 
     Args:
-        bind: the address that the node listens on. On one that stands for all (0.0.0.0, ::) any
-            literal IP address is accepted: no DNS is involved in it.
+        bind: the address that the node listens on. For an unspecified address (0.0.0.0, ::) any
+            literal IP address is accepted, since it involves no DNS.
         more: further names, without ports; `*` accepts all.
 
     Raises:
@@ -42,7 +42,7 @@ class Hosts:
         self._addresses = _unspecified(bind)
 
     def accepts(self, host: str) -> bool:
-        """Whether this value of the `host` header may be answered."""
+        """Whether this value of the `host` header is accepted."""
         name = _name(host)
         if name is None:
             return False
@@ -56,12 +56,12 @@ class Hosts:
         except ValueError:
             return False
         if parts.scheme not in ("http", "https") or not name:
-            return False  # "null" too: a sandboxed frame, or a file
+            return False  # includes "null": a sandboxed frame, or a file
         return self._any or parts.netloc == host.lower() or name in self._more
 
 
 class TrustedHosts:
-    """ASGI middleware: 421 for a host that is not ours, 403 for a page of another origin.
+    """ASGI middleware: 421 for an unknown host, 403 for a page of another origin.
 
     Args:
         refused: called with the reason, to count it.

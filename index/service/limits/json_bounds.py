@@ -1,6 +1,6 @@
 """Limits on values, names and nesting of JSON, checked before it is parsed.
 
-`[[],[],...]` of 8 MiB becomes 180 MB of lists, and the parser holds the GIL until it is done.
+Parsing `[[],[],...]` of 8 MiB makes 180 MB of lists, and the parser holds the GIL meanwhile.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ MAX_VALUES = 500_000  # 64 vectors of 4,096 numbers are 262,144
 MAX_NAMES = 100_000  # of objects; 700,000 different ones take a second to parse
 MAX_CONTAINERS = 20_000  # objects and arrays; 64 filters of 64 conditions are some 8,000
 MAX_DEPTH = 64
-PIECE = 256 * 1024  # bytes looked at in one step, so that other threads get the GIL in between
+PIECE = 256 * 1024  # bytes per step, so that other threads get the GIL in between
 QUOTE, ESCAPE = ord('"'), ord("\\")
 
 
 def check_json(name: str, raw: bytes) -> None:
-    """Raises BadQuery for the field `name`: too many values or containers, or nested too deep."""
-    containers = raw.count(b"[") + raw.count(b"{")  # at most: some may be inside of strings
+    """Raise BadQuery for the field `name` if it has too many values or containers, or levels."""
+    containers = raw.count(b"[") + raw.count(b"{")  # an upper bound: some may be inside strings
     few = raw.count(b",") < MAX_VALUES and raw.count(b":") <= MAX_NAMES
     if few and containers <= MAX_DEPTH:
         return
@@ -35,7 +35,7 @@ def check_json(name: str, raw: bytes) -> None:
 
 
 def _counts(raw: bytes) -> tuple[int, int, int, int]:
-    """Values (commas and one), names, containers, and the deepest nesting, outside of strings."""
+    """Values (commas plus one), names, containers, and the deepest nesting, outside strings."""
     commas = names = containers = deepest = level = 0
     quoted = escaped = 0
     for start in range(0, len(raw), PIECE):

@@ -1,7 +1,6 @@
 """`/docs`: the OpenAPI description as one static HTML page.
 
-FastAPI's own page loads its scripts from a content network; this one is plain HTML, made from the
-same description, and runs no script at all.
+FastAPI's own page loads scripts from a CDN; this page is static HTML without scripts.
 """
 
 from __future__ import annotations
@@ -116,7 +115,7 @@ def _schema(name: str, schema: dict[str, Any]) -> str:
 
 
 def _kind(schema: dict[str, Any]) -> str:
-    """A schema in a few words, as HTML; a named one as a link."""
+    """A short description of a schema as HTML; a link for a named schema."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2], quote=True)
         return f"<a href='#{name}'>{name}</a>"

@@ -38,7 +38,7 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
             "progress": {str(n): next_ for n, next_ in sorted(store.progress.items())},
             "payloads": deps.payloads.available,
             "ready": deps.not_ready() is None,
-            **await asyncio.to_thread(store.stats),  # it may ask a server
+            **await asyncio.to_thread(store.stats),  # may call a server
             **deps.status(),
         }
 
@@ -73,11 +73,11 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
         "/readyz",
         response_model=ReadyAnswer,
         response_model_exclude_none=True,
-        responses={503: {"model": ReadyAnswer, "description": "it may not be asked yet"}},
+        responses={503: {"model": ReadyAnswer, "description": "the node is not ready yet"}},
         tags=["node"],
     )
     async def readyz() -> Any:
-        """The node has caught up and may be asked."""
+        """The node has caught up and is ready."""
         reason = deps.not_ready()
         if reason is not None:
             return JSONResponse({"ready": False, "reason": reason}, status_code=503)
@@ -88,7 +88,7 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
         """Prometheus text."""
         _, opened = _generations(deps)
         stats = {name: await asyncio.to_thread(one.store.stats) for name, one in opened.items()}
-        serving, still = _generations(deps)  # one that was dropped meanwhile is not said again
+        serving, still = _generations(deps)  # without generations that were dropped meanwhile
         for name in still.keys() & stats.keys():
             metrics = deps.metrics.of(name)
             metrics.rows(stats[name]["records"], stats[name].get("segments", ()))
@@ -98,7 +98,7 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
 
 
 def _generations(deps: ServiceDeps) -> tuple[str, dict[str, Serving]]:
-    """The one that answers where none is named, and all that can be searched, by name."""
+    """The serving generation's name, and all generations that can be searched, by name."""
     serving = deps.serving(None)
     opened = {serving.generation: serving}
     for name in deps.generations() if deps.generations is not None else ():

@@ -1,6 +1,6 @@
 """The page at `/` and its routes: map, recent writes, thumbnails and snippets.
 
-All of the page is plain files in `index/page`; what it shows comes from `/v1/...`.
+The page consists of static files in `index/page`; its data comes from `/v1/...`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..bodies import read_json
 from ..dependencies import Limiters, ServiceDeps, Serving
 from ..hit_details import HitDetails
 from ..polls import ChangeWatcher, CoalescedAnswers, until_disconnect
-from ..search import described, unknown_record
+from ..search import payload_fields, unknown_record
 from ..space_map import SpaceMap
 
 TYPES = {
@@ -33,7 +33,7 @@ TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-# Nothing but our own files runs, and nothing is sent anywhere else.
+# Only our own scripts run, and no other origin is contacted.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -44,10 +44,10 @@ PAGE_HEADERS = {
     "permissions-policy": "microphone=(self), camera=(), geolocation=()",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
-    "cache-control": "no-cache",  # kept, but asked for anew each time: an answer of 304
+    "cache-control": "no-cache",  # cached, but revalidated each time (304)
 }
 MEDIA_HEADERS = {"x-content-type-options": "nosniff", "content-security-policy": "sandbox"}
-SHOWN = 24  # records that a fresh page is given
+SHOWN = 24  # records of a new page
 MAX_WAIT_MS = 5000
 MAX_PLACED = 1000
 
@@ -55,7 +55,7 @@ Id = Annotated[str, Query(min_length=1, max_length=256)]
 
 
 class PlaceBody(BaseModel):
-    """`POST /v1/map`: ids whose places on the map are wanted."""
+    """`POST /v1/map`: ids of records to place on the map."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -101,7 +101,7 @@ def _add_files(app: FastAPI) -> None:
 def _add_map(app: FastAPI, deps: ServiceDeps, space_map: SpaceMap) -> None:
     @app.get("/v1/map", include_in_schema=False)
     async def map_(revision: int = 0) -> Response:
-        """A sample of the space in two dimensions; 204 if `revision` is the newest drawing."""
+        """The map; 204 if `revision` is the newest drawing."""
         drawn = await space_map.now()
         if drawn.revision == revision:
             return Response(status_code=204)
@@ -109,7 +109,7 @@ def _add_map(app: FastAPI, deps: ServiceDeps, space_map: SpaceMap) -> None:
 
     @app.post("/v1/map", include_in_schema=False)
     async def place(request: Request) -> dict[str, Any]:
-        """Where these records lie on the newest drawing; ids that are not there are left out."""
+        """Coordinates of these records on the newest drawing; unknown ids are left out."""
         body = await read_json(request, PlaceBody)
         await space_map.now()
         store = deps.store()
@@ -133,9 +133,9 @@ def _add_live(app: FastAPI, deps: ServiceDeps, limiters: Limiters, space_map: Sp
         since: int | None = None,
         wait_ms: Annotated[int, Query(ge=0, le=MAX_WAIT_MS)] = 0,
     ) -> Response:
-        """What arrived after the number `since` (the newest few without it), and counters.
+        """Writes after the number `since` (without it the newest few), and counters.
 
-        Waits up to wait_ms for something to arrive.
+        Waits up to wait_ms for a write.
         """
         if wait_ms and since is not None and since == number():
             async with limiters.polling.slot():
@@ -153,7 +153,7 @@ async def _arrived(
     store, number = serving.store, _number(serving)
     arrived = [] if serving.recent_writes is None else serving.recent_writes.since(since)[:SHOWN]
     ids = [write.id for write in arrived]
-    if since is None and len(ids) < SHOWN:  # a node that has just come up
+    if since is None and len(ids) < SHOWN:  # a node that has just started
         ids = _filled(ids, (await space_map.now()).rows)
 
     def made() -> bytes:
@@ -175,13 +175,13 @@ def _number(serving: Serving) -> int:
 
 
 def _payloads(deps: ServiceDeps, ids: list[str]) -> Mapping[str, Payload]:
-    if not deps.payloads.available:  # nobody may search now: somebody must try if it is back
+    if not deps.payloads.available:  # without searches nothing else notices that Redis is back
         deps.payloads.execute(lambda client: client.ping())
     return deps.payloads.get_many(ids) or {}
 
 
 def _filled(ids: Sequence[str], sample: Sequence[Row]) -> list[str]:
-    """The newest of the sample behind the ids, SHOWN in all."""
+    """The ids, followed by the newest of the sample, SHOWN in all."""
     newest = sorted(sample, key=lambda row: -row.ts)
     return list(dict.fromkeys([*ids, *(row.id for row in newest)]))[:SHOWN]
 
@@ -207,7 +207,7 @@ def _record(row: Row, payload: Payload | None) -> dict[str, Any]:
         "model": row.model,
         "version": row.version,
         "modalities": sorted(name for name in row.vectors if name != FUSED),
-        **described(payload),
+        **payload_fields(payload),
     }
 
 
@@ -216,7 +216,7 @@ def _add_media(app: FastAPI, deps: ServiceDeps) -> None:
     hit_details = HitDetails(deps.payloads, media_cache, deps.rebuild)
 
     async def row_of(id: str) -> Row:
-        row = await asyncio.to_thread(deps.store().get, id)  # it may ask a server
+        row = await asyncio.to_thread(deps.store().get, id)  # may call a server
         if row is None:
             raise unknown_record(id)
         return row
@@ -228,13 +228,13 @@ def _add_media(app: FastAPI, deps: ServiceDeps) -> None:
             raise BadQuery(
                 kind, f"record {id[:256]!r} has none, or it is no longer kept", status=404
             )
-        # An address with the record's version in it always means the same bytes.
+        # A URL that contains the record's version always has the same content.
         same = v == row.version
         age = "private, max-age=86400, immutable" if same else "private, no-cache"
         headers = MEDIA_HEADERS | {"cache-control": age}
         return Response(item.data, media_type=item.type, headers=headers)
 
-    # The id stands behind the question mark: in a path, browsers would resolve the dots of `..`.
+    # The id is a query parameter: in a path, browsers would resolve `..`.
 
     @app.get("/v1/thumb", include_in_schema=False)
     async def thumb(id: Id, v: int | None = None) -> Response:
@@ -248,6 +248,6 @@ def _add_media(app: FastAPI, deps: ServiceDeps) -> None:
 
     @app.get("/v1/shown", include_in_schema=False)
     async def shown_(id: Id) -> dict[str, Any]:
-        """What is shown of a record, read back from `records` if Redis has lost it."""
+        """Display data of a record, rebuilt from `records` if Redis has lost it."""
         row = await row_of(id)
         return _record(row, await hit_details.payload(row))

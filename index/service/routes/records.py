@@ -32,7 +32,7 @@ Id = Annotated[str, Path(description="a record's id, percent-encoded, dots and s
 
 
 class _Anything(Convertor[str]):
-    """An id in a path: slashes as in Starlette's `path`, and line breaks, which that refuses."""
+    """An id in a path: slashes as in Starlette's `path`, and line breaks, which `path` refuses."""
 
     regex = r"[\s\S]*"
 
@@ -70,7 +70,7 @@ def add_records(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
         """One record as the index holds it."""
         serving = deps.serving(generation)
         await wait(serving.store, min_offsets, timeout_ms)
-        row = await asyncio.to_thread(serving.store.get, id)  # it may ask a server
+        row = await asyncio.to_thread(serving.store.get, id)  # may call a server
         if row is None:
             raise unknown_record(id)
         payloads = await asyncio.to_thread(deps.payloads.get_many, [id])
@@ -97,7 +97,7 @@ def add_records(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
         tags=["records"],
     )
     async def delete(id: Id, min_offsets: MinOffsets = None, timeout_ms: TimeoutMs = 2000) -> Any:
-        """Ask for a deletion: a null goes to `records`, and the index follows."""
+        """Request a deletion: a null is produced to `records`, and the index applies it later."""
         await wait(deps.store(), min_offsets, timeout_ms)
         if await asyncio.to_thread(deps.store().get, id) is None:
             raise unknown_record(id)

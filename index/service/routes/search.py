@@ -36,7 +36,7 @@ def add_search(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
         with a vector; as JSON, or as an upload whose parts have the same names.
         """
         body = await read_search(request)
-        request.state.charge(cost([body.k]) - 1)  # 1 was paid on the way in
+        request.state.charge(cost([body.k]) - 1)  # the middleware has charged 1
         began = time.perf_counter()
         (outcomes,) = await answer(deps, limiters, [body])
         if isinstance(outcomes, BadQuery):

@@ -1,4 +1,4 @@
-"""The store on Milvus against the same oracle as the flat one, on Milvus Lite."""
+"""The Milvus store against the oracle, on Milvus Lite."""
 
 from __future__ import annotations
 

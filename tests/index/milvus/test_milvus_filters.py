@@ -1,4 +1,4 @@
-"""Filters in Milvus find what the filter itself admits, whatever names and values they hold."""
+"""Milvus filters match what the filter matches, for any names and values."""
 
 from __future__ import annotations
 

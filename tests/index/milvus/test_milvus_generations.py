@@ -1,4 +1,4 @@
-"""Generations and their alias in Milvus, addresses, and servers that are lost or killed."""
+"""Generations and their alias in Milvus, addresses, and servers that fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Approximate indexes: used only where they reach the recall that is asked for."""
+"""Approximate indexes are used only if they reach the required recall."""
 
 from __future__ import annotations
 

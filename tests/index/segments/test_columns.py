@@ -1,4 +1,4 @@
-"""Filters by column answer what filters by record answer, for every row."""
+"""Filters by column give the result of filters by record, for every row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Upkeep: what is due when, how many segments there are, and a disk that fails."""
+"""Compaction: due steps, the number of segments, and a failing disk."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_segments_of_a_size_are_merged_and_none_grows_too_large() -> None:
 
 
 def test_many_full_blocks_do_not_become_one_segment_that_is_too_large() -> None:
-    """As after a rebuild that was quicker than upkeep."""
+    """As after a rebuild that was faster than compaction."""
     store = make(4)
     batch = fill(store, 0, 402)
     settle(store, TIERS)

@@ -1,4 +1,4 @@
-"""Many search while one writes and upkeep seals and merges: every answer is one moment's truth."""
+"""Concurrent searches, writes and compaction: every answer is consistent with one moment."""
 
 from __future__ import annotations
 
@@ -127,12 +127,12 @@ def run_all(
     failures: list[BaseException],
     steps: list[int],
 ) -> None:
-    """Run all at once, and upkeep; `written` is set when the writers are through, or anyone failed.
+    """Run all functions and compaction; `written` is set after the writers end or one fails.
 
-    `steps` counts what upkeep did.
+    `steps` counts compaction steps.
     """
 
-    def keep_up() -> None:
+    def compact() -> None:
         while not written.is_set():
             steps[0] += maintain(store, SMALL)
 
@@ -143,7 +143,7 @@ def run_all(
             failures.append(error)
             written.set()
 
-    readers = [*readers, keep_up]
+    readers = [*readers, compact]
     threads = [threading.Thread(target=guarded, args=[work]) for work in (*readers, *writers)]
     for thread in threads:
         thread.start()

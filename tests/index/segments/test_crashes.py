@@ -1,4 +1,4 @@
-"""SIGKILL at every named point of snapshots and of sealing, on one folder, time and again."""
+"""SIGKILL at every failpoint of snapshots and sealing, repeatedly on one folder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Damage to any file of a snapshot or a segment: found, and never a wrong answer.
+"""Damage to any file of a snapshot or segment is detected, and never changes an answer.
 
-Two snapshots share a segment; the newer stands on one of its own too, and each has growing rows.
+Two snapshots share a segment; the newer refers to another one, too, and each has growing rows.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def test_a_damaged_cache_is_built_anew_from_the_vectors(
         assert "built anew" in caplog.text
         assert not found.store.exact
         assert_same(found.store, after([batch]), exact=True)
-        # The next upkeep writes the segment anew, so that no later start has to.
+        # The next compaction rewrites the segment, so that no later start has to.
         assert maintain(found.store, Policy())
         assert not maintain(found.store, Policy())
         assert_same(found.store, after([batch]), exact=True)

@@ -1,7 +1,7 @@
-"""Search on a GPU answers as on the CPU; a GPU that does not do what it should is not used.
+"""GPU search gives the CPU's answers; a GPU that fails the probe is not used.
 
-What the GPU's thread does around the kernel is tested with numpy in the kernel's place, always; the
-same tests run on FAISS's kernel where there is a GPU.
+The GPU's thread is tested with a numpy kernel on every machine, and with FAISS's kernel on a
+machine with a GPU.
 """
 
 from __future__ import annotations

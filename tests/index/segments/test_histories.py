@@ -26,7 +26,7 @@ FEW = settings(
 
 def steps(partitions: int) -> st.SearchStrategy[list[Batch | str]]:
     batch = st.lists(write(partitions=partitions), max_size=25)
-    other = st.sampled_from(["upkeep", "settle", "save", "restart", "crash", "again"])
+    other = st.sampled_from(["compact", "settle", "save", "restart", "crash", "again"])
     return st.lists(st.one_of(batch, batch, other), max_size=14)
 
 
@@ -62,7 +62,7 @@ class Run:
             self.apply(step)
         elif step == "again":  # an old batch comes once more
             self.apply(self.applied[len(self.applied) // 2] if self.applied else [])
-        elif step == "upkeep":
+        elif step == "compact":
             maintain(self.store, SMALL)
         elif step == "settle":
             settle(self.store)

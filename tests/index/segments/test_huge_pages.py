@@ -1,4 +1,4 @@
-"""Huge pages: the kernel says that they are there, and what lies in them stays."""
+"""Huge pages: the kernel reports them, and the content is unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where each id's row is, against a dictionary."""
+"""The id map against a dictionary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live index: versions, deletions, offsets, upkeep, bad input."""
+"""The local store: versions, deletions, offsets, compaction, bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each way to search a part finds the same; an answer is proven, or looked for with more care."""
+"""All methods of searching a part agree; unproven answers are searched again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Snapshots: whatever happens to the disk or the process, a whole one is found."""
+"""Snapshots: after any failure of disk or process, a complete one is restored."""
 
 from __future__ import annotations
 

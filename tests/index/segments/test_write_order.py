@@ -1,6 +1,6 @@
-"""The order of writes, for a power cut: what the disk holds before a name says so.
+"""Order of writes before a power cut: content is fsynced before the name that refers to it.
 
-A killed process cannot show this: its writes survive it, synced or not.
+SIGKILL cannot test this: the kernel writes a killed process's data, fsynced or not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each bad query gets a 4xx with the field at fault and the reason."""
+"""Each bad query gets a 4xx with the invalid field and the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`POST /v1/search/batch`: each query by itself, together where that is the same."""
+"""`POST /v1/search/batch`: each query has the answer that it has alone."""
 
 from __future__ import annotations
 

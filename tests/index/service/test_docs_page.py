@@ -1,4 +1,4 @@
-"""`/docs` and `/openapi.json`: what they say is all there, and nothing comes from elsewhere."""
+"""`/docs` and `/openapi.json` are complete and load nothing from other hosts."""
 
 from __future__ import annotations
 

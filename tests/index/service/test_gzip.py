@@ -1,4 +1,4 @@
-"""gzip, both ways: answers on request, bodies within the limit after unpacking."""
+"""gzip: compressed answers on request, bodies within the limit after decompression."""
 
 from __future__ import annotations
 

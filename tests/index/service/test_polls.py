@@ -1,4 +1,4 @@
-"""Long polls: bounded, woken together, answered once for all who ask the same."""
+"""Long polls: limited, woken together, with shared answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has just arrived: a ring, a rate and a freshness, by a clock that the test holds."""
+"""Recent writes: ring buffer, rate and freshness, with a fake clock."""
 
 from __future__ import annotations
 

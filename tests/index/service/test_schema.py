@@ -1,6 +1,6 @@
-"""The OpenAPI description against the running service: what it allows is answered as it says.
+"""The OpenAPI description against the running service: answers conform to it.
 
-schemathesis makes requests from the description, good ones and bad ones, JSON, uploads and batches.
+schemathesis generates valid and invalid requests from the description: JSON, uploads and batches.
 """
 
 from __future__ import annotations

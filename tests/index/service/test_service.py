@@ -1,4 +1,4 @@
-"""The query service over HTTP: what it answers to those who ask rightly."""
+"""The query service over HTTP: valid calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the query service owes to others while it works: a free event loop, counts of its own."""
+"""The event loop stays responsive, and each node has its own counters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several generations behind one service: each query is answered by one of them, never by two."""
+"""Several generations behind one service: one generation answers each query."""
 
 from __future__ import annotations
 

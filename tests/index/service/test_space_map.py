@@ -1,4 +1,4 @@
-"""The map: principal components that stay where they were, drawn when something has changed."""
+"""The map: stable principal components, redrawn when the store has changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`POST /v1/search` as multipart/form-data: the same fields, the same checks, strictly read."""
+"""`POST /v1/search` as multipart/form-data: the same fields and checks, strictly parsed."""
 
 from __future__ import annotations
 

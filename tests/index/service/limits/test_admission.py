@@ -1,4 +1,4 @@
-"""So many searches at once, so many in line, and the rest are told to come back."""
+"""Concurrency limits with a bounded queue; beyond them 503."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that send slowly, never end, or never read: each is cut off, and others are answered."""
+"""Slow and endless clients are disconnected, and other clients are answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The host header and the origin: no other web page reaches a node on loopback."""
+"""Host and origin headers: another web page cannot reach a node on loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much there is in a body of JSON: counted as a parser would, without parsing."""
+"""Values and nesting of JSON are counted as a parser would, without parsing."""
 
 from __future__ import annotations
 
