@@ -4,7 +4,7 @@ BraidIndexError
 ├── BadQuery            the query breaks a limit or names something unknown: a 4xx answer
 │   ├── SpaceMismatch   a vector from another space (409)
 │   ├── UnknownGeneration  there is no generation of that name (404)
-│   ├── NotYet          `min_offsets` were not reached in time (412)
+│   ├── OffsetsNotReached  `min_offsets` were not reached in time (412)
 │   ├── NotServing      the serving generation is not open yet (503)
 │   └── Busy            a concurrency limit is reached (503)
 ├── StoreError          the vector store's server refused a call, or does not answer (503)

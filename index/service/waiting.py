@@ -31,7 +31,7 @@ def missing(store: VectorStore, offsets: Mapping[int, int]) -> dict[int, int]:
 
 
 async def reflected(store: VectorStore, offsets: Mapping[int, int], *, timeout_ms: int) -> None:
-    """Wait until the store reflects the offsets. Raises NotYet after `timeout_ms`."""
+    """Wait until the store reflects the offsets. Raises OffsetsNotReached after `timeout_ms`."""
     timeout_s = timeout_ms / 1000
     began, pause_s = time.monotonic(), POLL_S
     while absent := missing(store, offsets):
