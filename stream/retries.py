@@ -61,6 +61,8 @@ class Retries(Generic[T]):
         failure = self._failures.get(what)
         return failure if failure is not None and self._clock() < failure.until else None
 
-    def keep(self, wanted: Collection[T]) -> None:
+    def keep(self, current: Collection[T]) -> None:
         """Forget what is tried no more."""
-        self._failures = {what: its for what, its in self._failures.items() if what in wanted}
+        self._failures = {
+            what: failure for what, failure in self._failures.items() if what in current
+        }

@@ -407,9 +407,9 @@ def load(**flags: Any) -> Settings:
     Raises:
         ConfigError: names the setting, what is wrong with it and the value given.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
+    explicit = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**given)
+        return Settings(**explicit)
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"

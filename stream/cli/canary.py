@@ -61,11 +61,11 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
         Example: braid models canary 2 --share 0.05 --records 1000 --promote
         """
-        given = (share, partitions, records, promote or None, force or None)
+        options = (share, partitions, records, promote or None, force or None)
         settings = settings_of(context)
         registry = Registry(settings.models_dir, base=settings.model_name)
         if version is None or stop:
-            if version is not None or any(one is not None for one in given):
+            if version is not None or any(one is not None for one in options):
                 raise ConfigError("--stop, and the state without a version, take --json only")
             ended = _stop(settings, registry) if stop else _state(settings, registry)
             _tell(ended, as_json)
@@ -76,13 +76,13 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         if records is None:
             _tell(began, as_json)
             return
-        found = _watched(settings, registry, began, records, quiet=as_json)
+        comparison = _watched(settings, registry, began, records, quiet=as_json)
         state, why = "stopped", "it passed; promoting it was not asked for"
-        if not found.passed:
-            state, why = "failed", found.reason
+        if not comparison.passed:
+            state, why = "failed", comparison.reason
         elif promote:
             state, why = _promoted(settings, registry, began, force=force)
-        ended = _ended(settings, registry, began, state, why, asdict(found))
+        ended = _ended(settings, registry, began, state, why, asdict(comparison))
         _tell(ended, as_json)
         if ended.state == "failed":
             print(f"braid: {ended.model} is not promoted: {ended.why}", file=sys.stderr)
@@ -121,12 +121,12 @@ def _begin(
     return began
 
 
-def _numbers(given: str, count: int) -> list[int]:
-    words = [word.strip() for word in given.split(",")]
+def _numbers(text: str, count: int) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
     numbers = [int(word) for word in words if word.isascii() and word.isdigit()]
     if len(numbers) < len(words) or not all(number < count for number in numbers):
         raise ConfigError(
-            f"--partitions: expected numbers from 0 to {count - 1} like 0,3, got {given!r:.60}"
+            f"--partitions: expected numbers from 0 to {count - 1} like 0,3, got {text!r:.60}"
         )
     return numbers
 
@@ -207,10 +207,10 @@ def _state(settings: Settings, registry: Registry) -> Canary | None:
     canary = canaries.reconcile(registry.champion())
     if canary is None or (canary.state != "running" and canary.comparison is not None):
         return canary
-    found = asdict(compared(settings, canary))
+    comparison = asdict(compared(settings, canary))
     if canary.state == "running":
-        return replace(canary, comparison=found)
-    return canaries.keep(canary, found)  # another promotion ended it
+        return replace(canary, comparison=comparison)
+    return canaries.keep(canary, comparison)  # another promotion ended it
 
 
 def _tell(canary: Canary | None, as_json: bool) -> None:
@@ -229,22 +229,24 @@ def _lines(canary: Canary) -> Iterator[str]:
         f"canary {canary.number}: {canary.model} beside {canary.champion} on {canary.share:g} of "
         f"the records{of}, {canary.state}{why}"
     )
-    found = canary.comparison
-    if found is None:
+    comparison = canary.comparison
+    if comparison is None:
         return
-    yield f"  {found['records']} records compared, {found['failures']} failed"
-    for reason, count in found["reasons"].items():
+    yield f"  {comparison['records']} records compared, {comparison['failures']} failed"
+    for reason, count in comparison["reasons"].items():
         yield f"    {count} times {reason}"
-    if found["seconds"]:
-        champion_s, challenger_s = found["seconds"]
+    if comparison["seconds"]:
+        champion_s, challenger_s = comparison["seconds"]
         yield (
             f"  encoding one took {1000 * champion_s:.2f} ms, the challenger "
             f"{1000 * challenger_s:.2f} ms"
         )
-    for name, task in found["tasks"].items():
+    for name, task in comparison["tasks"].items():
         yield f"  {name}: {'; '.join(_of_task(task))}"
-    decision = {True: "passes", False: "does not pass", None: "no verdict yet"}[found["passed"]]
-    yield f"  {decision}: {found['reason']}"
+    decision = {True: "passes", False: "does not pass", None: "no verdict yet"}[
+        comparison["passed"]
+    ]
+    yield f"  {decision}: {comparison['reason']}"
 
 
 def _of_task(task: Mapping[str, Any]) -> Iterator[str]:

@@ -23,16 +23,16 @@ def service_url(settings: Settings) -> str:
     return f"http://{settings.http_host}:{settings.http_port}"
 
 
-def json_option(name: str, given: str | None) -> dict[str, Any] | None:
+def json_option(name: str, text: str | None) -> dict[str, Any] | None:
     """The value of an option that takes JSON. Raises ConfigError."""
-    if given is None:
+    if text is None:
         return None
     try:
-        value = json.loads(given)
+        value = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{name}: is not JSON ({error}): {given!r}") from None
+        raise ConfigError(f"{name}: is not JSON ({error}): {text!r}") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{name}: must be a JSON object, got {given!r}")
+        raise ConfigError(f"{name}: must be a JSON object, got {text!r}")
     return value
 
 

@@ -76,15 +76,15 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
                 again += letter.id in marks
                 yield letter
 
-        told = summary(counted(), last=last).plain() | {"replayed": again}
-        told["last"] = [its | {"replayed": its["id"] in marks} for its in told["last"]]
+        report = summary(counted(), last=last).plain() | {"replayed": again}
+        report["last"] = [row | {"replayed": row["id"] in marks} for row in report["last"]]
         if as_json:
-            print(json.dumps(told))
+            print(json.dumps(report))
             return
-        print(f"{told['total']} dead letters, {again} of them sent again")
-        for row in told["by"]:
+        print(f"{report['total']} dead letters, {again} of them sent again")
+        for row in report["by"]:
             print(f"  {row['count']:>7}  {row['stage']}  {row['kind']}")
-        for row in told["last"]:
+        for row in report["last"]:
             mark = "  sent again" if row["replayed"] else ""
             print(f"{row['id']}  {_at(row['at_ms'])}  {_origin(row)}  {_why(row)}{mark}")
 
@@ -103,16 +103,16 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         """
         from ..dead_letters.letters import letter_at, view
 
-        found = letter_at(settings_of(context), letter)
-        value = found.message.value
+        dead_letter = letter_at(settings_of(context), letter)
+        value = dead_letter.message.value
         if out is not None:
             out.write_bytes(value or b"")
-        told = found.plain() | {"value": view(value)}
+        report = dead_letter.plain() | {"value": view(value)}
         if as_json:
-            print(json.dumps(told))
+            print(json.dumps(report))
             return
-        told |= {"at": _at(told.pop("at_ms")), "value": json.dumps(told["value"], indent=2)}
-        for name, one in told.items():
+        report |= {"at": _at(report.pop("at_ms")), "value": json.dumps(report["value"], indent=2)}
+        for name, one in report.items():
             print(f"{name:10} {'' if one is None else one}")
 
     @dead.command()
@@ -149,23 +149,23 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         selection = selection_of(reason, stage, model, since, until, source, ids or [])
         replayer = Replayer(settings, groups=_groups(settings), rate=rate, force=force, wait_s=wait)
         result = replayer.run(selection, dry=dry)
-        told = result.plain()
+        report = result.plain()
         if as_json:
-            print(json.dumps(told))
+            print(json.dumps(report))
         else:
             verb = "would be sent" if dry else "sent"
-            print(f"{told['sent']} {verb}, {told['already']} had been sent before")
+            print(f"{report['sent']} {verb}, {report['already']} had been sent before")
             for name, why in (
                 ("superseded", "left out: the id has a newer record (--force sends them)"),
                 ("foreign", "left out: they do not come from records or parts"),
                 ("cut", "left out: larger than a topic takes, the letter holds a part only"),
                 ("waiting", f"not processed within {wait:g} s"),
             ):
-                if told[name]:
-                    print(f"{len(told[name])} {why}: {_few(told[name])}")
-            if told["done"]:
-                print(f"{told['done']} processed")
-            for id, row in told["failed"].items():
+                if report[name]:
+                    print(f"{len(report[name])} {why}: {_few(report[name])}")
+            if report["done"]:
+                print(f"{report['done']} processed")
+            for id, row in report["failed"].items():
                 print(f"{id} failed again, as {row['id']}: {_why(row)}")
         if result.failed:
             raise SystemExit(1)

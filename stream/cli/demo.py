@@ -77,7 +77,7 @@ class Dataset:
 
     name: str
     items: Sequence[Item]
-    told: bool = False
+    captions_name_label: bool = False
 
 
 def run_demo(
@@ -146,7 +146,13 @@ def main_job(fleet: Fleet, dataset: Dataset, *, preset: str, seed: int) -> dict[
         begun = until_ready(fleet, client)
         fleet.wait("embedding what is there", searchable, len(known), stalled=STALLED_S)
         pause = _now_ms()
-        produce(settings, unseen, split="held-out", labelled=False, told=dataset.told)
+        produce(
+            settings,
+            unseen,
+            split="held-out",
+            labelled=False,
+            captions_name_label=dataset.captions_name_label,
+        )
         fleet.wait("searchable", searchable, len(dataset.items), stalled=STALLED_S)
         predictions = until_predicted(fleet, partitions, len(dataset.items))
         dead = read(settings, "dead-letters", partitions)
@@ -177,7 +183,7 @@ def choose(data: Path | None) -> Dataset:
             say(f"{error}")
     say("falling back to scikit-learn's digits, whose captions name the label:")
     say("no recall and no text accuracy are measured on them")
-    return Dataset(name="digits", items=digits(), told=True)
+    return Dataset(name="digits", items=digits(), captions_name_label=True)
 
 
 def produce(
@@ -186,7 +192,7 @@ def produce(
     *,
     split: str,
     labelled: bool,
-    told: bool = False,
+    captions_name_label: bool = False,
 ) -> None:
     """Send items as an application would. Without labels, a caption that tells stays out."""
 
@@ -195,7 +201,7 @@ def produce(
             for item in bar(f"producing ({split})", items):
                 await producer.send(
                     id=item.id,
-                    text=None if told and not labelled else item.text,
+                    text=None if captions_name_label and not labelled else item.text,
                     image=_blob(item.image, item.image_type),
                     audio=_blob(item.audio, item.audio_type),
                     labels={TASK: item.category} if labelled and item.category else {},
@@ -223,14 +229,14 @@ def until_ready(fleet: Fleet, client: Client) -> int:
 
 def until_predicted(fleet: Fleet, partitions: int, count: int) -> list[Message]:
     """`predictions`, once there are `count`."""
-    found: list[Message] = []
+    predictions: list[Message] = []
 
     def arrived() -> int:
-        found[:] = read(fleet.settings, "predictions", partitions)
-        return len(found)
+        predictions[:] = read(fleet.settings, "predictions", partitions)
+        return len(predictions)
 
     fleet.wait("predictions", arrived, count, stalled=STALLED_S)
-    return found
+    return predictions
 
 
 def read(settings: Settings, topic: str, partitions: int) -> list[Message]:
@@ -247,7 +253,7 @@ def held_out_accuracy(
     """From what `predictions` says of the records that came without a label."""
     truth = {item.id: item.category for item in unseen if item.category}
     measured = accuracy([decode_map(message.value or b"") for message in predictions], truth)
-    return measured | {"text": None} if dataset.told else measured
+    return measured | {"text": None} if dataset.captions_name_label else measured
 
 
 def held_out_recall(
@@ -259,7 +265,11 @@ def held_out_recall(
         hits: Sequence[Mapping[str, Any]] = client.search(**query)["hits"]
         return hits
 
-    both = [] if dataset.told else [item for item in unseen if item.text and item.image_source]
+    both = (
+        []
+        if dataset.captions_name_label
+        else [item for item in unseen if item.text and item.image_source]
+    )
     among = {"filter": {SPLIT: "held-out"}}
     ways: dict[str, Callable[[Item], dict[str, Any]]] = {
         "text->image": lambda item: {"text": item.text, "vector": "image"},
@@ -315,11 +325,11 @@ def _folder(parent: Path) -> Iterator[Path]:
 @contextmanager
 def _own_names(settings: Settings, home: Path) -> Iterator[Settings]:
     """Settings that keep this run apart: its folder, a free port, on a given broker its topics."""
-    given = settings.model_fields_set
+    explicit = settings.model_fields_set
     own: dict[str, Any] = {"home": home, "model": None}
-    if "http_port" not in given and port_answers(settings.http_port):
+    if "http_port" not in explicit and port_answers(settings.http_port):
         own["http_port"] = free_port()
-    if "kafka_bootstrap" not in given:
+    if "kafka_bootstrap" not in explicit:
         yield settings.model_copy(update=own)
         return
     run = settings.model_copy(update=own | {"prefix": f"demo-{uuid.uuid4().hex[:8]}-"})

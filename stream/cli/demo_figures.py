@@ -31,7 +31,7 @@ def accuracy(
         task = prediction["tasks"].get(TASK)
         if expected is None or task is None:
             continue
-        labels = {name: said["label"] for name, said in (task.get("by") or {}).items()}
+        labels = {name: decision["label"] for name, decision in (task.get("by") or {}).items()}
         labels["fused_vector"] = labels.pop("fused", None)
         for name, label in (labels | {"fused": task["label"]}).items():
             if name in seen:
@@ -50,9 +50,9 @@ def recall(
         queries: the id of the one right record, and the query's keyword arguments.
     """
     ranks: list[int | None] = []
-    for wanted, query in queries:
-        found = [hit["id"] for hit in search(k=max(DEPTHS), **query)]
-        ranks.append(found.index(wanted) if wanted in found else None)
+    for expected, query in queries:
+        ids = [hit["id"] for hit in search(k=max(DEPTHS), **query)]
+        ranks.append(ids.index(expected) if expected in ids else None)
     return {
         str(depth): round(sum(rank is not None and rank < depth for rank in ranks) / len(ranks), 4)
         if ranks

@@ -61,14 +61,14 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         Example: braid eval --benchmark xor --json
         """
         if benchmark is not None:
-            found = _benchmark(benchmark, data, seeds, part, as_json)
+            result = _benchmark(benchmark, data, seeds, part, as_json)
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
-                (out / f"{benchmark}.json").write_text(json.dumps(found, indent=1) + "\n")
+                (out / f"{benchmark}.json").write_text(json.dumps(result, indent=1) + "\n")
             return
         settings = settings_of(context)
-        found = _version(settings, model, data, out or settings.home / "eval", as_json)
-        print(json.dumps(found) if as_json else "\n".join(lines(found)), flush=True)
+        result = _version(settings, model, data, out or settings.home / "eval", as_json)
+        print(json.dumps(result) if as_json else "\n".join(lines(result)), flush=True)
 
 
 def _benchmark(
@@ -91,8 +91,8 @@ def _benchmark(
     flags += [] if data is None else ["--data", str(data)]
     flags += [] if seeds is None else ["--seeds", str(seeds)]
     flags += [] if part is None else ["--part", part]
-    found: dict[str, Any] = module.main(flags)
-    return found
+    result: dict[str, Any] = module.main(flags)
+    return result
 
 
 def _version(
@@ -129,33 +129,35 @@ def _version(
         if not samples:
             raise ConfigError("there is no record in the judge split; try --data DIR")
         loaded = load_folder(place, device=settings.device)
-        found = report(
+        result = report(
             loaded, samples, progress=lambda what, done, total: progress(what, done, total, {})
         )
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{loaded.name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (out / f"{loaded.name}.html").write_text(page(found, f"braid: {loaded.name}"), encoding="utf-8")
-    found["written"] = [str(out / f"{loaded.name}.{kind}") for kind in ("json", "html")]
-    return found
+    (out / f"{loaded.name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (out / f"{loaded.name}.html").write_text(
+        page(result, f"braid: {loaded.name}"), encoding="utf-8"
+    )
+    result["written"] = [str(out / f"{loaded.name}.{kind}") for kind in ("json", "html")]
+    return result
 
 
-def lines(found: dict[str, Any]) -> list[str]:
+def lines(result: dict[str, Any]) -> list[str]:
     """A report for a person."""
-    shown = [f"{found['model']['name']}: {found['samples']} samples"]
-    for way, its in found["recall"].items():
-        figures = ", ".join(f"@{k} {value:.3f}" for k, value in its.items())
+    shown = [f"{result['model']['name']}: {result['samples']} samples"]
+    for way, values in result["recall"].items():
+        figures = ", ".join(f"@{k} {value:.3f}" for k, value in values.items())
         shown.append(f"  recall {way}: {figures}")
-    for task, scores in found["accuracy"].items():
+    for task, scores in result["accuracy"].items():
         shown.append(f"  {task}:")
         shown += [f"    {subset:20s} {value:.3f}" for subset, value in scores["subsets"].items()]
-        errors = found["calibration_error"].get(task)
+        errors = result["calibration_error"].get(task)
         if errors:
             before, after = errors["before"]["decision"], errors["after"]["decision"]
             shown.append(f"    calibration error    {after:.3f} (before: {before:.3f})")
         fall = ", ".join(
-            f"{name} {scores['fused'] - its[task]:+.3f}"
-            for name, its in found["shuffled"].items()
-            if name != "as it is" and task in its
+            f"{name} {scores['fused'] - values[task]:+.3f}"
+            for name, values in result["shuffled"].items()
+            if name != "as it is" and task in values
         )
         shown.append(f"    lost when permuted:  {fall}")
-    return [*shown, *(f"  {path}" for path in found.get("written", ()))]
+    return [*shown, *(f"  {path}" for path in result.get("written", ()))]

@@ -56,7 +56,7 @@ def model_card(registry: Registry, name: str) -> dict[str, Any]:
         "space": manifest.space,
         "dim": manifest.dim,
         "modalities": list(manifest.modalities),
-        "tasks": {task: its.get("kind") for task, its in manifest.tasks.items()},
+        "tasks": {task: config.get("kind") for task, config in manifest.tasks.items()},
         "config": manifest.config,
         "config_sha256": manifest.config_sha256,
         "parent": manifest.parent,
@@ -79,9 +79,9 @@ def choices(manifest: Manifest) -> list[dict[str, Any]]:
     champion and over the tasks that were judged, is the same for all: predictions are made before
     vectors are mapped.
     """
-    found = manifest.compatibility
-    adapter = found.get("adapter") or {}
-    chosen = [found.get("choice")]
+    compatibility = manifest.compatibility
+    adapter = compatibility.get("adapter") or {}
+    chosen = [compatibility.get("choice")]
     if chosen == ["adapter"]:
         chosen += [adapter.get("kind"), adapter.get("maps")]
     gains = [
@@ -90,16 +90,16 @@ def choices(manifest: Manifest) -> list[dict[str, Any]]:
         if gate["metric"].startswith("accuracy ") and gate["metric"].endswith(AS_THEY_COME)
     ]
     rows = []
-    for its in found.get("tried") or []:
-        way = [its[key] for key in ("choice", "kind", "maps") if key in its]
-        passed = "passed" if its["passed"] else f"failed: {', '.join(its['failed'])}"
+    for tried in compatibility.get("tried") or []:
+        way = [tried[key] for key in ("choice", "kind", "maps") if key in tried]
+        passed = "passed" if tried["passed"] else f"failed: {', '.join(tried['failed'])}"
         rows.append(
             {
                 "way": ", ".join(way),
-                **{key: its.get(key) for key in ("ratio", "share", "recall")},
-                "recall_cost": its.get("cost"),
+                **{key: tried.get(key) for key in ("ratio", "share", "recall")},
+                "recall_cost": tried.get("cost"),
                 "accuracy_gain": sum(gains) / len(gains) if gains else None,
-                "re_embedded": its.get("re_embedded"),
+                "re_embedded": tried.get("re_embedded"),
                 "verdict": "chosen" if way == chosen else passed,
             }
         )
@@ -108,30 +108,30 @@ def choices(manifest: Manifest) -> list[dict[str, Any]]:
 
 def lines(card: Mapping[str, Any]) -> list[str]:
     """The story for a person."""
-    said = [f"{card['name']}, version {card['version']}, made {card['created_at']}"]
-    said += [f"  {line}" for line in _standing(card)]
+    shown = [f"{card['name']}, version {card['version']}, made {card['created_at']}"]
+    shown += [f"  {line}" for line in _standing(card)]
     model = card["config"].get("model", {})
     known = model.get("encoders", {})
     encoders = ", ".join(f"{m}: {known[m]['kind']}" for m in card["modalities"] if m in known)
     tasks = ", ".join(f"{task} ({kind})" for task, kind in card["tasks"].items()) or "none"
-    said += ["", "What it is"]
-    said += [f"  {card['dim']} values in space {card['space']}"]
-    said += [f"  encoders {encoders}"] if encoders else []
-    said += [f"  fusion {model.get('fusion')}, decision {model.get('decision')}, tasks {tasks}"]
-    said += ["", "What it learnt from"]
+    shown += ["", "What it is"]
+    shown += [f"  {card['dim']} values in space {card['space']}"]
+    shown += [f"  encoders {encoders}"] if encoders else []
+    shown += [f"  fusion {model.get('fusion')}, decision {model.get('decision')}, tasks {tasks}"]
+    shown += ["", "What it learnt from"]
     parent = card["parent"]
-    said += [f"  started from {parent}" if parent else "  started from scratch"]
-    said += [f"  {line}" for line in _learning(card)]
-    said += ["", "How it was judged"]
-    said += [f"  {line}" for line in _judged(card["verdict"])]
-    said += [f"  {line}" for line in _compatible(card["compatibility"])]
+    shown += [f"  started from {parent}" if parent else "  started from scratch"]
+    shown += [f"  {line}" for line in _learning(card)]
+    shown += ["", "How it was judged"]
+    shown += [f"  {line}" for line in _judged(card["verdict"])]
+    shown += [f"  {line}" for line in _compatible(card["compatibility"])]
     if card["choices"]:
-        rows = [[_number(its[key]) for key in CHOICES] for its in card["choices"]]
-        said += [f"  {line}" for line in _table([list(CHOICES.values()), *rows])]
+        rows = [[_number(choice[key]) for key in CHOICES] for choice in card["choices"]]
+        shown += [f"  {line}" for line in _table([list(CHOICES.values()), *rows])]
     if card["metrics"].get("validation"):
-        said += ["", f"On {card['metrics']['validation'].get('samples')} validation records"]
-        said += [f"  {line}" for line in _measured(card["metrics"]["validation"])]
-    return said
+        shown += ["", f"On {card['metrics']['validation'].get('samples')} validation records"]
+        shown += [f"  {line}" for line in _measured(card["metrics"]["validation"])]
+    return shown
 
 
 def _standing(card: Mapping[str, Any]) -> Iterator[str]:
@@ -143,8 +143,8 @@ def _standing(card: Mapping[str, Any]) -> Iterator[str]:
     if not card["served"]:
         yield "it never served"
     for one in card["canaries"]:
-        found = one["comparison"] or {}
-        on = f" on {found['records'] + found['failures']} records" if found else ""
+        comparison = one["comparison"] or {}
+        on = f" on {comparison['records'] + comparison['failures']} records" if comparison else ""
         why = f": {one['why']}" if one["why"] else ""
         yield f"canary {one['number']} beside {one['champion']}{on} {one['state']}{why}"
 
@@ -198,27 +198,29 @@ def _judged(verdict: Mapping[str, Any]) -> Iterator[str]:
         yield f"{metric} was not judged: {count} records are too few"
 
 
-def _compatible(found: Mapping[str, Any]) -> Iterator[str]:
-    if not found:
+def _compatible(compatibility: Mapping[str, Any]) -> Iterator[str]:
+    if not compatibility:
         return
     simple = {
-        key: value for key, value in found.items() if isinstance(value, (str, int, float, bool))
+        key: value
+        for key, value in compatibility.items()
+        if isinstance(value, (str, int, float, bool))
     }
     yield "compatibility: " + ", ".join(f"{k} {_number(v)}" for k, v in simple.items())
 
 
-def _measured(found: Mapping[str, Any]) -> Iterator[str]:
-    for task, scores in found.get("accuracy", {}).items():
+def _measured(metrics: Mapping[str, Any]) -> Iterator[str]:
+    for task, scores in metrics.get("accuracy", {}).items():
         subsets = ", ".join(f"{s} {v:.3f}" for s, v in scores.get("subsets", {}).items())
         yield f"{task}, by what is present: {subsets}"
-        errors = found.get("calibration_error", {}).get(task)
+        errors = metrics.get("calibration_error", {}).get(task)
         if errors:
             yield (
                 f"{task}, calibration error: {errors['after']['decision']:.3f} "
                 f"(before calibration {errors['before']['decision']:.3f})"
             )
-    for way, its in found.get("recall", {}).items():
-        yield f"recall {way}: " + ", ".join(f"@{k} {value:.3f}" for k, value in its.items())
+    for way, depths in metrics.get("recall", {}).items():
+        yield f"recall {way}: " + ", ".join(f"@{k} {value:.3f}" for k, value in depths.items())
 
 
 def plots(card: Mapping[str, Any]) -> str:
@@ -271,19 +273,19 @@ def difference(left: Manifest, right: Manifest) -> dict[str, Any]:
     }
 
 
-def difference_lines(found: Mapping[str, Any]) -> list[str]:
+def difference_lines(changes: Mapping[str, Any]) -> list[str]:
     """A difference for a person."""
-    space = "the same space" if found["same_space"] else "different spaces"
-    said = [f"{found['left']} and {found['right']}: {space}"]
+    space = "the same space" if changes["same_space"] else "different spaces"
+    shown = [f"{changes['left']} and {changes['right']}: {space}"]
     for part in ("facts", "config", "metrics", "verdict", "compatibility", "calibration"):
-        changed = found[part]
-        said += ["", part if changed else f"{part}: no difference"]
+        changed = changes[part]
+        shown += ["", part if changed else f"{part}: no difference"]
         rows = [
             (path, _number(left), _number(right), _gain(left, right))
             for path, (left, right) in changed.items()
         ]
-        said += [f"  {line}" for line in _table(rows)]
-    return said
+        shown += [f"  {line}" for line in _table(rows)]
+    return shown
 
 
 def _changes(left: Any, right: Any) -> dict[str, list[Any]]:

@@ -85,23 +85,23 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             reason=reason,
         )
         if window is not None:
-            given = {
+            explicit = {
                 name: getattr(options, name)
                 for name in SHAPING
                 if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
             }
-            options = repeated(settings, options, given)
+            options = repeated(settings, options, explicit)
         _once(settings, options, as_json)
 
 
-def repeated(settings: Settings, options: Any, given: dict[str, Any]) -> Any:
+def repeated(settings: Settings, options: Any, explicit: dict[str, Any]) -> Any:
     """The options of the run that `options.window` names, with those `given` on the line."""
     from dataclasses import replace
 
     from ..trainer.runs import Runs
 
     run = Runs(settings.home / "training").resolve(options.window)
-    return replace(options, **{name: run.asked[name] for name in SHAPING} | given)
+    return replace(options, **{name: run.asked[name] for name in SHAPING} | explicit)
 
 
 def _once(settings: Settings, options: Any, as_json: bool) -> None:

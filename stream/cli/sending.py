@@ -86,10 +86,10 @@ def _lines(path: Path) -> Iterator[dict[str, Any] | BadRecord]:
             yield value
 
 
-def _linked(given: Any, base: Path) -> BlobLike:
+def _linked(value: Any, base: Path) -> BlobLike:
     """A path next to the JSON file is read and sent; what has a scheme is sent as a link."""
-    if given is None:
+    if value is None:
         return None
-    if not isinstance(given, str):
+    if not isinstance(value, str):
         raise ValueError("image and audio are paths or links")
-    return given if "://" in given else base / given
+    return value if "://" in value else base / value

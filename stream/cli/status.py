@@ -24,31 +24,31 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         from ..monitoring.drift_results import line
         from .reports import status as report
 
-        found = report(settings_of(context))
+        state = report(settings_of(context))
         if as_json:
-            print(json.dumps(found))
+            print(json.dumps(state))
             return
-        print(f"generation  {found['generation']}   topic {found['vectors_topic']}")
-        champion = found["champion"] or "none yet: braid retrain"
+        print(f"generation  {state['generation']}   topic {state['vectors_topic']}")
+        champion = state["champion"] or "none yet: braid retrain"
         print(f"champion    {champion}")
-        for partition, lag in found["lag"].items():
+        for partition, lag in state["lag"].items():
             print(f"partition {partition:>3}  lag {lag}")
-        for partition, its in found["handover"].items():
+        for partition, move in state["handover"].items():
             print(
-                f"handover of partition {partition} from {its['before']} to {its['after']}: "
-                f"at offset {its['at']}, {its['to_come']} records to come before it, "
-                f"{its['to_predict']} offsets to predict by {its['before']}"
+                f"handover of partition {partition} from {move['before']} to {move['after']}: "
+                f"at offset {move['at']}, {move['to_come']} records to come before it, "
+                f"{move['to_predict']} offsets to predict by {move['before']}"
             )
-        dead = found["dead_letters"]
+        dead = state["dead_letters"]
         kinds = [f"{row['stage']} {row['kind']} {row['count']}" for row in dead["by"]]
         more = "" if dead["complete"] else "at least "
         print(
             f"dead letters {more}{dead['total']} in the last hour"
             + (f": {', '.join(kinds)} (braid dead-letters list)" if kinds else "")
         )
-        if found["workers"] is None:
+        if state["workers"] is None:
             print("workers     unknown: Redis does not answer")
-        for slot, worker in (found["workers"] or {}).items():
+        for slot, worker in (state["workers"] or {}).items():
             print(
                 f"worker {slot}: {worker.get('records_per_s', 0)} records/s, "
                 f"generation {worker.get('generation')}, model {worker.get('model')}, "
@@ -56,17 +56,17 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             )
             for generation, why in (worker.get("problems") or {}).items():
                 print(f"            {generation} is not fed as it should be: {why}")
-        if found["drift"] is None:
+        if state["drift"] is None:
             print("drift       unknown: Redis does not answer")
-        for version, window in (found["drift"] or {}).items():
+        for version, window in (state["drift"] or {}).items():
             print(f"drift       {line(version, window)}")
-        if (canary := found["canary"]) is not None:
+        if (canary := state["canary"]) is not None:
             print(
                 f"canary      {canary['name']} predicts {canary['share']:.0%}: braid models canary"
             )
-        if found["trainer"] is not None:
-            print(f"trainer     {described(found['trainer'])}")
-        print(f"index       {found['index'] or 'does not answer'}")
+        if state["trainer"] is not None:
+            print(f"trainer     {described(state['trainer'])}")
+        print(f"index       {state['index'] or 'does not answer'}")
 
     @app.command()
     def doctor(context: typer.Context, as_json: AsJson = False) -> None:

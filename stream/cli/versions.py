@@ -50,8 +50,8 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         from .model_card import difference, difference_lines
 
         registry = _registry(settings_of(context))
-        found = difference(*(registry.manifest(registry.resolve(one)) for one in (left, right)))
-        print(json.dumps(found) if as_json else "\n".join(difference_lines(found)))
+        changes = difference(*(registry.manifest(registry.resolve(one)) for one in (left, right)))
+        print(json.dumps(changes) if as_json else "\n".join(difference_lines(changes)))
 
     @models.command()
     def gc(
@@ -80,20 +80,20 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             return plan(registry, runs, newest=keep, champions=champions, needed=list(needed))
 
         if dry_run:
-            found = planned()
+            garbage = planned()
         else:
             with TrainerLock(settings):  # a trainer may need what would go
-                found = planned()
-                remove(registry, runs, found)
+                garbage = planned()
+                remove(registry, runs, garbage)
         if as_json:
-            print(json.dumps({**asdict(found), "removed": not dry_run}))
+            print(json.dumps({**asdict(garbage), "removed": not dry_run}))
             return
-        for name, why in found.kept.items():
+        for name, why in garbage.kept.items():
             print(f"keep    {name}  {why}")
         verb = "would go" if dry_run else "removed"
-        for name in [*found.versions, *(f"run {id_}" for id_ in found.windows)]:
+        for name in [*garbage.versions, *(f"run {id_}" for id_ in garbage.windows)]:
             print(f"{verb}  {name}")
-        print(f"{found.bytes / 1e6:.1f} MB")
+        print(f"{garbage.bytes / 1e6:.1f} MB")
 
 
 def _registry(settings: Settings) -> Registry:

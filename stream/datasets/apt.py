@@ -83,8 +83,8 @@ def _run(command: Sequence[str], work: Path) -> str:
         command, cwd=work, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
     if done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout).split())[-500:]
-        raise AptError(f"`{command[0]}` failed with status {done.returncode}: {said}")
+        output = " ".join((done.stderr or done.stdout).split())[-500:]
+        raise AptError(f"`{command[0]}` failed with status {done.returncode}: {output}")
     return done.stdout
 
 

@@ -100,7 +100,7 @@ def stamps(cache: Path, progress: Progress | None = None) -> list[Item]:
             fetch_package(PACKAGE, Path("usr/share/tuxpaint/stamps"), root, progress)
         except AptError as error:
             raise DatasetError(f"the stamps cannot be had: {error}") from error
-    found: list[tuple[Path, Item]] = []
+    placed: list[tuple[Path, Item]] = []
     for picture in sorted(root.rglob("*.png")):
         caption = picture.with_suffix(".txt")
         if not caption.is_file():  # a mirrored variant of another stamp
@@ -117,8 +117,8 @@ def stamps(cache: Path, progress: Progress | None = None) -> list[Item]:
             audio_source=sound,
             audio_type="audio/ogg" if sound else None,
         )
-        found.append((picture.relative_to(root), item))
-    return _named(found)
+        placed.append((picture.relative_to(root), item))
+    return _named(placed)
 
 
 def folder(path: Path) -> list[Item]:
@@ -134,14 +134,14 @@ def folder(path: Path) -> list[Item]:
     """
     if not path.is_dir():
         raise DatasetError(f"{path} is not a folder")
-    found: dict[Path, Item] = {}
+    items: dict[Path, Item] = {}
     for file in sorted(path.rglob("*")):
         place = file.relative_to(path)
         suffix = file.suffix.lower()
         if any(part.startswith(".") for part in place.parts) or not file.is_file():
             continue
         stem = place.with_suffix("")
-        item = found.get(stem, Item(id=stem.name))
+        item = items.get(stem, Item(id=stem.name))
         if suffix == ".txt":
             item = replace(item, text=file.read_text("utf-8", "replace").strip())
         elif suffix in IMAGE_TYPES:
@@ -152,10 +152,10 @@ def folder(path: Path) -> list[Item]:
             item = replace(item, audio_source=file, audio_type=AUDIO_TYPES[suffix])
         else:
             continue
-        found[stem] = item
-    if not found:
+        items[stem] = item
+    if not items:
         raise DatasetError(f"{path} holds no .txt, picture or sound")
-    return _named(list(found.items()))
+    return _named(list(items.items()))
 
 
 def digits() -> list[Item]:
@@ -189,7 +189,7 @@ def digits() -> list[Item]:
     return items
 
 
-def _named(found: Sequence[tuple[Path, Item]]) -> list[Item]:
+def _named(placed: Sequence[tuple[Path, Item]]) -> list[Item]:
     """Give items their ids and categories from their places, `<category>/<...>/<stem>`.
 
     The category stays out of the id. Where that makes two ids equal (cats/001, dogs/001), each
@@ -200,9 +200,9 @@ def _named(found: Sequence[tuple[Path, Item]]) -> list[Item]:
         parts = place.with_suffix("").parts
         return "/".join(parts[1:] if len(parts) > 1 else parts)
 
-    counts = Counter(below(place) for place, _ in found)
+    counts = Counter(below(place) for place, _ in placed)
     items = []
-    for place, item in found:
+    for place, item in placed:
         id_ = below(place)
         if counts[id_] > 1:
             id_ += "~" + hashlib.sha256(place.as_posix().encode()).hexdigest()[:8]

@@ -189,20 +189,20 @@ class Summary:
         }
 
 
-def summary(found: Iterable[DeadLetter], *, last: int) -> Summary:
+def summary(letters: Iterable[DeadLetter], *, last: int) -> Summary:
     """Count letters and keep the newest, without their values."""
-    told = Summary()
+    result = Summary()
     newest: list[tuple[int, int, int, DeadLetter]] = []
-    for letter in found:
-        told.total += 1
-        told.by[letter.stage, letter.kind] += 1
+    for letter in letters:
+        result.total += 1
+        result.by[letter.stage, letter.kind] += 1
         place = letter.message.ts, letter.message.partition, letter.message.offset
         entry = (*place, letter.light())
         heapq.heappush(newest, entry)
         if len(newest) > last:
             heapq.heappop(newest)
-    told.last = [entry[-1] for entry in sorted(newest, reverse=True)]
-    return told
+    result.last = [entry[-1] for entry in sorted(newest, reverse=True)]
+    return result
 
 
 def recent(settings: Settings, *, wall: float | None = None, last: int = 5) -> dict[str, Any]:
@@ -270,11 +270,11 @@ def _shown(value: Any, depth: int) -> Any:
     rest = len(value) - SHOWN_ITEMS
     if isinstance(value, dict):
         some = {
-            str(_shown(name, 0)): _shown(its, depth - 1)
-            for name, its in list(value.items())[:SHOWN_ITEMS]
+            str(_shown(name, 0)): _shown(entry, depth - 1)
+            for name, entry in list(value.items())[:SHOWN_ITEMS]
         }
         return some | ({"...": f"{rest} more"} if rest > 0 else {})
-    shown = [_shown(its, depth - 1) for its in value[:SHOWN_ITEMS]]
+    shown = [_shown(entry, depth - 1) for entry in value[:SHOWN_ITEMS]]
     return [*shown, f"... {rest} more"] if rest > 0 else shown
 
 

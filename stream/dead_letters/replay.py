@@ -115,7 +115,7 @@ class Replayer:
             Fenced: another replay was started meanwhile.
             BrokerError: the letters without a mark were not sent; run it again.
         """
-        told = Replay()
+        report = Replay()
         sink = None
         if not dry:
             sink = TransactionalSink(
@@ -127,55 +127,55 @@ class Replayer:
             )
             sink.open()  # before the marks are read: an earlier replay is settled by this
         try:
-            wanted = self._look(selection, told)
+            ids = self._look(selection, report)
             ends = self._ends()
-            for batch in self._batches(selection, wanted):
+            for batch in self._batches(selection, ids):
                 began = self._clock()
-                before = len(told.sent)
-                self._send_fresh(sink, batch, told)
+                before = len(report.sent)
+                self._send_fresh(sink, batch, report)
                 if sink is not None:
-                    due_s = (len(told.sent) - before) / self._rate
+                    due_s = (len(report.sent) - before) / self._rate
                     self._sleep(max(0.0, due_s - (self._clock() - began)))
         finally:
             if sink is not None:
                 sink.close()
-        if sink is not None and told.sent:
+        if sink is not None and report.sent:
             self._origins.read_on()
-            told.sent = {id: self._origins.sent.get(self._mark(id)) for id in told.sent}
-            self._await(told, ends)
-        return told
+            report.sent = {id: self._origins.sent.get(self._mark(id)) for id in report.sent}
+            self._await(report, ends)
+        return report
 
-    def _look(self, selection: Selection, told: Replay) -> set[str]:
+    def _look(self, selection: Selection, report: Replay) -> set[str]:
         """The ids of the letters that may be sent; their origins are watched from here on."""
         marks = replayed(self._settings)
-        wanted = set()
+        ids = set()
         for letter in letters(self._settings, selection):
             if letter.id in marks:
-                told.already += 1
+                report.already += 1
             elif letter.origin is None or letter.origin[0] not in self._groups:
-                told.foreign.append(letter.id)
+                report.foreign.append(letter.id)
             elif letter.cut:
-                told.cut.append(letter.id)
+                report.cut.append(letter.id)
             else:
-                wanted.add(letter.id)
+                ids.add(letter.id)
                 self._origins.watch(letter)
-        return wanted
+        return ids
 
-    def _batches(self, selection: Selection, wanted: set[str]) -> Iterator[list[DeadLetter]]:
+    def _batches(self, selection: Selection, ids: set[str]) -> Iterator[list[DeadLetter]]:
         """The letters in the order of each partition, as many as one transaction takes."""
         most = min(MOST, max(1, math.ceil(self._rate)))
         batch: list[DeadLetter] = []
-        for letter in letters(self._settings, selection) if wanted else ():
-            if letter.id in wanted:
+        for letter in letters(self._settings, selection) if ids else ():
+            if letter.id in ids:
                 batch.append(letter)
-            if len(batch) == most or sum(its.size for its in batch) >= MOST_BYTES:
+            if len(batch) == most or sum(one.size for one in batch) >= MOST_BYTES:
                 yield batch
                 batch = []
         if batch:
             yield batch
 
     def _send_fresh(
-        self, sink: TransactionalSink | None, batch: list[DeadLetter], told: Replay
+        self, sink: TransactionalSink | None, batch: list[DeadLetter], report: Replay
     ) -> None:
         """Send what of a batch may be sent; a transaction of unknown outcome is settled first."""
         for attempt in range(1, TRIES + 1):
@@ -183,10 +183,10 @@ class Replayer:
                 sink.open()  # whoever opens one after this fences this transaction
             self._origins.read_on()
             if attempt > 1:
-                sent = [its for its in batch if self._mark(its.id) in self._origins.sent]
-                told.sent |= dict.fromkeys(letter.id for letter in sent)
+                sent = [letter for letter in batch if self._mark(letter.id) in self._origins.sent]
+                report.sent |= dict.fromkeys(letter.id for letter in sent)
                 batch = [letter for letter in batch if letter not in sent]
-            batch = [letter for letter in batch if not self._left_out(letter, told)]
+            batch = [letter for letter in batch if not self._left_out(letter, report)]
             try:
                 if sink is not None and batch:
                     self._send(sink, batch)
@@ -195,16 +195,16 @@ class Replayer:
                     raise
                 log.warning("%d dead letters are tried again: %s", len(batch), error)
             else:
-                told.sent |= dict.fromkeys(letter.id for letter in batch)
+                report.sent |= dict.fromkeys(letter.id for letter in batch)
                 return
 
-    def _left_out(self, letter: DeadLetter, told: Replay) -> bool:
+    def _left_out(self, letter: DeadLetter, report: Replay) -> bool:
         if self._mark(letter.id) in self._origins.sent:  # by another replay, meanwhile
-            told.already += 1
+            report.already += 1
             return True
         if self._force or not self._origins.later(letter):
             return False
-        told.superseded.append(letter.id)
+        report.superseded.append(letter.id)
         return True
 
     def _mark(self, id: str) -> bytes:
@@ -239,9 +239,9 @@ class Replayer:
             member.close()
         log.info("%d dead letters sent again", len(batch))
 
-    def _await(self, told: Replay, ends: Mapping[int, int]) -> None:
+    def _await(self, report: Replay, ends: Mapping[int, int]) -> None:
         """See what became of the messages: their group has passed them, or they failed again."""
-        open_ = {place: id for id, place in told.sent.items() if place is not None}
+        open_ = {place: id for id, place in report.sent.items() if place is not None}
         deadline = self._clock() + self._wait_s
         while open_:
             passed = self._passed()  # before the letters are read, which come with the offsets
@@ -249,15 +249,15 @@ class Replayer:
             for message in replay(self._settings, self._topic, start_at=ends, stop_at=until):
                 letter = letter_of(message)
                 if letter.origin is not None and letter.origin in open_:
-                    told.failed[open_.pop(letter.origin)] = letter.light()
+                    report.failed[open_.pop(letter.origin)] = letter.light()
             ends = until
             for place in [place for place in open_ if place[2] < passed.get(place[:2], 0)]:
-                told.done.append(open_.pop(place))
+                report.done.append(open_.pop(place))
             if self._clock() >= deadline:
                 break
             if open_:
                 self._sleep(POLL_S)
-        told.waiting = sorted(open_.values())
+        report.waiting = sorted(open_.values())
 
     def _passed(self) -> dict[tuple[str, int], int]:
         """What the groups have committed, by origin topic and partition."""

@@ -92,14 +92,14 @@ def readiness(
             waits_for=f"{unsure} records are missing, or deleted as {serving} has not read yet",
         )
     both = recall(old, new)
-    found = {} if both is None else dict(zip((serving, entry.generation), both, strict=True))
+    recalls = {} if both is None else dict(zip((serving, entry.generation), both, strict=True))
     stops = None
-    if found and found[entry.generation] < found[serving] - settings.flip_recall_drop:
+    if recalls and recalls[entry.generation] < recalls[serving] - settings.flip_recall_drop:
         stops = (
-            f"recall@{AT} of {entry.generation} is {found[entry.generation]:.3f}, of {serving} "
-            f"{found[serving]:.3f}: it may be {settings.flip_recall_drop:g} lower"
+            f"recall@{AT} of {entry.generation} is {recalls[entry.generation]:.3f}, of {serving} "
+            f"{recalls[serving]:.3f}: it may be {settings.flip_recall_drop:g} lower"
         )
-    return Readiness(behind=behind, missing=missing, recall=found, waits_for=None, stops=stops)
+    return Readiness(behind=behind, missing=missing, recall=recalls, waits_for=None, stops=stops)
 
 
 def absent(old: VectorStore, new: VectorStore) -> tuple[int, int]:
@@ -129,17 +129,17 @@ def recall(old: VectorStore, new: VectorStore) -> tuple[float, float] | None:
     if no record has two modalities.
     """
     rows = [row for row in old.sample(FROZEN) if len(row.vectors) > 2]
-    pairs = [(row, its) for row in rows if (its := new.get(row.id)) is not None]
+    pairs = [(row, rebuilt) for row in rows if (rebuilt := new.get(row.id)) is not None]
     if not pairs:
         return None
     return (
-        _found(old, [row for row, _ in pairs]),
-        _found(new, [row for _, row in pairs]),
+        _recall(old, [row for row, _ in pairs]),
+        _recall(new, [row for _, row in pairs]),
     )
 
 
-def _found(store: VectorStore, rows: list[Row]) -> float:
-    asked = found = 0
+def _recall(store: VectorStore, rows: list[Row]) -> float:
+    asked = hit_count = 0
     by_pair: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         names = sorted(set(row.vectors) - {FUSED})
@@ -147,9 +147,9 @@ def _found(store: VectorStore, rows: list[Row]) -> float:
             for target in names:
                 if query != target:
                     by_pair.setdefault((query, target), []).append(row)
-    for (query, target), its in by_pair.items():
-        queries_BD = np.stack([row.vectors[query] for row in its])
-        for row, hits in zip(its, store.search(queries_BD, k=AT, vector=target), strict=True):
+    for (query, target), sources in by_pair.items():
+        queries_BD = np.stack([row.vectors[query] for row in sources])
+        for row, hits in zip(sources, store.search(queries_BD, k=AT, vector=target), strict=True):
             asked += 1
-            found += row.id in {hit.id for hit in hits}
-    return found / asked
+            hit_count += row.id in {hit.id for hit in hits}
+    return hit_count / asked

@@ -54,6 +54,8 @@ class Generation:
         except BadInput as error:
             raise BadQuery(error.field, error.reason) from error
         return [
-            QueryVectors(fused=found.fused, by=dict(found.by), space=model.space, model=model.name)
-            for found in embeddings
+            QueryVectors(
+                fused=embedding.fused, by=dict(embedding.by), space=model.space, model=model.name
+            )
+            for embedding in embeddings
         ]

@@ -124,7 +124,7 @@ class Manager:
 
     def building(self) -> dict[str, Any]:
         """How far the generations are that are being built."""
-        return {name: its.plain() for name, its in self._readiness.items()}
+        return {name: state.plain() for name, state in self._readiness.items()}
 
     async def look(self) -> None:
         """Bring this node in line with the registry; flip to what is ready.
@@ -218,15 +218,15 @@ class Manager:
                 continue
             if not self.generations.get(name).reader.caught_up:
                 continue
-            found = await asyncio.to_thread(self._readiness_of, entry, serving)
-            if found.waits_for is None and (by := superseded_by(self._registry, entry)):
+            current = await asyncio.to_thread(self._readiness_of, entry, serving)
+            if current.waits_for is None and (by := superseded_by(self._registry, entry)):
                 await asyncio.to_thread(return_ownership, self._settings, self._registry, entry)
-                found = replace(found, stops=by)
+                current = replace(current, stops=by)
             before = self._readiness.get(name)
-            self._readiness[name] = found
-            if found.stops and (before is None or before.stops != found.stops):
-                log.error("%s does not take over: %s", name, found.stops)
-            if found.waits_for or found.stops:
+            self._readiness[name] = current
+            if current.stops and (before is None or before.stops != current.stops):
+                log.error("%s does not take over: %s", name, current.stops)
+            if current.waits_for or current.stops:
                 continue
             flipped = await asyncio.to_thread(
                 flip,

@@ -199,12 +199,12 @@ class IndexNode:
     def _serving(self, name: str | None) -> Serving:
         generations = self._manager.generations
         try:
-            found = generations.serving if name is None else generations.get(name)
+            generation = generations.serving if name is None else generations.get(name)
         except GenerationError:
             if name is None:
                 raise NotServing(self._closed()) from None
             raise UnknownGeneration(name, generations.names) from None
-        return found.serving()
+        return generation.serving()
 
     def _closed(self) -> str:
         """Why nothing is searched by default: this node was away when generations changed."""
@@ -283,9 +283,9 @@ async def _served_champion(settings: Settings, registry: Registry) -> Champion:
 def _allow_files(count: int) -> None:
     """Raise this process's limit on open files to what is needed, as far as the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    target = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < target:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
 
 
 def run(settings: Settings) -> None:

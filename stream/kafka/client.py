@@ -244,13 +244,13 @@ class Admin:
             {"bootstrap.servers": self._bootstrap, "group.id": group, "log_level": 3}
         )
         try:
-            found = self._call(
+            positions = self._call(
                 "committed offsets",
                 lambda: consumer.committed(
                     topic_partitions(topic, range(partitions)), timeout=self._timeout
                 ),
             )
-            return {part.partition: part.offset for part in found if part.offset >= 0}
+            return {part.partition: part.offset for part in positions if part.offset >= 0}
         finally:
             consumer.close()
 
@@ -295,20 +295,20 @@ class Admin:
         futures = self._client.list_offsets(
             dict(latest), isolation_level=level, request_timeout=self._timeout
         )
-        return {(at.topic, at.partition): its.result().offset for at, its in futures.items()}
+        return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
 
     def offsets_at(self, topic: str, partitions: int, ts_ms: int) -> dict[int, int]:
         """Each partition's first offset from a time on; left out where there is none yet."""
         consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "_", "log_level": 3})
         times = [TopicPartition(topic, number, ts_ms) for number in range(partitions)]
         try:
-            found = self._call(
+            positions = self._call(
                 f"offsets of {topic} by time",
                 lambda: consumer.offsets_for_times(times, timeout=self._timeout),
             )
         finally:
             consumer.close()
-        return {part.partition: part.offset for part in found if part.offset >= 0}
+        return {part.partition: part.offset for part in positions if part.offset >= 0}
 
     def truncate(self, topic: str, before: Mapping[int, int]) -> None:
         """Delete what lies before an offset of each partition.

@@ -175,19 +175,19 @@ class TransactionalSink:
 
     def _end_hanging(self, producer: Producer, deadline: float) -> None:
         """Write the markers that the broker left out at the end of the last transaction."""
-        found = hanging.find(self._settings, self._id, self._topics)
-        if not found:
+        open_ends = hanging.find(self._settings, self._id, self._topics)
+        if not open_ends:
             return
-        where = ", ".join(f"{its.topic} {its.partition}" for its in found)
+        where = ", ".join(f"{part.topic} {part.partition}" for part in open_ends)
         member = lone_consumer(
             self._settings, group_id=self._group, isolation_level="read_uncommitted"
         )
         try:  # read uncommitted: not waiting for the marker that may be missing here, too
             positions = member.committed(
-                topic_partitions(self._source, {its.covered.partition for its in found}),
+                topic_partitions(self._source, {part.covered.partition for part in open_ends}),
                 timeout=self._settings.broker_timeout_s,
             )
-            if not hanging.aborted(found, {its.partition: its.offset for its in positions}):
+            if not hanging.aborted(open_ends, {part.partition: part.offset for part in positions}):
                 log.warning("committed by %s, shown with its next commit: %s", self._id, where)
                 return
             log.warning("left open by %s, aborted now: %s", self._id, where)
@@ -195,8 +195,8 @@ class TransactionalSink:
                 position.offset = max(0, position.offset)
             producer.begin_transaction()
             key = hanging.HEADER.encode()  # a compacted topic takes no message without a key
-            for its in found:
-                nothing = Output(topic=its.topic, partition=its.partition, key=key, value=None)
+            for part in open_ends:
+                nothing = Output(topic=part.topic, partition=part.partition, key=key, value=None)
                 self._produce(producer, nothing, deadline)
             self._flush(producer, deadline)
             lease = member.consumer_group_metadata()

@@ -64,7 +64,7 @@ def ensure(settings: Settings, admin: Admin | None = None) -> int:
     own = admin is None
     admin = admin or Admin(settings)
     try:
-        wanted = plan(settings)
+        planned = plan(settings)
         counts = admin.partition_counts()
         records = settings.topic("records")
         partitions = counts.get(records, settings.partitions)
@@ -75,7 +75,7 @@ def ensure(settings: Settings, admin: Admin | None = None) -> int:
                 replication=topic.replication,
                 config=topic.config,
             )
-            for topic in wanted
+            for topic in planned
             if topic.name not in counts
         ]
         admin.create(missing)
@@ -93,9 +93,9 @@ def check(settings: Settings, counts: dict[str, int]) -> None:
     expected = counts.get(settings.topic("records"))
     for name in ("vectors", "predictions", "dead-letters", "parts", "parts-seen"):
         topic = settings.topic(name)
-        if (found := counts.get(topic)) != expected:
+        if (count := counts.get(topic)) != expected:
             raise ConfigError(
-                f"topic {topic} has {found} partitions, records has {expected}: "
+                f"topic {topic} has {count} partitions, records has {expected}: "
                 "a record and its outputs share a partition number, so the counts must be equal; "
                 "make new topics under another BRAID_PREFIX and rebuild"
             )

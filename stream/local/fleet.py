@@ -61,14 +61,14 @@ class Fleet:
         child = self._child(command, *arguments).start()
         deadline = time.monotonic() + timeout
         try:
-            with child.log.open("rb") as said:
+            with child.log.open("rb") as output:
                 while child.running:
                     if time.monotonic() > deadline:
                         raise ChildError(f"{child.name} took over {timeout:g} s:\n{child.tail()}")
                     self.check()
-                    _pass_on(said.read())
+                    _pass_on(output.read())
                     time.sleep(0.1)
-                _pass_on(said.read())
+                _pass_on(output.read())
         finally:
             child.stop()
         if child.status != 0:

@@ -84,10 +84,10 @@ class Rebuilder:
         try:
             if time.monotonic() - since > self._timeout_s:  # nobody waits for a queue behind others
                 return None
-            found = self.read(partition, offset)
-            if found is None or found[1] is None:
+            message = self.read(partition, offset)
+            if message is None or message[1] is None:
                 return None
-            record = decode_record(found[0], found[1])
+            record = decode_record(message[0], message[1])
             if record.id != id_:  # a topic that was made anew
                 return None
             image, audio = self._bytes(record, "image"), self._bytes(record, "audio")

@@ -140,8 +140,8 @@ class Reading:
         partitions = self._admin.partition_counts().get(self._topic, 0)
         ends = {n: end for n, (_, end) in self._admin.ends(self._topic, partitions).items()}
         if self._next is None:
-            found = self._admin.offsets_at(self._topic, partitions, self._since_ms)
-            self._next = {number: found.get(number, ends[number]) for number in ends}
+            starts = self._admin.offsets_at(self._topic, partitions, self._since_ms)
+            self._next = {number: starts.get(number, ends[number]) for number in ends}
         messages = replay(self._settings, self._topic, stop_at=ends, start_at=self._next)
         for message in messages:
             # Not the end: a transaction may be open before it.
@@ -196,9 +196,9 @@ class Comparing:
         for position, took_s in enumerate(mark.get("seconds") or ()):
             self._seconds[position] += float(took_s)
         mine, labels = prediction.get("tasks") or {}, mark.get("labels") or {}
-        for name, said in (mark.get("tasks") or {}).items():
-            task = self._tasks.setdefault(name, _Task(kind=str(said.get("kind"))))
-            task.add(said, mine.get(name), labels.get(name))
+        for name, champions in (mark.get("tasks") or {}).items():
+            task = self._tasks.setdefault(name, _Task(kind=str(champions.get("kind"))))
+            task.add(champions, mine.get(name), labels.get(name))
 
     def result(self, limits: CanaryLimits) -> Comparison:
         """What all that was added says."""
@@ -329,11 +329,11 @@ class _Score:
     of: Callable[[Mapping[str, Any], Any], float]
 
 
-def _f1(said: Mapping[str, Any], label: Any) -> float:
+def _f1(prediction: Mapping[str, Any], label: Any) -> float:
     """Of one record's labels; 1 where there are none and none is said, as the judge has it."""
-    chosen, wanted = set(said.get("labels") or ()), set(label)
-    total = len(chosen) + len(wanted)
-    return 2.0 * len(chosen & wanted) / total if total else 1.0
+    chosen, expected = set(prediction.get("labels") or ()), set(label)
+    total = len(chosen) + len(expected)
+    return 2.0 * len(chosen & expected) / total if total else 1.0
 
 
 def _is_number(label: object) -> bool:
@@ -344,15 +344,17 @@ _SCORES = {
     "classification": _Score(
         "accuracy",
         lambda label: isinstance(label, str),
-        lambda said, label: float(said.get("label") == label),
+        lambda prediction, label: float(prediction.get("label") == label),
     ),
     "multilabel": _Score("F1", lambda label: isinstance(label, (list, tuple)), _f1),
     "regression": _Score(
-        "error", _is_number, lambda said, label: abs(float(said.get("value") or 0.0) - label)
+        "error",
+        _is_number,
+        lambda prediction, label: abs(float(prediction.get("value") or 0.0) - label),
     ),
 }
 _DECIDED: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
-    "classification": lambda said: said.get("label"),
-    "multilabel": lambda said: set(said.get("labels") or ()),
-    "generation": lambda said: said.get("text"),
+    "classification": lambda prediction: prediction.get("label"),
+    "multilabel": lambda prediction: set(prediction.get("labels") or ()),
+    "generation": lambda prediction: prediction.get("text"),
 }

@@ -181,23 +181,23 @@ class Judge:
             "concentration": tally.concentration,
             "missing": {name: tally.missing(name) for name in sorted(tally.present)},
             "confidence": {
-                task: {"mean": its.confidence.mean, "sd": its.confidence.sd}
-                for task, its in tally.tasks.items()
-                if its.confidence.count
+                task: {"mean": task_tally.confidence.mean, "sd": task_tally.confidence.sd}
+                for task, task_tally in tally.tasks.items()
+                if task_tally.confidence.count
             },
             "labels": {
                 task: dict(list(tally.shares(task).items())[:TOP_LABELS])
-                for task, its in tally.tasks.items()
-                if its.labels
+                for task, task_tally in tally.tasks.items()
+                if task_tally.labels
             },
         }
 
     def _of_manifest(self, model: str) -> Tally | None:
         try:
-            found = Tally.from_plain(self._registry.manifest(model).reference)
+            reference = Tally.from_plain(self._registry.manifest(model).reference)
         except (RegistryError, ValueError):  # not in the registry, or made before there was one
             return None
-        return found if found.count >= REFERENCE_LEAST else None
+        return reference if reference.count >= REFERENCE_LEAST else None
 
     def _serves(self, generation: str, model: str) -> bool:
         if self._settings.model is not None:  # there is one model, whatever the registry says

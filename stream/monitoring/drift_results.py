@@ -36,8 +36,8 @@ class Board:
             self._client.hset(self._key, version, cast(Any, pack(dict(report))))
             self._client.expire(self._key, self._kept_s)
             old = time.time() - self._kept_s
-            for name, its in _all(self._client, self._key).items():
-                if its.get("end", 0.0) < old:
+            for name, kept in _all(self._client, self._key).items():
+                if kept.get("end", 0.0) < old:
                     self._client.hdel(self._key, name)
         except redis.RedisError:
             return
@@ -65,21 +65,21 @@ def line(version: str, report: Mapping[str, Any]) -> str:
     "g0001/braid-0002 to 12:05:00, 812 records: labels colour 0.41 (0.25) DRIFT, embedding ..."."""
     ended = time.strftime("%H:%M:%S", time.localtime(report["end"]))
     parts = [
-        f"{its['name']} {its['value']:.2g} ({its['limit']:g}){' DRIFT' if its['exceeds'] else ''}"
-        for its in report["statistics"]
+        f"{row['name']} {row['value']:.2g} ({row['limit']:g}){' DRIFT' if row['exceeds'] else ''}"
+        for row in report["statistics"]
     ]
-    said = ", ".join(parts + ([report["note"]] if report["note"] else []))
-    return f"{version} to {ended}, {report['records']} records: {said}"
+    statistics = ", ".join(parts + ([report["note"]] if report["note"] else []))
+    return f"{version} to {ended}, {report['records']} records: {statistics}"
 
 
 def _all(client: redis.Redis, key: str) -> dict[str, dict[str, Any]]:
-    found = {}
+    reports = {}
     for name, value in cast(dict[bytes, bytes], client.hgetall(key)).items():
         try:
-            found[name.decode()] = decode_map(value)
+            reports[name.decode()] = decode_map(value)
         except BadRecord:  # written by another braid
             continue
-    return found
+    return reports
 
 
 def _key(settings: Settings) -> str:

@@ -54,16 +54,16 @@ class DriftMetrics:
             gauge.labels(*version, *labels).set(value)
             shown.append((gauge, (*version, *labels)))
 
-        for its in report["statistics"]:
-            put(self._drift, its["value"], its["name"])
-            put(self._limit, its["limit"], its["name"])
-        put(self._exceeded, sum(its["exceeds"] for its in report["statistics"]))
+        for entry in report["statistics"]:
+            put(self._drift, entry["value"], entry["name"])
+            put(self._limit, entry["limit"], entry["name"])
+        put(self._exceeded, sum(entry["exceeds"] for entry in report["statistics"]))
         put(self._records, report["records"])
         put(self._end, report["end"])
         put(self._norm, report["norm"])
         put(self._concentration, report["concentration"])
-        for task, its in report["confidence"].items():
-            put(self._confidence, its["mean"], task)
+        for task, entry in report["confidence"].items():
+            put(self._confidence, entry["mean"], task)
         for modality, rate in report["missing"].items():
             put(self._missing, rate, modality)
 
@@ -115,33 +115,42 @@ class WorkerMetrics(ByGeneration["GenerationMetrics"]):
 
     def __init__(self) -> None:
         super().__init__(GenerationMetrics)
-        its = GENERATION
-        self.records = self._counter("braid_records", "Records whose outputs are committed", its)
+        by_generation = GENERATION
+        self.records = self._counter(
+            "braid_records", "Records whose outputs are committed", by_generation
+        )
         self.dead = self._counter(
-            "braid_dead_letters", "Records that became dead letters", its, "stage", "kind"
+            "braid_dead_letters", "Records that became dead letters", by_generation, "stage", "kind"
         )
         self.unknown = self._counter(
-            "braid_unknown_fields", "Fields of records that were left out", its
+            "braid_unknown_fields", "Fields of records that were left out", by_generation
         )
         self.refused = self._counter(
-            "braid_transactions_refused", "Transactions that were aborted", its
+            "braid_transactions_refused", "Transactions that were aborted", by_generation
         )
         self.failures = self._counter(
-            "braid_worker_failures", "Times its worker ended while others went on", its
+            "braid_worker_failures", "Times its worker ended while others went on", by_generation
         )
         self.failed_batches = self._counter(
-            "braid_batches_failed", "Micro-batches on which encode raised", its, "kind"
+            "braid_batches_failed", "Micro-batches on which encode raised", by_generation, "kind"
         )
         self.batch = self._histogram(
-            "braid_batch_records", "Records in a micro-batch", BUCKETS_RECORDS, its
+            "braid_batch_records", "Records in a micro-batch", BUCKETS_RECORDS, by_generation
         )
         self.encode = self._histogram(
-            "braid_encode_seconds", "From a batch's start to its embeddings", BUCKETS_S, its
+            "braid_encode_seconds",
+            "From a batch's start to its embeddings",
+            BUCKETS_S,
+            by_generation,
         )
-        self.commit = self._histogram("braid_publish_seconds", "One transaction", BUCKETS_S, its)
-        self.owned = self._gauge("braid_partitions", "Partitions assigned", its)
-        self.model = self._gauge("braid_model_info", "1 for the model in use", its, "model")
-        self.lag = self._gauge("braid_lag", "Offsets behind the end", its, "partition")
+        self.commit = self._histogram(
+            "braid_publish_seconds", "One transaction", BUCKETS_S, by_generation
+        )
+        self.owned = self._gauge("braid_partitions", "Partitions assigned", by_generation)
+        self.model = self._gauge(
+            "braid_model_info", "1 for the model in use", by_generation, "model"
+        )
+        self.lag = self._gauge("braid_lag", "Offsets behind the end", by_generation, "partition")
         self.drift = DriftMetrics(self.registry)
         self.join = JoinMetrics(self.registry)
 

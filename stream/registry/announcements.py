@@ -120,7 +120,7 @@ async def follow_news(settings: Settings, look: Callable[[], Awaitable[None]]) -
 
     listener = asyncio.create_task(read())
     hearing = asyncio.create_task(listen(settings, news.set))
-    said = ""
+    last_error = ""
     try:
         while True:
             if listener.done():  # the poll goes on without it
@@ -129,11 +129,11 @@ async def follow_news(settings: Settings, look: Callable[[], Awaitable[None]]) -
             news.clear()
             try:
                 await look()
-                said = ""
+                last_error = ""
             except Exception as error:  # noqa: BLE001 (whatever it was, the old model goes on)
-                if str(error) != said:  # once, not at every poll
+                if str(error) != last_error:  # once, not at every poll
                     log.error("what is new is not taken, all goes on as it was: %s", error)
-                said = str(error)
+                last_error = str(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), settings.model_poll_s)
     finally:

@@ -90,7 +90,7 @@ class GenerationRecords:
 
     def next(self, *, serving: str) -> str:
         """A name that no generation had."""
-        taken = [its.generation for its in self.all()]
+        taken = [entry.generation for entry in self.all()]
         return f"g{1 + max(int(name[1:]) for name in [*taken, serving]):04d}"
 
     def fed(self, registry: Registry) -> Mapping[str, str]:
@@ -103,7 +103,7 @@ class GenerationRecords:
         if champion is None:
             return {}
         models = {champion.generation: champion.name}
-        last = {its.generation: its.name for its in registry.history()}
+        last = {promotion.generation: promotion.name for promotion in registry.history()}
         for entry in self.all():
             if entry.generation in models or entry.state == "dropped":
                 continue

@@ -94,19 +94,19 @@ class Handovers:
             names = set(os.listdir(self._folder))
         except FileNotFoundError:
             return []
-        found = []
+        proposals = []
         for name in sorted(name for name in names if name.endswith(".json")):
             number = int(name.removesuffix(".json"))
             decided = f"{number:08d}.decision" in names
-            found.append((self._handover(number), self._decision(number) if decided else None))
-        return found
+            proposals.append((self._handover(number), self._decision(number) if decided else None))
+        return proposals
 
     def confirmed(self) -> list[Handover]:
         """All that are in force, oldest first."""
-        return [its for its, decision in self.all() if decision == CONFIRMED]
+        return [handover for handover, decision in self.all() if decision == CONFIRMED]
 
     def undecided(self) -> list[Handover]:
-        return [its for its, decision in self.all() if decision is None]
+        return [proposal for proposal, decision in self.all() if decision is None]
 
     def decided_ms(self, number: int) -> float:
         """When it was decided, in milliseconds since 1970."""
@@ -145,7 +145,7 @@ class Handovers:
         margins: dict[int, int] = {}
         for _ in range(TRIES):
             while left := self.undecided():
-                if not all(self.void_if_expired(its) for its in left):
+                if not all(self.void_if_expired(other) for other in left):
                     self._sleep(LOOK_S)
             began = ends()
             offsets = {number: end + margins.get(number, 0) for number, end in began.items()}
@@ -163,7 +163,7 @@ class Handovers:
         )
 
     def _propose(self, before: str, after: str, offsets: Mapping[int, int]) -> Handover:
-        number = 1 + max((its.number for its, _ in self.all()), default=0)
+        number = 1 + max((other.number for other, _ in self.all()), default=0)
         proposal = Handover(
             number=number, before=before, after=after, offsets=dict(offsets), topic=self._topic
         )
@@ -229,7 +229,7 @@ class Ownership:
                 if not self._handovers.void_if_expired(proposal):
                     return None
                 known = self._handovers.all()
-        confirmed = [its for its, decision in known if decision == CONFIRMED]
+        confirmed = [handover for handover, decision in known if decision == CONFIRMED]
         if not confirmed:
             return [self._first == self._generation] * len(records)
         return [owner_of(confirmed, *record) == self._generation for record in records]
@@ -237,16 +237,16 @@ class Ownership:
 
 def owner_of(confirmed: Sequence[Handover], partition: int, offset: int) -> str:
     """Which generation speaks for a record; `confirmed`: all there are, at least one."""
-    found = confirmed[0].before
+    owner = confirmed[0].before
     for handover in confirmed:
         if offset >= handover.offsets.get(partition, 0):
-            found = handover.after
-    return found
+            owner = handover.after
+    return owner
 
 
 def owned_until(confirmed: Sequence[Handover], generation: str, partition: int) -> int | None:
     """The offset from which on a generation speaks for no record any more; None: it has no end."""
-    starts = sorted({0, *(its.offsets.get(partition, 0) for its in confirmed)})
+    starts = sorted({0, *(handover.offsets.get(partition, 0) for handover in confirmed)})
     for start, end in reversed(list(zip(starts, [*starts[1:], None], strict=True))):
         if owner_of(confirmed, partition, start) == generation:
             return end

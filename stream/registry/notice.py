@@ -44,7 +44,7 @@ async def listen(settings: Settings, heard: Callable[[], None]) -> None:
     """Call `heard` at each notice, until cancelled. While Redis is away, try again at each poll."""
     if settings.redis_url is None:
         return
-    said = ""
+    last_error = ""
     while True:
         client = redis.asyncio.Redis.from_url(
             settings.redis_url, socket_connect_timeout=TIMEOUT_S, health_check_interval=10
@@ -53,13 +53,13 @@ async def listen(settings: Settings, heard: Callable[[], None]) -> None:
             async with client.pubsub(ignore_subscribe_messages=True) as subscription:
                 await subscription.subscribe(channel(settings))
                 heard()  # what came while nobody listened
-                said = ""
+                last_error = ""
                 async for _ in subscription.listen():
                     heard()
         except redis.RedisError as error:
-            if str(error) != said:
+            if str(error) != last_error:
                 log.warning("no notices from Redis, the poll goes on: %s", error)
-            said = str(error)
+            last_error = str(error)
         finally:
             with contextlib.suppress(redis.RedisError):
                 await client.aclose()

@@ -94,7 +94,7 @@ def unfinished(
     before, after = confirmed[-1].before, champion.generation
     group = settings.model_copy(update={"generation": before}).group
     committed = admin.committed(group, settings.topic("records"), len(ends))
-    told = {}
+    partitions = {}
     for number, (first, end) in ends.items():
         until = owned_until(confirmed, before, number)
         at = end + 1 if until is None else until
@@ -102,14 +102,14 @@ def unfinished(
         done = max(first, committed.get(number, first if committed else end))
         to_come, to_predict = max(0, at - end), max(0, min(at, end) - done)
         if after != before and (to_come or to_predict):
-            told[str(number)] = {
+            partitions[str(number)] = {
                 "before": before,
                 "after": after,
                 "at": until,
                 "to_come": to_come,
                 "to_predict": to_predict,
             }
-    return told
+    return partitions
 
 
 def return_ownership(settings: Settings, registry: Registry, entry: GenerationRecord) -> None:

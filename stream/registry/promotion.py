@@ -201,27 +201,27 @@ def reconcile(
     if champion is None:
         return
     late = [
-        its
-        for its in known
-        if its.state != "dropped"
-        and (its.state == "serving") != (its.generation == champion.generation)
+        entry
+        for entry in known
+        if entry.state != "dropped"
+        and (entry.state == "serving") != (entry.generation == champion.generation)
     ]
     failpoint = Failpoints.from_environment()
     if late:
         announce_champion(settings, champion, registry, tell)
-    last = {its.generation: its.name for its in registry.history()}
-    for its in late:
-        if its.generation == champion.generation:
-            said = replace(its, state="serving", until_ms=None, why=champion.why)
+    last = {entry.generation: entry.name for entry in registry.history()}
+    for entry in late:
+        if entry.generation == champion.generation:
+            updated = replace(entry, state="serving", until_ms=None, why=champion.why)
         else:
-            said = replace(
-                its,
+            updated = replace(
+                entry,
                 state="grace",
-                model=last.get(its.generation, its.model),
+                model=last.get(entry.generation, entry.model),
                 why=champion.why,
                 until_ms=int(now_ms + 1000 * settings.rollback_window_s),
             )
-        generation_records.put(said)
+        generation_records.put(updated)
         failpoint("flip-settling")
     handovers = Handovers(registry.root)
     for newest in handovers.confirmed()[-1:]:
@@ -293,12 +293,12 @@ def delete_resources(settings: Settings, gone: GenerationRecord) -> bool:
 
     Its workers may not have left the group yet; then a later call does it.
     """
-    its = settings.model_copy(update={"generation": gone.generation})
+    dropped = settings.model_copy(update={"generation": gone.generation})
     admin = Admin(settings)
     try:
-        if its.topic("vectors") in admin.partition_counts():
-            admin.delete_group(its.group)
-            admin.delete([its.topic("vectors")])
+        if dropped.topic("vectors") in admin.partition_counts():
+            admin.delete_group(dropped.group)
+            admin.delete([dropped.topic("vectors")])
     except StreamError as error:
         log.debug("%s is not deleted yet: %s", gone.generation, error)
         return False

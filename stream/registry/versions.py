@@ -78,13 +78,13 @@ class Registry:
         """All finished versions, oldest first."""
         if not self._versions.is_dir():
             return []
-        found = [folder.name for folder in self._versions.iterdir() if _is_version(folder)]
-        return sorted(found, key=lambda name: (self._number(name), name))
+        names = [folder.name for folder in self._versions.iterdir() if _is_version(folder)]
+        return sorted(names, key=lambda name: (self._number(name), name))
 
     def next(self) -> tuple[str, int]:
         """Name and number for a new version, one above every version there is or will be."""
-        given = [int(file.name) for file in self._numbers.glob("[0-9]*")]
-        number = 1 + max([*given, *map(self._number, self.names())], default=0)
+        taken = [int(file.name) for file in self._numbers.glob("[0-9]*")]
+        number = 1 + max([*taken, *map(self._number, self.names())], default=0)
         return f"{self._base}-{number:04d}", number
 
     def claim(self, run: str) -> tuple[str, int]:
@@ -115,7 +115,7 @@ class Registry:
         self.page(name).unlink(missing_ok=True)
         _remove(gone)
 
-    def resolve(self, given: str) -> str:
+    def resolve(self, version: str) -> str:
         """A version's name from its name or its number ("braid-0002", "2").
 
         Raises:
@@ -123,9 +123,9 @@ class Registry:
         """
         names = self.names()
         for name in names:
-            if given in (name, str(self._number(name))):
+            if version in (name, str(self._number(name))):
                 return name
-        raise RegistryError(f"no version {given!r}; there are: {', '.join(names) or 'none yet'}")
+        raise RegistryError(f"no version {version!r}; there are: {', '.join(names) or 'none yet'}")
 
     def manifest(self, name: str) -> Manifest:
         """Raises RegistryError if the version is missing or its manifest does not parse."""
@@ -254,9 +254,9 @@ class Registry:
         raise RegistryError("there is no earlier champion to go back to")
 
     def _promotion(self, by_seq: Mapping[int, Champion], seq: int) -> Champion | None:
-        found = by_seq.get(seq)
-        back_to = None if found is None else found.back_to
-        return found if back_to is None else by_seq.get(back_to)
+        promotion = by_seq.get(seq)
+        back_to = None if promotion is None else promotion.back_to
+        return promotion if back_to is None else by_seq.get(back_to)
 
     def _number(self, name: str) -> int:
         """By the manifest, else by the name: one damaged version must not hide the others."""

@@ -80,13 +80,13 @@ def plan(
     )
 
 
-def remove(registry: Registry, runs: Runs, found: Tidy) -> None:
+def remove(registry: Registry, runs: Runs, garbage: Tidy) -> None:
     """Remove what `plan` found. What has become champion meanwhile stays."""
     now = registry.champion()
-    for name in found.versions:
+    for name in garbage.versions:
         if now is None or now.name != name:
             registry.remove(name)
-    for id_ in found.windows:
+    for id_ in garbage.windows:
         shutil.rmtree(runs.folder(id_), ignore_errors=True)
 
 

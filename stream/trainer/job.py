@@ -326,8 +326,8 @@ def _promote(job: Job, run: Run, failed: str) -> tuple[bool, str]:
     for entry in GenerationRecords(registry.root).all():
         if entry.model == run.name and entry.state == "building":
             return False, entry.generation
-    wanted = run.seq == 0 and champion is None if options.promote is None else options.promote
-    if not wanted:
+    promotes = run.seq == 0 and champion is None if options.promote is None else options.promote
+    if not promotes:
         return False, ""
     if failed and not options.force:
         log.warning("%s is kept and not promoted: %s", run.name, failed)

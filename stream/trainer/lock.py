@@ -182,12 +182,12 @@ def holder(settings: Settings) -> dict[str, Any] | None:
 def described(state: Mapping[str, Any]) -> str:
     """Who trains, for a person."""
     since = datetime.fromtimestamp(int(state.get("since_ms", 0)) / 1000, UTC)
-    said = f"process {state.get('pid')} on {state.get('host')} since {since:%Y-%m-%d %H:%M:%S} UTC"
+    text = f"process {state.get('pid')} on {state.get('host')} since {since:%Y-%m-%d %H:%M:%S} UTC"
     if state.get("stage"):
-        said += f", {state['stage']} {state.get('done', 0)}/{state.get('total', 0)}"
+        text += f", {state['stage']} {state.get('done', 0)}/{state.get('total', 0)}"
     if isinstance(state.get("loss"), float):
-        said += f", loss {state['loss']:.3f}"
-    return said
+        text += f", loss {state['loss']:.3f}"
+    return text
 
 
 def first_in(settings: Settings, name: str, seconds: float) -> bool:
@@ -270,9 +270,9 @@ class _FileLock:
         if not _locked(file):
             with file:
                 file.seek(0)
-                said = file.read()
+                content = file.read()
             try:
-                who = described(json.loads(said))
+                who = described(json.loads(content))
             except ValueError:
                 who = f"it holds {self._path}"
             raise LockError(f"another trainer runs: {who}")

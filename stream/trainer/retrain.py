@@ -57,20 +57,20 @@ def together(job: Job) -> Outcome:
     with parallel.processes(device, PATIENCE) as (rank, size):
         if rank > 0:
             _follow(job, rank, size, device)
-        told = False
+        announced = False
 
-        def train_told(job: Job, run: Run, window: Window) -> Manifest:
-            nonlocal told
+        def train_announced(job: Job, run: Run, window: Window) -> Manifest:
+            nonlocal announced
             begins = run.name not in job.registry.names()
-            told = True
+            announced = True
             plan = {"run": asdict(run), "window": str(window.folder)} if begins else {}
             parallel.all_gather_bytes(json.dumps(plan).encode(), device)
             return train(job, run, window, rank, size)
 
         try:
-            return lead(job, train_told)
+            return lead(job, train_announced)
         finally:
-            if not told:  # it ends before the training: so do the others
+            if not announced:  # it ends before the training: so do the others
                 parallel.all_gather_bytes(b"{}", device)
 
 

@@ -87,11 +87,11 @@ class Runs:
 
     def all(self) -> list[Run]:
         """Every run whose story can be read, oldest first."""
-        found = []
+        runs = []
         for path in sorted(self.root.glob(f"*/{FILE_NAME}")):
             with suppress(RegistryError):
-                found.append(self.read(path.parent.name))
-        return found
+                runs.append(self.read(path.parent.name))
+        return runs
 
     def read(self, id_: str) -> Run:
         """Raises RegistryError: there is no such run, or its story does not parse."""
@@ -104,17 +104,17 @@ class Runs:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RegistryError(f"no run {id_!r} in {self.root}: {error!r}") from error
 
-    def resolve(self, given: str) -> Run:
+    def resolve(self, name: str) -> Run:
         """The run of that id, or the one that made the version of that name.
 
         Raises RegistryError: there is none; the message lists those that are there.
         """
         runs = self.all()
         for run in reversed(runs):
-            if given in (run.id, run.name):
+            if name in (run.id, run.name):
                 return run
         known = ", ".join(f"{run.id} ({run.name})" for run in runs) or "none yet"
-        raise RegistryError(f"no run {given!r}; there are: {known}")
+        raise RegistryError(f"no run {name!r}; there are: {known}")
 
     def write(self, run: Run) -> Run:
         """Keep the run's story; returns it."""

@@ -107,10 +107,10 @@ def every(
             _await_first(first, say, clock, sleep)
         began = clock()
         child = make()
-        said = child.log.stat().st_size if child.log.is_file() else 0
+        log_start = child.log.stat().st_size if child.log.is_file() else 0
         child.start()
         try:
-            _pass_on(child, said, sleep)
+            _pass_on(child, log_start, sleep)
         finally:
             child.stop(GRACE_S)
         if child.status != 0:
@@ -146,16 +146,16 @@ def _await_first(
 
 def _pass_on(child: Child, start: int, sleep: Callable[[float], None]) -> None:
     """What the trainer says is said here too, until it ends."""
-    with child.log.open("rb") as said:
-        said.seek(start)
+    with child.log.open("rb") as output:
+        output.seek(start)
         while child.running:
-            _write(said.read())
+            _write(output.read())
             sleep(POLL_S)
-        _write(said.read())
+        _write(output.read())
 
 
-def _write(said: bytes) -> None:
-    sys.stderr.write(said.decode("utf-8", "replace"))
+def _write(output: bytes) -> None:
+    sys.stderr.write(output.decode("utf-8", "replace"))
     sys.stderr.flush()
 
 

@@ -104,9 +104,9 @@ class Window:
             content = path.read_bytes()
         except OSError as error:
             raise WindowError(f"{path}: {error.strerror}: the window is not whole") from error
-        found = sha256(content).hexdigest()
-        if found != shard.sha256:
-            raise WindowError(f"{path} is damaged: sha256 {found}, wanted {shard.sha256}")
+        digest = sha256(content).hexdigest()
+        if digest != shard.sha256:
+            raise WindowError(f"{path} is damaged: sha256 {digest}, wanted {shard.sha256}")
         return content
 
 

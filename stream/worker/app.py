@@ -181,15 +181,15 @@ class EmbedService(Service):
 
     async def _first(self) -> tuple[str, Model]:
         """The generation that serves, and its model."""
-        given = self.settings.model
+        source = self.settings.model
         generation = self.settings.generation
-        if given is None:
+        if source is None:
             self._without_model = await asyncio.to_thread(self.registry.champion) is None
             champion = await first_champion(self.settings, self.registry)
             self._without_model = False
-            given = str(self.registry.path(champion.name))
+            source = str(self.registry.path(champion.name))
             generation = champion.generation
-        return generation, await asyncio.to_thread(load, given, device=self.settings.device)
+        return generation, await asyncio.to_thread(load, source, device=self.settings.device)
 
     async def _look(self) -> None:
         """Load what is new beside the old, check it, and switch between two batches."""

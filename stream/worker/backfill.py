@@ -167,7 +167,9 @@ class Backfill:
         """
         if self._left is None:
             self._left = {
-                its.partition: place for its in committed() if (place := self._place(its))
+                position.partition: place
+                for position in committed()
+                if (place := self._place(position))
             }
         if not self._left:
             return None
@@ -269,17 +271,21 @@ class Backfill:
         mapped_nD = self.origin.adapt(
             np.stack([vector_D for row in rows for vector_D in (row.fused, *row.by.values())])
         )
-        found, at = [], 0
+        vectors, at = [], 0
         for row in rows:
             fused_D, *by = mapped_nD[at : at + 1 + len(row.by)]
             at += 1 + len(row.by)
-            its: Mapping[str, Vector32] = dict(zip(row.by, by, strict=True))
-            found.append(
+            by_modality: Mapping[str, Vector32] = dict(zip(row.by, by, strict=True))
+            vectors.append(
                 replace(
-                    row, fused=fused_D, by=its, space=self.origin.space, model=self.origin.model
+                    row,
+                    fused=fused_D,
+                    by=by_modality,
+                    space=self.origin.space,
+                    model=self.origin.model,
                 )
             )
-        return found
+        return vectors
 
     def _output(
         self,

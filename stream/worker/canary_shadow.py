@@ -44,7 +44,7 @@ class CanaryShadow:
         self._model = model
         self._broken = short(broken)
         self._salt = f"canary/{canary.number}/{canary.model}/".encode()
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def takes(self, record_id: str, partition: int) -> bool:
         """Whether a record is the canary's: the same answer in every worker, each time.
@@ -85,29 +85,31 @@ class CanaryShadow:
         Args:
             champion_s: what the champion took a record, in seconds.
         """
-        ready = [its for its in shadow_results if its.prepared is not None]
+        ready = [result for result in shadow_results if result.prepared is not None]
         if not ready or self._model is None:
             return
         began = time.perf_counter()
         try:
-            found = self._model.encode([its.prepared for its in ready if its.prepared is not None])
+            embeddings = self._model.encode(
+                [result.prepared for result in ready if result.prepared is not None]
+            )
             took_s = (time.perf_counter() - began) / len(ready)
-            for its, embedding in zip(ready, found, strict=True):
-                its.prepared = None
+            for result, embedding in zip(ready, embeddings, strict=True):
+                result.prepared = None
                 if all(map(math.isfinite, numbers(embedding.tasks))):
-                    its.tasks, its.seconds = embedding.tasks, (champion_s, took_s)
+                    result.tasks, result.seconds = embedding.tasks, (champion_s, took_s)
                 else:
-                    self._fail([its], FloatingPointError("a prediction is not finite"))
+                    self._fail([result], FloatingPointError("a prediction is not finite"))
         except Exception as error:  # noqa: BLE001 (see above)
             self._fail(ready, error)
 
     def _fail(self, shadow_results: Sequence[ShadowResult], error: Exception) -> None:
         reason = short(f"{type(error).__name__}: {error}")
-        for its in shadow_results:
-            its.prepared, its.tasks, its.failed = None, None, reason
+        for result in shadow_results:
+            result.prepared, result.tasks, result.failed = None, None, reason
         kind = type(error).__name__
-        if kind not in self._said:  # once: it may be every record's
-            self._said.add(kind)
+        if kind not in self._logged:  # once: it may be every record's
+            self._logged.add(kind)
             log.error("canary %d, %s: %s", self.canary.number, self.canary.model, reason)
 
 

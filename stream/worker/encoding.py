@@ -191,7 +191,11 @@ class EncodeQueue:
                     made.append((item, embedding))
             self._bisection.passed(piece, len(made), took_s)
             self._bisection.suspect(
-                [item for item, its in zip(piece.items, embeddings, strict=True) if its is None]
+                [
+                    item
+                    for item, embedding in zip(piece.items, embeddings, strict=True)
+                    if embedding is None
+                ]
             )
         return Encoded(batch.model, made, condemned, took_s)
 
@@ -261,7 +265,7 @@ def _check(model: Model, error: Exception) -> None:
     try:
         model.check()
     except Exception as broken:  # noqa: BLE001 (whatever it is, no record is at fault)
-        golden, record = (bad_record(its, stage="encode").reason for its in (broken, error))
+        golden, record = (bad_record(failure, stage="encode").reason for failure in (broken, error))
         raise WorkerError(
             f"model {model.name} fails on its own golden batch ({golden}) after it failed on a "
             f"record ({record}): the model or its device is at fault, no record is"

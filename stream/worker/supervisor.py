@@ -83,7 +83,7 @@ class Host:
     @property
     def models(self) -> Mapping[str, str]:
         """Generation -> the model that feeds it."""
-        return {name: its.worker.model.name for name, its in self._hosted.items()}
+        return {name: hosted.worker.model.name for name, hosted in self._hosted.items()}
 
     def watched(self) -> list[tuple[Settings, Worker]]:
         """The workers with their settings, for the watchdog."""
@@ -153,7 +153,7 @@ class Host:
         self._serving = serving
         generation_records = GenerationRecords(self._registry.root).all()
         self._building = frozenset(
-            its.generation for its in generation_records if its.state == "building"
+            item.generation for item in generation_records if item.state == "building"
         )
         self._end_shadow(unless=canary)
         self._retries.keep(fed.items())
@@ -163,8 +163,8 @@ class Host:
                 self._feed(generation, name)
             except RegistryError as error:  # it must not keep the others from theirs
                 problems[generation] = str(error)
-        for generation, its in self._hosted.items():
-            its.worker.show(self._showcase if generation == serving else None)
+        for generation, item in self._hosted.items():
+            item.worker.show(self._showcase if generation == serving else None)
         for generation in set(self._hosted) - set(fed):
             self.stop(generation)
         self._begin_shadow(canary)
@@ -221,8 +221,8 @@ class Host:
                 "canary %d with %s ends", self._shadow.canary.number, self._shadow.canary.model
             )
             self._shadow = None
-        for generation, its in self._hosted.items():
-            its.worker.set_shadow(self._shadow if generation == self._serving else None)
+        for generation, hosted in self._hosted.items():
+            hosted.worker.set_shadow(self._shadow if generation == self._serving else None)
 
     def _begin_shadow(self, canary: Canary | None) -> None:
         """Load a challenger, if it is not there. One that does not load is tried once; its records

@@ -74,7 +74,7 @@ def test_without_the_stamps_the_digits_stand_in(
 
     monkeypatch.setattr("braid.stream.cli.demo.stamps", nothing)
     dataset = choose(None)
-    assert (dataset.name, dataset.told, len(dataset.items)) == ("digits", True, 1797)
+    assert (dataset.name, dataset.captions_name_label, len(dataset.items)) == ("digits", True, 1797)
     said = capsys.readouterr().err
     assert "apt-get is not on this machine" in said
     assert "no recall and no text accuracy" in said
