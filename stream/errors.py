@@ -1,4 +1,4 @@
-"""What can go wrong in `stream`, as one tree.
+"""The exceptions of `stream`, as one tree.
 
 StreamError
 ├── BadRecord          one message breaks the schema or a limit: it becomes a dead letter

@@ -1,4 +1,4 @@
-"""Named points at which a test makes this process stop, die or raise.
+"""Failpoints: named places at which a test makes the process stop, exit or raise.
 
     BRAID_FAILPOINT=before-publish:stop:3     the third pass sends SIGSTOP to this process
     BRAID_FAILPOINT=before-encode:raise:2     the second pass raises RuntimeError

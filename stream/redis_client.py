@@ -1,4 +1,4 @@
-"""Redis for what may be missing: a client that gives up soon. Nothing there is the only copy."""
+"""Best-effort Redis client with a short timeout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exponential backoff for what failed, by what was tried."""
+"""Exponential backoff, by what was tried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting of every braid process, read in this one place.
+"""The settings of every braid process: flags, environment, `braid.toml`.
 
 Sources, the first that names a setting wins: flags of the command line, the environment
 (`BRAID_*`, and the customary `KAFKA_BOOTSTRAP` and `REDIS_URL`), a TOML file (`BRAID_CONFIG`, else

@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Helpers shared by the commands: JSON options, the progress bar, the version check."""
 
 from __future__ import annotations
 

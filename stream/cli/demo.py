@@ -1,4 +1,4 @@
-"""`braid demo`: the main job once, on real input, in separate real processes.
+"""`braid demo`: produce, train, embed, index and measure once, with real processes.
 
     1  get the data set
     2  start Apache Kafka and Valkey, make the topics

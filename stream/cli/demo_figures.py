@@ -1,4 +1,4 @@
-"""What the demo measures: accuracy from predictions, recall and examples through the index.
+"""The demo's measurements: accuracy, recall, throughput and example queries.
 
 Pure functions over what was read, so that each can be tested without a broker.
 """

@@ -1,4 +1,4 @@
-"""`braid eval`: what a version can do, or one of the benchmarks."""
+"""`braid eval`: evaluate a version, or run a benchmark."""
 
 from __future__ import annotations
 

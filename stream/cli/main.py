@@ -1,4 +1,4 @@
-"""The command line: `braid COMMAND`. Each command's own module is imported when it runs."""
+"""The command line: `braid COMMAND`; each command imports its own modules when it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A version's story: what it is, what it learnt from, how it was judged; how two versions differ.
+"""The model card of a version: training, verdict, compatibility; the difference of two versions.
 
 Facts come from the manifest and the registry; `lines` tells them to a person, `plots` draws them.
 """

@@ -1,4 +1,4 @@
-"""`braid models`: list, promote, rollback; the others are in `versions` and `canary`."""
+"""`braid models`: list, promote, rollback, generations, drop."""
 
 from __future__ import annotations
 

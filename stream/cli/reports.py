@@ -1,4 +1,4 @@
-"""What `braid status` and `braid doctor` find out."""
+"""The reports of `braid status` and `braid doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`braid retrain`: once, or again and again."""
+"""`braid retrain`: one run, or a schedule."""
 
 from __future__ import annotations
 

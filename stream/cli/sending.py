@@ -1,4 +1,4 @@
-"""What `braid produce` sends: folders and JSON lines as records."""
+"""The records of `braid produce`: from folders and JSON lines."""
 
 from __future__ import annotations
 

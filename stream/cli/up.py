@@ -1,4 +1,4 @@
-"""`braid up`: everything on this machine, until Ctrl-C; what ends is started again."""
+"""`braid up`: all services on this machine until Ctrl-C; a service that ends is restarted."""
 
 from __future__ import annotations
 

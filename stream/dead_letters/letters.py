@@ -1,4 +1,4 @@
-"""Dead letters: what `dead-letters` holds, chosen by reason, stage, model, time or origin.
+"""Reads, filters and counts dead letters.
 
 A letter is named by its place in the topic, PARTITION:OFFSET. Letters that were sent to their
 origin again are recorded on `dead-letters-replayed` (`braid.stream.dead_letters.replay`).

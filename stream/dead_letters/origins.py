@@ -1,4 +1,4 @@
-"""What stands in the topics that dead letters come from, after them: what supersedes a letter."""
+"""Reads the origin topics behind a dead letter, to detect newer records of its id."""
 
 from __future__ import annotations
 

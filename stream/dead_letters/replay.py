@@ -1,4 +1,4 @@
-"""Sends dead letters to their origin again, each once, unless a newer record stands there.
+"""Sends dead letters to their origin topic again, once each, unless the id has a newer record.
 
 The original key and value go to the original partition, and a mark with the letter's id goes to
 `dead-letters-replayed` in the same transaction: a letter that has its mark is never sent again. The

@@ -1,4 +1,4 @@
-"""Whether a generation that is built may take over: how far it is, what it lacks, how it finds."""
+"""Whether a generation that is built is ready to serve: lag, missing records, recall."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def readiness(
     serving: str,
     ends: Mapping[int, tuple[int, int]],
 ) -> Readiness:
-    """Look at both generations, and compare them on the same frozen queries.
+    """The readiness of a built generation, compared with the serving one on frozen queries.
 
     Args:
-        stores: by generation: the one that serves and the one that is built.
+        stores: by generation: the serving and the built one.
         ends: partition of `records` -> its first offset and its end.
     """
     old, new = stores[serving], stores[entry.generation]
@@ -103,18 +103,17 @@ def readiness(
 
 
 def absent(old: VectorStore, new: VectorStore) -> tuple[int, int]:
-    """How many records one store holds and the other does not, though it has read beyond them.
+    """Count the records of `old` that are not in `new` although `new` has read beyond them.
 
     Returns:
-        How many are missing, and how many more may be: or they are deleted, and `old` is not as
-        far as that.
+        (missing, unsure): the unsure ones may be deletions that `old` has not read yet.
     """
     before, there, after = new.progress, new.ids(), new.progress
     known = old.progress
     missing = unsure = 0
     for row in rows_of(old, old.ids() - there).values():
         if row.version >= before.get(row.partition, 0):
-            continue  # it is still on its way
+            continue  # `new` has not read it yet
         if known.get(row.partition, 0) >= after.get(row.partition, 0):
             missing += 1
         else:
@@ -123,10 +122,10 @@ def absent(old: VectorStore, new: VectorStore) -> tuple[int, int]:
 
 
 def recall(old: VectorStore, new: VectorStore) -> tuple[float, float] | None:
-    """recall@10 in either store, by the same frozen queries: one modality finds another's vector.
+    """Cross-modal recall@10 in both stores, by the same queries.
 
-    The queries are the vectors of a sample of the records that both hold, the same each time. None
-    if no record has two modalities.
+    The queries are vectors of a fixed sample of the records in both stores. None if no record has
+    two modalities.
     """
     rows = [row for row in old.sample(FROZEN) if len(row.vectors) > 2]
     pairs = [(row, rebuilt) for row in rows if (rebuilt := new.get(row.id)) is not None]

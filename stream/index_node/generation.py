@@ -1,4 +1,4 @@
-"""One generation on an index node: its reader, its store, and what embeds its queries."""
+"""One generation on an index node: reader, store and the model that embeds queries."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Generation:
         return vectors
 
     async def _encode_many(self, queries: Sequence[QueryInput]) -> list[QueryVectors]:
-        """A query is a record with fewer modalities: it is embedded by the same functions."""
+        """Embed queries, which are treated as records with fewer modalities."""
         samples = [
             Sample(id="query", text=query.text, image=query.image, audio=query.audio)
             for query in queries

@@ -1,8 +1,8 @@
-"""The generations of one index node: opened, refreshed, flipped and dropped as the registry says.
+"""Opens, refreshes, flips and drops the generations of one index node.
 
-Nothing here is decided twice: who serves is the champion's file, which generations are fed is
-`braid.stream.registry.generations`, and whichever node first finds a built generation ready makes
-the flip (`braid.stream.registry.promotion`); the others follow.
+The registry decides: the champion's file names the serving generation, and
+`braid.stream.registry.generations` the generations that are fed. The first node that finds a built
+generation ready flips to it (`braid.stream.registry.promotion`); the others follow.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Manager:
         self._generation_records = GenerationRecords(registry.root)
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._readiness: dict[str, Readiness] = {}
-        self._handed_over: int | None = None  # the champion whose generation predicts all by now
-        self._deleted: set[str] = set()  # dropped generations whose topic and group are gone
+        self._handed_over: int | None = None  # the champion whose generation owns all predictions
+        self._deleted: set[str] = set()  # dropped generations whose topic and group are deleted
         self._changed = asyncio.Event()
         self._stopping = False
         self.partitions = 0
@@ -72,7 +72,7 @@ class Manager:
         self.generations.sweep()
 
     def open(self, name: str, model: Model) -> None:
-        """Open a generation with the model that embeds its queries."""
+        """Open a generation with the model for its queries."""
         settings = self._settings.model_copy(update={"generation": name})
         metrics = self._metrics.of(name)
         kept = open_store(
@@ -90,7 +90,7 @@ class Manager:
         self._changed.set()
 
     async def run(self, partitions: int) -> None:
-        """Read what is open until `stop`; an error of one reader ends it, and is raised."""
+        """Run the readers of all open generations until `stop`; raises the error of any reader."""
         self.partitions = partitions
         while True:
             self._changed.clear()
@@ -114,7 +114,7 @@ class Manager:
                 return
 
     def stop(self) -> None:
-        """Let the readers keep what they hold, and end."""
+        """Stop the readers, which persist their stores."""
         self._stopping = True
         for name in self.generations.names:
             generation = self.generations.get(name)
@@ -123,14 +123,14 @@ class Manager:
         self._changed.set()
 
     def building(self) -> dict[str, Any]:
-        """How far the generations are that are being built."""
+        """The readiness of the generations that are being built."""
         return {name: state.plain() for name, state in self._readiness.items()}
 
     async def look(self) -> None:
-        """Bring this node in line with the registry; flip to what is ready.
+        """Follow the registry, and flip to a generation that is ready.
 
         Raises:
-            RegistryError, CheckpointError: something is not as it must be; all goes on as it was.
+            RegistryError, CheckpointError: a generation could not be followed; the others were.
         """
         champion = await asyncio.to_thread(self._registry.champion)
         if champion is None or self._stopping or not self.partitions:
@@ -142,7 +142,7 @@ class Manager:
         for name, model in fed.items():
             try:
                 await self._refresh(name, model)
-            except Exception as error:  # noqa: BLE001 (one must not keep the others from theirs)
+            except Exception as error:  # noqa: BLE001 (the other generations are still followed)
                 problems.append(f"{name}: {error}")
         await self._follow_alias(champion)
         for name in set(self.generations.names) - set(fed) - {self.generations.alias.name}:
@@ -168,7 +168,7 @@ class Manager:
             raise RegistryError("; ".join(problems))
 
     async def _refresh(self, name: str, model_name: str) -> None:
-        """Open the generation, or give it the version that feeds it now."""
+        """Open a generation, or switch it to its present version."""
         if name not in self.generations.names:
             model = await self._loaded(model_name)
             settings = self._settings.model_copy(update={"generation": name})
@@ -187,7 +187,7 @@ class Manager:
         log.info("queries to %s are embedded by %s from here on", name, model_name)
 
     async def _follow_alias(self, champion: Champion) -> None:
-        """Let the champion's generation answer as soon as this node has caught up with it."""
+        """Serve the champion's generation as soon as this node has caught up with it."""
         to = champion.generation
         if to == self.generations.alias.name or to not in self.generations.names:
             return
@@ -210,7 +210,7 @@ class Manager:
         log.info("generation %s is dropped", name)
 
     async def _build(self) -> None:
-        """See whether what is built may take over, and if so let it."""
+        """Check the readiness of built generations, and flip to a ready one."""
         serving = self.generations.alias.name
         for entry in await asyncio.to_thread(self._generation_records.all):
             name = entry.generation

@@ -1,4 +1,4 @@
-"""How old what a reader has applied is, measured by the ends of its partitions."""
+"""The age of what a reader has applied, measured at the ends of its partitions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The store of one generation in Milvus, which keeps itself: rows, offsets and what was known.
+"""The store of one generation in Milvus: rows, offsets and snapshot facts.
 
-So there is no snapshot and no upkeep, and a node that starts reads on from what Milvus says.
+Milvus is durable, so there are no snapshots and no upkeep. A node continues from the stored
+offsets.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ log = logging.getLogger(__name__)
 
 
 class MilvusBackedStore:
-    """Implements `braid.stream.index_node.stores.Kept`.
+    """Implements `braid.stream.index_node.stores.DurableStore`.
 
     Args:
-        settings: say where Milvus is, and name the generation.
-        model: its space, dimension and modalities are the collection's.
+        settings: the address of Milvus and the generation.
+        model: gives the collection's space, dimension and modalities.
 
     Raises:
-        ConfigError: no setting says where Milvus is.
-        StoreError: it does not answer, or holds another shape of vectors.
+        ConfigError: milvus_uri is not set.
+        StoreError: Milvus does not answer, or the collection has another shape.
     """
 
     def __init__(self, settings: Settings, model: Model) -> None:
@@ -55,13 +56,13 @@ class MilvusBackedStore:
         )
 
     def start(self) -> None:
-        """Nothing runs beside."""
+        """Nothing to start."""
 
     def serve(self) -> None:
-        """Let Milvus' alias name this collection, for those who ask Milvus itself."""
+        """Point the alias in Milvus to this collection, for clients of Milvus."""
         try:
             self._generations.flip(self.store.collection)
-        except StoreError as error:  # this node answers from it all the same
+        except StoreError as error:  # this node serves it anyway
             log.error("the alias in Milvus does not name %s: %s", self.store.collection, error)
 
     def drop(self) -> None:
@@ -71,17 +72,19 @@ class MilvusBackedStore:
             log.error("%s stays in Milvus: %s", self.store.collection, error)
 
     def check(self) -> None:
-        """Nothing that could have ended."""
+        """There is no background work."""
 
     def keep(self, known: SnapshotFacts) -> None:
-        """What was known of the topic; rows and offsets are there already."""
+        """Store the snapshot facts; rows and offsets are stored already."""
         try:
             self.store.note(known.plain())
-        except StoreError as error:  # the last word stays; a write that fails ends the process
+        except (
+            StoreError
+        ) as error:  # the previous facts stay; a failed write of rows ends the process
             log.error("what is known of the topic was not kept: %s", error)
 
     def renew(self) -> None:
         self.store.clear()
 
     def stop(self) -> None:
-        """The connection ends with the process: `keep` comes after this."""
+        """The connection stays open, since `keep` is called after this."""

@@ -1,4 +1,4 @@
-"""The index node: vectors, read committed, become searchable; queries are embedded and answered.
+"""The index node: reads `vectors`, keeps the index, embeds and answers queries.
 
 For each generation that is open there is a reader without a group, a store, and the model that
 embeds the queries put to it. The query service gets everything it needs as functions: it knows

@@ -1,4 +1,4 @@
-"""The reader of one generation: its `vectors` topic, read committed, becomes searchable.
+"""The reader of one generation: applies its `vectors` topic, read committed, to the store.
 
 It has no group: it begins at the offsets inside the store, or at the beginning of the topic when
 those cannot be trusted (`braid.stream.index_node.snapshot_check`). Offsets are applied with what

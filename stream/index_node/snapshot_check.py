@@ -1,10 +1,9 @@
-"""Whether a snapshot may be trusted, given what became of the topic since.
+"""Whether a snapshot is stale, given the topic as it is now.
 
-A snapshot says where to read on. That is wrong when the topic is another one by now, or has other
-partitions; when the log begins after the offset, or ends before it; and when it is so old that the
-topic may have forgotten deletions that came in between: a delete marker goes `delete.retention.ms`
-after it was written, and a record whose deletion nobody saw would be a zombie for ever. Then the
-index is rebuilt from the beginning of the topic, and says why.
+A snapshot has the offsets to continue from. They are stale if the topic was recreated or has
+another partition count, if the log begins after an offset or ends before it, or if the snapshot is
+older than `delete.retention.ms`: tombstones written since may have been compacted away, and the
+deleted records would stay in the index. The index is then rebuilt from the beginning of the topic.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ class TopicFacts:
     """A topic as the broker describes it.
 
     Attributes:
-        id: differs when a topic was deleted and made again; None where the broker has no such.
-        delete_retention_ms: how long delete markers stay.
+        id: changes when a topic is recreated; None if the broker has no topic ids.
+        delete_retention_ms: how long tombstones are kept.
         ranges: partition -> its first offset and its end.
     """
 
@@ -31,13 +30,13 @@ class TopicFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SnapshotFacts:
-    """What a snapshot's owner knew when it was written.
+    """The topic as it was when the snapshot was written.
 
     Attributes:
         topic_id: of the topic read.
-        partitions: how many it had.
-        current_ms: partition -> until when everything written is in the snapshot, in milliseconds
-            since 1970: when it was last read to its end, or what the last message was stamped.
+        partitions: their number.
+        current_ms: partition -> the time up to which the snapshot is complete, in milliseconds
+            since 1970: the last time it was read to its end, or the last message's timestamp.
     """
 
     topic_id: str | None = None
@@ -45,7 +44,7 @@ class SnapshotFacts:
     current_ms: Mapping[int, int] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As a JSON object."""
         return {
             "topic_id": self.topic_id,
             "partitions": self.partitions,
@@ -54,7 +53,7 @@ class SnapshotFacts:
 
     @classmethod
     def parse(cls, plain: Mapping[str, Any]) -> SnapshotFacts:
-        """The inverse of `plain`; of nothing, nothing is known."""
+        """The inverse of `plain`; missing fields get defaults."""
         return cls(
             topic_id=plain.get("topic_id"),
             partitions=int(plain.get("partitions", 0)),
@@ -65,7 +64,7 @@ class SnapshotFacts:
 def stale_reason(
     positions: Mapping[int, int], known: SnapshotFacts, topic: TopicFacts, *, now_ms: float
 ) -> str | None:
-    """Why reading on from these positions could miss something, or None.
+    """Why these positions are stale, or None.
 
     Args:
         positions: partition -> next offset; empty for a store that has read nothing.

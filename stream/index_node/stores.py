@@ -1,4 +1,4 @@
-"""The store of one generation on this node, and what keeps it: snapshots and upkeep."""
+"""The durable store of one generation: FAISS with snapshots and upkeep, or Milvus."""
 
 from __future__ import annotations
 
@@ -25,46 +25,46 @@ log = logging.getLogger(__name__)
 
 
 class DurableStore(Protocol):
-    """A generation's store and how it outlives the process."""
+    """A generation's store, and its persistence."""
 
     @property
     def store(self) -> VectorStore: ...
 
     @property
     def known(self) -> SnapshotFacts:
-        """What was known of the topic when the store was kept last."""
+        """The snapshot facts of the last `keep`."""
         ...
 
     def start(self) -> None: ...
 
     def serve(self) -> None:
-        """Its generation answers from here on."""
+        """Called when the generation begins to serve."""
         ...
 
     def drop(self) -> None:
-        """Its generation is gone for good, and with it what lies outside of this node's folder."""
+        """Delete what is stored outside of this node's folder."""
         ...
 
     def check(self) -> None:
-        """Raise what ended the background work, if anything did."""
+        """Raise the error that ended the background work, if there is one."""
         ...
 
     def keep(self, known: SnapshotFacts) -> None:
-        """Make content and offsets outlive the process, where the store does not itself."""
+        """Persist rows and offsets, if the store does not do so itself."""
         ...
 
     def renew(self) -> None:
-        """Begin anew with an empty store."""
+        """Replace the store by an empty one."""
         ...
 
     def stop(self) -> None: ...
 
 
 def gpu_for(settings: Settings) -> Gpu | None:
-    """The GPU that searches: none, any that works, or one that must.
+    """The GPU for searches, by the setting: none, optional, or required.
 
     Raises:
-        ConfigError: the settings ask for one, and there is none that does what it should.
+        ConfigError: a GPU is required, and none works.
     """
     if settings.faiss_gpu is False:
         return None
@@ -84,14 +84,14 @@ def open_store(
     failpoint: Callable[[str], None],
     gpu: Gpu | None = None,
 ) -> DurableStore:
-    """The store that the settings name, with what it holds of the model's space.
+    """Open the store that the settings name.
 
     Args:
-        gpu: searches, where the store is in this process.
+        gpu: for searches of a store in this process.
 
     Raises:
-        ConfigError: the store is Milvus, and no setting says where.
-        StoreError: Milvus does not answer, or holds another shape of vectors.
+        ConfigError: the store is Milvus, and milvus_uri is not set.
+        StoreError: Milvus does not answer, or the collection has another shape.
     """
     if settings.store == "milvus":
         return MilvusBackedStore(settings, model)
@@ -109,7 +109,7 @@ class LocalStore:
     """FAISS in this process, mapped segments and snapshots in the generation's folder.
 
     Args:
-        settings: name the generation.
+        settings: with the generation.
         failpoint: called with the name of each step, for crash tests.
     """
 
@@ -140,17 +140,17 @@ class LocalStore:
         self._compactor.start()
 
     def serve(self) -> None:
-        """Nothing to do: the node's alias says it."""
+        """Nothing to do: the node has its own alias."""
 
     def drop(self) -> None:
-        """Nothing to do: the folder goes with the generation."""
+        """Nothing to do: the folder is deleted with the generation."""
 
     def check(self) -> None:
         if self._compactor.error is not None:
             raise self._compactor.error
 
     def keep(self, known: SnapshotFacts) -> None:
-        """A snapshot; if it cannot be written, the last one stays and the log says so."""
+        """Write a snapshot. If that fails, it is logged and the previous one stays."""
         self._failpoint("before-snapshot")
         began = time.perf_counter()
         try:
@@ -161,7 +161,7 @@ class LocalStore:
                 facts=known.plain(),
                 failpoint=self._failpoint,
             )
-        except SnapshotError as error:  # a full disk: the topic is still there, and so is the index
+        except SnapshotError as error:  # such as a full disk; the index continues
             log.error("no snapshot was written, the last one stays: %s", error)
             return
         if info is not None:

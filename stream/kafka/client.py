@@ -1,4 +1,4 @@
-"""The one place that knows the Kafka clients and their errors.
+"""Kafka clients: configuration, messages, admin calls, replay, and the mapping of their errors.
 
 The clients' errors become those of `braid.stream.errors` in `mapped`, and nowhere else. `Admin` and
 `replay` serve the commands; the hot path's half, the consumer of the group and the transactional

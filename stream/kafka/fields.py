@@ -1,4 +1,4 @@
-"""The fields `labels` and `meta` of a record: what a producer adds, checked against the limits."""
+"""The fields `labels` and `meta` of a record, checked against the limits."""
 
 from __future__ import annotations
 

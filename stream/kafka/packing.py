@@ -1,4 +1,4 @@
-"""msgpack: values packed, and those of strangers unpacked within bounds on their memory.
+"""msgpack: packing, and unpacking of untrusted bytes within memory bounds.
 
 A byte can become an object of 56 bytes, and maps whose keys collide cost the square of their size,
 so bytes alone bound neither memory nor time. The budget is checked while a value is unpacked: the

@@ -1,4 +1,4 @@
-"""Sending records: `braid.Producer` for programs."""
+"""`braid.Producer`: sends records from programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schemas of braid's topics and their limits, in one file.
+"""The schemas of braid's topics and their limits.
 
 Values are msgpack maps with a version field `v`; keys are the UTF-8 record id. Unknown fields are
 left out and counted; an unknown `v` is an error. Times (`ts`) are milliseconds since 1970. What a

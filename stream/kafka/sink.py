@@ -1,4 +1,4 @@
-"""The transactional producer: outputs and consumed offsets in one transaction, all or nothing.
+"""The transactional producer: outputs and consumed offsets in one transaction.
 
 A transaction whose end is in doubt must not be followed by another one of the same producer epoch:
 a delayed EndTxn would end the next transaction (librdkafka speaks no KIP-890, where each

@@ -1,4 +1,4 @@
-"""The topics: their names, settings and partition counts, made once and checked at every start."""
+"""The topics: names, configuration and partition counts; created once, checked at every start."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The hot path's consumer: `records` as one member of the consumer group (`braid.stream.kafka.sink`
-publishes).
+"""The worker's consumer: `records` as a member of the consumer group.
 
 A transaction is fenced by the group's generation (KIP-447), which is taken with the partitions.
 """

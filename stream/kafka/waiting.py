@@ -1,4 +1,4 @@
-"""Waiting for a broker that is away: growing pauses, and a log line every few seconds.
+"""Waits for a broker that does not answer: exponential backoff, with a log line every few seconds.
 
 A service waits without limit; a command for people gives up after broker_timeout_s.
 """

@@ -1,4 +1,4 @@
-"""An end of the process that is certain: in order if it can be, and within a bound in any case.
+"""Ends the process: in order if possible, and within a bound in any case.
 
 A broker that is away, a thread that a library leaves behind or a device call that hangs would hold
 an orderly end up without limit. Nothing is lost by a hard one: what is not committed is read again.

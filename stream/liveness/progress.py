@@ -1,4 +1,4 @@
-"""Progress of a worker, or of an index node's reader: offsets move while there is lag.
+"""Progress of a worker or a reader: whether offsets move while there is lag.
 
 `Progress` is written by the loop and read by whoever watches it: the watchdog, which ends a process
 that is stuck, and `/healthz`.

@@ -1,4 +1,4 @@
-"""The watchdog of workers and index nodes: a process that makes no progress ends.
+"""The watchdog of workers and index nodes: ends a process that makes no progress.
 
 A worker is stuck when its loop does not pass, or when its committed offsets stand still though an
 independent client reads a record there; an index node likewise, by the offsets that it has applied.

@@ -1,4 +1,4 @@
-"""Ending a process that cannot make progress: its stacks go to standard error first.
+"""Ends a process that cannot make progress, after writing all stacks to standard error.
 
 A thread that hangs in a system call or a device call cannot be joined or interrupted, so an orderly
 end would wait for it without limit. Nothing is lost: what was not committed is read again.

@@ -1,4 +1,4 @@
-"""Child processes: started with a log file, ended with their parent, stopped by pid.
+"""Child processes: started with a log file, stopped by pid, ended with their parent.
 
 One `Child` is one process. It runs in a session of its own, so that Ctrl-C in a terminal reaches
 the parent only, which then stops its children in order. On Linux it also dies when its parent

@@ -1,4 +1,4 @@
-"""braid's processes on one machine: started together, watched together, stopped together.
+"""The processes of `braid up` and `braid demo`: started, watched and stopped together.
 
 `braid up` and `braid demo` run on it. Each process is `python -m braid COMMAND` with the settings
 in its environment and a log file of its own.

@@ -1,4 +1,4 @@
-"""The jars of Apache Kafka, fetched once by their Maven coordinates into a cache folder.
+"""Downloads the jars of Apache Kafka by their Maven coordinates into a cache folder.
 
 `kafka-jars.sha256` beside this file names each jar and its SHA-256 digest: what was tested is what
 runs. To make that list anew, after another version of Kafka was put in `ROOTS`:

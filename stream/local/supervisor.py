@@ -1,4 +1,4 @@
-"""Supervision of child processes: one that ends is started again, with exponential backoff."""
+"""Supervision of child processes: restarts with exponential backoff."""
 
 from __future__ import annotations
 

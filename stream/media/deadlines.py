@@ -1,4 +1,4 @@
-"""A network backend for httpcore under which a whole exchange has one deadline.
+"""A network backend for httpcore with one deadline for the whole exchange.
 
 Clients bound each read; a server that sends a byte a second then holds a thread for as long as it
 likes. Here every connect, handshake, read and write gets what is left of the exchange's time.

@@ -1,4 +1,4 @@
-"""Pictures and sounds that a record names by a link instead of carrying them.
+"""Fetches pictures and sounds that a record links to.
 
 Nothing is fetched unless an operator allowed it: folders for `file://`, hosts and ports for
 `http(s)://`. A producer must not be able to make a worker read its disk or call its neighbours, nor

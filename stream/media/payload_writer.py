@@ -1,4 +1,4 @@
-"""What a hit needs to be shown, written to Redis beside the hot path.
+"""Writes texts, thumbnails and snippets of records to Redis, beside the hot path.
 
 Redis is never the only copy and never in the way: writes go through bounded queues to two threads
 of their own, one for texts and links, one that makes thumbnails and snippets and may fall behind.

@@ -1,4 +1,4 @@
-"""What is shown of a record, made again from its message in `records`.
+"""Rebuilds a record's text, thumbnail and snippet from its message in `records`.
 
 Redis may have dropped it, or was never there. One message is read at its partition and offset, by
 a consumer without a group; few at a time, and none for long.

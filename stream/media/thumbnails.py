@@ -1,4 +1,4 @@
-"""Thumbnails and snippets: small pictures and sounds that a browser shows, made from a record.
+"""Thumbnails and snippets: small pictures and sounds for a browser.
 
 Decoding is bounded as the encoders' is: what a header claims is refused before anything is
 allocated. Whatever cannot be made is None: a record is searchable without being pretty.

@@ -1,4 +1,4 @@
-"""A canary's challenger against the champion, on the records that it took, from `predictions`.
+"""Compares a canary's challenger with the champion, from `predictions`.
 
 Each marked prediction carries the champion's (`braid.stream.kafka.schemas.encode_prediction`), so
 that every record is a pair, and nothing has to be kept anywhere else: what is compared can be read

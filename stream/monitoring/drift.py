@@ -1,4 +1,4 @@
-"""Drift: what all workers make of their records, in windows, against what was to be expected.
+"""Drift: windowed statistics of all workers' outputs, compared with a reference.
 
 Workers say every few seconds what they made (`braid.stream.worker.tallying`), under
 "GENERATION/MODEL", so that one partition has all of a version. A Faust agent adds it up in a

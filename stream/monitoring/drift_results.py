@@ -1,4 +1,4 @@
-"""What a window of statistics came to: told to Redis, so that `braid status` shows it anywhere.
+"""The last drift report of each version, kept in Redis for `braid status`.
 
 One hash for all versions, under the topics' prefix; a version's last window stands in it for a day.
 """

@@ -1,4 +1,4 @@
-"""Which workers are alive: a key in Redis that each one renews and that fades when it stops.
+"""Heartbeats of workers: keys in Redis with a TTL that each worker renews.
 
 The key names the slot and no generation: a worker feeds several, and after a flip another serves.
 """

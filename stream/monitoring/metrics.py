@@ -1,4 +1,4 @@
-"""What a worker counts, on its own Prometheus registry and its own port."""
+"""Prometheus metrics of a worker, on its own registry and port."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The `models` topic: what every process must know, read without a group.
+"""The `models` topic: facts for every process, read without a consumer group.
 
 Keys are `topics` (the partition count that all share), `version/NAME`, `generation/NAME` and
-`champion`. Every process reads it from the beginning and then goes on; an agent would tell only one
-worker of a group. A notice in Redis (`braid.stream.registry.notice`) makes them look sooner, a poll
-of the registry is the fallback: whoever sees the higher sequence number first wins.
+`champion`. Every process reads the topic from the beginning and follows it; an agent would reach
+only one worker of a group. A notice in Redis (`braid.stream.registry.notice`) shortens the delay,
+and a poll of the registry is the fallback.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ CHAMPION_KEY = "champion"
 
 
 def announce(settings: Settings, key: str, value: Mapping[str, Any]) -> None:
-    """Write one fact to `models` and wait until the broker has it. Raises BrokerError.
+    """Write one fact to `models` and wait for the broker's acknowledgement. Raises BrokerError.
 
-    What it tells is in the registry already, so the notice in Redis goes ahead of it.
+    The fact is in the registry already, so the notice in Redis is sent first.
     """
     notify(settings, key)
     failures: list[Any] = []
@@ -67,7 +67,7 @@ def announce_champion(
     registry: Registry,
     tell: Tell = announce,
 ) -> None:
-    """Tell every process who serves from now on."""
+    """Announce the champion to every process."""
     manifest = registry.manifest(champion.name)
     tell(
         settings,
@@ -83,7 +83,7 @@ def announce_champion(
 
 
 async def read_all(settings: Settings) -> dict[str, dict[str, Any]]:
-    """The latest fact of each key that is on `models` now."""
+    """The latest fact of each key on `models`."""
     facts: dict[str, dict[str, Any]] = {}
     async for key, value in _facts(settings, follow=False):
         facts[key] = value
@@ -94,7 +94,7 @@ async def check_partitions(settings: Settings, partitions: int) -> None:
     """Compare the topics' partition count with the recorded one; record it the first time.
 
     Raises:
-        ConfigError: they differ: ids would be found in other partitions than before.
+        ConfigError: they differ, so ids would map to other partitions.
     """
     recorded = (await read_all(settings)).get(TOPICS_KEY, {}).get("partitions")
     if recorded is None:
@@ -110,7 +110,7 @@ async def check_partitions(settings: Settings, partitions: int) -> None:
 async def follow_news(settings: Settings, look: Callable[[], Awaitable[None]]) -> None:
     """Call `look` at once, at each notice, each fact on `models` and each poll, until cancelled.
 
-    What `look` raises is logged, all goes on as it was, and the next poll tries again.
+    Errors of `look` are logged, and the next poll calls it again.
     """
     news = asyncio.Event()
 
@@ -123,14 +123,14 @@ async def follow_news(settings: Settings, look: Callable[[], Awaitable[None]]) -
     last_error = ""
     try:
         while True:
-            if listener.done():  # the poll goes on without it
+            if listener.done():  # the poll continues without it
                 log.error("reading %s ended: %r", settings.topic("models"), listener.exception())
                 listener = asyncio.create_task(_later(read, settings.model_poll_s))
             news.clear()
             try:
                 await look()
                 last_error = ""
-            except Exception as error:  # noqa: BLE001 (whatever it was, the old model goes on)
+            except Exception as error:  # noqa: BLE001 (the old model continues)
                 if str(error) != last_error:  # once, not at every poll
                     log.error("what is new is not taken, all goes on as it was: %s", error)
                 last_error = str(error)
@@ -142,7 +142,7 @@ async def follow_news(settings: Settings, look: Callable[[], Awaitable[None]]) -
 
 
 async def first_champion(settings: Settings, registry: Registry) -> Champion:
-    """The champion; waits for the first one to be promoted, and says so every minute."""
+    """The champion; waits for the first promotion, with a log line every minute."""
     said_at: float | None = None
     while (champion := await asyncio.to_thread(registry.champion)) is None:
         if said_at is None or time.monotonic() - said_at >= SAY_EVERY_S:

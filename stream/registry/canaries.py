@@ -1,13 +1,12 @@
-"""Canaries: a challenger predicts a share of the records, marked, before anybody promotes it.
+"""Canaries in the registry: a challenger predicts a share of the records before a promotion.
 
-    models/canary/00000001.json   what is tried out, how much of the traffic, and what became of it
+    models/canary/00000001.json   the challenger, its share of the traffic, and its state
 
-At most one runs: a new one takes the next number by an exclusive create, and only its state is
-written again, whole. It belongs to the champion that it began under; with another promotion it is
-over, whoever notices first writes that down. Vectors stay the champion's all the time, so the
-challenger may be of another space. What workers do with it is in
-`braid.stream.worker.canary_shadow`, how the two are compared in
-`braid.stream.monitoring.canary_comparison`.
+At most one canary runs: a new one takes the next number by an exclusive create, and only its state
+changes later. It belongs to the champion that it began under and ends with the next promotion,
+which the first process to notice writes down. All vectors stay the champion's, so the challenger
+may have another space. `braid.stream.worker.canary_shadow` has the worker's part,
+`braid.stream.monitoring.canary_comparison` the comparison.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from .versions import Champion, Registry
 
 FOLDER = "canary"
 KEY = "canary"
-"""Under which it is told on `models`."""
+"""Its key on `models`."""
 STATES = ("running", "stopped", "promoted", "failed")
 
 
@@ -37,13 +36,13 @@ class Canary:
 
     Attributes:
         model: the challenger.
-        champion: what it is compared with.
-        seq: the champion number that it began under.
-        share: of the records, in (0, 1]; of those in `partitions`, if there are any.
+        champion: the version that it is compared with.
+        seq: the champion's number when it began.
+        share: of the records, in (0, 1]; of those in `partitions`, if any are given.
         partitions: of `records`; empty: all.
         since_ms: when it began.
         until_ms: when it ended.
-        why: what became of it, for people.
+        why: the reason for its state, for display.
         comparison: the last one (`braid.stream.monitoring.canary_comparison.Comparison`), as JSON.
     """
 
@@ -66,7 +65,7 @@ class Canary:
             raise RegistryError(f"state {self.state!r:.40}, not one of {STATES}")
 
     def facts(self) -> dict[str, Any]:
-        """What is told of it on `models`."""
+        """The facts announced on `models`."""
         facts = asdict(self) | {"name": self.model, "status": self.state}
         return {key: facts[key] for key in ("number", "name", "status", "share", "seq")}
 
@@ -83,7 +82,7 @@ class Canaries:
         self._wall = wall
 
     def all(self) -> list[Canary]:
-        """Oldest first. Raises RegistryError for a file that is none."""
+        """Oldest first. Raises RegistryError for an invalid file."""
         return [self._read(number) for number in self._numbers()]
 
     def last(self) -> Canary | None:
@@ -91,14 +90,14 @@ class Canaries:
         return self._read(numbers[-1]) if numbers else None
 
     def running(self, champion: Champion | None) -> Canary | None:
-        """The one that runs beside this champion, who serves now."""
-        last = self.last()  # none begins before the one before has ended
+        """The canary that runs beside this champion, or None."""
+        last = self.last()  # at most one runs, the last one
         if last is None or champion is None or last.state != "running":
             return None
         return last if last.seq == champion.seq else None
 
     def reconcile(self, champion: Champion | None) -> Canary | None:
-        """The last one; ended, if another was promoted since it began."""
+        """The last canary; ends it if another version was promoted since it began."""
         last = self.last()
         if last is None or last.state != "running" or champion is None or last.seq == champion.seq:
             return last
@@ -116,14 +115,14 @@ class Canaries:
         partitions: Collection[int] = (),
         force: bool = False,
     ) -> Canary:
-        """Try a version out beside the champion.
+        """Begin a canary of a version beside the champion.
 
         Args:
-            force: although its examination failed.
+            force: even if its examination failed.
 
         Raises:
-            RegistryError: nothing serves yet, the version may not serve (`Registry.admit`) or does
-                already, or another canary runs.
+            RegistryError: there is no champion, the version may not serve (`Registry.admit`) or
+                is the champion, or another canary runs.
         """
         champion = registry.champion()
         if champion is None:
@@ -157,13 +156,13 @@ class Canaries:
     def end(
         self, canary: Canary, state: str, *, why: str, comparison: Mapping[str, Any] | None = None
     ) -> Canary:
-        """Say what became of a canary; whether it had ended by now does not matter."""
+        """End a canary, or replace how it ended."""
         until_ms = int(self._wall() * 1000)
         ended = replace(canary, state=state, why=why, until_ms=until_ms)
         return self.keep(ended, canary.comparison if comparison is None else comparison)
 
     def keep(self, canary: Canary, comparison: Mapping[str, Any] | None) -> Canary:
-        """Write a canary down again with its comparison."""
+        """Write a canary with its comparison."""
         kept = replace(canary, comparison=comparison)
         replaced(self._path(kept.number), json.dumps(asdict(kept)).encode())
         return kept

@@ -1,14 +1,12 @@
-"""Generations as all processes see them: which are built, serve, wait out their grace, are gone.
+"""Generation records in the registry: building, serving, in the rollback window, dropped.
 
     models/generations/g0002.json   the generation's model, space and state
 
-The file of a generation is replaced whole. Who serves is not decided here but by the champion's
-file (`braid.stream.registry.versions`), which names its generation; the states say what to do
-beside that:
+The file of a generation is replaced atomically. The champion's file
+(`braid.stream.registry.versions`) decides which generation serves. The states of the others:
 
-    building   its group reads `records` from the beginning; its index is filled, it answers only
-               queries that name it
-    grace      it served and is still fed, so that a rollback takes seconds
+    building   its group reads `records` from the beginning; it answers only queries that name it
+    grace      in its rollback window: it served and is still fed, so that a rollback takes seconds
     dropped    its topic and group are deleted
 """
 
@@ -31,15 +29,15 @@ STATES = ("building", "serving", "grace", "dropped")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationRecord:
-    """One generation.
+    """One generation, as recorded in the registry.
 
     Attributes:
-        until_ms: when its grace ends.
-        source: the generation whose vectors fill it, mapped by the model's adapter; None: every
-            record is embedded.
-        drop_missing: flip though some ids could not be embedded again.
-        seq: the champion's number when it was begun; it takes over from that one only.
-        why: what became of it, for people.
+        until_ms: when its rollback window ends.
+        source: the generation whose vectors are mapped by the model's adapter; None: every record
+            is embedded.
+        drop_missing: flip even if some ids could not be embedded again.
+        seq: the champion's number when it was opened; it takes over from that one only.
+        why: the reason for its state, for display.
     """
 
     generation: str
@@ -60,7 +58,7 @@ class GenerationRecords:
         self._folder = root / FOLDER
 
     def all(self) -> list[GenerationRecord]:
-        """Oldest first. Raises RegistryError for a file that is none."""
+        """Oldest first. Raises RegistryError for an invalid file."""
         if not self._folder.is_dir():
             return []
         return [
@@ -84,20 +82,20 @@ class GenerationRecords:
             ) from None
 
     def put(self, entry: GenerationRecord) -> None:
-        """Replace what is said of a generation."""
+        """Replace the record of a generation."""
         self._folder.mkdir(parents=True, exist_ok=True)
         replaced(self._path(entry.generation), _plain(entry))
 
     def next(self, *, serving: str) -> str:
-        """A name that no generation had."""
+        """An unused generation name."""
         taken = [entry.generation for entry in self.all()]
         return f"g{1 + max(int(name[1:]) for name in [*taken, serving]):04d}"
 
     def fed(self, registry: Registry) -> Mapping[str, str]:
-        """Generation -> the model that feeds it, for all that are to be fed.
+        """Generation -> the model that feeds it, for all that are fed.
 
-        The champion's, those that are built, and those within their grace, with the model that
-        was champion there last.
+        These are the champion's generation, those that are built, and those in their rollback
+        window, with the last champion of the generation.
         """
         champion = registry.champion()
         if champion is None:

@@ -1,20 +1,20 @@
-"""Who predicts from which offset on: exactly one generation for every record, across a flip.
+"""Handovers: the offsets from which on another generation publishes the predictions.
 
-Two groups read the same `records`, one for each generation, and only one of them may publish a
-record's prediction (or bury it). A handover names, for each partition, the first offset that the
-next generation predicts. It is made in two steps, because a worker that has not heard of it yet
-must not be past that offset:
+Two groups read the same `records`, one for each generation, and exactly one of them publishes a
+record's prediction or dead letter. A handover gives, for each partition, the first offset that the
+next generation owns. It has two steps, because a worker that does not know of it must not be past
+that offset:
 
-1. *propose*: the ends of `records` are written down, and only then the ends are read again. If
-   none has passed its offset, no record beyond it existed when the proposal could first be read:
-   every worker reads it before it publishes such a record.
-2. *decide*: confirmed if so, else void, and another is proposed, with a margin for the partitions
-   into which records came meanwhile. A worker that reaches an offset of an undecided proposal
-   waits, and so does whoever wants to propose another; should its proposer be gone, they void it
-   themselves. The decision is an exclusive create: there is only one.
+1. *propose*: the end offsets of `records` are written down, then the ends are read again. If none
+   has passed its offset, no record beyond it existed when the proposal became readable, so every
+   worker reads the proposal before it publishes such a record.
+2. *decide*: confirmed in that case, else void; then the next proposal has a margin for the
+   partitions that received records meanwhile. A worker that reaches an offset of an undecided
+   proposal waits, and so does the next proposer; after a timeout they void it. The decision is an
+   exclusive create, so there is only one.
 
-Offsets mean something in one topic only: a handover names the id of `records` as it was. In a topic
-made anew, all records come after it.
+Offsets are valid in one topic only: a handover has the id of `records`. If the topic was recreated,
+all records come after the handover.
 
     models/handovers/00000001.json       the proposal
     models/handovers/00000001.decision   confirmed or void
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 CONFIRMED, VOID = "confirmed", "void"
 FOLDER = "handovers"
-MARGIN = 2  # times the records that came during the try before; at least 4 times its margin
+MARGIN = 2  # factor of the records that came during the previous try; at least 4 times its margin
 TRIES = 8
 PATIENCE_S = 5.0
 LOOK_S = 0.05
@@ -47,10 +47,10 @@ LOOK_S = 0.05
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Handover:
-    """From `offsets` on (partition -> offset in `records`) `after` predicts instead of `before`.
+    """From `offsets` on (partition -> offset in `records`) `after` owns predictions, not `before`.
 
     Attributes:
-        topic: the id of `records` that the offsets belong to; None: not known.
+        topic: the id of `records` of these offsets; None: unknown.
     """
 
     number: int
@@ -64,11 +64,11 @@ class Handovers:
     """The handovers below a registry's folder, shared by all processes.
 
     Args:
-        topic: the id of `records` as it is now; offsets of another topic's handover are 0. None:
-            not known, all offsets hold.
-        patience_s: how long an undecided proposal is waited for before it is void.
+        topic: the present id of `records`; offsets of a handover with another id are 0. None:
+            unknown, all offsets are valid.
+        patience_s: the timeout of an undecided proposal, after which it is void.
         clock: monotonic seconds.
-        sleep: waits for so many seconds.
+        sleep: as time.sleep.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class Handovers:
         self._since: dict[int, float] = {}
 
     def all(self) -> list[tuple[Handover, str | None]]:
-        """Every proposal, oldest first, with its decision; lists the folder, and reads only what
-        is new in it: neither is ever written again."""
-        # Listed anew each time: a folder's time stamp may be too coarse to tell of a new file.
+        """All proposals, oldest first, with their decisions. Reads only new files, since files
+        never change."""
+        # Listed each time: the folder's mtime may be too coarse to show a new file.
         try:
             names = set(os.listdir(self._folder))
         except FileNotFoundError:
@@ -102,7 +102,7 @@ class Handovers:
         return proposals
 
     def confirmed(self) -> list[Handover]:
-        """All that are in force, oldest first."""
+        """Confirmed handovers, oldest first."""
         return [handover for handover, decision in self.all() if decision == CONFIRMED]
 
     def undecided(self) -> list[Handover]:
@@ -113,16 +113,15 @@ class Handovers:
         return 1000 * (self._folder / f"{number:08d}.decision").stat().st_mtime
 
     def decide(self, number: int, decision: str) -> str:
-        """Confirm or void a proposal; the decision that holds, which may be another's."""
+        """Confirm or void a proposal; returns the decision, which may be another process's."""
         with contextlib.suppress(FileExistsError):
             self._create(self._folder / f"{number:08d}.decision", decision)
         return self._decision(number) or decision
 
     def void_if_expired(self, proposal: Handover) -> bool:
-        """Whether an undecided proposal was waited for long enough; then it is void.
+        """Void an undecided proposal after its timeout; returns whether it did.
 
-        That is safe at any moment: a proposer that was only slow finds its decision taken, and
-        proposes anew.
+        Safe at any moment: a slow proposer finds its proposal void and makes another.
         """
         since = self._since.setdefault(proposal.number, self._clock())
         if self._clock() - since < self._patience_s:
@@ -132,15 +131,15 @@ class Handovers:
         return True
 
     def hand_over(self, before: str, after: str, ends: Callable[[], Mapping[int, int]]) -> Handover:
-        """Let `after` predict from soon on; confirmed when this returns.
+        """Hand predictions over from `before` to `after`; confirmed on return.
 
         Args:
-            ends: the end offsets of `records`, as of now. A partition into which nothing comes
-                while they are written down is handed over at its end.
+            ends: reads the end offsets of `records`. A partition without new records meanwhile is
+                handed over at its end.
 
         Raises:
-            RegistryError: another process proposes one at this moment, or records come faster than
-                offsets can be written down.
+            RegistryError: another process proposes at the same moment, or records arrive faster
+                than offsets can be written down.
         """
         margins: dict[int, int] = {}
         for _ in range(TRIES):
@@ -205,11 +204,11 @@ class Handovers:
 
 
 class Ownership:
-    """Which records one generation's worker speaks for: their predictions, their dead letters.
+    """Which records one generation owns: whose predictions and dead letters its worker publishes.
 
     Args:
-        generation: the worker's own.
-        first: predicts before any handover.
+        generation: of the worker.
+        first: the owner before any handover.
     """
 
     def __init__(self, handovers: Handovers, *, generation: str, first: str) -> None:
@@ -217,9 +216,9 @@ class Ownership:
         self._generation, self._first = generation, first
 
     def owns(self, records: Sequence[tuple[int, int]]) -> list[bool] | None:
-        """For (partition, offset) of each record; None: a handover is being decided, ask again.
+        """Whether each record (partition, offset) is owned; None: undecided, call again.
 
-        To be called when the records were read and before anything of them is published.
+        Call it after the records were read and before their outputs are published.
         """
         known = self._handovers.all()
         for proposal, decision in known:
@@ -236,7 +235,7 @@ class Ownership:
 
 
 def owner_of(confirmed: Sequence[Handover], partition: int, offset: int) -> str:
-    """Which generation speaks for a record; `confirmed`: all there are, at least one."""
+    """The generation that owns a record; `confirmed`: all confirmed handovers, at least one."""
     owner = confirmed[0].before
     for handover in confirmed:
         if offset >= handover.offsets.get(partition, 0):
@@ -245,7 +244,7 @@ def owner_of(confirmed: Sequence[Handover], partition: int, offset: int) -> str:
 
 
 def owned_until(confirmed: Sequence[Handover], generation: str, partition: int) -> int | None:
-    """The offset from which on a generation speaks for no record any more; None: it has no end."""
+    """The offset from which on a generation owns no record; None: there is none."""
     starts = sorted({0, *(handover.offsets.get(partition, 0) for handover in confirmed)})
     for start, end in reversed(list(zip(starts, [*starts[1:], None], strict=True))):
         if owner_of(confirmed, partition, start) == generation:

@@ -1,7 +1,7 @@
-"""The notice in Redis that there is news: whoever hears it looks at the registry at once.
+"""Notices of registry changes over Redis pub/sub.
 
-It says nothing by itself. What is new stands in the registry and on `models`; a notice that is
-lost (nobody listened, Redis was away) costs no more than the wait for the next poll.
+A notice carries no data: the changes are in the registry and on `models`. A lost notice only delays
+a process until the next poll.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ TIMEOUT_S = 1.0
 
 
 def channel(settings: Settings) -> str:
-    """The channel of all processes that share these topics."""
+    """The channel of all processes with the same topic prefix."""
     return f"braid:news:{settings.prefix}"
 
 
 def notify(settings: Settings, key: str) -> None:
-    """Tell whoever listens that `key` has news. Never raises: the topic and the poll remain."""
+    """Publish that `key` has changed. Never raises: the topic and the poll remain."""
     client = best_effort_redis(settings, TIMEOUT_S)
     if client is None:
         return
@@ -41,7 +41,7 @@ def notify(settings: Settings, key: str) -> None:
 
 
 async def listen(settings: Settings, heard: Callable[[], None]) -> None:
-    """Call `heard` at each notice, until cancelled. While Redis is away, try again at each poll."""
+    """Call `heard` at each notice, until cancelled. Reconnects at the interval of the poll."""
     if settings.redis_url is None:
         return
     last_error = ""
@@ -52,7 +52,7 @@ async def listen(settings: Settings, heard: Callable[[], None]) -> None:
         try:
             async with client.pubsub(ignore_subscribe_messages=True) as subscription:
                 await subscription.subscribe(channel(settings))
-                heard()  # what came while nobody listened
+                heard()  # for notices before the subscription
                 last_error = ""
                 async for _ in subscription.listen():
                     heard()

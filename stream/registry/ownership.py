@@ -1,7 +1,7 @@
-"""Hands the predictions of `records` from one generation to another, and tells what is still to do.
+"""Hands the predictions of `records` over between generations, and reports what is pending.
 
-`braid.stream.registry.handover` decides offsets; here they come from the broker, and belong to the
-topic's id.
+`braid.stream.registry.handover` decides on offsets; this module reads them from the broker, for the
+topic's present id.
 """
 
 from __future__ import annotations
@@ -31,27 +31,26 @@ def handovers_of(settings: Settings, registry: Registry) -> Handovers:
 
 
 def hand_over(settings: Settings, registry: Registry, before: str, to: str) -> None:
-    """Let a generation publish the predictions from now on, if it does not already.
+    """Hand predictions over to a generation, if it does not own them already.
 
     Raises:
         RegistryError: no handover could be made.
     """
     confirmed = Handovers(registry.root).confirmed()
     if confirmed and confirmed[-1].after == to:
-        return  # a process that died handed over already
+        return  # done by a process that died afterwards
     partitions = ensure(settings.model_copy(update={"generation": to}))
     handovers = handovers_of(settings, registry)
     handovers.hand_over(before, to, lambda: _ends(settings, partitions))
 
 
 def finish(settings: Settings, registry: Registry, *, now_ms: float) -> bool:
-    """Hand over at their ends the partitions that have not come to their offsets for a while.
+    """Hand over at their ends the partitions that have not reached their offsets for a while.
 
-    Into such a partition records came while the handover was made, and then too few to reach the
-    margin that they were granted.
+    Such a partition received records during the handover, and then too few to reach its margin.
 
     Returns:
-        Whether the serving generation predicts every record that is still to come.
+        Whether the serving generation owns every future record.
 
     Raises:
         RegistryError: no handover could be made.
@@ -78,7 +77,7 @@ def finish(settings: Settings, registry: Registry, *, now_ms: float) -> bool:
 def unfinished(
     settings: Settings, registry: Registry, ends: dict[int, tuple[int, int]], admin: Admin
 ) -> dict[str, dict[str, Any]]:
-    """Partitions whose predictions are not all the serving generation's yet.
+    """Partitions in which the serving generation does not own all predictions yet.
 
     Args:
         ends: partition of `records` -> its first offset and its end.
@@ -98,7 +97,7 @@ def unfinished(
     for number, (first, end) in ends.items():
         until = owned_until(confirmed, before, number)
         at = end + 1 if until is None else until
-        # A group that has committed nothing anywhere is gone.
+        # A group without any committed offset was deleted.
         done = max(first, committed.get(number, first if committed else end))
         to_come, to_predict = max(0, at - end), max(0, min(at, end) - done)
         if after != before and (to_come or to_predict):
@@ -113,7 +112,7 @@ def unfinished(
 
 
 def return_ownership(settings: Settings, registry: Registry, entry: GenerationRecord) -> None:
-    """What was handed over to a generation that then did not take over goes back to who serves."""
+    """Return predictions from a generation that did not take over to the serving one."""
     champion = registry.champion()
     confirmed = Handovers(registry.root).confirmed()
     if champion is None or not confirmed or confirmed[-1].after != entry.generation:
@@ -123,11 +122,11 @@ def return_ownership(settings: Settings, registry: Registry, entry: GenerationRe
 
 
 def pending_predictions(settings: Settings, registry: Registry, generation: str) -> str | None:
-    """What a generation that does not serve has still to predict, or None: it may go.
+    """The predictions that a non-serving generation has yet to publish; None: it may be dropped.
 
-    A handover may lie beyond the ends of `records`: what comes next, even much later, is the old
-    generation's. What did not come yet goes to who serves, by another handover. What did is the
-    generation's own: its group must commit it, since who serves may have passed it.
+    Its offsets may lie beyond the ends of `records`. Records that do not exist yet are handed over
+    to the serving generation. Existing ones stay its own until its group has committed them, since
+    the serving generation may be past them.
 
     Raises:
         RegistryError: no handover could be made.
@@ -155,7 +154,7 @@ def pending_predictions(settings: Settings, registry: Registry, generation: str)
         if until is None or until > end:
             return f"records[{number}] ends at {end}, {generation} predicts up to {until}"
         stops[number] = until
-    # Read, not computed: offsets below may hold no record, which no group ever commits.
+    # Read, not computed: offsets without a record are never committed.
     for message in replay(settings, topic, start_at=starts, stop_at=stops):
         number, offset = message.partition, message.offset
         return (

@@ -1,9 +1,9 @@
-"""When a generation that was built takes over, and how: handover, champion, grace.
+"""Promotions: flips to another generation, rollbacks, the end of the rollback window.
 
-A flip is the exclusive create of the next champion file, as every promotion is; it names the new
-generation. Before it, predictions are handed over (`braid.stream.registry.handover`). Whichever
-process gets this far does it, and one that comes second finds it done. What follows from that file
-(`settle`) whoever looks next does, should the process that flipped be gone.
+A flip, like every promotion, is the exclusive create of the next champion file, which names the new
+generation. Before it, predictions are handed over (`braid.stream.registry.handover`). Any process
+may flip; only the first one succeeds. If it dies afterwards, the next process completes the flip
+(`reconcile`).
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def promote(
     why: str = "promoted",
     tell: Tell = announce,
 ) -> Champion | GenerationRecord:
-    """Make a version champion, at once where its space is held, else when a generation is built.
+    """Make a version champion: at once if its space is served, else when its generation is built.
 
     Args:
         after, force: see `Registry.admit`.
-        tell: announces it.
+        tell: announces the champion.
 
     Raises:
         RegistryError: the version is damaged or failed its judge, or another one is being built.
@@ -71,9 +71,10 @@ def promote(
 def begin(
     settings: Settings, registry: Registry, name: str, *, drop_missing: bool = False
 ) -> GenerationRecord:
-    """Open a generation for a version of a new space; workers and index nodes will build it.
+    """Open a generation for a version of a new space; workers and index nodes build it.
 
-    One that is being built for this very version goes on, as the successor of who serves now.
+    A generation that is already being built for this version continues, as the successor of the
+    present champion.
 
     Raises:
         RegistryError: nothing serves yet, or another generation is being built or opened.
@@ -84,7 +85,7 @@ def begin(
         raise RegistryError("nothing serves yet: a first version is promoted, not built beside")
     generation = generation_records.next(
         serving=champion.generation
-    )  # before: who opens one now is seen
+    )  # first, so that one opened meanwhile is seen below
     for entry in generation_records.all():
         if entry.state == "building" and entry.model == name:
             again = replace(
@@ -119,7 +120,7 @@ def begin(
 
 
 def superseded_by(registry: Registry, entry: GenerationRecord) -> str | None:
-    """Why a generation may not take over though it is ready: another was promoted since."""
+    """Why a ready generation may not take over, or None: another version was promoted since."""
     champion = registry.champion()
     if champion is None or champion.generation == entry.generation:
         return None
@@ -144,36 +145,38 @@ def flip(
     after: int | None = None,
     back_to: int | None = None,
 ) -> Champion:
-    """Let another generation serve, with a version of its space; the one before gets its grace.
+    """Let another generation serve, with a version of its space; the previous one stays fed.
 
     Args:
-        after: only as the successor of this champion number; None: of whoever serves now.
+        after: only as the successor of this champion number; None: of the present one.
         back_to: see `Champion`.
 
     Raises:
-        RegistryError: someone else was first, or no handover could be made.
+        RegistryError: another process was first, or no handover could be made.
     """
     failpoint = Failpoints.from_environment()
     reconcile(settings, registry, now_ms=now_ms)
     champion = registry.champion()
     assert champion is not None
-    registry.follows(name, after)  # before predictions are handed over for nothing
+    registry.follows(name, after)  # before predictions are handed over
     generation, space = champion.generation, champion.space
     before = GenerationRecord(
         generation=generation, model=champion.name, space=space, state="serving"
     )
-    with contextlib.suppress(RegistryError):  # the first has no file yet; by that it is fed on
+    with contextlib.suppress(
+        RegistryError
+    ):  # the first generation has no record yet; with one it is still fed
         GenerationRecords(registry.root).add(before)
     hand_over(settings, registry, generation, to)
     failpoint("flip-handed-over")
     try:
-        # It was judged when its generation began, or has served before.
+        # The version was judged when its generation was opened, or has served before.
         flipped = registry.promote(
             name, generation=to, why=why, after=champion.seq, force=True, back_to=back_to
         )
     except RegistryError:
         serves = registry.champion()
-        if serves is not None and serves.generation != to:  # who came first keeps its predictions
+        if serves is not None and serves.generation != to:  # the winner keeps the predictions
             hand_over(settings, registry, to, serves.generation)
         raise
     failpoint("flip-promoted")
@@ -184,19 +187,21 @@ def flip(
 def reconcile(
     settings: Settings, registry: Registry, *, now_ms: float, tell: Tell = announce
 ) -> None:
-    """Say of every generation what the champion's file has decided, and tell who serves.
+    """Update all generation records to the champion's file, and announce the champion.
 
-    The one that it names serves, one that served before gets its grace. Twice changes nothing.
-    Predictions that were handed over for a flip that then never came go back to who serves.
+    The champion's generation serves; one that served before enters its rollback window. Idempotent.
+    Predictions handed over for a flip that never happened are returned to the serving generation.
 
     Args:
         tell: announces it.
 
     Raises:
-        RegistryError: they could not go back.
+        RegistryError: the predictions could not be returned.
     """
     generation_records = GenerationRecords(registry.root)
-    known = generation_records.all()  # before the champion: one who flips meanwhile settles that
+    known = (
+        generation_records.all()
+    )  # read before the champion: a flip in between reconciles itself
     champion = registry.champion()
     if champion is None:
         return
@@ -231,9 +236,9 @@ def reconcile(
 
 
 def end_grace(settings: Settings, registry: Registry, *, now_ms: float) -> list[str]:
-    """Drop the generations whose grace is over: nobody feeds them, topic and group go.
+    """Drop the generations whose rollback window is over, with topic and group.
 
-    One that has still to predict something is fed on until it has.
+    A generation with pending predictions is fed until they are published.
 
     Returns:
         Their names.
@@ -260,13 +265,13 @@ def drop(
     why: str,
     force: bool = False,
 ) -> None:
-    """Say that a generation is gone, and delete its topic and group as far as nobody uses them.
+    """Drop a generation, and delete its topic and group if they are not in use.
 
     Args:
-        force: although records that it has to predict will have no prediction.
+        force: even if its pending predictions are lost.
 
     Raises:
-        RegistryError: it serves, or has still to predict something.
+        RegistryError: it serves, or has pending predictions.
     """
     champion = registry.champion()
     if champion is not None and champion.generation == entry.generation:
@@ -289,9 +294,9 @@ def _drop(settings: Settings, registry: Registry, entry: GenerationRecord, *, wh
 
 
 def delete_resources(settings: Settings, gone: GenerationRecord) -> bool:
-    """Delete the group and the topic of a dropped generation; whether both are gone.
+    """Delete the group and the topic of a dropped generation; returns whether both are deleted.
 
-    Its workers may not have left the group yet; then a later call does it.
+    While its workers are in the group this fails, and a later call succeeds.
     """
     dropped = settings.model_copy(update={"generation": gone.generation})
     admin = Admin(settings)
@@ -306,9 +311,9 @@ def delete_resources(settings: Settings, gone: GenerationRecord) -> bool:
 
 
 def rollback(settings: Settings, registry: Registry, *, now_ms: float | None = None) -> Champion:
-    """Make the champion before this one champion again; across a flip, at once.
+    """Make the previous champion champion again, at once even across a flip.
 
-    A second rollback goes back further, not forth again (`Registry.earlier`).
+    A second rollback goes further back (`Registry.earlier`).
 
     Raises:
         RegistryError: there was none, or its generation was dropped.

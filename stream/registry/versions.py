@@ -1,4 +1,4 @@
-"""The model registry: immutable version folders and a champion pointer that only moves forward.
+"""Model versions: immutable folders, and the champion pointer, which only moves forward.
 
     models/versions/braid-0001/     model.safetensors, manifest.json
     models/champion/00000001.json   who became champion, and when; the highest number holds

@@ -1,4 +1,4 @@
-"""`braid models gc`: which versions and windows may go, and why the others stay."""
+"""`braid models gc`: which versions and windows are removed, and why the others are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retraining, once: a window of `records` becomes a version, which is judged and announced.
+"""One retraining run: a window of `records` becomes a version, which is judged and announced.
 
     1. lock       one trainer at a time (`lock`)
     2. begin      a run: the unfinished one, if it is the same, else a new one (`runs`)

@@ -1,4 +1,4 @@
-"""One trainer at a time: a lock in Redis that fades when its holder dies, else a locked file.
+"""The trainer's lock: a key in Redis with a TTL that its holder renews, or a locked file.
 
 The lock keeps two trainers from wasting the machine on the same thing. It is not what keeps a model
 safe: a trainer that slept through its lock's end, or whose Redis was flushed, still thinks that it

@@ -1,4 +1,4 @@
-"""What a trainer shows while it runs: for Prometheus, and for `braid status` through its lock."""
+"""The trainer's metrics: for Prometheus, and for `braid status` through its lock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retraining, alone or under `torchrun`, where the first process leads and all train.
+"""Starts a retraining run: one process, or several under `torchrun`, of which the first leads.
 
 The first one has the lock, the window and the registry, as if it were alone; then it tells the
 others the run, and each reads its own partitions' shards. They share the home folder.

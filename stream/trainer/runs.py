@@ -1,4 +1,4 @@
-"""Runs of the trainer, a folder each: what was asked, from what, how far; what a kill cannot end.
+"""Training runs on disk: one folder each, with the request, progress and state.
 
     training/20261126T033700.123Z-1f6c/
         run.json         what was asked, the champion it saw, the version it writes, its state

@@ -1,4 +1,4 @@
-"""When a retraining starts: again and again, by a crontab, or because something asks for it.
+"""Schedules of the trainer: a fixed period, a crontab, or a trigger.
 
 Whoever starts one starts a separate process: training must not share memory, cores' caches or a
 crash with what starts it. Two that start at once do no harm, the trainer's lock lets one run.

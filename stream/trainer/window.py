@@ -1,4 +1,4 @@
-"""The training window: `records` as it stood at one moment, kept as immutable shards.
+"""The training window: `records` at one moment, as immutable shards.
 
     window.json                  where it came from (offsets), and each shard's sha256
     shards/00003-0001.msgpack    samples of partition 3, its second shard, sorted by id

@@ -1,12 +1,10 @@
 """The Faust application that hosts the embed worker: `braid embed`.
 
-The hot path, steps 1 to 6, is a service of the app with its own consumer, producer and group
-(`braid.stream.worker.worker`): a Faust stream would cost per event and acknowledge what failed.
-Faust keeps what it is good at: the lifecycle, supervision, and the agents: one joins the parts of a
-record, one adds up what was made of records, in windows.
+The hot path is a service of the app with its own consumer, producer and group
+(`braid.stream.worker.worker`): a Faust stream has a cost per event and acknowledges failed events.
+Faust provides the lifecycle, supervision and the agents, such as the windows of output statistics.
 
-`faust -A braid.stream.worker.app worker` works as well; the app is made when the name is first
-looked up.
+`faust -A braid.stream.worker.app worker` works as well; `app` is created at its first access.
 """
 
 from __future__ import annotations
@@ -49,7 +47,7 @@ from .supervisor import Host
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
-END_WITHIN_S = 30.0  # an orderly end after an error takes a few seconds
+END_WITHIN_S = 30.0  # a shutdown after an error takes a few seconds
 
 
 def create_app(settings: Settings) -> faust.App:
@@ -78,8 +76,8 @@ def create_app(settings: Settings) -> faust.App:
 class WorkerApp(faust.App):
     """Starts the embed service first and stops it first.
 
-    Faust starts the services that are registered with it when its group has met and its tables are
-    read back. The hot path must wait for neither.
+    Faust starts its registered services after the first rebalance and the recovery of its tables.
+    The hot path must wait for neither.
     """
 
     embed: EmbedService
@@ -93,7 +91,7 @@ class WorkerApp(faust.App):
 
 
 class EmbedService(Service):
-    """Runs a Worker on its own thread, tells its state, and hands it each new champion."""
+    """Runs the workers on their threads, sends heartbeats, and follows the registry."""
 
     def __init__(self, settings: Settings, metrics: metrics_.WorkerMetrics, **options: Any) -> None:
         super().__init__(**options)
@@ -113,7 +111,7 @@ class EmbedService(Service):
     async def _serve(self) -> None:
         """Start the join and the serving worker, on threads of their own.
 
-        An error of the serving worker ends the process: it must never live on half dead.
+        An error of the serving worker ends the process.
         """
         assert self._ended is not None
         settings = self.settings
@@ -180,7 +178,7 @@ class EmbedService(Service):
         return health(self.settings, live, serving, away)
 
     async def _first(self) -> tuple[str, Model]:
-        """The generation that serves, and its model."""
+        """The serving generation and its model."""
         source = self.settings.model
         generation = self.settings.generation
         if source is None:
@@ -192,7 +190,7 @@ class EmbedService(Service):
         return generation, await asyncio.to_thread(load, source, device=self.settings.device)
 
     async def _look(self) -> None:
-        """Load what is new beside the old, check it, and switch between two batches."""
+        """Follow the registry: load new versions, check them, and switch between two batches."""
         assert self.host is not None
         champion = await asyncio.to_thread(self.registry.champion)
         if champion is not None:
@@ -201,7 +199,7 @@ class EmbedService(Service):
             await asyncio.to_thread(self.host.follow, fed, champion.generation, canary)
 
     def _canary(self, champion: Champion) -> Canary | None:
-        """What is tried out beside the champion; a file that is damaged holds nothing else up."""
+        """The running canary; a damaged file is logged and ignored."""
         try:
             return Canaries(self.registry.root).running(champion)
         except RegistryError as error:
@@ -209,13 +207,13 @@ class EmbedService(Service):
             return None
 
     def _end(self, error: BaseException | None) -> None:
-        """A worker has ended: so does the process."""
+        """End the process after the serving worker has ended."""
         assert self._ended is not None
         if error is not None:
-            # Faust's consumer has a thread of its own. Where the app stops while that one joins its
-            # group again, it is left behind, and Python waits for it without limit.
+            # If the app stops while the thread of Faust's consumer rejoins its group, that thread
+            # remains, and Python waits for it without limit.
             end_within(END_WITHIN_S, status=1, why="the worker stopped")
-        self._ended.get_loop().call_soon_threadsafe(_settle, self._ended, error)
+        self._ended.get_loop().call_soon_threadsafe(_set_ended, self._ended, error)
 
 
 async def _ensure(settings: Settings) -> int:
@@ -223,14 +221,14 @@ async def _ensure(settings: Settings) -> int:
 
 
 class _Process(faust.Worker):
-    """Faust's worker, which ends within a bound after a signal, whatever holds it up."""
+    """Faust's worker, with a time limit for its end after a signal."""
 
     def _schedule_shutdown(self, signal: signal_.Signals) -> None:
         end_within(STOP_WITHIN_S, status=0, why=signal.name)
         super()._schedule_shutdown(signal)
 
 
-def _settle(ended: asyncio.Future[None], error: BaseException | None) -> None:
+def _set_ended(ended: asyncio.Future[None], error: BaseException | None) -> None:
     if ended.done():
         return
     if error is None:
@@ -240,12 +238,12 @@ def _settle(ended: asyncio.Future[None], error: BaseException | None) -> None:
 
 
 def run(settings: Settings) -> None:
-    """Start the worker in this process; returns its exit status by SystemExit.
+    """Run the worker in this process; ends by SystemExit.
 
-    A broker that is away is waited for.
+    Waits for the broker.
 
     Raises:
-        ConfigError: the topics are not what they must be.
+        ConfigError: the topics do not match the settings.
     """
     until_reachable(settings, ensure)  # before Faust looks at its topics
     worker = _Process(

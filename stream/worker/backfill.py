@@ -1,17 +1,17 @@
-"""A new generation filled from the one before: stored vectors through an adapter, none made again.
+"""Backfill of a new generation: stored vectors of the old one, mapped by an adapter.
 
-Where a version comes with an adapter that maps the vectors that are stored into its own space, the
-worker of the new generation fills each of its partitions before it reads `records` there:
+If a version has an adapter from the stored space to its own, the worker of the new generation
+backfills each partition before it reads `records` there:
 
-1. the rows of the old generation's partition, in order, each through the adapter, go to the same
-   partition of the new topic, with the version (offset in `records`) and time that they had
-2. each transaction commits how far it is, under the group's lease, in the metadata of an offset at
-   the beginning of `records`; whoever owns the partition next goes on from there
-3. the last one commits the offset in `records` that the rows reflect, and from there on the worker
-   embeds what comes
+1. the rows of the old generation's partition are mapped in order and published to the same
+   partition of the new topic, with their version (offset in `records`) and time
+2. each transaction commits the progress in the metadata of an offset at the beginning of `records`;
+   the next owner of the partition continues there
+3. the last transaction commits the offset in `records` that the rows reflect; from there on the
+   worker embeds records
 
-Rows of one partition were published in the order of `records`. So what was read before some row has
-been published by then, and what compaction took from in front of it comes again behind it.
+Rows of one partition were published in the order of `records`. A record that precedes a row was
+therefore published before it, and a row removed by compaction has a later version behind it.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ IDLE_S = 0.01
 MARK = "mapped"
 
 Adapt = Callable[[Vector32], Vector32]
-"""Vectors of the old space, float32[n, D], as those of the new one."""
+"""Maps vectors of the old space, float32[n, D], to the new one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where a generation's first rows come from.
+    """The source of a generation's first rows.
 
     Attributes:
         topic: the old generation's vectors.
-        before: the space that they are of.
-        space, model: what the mapped ones name.
+        before: the space of the old vectors.
+        space, model: of the mapped vectors.
     """
 
     topic: str
@@ -76,12 +76,12 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chunk:
-    """What one transaction publishes and commits.
+    """The rows and offsets of one transaction.
 
     Attributes:
         offset: to commit in `records`.
-        metadata: of that offset: how far the old topic is mapped; empty: all of it is.
-        next: where to go on in the old topic.
+        metadata: of that offset: the progress in the old topic; empty: complete.
+        next: the next offset in the old topic.
         reached: the offset in `records` that all rows so far reflect.
     """
 
@@ -99,14 +99,14 @@ class Chunk:
 
 @dataclass(slots=True)
 class _Place:
-    """How far one partition is."""
+    """The progress of one partition."""
 
     next: int
     reached: int
 
 
 class Backfill:
-    """Fills the partitions of one worker from `origin`. Used by its loop alone.
+    """Backfills the partitions of one worker from `origin`. Used by its loop alone.
 
     Args:
         target: the new generation's topic.
@@ -120,23 +120,23 @@ class Backfill:
 
     @property
     def busy(self) -> bool:
-        """Whether there is, or may be, something left to do for the partitions at hand."""
+        """Whether any assigned partition is, or may be, incomplete."""
         return self._left is None or bool(self._left)
 
     def forget(self) -> None:
-        """The partitions have changed, or a piece was refused: look again at what is committed."""
+        """Read the committed progress again: after a rebalance, or after a refused transaction."""
         self._left = None
         self._close()
 
     def step(self, source: RecordSource, publisher: Publisher, topics: OutputTopics) -> bool:
-        """One transaction of rows, if there is one; nothing else of the worker may be on its way.
+        """Publish the next chunk, if there is one. No other transaction may be open.
 
         Returns:
             Whether one was committed.
 
         Raises:
-            WorkerError: a row is not of the space that the adapter maps.
-            PublishRefused, Unreachable, Fenced: nothing is committed; `forget`, and begin again.
+            WorkerError: a row is not in the space that the adapter maps.
+            PublishRefused, Unreachable, Fenced: not committed; call `forget`, then step again.
             BrokerError: the old topic cannot be read.
         """
         source.idle_poll()  # the group's callbacks
@@ -160,10 +160,10 @@ class Backfill:
         return done
 
     def next(self, committed: Callable[[], Sequence[TopicPartition]]) -> Chunk | None:
-        """The next piece; None: nothing came yet, or all is done.
+        """The next chunk; None: no rows yet, or complete.
 
         Args:
-            committed: the committed offsets of the partitions at hand, in `records`.
+            committed: reads the committed offsets of the assigned partitions of `records`.
         """
         if self._left is None:
             self._left = {
@@ -178,7 +178,7 @@ class Backfill:
         return self._chunk(partition, messages, ended) if messages or ended else None
 
     def published(self, chunk: Chunk) -> None:
-        """A piece is committed."""
+        """Note that a chunk was committed."""
         assert self._left is not None
         if not chunk.last:
             self._left[chunk.partition] = _Place(chunk.next, chunk.reached)
@@ -193,7 +193,7 @@ class Backfill:
         )
 
     def _place(self, committed: TopicPartition) -> _Place | None:
-        """Where to go on; None: the partition is filled."""
+        """Where to continue; None: the partition is complete."""
         if committed.offset < 0:
             return _Place(0, 0)
         words = (committed.metadata or "").split()
@@ -307,7 +307,7 @@ class Backfill:
 def _in_order(
     messages: Sequence[Message], rows: Sequence[Output], gone: Sequence[Output]
 ) -> list[Output]:
-    """A row and its deletion in the order that they came in: the topic keeps the later one."""
+    """Rows and deletions in the order of their messages: the topic keeps the later one."""
     left, right = iter(rows), iter(gone)
     return [
         next(right) if message.value is None else next(left)
@@ -319,7 +319,7 @@ def _in_order(
 def backfill_for(
     settings: Settings, registry: Registry, entry: GenerationRecord | None
 ) -> Backfill | None:
-    """What fills a generation that is being built from another one's vectors, if that is its way.
+    """The backfill of a generation that is built from another one's vectors, else None.
 
     Args:
         settings: the new generation's.

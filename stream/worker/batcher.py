@@ -1,8 +1,8 @@
-"""The micro-batcher: when does a batch close?
+"""The micro-batcher: collects records until a budget is full or the oldest has waited long enough.
 
-When it is full (a budget of records, tokens, pixels and seconds of sound), when its *oldest*
-record has waited long enough, or when one of another kind comes: what was prepared in different
-ways is not encoded together. Order is kept. The clock is passed in.
+A batch closes when it is full (a budget of records, tokens, pixels and seconds of sound), when its
+*oldest* record has waited long enough, or at a record with another preprocessing, since records are
+encoded together only with equal preprocessing. Order is kept. The clock is passed in.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Costed(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """What one micro-batch may hold. An item over the budget travels alone."""
+    """Upper bounds of one micro-batch. An item over the budget is a batch of its own."""
 
     records: int
     tokens: int
@@ -95,7 +95,7 @@ class MicroBatcher(Generic[T]):
         return max(0.0, self._max_wait - (now - self._oldest))
 
     def clear(self) -> None:
-        """Forget all that waits."""
+        """Drop all waiting items."""
         self._waiting.clear()
         self._restart()
 

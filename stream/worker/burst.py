@@ -1,11 +1,10 @@
-"""Whether so many records fail that something else than the records must be at fault.
+"""Stops the worker when more than a share of the last records failed.
 
-A broken model, a link server that is away or a producer gone wrong makes every record fail. Each
-would become a dead letter, and a topic would be emptied within minutes. So the worker stops where
-more than a share of the last records failed.
+A broken model, an unreachable link server or a faulty producer makes every record fail, and each
+would become a dead letter. The worker stops instead.
 
-While the window is not full yet and holds more failures than that, publishing waits: a worker that
-is started again within such a burst stops at the same offset, without having committed any of it.
+Until the window is full, publishing waits while it holds more failures than the share allows. A
+worker that is restarted within a burst therefore stops at the same offset and commits none of it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections import deque
 from ..errors import BadRecord, WorkerError
 from ..settings import Settings
 
-HOLD_S = 2.0  # without a new record; then these are too few to judge by, and are published
+HOLD_S = 2.0  # without a new record; then the few that there are get published
 SHOWN = 3  # reasons in the message
 
 
@@ -31,15 +30,15 @@ class Burst:
         self._last = 0.0
 
     def good(self, count: int, now: float) -> None:
-        """So many records got their outputs."""
+        """Count records that were encoded."""
         for _ in range(count):
             self._add(False, now)
 
     def bad(self, error: BadRecord, now: float) -> None:
-        """A record became a dead letter.
+        """Count a record that became a dead letter.
 
         Raises:
-            WorkerError: they are too many.
+            WorkerError: too many of the last records failed.
         """
         self._add(True, now)
         if str(error) not in self._reasons:
@@ -54,10 +53,10 @@ class Burst:
             )
 
     def holds(self, now: float, *, at_rest: bool) -> bool:
-        """Whether nothing is to be published, because the first records failed so far.
+        """Whether publishing must wait, because too many of the first records failed.
 
         Args:
-            at_rest: no outcome is to be expected of what has been read.
+            at_rest: no record is being prepared or encoded.
         """
         waited = at_rest and now - self._last > HOLD_S
         return len(self._outcomes) < self._window and self._too_many() and not waited

@@ -1,15 +1,12 @@
-"""A challenger in the worker: it predicts the records of a canary beside the champion.
+"""A canary in the worker: the challenger predicts a share of the records beside the champion.
 
-The worker asks three times, and a canary that goes wrong harms nothing: whatever happens here, the
-record has the champion's vector and a prediction.
+A failing challenger does no harm: the record keeps the champion's vector and prediction.
 
-1. on the CPU threads, `attempt`: is this record one of the canary's, and prepared for the
-   challenger
+1. on the CPU threads, `prepare` selects the canary's records and prepares them for the challenger
 2. on the device thread, after the champion's batch, `encode`
-3. when outputs are made, `spoken`: which prediction is published, and what stands beside it
+3. when outputs are made, `published_prediction` chooses the prediction and its mark
 
-What cannot be caught is a challenger that takes the process with it, or a GPU's memory that does
-not hold both models.
+Not caught: a challenger that crashes the process, and a GPU without memory for both models.
 """
 
 from __future__ import annotations
@@ -35,8 +32,8 @@ class CanaryShadow:
     """One canary in one worker.
 
     Args:
-        model: the challenger; None: it could not be loaded, and every record says so.
-        broken: why it could not.
+        model: the challenger; None: it could not be loaded, and each record is marked as failed.
+        broken: why it could not be loaded.
     """
 
     def __init__(self, canary: Canary, model: Model | None, *, broken: str = "") -> None:
@@ -47,23 +44,21 @@ class CanaryShadow:
         self._logged: set[str] = set()
 
     def takes(self, record_id: str, partition: int) -> bool:
-        """Whether a record is the canary's: the same answer in every worker, each time.
+        """Whether a record belongs to the canary; the same in every worker, each time.
 
-        By the sha256 of a salt and the id: neither another canary's records, nor those of the
-        training's splits (`braid.encoders.training.splits`).
+        By the sha256 of a salt and the id: independent of other canaries and of the training
+        splits (`braid.encoders.training.splits`).
         """
         if self.canary.partitions and partition not in self.canary.partitions:
             return False
         digest = hashlib.sha256(self._salt + record_id.encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.canary.share * 2**64
 
-    def shadow_result(
-        self, sample: Sample, prepared: Prepared, partition: int
-    ) -> ShadowResult | None:
-        """Prepare a record for the challenger; None: it is not the canary's. Thread-safe.
+    def prepare(self, sample: Sample, prepared: Prepared, partition: int) -> ShadowResult | None:
+        """Prepare a record for the challenger; None: it is not one of the canary's. Thread-safe.
 
         Args:
-            prepared: for the champion; taken where both prepare alike.
+            prepared: for the champion; reused where both models have the same preprocessing.
         """
         if not self.takes(sample.id, partition):
             return None
@@ -75,7 +70,7 @@ class CanaryShadow:
         else:
             try:
                 shadow_result.prepared = self._model.prepare(sample)
-            except Exception as error:  # noqa: BLE001 (nothing of the challenger may do harm)
+            except Exception as error:  # noqa: BLE001 (a failing challenger does no harm)
                 self._fail([shadow_result], error)
         return shadow_result
 
@@ -83,7 +78,7 @@ class CanaryShadow:
         """Encode what is prepared, on the device thread.
 
         Args:
-            champion_s: what the champion took a record, in seconds.
+            champion_s: seconds per record that the champion took.
         """
         ready = [result for result in shadow_results if result.prepared is not None]
         if not ready or self._model is None:
@@ -100,7 +95,7 @@ class CanaryShadow:
                     result.tasks, result.seconds = embedding.tasks, (champion_s, took_s)
                 else:
                     self._fail([result], FloatingPointError("a prediction is not finite"))
-        except Exception as error:  # noqa: BLE001 (see above)
+        except Exception as error:  # noqa: BLE001 (as in prepare)
             self._fail(ready, error)
 
     def _fail(self, shadow_results: Sequence[ShadowResult], error: Exception) -> None:
@@ -108,19 +103,19 @@ class CanaryShadow:
         for result in shadow_results:
             result.prepared, result.tasks, result.failed = None, None, reason
         kind = type(error).__name__
-        if kind not in self._logged:  # once: it may be every record's
+        if kind not in self._logged:  # once: every record may fail alike
             self._logged.add(kind)
             log.error("canary %d, %s: %s", self.canary.number, self.canary.model, reason)
 
 
 @dataclass(slots=True, eq=False)
 class ShadowResult:
-    """One record on its way through a trial.
+    """One record on its way through the challenger.
 
     Attributes:
-        tasks: what the challenger predicts; None: it did not get there.
-        failed: why not.
-        seconds: encoding a record took the champion and the challenger, each in its batch.
+        tasks: what the challenger predicts; None: not encoded, or failed.
+        failed: why there is no prediction.
+        seconds: per record, by the champion and by the challenger, each in its batch.
     """
 
     shadow: CanaryShadow
@@ -131,7 +126,7 @@ class ShadowResult:
 
 
 class Shadowed(Protocol):
-    """What is on its way through the worker (`braid.stream.worker.in_flight.Item`)."""
+    """A record in flight (`braid.stream.worker.in_flight.Item`)."""
 
     shadow_result: ShadowResult | None
 
@@ -139,10 +134,10 @@ class Shadowed(Protocol):
 def active_results(
     items: Iterable[Shadowed], shadow: CanaryShadow | None, champion: Model
 ) -> list[ShadowResult]:
-    """The attempts of a micro-batch under this trial.
+    """The results of a micro-batch that belong to this canary.
 
-    Those of a trial that has ended since they were prepared end too, and so does a trial beside
-    another champion than this.
+    Results of a canary that has ended since, or that was begun beside another champion, are
+    dropped.
     """
     if shadow is not None and shadow.canary.champion != champion.name:
         shadow = None
@@ -155,7 +150,7 @@ def active_results(
 def encode_both(
     champion: Model, prepared: Sequence[Prepared], shadow_results: Sequence[ShadowResult]
 ) -> list[Embedding]:
-    """A micro-batch by the champion, and then the attempts in it by the challenger."""
+    """Encode a micro-batch by the champion, then the canary's records in it by the challenger."""
     began = time.perf_counter()
     embeddings = champion.encode(prepared)
     if shadow_results:
@@ -170,12 +165,12 @@ def published_prediction(
     tasks: Mapping[str, Any],
     labels: Mapping[str, Label],
 ) -> tuple[str, Mapping[str, Any], Mapping[str, Any] | None]:
-    """Whose prediction is published: the model's name, its tasks, and the mark
+    """The prediction that is published: the model's name, its tasks, and the canary's mark
     (`braid.stream.kafka.schemas`).
 
     Args:
         tasks: the champion's, as plain maps.
-        labels: the record's own.
+        labels: of the record.
     """
     if shadow_result is None:
         return champion, tasks, None
@@ -190,7 +185,7 @@ def published_prediction(
 
 
 def numbers(tasks: Mapping[str, TaskPrediction]) -> Iterator[float]:
-    """All numbers of the predictions that are published."""
+    """All numbers in the predictions."""
     for task in tasks.values():
         yield from _numbers(asdict(task))
 
@@ -207,6 +202,6 @@ def _numbers(value: object) -> Iterator[float]:
 
 
 def short(reason: str) -> str:
-    """Short enough to be counted."""
+    """A reason in one line of at most REASON characters, so that equal reasons can be counted."""
     line = " ".join(reason.split())
     return line if len(line) <= REASON else line[: REASON - 1] + "…"

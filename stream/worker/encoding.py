@@ -1,10 +1,10 @@
-"""The worker's steps 3 and 4: prepared records become micro-batches, encoded on the device thread.
+"""Steps 3 and 4 of the worker: micro-batches, encoded on the device thread.
 
-What `encode` raises is a fault of one record, of the batch's size, or of the model and its device.
-A failed batch is cut in halves until the record at fault stands alone
-(`braid.stream.worker.bisection`). One is condemned only if the model has encoded something else
-between the two times that it failed alone, or passes its own golden batch now: a model or a device
-that fails there fails on every record, and the worker stops instead.
+An exception of `encode` has one of three causes: a record, the size of the batch, or the model and
+its device. A failed batch is bisected until the record at fault is alone
+(`braid.stream.worker.bisection`). A record becomes a dead letter only if the model has encoded
+another batch between its two failures alone, or passes its golden batch now. A model or device that
+fails on the golden batch fails on every record, and the worker stops.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ CLOSE_WITHIN_S = 5.0
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """One micro-batch on the device. It ends with the model that it began with.
+    """One micro-batch on the device, with its model.
 
     Attributes:
-        began: when the device thread took it, in monotonic seconds; None: it waits still.
+        began: when the device thread took it, in monotonic seconds; None: it is queued.
     """
 
     piece: Piece
@@ -53,10 +53,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What one call of the device made.
+    """The result of one device call.
 
     Attributes:
-        made: the records that have an embedding now.
+        made: the records with an embedding.
         condemned: a record that failed alone, with the reason.
         took_s: seconds on the device.
     """
@@ -112,7 +112,7 @@ class EncodeQueue:
         return [batch.encoding for batch in self._running if batch.encoding is not None]
 
     def add(self, item: Item, prepared: Prepared) -> None:
-        """Let a prepared record wait for its micro-batch."""
+        """Queue a prepared record for the next micro-batch."""
         self._batcher.add(item, prepared.cost, since=item.since, kind=prepared.preprocessing)
 
     def due_in(self, now: float) -> float | None:
@@ -120,7 +120,7 @@ class EncodeQueue:
         return self._batcher.due_in(now)
 
     def submit(self, model: Model, shadow: CanaryShadow | None) -> None:
-        """Give the device as many batches as it takes; those that failed before go first."""
+        """Submit as many batches as the device takes; parts of failed batches first."""
         self._batcher.limit(self._bisection.budget())
         while not self._device.full and (piece := self._next()) is not None:
             prepared = [future_of(item).result() for item in piece.items]
@@ -131,9 +131,9 @@ class EncodeQueue:
             self._running.append(batch)
 
     def finished(self) -> Iterator[Encoded]:
-        """What the device has made since, in order.
+        """Results of finished device calls, in order.
 
-        Ends the process where a call has been on the device for longer than its bound.
+        Ends the process if a call exceeds its time limit.
 
         Raises:
             WorkerError: the model fails on its own golden batch.
@@ -145,20 +145,20 @@ class EncodeQueue:
                 self._bound(batch)
                 return
             self._running.popleft()
-            yield self._settled(batch, batch.encoding)
+            yield self._outcome(batch, batch.encoding)
 
     def wait(self, timeout: float) -> None:
         """Wait until what is on the device has ended, `timeout` seconds at most."""
         wait(self.futures, timeout=timeout)
 
     def clear(self) -> None:
-        """Forget all records; what the device still finishes has no effect."""
+        """Forget all records; results of the device are dropped."""
         self._batcher.clear()
         self._bisection.clear()
         self._running.clear()
 
     def close(self) -> None:
-        """End the device thread. One that hangs is left behind."""
+        """End the device thread; a hanging one is abandoned."""
         if not self._device.close(timeout=CLOSE_WITHIN_S):
             log.warning("the device thread is still at work after %g s", CLOSE_WITHIN_S)
 
@@ -169,7 +169,7 @@ class EncodeQueue:
         items = self._batcher.take(self._clock())
         return None if items is None else Piece(items, self._bisection.share, whole=True)
 
-    def _settled(self, batch: Batch, encoding: Future[list[Embedding | None]]) -> Encoded:
+    def _outcome(self, batch: Batch, encoding: Future[list[Embedding | None]]) -> Encoded:
         took_s = time.monotonic() - (batch.began or 0.0)
         piece, condemned = batch.piece, None
         made: list[tuple[Item, Embedding]] = []
@@ -177,7 +177,7 @@ class EncodeQueue:
             embeddings = encoding.result()
         except WorkerError:
             raise
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is bisected)
+        except Exception as error:  # noqa: BLE001 (any error is bisected)
             self._log(batch, error)
             self._metrics.batch_failed("memory" if out_of_memory(error) else "error")
             if (item := self._bisection.failed(piece, error)) is not None:
@@ -213,8 +213,7 @@ class EncodeQueue:
             self._passes += 1
             return made
         except Exception as error:
-            # What the failed call holds on the device must be free when the next one begins, which
-            # is before the worker's thread has looked at the error.
+            # Frees the failed call's device memory before the next call begins.
             traceback.clear_frames(error.__traceback__)
             piece = batch.piece
             if piece.last and piece.passes == self._passes:
@@ -230,7 +229,7 @@ class EncodeQueue:
             )
 
     def _log(self, batch: Batch, error: Exception) -> None:
-        """With its traceback once for each kind of error: it may be every hundredth record's."""
+        """Log a failed batch; the traceback only once for each type of error."""
         known = type(error) in self._logged
         self._logged.add(type(error))
         log.log(
@@ -261,10 +260,10 @@ def finite(embeddings: Sequence[Embedding]) -> list[Embedding | None]:
 
 
 def _check(model: Model, error: Exception) -> None:
-    """Raises WorkerError if the model fails on its golden batch, too."""
+    """Raises WorkerError if the model fails on its golden batch too."""
     try:
         model.check()
-    except Exception as broken:  # noqa: BLE001 (whatever it is, no record is at fault)
+    except Exception as broken:  # noqa: BLE001 (no record is at fault)
         golden, record = (bad_record(failure, stage="encode").reason for failure in (broken, error))
         raise WorkerError(
             f"model {model.name} fails on its own golden batch ({golden}) after it failed on a "

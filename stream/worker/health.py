@@ -1,4 +1,4 @@
-"""The health of a worker's process: what `/healthz` and the watchdog look at."""
+"""The health of a worker process, for `/healthz` and the watchdog."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..liveness.progress_watch import Watched, readable
 from ..settings import Settings
 from .worker import Worker
 
-NOT_A_MEMBER = 2  # times the bound
+NOT_A_MEMBER = 2  # factor of the bound
 
 
 def watched_worker(settings: Settings, worker: Worker) -> Watched:
@@ -34,7 +34,7 @@ def uncommitted(settings: Settings, owned: list[int]) -> bool:
         owned: the partitions looked at; without any, all.
 
     Raises:
-        StreamError, KafkaException: no answer.
+        StreamError, KafkaException: no answer from the broker.
     """
     topic = settings.topic("records")
     admin = Admin(settings.model_copy(update={"broker_timeout_s": ATTEMPT_S}))
@@ -47,13 +47,13 @@ def uncommitted(settings: Settings, owned: list[int]) -> bool:
 def health(
     settings: Settings, worker: Worker | None, serving: str, away: str | None
 ) -> tuple[bool, dict[str, Any]]:
-    """Whether the serving generation's worker is well, and what `/healthz` says of it.
+    """Whether the serving generation's worker is healthy, and the body of `/healthz`.
 
     Args:
         away: why the broker does not answer, or None.
 
     Returns:
-        (well, facts): `status` is ok or why not; times are in seconds.
+        (healthy, facts): `status` is ok or the problem; times are in seconds.
     """
     if worker is None:
         return False, {"status": "starting", "generation": serving}

@@ -1,4 +1,4 @@
-"""What is on its way through the worker: one record with its message and ticket."""
+"""A record in flight: its message, ticket and state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .offsets import Ticket
 
 
 class Showcase(Protocol):
-    """Where what a hit needs to be shown is kept. Never raises, never blocks."""
+    """Keeps what is needed to display a hit. Never raises, never blocks."""
 
     def put(self, record: Record, embedding: Embedding) -> None: ...
     def drop(self, record_id: str) -> None: ...
@@ -23,11 +23,11 @@ class Showcase(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One record on its way through the worker.
+    """One record in flight.
 
     Attributes:
-        model: prepares it; there from when it is prepared.
-        attempt: a canary's challenger at this record; there from when it is prepared.
+        model: prepares it; set when preparation begins.
+        shadow_result: of a canary's challenger; set by the preparation.
         failures: how often encoding it alone failed.
     """
 

@@ -1,12 +1,11 @@
-"""The offset ledger: which offsets may be committed, and with which outputs.
+"""The offset ledger: which offsets may be committed, with which outputs.
 
-Each record that is polled gets a ticket. Tickets finish in any order; what may be published is,
-per partition, the unbroken run of finished tickets from the oldest one on. Offsets in a topic have
-holes (compaction, transaction markers), so "unbroken" is judged by the order of arrival, not by
-number.
+Each polled record gets a ticket. Tickets finish in any order. Per partition, the unbroken run of
+finished tickets from the oldest one on may be published. Offsets in a topic have gaps (compaction,
+transaction markers), so a run is unbroken in the order of arrival, not by number.
 
-A ticket that was dropped (its partition went away, or the transaction was refused) is no longer in
-the ledger: finishing it later has no effect, even if the same offset has been read again meanwhile.
+A dropped ticket (its partition was revoked, or the transaction was refused) is no longer in the
+ledger: finishing it has no effect, even if its offset has been read again.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class Ticket(Generic[T]):
-    """One record on its way: `finish` it exactly once, with what it became."""
+    """One record in flight: `finish` it exactly once, with its outputs."""
 
     partition: int
     offset: int
@@ -37,7 +36,7 @@ class Ticket(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Run(Generic[T]):
-    """What one partition may publish now: results in offset order, and the offset to commit."""
+    """The finished run of one partition: results in offset order, and the offset to commit."""
 
     partition: int
     tickets: tuple[Ticket[T], ...]

@@ -1,7 +1,6 @@
-"""What one record becomes on the output topics. Pure functions: bytes in, messages out.
+"""The output messages of one record. Pure functions: bytes in, messages out.
 
-What a record becomes goes to its source's partition explicitly, so that a record and its vector
-share a partition number.
+Outputs go to the partition number of their record, so that a record and its vector share it.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from ..settings import Settings
 from .canary_shadow import ShadowResult, published_prediction
 
 JOIN_HEADER = "join"
-"""On a null that the join sends to `records`: what it keeps of the id is gone already."""
+"""Header of a null that the join sends to `records`: the join has dropped the id already."""
 DELETED_HEADER = "deleted"
-"""On a null that a deletion on `records` sends to `parts`: its time in ms since 1970."""
+"""Header of a null sent to `parts` by a deletion on `records`: its time in ms since 1970."""
 
 
 class OutputTopics:
-    """The names of the output topics, and the messages that go there."""
+    """The output topics, and the messages for them."""
 
     def __init__(self, settings: Settings) -> None:
         self.vectors = settings.topic("vectors")
@@ -59,8 +58,8 @@ class OutputTopics:
         """The vector and the prediction of one record; both name the model that made them.
 
         Args:
-            attempt: a canary's challenger at this record: where it got through, the prediction is
-                its, and names it, and the champion's stands beside.
+            shadow_result: of a canary's challenger: if it succeeded, its prediction is published,
+                with the champion's in the mark.
         """
         vector = Vector(
             id=record.id,
@@ -89,9 +88,9 @@ class OutputTopics:
         ]
 
     def deleted(self, message: Message) -> list[Output]:
-        """A null on `records` becomes a null on `vectors`; its version stands in the headers.
+        """A null on `records` becomes a null on `vectors`, with its version in the headers.
 
-        The join gets one on `parts`, in the same transaction: what it keeps of the id goes, too.
+        The same transaction sends a null to `parts`, so that the join drops the id.
         """
         headers = [("source", str(message.offset).encode()), ("ts", str(message.ts).encode())]
         outputs = [self._beside(message, self.vectors, None, headers)]
@@ -105,11 +104,11 @@ class OutputTopics:
         return outputs
 
     def dead(self, message: Message, error: BadRecord, *, model: str | None = None) -> list[Output]:
-        """The message as it came, whole, with the reason in its headers.
+        """The original message, with the reason in its headers.
 
-        Only a batch that was compressed can hold a message that does not fit: the parts that are
-        over half the limit are cut, and a header names their size and sha256. The whole stands
-        where the headers say, for as long as `records` keeps it.
+        A message from a compressed batch may exceed the limit: key and value over half the limit
+        are cut, and headers give their size and sha256. `records` has the original at the offset
+        in the headers, within its retention.
         """
         headers = dead_letter_headers(
             error,
@@ -133,7 +132,7 @@ class OutputTopics:
         ]
 
     def progress(self, offsets: Mapping[int, int]) -> list[Output]:
-        """The last message of a transaction for each partition: how far `records` is reflected."""
+        """The last message of each partition in a transaction: the offset of `records` reached."""
         return [
             Output(
                 topic=self.vectors,
@@ -145,8 +144,8 @@ class OutputTopics:
         ]
 
     def tallied(self, model: str, tally: Tally) -> Output:
-        """What a version made of some seconds' records. All tallies of it meet in one partition,
-        whichever worker they are from: who adds them up must see them all."""
+        """Output statistics of a version over some seconds. Keyed by version, so that one agent
+        reads the tallies of all workers."""
         return Output(
             topic=self.statistics,
             partition=BY_KEY,

@@ -1,4 +1,4 @@
-"""Step 2 of the worker: CPU threads prepare records, which leave in their order of arrival."""
+"""Step 2 of the worker: CPU threads prepare records; order of arrival is kept."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ class Preparation:
 
     @property
     def next(self) -> Future[Prepared] | None:
-        """What the oldest record waits for."""
+        """The preparation of the oldest record."""
         return future_of(self._items[0]) if self._items else None
 
     @property
     def within_bound(self) -> bool:
-        """Whether there is a record, and the oldest one is prepared for less than BOUND_S."""
+        """Whether the oldest record has been in preparation for less than BOUND_S."""
         return bool(self._items) and self._clock() - self._head_since < BOUND_S
 
     def clear(self) -> None:
-        """Forget all records; what the threads still finish has no effect."""
+        """Forget all records; results of the threads are dropped."""
         self._items.clear()
 
     def close(self) -> None:
@@ -71,5 +71,5 @@ class Preparation:
         sample = self._links.sample(record_of(item))
         prepared = model.prepare(sample)
         if shadow is not None:
-            item.shadow_result = shadow.shadow_result(sample, prepared, item.message.partition)
+            item.shadow_result = shadow.prepare(sample, prepared, item.message.partition)
         return prepared

@@ -1,8 +1,8 @@
-"""Calls of the transactional sink on threads of their own, with a bound enforced from outside.
+"""Calls of the transactional sink on their own threads, with a timeout enforced from outside.
 
-A call of the client may stand far beyond its own timeout (librdkafka#5456, #5511). One that passes
-its bound is abandoned: its daemon thread and its sink are left alone, and the next call gets a new
-sink, whose `open` fences the old one.
+A call of the client may block far beyond its own timeout (librdkafka#5456, #5511). A call that
+exceeds its bound is abandoned with its thread and its sink. The next call gets a new sink, whose
+`open` fences the old one.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..kafka.sink import TransactionalSink
 
 log = logging.getLogger(__name__)
 
-SLACK_S = 3.0  # the sink's own bound passes first where the client heeds it
+SLACK_S = 3.0  # beyond the sink's own bound, which the client usually keeps
 
 
 @dataclass(slots=True)
 class Call:
-    """One call that runs, or has ended; `since` is when it started."""
+    """A running or finished call; `since` is its start."""
 
     since: float
     future: Future[None] = field(default_factory=Future)
@@ -56,13 +56,13 @@ class Publisher:
         self._sink = make()
 
     def submit(self, function: Callable[[TransactionalSink], None]) -> Call:
-        """Start a call; the one before must have ended or be abandoned."""
+        """Start a call; the previous one must have ended or be abandoned."""
         call, sink = Call(self._clock()), self._sink
 
         def run() -> None:
             try:
                 function(sink)
-            except BaseException as error:  # noqa: BLE001 (raised by `settle`)
+            except BaseException as error:  # noqa: BLE001 (raised by `result`)
                 call.future.set_exception(error)
             else:
                 call.future.set_result(None)
@@ -78,11 +78,11 @@ class Publisher:
         left = max(0.0, call.since + self._bound_s - self._clock())
         wait([call.future], timeout=left if within_s is None else min(left, within_s))
 
-    def settle(self, call: Call) -> None:
-        """The call's result; one that has not ended is abandoned.
+    def result(self, call: Call) -> None:
+        """Raise what the call raised; abandon it if it has not ended.
 
         Raises:
-            PublishRefused: it was abandoned; its outcome is known after the next `open`.
+            PublishRefused: abandoned; the outcome is known after the next `open`.
             BrokerError, ConfigError: see TransactionalSink.
         """
         if call.done:
@@ -107,16 +107,16 @@ class Publisher:
             lambda sink: sink.publish(outputs, offsets=offsets, lease=lease, metadata=metadata)
         )
         self.wait(call)
-        self.settle(call)
+        self.result(call)
 
     def open(self) -> None:
         """TransactionalSink.open, waited for within the bound."""
         call = self.submit(lambda sink: sink.open())
         self.wait(call)
-        self.settle(call)
+        self.result(call)
 
     def close(self, call: Call | None = None, within_s: float = 0.0) -> None:
-        """Give the producer up; a call that still runs is waited for `within_s`."""
+        """Close the producer, after waiting up to `within_s` for a running call."""
         if call is not None:
             self.wait(call, within_s)
         if call is None or call.done:

@@ -1,4 +1,4 @@
-"""The worker's open transaction: at most one, on a thread of its own, and what follows its end."""
+"""The worker's open transaction: at most one, on its own thread."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Runs = list[Run[list[Output]]]
 
 
 class Transactions:
-    """Used by the worker's loop alone.
+    """The open transaction of one worker. Used by its loop alone.
 
     Args:
         make_sink: makes a sink, without waiting for the broker.
-        rewind: goes back to the committed offsets; raises Unreachable.
+        rewind: seeks to the committed offsets; raises Unreachable.
         clock: monotonic seconds.
 
     Attributes:
-        publisher: for what is published outside of the loop's own transactions.
-        recovery: due at the start and after each transaction that did not end well.
+        publisher: for transactions outside of the loop, such as those of a backfill.
+        recovery: pending at the start and after each failed transaction.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Transactions:
         return call.done or self.publisher.overdue(call)
 
     def begin(self, runs: Runs, function: Callable[[TransactionalSink], None]) -> None:
-        """Publish `runs`, or nothing but offsets, by `function`."""
+        """Start the transaction that publishes `runs`; empty: offsets only."""
         self._open = runs, self.publisher.submit(function)
 
     def wait(self, within_s: float | None = None) -> None:
@@ -73,20 +73,20 @@ class Transactions:
         if self._open is not None:
             self.publisher.wait(self._open[1], within_s)
 
-    def settle(self) -> Runs:
-        """What the open transaction has committed; one that has not ended is given up.
+    def finish(self) -> Runs:
+        """The runs that the open transaction has committed; abandons it if it has not ended.
 
         Raises:
-            PublishRefused, Unreachable, Fenced: nothing, or that is not known yet.
+            PublishRefused, Unreachable, Fenced: not committed, or the outcome is not known yet.
         """
         assert self._open is not None
         (runs, call), self._open = self._open, None
-        self.publisher.settle(call)
+        self.publisher.result(call)
         self.recovery.committed()
         return runs
 
     def close(self, within_s: float) -> None:
-        """Give the producer up; an open transaction is waited for `within_s`."""
+        """Close the producer, after waiting up to `within_s` for the open transaction."""
         call = None if self._open is None else self._open[1]
         self._open = None
         self.publisher.close(call, within_s)
@@ -95,13 +95,13 @@ class Transactions:
 def owned_outputs(
     runs: Sequence[Run[list[Output]]], ownership: Ownership | None, vectors: str
 ) -> list[Output] | None:
-    """What this generation publishes of these runs; None while a handover is being decided.
+    """The outputs of these runs that this generation publishes; None: a handover is undecided.
 
-    Asked right before the transaction: nothing may change between this and the publication for a
-    record that had been read by now (`braid.stream.registry.handover`).
+    Called right before the transaction: for records read by now, ownership must not change before
+    they are published (`braid.stream.registry.handover`).
 
     Args:
-        vectors: the topic whose outputs are this generation's in any case.
+        vectors: the topic whose outputs are always published.
     """
     tickets = [ticket for run in runs for ticket in run.tickets]
     results = [ticket.result or [] for ticket in tickets]

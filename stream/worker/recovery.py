@@ -1,8 +1,8 @@
-"""How a worker gets back to a known state: a new producer, then the committed offsets.
+"""Recovery after a failed transaction: a new producer, then the committed offsets.
 
-It is due at the start, and after each transaction that did not end well. The order matters: opening
-the producer settles what the transactions before came to, and only then the group's committed
-offsets say where to read on. A broker that is away is waited for, with growing pauses.
+Recovery is needed at the start and after each failed transaction. The order matters: opening the
+producer commits or aborts earlier transactions, and only then are the group's committed offsets
+final. While the broker does not answer, recovery is repeated with exponential backoff.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from .publisher import Call, Publisher
 log = logging.getLogger(__name__)
 
 MAX_REFUSALS = 5  # in a row without one success: not a rebalance, something is broken
-# Two workers with one slot fence each other in turn. The one that was there first has been fenced
-# once more often and stops; a single fencing by the broker, which timed a transaction out, does
-# not end a worker.
+# Two workers with one slot fence each other in turn; the first one reaches the limit first and
+# stops. A single fencing, after a transaction timeout, does not end a worker.
 MAX_FENCINGS = 3
 FENCINGS_WITHIN_S = 600.0
 
 
 class Recovery:
-    """Used by the worker's loop alone.
+    """The recovery of one worker. Used by its loop alone.
 
     Args:
-        rewind: goes back to the committed offsets of what is owned; raises Unreachable.
+        rewind: seeks to the committed offsets of the owned partitions; raises Unreachable.
         address: the broker's, for messages.
         clock: monotonic seconds.
     """
@@ -52,11 +51,11 @@ class Recovery:
 
     @property
     def waits_for(self) -> str | None:
-        """Why the broker is waited for, or None."""
+        """Why recovery waits for the broker, or None."""
         return self._waiting.reason if self.pending else None
 
     def begin(self, error: BrokerError) -> None:
-        """A transaction did not end well: what was in flight has been dropped.
+        """Begin after a failed transaction; everything in flight has been dropped.
 
         Raises:
             Fenced: too often: another process has this worker's slot.
@@ -72,7 +71,7 @@ class Recovery:
         self.pending, self._call = True, None
 
     def committed(self) -> None:
-        """A transaction was committed."""
+        """Note that a transaction was committed."""
         self._refusals = 0
 
     def step(self) -> bool:
@@ -80,7 +79,7 @@ class Recovery:
 
         Raises:
             Fenced: see `begin`.
-            BrokerError: the broker refuses this worker for good.
+            BrokerError: the broker refuses this worker permanently.
         """
         if not self.pending:
             return True
@@ -93,7 +92,7 @@ class Recovery:
             return False
         self._call = None
         try:
-            self._publisher.settle(call)
+            self._publisher.result(call)
             self._rewind()
         except Fenced as error:
             self._fenced(error)

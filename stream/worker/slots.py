@@ -1,9 +1,9 @@
-"""Worker slots: a transactional id that stays the same when a killed worker comes back.
+"""Worker slots: transactional ids that survive a restart.
 
-With the same id the broker finishes or aborts at once what the dead worker had left open, instead
-of waiting for the transaction's timeout while read_committed readers stand still. On one host the
-slot is the first free lock file; the kernel frees it when its holder dies. A slot names no
-generation: its worker feeds whichever is to be fed, under one transactional id for each.
+With the same id the broker completes or aborts a killed worker's transaction at once, instead of
+after the transaction timeout, during which read_committed consumers are blocked. On one host the
+slot is the first free lock file; the kernel releases it when its holder dies. A slot is independent
+of generations: its worker has one transactional id for each generation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def claim_slot(settings: Settings) -> Slot:
     """The slot given by `--slot`, else the first that is free on this host.
 
     Raises:
-        ConfigError: MAX_SLOTS workers share this home already.
+        ConfigError: MAX_SLOTS workers share this home.
     """
     if settings.slot is not None:
         return Slot(settings.slot, None)

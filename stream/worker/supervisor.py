@@ -1,10 +1,10 @@
-"""The workers of one process: one for each generation that is to be fed.
+"""The workers of one process: one for each generation that is fed.
 
-The live generation's worker and, while a new space is built or an old one waits out its grace,
-another beside it, each with its own group, topic, transactional id and model.
+There is a worker for the serving generation and, while a new generation is built or an old one is
+in its rollback window, another one. Each has its own group, topic, transactional id and model.
 
-What ends the serving generation's worker ends the process. Another one fails by itself: it is
-started again, after pauses that grow, and the live one goes on.
+An error of the serving generation's worker ends the process. Any other worker is restarted with
+exponential backoff, and the serving one continues.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from .worker import Worker
 
 log = logging.getLogger(__name__)
 
-STOP_WORKER_S = 30.0  # the bounds of a worker's own end add up to less
+STOP_WORKER_S = 30.0  # more than the sum of a worker's own shutdown timeouts
 
 
 @dataclass(slots=True)
 class Hosted:
-    """A worker, its thread, and what ended it."""
+    """A worker, its thread, and the error that ended it."""
 
     worker: Worker
     thread: threading.Thread = field(init=False)
@@ -54,8 +54,8 @@ class Host:
 
     Args:
         slot: this process's part of the transactional ids.
-        ended: called from the serving worker's thread when it ends, with what ended it; None: it
-            was stopped.
+        ended: called from the serving worker's thread when it ends, with the error; None: it was
+            stopped.
         clock: monotonic seconds.
     """
 
@@ -77,8 +77,10 @@ class Host:
         self._serving = settings.generation
         self._building: frozenset[str] = frozenset()
         self._shadow: CanaryShadow | None = None
-        self._retries = Retries[tuple[str, str]](clock)  # of a generation with a model
-        self.problems: Mapping[str, str] = {}  # generation -> why it is not fed as it should be
+        self._retries = Retries[tuple[str, str]](clock)  # by generation and model
+        self.problems: Mapping[
+            str, str
+        ] = {}  # generation -> why its worker or model is not as the registry says
 
     @property
     def models(self) -> Mapping[str, str]:
@@ -95,7 +97,7 @@ class Host:
 
     @property
     def serving(self) -> str:
-        """The generation that serves, as far as is known here."""
+        """The serving generation, as of the last `follow`."""
         return self._serving
 
     @property
@@ -105,11 +107,11 @@ class Host:
         return None if hosted is None else hosted.worker
 
     def start(self, generation: str, model: Model, *, serves: bool, known: bool = True) -> None:
-        """Feed a generation with a model, from its group's offsets on.
+        """Start a worker for a generation, at its group's committed offsets.
 
         Args:
-            serves: it is the live one.
-            known: the registry says who predicts what; without one this worker predicts all.
+            serves: it is the serving generation.
+            known: ownership follows the registry; else this worker publishes every prediction.
         """
         settings = self._settings.model_copy(update={"generation": generation})
         if serves:
@@ -140,15 +142,15 @@ class Host:
         log.info("%s feeds generation %s", model.name, generation)
 
     def follow(self, fed: Mapping[str, str], serving: str, canary: Canary | None = None) -> None:
-        """Bring the workers in line with what the registry wants fed, and tried out.
+        """Start, switch and stop workers according to the registry.
 
-        A new version is loaded and checked beside the old one, which goes on if anything is wrong.
+        A new version is loaded and checked beside the old one, which continues if that fails.
 
         Args:
-            canary: runs beside the champion, in the serving generation's worker.
+            canary: the running one; it runs in the serving generation's worker.
 
         Raises:
-            RegistryError: one of them could not be followed, and why; the others were.
+            RegistryError: a generation could not be followed, and why; the others were.
         """
         self._serving = serving
         generation_records = GenerationRecords(self._registry.root).all()
@@ -161,7 +163,7 @@ class Host:
         for generation, name in fed.items():
             try:
                 self._feed(generation, name)
-            except RegistryError as error:  # it must not keep the others from theirs
+            except RegistryError as error:  # the other generations are still followed
                 problems[generation] = str(error)
         for generation, item in self._hosted.items():
             item.worker.show(self._showcase if generation == serving else None)
@@ -173,7 +175,7 @@ class Host:
             raise RegistryError("; ".join(f"{name}: {why}" for name, why in problems.items()))
 
     def stop(self, generation: str) -> None:
-        """End a generation's worker after what it has encoded."""
+        """Stop a generation's worker, which first publishes what it has encoded."""
         hosted = self._hosted.pop(generation)
         hosted.worker.stop()
         hosted.thread.join(STOP_WORKER_S)
@@ -188,10 +190,9 @@ class Host:
             hosted.thread.join(max(0.0, until - time.monotonic()))
 
     def _feed(self, generation: str, name: str) -> None:
-        """Let a generation have a worker, with this model.
+        """Make sure that a generation has a worker with this model.
 
-        What failed is left alone for a while. But a generation that has come to serve is not left
-        without a worker.
+        After a failure it waits for the backoff, unless the serving generation has no worker.
         """
         hosted = self._hosted.get(generation)
         if hosted is not None and hosted.error is not None:
@@ -208,12 +209,12 @@ class Host:
                 self.start(generation, self._loaded(name), serves=generation == self._serving)
             else:
                 hosted.worker.offer(self._loaded(name))
-        except Exception as error:  # whatever it is, all else goes on
+        except Exception as error:  # the other generations continue
             failure = self._retries.failed((generation, name), _described(error))
             raise RegistryError(str(failure)) from error
 
     def _end_shadow(self, unless: Canary | None) -> None:
-        """First of all: a challenger that becomes champion must not be tried out beside itself."""
+        """End the canary first: a challenger must not run beside itself as champion."""
         if self._shadow is not None and (
             unless is None or unless.number != self._shadow.canary.number
         ):
@@ -225,12 +226,12 @@ class Host:
             hosted.worker.set_shadow(self._shadow if generation == self._serving else None)
 
     def _begin_shadow(self, canary: Canary | None) -> None:
-        """Load a challenger, if it is not there. One that does not load is tried once; its records
-        are marked as failed, so that whoever waits for the comparison learns of it."""
+        """Load the challenger once. If that fails, its records are marked as failed, which the
+        comparison shows."""
         if canary is not None and self._shadow is None:
             try:
                 self._shadow = CanaryShadow(canary, self._loaded(canary.model))
-            except Exception as error:  # noqa: BLE001 (whatever it is, the champion goes on alone)
+            except Exception as error:  # noqa: BLE001 (the champion continues alone)
                 log.error("canary %d: %s: %s", canary.number, canary.model, error)
                 self._shadow = CanaryShadow(canary, None, broken=f"does not load: {error}")
             else:
@@ -244,9 +245,9 @@ class Host:
         return model
 
     def _busy(self, generation: str) -> bool:
-        """Whether the live worker has something to do, and this generation leaves it the machine.
+        """Whether this generation is being built and the live worker has records in flight.
 
-        One in its grace does not: it must keep up, or a rollback would answer from what is old.
+        A generation in its rollback window is not throttled, so that a rollback is up to date.
         """
         building = generation in self._building and generation != self._serving
         return building and self.live is not None and self.live.busy
@@ -254,7 +255,7 @@ class Host:
     def _run(self, generation: str, hosted: Hosted) -> None:
         try:
             hosted.worker.run()
-        except BaseException as error:  # noqa: BLE001 (handed to the process, or to `follow`)
+        except BaseException as error:  # noqa: BLE001 (reported to the process, or to `follow`)
             if generation == self._serving:
                 log.error("the worker of %s stops: %s", generation, error)
                 self._ended(error)
@@ -263,7 +264,7 @@ class Host:
                 self._metrics.of(generation).failed()
                 hosted.error = error
         else:
-            if generation in self._hosted:  # else it was told to, alone
+            if generation in self._hosted:  # else only this worker was stopped
                 self._ended(None)
 
 

@@ -1,6 +1,6 @@
-"""The worker's half of drift: what it made of its records is tallied, and said every few seconds.
+"""Output statistics of the worker, published every few seconds for drift detection.
 
-The other half, which adds up what all workers say, is in `braid.stream.monitoring.drift`.
+`braid.stream.monitoring.drift` aggregates the tallies of all workers.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ LEAST_S, MOST_S = 1.0, 10.0
 
 
 def every_s(window_s: float) -> float:
-    """How often to say it: a hundred times a window, so that a window's edge is sharp, but not more
-    than once a second, so that it costs nothing, and not less than every ten."""
+    """The interval between tallies: a hundredth of a window, so that window edges are sharp, but
+    between 1 and 10 s."""
     return min(max(window_s / PARTS, LEAST_S), MOST_S)
 
 
 class Tallies:
-    """What was made of records since it was last said, by model version."""
+    """Output statistics since the last message, by model version."""
 
     def __init__(self, topics: OutputTopics, *, window_s: float) -> None:
         self._topics = topics
@@ -37,7 +37,7 @@ class Tallies:
         self._by_model.setdefault(model, Tally()).add_all(embeddings)
 
     def take(self, now: float) -> list[Output]:
-        """What is to be published, if it is time; it is forgotten here.
+        """The messages to publish, if they are due; resets the statistics.
 
         Args:
             now: monotonic seconds.
@@ -50,9 +50,9 @@ class Tallies:
         return outputs
 
     def forget(self) -> None:
-        """Of records in flight that are dropped: whoever reads them again tallies them again.
+        """Reset the statistics: records in flight were dropped and are counted when read again.
 
-        What was committed since the last message goes with them. A window lacks a second of one
-        worker then, at a rebalance: it is a sample either way.
+        Committed records since the last message are lost from the statistics, about a second of
+        one worker at a rebalance.
         """
         self._by_model.clear()

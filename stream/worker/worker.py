@@ -1,4 +1,4 @@
-"""The embed worker: the way of one record, in six steps.
+"""The embed worker: processes records in six steps.
 
 1. decode    bytes from `records` become a Record, or a dead letter with its reason
 2. prepare   on CPU threads: picture decoded and resized, sound resampled, text tokenised
@@ -7,11 +7,11 @@
 5. decide    embeddings become vectors and predictions
 6. publish   vectors, predictions, dead letters and the consumed offsets, in one transaction
 
-A record leaves in exactly one of three ways: output, dead letter, or the worker stops and the
-record is read again. It stops where no single record is at fault: `braid.stream.worker.encoding`
-and `braid.stream.worker.burst` tell the two apart. The transaction of one batch runs on its own
-thread while the next batches are prepared and encoded; at most one is open at a time, and the
-callbacks of a rebalance wait for it.
+Each record ends in exactly one of three ways: outputs, a dead letter, or the worker stops and the
+record is read again. The worker stops if no single record is at fault, as decided by
+`braid.stream.worker.encoding` and `braid.stream.worker.burst`. The transaction of one batch runs on
+its own thread while the next batches are prepared and encoded. At most one is open at a time, and
+the callbacks of a rebalance wait for it.
 """
 
 from __future__ import annotations
@@ -49,24 +49,24 @@ from .throttle import Throttle
 
 log = logging.getLogger(__name__)
 
-CALLBACKS_EVERY_S = 1.0  # a full worker still serves the group's callbacks this often
+CALLBACKS_EVERY_S = 1.0  # rebalance callbacks are served this often by a full worker
 LAG_EVERY_S = 1.0
-DRAIN_S = 5.0  # what is not finished so long after a stop is read again
-CLOSE_S = 5.0  # for leaving the group, which a broker that is away does not answer
+DRAIN_S = 5.0  # after a stop; unfinished records are read again
+CLOSE_S = 5.0  # for leaving the group, also if the broker does not answer
 PAUSE_S = 0.005
 
 
 class Worker:
-    """Reads `records` as one member of the group and publishes what they become.
+    """Reads `records` as one member of the group and publishes the outputs.
 
-    `run` is the loop and owns the consumer; everything else happens on threads that it feeds.
+    `run` is the loop and owns the consumer; preparation, encoding and publishing have threads.
     `stop` and `offer` may be called from any thread.
 
     Args:
         transactional_id: stable per worker slot.
         ownership: for which records it publishes predictions and dead letters; None: for all.
-        throttle: what a generation that is being built leaves to the live one; None: nothing.
-        backfill: fills its partitions from another generation before it reads `records`.
+        throttle: limits a generation that is being built; None: no limit.
+        backfill: fills the partitions from another generation before it reads `records`.
         clock: monotonic seconds.
         wall: seconds since 1970.
     """
@@ -113,13 +113,13 @@ class Worker:
         self.progress = Progress(clock)
         self._metrics.model(model.name)
 
-    # The one loop.
+    # The loop.
 
     def run(self) -> None:
-        """Work until `stop`; raises what makes it impossible to go on.
+        """Run until `stop`, or until an error that is not a record's.
 
         Raises:
-            WorkerError, BrokerError: nothing that was not committed is lost, it is read again.
+            WorkerError, BrokerError: uncommitted records are read again.
         """
         try:
             while not self._stopping.is_set():
@@ -138,15 +138,15 @@ class Worker:
             self._close()
 
     def stop(self) -> None:
-        """Finish what is encoded, then leave the group."""
+        """Publish what is encoded, then leave the group."""
         self._stopping.set()
 
     def offer(self, model: Model) -> None:
-        """Switch to `model` between two micro-batches; what is prepared in another way by then is
-        still encoded by the one before.
+        """Switch to `model` between two micro-batches; records prepared for the previous model's
+        preprocessing are still encoded by it.
 
         Raises:
-            RegistryError: it makes vectors of another space; a generation must be built for it.
+            RegistryError: its space differs; a generation must be built for it.
         """
         if model.space != self._model.space:
             raise RegistryError(
@@ -155,11 +155,11 @@ class Worker:
         self._offered = model
 
     def set_shadow(self, shadow: CanaryShadow | None) -> None:
-        """From the next micro-batch on a challenger predicts its share of the records, or none."""
+        """Set the canary from the next micro-batch on; None: no canary."""
         self._shadow = shadow
 
     def show(self, showcase: Showcase | None) -> None:
-        """From here on keep what is shown of records here, or not at all."""
+        """Set where records are kept for display; None: nowhere."""
         self._showcase = showcase
 
     @property
@@ -168,7 +168,7 @@ class Worker:
 
     @property
     def busy(self) -> bool:
-        """Whether records are on their way."""
+        """Whether records are in flight."""
         return len(self._ledger) > 0
 
     @property
@@ -177,15 +177,15 @@ class Worker:
 
     @property
     def is_member(self) -> bool:
-        """Whether the group has given this worker its partitions, or none."""
+        """Whether the worker has an assignment from the group, possibly empty."""
         return self._source.lease is not None
 
     @property
     def waits_for(self) -> str | None:
-        """Why the broker is waited for, or None."""
+        """Why the worker waits for the broker, or None."""
         return self._transactions.recovery.waits_for
 
-    # Seams for tests: what a negative control replaces.
+    # Overridden by the negative controls of the tests.
 
     def make_source(self) -> RecordSource:
         return RecordSource(
@@ -201,7 +201,7 @@ class Worker:
     # The steps.
 
     def _receive(self) -> list[Item]:
-        """Poll, as much as there is room for. The group's callbacks run in here."""
+        """Poll as many records as there is room for. Rebalance callbacks run in here."""
         now = self._clock()
         if now - self._last_lag > LAG_EVERY_S:
             self._last_lag = now
@@ -225,11 +225,11 @@ class Worker:
         self._last_poll = now
         messages = self._source.poll(min(room, 64), wait_s=self._patience(now))
         if self._backfill is not None and self._backfill.busy:
-            return []  # they came with an assignment; they are read again when it is filled
+            return []  # polled with a new assignment; read again after the backfill
         return [Item(message, self._ticket(message), now) for message in messages]
 
     def _backfill_step(self, backfill: Backfill, now: float) -> None:
-        """One step of a generation that is filled from another one."""
+        """One transaction of the backfill."""
         try:
             done = backfill.step(self._source, self._transactions.publisher, self._topics)
         except NOT_PUBLISHED as error:
@@ -256,7 +256,7 @@ class Worker:
                     )
             except MemoryError:
                 raise
-            except Exception as error:  # noqa: BLE001 (what a record causes must not stop the others)
+            except Exception as error:  # noqa: BLE001 (one record must not stop the others)
                 self._to_dead_letter(item, bad_record(error, stage="decode"))
         if self._unknown:
             self._metrics.unknown(self._unknown.total())
@@ -268,7 +268,7 @@ class Worker:
         self._preparation.add(items, self._model, self._shadow)
 
     def _collect(self) -> None:
-        """Step 3: what is prepared, in order of arrival, waits for its micro-batch."""
+        """Step 3: prepared records enter the micro-batcher, in order of arrival."""
         for item in self._preparation.finished():
             try:
                 prepared = future_of(item).result()
@@ -280,7 +280,7 @@ class Worker:
                 self._queue.add(item, prepared)
 
     def _encode(self) -> None:
-        """Step 4: closed micro-batches go to the device thread; a new model comes in between."""
+        """Step 4: closed micro-batches go to the device thread; models are switched in between."""
         if self._offered is not None:
             self._model, self._offered = self._offered, None
             self._metrics.model(self._model.name)
@@ -288,7 +288,7 @@ class Worker:
         self._queue.submit(self._model, self._shadow)
 
     def _decide(self) -> None:
-        """Step 5: finished batches become the messages that will be published."""
+        """Step 5: embeddings become output messages."""
         for batch in self._queue.finished():
             if self._throttle is not None:
                 self._throttle.worked(batch.took_s, self._clock())
@@ -314,11 +314,11 @@ class Worker:
     def _publish(self) -> None:
         """Step 6: one transaction for the unbroken run of every partition. Commits last."""
         if self._transactions.ended:
-            self._settle()
+            self._finish_transaction()
         elif self._transactions.future is None and (
             self._queue.busy or self._preparation.within_bound
         ):
-            self.progress.moved()  # the device and the decoders have bounds of their own
+            self.progress.moved()  # the device and the decoders have their own time limits
         if self._burst.holds(self._clock(), at_rest=not self._at_work):
             return
         lease = self._source.lease
@@ -327,9 +327,9 @@ class Worker:
         if runs := self._ledger.ready():
             outputs = owned_outputs(runs, self._ownership, self._topics.vectors)
             if outputs is None:
-                self.progress.moved()  # whose they are is decided elsewhere
+                self.progress.moved()  # a handover is undecided
             else:
-                # Gone from here even if the transaction is refused: its records are tallied again.
+                # Taken even if the transaction is refused: its records are tallied again.
                 outputs += self._tallies.take(self._clock())
                 self._transactions.begin(
                     runs, lambda sink: self._transaction(sink, runs, outputs, lease)
@@ -340,7 +340,7 @@ class Worker:
                 [], lambda sink: sink.publish(progress, offsets=marks, lease=lease)
             )
 
-    # What the steps stand on.
+    # Helpers of the steps.
 
     def _transaction(
         self,
@@ -363,10 +363,10 @@ class Worker:
             records=sum(len(run.tickets) for run in runs), seconds=self._clock() - started
         )
 
-    def _settle(self) -> None:
-        """The open transaction has ended or is given up: forget its records or read them again."""
+    def _finish_transaction(self) -> None:
+        """Handle the end of the open transaction: forget its records, or read them again."""
         try:
-            runs = self._transactions.settle()
+            runs = self._transactions.finish()
         except NOT_PUBLISHED as error:
             self._metrics.refused()
             self._drop()
@@ -377,7 +377,7 @@ class Worker:
             self.progress.moved()
 
     def _drop(self) -> None:
-        """Forget everything in flight; what the threads still finish has no effect."""
+        """Forget everything in flight; results of the threads are dropped."""
         self._ledger.drop()
         self._tallies.forget()
         self._preparation.clear()
@@ -392,7 +392,7 @@ class Worker:
         log.info("partitions assigned: %s", partitions)
 
     def _on_revoked(self, partitions: list[int]) -> None:
-        """Publish what is encoded, under the lease that still holds, and drop the rest."""
+        """Publish what is encoded while the lease is valid, and drop the rest."""
         self._finish_open()
         if self._source.lease is not None:
             self._decide()
@@ -401,7 +401,7 @@ class Worker:
         self._on_lost(partitions)
 
     def _on_lost(self, partitions: list[int]) -> None:
-        """The partitions have already gone: whatever is open can only be refused."""
+        """The partitions are already lost: an open transaction can only be refused."""
         self._finish_open()
         self._drop()
         self._metrics.assigned(0)
@@ -409,17 +409,17 @@ class Worker:
             log.info("partitions gone: %s", partitions)
 
     def _finish_open(self, within_s: float | None = None) -> None:
-        """Wait for the open transaction, within its bound: nobody waits for it for longer.
+        """Wait for the open transaction, within its bound.
 
-        The group may go on without it: the broker gives committed offsets to the next owner only
-        when the transaction has ended, whichever way.
+        The group may continue before it ends: the broker returns committed offsets to the next
+        owner only after the transaction has ended.
         """
         if self._transactions.future is not None:
             self._transactions.wait(within_s)
-            self._settle()
+            self._finish_transaction()
 
     def _drain(self) -> None:
-        """On a graceful stop: publish what is on the device, leave the rest to the next reader."""
+        """On a graceful stop: publish what is on the device; the rest is read again."""
         until = self._clock() + DRAIN_S
         self._queue.wait(DRAIN_S)
         self._decide()
@@ -430,7 +430,7 @@ class Worker:
     def _close(self) -> None:
         self._stopping.set()
         self._transactions.close(CLOSE_S)
-        self._drop()  # so that the callback of leaving the group finds nothing to publish
+        self._drop()  # the revocation callback must have nothing to publish
         self._source.close(CLOSE_S)
         self._queue.close()
         self._preparation.close()
@@ -442,7 +442,7 @@ class Worker:
         log.warning("dead letter %s: %s", where(item), error)
         model = None if item.model is None else item.model.name
         item.ticket.finish(self._topics.dead(item.message, error, model=model))
-        if error.stage != "decode":  # which depends on the message's bytes alone
+        if error.stage != "decode":  # decode errors depend on the message alone, not on the model
             self._burst.bad(error, self._clock())
 
     def _delete(self, item: Item) -> None:
@@ -456,18 +456,18 @@ class Worker:
 
     @property
     def _at_work(self) -> bool:
-        """Whether a record is prepared or encoded, so that its outcome will be known."""
+        """Whether a record is being prepared or encoded."""
         return self._preparation.next is not None or self._queue.busy
 
     def _patience(self, now: float) -> float:
-        """How long a poll may wait for a first message, in seconds."""
+        """The timeout of the next poll, in seconds."""
         if self._at_work or self._transactions.future is not None:
             return 0.002
         due = self._queue.due_in(now)
         return 0.1 if due is None else min(0.1, due)
 
     def _rest(self, now: float) -> list[Item]:
-        """Leave the machine to the live generation for a moment; the group's callbacks go on."""
+        """Pause shortly; rebalance callbacks are still served."""
         if now - self._last_poll > CALLBACKS_EVERY_S:
             self._last_poll = now
             self._source.idle_poll()
@@ -482,5 +482,5 @@ class Worker:
             waiting.append(preparing)
         if waiting:
             wait(waiting, timeout=0.01, return_when="FIRST_COMPLETED")
-        else:  # all of it waits for its micro-batch to be old enough
+        else:  # all records wait for the micro-batch to close
             time.sleep(0.002)

@@ -1,1 +1,1 @@
-"""The join: parts become records."""
+"""The join: merges parts into records."""

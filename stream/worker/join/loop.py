@@ -1,4 +1,4 @@
-"""The join: parts of a record become one record, exactly once, beside the hot path.
+"""The join's loop: reads `parts`, publishes records, changelog and offsets in one transaction.
 
 Each worker process has one member of the consumer group on `parts`, on a thread of its own. Its
 loop is that of the hot path in small: read, merge (`braid.stream.worker.join.table`), and publish

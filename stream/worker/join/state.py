@@ -1,4 +1,4 @@
-"""Merging parts: the state of one id, as pure functions.
+"""The join's state of one id: pure functions that merge parts.
 
 A message on `parts` is a record with some of its modalities. It may name under `expects` the
 modalities that the whole record has. Each modality, label and meta entry is a *field*; of two

@@ -1,4 +1,4 @@
-"""The join's table: the state of every id with parts, and what each change sends.
+"""The join's table: the state of every id, and the messages that each change sends.
 
 The methods return the messages that a change sends: a record to `records`, a dead letter, and
 always the id's new state (or a null) to the changelog `parts-seen`, so that the table can be read

@@ -110,7 +110,7 @@ def published(
     samples = [Sample(id=id_, text=f"text of {id_}") for id_ in ids]
     prepared = [champion.prepare(sample) for sample in samples]
     pairs = zip(samples, prepared, strict=True)
-    items = [Shadowed(shadow.shadow_result(sample, its, partition=0)) for sample, its in pairs]
+    items = [Shadowed(shadow.prepare(sample, its, partition=0)) for sample, its in pairs]
     shadow_results = active_results(items, None if ends else shadow, champion)
     embeddings = encode_both(champion, prepared, shadow_results)
     topics, found = OutputTopics(Settings()), {}
