@@ -1,6 +1,6 @@
 """The model card of a version: training, verdict, compatibility; the difference of two versions.
 
-Facts come from the manifest and the registry; `lines` tells them to a person, `plots` draws them.
+Facts come from the manifest and the registry; `lines` prints them, `plots` draws them.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def choices(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def lines(card: Mapping[str, Any]) -> list[str]:
-    """The story for a person."""
+    """The card as lines of text."""
     shown = [f"{card['name']}, version {card['version']}, made {card['created_at']}"]
     shown += [f"  {line}" for line in _standing(card)]
     model = card["config"].get("model", {})
@@ -224,7 +224,7 @@ def _measured(metrics: Mapping[str, Any]) -> Iterator[str]:
 
 
 def plots(card: Mapping[str, Any]) -> str:
-    """The story's plots as one HTML page: measurements, losses, and the gates."""
+    """The card's plots as one HTML page: measurements, losses, and the gates."""
     measured = card["metrics"].get("validation") or {}
     report = {**NO_MEASURES, **measured, **NO_PLOTS}
     whole = page({**report, "model": {"space": card["space"]}}, f"braid: {card['name']}")

@@ -21,7 +21,7 @@ KEPT_S = 86_400
 
 
 class Board:
-    """Where each version's last window is told. Never raises: Redis is a convenience here."""
+    """Keeps each version's last window in Redis, best-effort: never raises."""
 
     def __init__(self, settings: Settings) -> None:
         self._client = best_effort_redis(settings, TIMEOUT_S)

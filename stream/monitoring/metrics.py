@@ -156,7 +156,7 @@ class WorkerMetrics(ByGeneration["GenerationMetrics"]):
 
 
 class GenerationMetrics:
-    """Counters of the worker of one generation. `snapshot` is what its heartbeat tells."""
+    """Counters of the worker of one generation. `snapshot` is for its heartbeat."""
 
     def __init__(self, shared: WorkerMetrics, generation: str) -> None:
         self._shared, self._generation = shared, generation
@@ -186,7 +186,7 @@ class GenerationMetrics:
         self._shared.refused.labels(self._generation).inc()
 
     def failed(self) -> None:
-        """The worker has ended by itself, and the process goes on."""
+        """Count an end of the worker that the process survived."""
         self._shared.failures.labels(self._generation).inc()
 
     def batch(self, records: int, seconds: float) -> None:
@@ -231,7 +231,7 @@ class _Handler(WSGIRequestHandler):
     timeout = 10  # seconds, for a client that sends half a request
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a line for each scrape would bury the log."""
+        """No log line per scrape."""
 
 
 def serve(

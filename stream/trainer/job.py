@@ -62,9 +62,9 @@ class Options:
         from_scratch: do not start from the champion's weights, even where they fit.
         promote: make the version champion if it passed; None does so only while there is none.
         force: promote it even though it did not pass.
-        fresh: do not go on with an unfinished run.
+        fresh: do not continue an unfinished run.
         window: the run (or the version it made) whose window is used again, with its parent.
-        reason: why now; kept in the run's story.
+        reason: why it was started; kept in the run's file.
     """
 
     preset: str = "demo"

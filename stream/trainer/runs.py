@@ -86,7 +86,7 @@ class Runs:
         return self.root / id_
 
     def all(self) -> list[Run]:
-        """Every run whose story can be read, oldest first."""
+        """Every readable run, oldest first."""
         runs = []
         for path in sorted(self.root.glob(f"*/{FILE_NAME}")):
             with suppress(RegistryError):
@@ -94,7 +94,7 @@ class Runs:
         return runs
 
     def read(self, id_: str) -> Run:
-        """Raises RegistryError: there is no such run, or its story does not parse."""
+        """Raises RegistryError: there is no such run, or its file does not parse."""
         path = self.folder(id_) / FILE_NAME
         try:
             raw = json.loads(path.read_bytes())
@@ -117,7 +117,7 @@ class Runs:
         raise RegistryError(f"no run {name!r}; there are: {known}")
 
     def write(self, run: Run) -> Run:
-        """Keep the run's story; returns it."""
+        """Write the run's file; returns the run."""
         folder = self.folder(run.id)
         folder.mkdir(parents=True, exist_ok=True)
         replaced(folder / FILE_NAME, json.dumps(asdict(run), indent=1).encode())
@@ -171,7 +171,7 @@ class Runs:
         return dead[-1] if dead else None
 
     def give_up(self, run: Run, why: str) -> Run:
-        """It will not be gone on with: its state and its window are removed, its story stays."""
+        """Give the run up: its state and its window are removed, its file stays."""
         return self._closed(replace(run, state="given up", note=why))
 
     def fail(self, run: Run, why: str) -> Run:

@@ -175,7 +175,7 @@ class Trigger:
         """Start a trainer unless one was started within `least_s`; says what came of it.
 
         Args:
-            reason: why; kept in the run's story.
+            reason: kept in the run's file.
             name: of the interval; those of another name are not counted.
             least_s: seconds between two, among all processes that share the Redis (without one,
                 the home folder); None takes `retrain_min_interval_s`.

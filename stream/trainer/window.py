@@ -63,7 +63,7 @@ class Window:
 
     Attributes:
         offsets: partition to (first offset, end offset) when it was read.
-        unreadable: records that a worker would bury, and links that could not be fetched.
+        unreadable: records that become dead letters in a worker, and links that were not fetched.
         deleted: ids that were there and were then deleted.
     """
 
@@ -178,8 +178,8 @@ def write_window(
 ) -> Window:
     """Write the messages' samples as a window; of each id the latest stays.
 
-    Records that a worker would bury are left out and counted. An id in two partitions (producers
-    that partition differently): the later record timestamp wins.
+    Records that become dead letters in a worker are left out and counted. An id in two partitions
+    (producers that partition differently): the later record timestamp wins.
 
     Args:
         folder: the run's folder; leftovers of a window that was not finished are removed.

@@ -196,7 +196,7 @@ class JoinLoop:
         The committed offsets come first: they are settled only when no transaction on them is open
         any more, and so every state that belongs to them is below the changelog's end.
         """
-        self._publisher.open()  # which settles what the transactions before came to
+        self._publisher.open()  # which commits or aborts earlier transactions
         self._forget()
         began, assignment = time.monotonic(), self._assignments
         owned = list(self._source.owned)
@@ -368,7 +368,7 @@ class JoinThread:
                 if self._stopping.is_set():
                     self._loop.stop()
                 self._loop.run()
-            except Exception as error:  # whatever it is, the hot path goes on
+            except Exception as error:  # the hot path continues
                 failure = self._retries.failed("join", str(error) or type(error).__name__)
                 unexpected = None if isinstance(error, StreamError) else error
                 log.error("the join stops, the worker runs on: %s", failure, exc_info=unexpected)
