@@ -97,10 +97,10 @@ def find(settings: Settings, id_: str, topics: Sequence[str]) -> list[Hanging]:
         Unreachable: no answer within broker_timeout_s.
         BrokerError: the broker refuses.
     """
-    found = []
+    hanging = []
     for place, (stable, end) in Admin(settings).open_ends(topics).items():
-        found += _in_partition(settings, id_, place, stable, end)
-    return found
+        hanging += _in_partition(settings, id_, place, stable, end)
+    return hanging
 
 
 def aborted(hanging: Sequence[Hanging], committed: Mapping[int, int]) -> bool:

@@ -94,7 +94,9 @@ def test_only_what_the_offsets_have_passed_once_was_committed(
 @pytest.fixture
 def settings(tmp_path: Path) -> Iterator[Settings]:
     """Of a broker on which a transaction of ID hangs, with its offsets sent."""
-    with KafkaBroker(tmp_path / "kafka") as broker:
+    # So often, an abort falls into the time in which the partitions have no leader yet.
+    often = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "100"}
+    with KafkaBroker(tmp_path / "kafka", properties=often) as broker:
         own = Settings(
             kafka_bootstrap=broker.start(),
             home=tmp_path,
