@@ -1,5 +1,6 @@
 # make demo    the main job on real input, from nothing
 # make test    the tests, from nothing, JOBS=4 files at a time
+# make test-fast  the quick ones, without a server
 # make fuzz    a poison corpus through a real deployment, SEED=1, within SECONDS=600
 # make soak    the live index under everything at once, for SECONDS=3600; every answer is checked
 # make chaos   random faults by SEED=1 under RECORDS=20000 messages; an oracle checks what came out
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 SOURCES := braid braid/encoders braid/index braid/stream tests benchmarks
 READY := $(VENV)/.ready-$(EXTRAS)
 
-.PHONY: ready demo test fuzz soak chaos check format clean
+.PHONY: ready demo test test-fast fuzz soak chaos check format clean
 
 ready: $(READY)
 
@@ -29,6 +30,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -n 2 -m 'not (kafka or redis or browser or slow)' $(ARGS)
 
 fuzz: SECONDS ?= 600
 fuzz: $(READY)
