@@ -35,6 +35,7 @@ def small(folder: Path) -> list[str]:
     return ["--data", str(folder), "--seeds", "1", "--epochs", "1", "--json"]
 
 
+@pytest.mark.slow
 def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = made(tmp_path)
     report = av_digits.main([*small(folder), "--part", "known"])
@@ -51,6 +52,7 @@ def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         av_digits.main([*small(folder), "--part", "nothing"])
 
 
+@pytest.mark.slow
 def test_digits_heard_by_a_pretrained_network_side_by_side(tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="the demo extra is not installed")
     command = [*small(made(tmp_path)), "--part", "pretrained-unseen"]
@@ -74,6 +76,7 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_stamps_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = pictures(tmp_path / "pictures")
     flags = ["--data", str(folder), "--preset", "tiny", "--seeds", "1", "--json"]

@@ -51,6 +51,7 @@ def test_a_filled_store_finds_what_exact_search_finds() -> None:
     assert recall(asked(store, queries_BD), exact(rows_ND, queries_BD)[1]) == 1.0
 
 
+@pytest.mark.slow
 def test_exact(capsys: pytest.CaptureFixture[str]) -> None:
     report = index_exact.main(FEW)
     assert json.loads(capsys.readouterr().out) == report
@@ -62,6 +63,7 @@ def test_exact(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["ratio"] == pytest.approx(row["flat_ms"] / row["store_ms"], rel=0.2)
 
 
+@pytest.mark.slow
 def test_approximate_says_who_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(*_: Any) -> Rival:
         raise ImportError("no such module")
@@ -84,6 +86,7 @@ def test_approximate_says_who_is_absent(monkeypatch: pytest.MonkeyPatch) -> None
         assert rows[name]["batch_64_queries_per_s"] > 0
 
 
+@pytest.mark.slow
 def test_filters() -> None:
     rows = index_filters.main(FEW)["rows"]
     assert rows.keys() == {"0.1 %", "1 %", "10 %", "50 %", "unfiltered"}
@@ -91,6 +94,7 @@ def test_filters() -> None:
     assert rows["unfiltered"]["batch_1_of_unfiltered"] == 1.0
 
 
+@pytest.mark.slow
 def test_ingest_sees_no_half_written_state() -> None:
     report = index_ingest.main([*FEW, "--seconds", "0.5"])
     assert report["checked"] > 0
@@ -114,6 +118,7 @@ def test_a_half_written_state_would_be_seen() -> None:
     assert not index_ingest.half_written(store, mark_D)
 
 
+@pytest.mark.slow
 def test_restart() -> None:
     rows = index_restart.main(FEW)["rows"]
     assert rows["restart"]["records"] >= 3000

@@ -40,6 +40,7 @@ def modules(package: str) -> list[Path]:
 # ---- imports
 
 
+@pytest.mark.slow
 def test_the_index_works_without_torch() -> None:
     """Not only our own imports: nothing that the index node's store needs loads torch."""
     names = [
@@ -222,6 +223,7 @@ def all_commands(command: Any, name: str = "braid") -> Iterator[tuple[str, Any]]
         yield from all_commands(below, f"{name} {word}")
 
 
+@pytest.mark.slow
 def test_every_command_shows_an_example_that_parses() -> None:
     for name, command in all_commands(typer.main.get_command(app)):
         example = re.search(r"^ *Example: braid (.+)$", command.help or "", re.M)
@@ -281,6 +283,7 @@ def test_the_readmes_tree_matches_the_disk() -> None:
     assert [path for path, description in listed.items() if not description] == []
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_exist() -> None:
     """Each `braid` line parses, each `make` line has its target. (Tests of the stream run them.)"""
     lines = [

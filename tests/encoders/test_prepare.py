@@ -25,6 +25,7 @@ def refused(model: Model, sample: Sample) -> BadInput:
     return caught.value
 
 
+@pytest.mark.slow
 def test_a_picture_of_50_000_by_50_000_is_refused_from_its_header(model: Model) -> None:
     tracemalloc.start()
     error = refused(model, Sample(id="x", image=png_header(50_000, 50_000)))

@@ -184,6 +184,7 @@ def test_labels_beyond_the_bound_do_not_look_like_drift() -> None:
     assert [one.name for one in found.statistics] == ["labels t", "embedding", "missing text"]
 
 
+@pytest.mark.slow
 def test_two_draws_of_one_population_are_no_drift() -> None:
     """Of 80 pairs of two sizes hardly one exceeds anything, and the values are not biased."""
     labels, moved, alarms = [], [], 0
@@ -274,6 +275,7 @@ def test_manifests_from_before_load(version: Path) -> None:
         Manifest.from_json(json.dumps({**raw, "reference": [1]}))
 
 
+@pytest.mark.slow
 def test_nothing_held_out_is_no_reference(tmp_path: Path) -> None:
     learnt = [sample for sample in samples() if split(sample.id, True) == "train"]
     train(learnt, preset("tiny"), out=tmp_path / "v", name="v-1", version=1, seed=0)

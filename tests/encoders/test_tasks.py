@@ -50,6 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(folder, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_version_of_all_kinds_is_written_loaded_and_checked(model: Model) -> None:
     model.check()
     assert {name: task["kind"] for name, task in model.manifest.tasks.items()} == {

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
 from braid.index.service.app import Limits
 from braid.index.service.limits.connections import ConnectionLimits
@@ -21,6 +22,7 @@ def test_the_same_seed_makes_the_same_requests() -> None:
     assert list(requests(1, 80)) != list(requests(2, 80))
 
 
+@pytest.mark.slow
 def test_each_kind_is_answered_and_the_service_lives() -> None:
     node = Node()
     node.reset()

@@ -67,6 +67,7 @@ def create(kind: str, **more: Any) -> Encoder:
     return encoder_class("audio", config).create(config).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MADE)
 def test_a_sound_is_the_same_in_any_company(kind: str) -> None:
     encoder = create(kind)
@@ -83,6 +84,7 @@ def test_a_sound_is_the_same_in_any_company(kind: str) -> None:
     assert not torch.allclose(together.pooled_BF[0], together.pooled_BF[1], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MADE)
 def test_each_kind_is_trained_written_and_loaded(kind: str, tmp_path: Path) -> None:
     tiny = preset("tiny")

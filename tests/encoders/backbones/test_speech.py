@@ -138,6 +138,7 @@ print(model.name)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_version_needs_the_package_no_more(tmp_path: Path, frozen: bool) -> None:
     pytest.importorskip("onnx", reason=WHAT)

@@ -74,6 +74,7 @@ def config_of(folder: Path, frozen: bool = True, **options: object) -> EncoderCo
     return EncoderConfig(kind="transformer", source=str(folder), frozen=frozen, options=options)
 
 
+@pytest.mark.slow
 def test_it_equals_transformers_own_mean_over_words(bert_folder: Path) -> None:
     from transformers import BertModel
 
@@ -190,6 +191,7 @@ def test_from_random_weights_through_a_version(
     through_a_version("text", config, tmp_path / "v")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [

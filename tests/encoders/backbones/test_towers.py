@@ -52,6 +52,7 @@ def unit(vectors_BF: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(vectors_BF, dim=1)
 
 
+@pytest.mark.slow
 def test_clip_equals_its_text_features(folders: dict[str, Path]) -> None:
     from transformers import AutoTokenizer, CLIPModel
 
@@ -167,6 +168,7 @@ def test_a_tokeniser_of_another_model_is_refused(folders: dict[str, Path], tmp_p
     create("clip-text", None, config=old, tokenizer=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_tokeniser_without_a_fast_form_or_padding_is_refused(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -123,6 +123,7 @@ PLAIN: dict[str, Callable[[Path, Tensor], tuple[Tensor, Tensor]]] = {
 CELLS = {"resnet": 16, "vit": 16, "clip-image": 16, "siglip-image": 16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITE)
 def test_it_equals_the_plain_model(folders: dict[str, Path], kind: str) -> None:
     encoder = create(kind, folders[kind])

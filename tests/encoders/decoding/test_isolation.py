@@ -96,6 +96,7 @@ def test_memory_beyond_the_limit_costs_one_record() -> None:
         pool.close()
 
 
+@pytest.mark.slow
 def test_cpu_time_beyond_the_limit_costs_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits of the header are raised, so that a progressive JPEG takes minutes."""
     change(
@@ -127,6 +128,7 @@ def test_a_child_that_hangs_costs_one_record() -> None:
         pool.close()
 
 
+@pytest.mark.slow
 def test_a_child_that_was_killed_by_something_else_loses_no_record(pool: DecodePool) -> None:
     pool.decode("image", png(), 64, LIMITS)
     (child,) = children(pool)
@@ -184,6 +186,7 @@ time.sleep(600)
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs() -> None:
     report = prepare_isolation.main(["--records", "4", "--rounds", "2", "--json"])
     assert set(report["rows"]) == {

@@ -50,6 +50,7 @@ def test_an_adapter_keeps_length_one_absent_rows_and_its_bytes() -> None:
             adapter(torch.zeros(2, 5))
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_kind_or_dimension_is_refused(version: Path, tmp_path: Path) -> None:
     content = Adapter(kind="procrustes", tensors={"R": torch.eye(D)}).to_bytes()
     (tmp_path / "adapter.safetensors").write_bytes(content)

@@ -232,6 +232,7 @@ def examined(
     return model
 
 
+@pytest.mark.slow
 def test_a_turned_model_stays_in_the_space_through_its_adapter(
     version: Path, champion: TorchModel, tmp_path: Path
 ) -> None:
@@ -334,6 +335,7 @@ def test_a_challenger_that_fails_its_gates_is_kept_in_a_space_of_its_own(
     assert model.space == other.net.space() != champion.space
 
 
+@pytest.mark.slow
 def test_an_unrelated_model_opens_a_new_space(version: Path, tmp_path: Path) -> None:
     config = from_dict(load_folder(version).manifest.config)
     torch.manual_seed(99)
@@ -351,6 +353,7 @@ def test_an_unrelated_model_opens_a_new_space(version: Path, tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.slow
 def test_stored_vectors_are_mapped_where_that_is_allowed(
     version: Path, champion: TorchModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,6 +378,7 @@ def test_stored_vectors_are_mapped_where_that_is_allowed(
     assert float(found.adapter.apply(old[None])[0] @ new) > 0.999
 
 
+@pytest.mark.slow
 def test_new_heads_alone_keep_the_space(version: Path, tmp_path: Path) -> None:
     made = train(
         samples(),
@@ -398,6 +402,7 @@ def test_new_heads_alone_keep_the_space(version: Path, tmp_path: Path) -> None:
 # ---- the loss
 
 
+@pytest.mark.slow
 def test_the_pull_makes_a_new_version_find_the_old_vectors(
     version: Path, champion: TorchModel, tmp_path: Path
 ) -> None:

@@ -234,6 +234,7 @@ class Ticks:
         return self.now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slower", "passed"), [(1.4, True), (1.6, False)])
 def test_the_latency_gate(model: TorchModel, slower: float, passed: bool) -> None:
     gates = Gates(rounds=4, batch=2)
@@ -389,6 +390,7 @@ def test_a_damaged_champion_or_challenger_is_refused(version: Path, tmp_path: Pa
         examiner(version, gates=EASY)(broken, samples(40))
 
 
+@pytest.mark.slow
 def test_another_dimension_is_kept_with_a_verdict(version: Path, tmp_path: Path) -> None:
     other = replace(SHORT, model=replace(SHORT.model, dim=32))
     manifest = train(
@@ -409,6 +411,7 @@ def test_another_dimension_is_kept_with_a_verdict(version: Path, tmp_path: Path)
     assert manifest.compatibility["choice"] == "new space"
 
 
+@pytest.mark.slow
 def test_the_examination_sees_the_draft_and_all_samples_and_goes_into_the_manifest(
     tmp_path: Path,
 ) -> None:
@@ -449,6 +452,7 @@ def test_old_manifests_have_no_verdict(manifest: Manifest) -> None:
         Manifest.from_json(json.dumps({**raw, "verdict": 3}))
 
 
+@pytest.mark.slow
 def test_the_judge_split_touches_neither_weights_nor_calibration(tmp_path: Path) -> None:
     made = samples(120)
     other = [

@@ -199,12 +199,14 @@ def test_a_manifest_without_a_golden_batch_fails_the_check(copy: Path) -> None:
         load(copy, device="cpu").check()
 
 
+@pytest.mark.slow
 def test_a_version_is_never_overwritten(version: Path) -> None:
     with pytest.raises(CheckpointError, match="never overwritten"):
         train(samples(), preset("tiny"), out=version, name="x", version=2, seed=0)
     verify(version)
 
 
+@pytest.mark.slow
 def test_retraining_the_heads_keeps_the_space(
     version: Path, manifest: Manifest, model: Model, tmp_path: Path
 ) -> None:
@@ -236,6 +238,7 @@ def test_retraining_the_heads_keeps_the_space(
     )
 
 
+@pytest.mark.slow
 def test_full_training_opens_a_new_space(version: Path, manifest: Manifest, tmp_path: Path) -> None:
     child = train(
         samples(),

@@ -50,6 +50,7 @@ def test_every_fusion_begins_as_the_mean() -> None:
         assert torch.allclose(make_fusion(name, 8, [0, 0, 0])(unit, present), mean, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_early_fusion_learns_a_label_that_no_single_modality_carries() -> None:
     torch.manual_seed(0)
     prototypes = units(2, 2, 16)  # modality, bit, D

@@ -64,6 +64,7 @@ def weights(version: Path) -> dict[str, torch.Tensor]:
     return dict(model.net.state_dict())
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     config = replace(SHORT, epochs=40, lr=0.3, patience=2, refit=False)
     story = run(tmp_path, config).metrics
@@ -73,6 +74,7 @@ def test_early_stopping_keeps_the_best_epoch(tmp_path: Path) -> None:
     assert len(held_out) == story["best_epoch"] + 2
 
 
+@pytest.mark.slow
 def test_the_best_epochs_running_statistics_are_kept_with_its_weights() -> None:
     config = replace(SHORT, epochs=40, lr=0.3, patience=2)
     net, data = made(config)
@@ -89,6 +91,7 @@ def test_the_best_epochs_running_statistics_are_kept_with_its_weights() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(found, seen[-1], strict=True))
 
 
+@pytest.mark.slow
 def test_a_batch_norm_outside_the_trained_blocks_keeps_its_statistics() -> None:
     resnet = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1]}
     options = {"config": resnet, "side": 32}
@@ -103,11 +106,13 @@ def test_a_batch_norm_outside_the_trained_blocks_keeps_its_statistics() -> None:
     assert any("embedder" in name for name in before), "there is a stem with a batch norm"
 
 
+@pytest.mark.slow
 def test_a_refit_trains_as_long_as_the_best_epoch(tmp_path: Path) -> None:
     story = run(tmp_path, replace(SHORT, epochs=40, lr=0.3, patience=2)).metrics
     assert len(story["refit"]["losses"]) == story["best_epoch"]
 
 
+@pytest.mark.slow
 def test_only_the_last_blocks_are_trained(tmp_path: Path) -> None:
     encoders = dict(SHORT.model.encoders)
     encoders["image"] = replace(encoders["image"], train_last=1)
@@ -128,6 +133,7 @@ def test_more_blocks_than_there_are_is_an_error(tmp_path: Path) -> None:
         run(tmp_path, config)
 
 
+@pytest.mark.slow
 def test_bf16_trains_and_is_written_in_float32(tmp_path: Path) -> None:
     story = run(tmp_path, replace(SHORT, epochs=6, precision="bf16")).metrics
     assert story["losses"][-1] < story["losses"][0]
@@ -138,6 +144,7 @@ def test_bf16_trains_and_is_written_in_float32(tmp_path: Path) -> None:
     assert not model.bf16, "on a CPU it is slower"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["mean", "early", "intermediate"])
 def test_a_version_serves_in_bf16_and_is_checked_in_float32(tmp_path: Path, fusion: str) -> None:
     """As it does on a GPU, where it was trained so; here it is told to."""
@@ -309,6 +316,7 @@ def story(place: Path) -> Mapping[str, Any]:
     return read_manifest(place / "v").metrics
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_losses(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as beside:
         undisturbed = beside.submit(script, tmp_path / "whole", 0)
@@ -327,6 +335,7 @@ def test_a_killed_training_goes_on_to_the_same_losses(tmp_path: Path) -> None:
     assert all(torch.allclose(one[k].float(), other[k].float(), atol=1e-5) for k in one)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     """The sound encoder stays out: its batch norm sees each process's share by itself."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -344,6 +353,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     assert all(torch.allclose(one[k], two[k], atol=1e-3) for k in one)
 
 
+@pytest.mark.slow
 def test_a_batch_may_be_smaller_than_the_number_of_processes(tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3")
     number = sum(split(sample.id) == "train" for sample in samples())
@@ -351,6 +361,7 @@ def test_a_batch_may_be_smaller_than_the_number_of_processes(tmp_path: Path) -> 
     assert len(_kept(tmp_path, 0)) == 2
 
 
+@pytest.mark.slow
 def test_processes_keep_and_evaluate_the_same_model(tmp_path: Path) -> None:
     """Batch norm sees each process's share by itself; what comes of it must be one model."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -380,6 +391,7 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
         run(tmp_path, SHORT, resume=state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 def test_another_parent_label_or_content_begins_anew(tmp_path: Path, frozen: bool) -> None:
     encoders = {"image": EncoderConfig(kind="small-cnn", frozen=frozen)}

@@ -146,6 +146,7 @@ def found() -> Iterator[Callable[[str], Losses]]:
         yield its
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -156,6 +157,7 @@ def test_ten_steps_give_the_golden_losses(
     assert found(fusion)[way] == pytest.approx(wanted, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_chunks_change_nothing_but_memory() -> None:
     """Batch norm sees each chunk by itself, so this is with an encoder that has none."""
     tiny = preset("tiny")

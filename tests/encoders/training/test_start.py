@@ -104,6 +104,7 @@ def config(**changes: object) -> TrainConfig:
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_training_begins_there(tmp_path: Path) -> None:
     still = {"lr": 0.0, "start_lr": 0.0, "encoder_lr": 0.0, "refit": False}
     begun = train(

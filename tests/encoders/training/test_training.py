@@ -43,6 +43,7 @@ def run(tmp_path: Path, name: str = "v", **changes: Any) -> Manifest:
     )
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_losses_and_the_same_space(tmp_path: Path) -> None:
     first = run(tmp_path, "a")
     torch.rand(1)  # the caller's randomness has moved on: it must not matter
@@ -52,6 +53,7 @@ def test_the_same_seed_gives_the_same_losses_and_the_same_space(tmp_path: Path) 
     assert run(tmp_path, "c", seed=1).metrics["losses"] != first.metrics["losses"]
 
 
+@pytest.mark.slow
 def test_training_leaves_the_callers_randomness_alone(tmp_path: Path) -> None:
     torch.manual_seed(5)
     wanted = torch.rand(3)
@@ -60,6 +62,7 @@ def test_training_leaves_the_callers_randomness_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), wanted)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_metrics_are_there(manifest: Manifest) -> None:
     losses = manifest.metrics["losses"]
     assert losses[-1] < 0.7 * losses[0]
@@ -91,6 +94,7 @@ def test_an_exploding_gradient_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_progress_is_told(tmp_path: Path) -> None:
     told: list[tuple[str, int, int, Mapping[str, float]]] = []
     run(tmp_path, progress=lambda *step: told.append(step))
@@ -108,6 +112,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
     assert all(total == 160 for _, total in reads)
 
 
+@pytest.mark.slow
 def test_samples_may_come_one_by_one_and_in_any_order(tmp_path: Path) -> None:
     made = samples()
     first = run(tmp_path, "a", samples=iter(made))
@@ -115,6 +120,7 @@ def test_samples_may_come_one_by_one_and_in_any_order(tmp_path: Path) -> None:
     assert first.metrics["loss"] == pytest.approx(second.metrics["loss"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_judge_split_is_not_looked_at_and_bad_samples_are_counted(tmp_path: Path) -> None:
     made = samples()
     judged = {sample.id for sample in made if split(sample.id) == "judge"}
@@ -140,6 +146,7 @@ def test_the_judge_split_is_not_looked_at_and_bad_samples_are_counted(tmp_path: 
     }
 
 
+@pytest.mark.slow
 def test_without_labels_it_still_aligns(tmp_path: Path) -> None:
     done = run(tmp_path, samples=[replace(sample, labels={}) for sample in samples()])
     assert done.tasks == {}
@@ -148,6 +155,7 @@ def test_without_labels_it_still_aligns(tmp_path: Path) -> None:
     assert model.encode([model.prepare(samples(1)[0])])[0].tasks == {}
 
 
+@pytest.mark.slow
 def test_one_modality_alone_is_enough(tmp_path: Path) -> None:
     made = [replace(sample, image=None, audio=None) for sample in samples() if sample.text]
     done = run(tmp_path, samples=made, config=replace(SHORT, epochs=20))
@@ -301,6 +309,7 @@ def test_the_split_is_fixed_for_ever() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_without_a_judge_its_tenth_trains(tmp_path: Path) -> None:
     assert {split(str(i), judge=False) for i in range(5000)} == {"train", "validation"}
     kept, all_of_it = (
@@ -314,6 +323,7 @@ def test_without_a_judge_its_tenth_trains(tmp_path: Path) -> None:
     assert all_of_it.metrics["train_samples"] == kept.metrics["train_samples"] + judged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["mean", "early", "intermediate"])
 def test_every_fusion_is_trained_written_and_loaded(tmp_path: Path, fusion: str) -> None:
     config = replace(preset("tiny"), match=1.0, model=replace(SHORT.model, fusion=fusion))
@@ -326,6 +336,7 @@ def test_every_fusion_is_trained_written_and_loaded(tmp_path: Path, fusion: str)
     assert embedding.tasks["colour"].label == "red"
 
 
+@pytest.mark.slow
 def test_a_frozen_encoders_tokens_reach_the_fusion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

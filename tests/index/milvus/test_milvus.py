@@ -48,6 +48,7 @@ def steps(partitions: int) -> st.SearchStrategy[list[list[Upsert | Delete] | Non
     return st.lists(st.one_of(batch, batch, batch, st.none()), min_size=1, max_size=4)
 
 
+@pytest.mark.slow
 @FEW
 @given(st.one_of(steps(1), steps(3)))
 def test_any_history_answers_like_the_oracle(
@@ -85,6 +86,7 @@ class Crashing:
         return self._client.upsert(*args, **options)
 
 
+@pytest.mark.slow
 def test_a_crash_before_any_of_the_writes_is_repaired_by_reading_on(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +188,7 @@ def test_many_records_are_read_together(
     ]
 
 
+@pytest.mark.slow
 def test_a_sample_is_steady_and_in_the_end_everything(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,6 +340,7 @@ def test_an_empty_store_and_no_queries_have_no_hits(store: MilvusStore) -> None:
     assert store.search(np.zeros((0, DIM), np.float32), k=3, filter=compile_filter({"a": 1})) == []
 
 
+@pytest.mark.slow
 def test_where_milvus_finds_too_much_the_search_looks_further(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def admitted(filter: Filter) -> set[str]:
     return {id_ for id_, meta in stored().items() if filter(meta)}
 
 
+@pytest.mark.slow
 @MANY
 @given(trees(leaves(FIELDS, [*NUMBERS, *HUGE, 10**400, -(10**400), 1.7e308])))
 def test_a_search_finds_what_the_filter_admits(store: MilvusStore, filter: Filter) -> None:
@@ -96,6 +97,7 @@ def test_a_search_finds_what_the_filter_admits(store: MilvusStore, filter: Filte
     assert {hit.id for hit in hits} == admitted(filter)
 
 
+@pytest.mark.slow
 @MANY
 @given(trees(leaves(PLAIN, NUMBERS)))
 def test_for_plain_names_and_numbers_milvus_finds_nothing_more(
@@ -108,6 +110,7 @@ def test_for_plain_names_and_numbers_milvus_finds_nothing_more(
     assert {row["id"] for row in found} == admitted(filter) & told
 
 
+@pytest.mark.slow
 def test_a_range_that_ends_at_a_stored_value_is_as_sharp_as_the_filter(store: MilvusStore) -> None:
     ends = [
         (field, value)
@@ -147,6 +150,7 @@ def test_no_parts_and_no_values(store: MilvusStore) -> None:
         assert {hit.id for hit in hits} == admitted(filter)
 
 
+@pytest.mark.slow
 def test_the_largest_filter_that_is_allowed_is_answered(store: MilvusStore) -> None:
     given = {f"f{number}": {"in": [None, *range(999)]} for number in range(60)}
     (hits,) = store.search(unit("q")[None], k=len(METAS), filter=compile_filter(given))

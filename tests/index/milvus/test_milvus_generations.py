@@ -153,6 +153,7 @@ def test_a_lost_server_is_an_error_of_ours(tmp_path: Path) -> None:
             assert http.get("/healthz").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_server_by_address_that_is_killed_has_all_that_it_answered_for(tmp_path: Path) -> None:
     """Lite's own server, over gRPC: the calls are those that a Milvus cluster gets."""
     need_lite()

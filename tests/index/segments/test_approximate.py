@@ -45,6 +45,7 @@ def recall_of(index: Approximate, raw_ND: Array, queries_BD: Array, k: int) -> f
     return found / (k * len(queries_BD))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recall", "sizes"),
     [
@@ -164,6 +165,7 @@ def test_a_store_uses_it_says_so_and_passes_it_over_when_told() -> None:
         assert 0.87 <= found / (10 * len(queries_BD)) <= 1
 
 
+@pytest.mark.slow
 def test_filters_and_a_large_k_get_all_they_ask_for() -> None:
     raw_ND, query_1D = clustered(1, ROWS), clustered(2, 1)
     true_N = raw_ND.astype(np.float64) @ query_1D[0]

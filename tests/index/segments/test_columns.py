@@ -44,6 +44,7 @@ def agree(columns: Columns, rows: list[dict[str, Any]], filter: Filter) -> None:
     assert mask.tolist() == [filter(row) for row in rows]
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(metas, filters)
 def test_columns_answer_as_records_do(rows: list[dict[str, Any]], filter: Filter) -> None:

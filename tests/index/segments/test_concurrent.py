@@ -39,6 +39,7 @@ def batch(number: int) -> list[Upsert | Delete]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_search_sees_a_whole_batch_or_none_and_right_scores(threads: int) -> None:
     store = LiveStore(space=SPACE, dim=DIM, block=16, threads=threads)

@@ -135,6 +135,7 @@ def test_the_undamaged_is_restored_as_it_was(template: Home, tmp_path: Path) -> 
     assert_same(found.store, home.new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", damage.ALL, ids=lambda harm: harm.__name__)
 def test_damage_in_any_file_is_found_and_the_previous_snapshot_used(
     template: Home, tmp_path: Path, harm: Callable[[Path], None]
@@ -147,6 +148,7 @@ def test_damage_in_any_file_is_found_and_the_previous_snapshot_used(
         shutil.rmtree(home.path)
 
 
+@pytest.mark.slow
 def test_a_whole_file_of_elsewhere_is_found(template: Home, tmp_path: Path) -> None:
     for number, file in enumerate(template.files()):
         home = template.copy(tmp_path / str(number))
@@ -202,6 +204,7 @@ def test_a_segment_lost_while_its_store_lives_is_written_again(
     assert_same(again.store, home.new)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "harm", [damage.torn, damage.flipped, damage.emptied, damage.missing], ids=lambda h: h.__name__
 )

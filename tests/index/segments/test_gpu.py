@@ -69,6 +69,7 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:
     opened.close()
 
 
+@pytest.mark.slow
 def test_histories_answer_like_the_oracle(gpu: Gpu, tmp_path: Path) -> None:
     rng = random.Random(7)
     store = LiveStore(space=SPACE, dim=DIM, block=8, gpu=gpu, folder=tmp_path)
@@ -108,6 +109,7 @@ def clustered(count: int, dim: int) -> Array:
     return rows.astype(np.float32)
 
 
+@pytest.mark.slow
 def test_cpu_and_gpu_give_the_same_ids(gpu: Gpu) -> None:
     """Up to ties within 1e-3, as the issue of it says; scores are the same."""
     rows_ND = clustered(6000, 64)

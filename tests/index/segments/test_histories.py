@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -96,6 +97,7 @@ class Run:
         assert self.store.progress.get(0, 0) == 2 * self.reached
 
 
+@pytest.mark.slow
 @FEW
 @given(
     st.one_of(steps(1), steps(3)),
@@ -119,6 +121,7 @@ def test_any_history_answers_like_the_oracle(
         run.store.close()
 
 
+@pytest.mark.slow
 @FEW
 @given(st.integers(0, 10**6), st.integers(1, 3), tunings)
 def test_replays_in_any_order_end_the_same(
@@ -150,6 +153,7 @@ def test_replays_in_any_order_end_the_same(
         assert_same(store, oracle)
 
 
+@pytest.mark.slow
 @settings(FEW, max_examples=8)
 @given(st.integers(0, 10**6), st.sampled_from([0.05, 0.3, 0.8]), st.booleans())
 def test_with_approximate_indexes_what_is_promised_holds(

@@ -124,6 +124,7 @@ def test_a_number_too_large_is_refused_and_nothing_of_its_batch_is_applied(
         assert (len(store), store.get("a"), store.get("b")) == (0, None, None)
 
 
+@pytest.mark.slow
 def test_upkeep_keeps_memory_in_proportion_and_answers_alike() -> None:
     store, oracle = make(8), Oracle()
     rng = random.Random(1)
@@ -201,6 +202,7 @@ def test_rows_that_die_while_a_segment_is_written_are_dead_in_it() -> None:
     assert_same(store, oracle)
 
 
+@pytest.mark.slow
 def test_get_finds_a_row_while_it_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of 30 rows is there all the time, in ever new segments."""
     # by looking again, not by waiting for the writer

@@ -196,6 +196,7 @@ class Stop(BaseException):
     """Stands for SIGKILL: nothing that runs afterwards may be relied on."""
 
 
+@pytest.mark.slow
 def test_a_stop_before_any_step_of_saving_leaves_a_whole_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +262,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_saves_leaves_a_whole_snapshot(tmp_path: Path) -> None:
     rng = random.Random(5)
     version = 0

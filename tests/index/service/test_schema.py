@@ -64,6 +64,7 @@ def test_no_call_is_left_out(description: dict[str, Any]) -> None:
     assert found == {call[:3] for call in CALLS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "path", "media_type", "examples", "mode"),
     [(*call, GenerationMode.POSITIVE) for call in CALLS]

@@ -200,6 +200,7 @@ def test_metrics_are_prometheus_text(node: Node, client: Client, http: httpx.Cli
     assert after["braid_searches_in_flight"] == after["braid_searches_waiting"] == 0
 
 
+@pytest.mark.slow
 def test_many_ask_at_once(node: Node) -> None:
     def ask(number: int) -> None:
         with Client(node.url) as client:

@@ -113,6 +113,7 @@ BAD: list[tuple[bytes, int, str, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("body", "status", "field", "reason"), BAD)
 def test_a_bad_upload_is_refused_with_field_and_reason(
     http: httpx.Client, body: bytes, status: int, field: str, reason: str

@@ -29,6 +29,7 @@ def run(*command: str, home: Path, **env: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.slow
 def test_the_doctor_shows_no_password(tmp_path: Path) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
     env = {"REDIS_URL": f"redis://user:{SECRET}@{nowhere}/0", "KAFKA_BOOTSTRAP": nowhere}
@@ -47,6 +48,7 @@ def test_settings_and_their_errors_show_no_password(monkeypatch: pytest.MonkeyPa
     assert "***@host" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_second_index_node_on_one_home_ends_and_names_the_first(tmp_path: Path) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
     with home_lock(tmp_path / "index"):
@@ -56,6 +58,7 @@ def test_a_second_index_node_on_one_home_ends_and_names_the_first(tmp_path: Path
         assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_host_ends_the_node_at_start(tmp_path: Path) -> None:
     ended = run("index", "--model", "null:16", home=tmp_path, BRAID_HTTP_HOSTS='["http://a"]')
     assert ended.returncode == os.EX_CONFIG

@@ -68,6 +68,7 @@ def gives_nan(folder: Path) -> None:
     altered(folder, files={**files, path.name: sha256_of(path)})
 
 
+@pytest.mark.slow
 def test_the_story_tells_where_a_version_came_from_and_how_it_was_judged(home: Path) -> None:
     said = braid(home, "models", "show", "2")
     run_id = Runs(home / "training").resolve("braid-0002").id
@@ -203,6 +204,7 @@ def test_gc_keeps_the_last_champion_of_a_generation_until_that_is_dropped(home: 
         assert braid(home, *asked)["versions"] == gone
 
 
+@pytest.mark.slow
 def test_gc_keeps_what_an_unfinished_run_needs_and_a_repeat_uses(home: Path) -> None:
     def die(stage: str, *_: object) -> None:
         if stage == "train":
@@ -216,6 +218,7 @@ def test_gc_keeps_what_an_unfinished_run_needs_and_a_repeat_uses(home: Path) -> 
     assert run(home, heads_only=True, seed=2, window="braid-0003").resumed
 
 
+@pytest.mark.slow
 def test_a_damaged_version_is_refused_and_hides_no_other(home: Path) -> None:
     folder = home / "models" / "versions" / "braid-0003"
     weights = folder / "model.safetensors"
@@ -256,6 +259,7 @@ def test_a_manifest_that_does_not_fit_is_refused(
     assert state_champion(home) == "braid-0002"
 
 
+@pytest.mark.slow
 def test_a_version_that_gives_nan_is_refused(home: Path) -> None:
     folder = home / "models" / "versions" / "braid-0003"
     gives_nan(folder)

@@ -26,6 +26,7 @@ def topics(deployment: Deployment) -> Topics:
     return Topics(deployment)
 
 
+@pytest.mark.slow
 @kafka
 def test_replayed_twice_nothing_is_sent_twice(topics: Topics) -> None:
     before = [topics.bury(key, key.encode()) for key in "abcd"]
@@ -46,6 +47,7 @@ def test_replayed_twice_nothing_is_sent_twice(topics: Topics) -> None:
     assert replayed(topics.settings) == set(before)
 
 
+@pytest.mark.slow
 @kafka
 def test_what_cannot_be_sent_is_told_and_a_dry_run_sends_nothing(topics: Topics) -> None:
     topics.bury("a")
@@ -60,6 +62,7 @@ def test_what_cannot_be_sent_is_told_and_a_dry_run_sends_nothing(topics: Topics)
     assert len(topics.texts("records")) == 1
 
 
+@pytest.mark.slow
 @kafka
 def test_an_older_record_does_not_replace_a_newer_one(topics: Topics) -> None:
     """Replayed, it would have the highest offset, and so win."""
@@ -77,6 +80,7 @@ def test_an_older_record_does_not_replace_a_newer_one(topics: Topics) -> None:
     assert topics.texts("records")[-1] == (b"good", b"\x00")
 
 
+@pytest.mark.slow
 @kafka
 def test_a_record_that_comes_during_the_replay_counts_too(topics: Topics) -> None:
     """The second transaction is made after the first, and looks at the topic again."""
@@ -90,6 +94,7 @@ def test_a_record_that_comes_during_the_replay_counts_too(topics: Topics) -> Non
     assert (list(result.sent), result.superseded) == ([first], [second])
 
 
+@pytest.mark.slow
 @kafka
 def test_a_part_is_replaced_by_the_same_fields_only(topics: Topics) -> None:
     ours = ("text", "picture", "deleted")
@@ -103,6 +108,7 @@ def test_a_part_is_replaced_by_the_same_fields_only(topics: Topics) -> None:
     assert topics.texts("parts")[-1] == (b"picture", pack({"text": "old"}))
 
 
+@pytest.mark.slow
 @kafka
 def test_what_fails_again_is_told(topics: Topics) -> None:
     good, bad, late = (topics.bury(key, key.encode()) for key in ("good", "bad", "late"))
@@ -130,6 +136,7 @@ def test_what_fails_again_is_told(topics: Topics) -> None:
     assert {id: letter.kind for id, letter in result.failed.items()} == {bad: "RuntimeError"}
 
 
+@pytest.mark.slow
 @kafka
 @pytest.mark.parametrize("step", ["_look", "_send"])
 def test_of_two_replays_at_once_one_sends(topics: Topics, step: str) -> None:
@@ -160,6 +167,7 @@ def test_of_two_replays_at_once_one_sends(topics: Topics, step: str) -> None:
     assert len(others[0].sent) == 1
 
 
+@pytest.mark.slow
 @kafka
 @pytest.mark.parametrize("committed", [True, False])
 def test_a_transaction_of_unknown_outcome_is_settled_first(topics: Topics, committed: bool) -> None:

@@ -31,6 +31,7 @@ def topics(deployment: Deployment) -> Topics:
     return Topics(deployment)
 
 
+@pytest.mark.slow
 @kafka
 def test_list_counts_by_stage_and_kind_and_filters(topics: Topics) -> None:
     topics.bury("a")
@@ -107,6 +108,7 @@ def test_show_decodes_what_it_can_and_writes_the_whole_value(
         topics.braid("show", "7")
 
 
+@pytest.mark.slow
 @kafka
 def test_purge_deletes_what_lies_before(topics: Topics) -> None:
     for key in "abcd":
@@ -130,6 +132,7 @@ def test_purge_deletes_what_lies_before(topics: Topics) -> None:
     assert topics.texts("dead-letters") == []
 
 
+@pytest.mark.slow
 @kafka
 def test_the_last_hour_is_counted_at_a_bounded_cost(
     topics: Topics, monkeypatch: pytest.MonkeyPatch

@@ -126,6 +126,7 @@ def test_no_bytes_raise_anything_but_bad_record(value: bytes) -> None:
         assert error.field  # noqa: PT017
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none()

@@ -80,6 +80,7 @@ def gone(pid: int) -> bool:
     return not alive(pid)
 
 
+@pytest.mark.slow
 def test_kafka_carries_sixteen_mebibytes(services: EmbeddedServices) -> None:
     name = make_topic(services.bootstrap, "large", max_message_bytes=str(MAX_BYTES))
     values = [os.urandom(LARGE) for _ in range(4)]
@@ -87,6 +88,7 @@ def test_kafka_carries_sixteen_mebibytes(services: EmbeddedServices) -> None:
     assert read(services.bootstrap, name, 4) == values
 
 
+@pytest.mark.slow
 def test_a_program_path_without_java_and_maven_is_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +105,7 @@ def test_a_program_path_without_java_and_maven_is_enough(
         kafka.stop(grace=0)
 
 
+@pytest.mark.slow
 def test_what_was_produced_is_there_after_an_orderly_stop_and_after_a_kill(tmp_path: Path) -> None:
     """The same address as well, so that clients and other terminals need not be told."""
     folder = tmp_path / "services"
@@ -118,6 +121,7 @@ def test_what_was_produced_is_there_after_an_orderly_stop_and_after_a_kill(tmp_p
     assert len(addresses) == 1
 
 
+@pytest.mark.slow
 def test_a_port_that_another_process_took_is_left_to_it(tmp_path: Path) -> None:
     kafka = Kafka(tmp_path / "kafka")
     kafka.start()
@@ -147,6 +151,7 @@ def test_a_port_that_another_process_took_is_left_to_it(tmp_path: Path) -> None:
         taker.stop(grace=0)
 
 
+@pytest.mark.slow
 def test_a_start_killed_while_it_formats_is_made_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +164,7 @@ def test_a_start_killed_while_it_formats_is_made_good(
     assert not partial.exists()
 
 
+@pytest.mark.slow
 def test_a_format_that_fails_says_why(tmp_path: Path) -> None:
     kafka = Kafka(tmp_path / "kafka", properties={"process.roles": "juggler"})
     with pytest.raises(EmbeddedError, match=r"(?s)formatting .*failed.*juggler"):
@@ -166,6 +172,7 @@ def test_a_format_that_fails_says_why(tmp_path: Path) -> None:
     assert not (tmp_path / "kafka" / "data").exists()
 
 
+@pytest.mark.slow
 def test_one_folder_serves_one_process(services: EmbeddedServices) -> None:
     with pytest.raises(FileLockError, match=rf"services of .*in use .*pid {os.getpid()}"):
         EmbeddedServices(services.folder).start()
@@ -199,6 +206,7 @@ def test_both_listen_on_loopback_only(services: EmbeddedServices) -> None:
     assert {address[-8:] for address in listening} == {"0100007F"}
 
 
+@pytest.mark.slow
 def test_stop_leaves_no_process(tmp_path: Path) -> None:
     services = EmbeddedServices(tmp_path)
     services.start()
@@ -210,6 +218,7 @@ def test_stop_leaves_no_process(tmp_path: Path) -> None:
     assert not any(alive(pid) for pid in pids)
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_half_way_stops_what_had_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +234,7 @@ def test_a_start_that_fails_half_way_stops_what_had_started(
     EmbeddedServices(tmp_path, broker=False, redis=False).start()  # the folder is free again
 
 
+@pytest.mark.slow
 def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
     """SIGKILL of the parent: nothing of it can run, the kernel ends the children."""
     code = (

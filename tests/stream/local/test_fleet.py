@@ -59,6 +59,7 @@ def test_given_services_are_used(tmp_path: Path) -> None:
         assert settings.redis_url == "redis://127.0.0.1:2"
 
 
+@pytest.mark.slow
 def test_missing_services_are_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("BRAID_") or name in ("KAFKA_BOOTSTRAP", "REDIS_URL"):

@@ -202,6 +202,7 @@ def rebuilt(rebuilder: Rebuilder, *places: tuple[str, int, int]) -> list[Rebuilt
     return asyncio.run(all_of_them())
 
 
+@pytest.mark.slow
 def test_a_record_is_read_back_at_its_place(settings: Settings, tmp_path: Path) -> None:
     linked = tmp_path / "linked.png"
     linked.write_bytes(picture("blue"))

@@ -16,6 +16,7 @@ def registry(three_versions: Registry) -> Registry:
     return three_versions
 
 
+@pytest.mark.slow
 def test_promotions_count_up_and_a_rollback_is_a_new_number(registry: Registry) -> None:
     assert registry.names() == ["tiny-0001", "tiny-0002", "tiny-0003"]
     assert registry.champion() is None

@@ -122,6 +122,7 @@ def test_a_trainer_that_lost_its_lock_does_not_promote_over_another(
     assert set(paused["versions"]) - set(other["versions"]), "its version is kept"
 
 
+@pytest.mark.slow
 def test_two_processes_read_their_own_partitions_and_train_one_version(
     stories: list[dict[str, Any]], home: Path, tmp_path: Path
 ) -> None:
@@ -160,6 +161,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.slow
 def test_the_first_serves_and_the_second_waits(finished: Path) -> None:
     assert state(finished)["champion"] == "braid-0001"
     assert [fact["key"] for fact in told(finished)] == [
@@ -174,6 +176,7 @@ def test_the_first_serves_and_the_second_waits(finished: Path) -> None:
     assert second.verdict["champion"] == "braid-0001"
 
 
+@pytest.mark.slow
 def test_a_run_is_repeated_on_its_window_to_the_same_metrics(copy: Path) -> None:
     def nothing(*_: object) -> Any:
         raise AssertionError("the window must not be read again")
@@ -206,6 +209,7 @@ def test_a_flipped_bit_in_a_shard_is_found_before_training(copy: Path) -> None:
     assert state(copy)["versions"] == ["braid-0001", "braid-0002"]
 
 
+@pytest.mark.slow
 def test_another_question_gives_the_unfinished_run_up(
     copy: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -225,6 +229,7 @@ def test_another_question_gives_the_unfinished_run_up(
     assert not (copy / "training" / runs[0].id / SHARDS).exists()
 
 
+@pytest.mark.slow
 def test_a_version_is_announced_with_the_generation_of_its_space(copy: Path) -> None:
     Registry(copy / "models").promote("braid-0002", generation="g0002")  # as after a flip
     run(copy, heads_only=True, seed=2)
@@ -237,6 +242,7 @@ def last_run(home: Path) -> Run:
     return Runs(home / "training").all()[-1]
 
 
+@pytest.mark.slow
 def test_an_empty_window_is_not_kept(tmp_path: Path) -> None:
     """A schedule that starts before the first record."""
 
@@ -253,6 +259,7 @@ def test_an_empty_window_is_not_kept(tmp_path: Path) -> None:
     assert state(tmp_path)["versions"] == ["braid-0002"]
 
 
+@pytest.mark.slow
 def test_a_damaged_window_of_an_unfinished_run_is_read_anew(copy: Path) -> None:
     def die(stage: str, *_: object) -> None:
         if stage == "train":
@@ -299,6 +306,7 @@ def test_what_a_run_fails_by_decides_whether_it_is_gone_on_with(
     assert (last_run(copy).id == ended.id) == (becomes == "open")
 
 
+@pytest.mark.slow
 def test_a_version_that_cannot_serve_ends_its_run(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +322,7 @@ def test_a_version_that_cannot_serve_ends_its_run(
     assert state(copy)["champion"] == "braid-0004"
 
 
+@pytest.mark.slow
 def test_while_a_generation_is_built_the_next_candidate_is_kept(copy: Path) -> None:
     """It can be promoted later, and the run after it learns from what has come since."""
     building = GenerationRecord(
@@ -341,6 +350,7 @@ def judged(home: Path, **gates: float) -> Outcome:
     return retrain(settings, asked, read=read, tell=tell)
 
 
+@pytest.mark.slow
 def test_a_rejected_version_is_kept_announced_and_never_served(copy: Path) -> None:
     """It must embed in no time at all."""
     outcome = judged(copy, latency=0.0)
@@ -355,6 +365,7 @@ def test_a_rejected_version_is_kept_announced_and_never_served(copy: Path) -> No
     assert registry.promote(outcome.manifest.name, generation="g0001", force=True).seq == 2
 
 
+@pytest.mark.slow
 def test_a_version_that_could_not_be_judged_waits_for_a_person(copy: Path) -> None:
     outcome = judged(copy, least=1000)
     assert not outcome.serves
@@ -364,6 +375,7 @@ def test_a_version_that_could_not_be_judged_waits_for_a_person(copy: Path) -> No
     assert Registry(copy / "models").promote(outcome.manifest.name, generation="g0001").seq == 2
 
 
+@pytest.mark.slow
 def test_a_full_retraining_starts_from_the_champion(copy: Path) -> None:
     warm = run(copy, seed=4)
     assert warm.manifest.parent == "braid-0001"

@@ -401,6 +401,7 @@ def copied(source: Path, registry: Registry, number: int, **fields: Any) -> str:
     return name
 
 
+@pytest.mark.slow
 def test_one_canary_at_a_time_and_only_of_what_may_serve(registry: Registry) -> None:
     canaries = Canaries(registry.root)
     for name, words in (

@@ -92,6 +92,7 @@ def test_probes_scrapers_and_the_description_need_no_key(locked: tuple[str, Serv
     assert set(described["components"]["securitySchemes"]) == {"bearer", "header"}
 
 
+@pytest.mark.slow
 def test_a_large_body_without_a_key_gets_its_answer_and_is_not_kept(
     locked: tuple[str, ServiceDeps],
 ) -> None:

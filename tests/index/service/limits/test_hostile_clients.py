@@ -115,6 +115,7 @@ def test_a_slow_body_is_read_if_it_is_not_too_slow(node: Node) -> None:
         assert send(request, host, port).status == 200
 
 
+@pytest.mark.slow
 def test_a_body_that_nobody_reads_ends_too(node: Node) -> None:
     """The answer comes first; what still comes of the body is dropped, for a while."""
     head = b"DELETE /v1/records/r1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n"
@@ -131,6 +132,7 @@ def test_a_body_that_nobody_reads_ends_too(node: Node) -> None:
             drip()
 
 
+@pytest.mark.slow
 def test_who_does_not_read_the_answer_is_cut_off(node: Node) -> None:
     meta = {"words": "x" * 20_000}
     writes = [upsert(f"m{number}", 50 + number, meta=meta) for number in range(600)]
@@ -155,6 +157,7 @@ def test_who_does_not_read_the_answer_is_cut_off(node: Node) -> None:
 # ---- how many
 
 
+@pytest.mark.slow
 def test_beyond_the_limit_only_probes_are_answered_and_then_nobody(node: Node) -> None:
     patient = ConnectionLimits(header_s=3.0, connections=20)
     with short(node, connection=patient) as (host, port, http, deps), ExitStack() as opened:
@@ -196,6 +199,7 @@ def test_tiny_chunks_are_refused(node: Node) -> None:
 # ---- bytes
 
 
+@pytest.mark.slow
 def test_packed_bodies_that_never_end_share_a_budget(node: Node) -> None:
     """Each unpacks to a megabyte and then waits; without a budget all of it would be held."""
     packed = gzip.compress(b" " * MIB)[:-8]

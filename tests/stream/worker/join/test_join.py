@@ -282,6 +282,7 @@ class Model:
         return {name: text for _, _, name, text in sorted(self.parts)}
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(OPERATIONS)
 def test_the_table_does_what_a_model_does_and_survives_restarts(operations: list[Any]) -> None:
