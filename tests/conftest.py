@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,12 @@ from tests.services import KafkaBroker, ServiceError, Valkey, chromium_path, in_
 S = TypeVar("S", KafkaBroker, Valkey)
 
 NEEDS = ("kafka", "redis", "browser")  # marks whose tests may not be skipped in CI
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let children end by SIGINT, also where a script started this in the background, ignoring it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _missing(reason: str) -> NoReturn:

@@ -137,18 +137,19 @@ class Deployment:
         return [m for m in messages if m.key != PROGRESS_KEY and m.value is not None]
 
     def read_named(self, name: str) -> list[Message]:
-        """The same by the topic's full name. What is open by now is waited for."""
+        """The same by the topic's full name. Transactions that are open by now are waited for."""
         admin = Admin(self.settings)
-        ends = admin.ends(name, self.settings.partitions)
-        stop_at = {number: end for number, (_, end) in ends.items()}
+        ends_by_place = {place: end for place, (_, end) in admin.open_ends([name]).items()}
 
-        def settled() -> bool:
+        def ended() -> bool:
+            still_open = admin.open_ends([name])
             return all(
-                stable >= stop_at[number]
-                for (_, number), (stable, _) in admin.open_ends([name]).items()
+                stable >= ends_by_place.get(place, 0) for place, (stable, _) in still_open.items()
             )
 
-        wait_for(f"transactions on {name} have ended", settled, timeout=30)
+        wait_for(f"transactions on {name} have ended", ended, timeout=30)
+        ends = admin.ends(name, self.settings.partitions)  # the last stable offsets
+        stop_at = {number: end for number, (_, end) in ends.items()}
         return list(replay(self.settings, name, stop_at=stop_at))
 
     def predictions(self) -> list[dict[str, Any]]:

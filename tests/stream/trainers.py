@@ -109,7 +109,7 @@ def kill_some(home: Path, kills: int, seed: int) -> None:
     done = 0
     while done < kills:
         child = forked(killed)
-        time.sleep(rng.uniform(0.0, took["seconds"]))
+        time.sleep(rng.uniform(0.0, 1.5 * took["seconds"]))  # some of them run to their end
         os.kill(child.pid, signal.SIGKILL)
         found = ended(child)
         done += found["status"] == -signal.SIGKILL

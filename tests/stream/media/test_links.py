@@ -74,8 +74,21 @@ def dripping(head: bytes, drop: bytes) -> Answer:
     return answer
 
 
+_OPEN: list[Links] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """Connections that are kept for the next link are closed with the test."""
+    yield
+    while _OPEN:
+        _OPEN.pop().close()
+
+
 def links_to(tmp_path: Path, port: int = 80, **settings: Any) -> Links:
-    return Links(Settings(home=tmp_path, **{"link_hosts": [f"127.0.0.1:{port}"], **settings}))
+    links = Links(Settings(home=tmp_path, **{"link_hosts": [f"127.0.0.1:{port}"], **settings}))
+    _OPEN.append(links)
+    return links
 
 
 def refused(links: Links, uri: str) -> BadRecord:

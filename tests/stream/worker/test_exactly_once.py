@@ -66,13 +66,20 @@ STALE = ("UNKNOWN_MEMBER_ID", "ILLEGAL_GENERATION")
 STALE_TEXTS = ("Broker: Unknown member", "Broker: Specified group generation id is not valid")
 
 
+# It was stopped for longer than publish_timeout_s, and fences what it had open itself.
+GIVEN_UP = ("given up, with its producer",)
+
+
 def refused(worker: Child) -> bool:
-    """Whether the broker refused its transaction because the group had gone on without it."""
+    """Whether its transaction was refused or given up, for the group had gone on without it."""
     lines = worker.tail(200).splitlines()
     return any(
         mark in line and any(reason in line for reason in reasons)
         for line in lines
-        for mark, reasons in (("transaction refused", STALE), ("TXNERR", STALE_TEXTS))
+        for mark, reasons in (
+            ("transaction refused", (*STALE, *GIVEN_UP)),
+            ("TXNERR", STALE_TEXTS),
+        )
     )
 
 
