@@ -32,7 +32,7 @@ NEEDS = ("kafka", "redis", "browser")  # marks whose tests may not be skipped in
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let children end by SIGINT, also where a script started this in the background, ignoring it."""
+    """Let children end by SIGINT, which a script's background commands ignore."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
