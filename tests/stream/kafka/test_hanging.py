@@ -133,7 +133,9 @@ def answers(settings: Settings) -> bool:
 
 
 def shown(settings: Settings, topic: str) -> set[bytes | None]:
-    ends = Admin(settings).ends(settings.topic(topic), settings.partitions)
+    admin = Admin(settings)
+    wait_for("markers", lambda: not admin.open_ends([settings.topic(topic)]), timeout=30)
+    ends = admin.ends(settings.topic(topic), settings.partitions)
     stop_at = {number: end for number, (_, end) in ends.items()}
     return {its.value for its in replay(settings, settings.topic(topic), stop_at=stop_at)}
 
