@@ -24,7 +24,9 @@ from ..settings import Settings
 from .client import BY_KEY, Admin, Output, lone_consumer, mapped, to_message
 
 HEADER = "braid-transaction"
-READ_S = 20.0  # of one partition's open end: beyond that it is another one's that is read
+# For all partitions together, below publish_timeout_s. What takes longer to read has been open for
+# long: another producer left it, and this one must not wait for that.
+READ_S = 8.0
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +58,14 @@ class Hanging:
     """A transaction's messages without an end in one partition.
 
     Attributes:
-        repeated: another transaction after it covers some of the same offsets.
+        repeated: the next transaction in the partition covers some of the same offsets; None: no
+            other transaction follows.
     """
 
     topic: str
     partition: int
     covered: Covered
-    repeated: bool
+    repeated: bool | None = None
 
 
 def named(
@@ -97,10 +100,17 @@ def find(settings: Settings, id_: str, topics: Sequence[str]) -> list[Hanging]:
         Unreachable: no answer within broker_timeout_s.
         BrokerError: the broker refuses.
     """
-    hanging = []
-    for place, (stable, end) in Admin(settings).open_ends(topics).items():
-        hanging += _in_partition(settings, id_, place, stable, end)
-    return hanging
+    open_ends = Admin(settings).open_ends(topics)
+    hanging: dict[tuple[str, int], Hanging] = {}
+    for place, covered in _read(settings, open_ends):
+        if covered.id == id_:
+            hanging.setdefault(place, Hanging(*place, covered))
+            continue
+        mine = hanging.get(place)
+        same_source = mine is not None and covered.partition == mine.covered.partition
+        if mine is not None and same_source and mine.repeated is None:
+            hanging[place] = replace(mine, repeated=covered.first < mine.covered.next)
+    return list(hanging.values())
 
 
 def aborted(hanging: Sequence[Hanging], committed: Mapping[int, int]) -> bool:
@@ -113,49 +123,42 @@ def aborted(hanging: Sequence[Hanging], committed: Mapping[int, int]) -> bool:
         committed: partition of the source -> the group's committed offset.
     """
     return any(
-        its.repeated or its.covered.next > committed.get(its.covered.partition, 0)
-        for its in hanging
+        part.repeated or part.covered.next > committed.get(part.covered.partition, 0)
+        for part in hanging
     )
 
 
-def _in_partition(
-    settings: Settings, id_: str, place: tuple[str, int], start: int, end: int
-) -> list[Hanging]:
-    """Reads on to the first transaction after ours: a handful of messages."""
-    topic, partition = place
-    mine: Covered | None = None
-    for covered in _read(settings, TopicPartition(topic, partition, start), end):
-        if covered.id == id_:
-            mine = mine or covered
-        elif mine is not None and covered.partition == mine.partition:
-            return [Hanging(topic, partition, mine, repeated=covered.first < mine.next)]
-    return [] if mine is None else [Hanging(topic, partition, mine, repeated=False)]
-
-
-def _read(settings: Settings, position: TopicPartition, end: int) -> Iterator[Covered]:
+def _read(
+    settings: Settings, open_ends: Mapping[tuple[str, int], tuple[int, int]]
+) -> Iterator[tuple[tuple[str, int], Covered]]:
+    """The headers between the last stable offset and the end of each partition, in order."""
+    left = {place: end for place, (_, end) in open_ends.items()}
+    if not left:
+        return
     consumer = lone_consumer(settings, isolation_level="read_uncommitted")
-    consumer.assign([position])
+    consumer.assign([TopicPartition(*place, stable) for place, (stable, _) in open_ends.items()])
     deadline = time.monotonic() + READ_S
     try:
-        while time.monotonic() < deadline:
-            message = consumer.poll(0.5)
-            if message is None:
+        while left and time.monotonic() < deadline:
+            raw = consumer.poll(0.1)
+            if raw is None:
                 continue
-            if (error := message.error()) is not None:
-                if error.code() == KafkaError._PARTITION_EOF:
-                    return
-                raise mapped(error, "looking for hanging transactions")
-            for name, value in to_message(message).headers:
+            place = (raw.topic() or "", raw.partition() or 0)
+            if (error := raw.error()) is not None:
+                if error.code() != KafkaError._PARTITION_EOF:
+                    raise mapped(error, "looking for hanging transactions")
+                left.pop(place, None)
+                continue
+            for name, value in to_message(raw).headers:
                 if name == HEADER and (covered := Covered.decoded(value)) is not None:
-                    yield covered
-            if (message.offset() or 0) + 1 >= end:
-                return
+                    yield place, covered
+            if (raw.offset() or 0) + 1 >= left.get(place, 0):
+                left.pop(place, None)
     finally:
         consumer.close()
-    log.warning(
-        "%s %d is open from offset %d on, and not all of it could be read within %g s",
-        position.topic,
-        position.partition,
-        position.offset,
-        READ_S,
-    )
+    if left:
+        log.warning(
+            "open transactions that were not read to their end within %g s: %s",
+            READ_S,
+            sorted(left),
+        )

@@ -43,12 +43,14 @@ class Batch:
 
     Attributes:
         began: when the device thread took it, in monotonic seconds; None: it is queued.
+        took_s: seconds on the device, once it has ended.
     """
 
     piece: Piece
     model: Model
     encoding: Future[list[Embedding | None]] | None = None
     began: float | None = None
+    took_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +172,7 @@ class EncodeQueue:
         return None if items is None else Piece(items, self._bisection.share, whole=True)
 
     def _outcome(self, batch: Batch, encoding: Future[list[Embedding | None]]) -> Encoded:
-        took_s = time.monotonic() - (batch.began or 0.0)
-        piece, condemned = batch.piece, None
+        piece, condemned, took_s = batch.piece, None, batch.took_s
         made: list[tuple[Item, Embedding]] = []
         try:
             embeddings = encoding.result()
@@ -220,6 +221,8 @@ class EncodeQueue:
                 _check(batch.model, error)
             piece.passes = self._passes
             raise
+        finally:
+            batch.took_s = time.monotonic() - batch.began
 
     def _bound(self, batch: Batch) -> None:
         if batch.began is not None and time.monotonic() - batch.began > self._timeout_s:

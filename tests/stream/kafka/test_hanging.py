@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from braid.stream.kafka.sink import COMMITTED, TransactionalSink
 from braid.stream.kafka.topics import ensure
 from braid.stream.local.child import Child
 from braid.stream.settings import Settings
+from tests.conftest import Topics
 from tests.services import KafkaBroker
 from tests.stream.harness import wait_for
 
@@ -51,6 +52,13 @@ LEAVES_OPEN = """
         outputs, offsets={0: 10, 1: 20}, starts={0: 0, 1: 0}, lease=lease
     )
 """
+
+
+Begin = Callable[..., str]
+
+
+def place(part: Hanging) -> tuple[str, int]:
+    return part.topic, part.partition
 
 
 def output(topic: str, partition: int, value: bytes = b"") -> Output:
@@ -89,6 +97,55 @@ def test_only_what_the_offsets_have_passed_once_was_committed(
 ) -> None:
     its = Hanging("vectors", 3, Covered(ID, 3, 10, 20), repeated)
     assert hanging.aborted([its], committed) is aborted
+
+
+@pytest.fixture
+def begun(kafka: str, topics: Topics) -> Iterator[Begin]:
+    """Begins transactions, which stay open until the test has ended."""
+    topic, producers = topics.create("open", partitions=2), list[Producer]()
+
+    def begin(*covered: Covered) -> str:
+        for each in covered:
+            producer = Producer(
+                {"bootstrap.servers": kafka, "transactional.id": f"{topic}-{len(producers)}"}
+            )
+            producers.append(producer)
+            producer.init_transactions(30)
+            producer.begin_transaction()
+            header: list[tuple[str, str | bytes | None]] = [(HEADER, each.encoded())]
+            producer.produce(topic, partition=each.partition, key=b"k", headers=header)
+            assert producer.flush(30) == 0
+        return topic
+
+    yield begin
+    for producer in producers:
+        producer.abort_transaction(30)
+
+
+@pytest.mark.kafka
+def test_what_follows_tells_whether_it_was_repeated(kafka: str, begun: Begin) -> None:
+    own = Settings(kafka_bootstrap=kafka)
+    mine = [Covered(ID, partition, 10, 20) for partition in range(2)]
+    topic = begun(*mine)
+    assert sorted(hanging.find(own, ID, [topic]), key=place) == [
+        Hanging(topic, partition, mine[partition]) for partition in range(2)
+    ]
+    assert hanging.find(own, "slot-1", [topic, "a-topic-that-is-not-there"]) == []
+    begun(Covered("slot-1", 0, 15, 30), Covered("slot-1", 1, 20, 30), Covered("slot-1", 0, 30, 40))
+    assert [part.repeated for part in sorted(hanging.find(own, ID, [topic]), key=place)] == [
+        True,
+        False,
+    ]
+
+
+@pytest.mark.kafka
+def test_an_open_end_that_takes_long_to_read_is_left(
+    kafka: str, begun: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    topic = begun(Covered("slot-1", 0, 10, 20))
+    monkeypatch.setattr(hanging, "READ_S", 0.0)
+    assert hanging.find(Settings(kafka_bootstrap=kafka), ID, [topic]) == []
+    assert f"not read to their end within 0 s: [('{topic}', 0)]" in caplog.text
 
 
 @pytest.fixture
