@@ -24,7 +24,7 @@ from braid.stream.settings import Settings
 from tests.stream.harness import wait_for
 
 PARTITIONS = 3
-STOPPED_S = 90  # its processes are granted 20 s, then each server 15 s
+STOPPED_S = 60  # its processes are granted 20 s, then each server 15 s
 READY_S = 240  # Java, torch and a broker's recovery on a busy machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka, pytest.mark.redis, pytest.mark.timeout(900)]
