@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MOST, MOST_BYTES = 100, 32 * MIB  # of one transaction
 TRIES = 3  # of one transaction
 POLL_S = 0.5
+READABLE_S, WAIT_S = 10.0, 0.05  # committed messages are readable after their end markers
 
 
 @dataclass(kw_only=True)
@@ -140,8 +141,7 @@ class Replayer:
             if sink is not None:
                 sink.close()
         if sink is not None and report.sent:
-            self._origins.read_on()
-            report.sent = {id: self._origins.sent.get(self._mark(id)) for id in report.sent}
+            self._locate(report)
             self._await(report, ends)
         return report
 
@@ -239,6 +239,16 @@ class Replayer:
             member.close()
         log.info("%d dead letters sent again", len(batch))
 
+    def _locate(self, report: Replay) -> None:
+        """Find where the messages were sent to."""
+        deadline = self._clock() + READABLE_S
+        while True:
+            self._origins.read_on()
+            report.sent = {id: self._origins.sent.get(self._mark(id)) for id in report.sent}
+            if None not in report.sent.values() or self._clock() >= deadline:
+                return
+            self._sleep(WAIT_S)
+
     def _await(self, report: Replay, ends: Mapping[int, int]) -> None:
         """See what became of the messages: their group has passed them, or they failed again."""
         open_ = {place: id for id, place in report.sent.items() if place is not None}
@@ -257,7 +267,8 @@ class Replayer:
                 break
             if open_:
                 self._sleep(POLL_S)
-        report.waiting = sorted(open_.values())
+        unknown = [id for id, place in report.sent.items() if place is None]
+        report.waiting = sorted([*open_.values(), *unknown])
 
     def _passed(self) -> dict[tuple[str, int], int]:
         """What the groups have committed, by origin topic and partition."""

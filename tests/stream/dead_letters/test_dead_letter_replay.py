@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from braid.stream.dead_letters.letters import Selection, place_of, recent, replayed
 from braid.stream.dead_letters.origins import MARK
-from braid.stream.dead_letters.replay import Replayer
+from braid.stream.dead_letters.replay import WAIT_S, Replayer
 from braid.stream.errors import Fenced, PublishRefused
 from braid.stream.kafka.schemas import pack
 from braid.stream.worker.outputs import OutputTopics
@@ -45,6 +45,28 @@ def test_replayed_twice_nothing_is_sent_twice(topics: Topics) -> None:
     listed = json.loads(topics.braid("list", "--json"))
     assert (listed["total"], listed["replayed"]) == (5, 4)
     assert replayed(topics.settings) == set(before)
+
+
+@pytest.mark.slow
+@kafka
+def test_what_cannot_be_read_yet_is_waited_for(topics: Topics) -> None:
+    """Somebody else's transaction in the partition is still open when the replay has committed."""
+    letter = topics.bury("a")
+    other = Producer(
+        {"bootstrap.servers": topics.settings.kafka_bootstrap, "transactional.id": "other"}
+    )
+    other.init_transactions(30)
+    other.begin_transaction()
+    other.produce(topics.settings.topic("records"), b"b", key=b"b", partition=0)
+    other.flush(30)
+
+    def sleep(seconds: float) -> None:
+        if seconds == WAIT_S:
+            other.commit_transaction(30)
+
+    result = topics.replayer(sleep=sleep).run(Selection())
+    assert result.sent == {letter: (topics.settings.topic("records"), 0, 2)}
+    assert result.waiting == [letter]
 
 
 @pytest.mark.slow
