@@ -1,14 +1,14 @@
-"""The trainer's lock: a key in Redis with a TTL that its holder renews, or a locked file.
+"""The trainer's lock: a key in Redis that its holder renews, or a locked file.
 
-The lock keeps two trainers from wasting the machine on the same thing. It is not what keeps a model
-safe: a trainer that slept through its lock's end, or whose Redis was flushed, still thinks that it
-holds it. That is what the registry's numbers are for: a trainer may only create the champion file
-that comes after the one it saw when it began (`Registry.promote(after=...)`).
+It keeps two trainers from training at once. It does not make a promotion safe: a trainer that was
+suspended, or whose Redis was flushed, may have lost the lock without knowing. A promotion is fenced
+by the registry's numbers (`Registry.promote(after=...)`): a trainer creates only the champion file
+that follows the one it saw when it began.
 
-In Redis the key holds who trains, since when and how far; the holder renews it while it lives.
-The keys here have no TTL: their value begins with when they end, by Redis's clock. A Redis that is
-full may evict keys with a TTL (`volatile-lru`), and these must stay.
-Without Redis it is a file beside the models, which the kernel unlocks when its holder ends.
+In Redis the key holds the holder's process, host, start and progress. It has no TTL, which is why
+`redis.lock.Lock` is not used: a full Redis evicts keys with a TTL (`volatile-lru`). The value
+begins with its end, in milliseconds of Redis's clock. Without Redis the lock is a file beside the
+models, which the kernel unlocks when its holder ends.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import redis
 from braid.index.redact import redacted
 
 from ..errors import LockError
+from ..redis_client import best_effort_redis
 from ..settings import Settings
 
 log = logging.getLogger(__name__)
@@ -42,43 +43,6 @@ RENEWALS = 3  # in a lifetime, so that one that is late or lost does not end it
 TIMEOUT_S = 2.0
 FILE_NAME = "trainer.lock"
 LOOKS, LOOK_S = 5, 0.05
-
-# Values are "END_MS", and for the lock a space and JSON after it. Only its holder may renew or
-# remove the lock. 1: it is ours.
-_NOW = """
-local time = redis.call('time')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local function current(key)
-  local ends, state = string.match(redis.call('get', key) or '', '^(%d+) ?(.*)$')
-  if ends and tonumber(ends) > now then return state end
-  return false
-end
-local function put(key, state, ms)
-  redis.call('set', key, string.format('%.0f %s', now + tonumber(ms), state))
-end
-"""
-_LOOK = f"{_NOW} return current(KEYS[1])"
-_ONCE = f"""{_NOW}
-if current(KEYS[1]) then return 0 end
-put(KEYS[1], '', ARGV[1])
-return 1
-"""
-_TAKE = f"""{_NOW}
-if current(KEYS[1]) then return 0 end
-put(KEYS[1], ARGV[1], ARGV[2])
-return 1
-"""
-_RENEW = f"""{_NOW}
-local state = current(KEYS[1])
-if state and cjson.decode(state)['token'] ~= ARGV[1] then return 0 end
-put(KEYS[1], ARGV[2], ARGV[3])
-return 1
-"""
-_RELEASE = f"""{_NOW}
-local state = current(KEYS[1])
-if state and cjson.decode(state)['token'] == ARGV[1] then return redis.call('del', KEYS[1]) end
-return 0
-"""
 
 
 class TrainerLock:
@@ -103,11 +67,9 @@ class TrainerLock:
         self._settings = settings
         self._lifetime_s = lifetime_s
         self._wall = wall
-        self._guard = threading.Lock()
         self._state: dict[str, Any] = {}
-        self._lock: _RedisLock | _FileLock | None = None
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._renew, name="trainer-lock", daemon=True)
         self.held = False
 
     def __enter__(self) -> TrainerLock:
@@ -117,10 +79,20 @@ class TrainerLock:
             "host": socket.gethostname(),
             "since_ms": int(self._wall() * 1000),
         }
-        lock = _lock_of(self._settings, self._lifetime_s)
-        lock.take(self._state)
-        self._lock, self.held = lock, True
-        self._thread = threading.Thread(target=self._renew, name="trainer-lock", daemon=True)
+        self._lock = _lock_of(self._settings, self._lifetime_s)
+        try:
+            other = self._lock.claim(self._state)
+        except redis.RedisError as error:
+            self._lock.close()
+            raise LockError(
+                f"whether another trainer runs cannot be known: "
+                f"{redacted(str(self._settings.redis_url))} does not answer ({redacted(error)}); "
+                "without REDIS_URL a file in the models folder is the lock"
+            ) from error
+        if other is not None:
+            self._lock.close()
+            raise LockError(f"another trainer runs: {described(other)}")
+        self.held = True
         self._thread.start()
         return self
 
@@ -131,26 +103,22 @@ class TrainerLock:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(2 * TIMEOUT_S)
-        if self._lock is not None:
+        self._thread.join(2 * TIMEOUT_S)
+        with contextlib.suppress(redis.RedisError):  # it ends by itself
             self._lock.release(self._state["token"])
+        self._lock.close()
         self.held = False
 
     def tell(self, **figures: Any) -> None:
         """What the next renewal shows: run, stage, done, total, loss."""
-        with self._guard:
-            self._state.update(figures)
+        self._state = self._state | figures
 
     def renew(self) -> bool:
         """Renew it now; whether it is (again) ours. The thread does so by itself."""
-        with self._guard:
-            state = dict(self._state)
-        assert self._lock is not None
         try:
-            held = self._lock.renew(state)
-        except redis.RedisError as error:
-            log.warning("the trainer's lock is not renewed, Redis does not answer: %s", error)
+            held = self._lock.claim(self._state) is None
+        except (redis.RedisError, OSError, ValueError) as error:
+            log.warning("the trainer's lock is not renewed: %s", redacted(error))
             return self.held
         if self.held and not held:
             log.error(
@@ -162,10 +130,7 @@ class TrainerLock:
 
     def _renew(self) -> None:
         while not self._stop.wait(self._lifetime_s / RENEWALS):
-            try:
-                self.renew()
-            except OSError as error:
-                log.warning("the trainer's lock is not renewed: %s", error)
+            self.renew()
 
 
 def holder(settings: Settings) -> dict[str, Any] | None:
@@ -197,13 +162,14 @@ def first_in(settings: Settings, name: str, seconds: float) -> bool:
     Raises:
         LockError: Redis is set and does not answer.
     """
-    if settings.redis_url is not None:
+    client = best_effort_redis(settings, TIMEOUT_S)
+    if client is not None:
         try:
-            with _client(settings.redis_url) as client:
+            with client:
                 key = f"{settings.prefix}braid:once:{name}"
-                return bool(client.eval(_ONCE, 1, key, str(max(1, int(seconds * 1000)))))
+                return _replace(client, key, "", seconds) is None
         except redis.RedisError as error:
-            url = redacted(settings.redis_url)
+            url = redacted(str(settings.redis_url))
             raise LockError(f"{url} does not answer: {redacted(error)}") from error
     settings.home.mkdir(parents=True, exist_ok=True)
     with (settings.home / f"once-{name}").open("a+") as file:
@@ -219,44 +185,54 @@ def first_in(settings: Settings, name: str, seconds: float) -> bool:
 
 
 class _RedisLock:
-    def __init__(self, url: str, key: str, lifetime_s: float) -> None:
-        self._url = redacted(url)
-        self._client = _client(url)
-        self._key = key
-        self._lifetime_ms = int(lifetime_s * 1000)
+    def __init__(self, client: redis.Redis, settings: Settings, lifetime_s: float) -> None:
+        self._client = client
+        self._key = f"{settings.prefix}braid:trainer:{settings.model_name}"
+        self._lifetime_s = lifetime_s
+        self.close = client.close
 
-    def take(self, state: Mapping[str, Any]) -> None:
-        try:
-            taken = self._client.eval(
-                _TAKE, 1, self._key, json.dumps(state), str(self._lifetime_ms)
-            )
-            other = None if taken else self.look()
-        except redis.RedisError as error:
-            self._client.close()
-            raise LockError(
-                f"whether another trainer runs cannot be known: {self._url} does not answer "
-                f"({redacted(error)}); without REDIS_URL a file in the models folder is the lock"
-            ) from error
-        if not taken:
-            self._client.close()
-            who = described(other) if other else "it has just ended; try again"
-            raise LockError(f"another trainer runs: {who}")
-
-    def renew(self, state: Mapping[str, Any]) -> bool:
-        arguments = [str(state["token"]), json.dumps(state), str(self._lifetime_ms)]
-        return bool(self._client.eval(_RENEW, 1, self._key, *arguments))
+    def claim(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Take or renew the lock; the state of another holder, which is left alone."""
+        value, token = json.dumps(state), str(state["token"])
+        other = _replace(self._client, self._key, value, self._lifetime_s, token)
+        return None if other is None else dict(json.loads(other))
 
     def release(self, token: str) -> None:
-        with contextlib.suppress(redis.RedisError):  # it fades by itself
-            self._client.eval(_RELEASE, 1, self._key, token)
-        self.close()
-
-    def close(self) -> None:
-        self._client.close()
+        _replace(self._client, self._key, None, 0, token)
 
     def look(self) -> dict[str, Any] | None:
-        raw = cast("bytes | None", self._client.eval(_LOOK, 1, self._key))
-        return None if raw is None else dict(json.loads(raw))
+        value, _ = _current(self._client, self._key)
+        return None if value is None else dict(json.loads(value))
+
+
+def _replace(
+    client: redis.Redis, key: str, value: str | None, seconds: float, token: str = ""
+) -> str | None:
+    """Set `key` for so long, or delete it, unless its value has another token and is returned.
+
+    Optimistic locking (WATCH): a write of another client in between repeats it.
+    """
+
+    def replace(pipe: redis.client.Pipeline) -> str | None:
+        other, now_ms = _current(pipe, key)
+        if other is not None and (not token or json.loads(other)["token"] != token):
+            return other
+        pipe.multi()
+        if value is None:
+            pipe.delete(key)
+        else:
+            pipe.set(key, f"{now_ms + max(1, int(1000 * seconds))} {value}")
+        return None
+
+    return cast("str | None", client.transaction(cast(Any, replace), key, value_from_callable=True))
+
+
+def _current(client: redis.Redis, key: str) -> tuple[str | None, int]:
+    """The value, None if it has ended; and Redis's clock in milliseconds."""
+    seconds, micros = client.time()
+    now_ms = 1000 * seconds + micros // 1000
+    end_ms, _, value = cast(bytes, client.get(key) or b"0").decode().partition(" ")
+    return (value if int(end_ms) > now_ms else None), now_ms
 
 
 class _FileLock:
@@ -264,33 +240,28 @@ class _FileLock:
         self._path = path
         self._file: IO[str] | None = None
 
-    def take(self, state: Mapping[str, Any]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = self._path.open("a+")
-        if not _locked(file):
-            with file:
-                file.seek(0)
-                content = file.read()
-            try:
-                who = described(json.loads(content))
-            except ValueError:
-                who = f"it holds {self._path}"
-            raise LockError(f"another trainer runs: {who}")
-        self._file = file
-        self.renew(state)
-
-    def renew(self, state: Mapping[str, Any]) -> bool:
-        assert self._file is not None
-        self._file.seek(0)
+    def claim(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Take or renew the lock; the state of another holder."""
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = self._path.open("a+")
+            if not _locked(file):
+                with file:
+                    file.seek(0)
+                    try:
+                        return dict(json.loads(file.read()))
+                    except ValueError:
+                        who = f"it holds {self._path}"
+                        raise LockError(f"another trainer runs: {who}") from None
+            self._file = file
         self._file.truncate(0)
         self._file.write(json.dumps(state))
         self._file.flush()
-        return True
+        return None
 
     def release(self, token: str) -> None:
         if self._file is not None:
             self._file.truncate(0)
-        self.close()
 
     def close(self) -> None:
         if self._file is not None:
@@ -301,31 +272,24 @@ class _FileLock:
         if not self._path.is_file():
             return None
         with self._path.open("r+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return dict(json.loads(file.read()))
-        return None
+            if _locked(file, fcntl.LOCK_SH, looks=1):
+                return None
+            return dict(json.loads(file.read()))
 
 
-def _locked(file: IO[str]) -> bool:
-    """Lock it; tried for a moment, since whoever looks holds it that long."""
-    for _ in range(LOOKS):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+def _locked(file: IO[str], mode: int = fcntl.LOCK_EX, looks: int = LOOKS) -> bool:
+    """Lock it; tried for a moment, since `look` holds it that long."""
+    for look in range(looks):
+        if look:
             time.sleep(LOOK_S)
-        else:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, mode | fcntl.LOCK_NB)
             return True
     return False
 
 
 def _lock_of(settings: Settings, lifetime_s: float) -> _RedisLock | _FileLock:
-    if settings.redis_url is not None:
-        key = f"{settings.prefix}braid:trainer:{settings.model_name}"
-        return _RedisLock(settings.redis_url, key, lifetime_s)
-    return _FileLock(settings.models_dir / FILE_NAME)
-
-
-def _client(url: str) -> redis.Redis:
-    return redis.Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
+    client = best_effort_redis(settings, TIMEOUT_S)
+    if client is None:
+        return _FileLock(settings.models_dir / FILE_NAME)
+    return _RedisLock(client, settings, lifetime_s)

@@ -68,7 +68,7 @@ def test_a_lost_lock_is_noticed_and_left_to_its_new_holder(settings: Settings) -
             assert not lock.renew()
             assert not lock.held
             assert other.renew()
-            lock._lock.release(lock._state["token"])  # type: ignore[union-attr]
+            lock._lock.release(lock._state["token"])
             assert holder(settings) is not None, "only its holder may remove it"
 
 
