@@ -33,7 +33,8 @@ from braid.encoders.backbones.text import TransformerText
 from braid.encoders.config import EncoderConfig
 from braid.encoders.model.null import NullModel
 from braid.encoders.types import Embedding, Prepared, Sample
-from braid.stream.kafka.client import Admin, replay
+from braid.stream.kafka.admin import Admin
+from braid.stream.kafka.client import replay
 from braid.stream.kafka.producer import Producer
 from braid.stream.kafka.schemas import PROGRESS_KEY
 from braid.stream.kafka.topics import ensure

@@ -191,7 +191,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             typer.confirm(f"delete up to {left} letters in {len(cuts)} partitions?", abort=True)
         if cuts:
             from ..dead_letters.letters import TOPIC
-            from ..kafka.client import Admin
+            from ..kafka.admin import Admin
 
             stops = {number: stop for number, (_, stop) in cuts.items()}
             Admin(settings).truncate(settings.topic(TOPIC), stops)
@@ -253,7 +253,7 @@ def time_of(text: str, *, wall: Callable[[], float] = time.time) -> int:
 def _cuts(settings: Settings, before: str) -> dict[int, tuple[int, int]]:
     """What is to be deleted: partition -> its first offset, and the first one that stays."""
     from ..dead_letters.letters import TOPIC
-    from ..kafka.client import Admin
+    from ..kafka.admin import Admin
 
     admin, topic = Admin(settings), settings.topic(TOPIC)
     counts = admin.partition_counts()

@@ -33,7 +33,8 @@ from braid.index.redact import redacted
 
 from ..datasets.sources import DatasetError, Item, default_cache, digits, folder, held_out, stamps
 from ..errors import StreamError
-from ..kafka.client import Admin, Message, replay
+from ..kafka.admin import Admin
+from ..kafka.client import Message, replay
 from ..kafka.producer import Producer
 from ..kafka.schemas import Blob, decode_map
 from ..kafka.topics import ensure

@@ -11,7 +11,7 @@ from braid.index.redact import redacted
 
 from ..dead_letters.letters import recent
 from ..errors import StreamError
-from ..kafka.client import Admin
+from ..kafka.admin import Admin
 from ..monitoring.drift_results import reports
 from ..monitoring.heartbeat import workers
 from ..registry.canaries import Canaries

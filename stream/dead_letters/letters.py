@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import BadRecord, ConfigError
-from ..kafka.client import Admin, Message, replay
+from ..kafka.admin import Admin
+from ..kafka.client import Message, replay
 from ..kafka.packing import unpack_bounded
 from ..kafka.schemas import MIB
 from ..settings import Settings

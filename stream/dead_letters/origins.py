@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ..errors import BadRecord, WorkerError
-from ..kafka.client import Admin, Message, replay
+from ..kafka.admin import Admin
+from ..kafka.client import Message, replay
 from ..kafka.packing import unpack_bounded
 from ..settings import Settings
 from .letters import DeadLetter

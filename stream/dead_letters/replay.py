@@ -23,7 +23,8 @@ from typing import Any
 from confluent_kafka import Consumer
 
 from ..errors import PublishRefused
-from ..kafka.client import Admin, Output, client_config, replay
+from ..kafka.admin import Admin
+from ..kafka.client import Output, client_config, replay
 from ..kafka.schemas import MIB
 from ..kafka.sink import TransactionalSink
 from ..settings import Settings

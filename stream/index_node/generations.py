@@ -23,7 +23,7 @@ from braid.index.service.recent_writes import RecentWrites
 
 from ..errors import RegistryError
 from ..failpoints import Failpoints
-from ..kafka.client import Admin
+from ..kafka.admin import Admin
 from ..kafka.topics import ensure
 from ..registry.generations import GenerationRecord, GenerationRecords
 from ..registry.ownership import finish, return_ownership

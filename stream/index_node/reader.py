@@ -25,7 +25,7 @@ from braid.index.store import Delete, Upsert
 
 from ..errors import BadRecord, Unreachable
 from ..failpoints import Failpoints
-from ..kafka.client import Admin
+from ..kafka.admin import Admin
 from ..kafka.schemas import PROGRESS_KEY, Vector, decode_progress, decode_vector
 from ..kafka.waiting import Waiting
 from ..liveness.progress import Progress

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from confluent_kafka import KafkaError, TopicPartition
 
 from ..settings import Settings
-from .client import BY_KEY, Admin, Output, lone_consumer, mapped, to_message
+from .admin import Admin
+from .client import BY_KEY, Output, lone_consumer, mapped, to_message
 
 HEADER = "braid-transaction"
 # For all partitions together, below publish_timeout_s. What takes longer to read has been open for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import ConfigError
 from ..settings import Settings
-from .client import Admin, Topic
+from .admin import Admin, Topic
 from .schemas import MAX_DEAD_LETTER_BYTES, MAX_RECORD_BYTES
 
 STATISTICS_MS = 86_400_000  # tallies are read in seconds, the windows they fill are Faust's

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BadRecord, ConfigError
-from ..kafka.client import Admin, replay
+from ..kafka.admin import Admin
+from ..kafka.client import replay
 from ..kafka.schemas import decode_map
 from ..registry.canaries import Canary
 from ..settings import Settings

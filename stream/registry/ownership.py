@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..kafka.client import Admin, replay
+from ..kafka.admin import Admin
+from ..kafka.client import replay
 from ..kafka.topics import ensure
 from ..settings import Settings
 from .generations import GenerationRecord

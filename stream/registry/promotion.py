@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import RegistryError, StreamError
 from ..failpoints import Failpoints
-from ..kafka.client import Admin
+from ..kafka.admin import Admin
 from ..kafka.topics import ensure
 from ..settings import Settings
 from .announcements import Tell, announce, announce_champion

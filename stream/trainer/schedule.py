@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, LockError, StreamError
-from ..kafka.client import Admin
+from ..kafka.admin import Admin
 from ..local.child import Child
 from ..registry.versions import Registry
 from ..settings import Settings

@@ -30,7 +30,8 @@ from braid.encoders.types import Sample
 from braid.index.files import replaced, sync_folder, synced
 
 from ..errors import BadRecord, WindowError, bad_record
-from ..kafka.client import Admin, Message, replay
+from ..kafka.admin import Admin
+from ..kafka.client import Message, replay
 from ..kafka.schemas import MIB, Blob, Record, check_deletion, decode_record, pack
 from ..kafka.topics import ensure
 from ..media.links import Links

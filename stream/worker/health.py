@@ -7,7 +7,7 @@ from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING
 
-from ..kafka.client import Admin
+from ..kafka.admin import Admin
 from ..kafka.waiting import ATTEMPT_S
 from ..liveness.progress_watch import Watched, readable
 from ..settings import Settings

@@ -12,7 +12,8 @@ from typing import Self
 
 from braid.index.client import Client
 from braid.stream.errors import StreamError
-from braid.stream.kafka.client import Admin, Message, replay
+from braid.stream.kafka.admin import Admin
+from braid.stream.kafka.client import Message, replay
 from braid.stream.kafka.topics import ensure
 from braid.stream.local.child import Child, free_port, stop_all
 from braid.stream.local.supervisor import Supervisor

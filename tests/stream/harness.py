@@ -14,7 +14,8 @@ from typing import Any
 
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 
-from braid.stream.kafka.client import Admin, Message, replay
+from braid.stream.kafka.admin import Admin
+from braid.stream.kafka.client import Message, replay
 from braid.stream.kafka.producer import Producer
 from braid.stream.kafka.schemas import PROGRESS_KEY, decode_map
 from braid.stream.kafka.topics import ensure

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from braid.index.client import Client
-from braid.stream.kafka.client import Admin
+from braid.stream.kafka.admin import Admin
 from braid.stream.kafka.schemas import decode_map
 from braid.stream.registry.handover import Handovers
 from tests.stream.harness import Deployment, wait_for

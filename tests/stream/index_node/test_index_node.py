@@ -22,7 +22,7 @@ from braid.encoders.model.null import NullModel
 from braid.index.client import Client
 from braid.index.errors import BadQuery
 from braid.stream.errors import ConfigError
-from braid.stream.kafka.client import Admin
+from braid.stream.kafka.admin import Admin
 from braid.stream.kafka.producer import Producer
 from braid.stream.kafka.schemas import Vector, encode_vector
 from braid.stream.kafka.topics import ensure

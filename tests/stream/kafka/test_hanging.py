@@ -12,7 +12,8 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from braid.stream.kafka import hanging
-from braid.stream.kafka.client import BY_KEY, Admin, Output, replay
+from braid.stream.kafka.admin import Admin
+from braid.stream.kafka.client import BY_KEY, Output, replay
 from braid.stream.kafka.hanging import HEADER, Covered, Hanging
 from braid.stream.kafka.sink import COMMITTED, TransactionalSink
 from braid.stream.kafka.topics import ensure

@@ -18,7 +18,8 @@ import pytest
 from confluent_kafka import Consumer, KafkaException
 
 from braid.stream.errors import PublishRefused
-from braid.stream.kafka.client import Admin, Output, replay
+from braid.stream.kafka.admin import Admin
+from braid.stream.kafka.client import Output, replay
 from braid.stream.kafka.sink import TransactionalSink
 from braid.stream.settings import Settings
 from tests.conftest import Topics

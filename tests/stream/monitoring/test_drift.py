@@ -21,7 +21,7 @@ from braid.encoders.model.null import NullModel
 from braid.encoders.output_statistics import Tally
 from braid.encoders.types import Sample
 from braid.stream.errors import BadRecord, ConfigError
-from braid.stream.kafka.client import Admin
+from braid.stream.kafka.admin import Admin
 from braid.stream.kafka.schemas import decode_tally
 from braid.stream.local.child import free_port
 from braid.stream.monitoring.drift import Judge, Watch, Window, limits_of

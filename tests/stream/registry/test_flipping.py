@@ -23,7 +23,7 @@ from braid.stream.errors import RegistryError
 from braid.stream.failpoints import FLIP, Failpoints
 from braid.stream.index_node.flip_check import Readiness, absent, readiness
 from braid.stream.index_node.generations import Manager
-from braid.stream.kafka.client import Admin
+from braid.stream.kafka.admin import Admin
 from braid.stream.registry.generations import GenerationRecord, GenerationRecords
 from braid.stream.registry.handover import Handovers, Ownership
 from braid.stream.registry.ownership import hand_over, handovers_of

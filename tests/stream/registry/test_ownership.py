@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from braid.index.client import Client
 from braid.stream.cli.main import app
 from braid.stream.cli.reports import status
-from braid.stream.kafka.client import Admin
+from braid.stream.kafka.admin import Admin
 from braid.stream.kafka.topics import ensure
 from braid.stream.registry.handover import Handovers, Ownership
 from braid.stream.registry.ownership import finish, handovers_of

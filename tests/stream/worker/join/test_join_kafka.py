@@ -17,7 +17,8 @@ import pytest
 from confluent_kafka import Producer as RawProducer
 
 from braid.encoders.embedder import load
-from braid.stream.kafka.client import Admin, Message
+from braid.stream.kafka.admin import Admin
+from braid.stream.kafka.client import Message
 from braid.stream.kafka.schemas import MAX_RECORD_BYTES, MIB, decode_map
 from braid.stream.local.child import Child
 from braid.stream.monitoring.metrics import WorkerMetrics

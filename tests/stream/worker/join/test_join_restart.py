@@ -8,7 +8,7 @@ import msgpack
 import pytest
 from confluent_kafka import Producer as RawProducer
 
-from braid.stream.kafka.client import Admin
+from braid.stream.kafka.admin import Admin
 from braid.stream.kafka.schemas import decode_map
 from tests.stream.harness import Deployment, wait_for
 
