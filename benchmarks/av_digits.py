@@ -1,6 +1,6 @@
 """Handwritten and spoken digits: fusion against the best single modality, clean, noisy, missing.
 
-    braid eval --benchmark av-digits --json                  # five trainings of each row
+    python -m benchmarks.av_digits --json                    # five trainings of each row
     python -m benchmarks.av_digits --part known --seeds 1
     python -m benchmarks.av_digits --part pretrained-unseen --jobs 8   # trainings side by side
     python -m benchmarks.av_digits --data DIR                # the folder of mnist.npz and fsdd.npz

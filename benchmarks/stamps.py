@@ -1,6 +1,6 @@
 """Stamps: recall between captions and pictures, accuracy, captions written; held-out fifth.
 
-    braid eval --benchmark stamps --json                # five trainings of each row
+    python -m benchmarks.stamps --json                  # five trainings of each row
     python -m benchmarks.stamps --part recall --seeds 1
     python -m benchmarks.stamps --data DIR              # a folder laid out as the README says
 

@@ -1,6 +1,6 @@
 """A label that no single modality carries: what each fusion makes of it.
 
-    braid eval --benchmark xor --json
+    python -m benchmarks.xor --json
     python -m benchmarks.xor --seeds 1 --part early
 
 Trained on 1,200 synthetic records (`benchmarks.data_xor`), tested on 400 others; both encoders from

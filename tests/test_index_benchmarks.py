@@ -19,8 +19,6 @@ from benchmarks import (
 from benchmarks.rivals import RIVALS, Rival
 from benchmarks.vectors import asked, clustered, exact, filled, recall
 from braid.index.segments.live_store import LiveStore
-from braid.stream.cli.evaluate import BENCHMARKS
-from tests.test_benchmarks import eval_
 
 ROUNDS = ["--rounds", "1", "--json"]
 FEW = [*ROUNDS, "--dim", "16", "--rows", "3000"]
@@ -133,18 +131,3 @@ def test_freshness() -> None:
     half = report["rows"]["half load"]
     assert half["probes"] >= 10
     assert 0 < half["p50_ms"] <= half["p99_ms"]
-
-
-def test_the_command_knows_them() -> None:
-    assert {name for name in BENCHMARKS if name.startswith("index-")} == {
-        "index-exact",
-        "index-approximate",
-        "index-filters",
-        "index-ingest",
-        "index-freshness",
-        "index-restart",
-    }
-    done = eval_("--benchmark", "index-exact", "--seeds", "2")
-    assert "index-exact trains nothing" in str(done.exception)
-    done = eval_("--benchmark", "index-exact", "--data", ".")
-    assert "index-exact makes its own data" in str(done.exception)

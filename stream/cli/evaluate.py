@@ -1,10 +1,8 @@
-"""`braid eval`: evaluate a version, or run a benchmark."""
+"""`braid eval`: evaluate a version on records or on a folder."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,16 +15,6 @@ from ..registry.versions import Registry
 from ..settings import Settings
 from .common import AsJson, bar
 
-INDEX = ("exact", "approximate", "filters", "ingest", "freshness", "restart")
-BENCHMARKS = {
-    "stamps": "stamps",
-    "av-digits": "av_digits",
-    "xor": "xor",
-    **{f"index-{name}": f"index_{name}" for name in INDEX},
-}
-TRAINED = ("stamps", "av-digits", "xor")
-SYNTHETIC = tuple(name for name in BENCHMARKS if name not in ("stamps", "av-digits"))  # no folder
-
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     """Give the command line this command."""
@@ -34,65 +22,25 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     @app.command("eval")
     def evaluate(
         context: typer.Context,
-        benchmark: Annotated[
-            str | None, typer.Option(help=f"One of {', '.join(BENCHMARKS)}.")
-        ] = None,
         model: Annotated[
             str | None, typer.Option(help="A model folder or a version's name; else the champion.")
         ] = None,
         data: Annotated[
             Path | None,
-            typer.Option(
-                help="A folder CATEGORY/NAME.{txt,png,ogg}; else `records`. A benchmark's data."
-            ),
+            typer.Option(help="A folder CATEGORY/NAME.{txt,png,ogg}; else `records`."),
         ] = None,
         out: Annotated[Path | None, typer.Option(help="Where report.json and .html go.")] = None,
-        seeds: Annotated[int | None, typer.Option(help="Trainings of a benchmark.")] = None,
-        part: Annotated[
-            str | None, typer.Option(help="Only this part of a benchmark; it names them.")
-        ] = None,
         as_json: AsJson = False,
     ) -> None:
         """Measure a version: recall, accuracy by subset, calibration, robustness, a map.
 
-        Without --benchmark it looks at the judge split of `records` (a tenth that no training
-        touches) or at all of a folder.
+        It reads the judge split of `records` (a tenth that no training touches) or all of a folder.
 
-        Example: braid eval --benchmark xor --json
+        Example: braid eval --data pictures/ --out report/
         """
-        if benchmark is not None:
-            result = _benchmark(benchmark, data, seeds, part, as_json)
-            if out is not None:
-                out.mkdir(parents=True, exist_ok=True)
-                (out / f"{benchmark}.json").write_text(json.dumps(result, indent=1) + "\n")
-            return
         settings = settings_of(context)
         result = _version(settings, model, data, out or settings.home / "eval", as_json)
         print(json.dumps(result) if as_json else "\n".join(lines(result)), flush=True)
-
-
-def _benchmark(
-    name: str, data: Path | None, seeds: int | None, part: str | None, as_json: bool
-) -> dict[str, Any]:
-    """Run `benchmarks/NAME.py` of this checkout as its own command line would."""
-    if name not in BENCHMARKS:
-        raise ConfigError(f"--benchmark: no {name!r}; there are {', '.join(BENCHMARKS)}")
-    if data is not None and name in SYNTHETIC:
-        raise ConfigError(f"--data: {name} makes its own data")
-    if seeds is not None and name not in TRAINED:
-        raise ConfigError(f"--seeds: {name} trains nothing")
-    root = Path(__file__).resolve().parents[2]
-    if not (root / "benchmarks" / f"{BENCHMARKS[name]}.py").is_file():
-        raise ConfigError("--benchmark: the benchmarks come with the source, not with the package")
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    module = importlib.import_module(f"benchmarks.{BENCHMARKS[name]}")
-    flags = ["--json"] if as_json else []
-    flags += [] if data is None else ["--data", str(data)]
-    flags += [] if seeds is None else ["--seeds", str(seeds)]
-    flags += [] if part is None else ["--part", part]
-    result: dict[str, Any] = module.main(flags)
-    return result
 
 
 def _version(
