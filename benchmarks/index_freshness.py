@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         settings = Settings(
-            home=home, model=given.model, prefix=f"f{uuid.uuid4().hex[:8]}-", http_port=free_port()
+            home=home,
+            model={"spec": given.model},
+            prefix=f"f{uuid.uuid4().hex[:8]}-",
+            http={"port": free_port()},
         )
         with services(settings, home / "services") as run:
             ensure(run)
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _measured(fleet: Fleet, settings: Settings, given: Any) -> dict[str, Any]:
-    url = f"http://127.0.0.1:{settings.http_port}"
+    url = f"http://127.0.0.1:{settings.http.port}"
     fleet.start("embed")
     fleet.start("index")
     with Client(url) as client:

@@ -106,7 +106,7 @@ def texts(count: int, every: int, seed: int) -> list[dict[str, Any]]:
 
 def measured(settings: Settings, model: MiniLm, records: list[dict[str, Any]]) -> dict[str, float]:
     """One run, checked."""
-    run = settings.model_copy(update={"prefix": f"p{uuid.uuid4().hex[:8]}-"})
+    run = settings.replace(prefix=f"p{uuid.uuid4().hex[:8]}-")
     ensure(run)
     asyncio.run(_send(run, records))
     model.began, model.calls = None, 0
@@ -157,7 +157,7 @@ async def _send(settings: Settings, records: Sequence[dict[str, Any]]) -> None:
 
 def _keys(settings: Settings, topic: str) -> list[str]:
     name = settings.topic(topic)
-    ends = Admin(settings).ends(name, settings.partitions)
+    ends = Admin(settings).ends(name, settings.kafka.partitions)
     messages = replay(settings, name, stop_at={number: end for number, (_, end) in ends.items()})
     return sorted((m.key or b"").decode() for m in messages if m.key != PROGRESS_KEY)
 

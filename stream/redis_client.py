@@ -13,8 +13,8 @@ def best_effort_redis(settings: Settings, timeout_s: float) -> redis.Redis | Non
     Args:
         timeout_s: of connecting, and of each answer.
     """
-    if settings.redis_url is None:
+    if settings.redis.url is None:
         return None
     return redis.Redis.from_url(
-        settings.redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s
+        settings.redis.url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s
     )

@@ -1,7 +1,7 @@
 """A TCP proxy in front of one Kafka broker, which breaks connections and requests on purpose.
 
     with KafkaProxy(bootstrap) as proxy:
-        settings = Settings(kafka_bootstrap=proxy.address)
+        settings = Settings(kafka={"bootstrap": proxy.address})
         proxy.reset()                    # RST on every connection; new ones work
         proxy.blackhole()                # nothing passes and nothing closes, until `forward`
         proxy.half_open()                # the broker's side is gone, the client's stays open

@@ -58,8 +58,8 @@ class Newcomer:
             "KAFKA_BOOTSTRAP": bootstrap,
             "REDIS_URL": redis_url,
             "BRAID_HOME": str(folder / "home"),
-            "BRAID_HTTP_PORT": str(self.port),
-            "BRAID_PARTITIONS": "2",
+            "BRAID_HTTP__PORT": str(self.port),
+            "BRAID_KAFKA__PARTITIONS": "2",
         }
 
     def start(self, arguments: list[str]) -> Child:
@@ -156,7 +156,7 @@ def test_the_readme_runs_as_written(newcomer: Newcomer) -> None:
                 if "Embedder.load" in block.code:
                     assert said.split() == ["(64,)", "red"]
                 if "dead-letters" in block.code:
-                    assert "BRAID_LINK_HOSTS" in said  # the parts' link, which nobody allowed
+                    assert "BRAID_LINKS__HOSTS" in said  # the parts' link, which nobody allowed
                 ran.append("python")
     assert {"up", "produce", "retrain", "search", "models", "status", "doctor"} <= set(ran)
     assert ran.count("python") >= 10
@@ -218,7 +218,7 @@ def test_an_unreachable_broker_is_one_clear_line(tmp_path: Path) -> None:
         env={
             "PATH": os.environ["PATH"],
             "KAFKA_BOOTSTRAP": f"127.0.0.1:{free_port()}",
-            "BRAID_BROKER_TIMEOUT_S": "1",
+            "BRAID_KAFKA__BROKER_TIMEOUT_S": "1",
             "BRAID_HOME": str(tmp_path),
         },
         capture_output=True,

@@ -63,7 +63,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         """
         options = (share, partitions, records, promote or None, force or None)
         settings = settings_of(context)
-        registry = Registry(settings.models_dir, base=settings.model_name)
+        registry = Registry(settings.models_dir, base=settings.model.name)
         if version is None or stop:
             if version is not None or any(one is not None for one in options):
                 raise ConfigError("--stop, and the state without a version, take --json only")

@@ -20,7 +20,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Report as JSON.")]
 
 
 def service_url(settings: Settings) -> str:
-    return f"http://{settings.http_host}:{settings.http_port}"
+    return f"http://{settings.http.host}:{settings.http.port}"
 
 
 def json_option(name: str, text: str | None) -> dict[str, Any] | None:
@@ -41,7 +41,7 @@ def proven(registry: Registry, name: str, settings: Settings) -> None:
     from ..trainer.job import prove
 
     try:
-        prove(registry.path(name), settings.device)
+        prove(registry.path(name), settings.model.device)
     except EncodersError as error:
         raise RegistryError(f"{name} cannot serve: {error}") from error
 

@@ -275,9 +275,9 @@ def _groups(settings: Settings) -> dict[str, str]:
     """Origin topic -> the consumer group that processes it."""
     from ..registry.versions import Registry
 
-    champion = Registry(settings.models_dir, base=settings.model_name).champion()
-    if champion is not None and settings.model is None:
-        settings = settings.model_copy(update={"generation": champion.generation})
+    champion = Registry(settings.models_dir, base=settings.model.name).champion()
+    if champion is not None and settings.model.spec is None:
+        settings = settings.replace(generation=champion.generation)
     parts = f"{settings.prefix}braid-join"
     return {settings.topic("records"): settings.group, settings.topic("parts"): parts}
 

@@ -109,7 +109,7 @@ def run_demo(
     settings.home.mkdir(parents=True, exist_ok=True)
     with _terminable(), _folder(settings.home) as home:
         with _own_names(settings, home) as own, services(own, home / "services") as run:
-            say(f"Kafka at {run.kafka_bootstrap}, Redis at {redacted(run.redis_url)}")
+            say(f"Kafka at {run.kafka.bootstrap}, Redis at {redacted(run.redis.url)}")
             with Fleet(run, home) as fleet:
                 figures = main_job(fleet, dataset, preset=preset, seed=seed)
                 figures |= {"dataset": dataset.name, "seconds": round(time.monotonic() - began, 1)}
@@ -138,7 +138,7 @@ def main_job(fleet: Fleet, dataset: Dataset, *, preset: str, seed: int) -> dict[
     fleet.run("retrain", "--preset", preset, "--seed", str(seed), timeout=TRAIN_S)
 
     fleet.start("embed")
-    fleet.start("index", "--port", str(settings.http_port))
+    fleet.start("index", "--port", str(settings.http.port))
     with Client(service_url(settings), api_key=settings.client_key()) as client:
 
         def searchable() -> int:
@@ -326,14 +326,13 @@ def _folder(parent: Path) -> Iterator[Path]:
 @contextmanager
 def _own_names(settings: Settings, home: Path) -> Iterator[Settings]:
     """Settings that keep this run apart: its folder, a free port, on a given broker its topics."""
-    explicit = settings.model_fields_set
-    own: dict[str, Any] = {"home": home, "model": None}
-    if "http_port" not in explicit and port_answers(settings.http_port):
-        own["http_port"] = free_port()
-    if "kafka_bootstrap" not in explicit:
-        yield settings.model_copy(update=own)
+    own: dict[str, Any] = {"home": home, "model": {"spec": None}}
+    if "port" not in settings.http.model_fields_set and port_answers(settings.http.port):
+        own["http"] = {"port": free_port()}
+    if "bootstrap" not in settings.kafka.model_fields_set:
+        yield settings.replace(**own)
         return
-    run = settings.model_copy(update=own | {"prefix": f"demo-{uuid.uuid4().hex[:8]}-"})
+    run = settings.replace(**own, prefix=f"demo-{uuid.uuid4().hex[:8]}-")
     try:
         yield run
     finally:

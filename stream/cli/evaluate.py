@@ -54,7 +54,7 @@ def _version(
 
     from ..datasets.sources import folder
 
-    registry = Registry(settings.models_dir, base=settings.model_name)
+    registry = Registry(settings.models_dir, base=settings.model.name)
     place = Path(model) if model and Path(model).is_dir() else None
     if place is None:
         champion = registry.champion()
@@ -76,7 +76,7 @@ def _version(
                 samples = [sample for sample in seen if split(sample.id) == "judge"]
         if not samples:
             raise ConfigError("there is no record in the judge split; try --data DIR")
-        loaded = load_folder(place, device=settings.device)
+        loaded = load_folder(place, device=settings.model.device)
         result = report(
             loaded, samples, progress=lambda what, done, total: progress(what, done, total, {})
         )

@@ -43,8 +43,8 @@ def settings_from_flags(
     """Settings that every command takes; the rest come from BRAID_* and braid.toml."""
     context.obj = {
         "home": home,
-        "kafka_bootstrap": bootstrap,
-        "redis_url": redis,
+        "kafka": {"bootstrap": bootstrap},
+        "redis": {"url": redis},
         "prefix": prefix,
         "log_level": log_level,
     }
@@ -78,7 +78,12 @@ def embed(
     from ..worker.app import run
 
     run(
-        settings_of(context, model=model, slot=slot, device=device, metrics_port=metrics_port),
+        settings_of(
+            context,
+            model={"spec": model, "device": device},
+            worker={"slot": slot},
+            metrics={"port": metrics_port},
+        ),
     )
 
 
@@ -90,7 +95,7 @@ def index(
     model: Annotated[
         str | None, typer.Option(help="A model folder, or null:16; else the champion.")
     ] = None,
-    store: Annotated[str | None, typer.Option(help="faiss, or milvus (milvus_uri).")] = None,
+    store: Annotated[str | None, typer.Option(help="faiss, or milvus (milvus.uri).")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="The node's own index folder; else index in the home.")
     ] = None,
@@ -101,8 +106,14 @@ def index(
     """
     from ..index_node.node import run
 
-    flags = {"http_host": host, "http_port": port, "model": model, "store": store}
-    run(settings_of(context, index_folder=folder, **flags))
+    run(
+        settings_of(
+            context,
+            http={"host": host, "port": port},
+            model={"spec": model},
+            index={"folder": folder, "store": store},
+        )
+    )
 
 
 @app.command()

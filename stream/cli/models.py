@@ -169,7 +169,7 @@ def _row(registry: Registry, name: str, champion: Champion | None) -> dict[str, 
 
 
 def registry_of(settings: Settings) -> Registry:
-    return Registry(settings.models_dir, base=settings.model_name)
+    return Registry(settings.models_dir, base=settings.model.name)
 
 
 def tell(champion: Champion, as_json: bool) -> None:

@@ -33,10 +33,10 @@ def status(settings: Settings) -> dict[str, Any]:
     Raises:
         Unreachable: the broker does not answer; without it nothing can be said.
     """
-    registry = Registry(settings.models_dir, base=settings.model_name)
+    registry = Registry(settings.models_dir, base=settings.model.name)
     champion = registry.champion()
-    if champion is not None and settings.model is None:  # the same that the workers serve
-        settings = settings.model_copy(update={"generation": champion.generation})
+    if champion is not None and settings.model.spec is None:  # the same that the workers serve
+        settings = settings.replace(generation=champion.generation)
     admin = Admin(settings)
     topic = settings.topic("records")
     partitions = admin.partition_counts().get(topic, 0)
@@ -95,17 +95,17 @@ def _packages(_: Settings) -> str:
 
 
 def _broker(settings: Settings) -> str:
-    counts = Admin(settings.model_copy(update={"broker_timeout_s": 5.0})).partition_counts()
+    counts = Admin(settings.replace(kafka={"broker_timeout_s": 5.0})).partition_counts()
     ours = {name: counts[name] for name in sorted(counts) if name == settings.topic("records")}
-    return f"{settings.kafka_bootstrap} answers, {len(counts)} topics, {ours or 'none of ours yet'}"
+    return f"{settings.kafka.bootstrap} answers, {len(counts)} topics, {ours or 'none of ours yet'}"
 
 
 def _redis(settings: Settings) -> str:
-    if settings.redis_url is None:
+    if settings.redis.url is None:
         return "not set (REDIS_URL): hits come without text, workers are not listed"
     if workers(settings) is None:
-        raise StreamError(f"{redacted(settings.redis_url)} does not answer")
-    return f"{redacted(settings.redis_url)} answers"
+        raise StreamError(f"{redacted(settings.redis.url)} does not answer")
+    return f"{redacted(settings.redis.url)} answers"
 
 
 def _faiss(_: Settings) -> str:
@@ -126,15 +126,15 @@ def _faiss(_: Settings) -> str:
 def _torch(settings: Settings) -> str:
     import torch
 
-    if settings.device:
-        torch.zeros(1, device=settings.device)
-        return f"{torch.__version__}, {settings.device} works"
+    if settings.model.device:
+        torch.zeros(1, device=settings.model.device)
+        return f"{torch.__version__}, {settings.model.device} works"
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
     return f"{torch.__version__} on {device}"
 
 
 def _registry(settings: Settings) -> str:
-    registry = Registry(settings.models_dir, base=settings.model_name)
+    registry = Registry(settings.models_dir, base=settings.model.name)
     champion = registry.champion()
     serves = champion.name if champion else "no champion yet"
     return f"{len(registry.names())} versions in {settings.models_dir}, {serves}"

@@ -68,7 +68,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         """
         from ..trainer.job import Options
 
-        settings = settings_of(context, metrics_port=metrics_port)
+        settings = settings_of(context, metrics={"port": metrics_port})
         if every is not None:
             _again_and_again(settings, seconds_of(every), as_json)
             return

@@ -37,8 +37,8 @@ def run(settings: Settings) -> None:
         with embedded_services(settings, folder, prefer=KAFKA_PORT, grace=GRACE_S) as embedded:
             own = with_addresses(settings, embedded)
             ensure(own)
-            _say(f"KAFKA_BOOTSTRAP={own.kafka_bootstrap}")
-            _say(f"REDIS_URL={own.redis_url or ''}")
+            _say(f"KAFKA_BOOTSTRAP={own.kafka.bootstrap}")
+            _say(f"REDIS_URL={own.redis.url or ''}")
             _say(f"the query service will answer at {service_url(own)}; logs: {own.home}/logs")
             _say("set the variables above in another terminal to produce, retrain and search")
             with Fleet(own, own.home / "logs") as fleet:
@@ -57,7 +57,7 @@ def run(settings: Settings) -> None:
 
 def _check_model(settings: Settings) -> None:
     """A wrong name would end the worker at every start."""
-    model = settings.model
+    model = settings.model.spec
     if model is not None and not model.startswith("null:") and not Path(model).is_dir():
         raise ConfigError(f"model: no folder at {model[:200]!r}")
 

@@ -97,4 +97,4 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
 
 def _registry(settings: Settings) -> Registry:
-    return Registry(settings.models_dir, base=settings.model_name)
+    return Registry(settings.models_dir, base=settings.model.name)

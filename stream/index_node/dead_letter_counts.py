@@ -35,7 +35,7 @@ class DeadLetterCounts:
         count: Callable[[Settings], Mapping[str, Any]] = recent,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings = settings.model_copy(update={"broker_timeout_s": BROKER_S})
+        self._settings = settings.replace(kafka={"broker_timeout_s": BROKER_S})
         self._count, self._clock = count, clock
         self._counting: asyncio.Task[Mapping[str, Any]] | None = None
         self._began = 0.0

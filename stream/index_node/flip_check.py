@@ -65,13 +65,14 @@ def readiness(
     behind = sum(
         max(0, end - max(first, progress.get(number, 0))) for number, (first, end) in ends.items()
     )
-    if behind > settings.flip_lag:
+    if behind > settings.refresh.flip_lag:
         return Readiness(
             behind=behind,
             missing=0,
             recall={},
             stops=None,
-            waits_for=f"{behind} offsets of records are not embedded, {settings.flip_lag} may be",
+            waits_for=f"{behind} offsets of records are not embedded, "
+            f"{settings.refresh.flip_lag} may be",
         )
     missing, unsure = absent(old, new)
     if missing and not entry.drop_missing:
@@ -94,10 +95,10 @@ def readiness(
     both = recall(old, new)
     recalls = {} if both is None else dict(zip((serving, entry.generation), both, strict=True))
     stops = None
-    if recalls and recalls[entry.generation] < recalls[serving] - settings.flip_recall_drop:
+    if recalls and recalls[entry.generation] < recalls[serving] - settings.refresh.flip_recall_drop:
         stops = (
             f"recall@{AT} of {entry.generation} is {recalls[entry.generation]:.3f}, of {serving} "
-            f"{recalls[serving]:.3f}: it may be {settings.flip_recall_drop:g} lower"
+            f"{recalls[serving]:.3f}: it may be {settings.refresh.flip_recall_drop:g} lower"
         )
     return Readiness(behind=behind, missing=missing, recall=recalls, waits_for=None, stops=stops)
 

@@ -73,7 +73,7 @@ class Manager:
 
     def open(self, name: str, model: Model) -> None:
         """Open a generation with the model for its queries."""
-        settings = self._settings.model_copy(update={"generation": name})
+        settings = self._settings.replace(generation=name)
         metrics = self._metrics.of(name)
         kept = open_store(
             settings, model, metrics=metrics, failpoint=self._failpoint, gpu=self._gpu
@@ -171,7 +171,7 @@ class Manager:
         """Open a generation, or switch it to its present version."""
         if name not in self.generations.names:
             model = await self._loaded(model_name)
-            settings = self._settings.model_copy(update={"generation": name})
+            settings = self._settings.replace(generation=name)
             await asyncio.to_thread(ensure, settings)
             self.open(name, model)
             log.info("generation %s is open, embedded by %s", name, model_name)
@@ -251,7 +251,7 @@ class Manager:
 
     async def _loaded(self, name: str) -> Model:
         model = await asyncio.to_thread(
-            load, self._registry.path(name), device=self._settings.device
+            load, self._registry.path(name), device=self._settings.model.device
         )
         await asyncio.to_thread(model.check)
         return model

@@ -28,17 +28,17 @@ class MilvusBackedStore:
         model: gives the collection's space, dimension and modalities.
 
     Raises:
-        ConfigError: milvus_uri is not set.
+        ConfigError: milvus.uri is not set.
         StoreError: Milvus does not answer, or the collection has another shape.
     """
 
     def __init__(self, settings: Settings, model: Model) -> None:
-        if settings.milvus_uri is None:
+        if settings.milvus.uri is None:
             raise ConfigError(
-                "milvus_uri: is needed with the store milvus: http://host:port of a server, or a "
+                "milvus.uri: is needed with the store milvus: http://host:port of a server, or a "
                 "path ending in .db for Milvus Lite"
             )
-        client = connect(settings.milvus_uri, token=settings.milvus_token)
+        client = connect(settings.milvus.uri, token=settings.milvus.token)
         generations = MilvusGenerations(client, prefix=settings.prefix)
         self._generations = generations
         self.store = generations.open(
@@ -49,7 +49,7 @@ class MilvusBackedStore:
         self.known = SnapshotFacts.parse(self.store.facts)
         log.info(
             "Milvus at %s: %s holds %d records; reading on from %s",
-            settings.milvus_uri,
+            settings.milvus.uri,
             self.store.collection,
             len(self.store),
             dict(self.store.positions) or "the beginning",

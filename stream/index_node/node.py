@@ -73,8 +73,8 @@ class IndexNode:
     def __init__(self, settings: Settings, model: Model) -> None:
         self.settings = settings
         self._keys, self._hosts, self._limits = settings.keys(), settings.hosts(), settings.limits()
-        self.registry = Registry(settings.models_dir, base=settings.model_name)
-        self._payloads = Payloads(settings.redis_url)
+        self.registry = Registry(settings.models_dir, base=settings.model.name)
+        self._payloads = Payloads(settings.redis.url)
         self._rebuilder = Rebuilder(settings)
         self._metrics = ServiceMetrics()
         self._recent = RecentQueries()
@@ -164,7 +164,7 @@ class IndexNode:
                 name=f"the reader of {name}",
                 progress=reader.progress,
                 readable=reader.readable,
-                bound_s=SLOW_DISK * self.settings.progress_timeout_s,
+                bound_s=SLOW_DISK * self.settings.worker.progress_timeout_s,
             )
             for name, reader in readers.items()
         ]
@@ -172,15 +172,15 @@ class IndexNode:
     def _background(self) -> list[asyncio.Task[None]]:
         """What runs beside, until it is cancelled."""
         tasks = [asyncio.create_task(self._beat(), name="beat")]
-        if self.settings.model is None:
+        if self.settings.model.spec is None:
             following = follow_news(self.settings, self._manager.look)
             tasks.append(asyncio.create_task(following, name="models"))
-        if self.settings.recall_probe_s:
+        if self.settings.index.recall_probe_s:
             probing = probe_for_ever(
                 lambda: self._serving(None),
                 self._recent,
                 self._metrics,
-                every_s=self.settings.recall_probe_s,
+                every_s=self.settings.index.recall_probe_s,
                 rng=random.Random(0),
             )
             tasks.append(asyncio.create_task(probing, name="probe"))
@@ -190,8 +190,8 @@ class IndexNode:
         return _Server(
             server_config(
                 create_app(self._deps(producer)),
-                host=self.settings.http_host,
-                port=self.settings.http_port,
+                host=self.settings.http.host,
+                port=self.settings.http.port,
                 limits=self._limits.connection,
             )
         )
@@ -232,7 +232,7 @@ class IndexNode:
             hosts=self._hosts,
             limits=self._limits,
             recent=self._recent,
-            media_cache=MediaCache(self._payloads, budget=self.settings.media_bytes),
+            media_cache=MediaCache(self._payloads, budget=self.settings.media.bytes),
             rebuild=self._rebuilder.rebuild,
             dead_letters=DeadLetterCounts(self.settings),
         )
@@ -262,8 +262,8 @@ async def _served_champion(settings: Settings, registry: Registry) -> Champion:
     server = _Server(
         server_config(
             app,
-            host=settings.http_host,
-            port=settings.http_port,
+            host=settings.http.host,
+            port=settings.http.port,
             limits=settings.limits().connection,
         )
     )
@@ -294,14 +294,14 @@ def run(settings: Settings) -> None:
     async def main(settings: Settings) -> None:
         # What is wrong ends the process now, not when a model has come.
         settings.keys(), settings.hosts(), settings.limits()
-        source = settings.model
+        source = settings.model.spec
         if source is None:
-            registry = Registry(settings.models_dir, base=settings.model_name)
+            registry = Registry(settings.models_dir, base=settings.model.name)
             champion = await _served_champion(settings, registry)
             source = str(registry.path(champion.name))
-            settings = settings.model_copy(update={"generation": champion.generation})
-        model = await asyncio.to_thread(load, source, device=settings.device)
-        _allow_files(OTHER_FILES + 2 * settings.http_connections)
+            settings = settings.replace(generation=champion.generation)
+        model = await asyncio.to_thread(load, source, device=settings.model.device)
+        _allow_files(OTHER_FILES + 2 * settings.http.connections)
         await IndexNode(settings, model).run()
 
     with home_lock(settings.index_home), isolated_decoding(settings):

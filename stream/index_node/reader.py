@@ -134,17 +134,17 @@ class Reader:
         self._facts: TopicFacts | None = None
         self._kept_at = time.monotonic()
         self.caught_up = False
-        self._lag = Lag(settings.ready_lag_s)
+        self._lag = Lag(settings.index.ready_lag_s)
         self.progress = Progress()
         self.unreadable = 0
         self.rebuilt: str | None = None
 
     async def run(self, partitions: int, stopping: asyncio.Event) -> None:
-        """Read until `stopping`; the store is kept every `snapshot_every_s`, and at the end.
+        """Read until `stopping`; the store is kept every `index.snapshot_every_s`, and at the end.
 
         A broker that is away is waited for.
         """
-        waiting = Waiting(self.settings.kafka_bootstrap)
+        waiting = Waiting(self.settings.kafka.bootstrap)
         self.kept.start()
         try:
             while not stopping.is_set():
@@ -161,7 +161,7 @@ class Reader:
         """Read from where the store is. Raises Unreachable."""
         parts = [TopicPartition(self.topic, number) for number in range(partitions)]
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.settings.kafka_bootstrap,
+            bootstrap_servers=self.settings.kafka.bootstrap,
             enable_auto_commit=False,
             isolation_level="read_committed",
             auto_offset_reset="none",
@@ -186,7 +186,7 @@ class Reader:
                 self.kept.check()
                 age_s = time.monotonic() - self._kept_at
                 self._metrics.snapshot_age(age_s)
-                if age_s > self.settings.snapshot_every_s:
+                if age_s > self.settings.index.snapshot_every_s:
                     await asyncio.to_thread(self._keep)
         except KafkaError as error:
             raise Unreachable(f"reading {self.topic}: {error!r}") from error

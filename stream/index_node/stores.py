@@ -66,13 +66,13 @@ def gpu_for(settings: Settings) -> Gpu | None:
     Raises:
         ConfigError: a GPU is required, and none works.
     """
-    if settings.faiss_gpu is False:
+    if settings.index.faiss_gpu is False:
         return None
-    if settings.faiss_gpu is None and not gpu_found():
+    if settings.index.faiss_gpu is None and not gpu_found():
         return None
     gpu = open_gpu()
-    if gpu is None and settings.faiss_gpu:
-        raise ConfigError("faiss_gpu: is true, and no GPU here can search; the log says why")
+    if gpu is None and settings.index.faiss_gpu:
+        raise ConfigError("index.faiss_gpu: is true, and no GPU here can search; the log says why")
     return gpu
 
 
@@ -90,10 +90,10 @@ def open_store(
         gpu: for searches of a store in this process.
 
     Raises:
-        ConfigError: the store is Milvus, and milvus_uri is not set.
+        ConfigError: the store is Milvus, and milvus.uri is not set.
         StoreError: Milvus does not answer, or the collection has another shape.
     """
-    if settings.store == "milvus":
+    if settings.index.store == "milvus":
         return MilvusBackedStore(settings, model)
     return LocalStore(
         settings,
@@ -126,8 +126,8 @@ class LocalStore:
         self._settings, self._metrics, self._failpoint = settings, metrics, failpoint
         self._space, self._dim = space, dim
         self._options: dict[str, Any] = {
-            "threads": settings.faiss_threads,
-            "recall": settings.recall,
+            "threads": settings.index.faiss_threads,
+            "recall": settings.index.recall,
             "gpu": gpu,
             "failpoint": failpoint,
         }

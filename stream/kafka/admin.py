@@ -60,8 +60,8 @@ class Admin:
     """Topics and groups."""
 
     def __init__(self, settings: Settings) -> None:
-        self._timeout = settings.broker_timeout_s
-        self._bootstrap = settings.kafka_bootstrap
+        self._timeout = settings.kafka.broker_timeout_s
+        self._bootstrap = settings.kafka.bootstrap
         self._client = AdminClient(client_config(settings))
         self._connected = False
 
@@ -238,7 +238,7 @@ class Admin:
         raise Unreachable(f"topics without a leader after {self._timeout:g} s: {names - led}")
 
     def _call(self, doing: str, call: Callable[[], R]) -> R:
-        """The call's result; what passes by itself is tried again for broker_timeout_s."""
+        """The call's result; what passes by itself is tried again for kafka.broker_timeout_s."""
         if not self._connected:  # the client tries a port where nothing listens for as long
             check_listens(self._bootstrap)
             self._connected = True

@@ -70,7 +70,7 @@ def mapped(error: KafkaException | KafkaError, doing: str) -> BrokerError | Conf
         return Fenced(
             f"{doing}: the broker refused this worker's producer epoch ({name}): another process "
             "opened the same transactional id (give each worker its own --slot), or a transaction "
-            "of this id was open for longer than BRAID_TRANSACTION_TIMEOUT_S and was aborted"
+            "of this id was open for longer than BRAID_KAFKA__TRANSACTION_TIMEOUT_S and was aborted"
         )
     if cause.code() in UNREACHABLE | PASSING:
         return Unreachable(f"{doing}: no answer from the broker ({name}: {text})")
@@ -115,7 +115,7 @@ PERMANENT = {  # a new producer would fare no better
 
 def client_config(settings: Settings) -> dict[str, Any]:
     return {
-        "bootstrap.servers": settings.kafka_bootstrap,
+        "bootstrap.servers": settings.kafka.bootstrap,
         "client.id": "braid",
         "log_level": 3,
         "logger": logging.getLogger("librdkafka"),
@@ -172,7 +172,7 @@ def replay(
     Args:
         start_at: from these offsets on instead, where there are any.
 
-    Raises Unreachable when nothing arrives for broker_timeout_s though more is expected.
+    Raises Unreachable when nothing arrives for kafka.broker_timeout_s though more is expected.
     """
     starts = start_at or {}
     left = {number: end for number, end in stop_at.items() if end > starts.get(number, 0)}
@@ -185,7 +185,7 @@ def replay(
         while left:
             raw = consumer.poll(0.5)
             if raw is None:
-                if time.monotonic() - last > settings.broker_timeout_s:
+                if time.monotonic() - last > settings.kafka.broker_timeout_s:
                     raise Unreachable(f"replaying {topic}: nothing arrived, still missing {left}")
                 continue
             last = time.monotonic()

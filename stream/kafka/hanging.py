@@ -25,8 +25,8 @@ from .admin import Admin
 from .client import BY_KEY, Output, lone_consumer, mapped, to_message
 
 HEADER = "braid-transaction"
-# For all partitions together, below publish_timeout_s. What takes longer to read has been open for
-# long: another producer left it, and this one must not wait for that.
+# For all partitions together, below worker.publish_timeout_s. What takes longer to read has been
+# open for long: another producer left it, and this one must not wait for that.
 READ_S = 8.0
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def find(settings: Settings, id_: str, topics: Sequence[str]) -> list[Hanging]:
     To be called when no transaction of the id is open.
 
     Raises:
-        Unreachable: no answer within broker_timeout_s.
+        Unreachable: no answer within kafka.broker_timeout_s.
         BrokerError: the broker refuses.
     """
     open_ends = Admin(settings).open_ends(topics)

@@ -45,7 +45,7 @@ class Producer:
 
     async def __aenter__(self) -> Producer:
         self._producer = AIOKafkaProducer(
-            bootstrap_servers=self._settings.kafka_bootstrap,
+            bootstrap_servers=self._settings.kafka.bootstrap,
             acks="all",
             enable_idempotence=True,
             max_request_size=MAX_MESSAGE_BYTES,
@@ -56,7 +56,7 @@ class Producer:
         except KafkaError as error:
             await self._producer.stop()
             raise Unreachable(
-                f"no broker at {self._settings.kafka_bootstrap}: {error!r}"
+                f"no broker at {self._settings.kafka.bootstrap}: {error!r}"
             ) from error
         return self
 

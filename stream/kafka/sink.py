@@ -73,7 +73,7 @@ class TransactionalSink:
         self._source, self._group = source or settings.topic("records"), group or settings.group
         self._topics = topics or [settings.topic(name) for name in COMMITTED]
         self._settled = False  # whether the last transaction is known to have been committed
-        self._bound = settings.publish_timeout_s
+        self._bound = settings.worker.publish_timeout_s
         self._clock = clock
         self._producer: Producer | None = None
         self._config = client_config(settings)
@@ -82,8 +82,8 @@ class TransactionalSink:
         del self._config["logger"]
         self._config |= {
             "transactional.id": transactional_id,
-            "transaction.timeout.ms": int(settings.transaction_timeout_s * 1000),
-            "delivery.timeout.ms": int(settings.transaction_timeout_s * 1000),
+            "transaction.timeout.ms": int(settings.kafka.transaction_timeout_s * 1000),
+            "delivery.timeout.ms": int(settings.kafka.transaction_timeout_s * 1000),
             "partitioner": PARTITIONER,
             "linger.ms": 1,
             "message.max.bytes": MAX_MESSAGE_BYTES,
@@ -97,7 +97,7 @@ class TransactionalSink:
         Afterwards the outcome of every earlier transaction of this id is settled.
 
         Raises:
-            Unreachable: no answer within publish_timeout_s.
+            Unreachable: no answer within worker.publish_timeout_s.
             Fenced: another producer of this id was opened meanwhile.
         """
         if self._producer is not None:
@@ -185,7 +185,7 @@ class TransactionalSink:
         try:  # read uncommitted: not waiting for the marker that may be missing here, too
             positions = member.committed(
                 topic_partitions(self._source, {part.covered.partition for part in open_ends}),
-                timeout=self._settings.broker_timeout_s,
+                timeout=self._settings.kafka.broker_timeout_s,
             )
             if not hanging.aborted(open_ends, {part.partition: part.offset for part in positions}):
                 log.warning("committed by %s, shown with its next commit: %s", self._id, where)
@@ -256,18 +256,19 @@ class TransactionalSink:
 
     def _late(self, doing: str) -> Unreachable:
         return Unreachable(
-            f"{doing}: no answer from {self._settings.kafka_bootstrap} within {self._bound:g} s "
-            "(publish_timeout_s)"
+            f"{doing}: no answer from {self._settings.kafka.bootstrap} within {self._bound:g} s "
+            "(worker.publish_timeout_s)"
         )
 
     def _refused(self, error: KafkaException, took_s: float) -> Exception:
         """What a failed transaction is to the caller: a new producer helps, or it does not."""
         cause = error.args[0]
         if cause.code() in FENCED:
-            if took_s < self._settings.transaction_timeout_s:
+            if took_s < self._settings.kafka.transaction_timeout_s:
                 return mapped(error, "publishing")
             return PublishRefused(
-                f"open for {took_s:.1f} s, longer than transaction_timeout_s: the broker aborted it"
+                f"open for {took_s:.1f} s, longer than kafka.transaction_timeout_s: "
+                "the broker aborted it"
             )
         if cause.code() in PERMANENT:
             return mapped(error, "publishing")

@@ -33,8 +33,8 @@ def plan(settings: Settings) -> list[Topic]:
     def topic(name: str, config: dict[str, str], partitions: int | None = None) -> Topic:
         return Topic(
             name=settings.topic(name),
-            partitions=partitions or settings.partitions,
-            replication=settings.replication,
+            partitions=partitions or settings.kafka.partitions,
+            replication=settings.kafka.replication,
             config=config,
         )
 
@@ -67,7 +67,7 @@ def ensure(settings: Settings, admin: Admin | None = None) -> int:
         planned = plan(settings)
         counts = admin.partition_counts()
         records = settings.topic("records")
-        partitions = counts.get(records, settings.partitions)
+        partitions = counts.get(records, settings.kafka.partitions)
         missing = [
             Topic(
                 name=topic.name,

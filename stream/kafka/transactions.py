@@ -82,10 +82,12 @@ class RecordSource:
                 # Eager on purpose: every rebalance drops what is in flight anyway, and the
                 # generation cannot change under a lease without both callbacks in between.
                 "partition.assignment.strategy": "roundrobin",
-                "session.timeout.ms": int(settings.session_timeout_s * 1000),
+                "session.timeout.ms": int(settings.kafka.session_timeout_s * 1000),
                 # Also how long a rebalance waits for a member that hangs.
-                "max.poll.interval.ms": int(max(MAX_POLL_S, settings.session_timeout_s) * 1000),
-                "heartbeat.interval.ms": max(100, int(settings.session_timeout_s * 1000 / 5)),
+                "max.poll.interval.ms": int(
+                    max(MAX_POLL_S, settings.kafka.session_timeout_s) * 1000
+                ),
+                "heartbeat.interval.ms": max(100, int(settings.kafka.session_timeout_s * 1000 / 5)),
                 "queued.max.messages.kbytes": 64 * 1024,
                 "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
                 "fetch.wait.max.ms": 50,
@@ -166,7 +168,7 @@ class RecordSource:
         """The committed offset of each owned partition, below 0 where there is none."""
         if not self.owned:
             return []
-        timeout_s = min(ATTEMPT_S, self._settings.broker_timeout_s)
+        timeout_s = min(ATTEMPT_S, self._settings.kafka.broker_timeout_s)
         try:
             positions: list[TopicPartition] = self._consumer.committed(
                 topic_partitions(self.topic, self.owned), timeout=timeout_s

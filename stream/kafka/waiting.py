@@ -1,6 +1,6 @@
 """Waits for a broker that does not answer: exponential backoff, with a log line every few seconds.
 
-A service waits without limit; a command for people gives up after broker_timeout_s.
+A service waits without limit; a command for people gives up after kafka.broker_timeout_s.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ class Waiting:
 
 def patient(settings: Settings) -> Settings:
     """The settings for one attempt of a service."""
-    bound_s = min(ATTEMPT_S, settings.broker_timeout_s)
-    return settings.model_copy(update={"broker_timeout_s": bound_s})
+    bound_s = min(ATTEMPT_S, settings.kafka.broker_timeout_s)
+    return settings.replace(kafka={"broker_timeout_s": bound_s})
 
 
 def until_reachable(settings: Settings, attempt: Callable[[Settings], R]) -> R:
     """The result of `attempt`, which is repeated while it raises Unreachable."""
-    waiting, brief = Waiting(settings.kafka_bootstrap), patient(settings)
+    waiting, brief = Waiting(settings.kafka.bootstrap), patient(settings)
     while True:
         try:
             result = attempt(brief)
@@ -83,7 +83,7 @@ async def until_reachable_async(
     settings: Settings, attempt: Callable[[Settings], Awaitable[R]]
 ) -> R:
     """The same with asyncio."""
-    waiting, brief = Waiting(settings.kafka_bootstrap), patient(settings)
+    waiting, brief = Waiting(settings.kafka.bootstrap), patient(settings)
     while True:
         try:
             result = await attempt(brief)

@@ -104,7 +104,7 @@ class Watchdog:
         if lagging and progress.moved_at == moved and not progress.ended:
             self._end(
                 f"{watched.name}: no offset has moved for {seen.still_s:.0f} s, and there are "
-                "records to read (progress_timeout_s)"
+                "records to read (worker.progress_timeout_s)"
             )
         seen.still_s = watched.bound_s / 2  # ask again in a while
 

@@ -130,8 +130,8 @@ def embedded_services(
     """Those of Kafka and Valkey that the settings do not name; see `EmbeddedServices`."""
     return EmbeddedServices(
         folder,
-        broker="kafka_bootstrap" not in settings.model_fields_set,
-        redis=settings.redis_url is None,
+        broker="bootstrap" not in settings.kafka.model_fields_set,
+        redis=settings.redis.url is None,
         prefer=prefer,
         grace=grace,
     )
@@ -139,8 +139,11 @@ def embedded_services(
 
 def with_addresses(settings: Settings, embedded: EmbeddedServices) -> Settings:
     """The settings with the addresses of the services that run."""
-    addresses = {"kafka_bootstrap": embedded.bootstrap, "redis_url": embedded.redis_url}
-    return settings.model_copy(update={name: text for name, text in addresses.items() if text})
+    addresses = {
+        "kafka": {"bootstrap": embedded.bootstrap} if embedded.bootstrap else {},
+        "redis": {"url": embedded.redis_url} if embedded.redis_url else {},
+    }
+    return settings.replace(**addresses)
 
 
 @contextmanager

@@ -40,13 +40,13 @@ class Links:
     """Fetches links within the limits that the settings allow. Thread-safe.
 
     Raises:
-        ConfigError: an entry of `link_hosts` is not a host or host:port.
+        ConfigError: an entry of `links.hosts` is not a host or host:port.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._roots = [root.expanduser().resolve() for root in settings.link_roots]
-        self._hosts = {allowed for entry in settings.link_hosts for allowed in _allowed(entry)}
-        self._timeout_s = settings.link_timeout_s
+        self._roots = [root.expanduser().resolve() for root in settings.links.roots]
+        self._hosts = {allowed for entry in settings.links.hosts for allowed in _allowed(entry)}
+        self._timeout_s = settings.links.timeout_s
         self._backend = DeadlineBackend()
         self._pool = httpcore.ConnectionPool(
             network_backend=self._backend,
@@ -101,13 +101,13 @@ class Links:
             not {(url.host, port), (url.host, url.scheme if url.port is None else None)}
             & self._hosts
         ):
-            raise _bad(field, uri, f"{url.host}:{port} is not in BRAID_LINK_HOSTS")
+            raise _bad(field, uri, f"{url.host}:{port} is not in BRAID_LINKS__HOSTS")
         return self._http(field, uri, url)
 
     def _file(self, field: str, path: Path) -> bytes:
         real = path.resolve()
         if not any(real.is_relative_to(root) for root in self._roots):
-            raise _bad(field, str(path), "is not below BRAID_LINK_ROOTS")
+            raise _bad(field, str(path), "is not below BRAID_LINKS__ROOTS")
         try:
             if not stat.S_ISREG(real.stat().st_mode):  # opening a device may have effects
                 raise _bad(field, str(path), "is not a regular file")
@@ -167,7 +167,7 @@ def _allowed(entry: str) -> list[tuple[str, int | str]]:
         if not url.host or url.raw_path not in (b"", b"/") or url.userinfo or url.fragment:
             raise ValueError("must be host or host:port")
     except (httpx.InvalidURL, ValueError) as error:
-        raise ConfigError(f"link_hosts: {entry!r}: {error}") from None
+        raise ConfigError(f"links.hosts: {entry!r}: {error}") from None
     return [(url.host, url.port)] if url.port is not None else [(url.host, name) for name in PORTS]
 
 

@@ -38,7 +38,7 @@ class RedisShowcase:
     """Implements `braid.stream.worker.in_flight.Showcase`; without a url it keeps nothing.
 
     Args:
-        media_bytes: the budget of `braid.index.media_cache.MediaCache`; 0 makes no thumbnails and
+        media.bytes: the budget of `braid.index.media_cache.MediaCache`; 0 makes no thumbnails and
             snippets.
     """
 

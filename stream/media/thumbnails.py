@@ -37,12 +37,12 @@ COMPRESSION = 0.7  # of 0 to 1: about 40 kbit/s at this rate
 
 @contextmanager
 def isolated_decoding(settings: Settings) -> Iterator[None]:
-    """Inside, this process decodes pictures and sounds as `prepare_isolation` says."""
-    if settings.prepare_isolation == "thread":
+    """Inside, this process decodes pictures and sounds as `worker.prepare_isolation` says."""
+    if settings.worker.prepare_isolation == "thread":
         yield
         return
     # One more than threads prepare records: snippets are made beside them.
-    pool = DecodePool(settings.prepare_threads + 1)
+    pool = DecodePool(settings.worker.prepare_threads + 1)
     isolate(pool)
     try:
         yield

@@ -121,7 +121,7 @@ class Comparison:
 def limits_of(settings: Settings) -> CanaryLimits:
     """Raises ConfigError: a limit that there is not, or a value that it cannot have."""
     try:
-        return CanaryLimits(**settings.canary)  # type: ignore[arg-type]
+        return CanaryLimits(**settings.refresh.canary)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"canary: {error}") from None
 

@@ -49,13 +49,13 @@ Range = tuple[float, float]
 
 
 def limits_of(settings: Settings) -> Limits:
-    """The limits of drift, with what `settings.drift` changes.
+    """The limits of drift, with what `settings.drift.limits` changes.
 
     Raises:
         ConfigError: a limit that there is not, or a value that it cannot have.
     """
     try:
-        return Limits(**cast(dict[str, Any], settings.drift))
+        return Limits(**cast(dict[str, Any], settings.drift.limits))
     except (TypeError, ValueError) as error:
         known = ", ".join(Limits.names())
         raise ConfigError(f"drift: {error}; the limits are {known}") from None
@@ -138,7 +138,7 @@ class Judge:
 
     def __init__(self, settings: Settings, limits: Limits) -> None:
         self._settings, self._limits = settings, limits
-        self._registry = Registry(settings.models_dir, base=settings.model_name)
+        self._registry = Registry(settings.models_dir, base=settings.model.name)
 
     def __call__(self, version: str, window: Window, kept: Tally | None) -> dict[str, Any]:
         """The report on a window: plain values, for Redis and the metrics.
@@ -166,7 +166,7 @@ class Judge:
             "generation": generation,
             "model": model,
             "start": window.start,
-            "end": window.start + self._settings.drift_window_s,
+            "end": window.start + self._settings.drift.window_s,
             "records": tally.count,
             "serving": self._serves(generation, model),
             "drifted": bool(drift.exceeded),
@@ -200,7 +200,7 @@ class Judge:
         return reference if reference.count >= REFERENCE_LEAST else None
 
     def _serves(self, generation: str, model: str) -> bool:
-        if self._settings.model is not None:  # there is one model, whatever the registry says
+        if self._settings.model.spec is not None:  # there is one model, whatever the registry says
             return generation == self._settings.generation
         try:
             champion = self._registry.champion()
@@ -226,16 +226,16 @@ def add_drift(app: faust.App, settings: Settings, metrics: WorkerMetrics, trigge
     # As JSON, which tables take by default: a windowed key is a list, which "raw" cannot hold.
     windows = app.Table(
         f"{settings.prefix}drift-windows",
-        partitions=settings.partitions,
+        partitions=settings.kafka.partitions,
         extra_topic_configs={
             "segment.bytes": SEGMENT_BYTES,
-            "segment.ms": max(60, settings.drift_window_s) * 1000,
+            "segment.ms": max(60, settings.drift.window_s) * 1000,
         },
     )
-    windows.tumbling(settings.drift_window_s, expires=WINDOWS_KEPT * settings.drift_window_s)
+    windows.tumbling(settings.drift.window_s, expires=WINDOWS_KEPT * settings.drift.window_s)
     versions = app.Table(
         f"{settings.prefix}drift-versions",
-        partitions=settings.partitions,
+        partitions=settings.kafka.partitions,
     )
     window_of = cast(faust.TumblingWindow, windows.window).current
     watch = Watch(windows, versions, window_of)
@@ -285,5 +285,5 @@ def tell(
         log.debug("no drift of %s: %d records, %s", version, report["records"], report["note"])
         return
     log.warning("drift of %s, %d records: %s", version, report["records"], report["says"])
-    if settings.drift_retrain and report["serving"]:
+    if settings.drift.retrain and report["serving"]:
         log.info("retraining %s", trigger(f"drift: {report['says']}"))

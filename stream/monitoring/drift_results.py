@@ -26,7 +26,7 @@ class Board:
     def __init__(self, settings: Settings) -> None:
         self._client = best_effort_redis(settings, TIMEOUT_S)
         self._key = _key(settings)
-        self._kept_s = KEPT_S + 4 * settings.drift_window_s
+        self._kept_s = KEPT_S + 4 * settings.drift.window_s
 
     def put(self, version: str, report: Mapping[str, Any]) -> None:
         """Keep it as the version's last, and let go of versions whose last is old."""

@@ -53,8 +53,8 @@ def announce(settings: Settings, key: str, value: Mapping[str, Any]) -> None:
             value=pack({"v": SCHEMA_VERSION, **value}),
             on_delivery=lambda error, _: failures.append(error) if error else None,
         )
-        if producer.flush(settings.broker_timeout_s):
-            raise Unreachable(f"announcing {key}: no answer from {settings.kafka_bootstrap}")
+        if producer.flush(settings.kafka.broker_timeout_s):
+            raise Unreachable(f"announcing {key}: no answer from {settings.kafka.bootstrap}")
     except KafkaException as error:
         raise mapped(error, f"announcing {key}") from error
     if failures:
@@ -125,7 +125,7 @@ async def follow_news(settings: Settings, look: Callable[[], Awaitable[None]]) -
         while True:
             if listener.done():  # the poll continues without it
                 log.error("reading %s ended: %r", settings.topic("models"), listener.exception())
-                listener = asyncio.create_task(_later(read, settings.model_poll_s))
+                listener = asyncio.create_task(_later(read, settings.model.poll_s))
             news.clear()
             try:
                 await look()
@@ -135,7 +135,7 @@ async def follow_news(settings: Settings, look: Callable[[], Awaitable[None]]) -
                     log.error("what is new is not taken, all goes on as it was: %s", error)
                 last_error = str(error)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(news.wait(), settings.model_poll_s)
+                await asyncio.wait_for(news.wait(), settings.model.poll_s)
     finally:
         listener.cancel()
         hearing.cancel()
@@ -148,7 +148,7 @@ async def first_champion(settings: Settings, registry: Registry) -> Champion:
         if said_at is None or time.monotonic() - said_at >= SAY_EVERY_S:
             said_at = time.monotonic()
             log.warning("no champion in the registry yet: waiting for `braid retrain`")
-        await asyncio.sleep(min(1.0, settings.model_poll_s))
+        await asyncio.sleep(min(1.0, settings.model.poll_s))
     return champion
 
 
@@ -160,7 +160,7 @@ async def _later(read: Callable[[], Awaitable[None]], seconds: float) -> None:
 async def _facts(settings: Settings, *, follow: bool) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     partition = TopicPartition(settings.topic("models"), 0)
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka_bootstrap,
+        bootstrap_servers=settings.kafka.bootstrap,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
     )
@@ -177,7 +177,7 @@ async def _facts(settings: Settings, *, follow: bool) -> AsyncIterator[tuple[str
                     except (BadRecord, UnicodeDecodeError) as error:
                         log.error("models@%d is not readable: %s", message.offset, error)
     except KafkaError as error:
-        raise Unreachable(f"reading models at {settings.kafka_bootstrap}: {error!r}") from error
+        raise Unreachable(f"reading models at {settings.kafka.bootstrap}: {error!r}") from error
     finally:
         await consumer.stop()
 

@@ -42,12 +42,12 @@ def notify(settings: Settings, key: str) -> None:
 
 async def listen(settings: Settings, heard: Callable[[], None]) -> None:
     """Call `heard` at each notice, until cancelled. Reconnects at the interval of the poll."""
-    if settings.redis_url is None:
+    if settings.redis.url is None:
         return
     last_error = ""
     while True:
         client = redis.asyncio.Redis.from_url(
-            settings.redis_url, socket_connect_timeout=TIMEOUT_S, health_check_interval=10
+            settings.redis.url, socket_connect_timeout=TIMEOUT_S, health_check_interval=10
         )
         try:
             async with client.pubsub(ignore_subscribe_messages=True) as subscription:
@@ -63,4 +63,4 @@ async def listen(settings: Settings, heard: Callable[[], None]) -> None:
         finally:
             with contextlib.suppress(redis.RedisError):
                 await client.aclose()
-        await asyncio.sleep(settings.model_poll_s)
+        await asyncio.sleep(settings.model.poll_s)

@@ -113,7 +113,7 @@ def begin(
         why=f"a new space beside {champion.space}"
         + (f", mapped from {source}" if source is not None else ""),
     )
-    ensure(settings.model_copy(update={"generation": entry.generation}))
+    ensure(settings.replace(generation=entry.generation))
     generation_records.add(entry)
     announce(settings, f"generation/{entry.generation}", _facts(entry))
     return entry
@@ -224,7 +224,7 @@ def reconcile(
                 state="grace",
                 model=last.get(entry.generation, entry.model),
                 why=champion.why,
-                until_ms=int(now_ms + 1000 * settings.rollback_window_s),
+                until_ms=int(now_ms + 1000 * settings.refresh.rollback_window_s),
             )
         generation_records.put(updated)
         failpoint("flip-settling")
@@ -298,7 +298,7 @@ def delete_resources(settings: Settings, gone: GenerationRecord) -> bool:
 
     While its workers are in the group this fails, and a later call succeeds.
     """
-    dropped = settings.model_copy(update={"generation": gone.generation})
+    dropped = settings.replace(generation=gone.generation)
     admin = Admin(settings)
     try:
         if dropped.topic("vectors") in admin.partition_counts():

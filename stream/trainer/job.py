@@ -110,7 +110,7 @@ class Job:
 
     @property
     def registry(self) -> Registry:
-        return Registry(self.settings.models_dir, base=self.settings.model_name)
+        return Registry(self.settings.models_dir, base=self.settings.model.name)
 
     @property
     def runs(self) -> Runs:
@@ -125,7 +125,7 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
         lock = stack.enter_context(TrainerLock(settings))  # 1
         stack.enter_context(served(metrics, settings))
         job = replace(job, progress=following(lock, metrics, job.progress))
-        job.runs.sweep(registry, keep=settings.windows_kept)
+        job.runs.sweep(registry, keep=settings.refresh.windows_kept)
         champion = registry.champion()
         run, resumed = _begin(job, champion)  # 2
         stack.enter_context(job.runs.owned(run))
@@ -191,7 +191,7 @@ def train(job: Job, run: Run, window: Window, rank: int = 0, size: int = 1) -> M
         window=window.provenance() | {"run": run.id, "shards_of": run.window_of},
         seed=int(run.asked["seed"]),
         progress=job.progress,
-        device=job.settings.device,
+        device=job.settings.model.device,
         resume=job.runs.folder(run.id) / STATE,
         champion=registry.path(run.champion) if run.champion else None,
         examine=_examine(job, run, window) if rank == 0 else None,
@@ -215,11 +215,11 @@ def _examine(job: Job, run: Run, window: Window) -> Examine | None:
 
     settings = job.settings
     try:
-        gates = Gates(**cast(dict[str, Any], settings.gates))
+        gates = Gates(**cast(dict[str, Any], settings.refresh.gates))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"gates: {error}") from None
     try:
-        limits = Compatibility(**settings.compatibility)
+        limits = Compatibility(**settings.refresh.compatibility)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"compatibility: {error}") from None
     if run.champion is None:
@@ -228,7 +228,7 @@ def _examine(job: Job, run: Run, window: Window) -> Examine | None:
         job.registry.path(run.champion),
         gates=gates,
         compatibility=limits,
-        device=settings.device,
+        device=settings.model.device,
         seed=int(run.asked["seed"]),
     )
     # Of all the window, however many processes read parts of it.
@@ -333,7 +333,7 @@ def _promote(job: Job, run: Run, failed: str) -> tuple[bool, str]:
         log.warning("%s is kept and not promoted: %s", run.name, failed)
         return False, ""
     try:
-        prove(registry.path(run.name), settings.device)
+        prove(registry.path(run.name), settings.model.device)
     except EncodersError as error:
         raise RegistryError(f"{run.name} cannot serve: {error}") from error
     why = "promoted" if run.reason == "asked for" else f"promoted: {run.reason}"

@@ -49,7 +49,7 @@ class TrainerLock:
     """The lock, as a context manager. `tell` says how far the trainer is; `held` whether it holds.
 
     Args:
-        settings: `redis_url` decides which of the two it is; `models_dir` and `prefix` name it.
+        settings: `redis.url` decides which of the two it is; `models_dir` and `prefix` name it.
         lifetime_s: after so long without a renewal another may take it (Redis only).
         wall: seconds since 1970.
 
@@ -86,7 +86,7 @@ class TrainerLock:
             self._lock.close()
             raise LockError(
                 f"whether another trainer runs cannot be known: "
-                f"{redacted(str(self._settings.redis_url))} does not answer ({redacted(error)}); "
+                f"{redacted(str(self._settings.redis.url))} does not answer ({redacted(error)}); "
                 "without REDIS_URL a file in the models folder is the lock"
             ) from error
         if other is not None:
@@ -169,7 +169,7 @@ def first_in(settings: Settings, name: str, seconds: float) -> bool:
                 key = f"{settings.prefix}braid:once:{name}"
                 return _replace(client, key, "", seconds) is None
         except redis.RedisError as error:
-            url = redacted(str(settings.redis_url))
+            url = redacted(str(settings.redis.url))
             raise LockError(f"{url} does not answer: {redacted(error)}") from error
     settings.home.mkdir(parents=True, exist_ok=True)
     with (settings.home / f"once-{name}").open("a+") as file:
@@ -187,7 +187,7 @@ def first_in(settings: Settings, name: str, seconds: float) -> bool:
 class _RedisLock:
     def __init__(self, client: redis.Redis, settings: Settings, lifetime_s: float) -> None:
         self._client = client
-        self._key = f"{settings.prefix}braid:trainer:{settings.model_name}"
+        self._key = f"{settings.prefix}braid:trainer:{settings.model.name}"
         self._lifetime_s = lifetime_s
         self.close = client.close
 

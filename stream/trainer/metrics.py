@@ -67,14 +67,14 @@ class TrainerMetrics:
 
 @contextmanager
 def served(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
-    """`/metrics` on `metrics_port` while the block runs, and a file when it ends, where one is set.
+    """`/metrics` on `metrics.port` while the block runs, and a file when it ends, where one is set.
 
     The file is in Prometheus' text format, for the textfile collector of its node exporter: a
     trainer seldom lives long enough to be scraped. A block that raises ends as `failed`.
 
     Raises ConfigError: the port is taken, or the file cannot be written.
     """
-    _can_write(settings.metrics_file)  # now, not after hours of training
+    _can_write(settings.metrics.file)  # now, not after hours of training
     try:
         with _answering(metrics, settings):
             yield
@@ -87,29 +87,29 @@ def served(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
 
 def _can_write(path: Path | None) -> None:
     if path is not None and not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"metrics_file: {path}: nothing can be written to {path.parent}")
+        raise ConfigError(f"metrics.file: {path}: nothing can be written to {path.parent}")
 
 
 def _write(metrics: TrainerMetrics, settings: Settings) -> None:
-    if settings.metrics_file is None:
+    if settings.metrics.file is None:
         return
     try:
-        write_to_textfile(str(settings.metrics_file), metrics.registry)
+        write_to_textfile(str(settings.metrics.file), metrics.registry)
     except OSError as error:
-        raise ConfigError(f"metrics_file: {settings.metrics_file}: {error.strerror}") from None
+        raise ConfigError(f"metrics.file: {settings.metrics.file}: {error.strerror}") from None
 
 
 @contextmanager
 def _answering(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
-    if settings.metrics_port is None:
+    if settings.metrics.port is None:
         yield
         return
     try:
         server, thread = start_http_server(
-            settings.metrics_port, addr=settings.metrics_host, registry=metrics.registry
+            settings.metrics.port, addr=settings.metrics.host, registry=metrics.registry
         )
     except OSError as error:
-        raise ConfigError(f"metrics_port: {settings.metrics_port}: {error.strerror}") from None
+        raise ConfigError(f"metrics.port: {settings.metrics.port}: {error.strerror}") from None
     try:
         yield
     finally:

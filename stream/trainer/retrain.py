@@ -53,7 +53,7 @@ def retrain(
 
 def together(job: Job) -> Outcome:
     """This process's part. Those that follow end by SystemExit 0, whatever became of the run."""
-    device = parallel.own_device(job.settings.device)
+    device = parallel.own_device(job.settings.model.device)
     with parallel.processes(device, PATIENCE) as (rank, size):
         if rank > 0:
             _follow(job, rank, size, device)

@@ -48,7 +48,7 @@ class FirstVersion:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._registry = Registry(settings.models_dir, base=settings.model_name)
+        self._registry = Registry(settings.models_dir, base=settings.model.name)
 
     def serves(self) -> bool:
         """Whether there is a model; until then nothing is embedded or found."""
@@ -65,12 +65,15 @@ class FirstVersion:
         settings, admin = self._settings, Admin(self._settings)
         topic = settings.topic("records")
         ends = admin.ends(topic, admin.partition_counts().get(topic, 0))
-        count, least = sum(end - start for start, end in ends.values()), settings.retrain_first
+        count, least = (
+            sum(end - start for start, end in ends.values()),
+            settings.refresh.retrain_first,
+        )
         if count >= least:
             return None
         return (
             f"the first model waits for labelled records: {topic} has {count}, and the first "
-            f"training begins with {least} (BRAID_RETRAIN_FIRST)"
+            f"training begins with {least} (BRAID_REFRESH__RETRAIN_FIRST)"
         )
 
 
@@ -178,7 +181,7 @@ class Trigger:
             reason: kept in the run's file.
             name: of the interval; those of another name are not counted.
             least_s: seconds between two, among all processes that share the Redis (without one,
-                the home folder); None takes `retrain_min_interval_s`.
+                the home folder); None takes `drift.retrain_min_interval_s`.
         """
         with self._asking:
             return self._ask(reason, name, least_s)
@@ -189,13 +192,15 @@ class Trigger:
             return f"not started ({reason}): this process's trainer runs yet"
         if (other := holder(settings)) is not None:
             return f"not started ({reason}): another trainer runs: {described(other)}"
-        seconds = settings.retrain_min_interval_s if least_s is None else least_s
+        seconds = settings.drift.retrain_min_interval_s if least_s is None else least_s
         try:
             if seconds > 0 and not first_in(settings, name, seconds):
                 return f"not started ({reason}): one was started within the last {seconds:g} s"
         except LockError as error:
             return f"not started ({reason}): {error}"
-        self._child = trainer(settings, [*settings.retrain_options, "--reason", reason]).start()
+        self._child = trainer(
+            settings, [*settings.refresh.retrain_options, "--reason", reason]
+        ).start()
         return f"started ({reason}), process {self._child.pid}, {self._child.log}"
 
     def stop(self) -> None:
@@ -206,13 +211,13 @@ class Trigger:
 
 def trainer(settings: Settings, options: Sequence[str]) -> Child:
     """A trainer with these settings, not yet started; its log is home/logs/retrain.log."""
-    environment = settings.environment() | {"BRAID_METRICS_PORT": "0"}  # ours is taken: by us
+    environment = settings.environment() | {"BRAID_METRICS__PORT": "0"}  # ours is taken: by us
     log_file = settings.home / "logs" / "retrain.log"
     return Child("retrain", command(options), log=log_file, env=environment)
 
 
 def add_schedule(app: faust.App, settings: Settings, trigger: Trigger | None = None) -> None:
-    """Give the Faust app the crontab of `retrain_cron`, if there is one.
+    """Give the Faust app the crontab of `refresh.retrain_cron`, if there is one.
 
     Every worker's crontab fires, and the first to ask for the minute starts the trainer: Faust's
     own leader is whoever holds a partition of a topic of its own, which is off here, and which
@@ -221,15 +226,17 @@ def add_schedule(app: faust.App, settings: Settings, trigger: Trigger | None = N
     Raises:
         ConfigError: it is not a crontab.
     """
-    if settings.retrain_cron is None:
+    if settings.refresh.retrain_cron is None:
         return
     from mode import Service
     from mode.utils.cron import secs_for_next
 
     try:
-        secs_for_next(settings.retrain_cron, UTC)
+        secs_for_next(settings.refresh.retrain_cron, UTC)
     except (ValueError, KeyError) as error:
-        raise ConfigError(f"retrain_cron: {settings.retrain_cron!r}: {error}") from None
+        raise ConfigError(
+            f"refresh.retrain_cron: {settings.refresh.retrain_cron!r}: {error}"
+        ) from None
     started = trigger or Trigger(settings)
 
     class Trainers(Service):
@@ -238,7 +245,7 @@ def add_schedule(app: faust.App, settings: Settings, trigger: Trigger | None = N
 
     app.service(Trainers)
 
-    @app.crontab(settings.retrain_cron, timezone=UTC)
+    @app.crontab(settings.refresh.retrain_cron, timezone=UTC)
     async def retrain() -> None:
         log.info("retraining %s", started("crontab", name="cron", least_s=CRON_S))
 

@@ -56,15 +56,15 @@ def create_app(settings: Settings) -> faust.App:
     datadir.mkdir(parents=True, exist_ok=True)
     app = WorkerApp(
         f"{settings.prefix}braid-app",
-        broker=f"aiokafka://{settings.kafka_bootstrap}",
+        broker=f"aiokafka://{settings.kafka.bootstrap}",
         web_enabled=False,  # Faust's own server listens on every address
         topic_disable_leader=True,
-        topic_partitions=settings.partitions,
-        topic_replication_factor=settings.replication,
+        topic_partitions=settings.kafka.partitions,
+        topic_replication_factor=settings.kafka.replication,
         datadir=str(datadir),
         consumer_auto_offset_reset="earliest",
-        broker_session_timeout=settings.session_timeout_s,
-        broker_heartbeat_interval=settings.session_timeout_s / 5,
+        broker_session_timeout=settings.kafka.session_timeout_s,
+        broker_heartbeat_interval=settings.kafka.session_timeout_s / 5,
     )
     metrics, trigger = metrics_.WorkerMetrics(), Trigger(settings)
     add_schedule(app, settings, trigger)
@@ -96,7 +96,7 @@ class EmbedService(Service):
     def __init__(self, settings: Settings, metrics: metrics_.WorkerMetrics, **options: Any) -> None:
         super().__init__(**options)
         self.settings = settings
-        self.registry = Registry(settings.models_dir, base=settings.model_name)
+        self.registry = Registry(settings.models_dir, base=settings.model.name)
         self.metrics = metrics
         self.host: Host | None = None
         self._join: JoinThread | None = None
@@ -115,14 +115,14 @@ class EmbedService(Service):
         """
         assert self._ended is not None
         settings = self.settings
-        if settings.metrics_port is not None:
-            metrics_.serve(self.metrics, settings.metrics_host, settings.metrics_port, self._health)
+        if settings.metrics.port is not None:
+            metrics_.serve(self.metrics, settings.metrics.host, settings.metrics.port, self._health)
         partitions = await until_reachable_async(settings, _ensure)
         await until_reachable_async(settings, lambda brief: check_partitions(brief, partitions))
         self._slot = claim_slot(settings)
         self._join = JoinThread(settings, slot=self._slot.name, metrics=self.metrics.join).start()
         generation, model = await self._first()
-        self._showcase = RedisShowcase(settings.redis_url, media_bytes=settings.media_bytes)
+        self._showcase = RedisShowcase(settings.redis.url, media_bytes=settings.media.bytes)
         self._heartbeat = Heartbeat(settings, self._slot.name, self.metrics)
         host = Host(
             settings,
@@ -135,7 +135,7 @@ class EmbedService(Service):
         self._watchdog = Watchdog(
             settings, lambda: [watched_worker(*each) for each in host.watched()]
         ).start()
-        known = settings.model is None
+        known = settings.model.spec is None
         await asyncio.to_thread(host.start, generation, model, serves=True, known=known)
         self.host = host
         self._serves.set()
@@ -156,7 +156,7 @@ class EmbedService(Service):
     @Service.task
     async def _refresh(self) -> None:
         await self._serves.wait()
-        if self.settings.model is None:
+        if self.settings.model.spec is None:
             await follow_news(self.settings, self._look)
 
     @Service.task
@@ -179,7 +179,7 @@ class EmbedService(Service):
 
     async def _first(self) -> tuple[str, Model]:
         """The serving generation and its model."""
-        source = self.settings.model
+        source = self.settings.model.spec
         generation = self.settings.generation
         if source is None:
             self._without_model = await asyncio.to_thread(self.registry.champion) is None
@@ -187,7 +187,7 @@ class EmbedService(Service):
             self._without_model = False
             source = str(self.registry.path(champion.name))
             generation = champion.generation
-        return generation, await asyncio.to_thread(load, source, device=self.settings.device)
+        return generation, await asyncio.to_thread(load, source, device=self.settings.model.device)
 
     async def _look(self) -> None:
         """Follow the registry: load new versions, check them, and switch between two batches."""

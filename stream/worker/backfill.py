@@ -338,7 +338,7 @@ def backfill_for(
         raise RegistryError(str(error)) from error
     if adapter is None:
         raise RegistryError(f"{entry.model} has no adapter that maps stored vectors")
-    old = settings.model_copy(update={"generation": entry.source})
+    old = settings.replace(generation=entry.source)
     origin = Origin(
         topic=old.topic("vectors"),
         before=str(manifest.compatibility["adapter"]["from"]),

@@ -22,8 +22,8 @@ class Burst:
     """The outcomes of the last records that were decoded. Used by one thread."""
 
     def __init__(self, settings: Settings) -> None:
-        self._share = settings.poison_share
-        self._window = settings.poison_window
+        self._share = settings.worker.poison_share
+        self._window = settings.worker.poison_window
         self._outcomes: deque[bool] = deque()
         self._failed = 0
         self._reasons: deque[str] = deque(maxlen=SHOWN)
@@ -48,8 +48,8 @@ class Burst:
                 f"{self._failed} of the last {self._window} records could not be prepared or "
                 f"encoded, the limit is a share of {self._share:g}: the model, the device, a link "
                 "server or a producer is likely at fault. Nothing more is committed; mend it, or "
-                "let them all become dead letters by BRAID_POISON_SHARE=1. The last reasons: "
-                + "; ".join(self._reasons)
+                "let them all become dead letters by BRAID_WORKER__POISON_SHARE=1. The last "
+                "reasons: " + "; ".join(self._reasons)
             )
 
     def holds(self, now: float, *, at_rest: bool) -> bool:

@@ -87,16 +87,16 @@ class EncodeQueue:
         clock: Callable[[], float],
     ) -> None:
         budget = Budget(
-            records=settings.batch_records,
-            tokens=settings.batch_tokens,
-            pixels=settings.batch_pixels,
-            seconds=settings.batch_seconds,
+            records=settings.batch.records,
+            tokens=settings.batch.tokens,
+            pixels=settings.batch.pixels,
+            seconds=settings.batch.seconds,
         )
-        self._timeout_s = settings.encode_timeout_s
+        self._timeout_s = settings.worker.encode_timeout_s
         self._metrics = metrics
         self._failpoint = failpoint
         self._clock = clock
-        self._batcher = MicroBatcher[Item](budget, max_wait=settings.batch_wait_s)
+        self._batcher = MicroBatcher[Item](budget, max_wait=settings.batch.wait_s)
         self._bisection = Bisection(budget, clock=clock)
         self._device = DeviceThread()
         self._running: deque[Batch] = deque()
@@ -228,7 +228,7 @@ class EncodeQueue:
         if batch.began is not None and time.monotonic() - batch.began > self._timeout_s:
             dump_and_exit(
                 f"a batch of {len(batch.piece.items)} records has been on the device for more than "
-                f"{self._timeout_s:g} s (BRAID_ENCODE_TIMEOUT_S), model {batch.model.name}"
+                f"{self._timeout_s:g} s (BRAID_WORKER__ENCODE_TIMEOUT_S), model {batch.model.name}"
             )
 
     def _log(self, batch: Batch, error: Exception) -> None:

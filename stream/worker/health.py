@@ -23,7 +23,7 @@ def watched_worker(settings: Settings, worker: Worker) -> Watched:
         progress=worker.progress,
         readable=lambda: uncommitted(settings, worker.owned),
         # Without membership a rebalance may still wait for another member.
-        bound_s=settings.progress_timeout_s * (1 if worker.is_member else NOT_A_MEMBER),
+        bound_s=settings.worker.progress_timeout_s * (1 if worker.is_member else NOT_A_MEMBER),
     )
 
 
@@ -37,7 +37,7 @@ def uncommitted(settings: Settings, owned: list[int]) -> bool:
         StreamError, KafkaException: no answer from the broker.
     """
     topic = settings.topic("records")
-    admin = Admin(settings.model_copy(update={"broker_timeout_s": ATTEMPT_S}))
+    admin = Admin(settings.replace(kafka={"broker_timeout_s": ATTEMPT_S}))
     partitions = admin.partition_counts().get(topic, 0)
     committed = admin.committed(settings.group, topic, partitions)
     starts = {n: committed.get(n, OFFSET_BEGINNING) for n in owned or range(partitions)}
@@ -57,7 +57,7 @@ def health(
     """
     if worker is None:
         return False, {"status": "starting", "generation": serving}
-    progress, bound_s = worker.progress, settings.progress_timeout_s
+    progress, bound_s = worker.progress, settings.worker.progress_timeout_s
     status = "ok"
     if progress.ended:
         status = "stopping"
@@ -74,6 +74,6 @@ def health(
         "partitions": worker.owned,
         "lag": progress.lag,
         "progress_age_s": round(progress.age_s, 1),
-        "broker": settings.kafka_bootstrap,
+        "broker": settings.kafka.bootstrap,
     }
     return status == "ok", dict(facts)

@@ -30,7 +30,9 @@ class Preparation:
         self._clock = clock
         self._items: deque[Item] = deque()
         self._head_since = 0.0
-        self._threads = ThreadPoolExecutor(settings.prepare_threads, thread_name_prefix="prepare")
+        self._threads = ThreadPoolExecutor(
+            settings.worker.prepare_threads, thread_name_prefix="prepare"
+        )
 
     def add(self, items: Sequence[Item], model: Model, shadow: CanaryShadow | None) -> None:
         """Prepare the decoded records among `items`."""

@@ -40,9 +40,11 @@ class Transactions:
         rewind: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.publisher = Publisher(make_sink, bound_s=settings.publish_timeout_s, clock=clock)
+        self.publisher = Publisher(
+            make_sink, bound_s=settings.worker.publish_timeout_s, clock=clock
+        )
         self.recovery = Recovery(
-            self.publisher, rewind, address=settings.kafka_bootstrap, clock=clock
+            self.publisher, rewind, address=settings.kafka.bootstrap, clock=clock
         )
         self._open: tuple[Runs, Call] | None = None
 

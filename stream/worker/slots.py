@@ -38,8 +38,8 @@ def claim_slot(settings: Settings) -> Slot:
     Raises:
         ConfigError: MAX_SLOTS workers share this home.
     """
-    if settings.slot is not None:
-        return Slot(settings.slot, None)
+    if settings.worker.slot is not None:
+        return Slot(settings.worker.slot, None)
     folder: Path = settings.home / "slots"
     folder.mkdir(parents=True, exist_ok=True)
     host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:60]

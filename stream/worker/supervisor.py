@@ -90,7 +90,7 @@ class Host:
     def watched(self) -> list[tuple[Settings, Worker]]:
         """The workers with their settings, for the watchdog."""
         return [
-            (self._settings.model_copy(update={"generation": name}), hosted.worker)
+            (self._settings.replace(generation=name), hosted.worker)
             for name, hosted in list(self._hosted.items())
             if hosted.error is None
         ]
@@ -113,7 +113,7 @@ class Host:
             serves: it is the serving generation.
             known: ownership follows the registry; else this worker publishes every prediction.
         """
-        settings = self._settings.model_copy(update={"generation": generation})
+        settings = self._settings.replace(generation=generation)
         if serves:
             until_reachable(settings, ensure)
             self._serving = generation
@@ -134,7 +134,7 @@ class Host:
             showcase=self._showcase if serves else None,
             ownership=ownership,
             backfill=backfill_for(settings, self._registry, entry) if known else None,
-            throttle=Throttle(settings.backfill_duty_cycle, lambda: self._busy(generation)),
+            throttle=Throttle(settings.refresh.backfill_duty_cycle, lambda: self._busy(generation)),
         )
         hosted = self._hosted[generation] = Hosted(worker)
         hosted.thread = threading.Thread(target=self._run, args=[generation, hosted], daemon=True)
@@ -240,7 +240,7 @@ class Host:
             self.live.set_shadow(self._shadow)
 
     def _loaded(self, name: str) -> Model:
-        model = load(self._registry.path(name), device=self._settings.device)
+        model = load(self._registry.path(name), device=self._settings.model.device)
         model.check()
         return model
 

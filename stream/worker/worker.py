@@ -94,7 +94,7 @@ class Worker:
         self._ownership, self._throttle, self._backfill = ownership, throttle, backfill
         self._clock, self._wall = clock, wall
         self._topics = OutputTopics(settings)
-        self._tallies = Tallies(self._topics, window_s=settings.drift_window_s)
+        self._tallies = Tallies(self._topics, window_s=settings.drift.window_s)
         self._failpoint = Failpoints.from_environment()
         self._unknown: Counter[str] = Counter()
         self._ledger = OffsetLedger[list[Output]]()
@@ -209,8 +209,8 @@ class Worker:
             self.progress.note_lag(sum(lags.values()) + len(self._ledger))
         if not self._transactions.recovery.step():
             return self._rest(now)
-        room = self._settings.inflight_records - len(self._ledger)
-        if room <= 0 or self._ledger.nbytes >= self._settings.inflight_bytes:
+        room = self._settings.worker.inflight_records - len(self._ledger)
+        if room <= 0 or self._ledger.nbytes >= self._settings.worker.inflight_bytes:
             self._wait_for_room()
             if now - self._last_poll > CALLBACKS_EVERY_S:
                 self._last_poll = now

@@ -49,14 +49,16 @@ class Cluster:
         self.broker.start()
         self.redis.start()
         self.settings = Settings(
-            kafka_bootstrap=self.broker.bootstrap,
-            redis_url=self.redis.url,
+            kafka={
+                "bootstrap": self.broker.bootstrap,
+                "partitions": PARTITIONS,
+                "session_timeout_s": 3.0,
+                "transaction_timeout_s": 5.0,
+            },
+            redis={"url": self.redis.url},
             home=self.folder,
-            partitions=PARTITIONS,
-            session_timeout_s=3.0,
-            transaction_timeout_s=5.0,
-            http_port=free_port(),
-            snapshot_every_s=2.0,
+            http={"port": free_port()},
+            index={"snapshot_every_s": 2.0},
         )
         ensure(self.settings)
         for name in WORKERS:
@@ -106,7 +108,7 @@ class Cluster:
 
         Behind the committed offset may be marks of transactions alone: then the end is there.
         """
-        settings = self.settings.model_copy(update={"broker_timeout_s": 3.0})
+        settings = self.settings.replace(kafka={"broker_timeout_s": 3.0})
         admin = Admin(settings)
         groups = {"records": self.settings.group, "parts": f"{self.settings.prefix}braid-join"}
         found: dict[str, tuple[int, int]] = {}
@@ -153,7 +155,7 @@ class Cluster:
             return client.ready()
 
     def client(self) -> Client:
-        return Client(f"http://127.0.0.1:{self.settings.http_port}")
+        return Client(f"http://127.0.0.1:{self.settings.http.port}")
 
     def read(self, topic: str) -> list[Message]:
         """All committed messages of one of braid's topics."""
@@ -165,7 +167,7 @@ class Cluster:
 
     def _start(self, name: str, *command: str) -> None:
         proxy = self.proxies[name] = KafkaProxy(self.broker.bootstrap)
-        settings = self.settings.model_copy(update={"kafka_bootstrap": proxy.address})
+        settings = self.settings.replace(kafka={"bootstrap": proxy.address})
         self.children[name] = Child(
             name,
             [sys.executable, *command, "--model", MODEL],

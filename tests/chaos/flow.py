@@ -108,7 +108,7 @@ class Flow:
     def _run(self) -> None:
         producer = Producer(
             {
-                "bootstrap.servers": self._settings.kafka_bootstrap,
+                "bootstrap.servers": self._settings.kafka.bootstrap,
                 "enable.idempotence": True,
                 "partitioner": PARTITIONER,
                 "delivery.timeout.ms": int(SENT_WITHIN_S * 1000),

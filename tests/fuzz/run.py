@@ -137,7 +137,11 @@ def fuzz(plan: Plan, bootstrap: str, redis_url: str, home: Path, keep: Path) -> 
         version=1,
         seed=0,
     )
-    settings = {"redis_url": redis_url, "link_timeout_s": 1.0, "poison_share": 1.0}
+    settings = {
+        "redis": {"url": redis_url},
+        "links": {"timeout_s": 1.0},
+        "worker": {"poison_share": 1.0},
+    }
     with Deployment(bootstrap, home, **settings) as deployment:
         worker = deployment.worker("worker", model=str(model))
         index = deployment.index(model=str(model))
@@ -204,7 +208,7 @@ class Run:
         """Everything to `records`; decoding is measured on the way."""
         producer = RawProducer(
             {
-                "bootstrap.servers": self._deployment.settings.kafka_bootstrap,
+                "bootstrap.servers": self._deployment.settings.kafka.bootstrap,
                 "message.max.bytes": 20 * MIB,
                 "partitioner": "murmur2_random",
                 "linger.ms": 20,
@@ -248,7 +252,7 @@ class Run:
 
     def ask(self, deployment: Deployment) -> None:
         """Hostile requests to the index node, eight at a time."""
-        host, port = "127.0.0.1", deployment.settings.http_port
+        host, port = "127.0.0.1", deployment.settings.http.port
         asked = list(requests(self._plan.seed, self._plan.requests))
         with ThreadPoolExecutor(8) as pool:
             outcomes = pool.map(lambda request: send(request, host, port), asked)

@@ -36,18 +36,22 @@ class Deployment:
 
     def __init__(self, bootstrap: str, home: Path, **overrides: Any) -> None:
         self.settings = Settings(
-            kafka_bootstrap=bootstrap,
-            home=home,
-            **{
-                "prefix": f"t{uuid.uuid4().hex[:8]}-",
-                "partitions": 4,
-                "session_timeout_s": max(2.0, _least_session_s(bootstrap)),
-                "transaction_timeout_s": 5.0,
-                "http_port": free_port(),
-                "snapshot_every_s": 1.0,
-                "model_poll_s": 0.5,
-                **overrides,
-            },
+            **merged(
+                {
+                    "home": home,
+                    "prefix": f"t{uuid.uuid4().hex[:8]}-",
+                    "kafka": {
+                        "bootstrap": bootstrap,
+                        "partitions": 4,
+                        "session_timeout_s": max(2.0, _least_session_s(bootstrap)),
+                        "transaction_timeout_s": 5.0,
+                    },
+                    "http": {"port": free_port()},
+                    "index": {"snapshot_every_s": 1.0},
+                    "model": {"poll_s": 0.5},
+                },
+                overrides,
+            )
         )
         ensure(self.settings)
         self._children: list[Child] = []
@@ -90,7 +94,7 @@ class Deployment:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.settings.http_port}"
+        return f"http://127.0.0.1:{self.settings.http.port}"
 
     def produce(
         self,
@@ -149,7 +153,7 @@ class Deployment:
             )
 
         wait_for(f"transactions on {name} have ended", ended, timeout=30)
-        ends = admin.ends(name, self.settings.partitions)  # the last stable offsets
+        ends = admin.ends(name, self.settings.kafka.partitions)  # the last stable offsets
         stop_at = {number: end for number, (_, end) in ends.items()}
         return list(replay(self.settings, name, stop_at=stop_at))
 
@@ -161,16 +165,24 @@ class Deployment:
 
     def ends(self, topic: str) -> dict[int, int]:
         """Partition -> end offset of one of braid's topics."""
-        ends = Admin(self.settings).ends(self.settings.topic(topic), self.settings.partitions)
+        ends = Admin(self.settings).ends(self.settings.topic(topic), self.settings.kafka.partitions)
         return {number: end for number, (_, end) in ends.items()}
 
     def lag(self, settings: Settings | None = None) -> int:
         """Offsets of `records` that the group (of other settings) has not committed yet."""
         admin, topic = Admin(self.settings), self.settings.topic("records")
-        ends = admin.ends(topic, self.settings.partitions)
+        ends = admin.ends(topic, self.settings.kafka.partitions)
         group = (settings or self.settings).group
-        committed = admin.committed(group, topic, self.settings.partitions)
+        committed = admin.committed(group, topic, self.settings.kafka.partitions)
         return sum(end - max(first, committed.get(n, first)) for n, (first, end) in ends.items())
+
+
+def merged(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others over them; groups are dicts."""
+    return settings | {
+        name: settings.get(name, {}) | value if isinstance(value, dict) else value
+        for name, value in overrides.items()
+    }
 
 
 def wait_for(what: str, ready: Callable[[], bool], *, timeout: float, every: float = 0.1) -> None:

@@ -27,7 +27,7 @@ class Topics:
 
     def __post_init__(self) -> None:
         self.settings = self.deployment.settings
-        self.producer = Producer({"bootstrap.servers": self.settings.kafka_bootstrap})
+        self.producer = Producer({"bootstrap.servers": self.settings.kafka.bootstrap})
 
     def put(
         self,
@@ -76,7 +76,7 @@ class Topics:
     def commit(self) -> None:
         """The worker has processed all that is on `records`."""
         group = Consumer(
-            {"bootstrap.servers": self.settings.kafka_bootstrap, "group.id": self.settings.group}
+            {"bootstrap.servers": self.settings.kafka.bootstrap, "group.id": self.settings.group}
         )
         topic = self.settings.topic("records")
         group.commit(

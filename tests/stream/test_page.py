@@ -36,7 +36,7 @@ def as_record(number: int) -> dict[str, Any]:
 
 @pytest.fixture
 def site(kafka: str, valkey: str, tmp_path: Path) -> Iterator[Deployment]:
-    with Deployment(kafka, tmp_path, redis_url=valkey, partitions=1) as deployed:
+    with Deployment(kafka, tmp_path, redis={"url": valkey}, kafka={"partitions": 1}) as deployed:
         yield deployed
 
 

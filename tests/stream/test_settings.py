@@ -15,27 +15,31 @@ from braid.stream.settings import Settings, load
 @pytest.fixture(autouse=True)
 def _nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("KAFKA_BOOTSTRAP", "REDIS_URL", "BRAID_PARTITIONS", "BRAID_CONFIG"):
+    for name in ("KAFKA_BOOTSTRAP", "REDIS_URL", "BRAID_KAFKA__PARTITIONS", "BRAID_CONFIG"):
         monkeypatch.delenv(name, raising=False)
 
 
 def test_flags_win_over_the_environment_and_that_over_the_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "braid.toml").write_text('partitions = 3\nbatch_wait_s = 0.2\nprefix = "file-"\n')
-    assert load().partitions == 3
-    monkeypatch.setenv("BRAID_PARTITIONS", "5")
+    (tmp_path / "braid.toml").write_text(
+        'prefix = "file-"\n[kafka]\npartitions = 3\n[batch]\nwait_s = 0.2\n'
+    )
+    assert load().kafka.partitions == 3
+    monkeypatch.setenv("BRAID_KAFKA__PARTITIONS", "5")
     monkeypatch.setenv("KAFKA_BOOTSTRAP", "kafka:9092")
-    settings = load(prefix="flag-", redis_url=None)
-    assert (settings.partitions, settings.batch_wait_s) == (5, 0.2)
+    settings = load(prefix="flag-", redis={"url": None})
+    assert (settings.kafka.partitions, settings.batch.wait_s) == (5, 0.2)
     assert settings.topic("records") == "flag-records"
     assert settings.topic("vectors") == "flag-vectors.g0001"
     assert settings.group == "flag-braid-embed-g0001"
-    assert settings.kafka_bootstrap == "kafka:9092"
+    assert settings.kafka.bootstrap == "kafka:9092"
 
 
 def test_another_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Settings(kafka_bootstrap="k:1", link_hosts=["a.org"], home=Path("x"), partitions=3)
+    first = Settings(
+        kafka={"bootstrap": "k:1", "partitions": 3}, links={"hosts": ["a.org"]}, home=Path("x")
+    )
     for name, value in first.environment().items():
         monkeypatch.setenv(name, value)
     assert load() == first
@@ -44,10 +48,10 @@ def test_another_process_gets_the_same_settings(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"partitions": 0}, "partitions: .*greater than or equal to 1.*got 0"),
+        ({"kafka": {"partitions": 0}}, r"kafka\.partitions: .*greater than or equal to 1.*got 0"),
         ({"generation": "second"}, "generation: .*got 'second'"),
-        ({"slot": "a b"}, "slot"),
-        ({"batch_wait_s": "soon"}, "batch_wait_s"),
+        ({"worker": {"slot": "a b"}}, r"worker\.slot"),
+        ({"batch": {"wait_s": "soon"}}, r"batch\.wait_s"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_limit_and_value(
@@ -60,8 +64,8 @@ def test_a_wrong_setting_is_named_with_its_limit_and_value(
 def test_a_file_that_is_wrong_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "braid.toml").write_text("partitons = 3\n")
-    with pytest.raises(ConfigError, match="unknown settings partitons"):
+    (tmp_path / "braid.toml").write_text("[kafka]\npartitons = 3\n")
+    with pytest.raises(ConfigError, match=r"kafka\.partitons"):
         load()
     (tmp_path / "braid.toml").write_text("partitions = [\n")
     with pytest.raises(ConfigError):
@@ -74,8 +78,8 @@ def test_a_file_that_is_wrong_stops_the_start(
 def test_a_list_in_the_environment_that_does_not_parse_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("BRAID_LINK_HOSTS", "a.org,b.org")
-    with pytest.raises(ConfigError, match="link_hosts"):
+    monkeypatch.setenv("BRAID_LINKS__HOSTS", "a.org,b.org")
+    with pytest.raises(ConfigError, match=r"links\.hosts"):
         load()
 
 
@@ -86,9 +90,9 @@ def test_keys_come_from_the_environment_and_from_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert load().keys() is None
-    monkeypatch.setenv("BRAID_API_KEYS", json.dumps([KEY]))
+    monkeypatch.setenv("BRAID_HTTP__API_KEYS", json.dumps([KEY]))
     (tmp_path / "keys").write_text(f"# for the page\n{KEY}-2\n")
-    settings = load(api_keys_file=tmp_path / "keys")
+    settings = load(http={"api_keys_file": tmp_path / "keys"})
     keys = settings.keys()
     assert keys is not None
     assert len(keys) == 2
@@ -97,15 +101,15 @@ def test_keys_come_from_the_environment_and_from_a_file(
     assert keys.match(f"{KEY}-3".encode()) is None
     assert settings.client_key() == KEY
     assert settings.client_key(own=False) is None  # another's service is not shown ours
-    other = load(api_key="sent-to-the-service-0")
+    other = load(http={"api_key": "sent-to-the-service-0"})
     assert other.client_key() == other.client_key(own=False) == "sent-to-the-service-0"
-    assert load(api_keys=["sha256:" + "0" * 64]).client_key() is None
+    assert load(http={"api_keys": ["sha256:" + "0" * 64]}).client_key() is None
 
 
 def test_another_process_gets_the_keys_and_nothing_shows_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = Settings(api_keys=[KEY], api_key=KEY)
+    first = Settings(http={"api_keys": [KEY], "api_key": KEY})
     for name, value in first.environment().items():
         monkeypatch.setenv(name, value)
     assert load() == first
@@ -117,15 +121,15 @@ def test_another_process_gets_the_keys_and_nothing_shows_them(
 @pytest.mark.parametrize(
     ("flags", "content", "words"),
     [
-        ({"api_keys": ["too-short"]}, None, "api_keys: key 1: has 9 characters"),
-        ({"api_keys": [KEY, "sha256:zz"]}, None, "api_keys: key 2: .*hexadecimal"),
-        ({"api_keys_file": "keys"}, None, "api_keys_file: keys: No such file"),
-        ({"api_keys_file": "keys"}, b"\n# nobody\n", "api_keys: no key"),
-        ({"api_keys_file": "keys"}, b"\xff\xfe", "api_keys_file: keys: not a text file"),
-        ({"api_keys": 7}, None, "api_keys: .*list"),
-        ({"api_keys": [7_000_000_000_000_007]}, None, "api_keys.0: "),
-        ({"http_rate_per_s": 0}, None, "http_rate_per_s: .*got 0"),
-        ({"http_searches": 0}, None, "http_searches: .*got 0"),
+        ({"api_keys": ["too-short"]}, None, r"http\.api_keys: key 1: has 9 characters"),
+        ({"api_keys": [KEY, "sha256:zz"]}, None, r"http\.api_keys: key 2: .*hexadecimal"),
+        ({"api_keys_file": "keys"}, None, r"http\.api_keys_file: keys: No such file"),
+        ({"api_keys_file": "keys"}, b"\n# nobody\n", r"http\.api_keys: no key"),
+        ({"api_keys_file": "keys"}, b"\xff\xfe", r"http\.api_keys_file: keys: not a text file"),
+        ({"api_keys": 7}, None, r"http\.api_keys: .*list"),
+        ({"api_keys": [7_000_000_000_000_007]}, None, r"http\.api_keys\.0: "),
+        ({"rate_per_s": 0}, None, r"http\.rate_per_s: .*got 0"),
+        ({"searches": 0}, None, r"http\.searches: .*got 0"),
     ],
 )
 def test_keys_and_rates_that_are_wrong_stop_the_start_and_are_not_shown(
@@ -134,14 +138,14 @@ def test_keys_and_rates_that_are_wrong_stop_the_start_and_are_not_shown(
     if content is not None:
         Path("keys").write_bytes(content)
     with pytest.raises(ConfigError, match=words) as caught:
-        load(**flags).keys()
+        load(http=flags).keys()
     for secret in ("too-short", "sha256:zz", "7000000000000007"):
         assert secret not in str(caught.value)
 
 
 def test_the_limits_of_the_service() -> None:
     limits = load(
-        http_rate_per_s=2.5, http_burst=7, http_queue_size=3, http_body_bytes=4096
+        http={"rate_per_s": 2.5, "burst": 7, "queue_size": 3, "body_bytes": 4096}
     ).limits()
     assert (limits.rate_per_s, limits.burst) == (2.5, 7)
     assert (limits.queue_size, limits.body_bytes) == (3, 4096)
@@ -150,7 +154,7 @@ def test_the_limits_of_the_service() -> None:
 
 def test_the_settings_that_the_readme_shows_are_taken() -> None:
     readme = Path(__file__).parents[2] / "README.md"
-    (shown,) = re.findall(r"^```toml\n(api_keys.*?)^```", readme.read_text(), re.S | re.M)
+    (shown,) = re.findall(r"^```toml\n(\[http\].*?)^```", readme.read_text(), re.S | re.M)
     Path("braid.toml").write_text(shown)
     Path("keys.txt").write_text(KEY)
     settings = load()

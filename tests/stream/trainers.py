@@ -93,7 +93,10 @@ def run(
 ) -> Outcome:
     """One training on the made records, in this process."""
     settings = Settings(
-        home=home, redis_url=redis_url, gates=GATES, compatibility=SPACES, device="cpu"
+        home=home,
+        redis={"url": redis_url},
+        refresh={"gates": GATES, "compatibility": SPACES},
+        model={"device": "cpu"},
     )
     asked = Options(**{"preset": "tiny", **options})
     return retrain(settings, asked, progress=progress, read=read, tell=tell)

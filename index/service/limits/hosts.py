@@ -78,11 +78,11 @@ class TrustedHosts:
         host = headers.get(b"host", b"").decode("latin-1")
         origin = headers.get(b"origin")
         if not self._hosts.accepts(host):
-            reason = f"{host[:SHOWN]!r} is not a name of this node; http_hosts adds names"
+            reason = f"{host[:SHOWN]!r} is not a name of this node; http.hosts adds names"
             answer = self._refusal(421, "host", reason)
         elif origin is not None and not self._hosts.accepts_origin(origin.decode("latin-1"), host):
             shown = origin.decode("latin-1")[:SHOWN]
-            reason = f"{shown!r} is not this node's own page; http_hosts adds names"
+            reason = f"{shown!r} is not this node's own page; http.hosts adds names"
             answer = self._refusal(403, "origin", reason)
         else:
             await self._app(scope, receive, send)

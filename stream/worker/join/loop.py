@@ -82,7 +82,7 @@ class JoinLoop:
                 group=group,
                 topics=[settings.topic(name) for name in ("parts-seen", "records", "dead-letters")],
             ),
-            bound_s=settings.publish_timeout_s,
+            bound_s=settings.worker.publish_timeout_s,
         )
         self._source = RecordSource(
             settings,
@@ -224,7 +224,7 @@ class JoinLoop:
 
         The poll that serves the assignment may already return messages, which are not taken.
         """
-        deadline = time.monotonic() + self._settings.broker_timeout_s
+        deadline = time.monotonic() + self._settings.kafka.broker_timeout_s
         while True:
             try:
                 self._source.rewind()
@@ -247,7 +247,7 @@ class JoinLoop:
 
     def _end_of(self, consumer: Consumer, partition: int) -> int:
         part = TopicPartition(self._changelog, partition)
-        deadline = time.monotonic() + self._settings.broker_timeout_s
+        deadline = time.monotonic() + self._settings.kafka.broker_timeout_s
         while True:  # a topic just made has no leader for a moment
             try:
                 marks = consumer.get_watermark_offsets(part, timeout=ATTEMPT_S)
@@ -268,7 +268,9 @@ class JoinLoop:
         left = {number: end for number, end in ends.items() if end > 0}
         reader = lone_consumer(self._settings)
         reader.assign([TopicPartition(self._changelog, n, OFFSET_BEGINNING) for n in left])
-        patience_s = self._settings.transaction_timeout_s + self._settings.broker_timeout_s
+        patience_s = (
+            self._settings.kafka.transaction_timeout_s + self._settings.kafka.broker_timeout_s
+        )
         last = served = time.monotonic()
         try:
             while left:

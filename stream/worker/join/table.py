@@ -5,10 +5,10 @@ always the id's new state (or a null) to the changelog `parts-seen`, so that the
 back after a restart. The caller publishes them and the consumed offsets in one transaction.
 
     a part             merged; the record is sent if nothing it expects is missing
-    join_quiet_s       without a part, or join_late_s after the first one: an incomplete record is
-                       released: sent with what it has, or to the dead letters (join_incomplete)
-    join_late_s        after the last part the id is forgotten; until then a late part is merged
-    join_bytes         beyond them the ids without a part for the longest time are released early
+    join.quiet_s       without a part, or join.late_s after the first one: an incomplete record is
+                       released: sent with what it has, or to the dead letters (join.incomplete)
+    join.late_s        after the last part the id is forgotten; until then a late part is merged
+    join.bytes         beyond them the ids without a part for the longest time are released early
     a null on parts    forgets the id, or the fields sent before a deletion on `records`
 """
 
@@ -59,10 +59,10 @@ class JoinTable:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._quiet_ms = int(settings.join_quiet_s * 1000)
-        self._late_ms = int(settings.join_late_s * 1000)
-        self._limit = settings.join_bytes
-        self._send_incomplete = settings.join_incomplete == "send"
+        self._quiet_ms = int(settings.join.quiet_s * 1000)
+        self._late_ms = int(settings.join.late_s * 1000)
+        self._limit = settings.join.bytes
+        self._send_incomplete = settings.join.incomplete == "send"
         self._topics = OutputTopics(settings)
         self._records = settings.topic("records")
         self._parts = settings.topic("parts")
@@ -135,20 +135,20 @@ class JoinTable:
         for slot, kept in list(self._waiting.items()):
             at = read_to_ms.get(slot[0], 0)
             if kept.last_ms + self._quiet_ms <= at:
-                yield self._release(slot, now_ms, "quiet", "join_quiet_s", self._quiet_ms)
+                yield self._release(slot, now_ms, "quiet", "join.quiet_s", self._quiet_ms)
             elif kept.first_ms + self._late_ms <= at:
-                yield self._release(slot, now_ms, "late", "join_late_s", self._late_ms)
+                yield self._release(slot, now_ms, "late", "join.late_s", self._late_ms)
         for slot, kept in list(self._released.items()):
             if kept.last_ms + self._late_ms <= read_to_ms.get(slot[0], 0):
                 yield self._drop(slot)
 
     def trim(self, now_ms: int) -> Iterator[list[Output]]:
-        """Down to join_bytes: released ids are forgotten first, then others are released."""
+        """Down to join.bytes: released ids are forgotten first, then others are released."""
         while self.nbytes > self._limit and len(self):
             slot = next(iter(self._released or self._waiting))
             outputs: list[Output] = []
             if slot in self._waiting:
-                outputs += self._release(slot, now_ms, "full", "join_bytes", None)
+                outputs += self._release(slot, now_ms, "full", "join.bytes", None)
             yield outputs + self._drop(slot)
 
     def _forget(self, message: Message, now_ms: int) -> list[Output]:

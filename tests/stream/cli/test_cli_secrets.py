@@ -21,7 +21,7 @@ SECRET = "s3cret"
 def run(*command: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "braid", "--home", str(home), *command],
-        env={**os.environ, "BRAID_BROKER_TIMEOUT_S": "1", **env},
+        env={**os.environ, "BRAID_KAFKA__BROKER_TIMEOUT_S": "1", **env},
         capture_output=True,
         text=True,
         timeout=240,
@@ -41,9 +41,9 @@ def test_the_doctor_shows_no_password(tmp_path: Path) -> None:
 
 def test_settings_and_their_errors_show_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"redis://user:{SECRET}@host/0"
-    assert SECRET not in repr(Settings(redis_url=url, milvus_uri=f"http://u:{SECRET}@m"))
+    assert SECRET not in repr(Settings(redis={"url": url}, milvus={"uri": f"http://u:{SECRET}@m"}))
     with pytest.raises(ConfigError) as caught:
-        load(partitions=url)
+        load(kafka={"partitions": url})
     assert SECRET not in str(caught.value)
     assert "***@host" in str(caught.value)
 
@@ -60,6 +60,6 @@ def test_a_second_index_node_on_one_home_ends_and_names_the_first(tmp_path: Path
 
 @pytest.mark.slow
 def test_a_name_that_is_no_host_ends_the_node_at_start(tmp_path: Path) -> None:
-    ended = run("index", "--model", "null:16", home=tmp_path, BRAID_HTTP_HOSTS='["http://a"]')
+    ended = run("index", "--model", "null:16", home=tmp_path, BRAID_HTTP__HOSTS='["http://a"]')
     assert ended.returncode == os.EX_CONFIG
-    assert "http_hosts: must be a name without scheme and port" in ended.stderr
+    assert "http.hosts: must be a name without scheme and port" in ended.stderr

@@ -42,11 +42,11 @@ class Up:
             log=folder / "up.log",
             env={
                 "BRAID_HOME": str(self.home),
-                "BRAID_HTTP_PORT": str(self.http_port),
-                "BRAID_PARTITIONS": str(PARTITIONS),
-                "BRAID_MODEL": "null:16",
-                "BRAID_SNAPSHOT_EVERY_S": "1",
-                "BRAID_SESSION_TIMEOUT_S": "6",  # the broker's least
+                "BRAID_HTTP__PORT": str(self.http_port),
+                "BRAID_KAFKA__PARTITIONS": str(PARTITIONS),
+                "BRAID_MODEL__SPEC": "null:16",
+                "BRAID_INDEX__SNAPSHOT_EVERY_S": "1",
+                "BRAID_KAFKA__SESSION_TIMEOUT_S": "6",  # the broker's least
             },
         )
         self.client = Client(f"http://127.0.0.1:{self.http_port}")
@@ -67,10 +67,9 @@ class Up:
         redis_url = re.findall(r"^REDIS_URL=(.+)$", self.output, re.M)[-1]
         return Settings(
             home=self.home,
-            kafka_bootstrap=bootstrap,
-            redis_url=redis_url,
-            partitions=PARTITIONS,
-            http_port=self.http_port,
+            kafka={"bootstrap": bootstrap, "partitions": PARTITIONS},
+            redis={"url": redis_url},
+            http={"port": self.http_port},
         )
 
     def pids(self) -> dict[str, int]:
@@ -161,7 +160,7 @@ def test_a_kill_of_everything_loses_nothing_and_repeats_nothing(up: Up) -> None:
 
 def test_what_ends_is_started_again_and_a_stop_keeps_everything(up: Up) -> None:
     up.start()
-    address = up.settings.kafka_bootstrap
+    address = up.settings.kafka.bootstrap
     assert set(up.pids()) == {"kafka", "valkey", "embed", "index"}
     up.produce(0, 50)
     up.wait_for_records(50)
@@ -185,7 +184,7 @@ def test_what_ends_is_started_again_and_a_stop_keeps_everything(up: Up) -> None:
     assert "stopping" in up.output
     assert [pid for pid in last.values() if Path(f"/proc/{pid}").exists()] == []
     up.start()
-    assert up.settings.kafka_bootstrap == address
+    assert up.settings.kafka.bootstrap == address
     up.wait_for_records(250)
     wait_for("all are predicted", lambda: len(up.predictions()) == 250, timeout=READY_S)
     assert up.predictions() == Counter(f"r{number}" for number in range(250))
@@ -206,7 +205,7 @@ def test_a_second_one_on_the_same_home_is_refused(up: Up, tmp_path: Path) -> Non
 
 
 def test_a_setting_that_cannot_work_ends_it_with_its_reason(tmp_path: Path, up: Up) -> None:
-    up.child._env["BRAID_MODEL"] = str(tmp_path / "nothing")
+    up.child._env["BRAID_MODEL__SPEC"] = str(tmp_path / "nothing")
     up.child.start()
     assert up.child.wait(120) == os.EX_CONFIG
     assert "braid: model: no folder at" in up.output

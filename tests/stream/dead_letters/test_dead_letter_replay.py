@@ -53,7 +53,7 @@ def test_what_cannot_be_read_yet_is_waited_for(topics: Topics) -> None:
     """Somebody else's transaction in the partition is still open when the replay has committed."""
     letter = topics.bury("a")
     other = Producer(
-        {"bootstrap.servers": topics.settings.kafka_bootstrap, "transactional.id": "other"}
+        {"bootstrap.servers": topics.settings.kafka.bootstrap, "transactional.id": "other"}
     )
     other.init_transactions(30)
     other.begin_transaction()
@@ -144,7 +144,7 @@ def test_what_fails_again_is_told(topics: Topics) -> None:
             topics.put("dead-letters", b"bad", b"bad", list(output.headers))
             group = Consumer(
                 {
-                    "bootstrap.servers": topics.settings.kafka_bootstrap,
+                    "bootstrap.servers": topics.settings.kafka.bootstrap,
                     "group.id": topics.settings.group,
                 }
             )

@@ -67,7 +67,7 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
     broken = braid(deployment, "retrain", "--preset", "tiny", "--seed", "6", "--json")
     assert same["space"] == first["space"]
     assert other["space"] != first["space"]
-    deployment.worker("one", model=None, BRAID_ROLLBACK_WINDOW_S="3600")
+    deployment.worker("one", model=None, BRAID_REFRESH__ROLLBACK_WINDOW_S="3600")
     deployment.index(model=None)
     spaces = {its["name"]: its["space"] for its in (first, same, other)}
     sent: list[str] = [f"c{number}" for number in range(60)]
@@ -108,7 +108,7 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
         assert "damaged" in said
 
         strict = ["--window", same["name"], "--seed", "7", "--promote", "--json"]
-        rejected = braid(deployment, "retrain", *strict, BRAID_GATES=json.dumps(STRICT))
+        rejected = braid(deployment, "retrain", *strict, BRAID_REFRESH__GATES=json.dumps(STRICT))
         assert rejected["champion"] is False
         assert "embed ms a record" in rejected["failed"]
         assert client.status()["model"] == other["name"]
@@ -142,7 +142,7 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
         ("g0001", {first["name"], same["name"]}),
         ("g0002", {other["name"]}),
     ):
-        settings = deployment.settings.model_copy(update={"generation": generation})
+        settings = deployment.settings.replace(generation=generation)
         its = deployment.read_of(settings, "vectors")
         vectors = [decode_map(message.value or b"") for message in its]
         assert {vector["id"] for vector in vectors} == set(sent)

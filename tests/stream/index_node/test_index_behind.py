@@ -16,8 +16,8 @@ def test_a_node_that_hears_nothing_is_not_ready_until_it_has_caught_up(
     deployment: Deployment,
 ) -> None:
     deployment.worker("one")
-    with KafkaProxy(deployment.settings.kafka_bootstrap) as proxy, Client(deployment.url) as client:
-        env = {"KAFKA_BOOTSTRAP": proxy.address, "BRAID_READY_LAG_S": "1"}
+    with KafkaProxy(deployment.settings.kafka.bootstrap) as proxy, Client(deployment.url) as client:
+        env = {"KAFKA_BOOTSTRAP": proxy.address, "BRAID_INDEX__READY_LAG_S": "1"}
         deployment.child("index", ["-m", "braid", "index", "--model", MODEL], env)
         deployment.produce([{"id": "before", "text": "before"}])
         wait_for("it is ready", client.ready, timeout=60)

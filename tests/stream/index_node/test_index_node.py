@@ -49,7 +49,7 @@ def test_a_node_without_a_model_lives_and_says_what_it_waits_for(
 ) -> None:
     process = deployment.index(model=None)
     with httpx.Client(base_url=deployment.url) as http, Client(deployment.url) as client:
-        wait_for("it answers", lambda: port_answers(deployment.settings.http_port), timeout=60)
+        wait_for("it answers", lambda: port_answers(deployment.settings.http.port), timeout=60)
         why = "there is no model yet: braid retrain makes the first"
         assert http.get("/healthz").json() == {"ok": True}
         ready = http.get("/readyz")
@@ -113,13 +113,13 @@ def test_writes_are_read_deletions_stay_and_a_restart_goes_on_from_the_snapshot(
 
 def test_topics_that_do_not_fit_stop_the_start(deployment: Deployment) -> None:
     settings = deployment.settings
-    assert ensure(settings.model_copy(update={"partitions": 9})) == 4  # fixed when they are made
+    assert ensure(settings.replace(kafka={"partitions": 9})) == 4  # fixed when they are made
     announce(settings, "topics", {"partitions": 7})
     index = deployment.index()
     assert index.wait(60) == os.EX_CONFIG
     assert "7 are recorded" in index.tail()
     Admin(settings).delete([settings.topic("predictions")])
-    other = settings.model_copy(update={"partitions": 2})
+    other = settings.replace(kafka={"partitions": 2})
 
     def remade() -> bool:
         try:
@@ -138,7 +138,7 @@ def test_what_is_no_vector_of_this_space_is_counted_and_never_searched(
     """Only our workers write to `vectors`; whatever else turns up there must do no harm."""
     deployment.index()
     topic = deployment.settings.topic("vectors")
-    producer = RawProducer({"bootstrap.servers": deployment.settings.kafka_bootstrap})
+    producer = RawProducer({"bootstrap.servers": deployment.settings.kafka.bootstrap})
     space = NullModel(16).space
     for id_, its_space, dim in (
         ("good", space, 16),
@@ -181,7 +181,7 @@ def test_a_topic_that_was_made_anew_is_read_from_its_beginning(deployment: Deplo
     """Its offsets look right by chance; only the topic's identity tells."""
     settings = deployment.settings
     topic = settings.topic("vectors")
-    producer = RawProducer({"bootstrap.servers": settings.kafka_bootstrap})
+    producer = RawProducer({"bootstrap.servers": settings.kafka.bootstrap})
     for number in range(3):
         producer.produce(topic, key=b"old", partition=0, value=_vector("old", number))
     assert producer.flush(30) == 0
@@ -210,8 +210,8 @@ def test_a_snapshot_older_than_delete_markers_is_not_used(deployment: Deployment
     """The deletion that came while the node was down may be gone: it reads from the beginning."""
     settings = deployment.settings
     topic = settings.topic("vectors")
-    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap})
-    producer = RawProducer({"bootstrap.servers": settings.kafka_bootstrap})
+    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap})
+    producer = RawProducer({"bootstrap.servers": settings.kafka.bootstrap})
     producer.produce(topic, key=b"kept", partition=0, value=_vector("kept", 0))
     assert producer.flush(30) == 0
     index = deployment.index()

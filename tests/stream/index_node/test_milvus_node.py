@@ -26,7 +26,7 @@ def test_a_node_that_is_killed_reads_on_from_the_offsets_in_milvus(
     need_lite()
     uri = str(tmp_path / "milvus.db")
     sent = {f"r{number}": f"text {number}" for number in range(150)}
-    with Deployment(kafka, tmp_path, store="milvus", milvus_uri=uri) as deployment:
+    with Deployment(kafka, tmp_path, index={"store": "milvus"}, milvus={"uri": uri}) as deployment:
         deployment.worker("one")
         index = deployment.index()
         deployment.produce([{"id": id_, "text": text} for id_, text in sent.items()])
@@ -69,9 +69,9 @@ def test_a_node_that_is_killed_reads_on_from_the_offsets_in_milvus(
 
 
 def test_milvus_without_an_address_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="milvus_uri"):
-        MilvusBackedStore(Settings(home=tmp_path, store="milvus"), NullModel(16))
+    with pytest.raises(ConfigError, match=r"milvus\.uri"):
+        MilvusBackedStore(Settings(home=tmp_path, index={"store": "milvus"}), NullModel(16))
 
 
 def test_the_token_is_not_shown(tmp_path: Path) -> None:
-    assert "secret" not in repr(Settings(home=tmp_path, milvus_token="someone:secret"))
+    assert "secret" not in repr(Settings(home=tmp_path, milvus={"token": "someone:secret"}))

@@ -31,7 +31,7 @@ def test_a_gpu_that_works_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """In an empty store, one from a snapshot, and one that begins anew."""
     gpu = Gpu(NumpyKernel)
     monkeypatch.setattr(stores, "open_gpu", lambda: gpu)
-    settings = Settings(home=tmp_path, faiss_gpu=True)
+    settings = Settings(home=tmp_path, index={"faiss_gpu": True})
     first = kept(settings)
     assert device(first) == "gpu"
     first.store.apply([], positions={0: 1}, progress={})
@@ -43,12 +43,12 @@ def test_a_gpu_that_works_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     again.renew()
     assert device(again) == "gpu"
     again.stop()
-    assert device(kept(Settings(home=tmp_path / "other", faiss_gpu=False))) == "cpu"
+    assert device(kept(Settings(home=tmp_path / "other", index={"faiss_gpu": False}))) == "cpu"
     gpu.close()
 
 
 @pytest.mark.skipif(gpu_found(), reason="there is a GPU here")
 def test_a_gpu_that_must_be_there_and_is_not_ends_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="faiss_gpu: is true, and no GPU here can search"):
-        kept(Settings(home=tmp_path, faiss_gpu=True))
+    with pytest.raises(ConfigError, match=r"index\.faiss_gpu: is true, and no GPU here can search"):
+        kept(Settings(home=tmp_path, index={"faiss_gpu": True}))
     assert device(kept(Settings(home=tmp_path))) == "cpu"

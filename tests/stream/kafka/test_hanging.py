@@ -42,7 +42,7 @@ LEAVES_OPEN = """
 
     settings = Settings()
     lease = Consumer(
-        {"bootstrap.servers": settings.kafka_bootstrap, "group.id": settings.group}
+        {"bootstrap.servers": settings.kafka.bootstrap, "group.id": settings.group}
     ).consumer_group_metadata()
     outputs = [
         Output(topic=settings.topic(topic), partition=partition, key=b"k", value=b"aborted")
@@ -125,7 +125,7 @@ def begun(kafka: str, topics: Topics) -> Iterator[Begin]:
 
 @pytest.mark.kafka
 def test_what_follows_tells_whether_it_was_repeated(kafka: str, begun: Begin) -> None:
-    own = Settings(kafka_bootstrap=kafka)
+    own = Settings(kafka={"bootstrap": kafka})
     mine = [Covered(ID, partition, 10, 20) for partition in range(2)]
     topic = begun(*mine)
     assert sorted(hanging.find(own, ID, [topic]), key=place) == [
@@ -145,7 +145,7 @@ def test_an_open_end_that_takes_long_to_read_is_left(
 ) -> None:
     topic = begun(Covered("slot-1", 0, 10, 20))
     monkeypatch.setattr(hanging, "READ_S", 0.0)
-    assert hanging.find(Settings(kafka_bootstrap=kafka), ID, [topic]) == []
+    assert hanging.find(Settings(kafka={"bootstrap": kafka}), ID, [topic]) == []
     assert f"not read to their end within 0 s: [('{topic}', 0)]" in caplog.text
 
 
@@ -156,10 +156,12 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
     often = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "100"}
     with KafkaBroker(tmp_path / "kafka", properties=often) as broker:
         own = Settings(
-            kafka_bootstrap=broker.start(),
+            kafka={
+                "bootstrap": broker.start(),
+                "partitions": 2,
+                "transaction_timeout_s": TIMEOUT_S,
+            },
             home=tmp_path,
-            partitions=2,
-            transaction_timeout_s=TIMEOUT_S,
         )
         ensure(own)
         for attempt in range(ATTEMPTS):
@@ -193,7 +195,7 @@ def answers(settings: Settings) -> bool:
 def shown(settings: Settings, topic: str) -> set[bytes | None]:
     admin = Admin(settings)
     wait_for("markers", lambda: not admin.open_ends([settings.topic(topic)]), timeout=30)
-    ends = admin.ends(settings.topic(topic), settings.partitions)
+    ends = admin.ends(settings.topic(topic), settings.kafka.partitions)
     stop_at = {number: end for number, (_, end) in ends.items()}
     return {its.value for its in replay(settings, settings.topic(topic), stop_at=stop_at)}
 
@@ -204,7 +206,7 @@ def shown(settings: Settings, topic: str) -> set[bytes | None]:
 def test_control_the_next_commit_shows_what_was_aborted(settings: Settings) -> None:
     """What braid's sink prevents; where this fails, Kafka was mended, and `hanging` may go."""
     producer = Producer(
-        {"bootstrap.servers": settings.kafka_bootstrap, "transactional.id": ID, "log_level": 0}
+        {"bootstrap.servers": settings.kafka.bootstrap, "transactional.id": ID, "log_level": 0}
     )
     producer.init_transactions(30)
     producer.begin_transaction()
@@ -220,7 +222,7 @@ def test_control_the_next_commit_shows_what_was_aborted(settings: Settings) -> N
 def test_a_sink_aborts_what_hangs_before_its_first_transaction(settings: Settings) -> None:
     reader = Consumer(
         {
-            "bootstrap.servers": settings.kafka_bootstrap,
+            "bootstrap.servers": settings.kafka.bootstrap,
             "group.id": settings.group,
             "isolation.level": "read_committed",
         }

@@ -83,7 +83,7 @@ def visible(
 
     def attempts(partition: int) -> list[bytes]:
         late, committed = LateEnd(kafka, lost=lost), []
-        own = settings.model_copy(update={"kafka_bootstrap": late.proxy.address})
+        own = settings.replace(kafka={"bootstrap": late.proxy.address})
         sink = kind(own, transactional_id=f"{topic}-{partition}", source=topic, topics=[topic])
 
         def output(value: bytes) -> Output:
@@ -119,7 +119,7 @@ def visible(
 
 @pytest.fixture
 def settings(kafka: str, tmp_path: Path) -> Settings:
-    return Settings(kafka_bootstrap=kafka, home=tmp_path, partitions=AT_ONCE)
+    return Settings(kafka={"bootstrap": kafka, "partitions": AT_ONCE}, home=tmp_path)
 
 
 @pytest.mark.parametrize("lost", [True, False], ids=["late", "repeated"])

@@ -29,7 +29,9 @@ def test_a_command_that_fails_is_told_with_its_log(fleet: Fleet) -> None:
 
 def test_a_command_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     """Without a broker the index node waits; nothing of it is left."""
-    fleet = Fleet(load(home=tmp_path, kafka_bootstrap="127.0.0.1:9", model="null:16"), tmp_path)
+    fleet = Fleet(
+        load(home=tmp_path, kafka={"bootstrap": "127.0.0.1:9"}, model={"spec": "null:16"}), tmp_path
+    )
     with pytest.raises(ChildError, match=r"braid index took over 0\.3 s"):
         fleet.run("index", timeout=0.3)
 
@@ -53,10 +55,10 @@ def test_waiting_counts_on(fleet: Fleet) -> None:
 
 
 def test_given_services_are_used(tmp_path: Path) -> None:
-    given = load(kafka_bootstrap="127.0.0.1:1", redis_url="redis://127.0.0.1:2")
+    given = load(kafka={"bootstrap": "127.0.0.1:1"}, redis={"url": "redis://127.0.0.1:2"})
     with services(given, tmp_path) as settings:
-        assert settings.kafka_bootstrap == "127.0.0.1:1"
-        assert settings.redis_url == "redis://127.0.0.1:2"
+        assert settings.kafka.bootstrap == "127.0.0.1:1"
+        assert settings.redis.url == "redis://127.0.0.1:2"
 
 
 @pytest.mark.slow
@@ -65,7 +67,7 @@ def test_missing_services_are_started(tmp_path: Path, monkeypatch: pytest.Monkey
         if name.startswith("BRAID_") or name in ("KAFKA_BOOTSTRAP", "REDIS_URL"):
             monkeypatch.delenv(name)
     with services(load(), tmp_path) as settings:
-        assert settings.redis_url is not None
+        assert settings.redis.url is not None
         environment = settings.environment()
-        assert environment["KAFKA_BOOTSTRAP"] == settings.kafka_bootstrap
+        assert environment["KAFKA_BOOTSTRAP"] == settings.kafka.bootstrap
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kafka", "lock", "valkey"]

@@ -86,7 +86,7 @@ def _closed() -> Iterator[None]:
 
 
 def links_to(tmp_path: Path, port: int = 80, **settings: Any) -> Links:
-    links = Links(Settings(home=tmp_path, **{"link_hosts": [f"127.0.0.1:{port}"], **settings}))
+    links = Links(Settings(home=tmp_path, links={"hosts": [f"127.0.0.1:{port}"], **settings}))
     _OPEN.append(links)
     return links
 
@@ -132,13 +132,13 @@ def refused(links: Links, uri: str) -> BadRecord:
     ],
 )
 def test_a_link_that_is_none_is_a_bad_record(tmp_path: Path, uri: str) -> None:
-    refused(links_to(tmp_path, link_roots=[tmp_path], link_timeout_s=1), uri)
+    refused(links_to(tmp_path, roots=[tmp_path], timeout_s=1), uri)
 
 
 def test_a_loop_of_symbolic_links_is_a_bad_record(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    refused(links_to(tmp_path, link_roots=[tmp_path]), (tmp_path / "a").as_uri())
+    refused(links_to(tmp_path, roots=[tmp_path]), (tmp_path / "a").as_uri())
 
 
 def test_only_regular_files_below_a_root_are_read(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_only_regular_files_below_a_root_are_read(tmp_path: Path) -> None:
     os.mkfifo(root / "fifo")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(root / "socket"))
-    links = links_to(tmp_path, link_roots=[root])
+    links = links_to(tmp_path, roots=[root])
     assert links.fetch("image.uri", (root / "in").as_uri()) == b"content"
     assert "below" in refused(links, (root / "out").as_uri()).reason
     assert "below" in refused(links, outside.as_uri()).reason
@@ -168,7 +168,7 @@ def test_a_file_over_the_limit_is_not_read_whole(
     (tmp_path / "right").write_bytes(b"x" * 1000)
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(10**12)
-    links = links_to(tmp_path, link_roots=[tmp_path])
+    links = links_to(tmp_path, roots=[tmp_path])
     assert len(links.fetch("image.uri", (tmp_path / "right").as_uri())) == 1000
     assert "limit of 1000" in refused(links, (tmp_path / "sparse").as_uri()).reason
 
@@ -179,23 +179,23 @@ def test_a_host_is_allowed_at_its_schemes_port_and_host_and_port_at_that_one(
     with serving(whole(b"content")) as (port, requests):
         uri = f"http://127.0.0.1:{port}/a?b=c"
         assert links_to(tmp_path, port).fetch("image.uri", uri) == b"content"
-        host_only = links_to(tmp_path, link_hosts=["127.0.0.1"])
-        assert f"127.0.0.1:{port} is not in BRAID_LINK_HOSTS" in refused(host_only, uri).reason
-        assert "BRAID_LINK_HOSTS" in refused(links_to(tmp_path, port + 1), uri).reason
-        assert "BRAID_LINK_HOSTS" in refused(links_to(tmp_path, link_hosts=[]), uri).reason
+        host_only = links_to(tmp_path, hosts=["127.0.0.1"])
+        assert f"127.0.0.1:{port} is not in BRAID_LINKS__HOSTS" in refused(host_only, uri).reason
+        assert "BRAID_LINKS__HOSTS" in refused(links_to(tmp_path, port + 1), uri).reason
+        assert "BRAID_LINKS__HOSTS" in refused(links_to(tmp_path, hosts=[]), uri).reason
     (request,) = requests
     assert request.startswith(b"GET /a?b=c HTTP/1.1\r\n")
     assert b"\r\naccept-encoding: identity\r\n" in request.lower()
     assert b"host: 127.0.0.1" in request.lower()
     # the port is the scheme's own: allowed, though nothing may listen there
-    reason = refused(links_to(tmp_path, link_hosts=["127.0.0.1"]), "http://127.0.0.1/").reason
-    assert "BRAID_LINK_HOSTS" not in reason
+    reason = refused(links_to(tmp_path, hosts=["127.0.0.1"]), "http://127.0.0.1/").reason
+    assert "BRAID_LINKS__HOSTS" not in reason
 
 
 @pytest.mark.parametrize("entry", ["", "host:abc", "http://host", "host/path", "u@host"])
 def test_an_entry_that_is_no_host_stops_the_start(tmp_path: Path, entry: str) -> None:
-    with pytest.raises(ConfigError, match="link_hosts"):
-        links_to(tmp_path, link_hosts=[entry])
+    with pytest.raises(ConfigError, match=r"links\.hosts"):
+        links_to(tmp_path, hosts=[entry])
 
 
 def test_an_encoding_that_was_not_asked_for_is_refused(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_dripping_server_holds_a_thread_no_longer_than_the_timeout(
 ) -> None:
     done: list[BadRecord] = []
     with serving(dripping(head, drop)) as (port, _):
-        links = links_to(tmp_path, port, link_timeout_s=0.5)
+        links = links_to(tmp_path, port, timeout_s=0.5)
         uri = f"http://127.0.0.1:{port}/"
         thread = threading.Thread(target=lambda: done.append(refused(links, uri)), daemon=True)
         thread.start()

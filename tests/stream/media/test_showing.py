@@ -180,7 +180,7 @@ def test_a_budget_of_nothing_makes_nothing(valkey: str) -> None:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     home = tmp_path_factory.mktemp("rebuild")
-    with services(Settings(home=home, partitions=2), home / "services") as own:
+    with services(Settings(home=home, kafka={"partitions": 2}), home / "services") as own:
         ensure(own)
         yield own
 
@@ -206,7 +206,7 @@ def rebuilt(rebuilder: Rebuilder, *places: tuple[str, int, int]) -> list[Rebuilt
 def test_a_record_is_read_back_at_its_place(settings: Settings, tmp_path: Path) -> None:
     linked = tmp_path / "linked.png"
     linked.write_bytes(picture("blue"))
-    settings = settings.model_copy(update={"link_roots": [tmp_path]})
+    settings = settings.replace(links={"roots": [tmp_path]})
     both = send(settings, id="both", text="x", image=picture("red"), audio=tone("red"))
     link = send(settings, id="link", image=linked.as_uri(), labels={"colour": "blue"})
     away = send(settings, id="away", image=(tmp_path / "nothing.png").as_uri(), text="y")
@@ -243,7 +243,9 @@ def test_what_is_gone_or_another_is_absent(settings: Settings) -> None:
 
 
 def test_a_broker_that_is_away_is_not_waited_for(tmp_path: Path) -> None:
-    rebuilder = Rebuilder(Settings(home=tmp_path, kafka_bootstrap="127.0.0.1:1"), timeout_s=0.3)
+    rebuilder = Rebuilder(
+        Settings(home=tmp_path, kafka={"bootstrap": "127.0.0.1:1"}), timeout_s=0.3
+    )
     try:
         found = rebuilt(rebuilder, *[(f"r{n}", 0, n) for n in range(100)])
         assert found == [None] * 100  # most of them at once: only so many may wait
@@ -257,7 +259,7 @@ def test_a_place_without_a_message_gives_none_of_the_next(deployment: Deployment
     settings = deployment.settings
     producer = RawProducer(
         {
-            "bootstrap.servers": settings.kafka_bootstrap,
+            "bootstrap.servers": settings.kafka.bootstrap,
             "transactional.id": settings.prefix,
             "log_level": 0,
         }

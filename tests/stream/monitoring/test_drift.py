@@ -125,7 +125,7 @@ def test_the_reference_outlives_windows_and_a_model_of_another_width_begins_anew
 
 
 def test_the_first_window_of_enough_records_is_the_reference(tmp_path: Path) -> None:
-    judge = Judge(Settings(home=tmp_path, model="null:16"), Limits(least=50))
+    judge = Judge(Settings(home=tmp_path, model={"spec": "null:16"}), Limits(least=50))
     few = judge(VERSION, Window(start=0.0, tally=tallies(49)), None)
     assert (few["became_reference"], few["drifted"]) == (False, False)
     assert "50 are needed" in few["note"]
@@ -173,21 +173,21 @@ def test_metrics_show_the_last_window_of_a_few_versions(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_limit_is_named(drift: dict[str, Any], words: str) -> None:
-    assert limits_of(Settings(drift={"labels": 0.5})) == Limits(labels=0.5)
+    assert limits_of(Settings(drift={"limits": {"labels": 0.5}})) == Limits(labels=0.5)
     with pytest.raises(ConfigError, match=words):
-        limits_of(Settings(drift=drift))
+        limits_of(Settings(drift={"limits": drift}))
 
 
 def test_the_readmes_settings_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = Path(__file__).parents[3] / "README.md"
-    (shown,) = re.findall(r"^```toml\n(drift.*?)^```", readme.read_text(), re.S | re.M)
+    (shown,) = re.findall(r"^```toml\n(\[drift.*?)^```", readme.read_text(), re.S | re.M)
     monkeypatch.chdir(tmp_path)
     Path("braid.toml").write_text(shown)
     settings = load()
     assert limits_of(settings) == Limits(labels=0.4, least=1000)
-    assert settings.drift_retrain
+    assert settings.drift.retrain
     told = load(home=tmp_path).environment()
-    assert json.loads(told["BRAID_DRIFT"]) == {"labels": 0.4, "least": 1000}
+    assert json.loads(told["BRAID_DRIFT__LIMITS"]) == {"labels": 0.4, "least": 1000}
 
 
 # ---- the worker's half
@@ -253,12 +253,10 @@ def test_drift_is_seen_everywhere_and_starts_a_trainer(
     with Deployment(
         kafka,
         tmp_path,
-        redis_url=valkey,
-        drift={"least": 40},
-        drift_window_s=1,
-        drift_retrain=True,
-        retrain_options=["--preset", "tiny"],
-        metrics_port=port,
+        redis={"url": valkey},
+        drift={"limits": {"least": 40}, "window_s": 1, "retrain": True},
+        refresh={"retrain_options": ["--preset", "tiny"]},
+        metrics={"port": port},
     ) as deployed:
         settings = deployed.settings
 
@@ -296,7 +294,7 @@ def committed(deployed: Deployment) -> int:
     """How far Faust has read `statistics`: marks of transactions are gaps in its offsets."""
     settings = deployed.settings
     found = Admin(settings).committed(
-        f"{settings.prefix}braid-app", settings.topic("statistics"), settings.partitions
+        f"{settings.prefix}braid-app", settings.topic("statistics"), settings.kafka.partitions
     )
     return max(found.values(), default=0)
 
@@ -306,7 +304,7 @@ def committed(deployed: Deployment) -> int:
 def test_a_killed_worker_goes_on_with_its_open_window(kafka: str, tmp_path: Path) -> None:
     now = time.time()
     size = next(size for size in range(80, 200) if now % size < size / 4)  # no edge is near
-    with Deployment(kafka, tmp_path, drift_window_s=size) as deployed:
+    with Deployment(kafka, tmp_path, drift={"window_s": size}) as deployed:
         prefix = deployed.settings.prefix
         changelog = f"{prefix}braid-app-{prefix}drift-windows-changelog"
 

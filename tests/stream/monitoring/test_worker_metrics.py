@@ -56,7 +56,7 @@ def test_nothing_is_said_of_a_generation_that_is_fed_no_longer() -> None:
 
 @pytest.mark.redis
 def test_the_heartbeat_is_of_the_generation_that_serves(valkey: str, tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path, redis_url=valkey, prefix=f"{tmp_path.name}-")
+    settings = Settings(home=tmp_path, redis={"url": valkey}, prefix=f"{tmp_path.name}-")
     metrics = two()
     heart = Heartbeat(settings, "one", metrics)
     heart.beat("g0001", [0, 1], {"g0002": "its worker fails"})
@@ -67,8 +67,8 @@ def test_the_heartbeat_is_of_the_generation_that_serves(valkey: str, tmp_path: P
     (told,) = (workers(settings) or {}).values()
     assert (told["generation"], told["model"], told["records"]) == ("g0002", "new", 200)
     assert (told["records_per_s"], told["partitions"]) == (0.0, [0])
-    serving = settings.model_copy(update={"generation": "g0002"})  # `braid status` after the flip
+    serving = settings.replace(generation="g0002")  # `braid status` after the flip
     assert list(workers(serving) or {}) == ["one"]
-    assert workers(settings.model_copy(update={"prefix": "other-"})) == {}
+    assert workers(settings.replace(prefix="other-")) == {}
     heart.close()
     assert workers(settings) == {}

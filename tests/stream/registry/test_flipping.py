@@ -112,10 +112,10 @@ def test_status_tells_of_the_generation_that_serves(
         return found["generation"], found["vectors_topic"], sum(found["lag"].values())
 
     def embedded(generation: str) -> None:
-        its = settings.model_copy(update={"generation": generation})
+        its = settings.replace(generation=generation)
         topic = settings.topic("records")
-        ends = Admin(settings).ends(topic, settings.partitions)
-        group = Consumer({"bootstrap.servers": its.kafka_bootstrap, "group.id": its.group})
+        ends = Admin(settings).ends(topic, settings.kafka.partitions)
+        group = Consumer({"bootstrap.servers": its.kafka.bootstrap, "group.id": its.group})
         group.commit(
             offsets=[TopicPartition(topic, n, end) for n, (_, end) in ends.items()],
             asynchronous=False,
@@ -263,7 +263,7 @@ def test_a_flip_that_was_killed_is_finished_by_whoever_looks_next(
         gpu=None,
         wall=lambda: 1000.0,
     )
-    manager.partitions = settings.partitions
+    manager.partitions = settings.kafka.partitions
     asyncio.run(manager.look())
     assert manager.generations.names == ["g0001", "g0002"]
     manager.stop()
@@ -272,7 +272,7 @@ def test_a_flip_that_was_killed_is_finished_by_whoever_looks_next(
     states = {
         its.generation: (its.state, its.model, its.until_ms) for its in generation_records.all()
     }
-    until_ms = int(1e6 + 1000 * settings.rollback_window_s)
+    until_ms = int(1e6 + 1000 * settings.refresh.rollback_window_s)
     assert states == {"g0001": ("grace", FIRST, until_ms), "g0002": ("serving", OTHER, None)}
     reconcile(settings, registry, now_ms=0)  # nothing is left to do
     assert {its.until_ms for its in generation_records.all()} == {until_ms, None}
@@ -302,8 +302,8 @@ def test_a_rollback_from_a_flip_that_was_killed_leaves_nothing_being_built(
 
 def commit(deployment: Deployment, generation: str, offsets: dict[int, int]) -> None:
     """As the generation's group does when it has published what comes before these offsets."""
-    settings = deployment.settings.model_copy(update={"generation": generation})
-    its = {"bootstrap.servers": settings.kafka_bootstrap, "group.id": settings.group}
+    settings = deployment.settings.replace(generation=generation)
+    its = {"bootstrap.servers": settings.kafka.bootstrap, "group.id": settings.group}
     consumer = Consumer(its)
     topic = settings.topic("records")
     positions = [TopicPartition(topic, number, at) for number, at in offsets.items()]

@@ -22,10 +22,10 @@ def settings_with(url: str, home: Path) -> Settings:
     """No broker listens here: only the notice can bring news before the poll."""
     return Settings(
         home=home,
-        redis_url=url,
+        redis={"url": url},
         prefix=f"{home.name}-",
-        model_poll_s=FOR_EVER_S,
-        kafka_bootstrap=f"127.0.0.1:{free_port()}",
+        model={"poll_s": FOR_EVER_S},
+        kafka={"bootstrap": f"127.0.0.1:{free_port()}"},
     )
 
 
@@ -34,7 +34,7 @@ def test_a_notice_alone_makes_a_process_look(valkey: str, tmp_path: Path) -> Non
 
 
 async def _heard(settings: Settings) -> None:
-    assert settings.redis_url is not None
+    assert settings.redis.url is not None
     looks = asyncio.Queue[None]()
 
     async def look() -> None:
@@ -43,7 +43,7 @@ async def _heard(settings: Settings) -> None:
     following = asyncio.create_task(follow_news(settings, look))
     try:
         await asyncio.wait_for(looks.get(), 30)
-        with redis.Redis.from_url(settings.redis_url) as client:
+        with redis.Redis.from_url(settings.redis.url) as client:
             for _ in range(200):  # it listens
                 if client.pubsub_numsub(channel(settings))[0][1] == 1:
                     break
@@ -59,7 +59,7 @@ async def _heard(settings: Settings) -> None:
 
 def test_one_prefix_does_not_hear_another(valkey: str, tmp_path: Path) -> None:
     ours = settings_with(valkey, tmp_path)
-    theirs = ours.model_copy(update={"prefix": "another-"})
+    theirs = ours.replace(prefix="another-")
     with redis.Redis.from_url(valkey) as client, client.pubsub() as subscription:
         subscription.subscribe(channel(ours))
         notify(theirs, "champion")
@@ -78,5 +78,5 @@ def test_without_redis_nobody_is_told_and_nothing_fails(
     notify(away, "champion")
     assert "no notice of champion in Redis" in caplog.text
     caplog.clear()
-    notify(away.model_copy(update={"redis_url": None}), "champion")
+    notify(away.replace(redis={"url": None}), "champion")
     assert not caplog.text

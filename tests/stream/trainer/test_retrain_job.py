@@ -181,7 +181,7 @@ def test_a_run_is_repeated_on_its_window_to_the_same_metrics(copy: Path) -> None
     def nothing(*_: object) -> Any:
         raise AssertionError("the window must not be read again")
 
-    settings = Settings(home=copy, gates=GATES)
+    settings = Settings(home=copy, refresh={"gates": GATES})
     window = read_manifest(copy / "models" / "versions" / "braid-0002").window
     again = retrain(
         settings,
@@ -249,7 +249,7 @@ def test_an_empty_window_is_not_kept(tmp_path: Path) -> None:
     def nothing_yet(settings: Settings, folder: Path, progress: Progress | None) -> Window:
         return write_window([], folder, topic="records", offsets={0: (0, 0)})
 
-    settings = Settings(home=tmp_path, gates=GATES, device="cpu")
+    settings = Settings(home=tmp_path, refresh={"gates": GATES}, model={"device": "cpu"})
     with pytest.raises(TrainingError, match="no usable sample"):
         retrain(settings, Options(preset="tiny"), read=nothing_yet, tell=tell)
     failed = last_run(tmp_path)
@@ -294,7 +294,7 @@ def test_what_a_run_fails_by_decides_whether_it_is_gone_on_with(
         raise error
 
     asked = Options(preset="tiny", heads_only=True, seed=2)
-    settings = Settings(home=copy, gates=GATES, device="cpu")
+    settings = Settings(home=copy, refresh={"gates": GATES}, model={"device": "cpu"})
     job = Job(settings=settings, options=asked, read=read, tell=tell)
     with pytest.raises(type(error)):
         lead(job, fails)
@@ -345,7 +345,9 @@ def test_while_a_generation_is_built_the_next_candidate_is_kept(copy: Path) -> N
 
 def judged(home: Path, **gates: float) -> Outcome:
     """A run that asks for its promotion under other gates; it leaves `home`/trainer.prom."""
-    settings = Settings(home=home, gates={**GATES, **gates}, metrics_file=home / "trainer.prom")
+    settings = Settings(
+        home=home, refresh={"gates": {**GATES, **gates}}, metrics={"file": home / "trainer.prom"}
+    )
     asked = Options(preset="tiny", heads_only=True, seed=3, promote=True)
     return retrain(settings, asked, read=read, tell=tell)
 
@@ -387,7 +389,7 @@ def test_a_full_retraining_starts_from_the_champion(copy: Path) -> None:
 def test_a_gate_that_there_is_not_is_named(copy: Path) -> None:
     with pytest.raises(ConfigError, match=r"gates: .*unheard"):
         retrain(
-            Settings(home=copy, gates={"unheard": 1}),
+            Settings(home=copy, refresh={"gates": {"unheard": 1}}),
             Options(preset="tiny", heads_only=True),
             read=read,
             tell=tell,

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def settings(valkey: str, tmp_path: Path) -> Settings:
-    return Settings(redis_url=valkey, home=tmp_path)
+    return Settings(redis={"url": valkey}, home=tmp_path)
 
 
 @pytest.mark.redis
@@ -60,7 +60,7 @@ def test_the_lock_tells_who_trains_and_fades_with_its_holder(settings: Settings)
 
 @pytest.mark.redis
 def test_a_lost_lock_is_noticed_and_left_to_its_new_holder(settings: Settings) -> None:
-    with TrainerLock(settings) as lock, redis.Redis.from_url(settings.redis_url or "") as client:
+    with TrainerLock(settings) as lock, redis.Redis.from_url(settings.redis.url or "") as client:
         client.flushdb()
         assert lock.renew(), "nobody took it meanwhile: it is ours again"
         client.flushdb()
@@ -74,7 +74,7 @@ def test_a_lost_lock_is_noticed_and_left_to_its_new_holder(settings: Settings) -
 
 def pttl(settings: Settings) -> int:
     """How many milliseconds it has yet; its end stands in its value."""
-    with redis.Redis.from_url(settings.redis_url or "") as client:
+    with redis.Redis.from_url(settings.redis.url or "") as client:
         ends, _, _ = (client.get(KEY) or b"0 ").partition(b" ")
         seconds, micros = client.time()
         return int(ends) - 1000 * int(seconds) - int(micros) // 1000
@@ -95,7 +95,7 @@ def test_the_command_line_says_who_holds_it_and_fails(
 
 @pytest.mark.redis
 def test_the_first_to_ask_is_the_only_one(settings: Settings) -> None:
-    without = settings.model_copy(update={"redis_url": None})
+    without = settings.replace(redis={"url": None})
     for one in (settings, without):
         assert first_in(one, "x", 60)
         assert not first_in(one, "x", 60)
@@ -111,7 +111,7 @@ def test_a_full_redis_evicts_what_is_shown_and_no_lock(own_valkey: Valkey, tmp_p
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     command = compose["services"]["redis"]["command"]
     policy = command[command.index("--maxmemory-policy") + 1]
-    settings = Settings(redis_url=own_valkey.url, home=tmp_path)
+    settings = Settings(redis={"url": own_valkey.url}, home=tmp_path)
     payloads = Payloads(own_valkey.url)
     media_cache = MediaCache(payloads)
     with redis.Redis.from_url(own_valkey.url) as client, TrainerLock(settings, lifetime_s=600):
@@ -211,10 +211,12 @@ def test_while_there_is_no_model_the_schedule_tries_again_soon(tmp_path: Path) -
 @pytest.mark.timeout(300)
 def test_the_first_model_comes_soon_after_the_first_records(kafka: str, tmp_path: Path) -> None:
     """A schedule that is started with new topics, as by the compose file."""
-    with Deployment(kafka, tmp_path, retrain_first=40) as deployed:
+    with Deployment(kafka, tmp_path, refresh={"retrain_first": 40}) as deployed:
         command = ["-m", "braid", "retrain", "--every", "6h", "--preset", "tiny"]
         trainer = deployed.child("trainer", command)
-        waits = "records has 0, and the first training begins with 40 (BRAID_RETRAIN_FIRST)"
+        waits = (
+            "records has 0, and the first training begins with 40 (BRAID_REFRESH__RETRAIN_FIRST)"
+        )
         wait_for("it says what it waits for", lambda: waits in trainer.log.read_text(), timeout=60)
         worker = deployed.worker("one", model=None)
         deployed.produce(labelled(60))
@@ -251,8 +253,10 @@ def test_sigterm_ends_the_schedule_and_its_trainer(tmp_path: Path) -> None:
 def test_a_trigger_starts_one_at_most_so_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(home=tmp_path, retrain_options=["--preset", "tiny"], metrics_port=1)
-    code = "import os, sys; print(os.environ['BRAID_METRICS_PORT'], *sys.argv[1:])"
+    settings = Settings(
+        home=tmp_path, refresh={"retrain_options": ["--preset", "tiny"]}, metrics={"port": 1}
+    )
+    code = "import os, sys; print(os.environ['BRAID_METRICS__PORT'], *sys.argv[1:])"
     monkeypatch.setattr(schedule, "command", lambda rest: [sys.executable, "-c", code, *rest])
     trigger = Trigger(settings)
     assert trigger("drift of label").startswith("started (drift of label), process ")
@@ -278,8 +282,8 @@ def test_a_wrong_crontab_is_named(tmp_path: Path) -> None:
     app = faust.App("t", broker="aiokafka://127.0.0.1:1", datadir=str(tmp_path))
     add_schedule(app, Settings(home=tmp_path))
     assert app._extra_services == []
-    with pytest.raises(ConfigError, match=r"retrain_cron: '0 \*/6 x'"):
-        add_schedule(app, Settings(home=tmp_path, retrain_cron="0 */6 x"))
+    with pytest.raises(ConfigError, match=r"refresh.retrain_cron: '0 \*/6 x'"):
+        add_schedule(app, Settings(home=tmp_path, refresh={"retrain_cron": "0 */6 x"}))
 
 
 @pytest.mark.kafka
@@ -287,7 +291,9 @@ def test_a_wrong_crontab_is_named(tmp_path: Path) -> None:
 def test_the_crontab_of_two_workers_starts_one_trainer(kafka: str, tmp_path: Path) -> None:
     """It finds no records, which is enough: it was started, once. (The sixth field: seconds.)"""
     with Deployment(
-        kafka, tmp_path, retrain_cron="* * * * * */2", retrain_options=["--preset", "tiny"]
+        kafka,
+        tmp_path,
+        refresh={"retrain_cron": "* * * * * */2", "retrain_options": ["--preset", "tiny"]},
     ) as deployed:
         workers = [deployed.worker(name) for name in ("one", "two")]
         log = tmp_path / "logs" / "retrain.log"
@@ -308,14 +314,14 @@ def test_the_crontab_of_two_workers_starts_one_trainer(kafka: str, tmp_path: Pat
 
 def test_live_metrics_of_a_trainer(tmp_path: Path) -> None:
     port = free_port()
-    settings = Settings(home=tmp_path, metrics_port=port)
+    settings = Settings(home=tmp_path, metrics={"port": port})
     metrics, seen = TrainerMetrics(), []
     with TrainerLock(settings) as lock, served(metrics, settings):
         metrics.run("run-1", "braid-0002")
         follow = following(lock, metrics, lambda *stage: seen.append(stage))
         follow("train", 3, 8, {"loss": 0.25, "held out": 0.5})
         shown = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-        with pytest.raises(ConfigError, match=f"metrics_port: {port}"), served(metrics, settings):
+        with pytest.raises(ConfigError, match=f"metrics.port: {port}"), served(metrics, settings):
             pass
         lock.renew()
         state = holder(settings)
@@ -335,7 +341,7 @@ def test_live_metrics_of_a_trainer(tmp_path: Path) -> None:
 def test_the_metrics_file_is_left_when_the_trainer_is_gone(tmp_path: Path) -> None:
     """It has what the run came to, and is refused before anybody trains for hours."""
     file = tmp_path / "trainer.prom"
-    settings = Settings(home=tmp_path, metrics_file=file)
+    settings = Settings(home=tmp_path, metrics={"file": file})
     before = "what the run before came to\n"
     file.write_text(before)
     metrics = TrainerMetrics()
@@ -350,8 +356,8 @@ def test_the_metrics_file_is_left_when_the_trainer_is_gone(tmp_path: Path) -> No
         raise RuntimeError
     assert 'braid_trainer_ended_seconds{result="failed"}' in file.read_text()
     assert "candidate" not in file.read_text()
-    elsewhere = settings.model_copy(update={"metrics_file": tmp_path / "nowhere" / "x.prom"})
-    with pytest.raises(ConfigError, match=r"metrics_file: .*nowhere"), served(metrics, elsewhere):
+    elsewhere = settings.replace(metrics={"file": tmp_path / "nowhere" / "x.prom"})
+    with pytest.raises(ConfigError, match=r"metrics.file: .*nowhere"), served(metrics, elsewhere):
         pytest.fail("it began")
 
 

@@ -146,7 +146,7 @@ def test_links_are_resolved_when_the_window_is_made(tmp_path: Path) -> None:
         Message(topic="r", partition=0, offset=0, key=r.id.encode(), value=encode_record(r))
         for r in linked
     ]
-    links = Links(Settings(home=tmp_path, link_roots=[picture.parent]))
+    links = Links(Settings(home=tmp_path, links={"roots": [picture.parent]}))
     try:
         window = made(messages, tmp_path / "run", links=links)
     finally:
@@ -173,7 +173,7 @@ def test_no_record_fails_the_run(tmp_path: Path) -> None:
         Message(topic="r", partition=0, offset=number, key=key.encode(), value=value)
         for number, (key, value) in enumerate(bad, start=1)
     ]
-    links = Links(Settings(home=tmp_path, link_roots=[tmp_path], link_hosts=["host"]))
+    links = Links(Settings(home=tmp_path, links={"roots": [tmp_path], "hosts": ["host"]}))
     try:
         window = made(messages, tmp_path / "run", links=links)
     finally:

@@ -88,7 +88,7 @@ def bad_messages() -> dict[str, tuple[bytes | None, bytes, str, str]]:
             b"a",
             value("a", image={"uri": "file:///etc/hostname"}),
             "image.uri",
-            "BRAID_LINK_ROOTS",
+            "BRAID_LINKS__ROOTS",
         ),
     }
 
@@ -99,7 +99,7 @@ def test_bad_records_become_dead_letters_and_their_neighbours_go_through(
     bad = bad_messages()
     topic = deployment.settings.topic("records")
     producer = RawProducer(
-        {"bootstrap.servers": deployment.settings.kafka_bootstrap, "message.max.bytes": 20_000_000}
+        {"bootstrap.servers": deployment.settings.kafka.bootstrap, "message.max.bytes": 20_000_000}
     )
     good: set[str] = set()
     for number, (name, (key, content, _, _)) in enumerate(bad.items()):
@@ -140,7 +140,7 @@ def test_a_deletion_reaches_vectors_and_a_nameless_one_is_a_dead_letter(
     deployment: Deployment, tiny_model: Path
 ) -> None:
     topic = deployment.settings.topic("records")
-    producer = RawProducer({"bootstrap.servers": deployment.settings.kafka_bootstrap})
+    producer = RawProducer({"bootstrap.servers": deployment.settings.kafka.bootstrap})
     producer.produce(topic, key=b"a", partition=1, value=value("a", text="a red tile"))
     producer.produce(topic, key=b"a", partition=1, value=None)
     producer.produce(topic, key=b"__progress", partition=1, value=None)

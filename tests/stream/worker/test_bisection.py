@@ -64,7 +64,7 @@ def clock() -> Clock:
 @pytest.fixture
 def queue(clock: Clock) -> Iterator[EncodeQueue]:
     made = EncodeQueue(
-        Settings(batch_records=64, batch_wait_s=0.0),
+        Settings(batch={"records": 64, "wait_s": 0.0}),
         metrics=WorkerMetrics().of("g0001"),
         failpoint=Failpoints(),
         clock=clock,
@@ -298,12 +298,12 @@ def bad(number: int) -> BadRecord:
 
 
 def test_a_burst_stops_the_worker_with_the_last_reasons() -> None:
-    burst = Burst(Settings(poison_share=0.5, poison_window=100))
+    burst = Burst(Settings(worker={"poison_share": 0.5, "poison_window": 100}))
     burst.good(100, 0.0)
     for number in range(50):
         burst.bad(bad(number), 0.0)
     assert not burst.holds(0.0, at_rest=False)
-    with pytest.raises(WorkerError, match="BRAID_POISON_SHARE") as raised:
+    with pytest.raises(WorkerError, match="BRAID_WORKER__POISON_SHARE") as raised:
         burst.bad(bad(50), 0.0)
     assert "51 of the last 100 records" in str(raised.value)
     for number in (48, 49, 50):
@@ -312,14 +312,14 @@ def test_a_burst_stops_the_worker_with_the_last_reasons() -> None:
 
 
 def test_a_share_of_one_never_stops() -> None:
-    burst = Burst(Settings(poison_share=1.0, poison_window=10))
+    burst = Burst(Settings(worker={"poison_share": 1.0, "poison_window": 10}))
     for number in range(100):
         burst.bad(bad(number), 0.0)
         assert not burst.holds(0.0, at_rest=False)
 
 
 def test_a_few_bad_records_at_the_beginning_are_held_for_a_moment_only() -> None:
-    burst = Burst(Settings(poison_window=100))
+    burst = Burst(Settings(worker={"poison_window": 100}))
     for number in range(3):
         burst.bad(bad(number), 1.0)
     assert burst.holds(1.5, at_rest=True)

@@ -352,14 +352,14 @@ def test_what_is_not_this_canarys_and_what_came_twice_is_left_out() -> None:
 
 
 def test_limits_come_from_the_settings_and_are_checked() -> None:
-    assert limits_of(Settings(canary={"least": 7, "accuracy": 0.1})).least == 7
+    assert limits_of(Settings(refresh={"canary": {"least": 7, "accuracy": 0.1}})).least == 7
     for wrong, words in (
         ({"unheard": 1}, "canary: .*unheard"),
         ({"failures": 1.5}, "canary: failures must be 0 to 1, is 1.5"),
         ({"least": 1}, "canary: least must be at least 2, is 1"),
     ):
         with pytest.raises(ConfigError, match=words):
-            limits_of(Settings(canary=wrong))
+            limits_of(Settings(refresh={"canary": wrong}))
 
 
 @pytest.mark.parametrize(

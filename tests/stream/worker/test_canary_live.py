@@ -97,7 +97,9 @@ def test_a_challenger_of_another_space_serves_a_share_and_then_all(
     kafka: str, tmp_path: Path, tiny_model: Path
 ) -> None:
     limits = {"least": 40, "accuracy": 0.2}
-    with Deployment(kafka, tmp_path, model_name="tiny", canary=limits) as deployment:
+    with Deployment(
+        kafka, tmp_path, model={"name": "tiny"}, refresh={"canary": limits}
+    ) as deployment:
         registry = versions(deployment, tiny_model)
         champion, other, broken = registry.names()
         assert registry.manifest(other).space != registry.manifest(champion).space

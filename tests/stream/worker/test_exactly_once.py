@@ -66,7 +66,7 @@ STALE = ("UNKNOWN_MEMBER_ID", "ILLEGAL_GENERATION")
 STALE_TEXTS = ("Broker: Unknown member", "Broker: Specified group generation id is not valid")
 
 
-# It was stopped for longer than publish_timeout_s, and fences what it had open itself.
+# It was stopped for longer than worker.publish_timeout_s, and fences what it had open itself.
 GIVEN_UP = ("given up, with its producer",)
 
 
@@ -147,11 +147,11 @@ def test_a_transaction_that_outlasts_its_time_ends_its_producer_not_the_worker(
         )
 
     with Deployment(
-        kafka, tmp_path, transaction_timeout_s=4.0, publish_timeout_s=60.0
+        kafka, tmp_path, kafka={"transaction_timeout_s": 4.0}, worker={"publish_timeout_s": 60.0}
     ) as deployment:
         topic = deployment.settings.topic("predictions")
         sink = TransactionalSink(deployment.settings, transactional_id=f"{topic}-slow")
-        with pytest.raises(PublishRefused, match="transaction_timeout_s"):
+        with pytest.raises(PublishRefused, match=r"kafka\.transaction_timeout_s"):
             sink.publish(outputs(), offsets={0: 1}, lease=lease)
         assert deployment.read("predictions") == []
         fits = Output(topic=topic, partition=0, key=b"a", value=b"fits")
@@ -171,7 +171,7 @@ def test_a_second_producer_of_the_id_fences_the_first_and_both_causes_are_named(
         first.open()
         second.open()
         output = Output(topic=topic, partition=0, key=b"a", value=b"first")
-        with pytest.raises(Fenced, match=r"--slot.*BRAID_TRANSACTION_TIMEOUT_S"):
+        with pytest.raises(Fenced, match=r"--slot.*BRAID_KAFKA__TRANSACTION_TIMEOUT_S"):
             first.publish([output], offsets={0: 1}, lease=lease)
         assert deployment.read("predictions") == []
 

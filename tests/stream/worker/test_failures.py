@@ -113,7 +113,7 @@ def test_two_workers_of_one_slot_fence_each_other_until_one_stops(deployment: De
             error = stopped.wait_for_end()
             assert isinstance(error, Fenced)
             assert "--slot" in str(error)
-            assert "BRAID_TRANSACTION_TIMEOUT_S" in str(error)
+            assert "BRAID_KAFKA__TRANSACTION_TIMEOUT_S" in str(error)
             wait_until_idle(other, deployment.lag)
     assert counts(deployment) == {f"r{n}": 1 for n in range(sent)}
 
@@ -132,7 +132,7 @@ def test_a_single_fencing_ends_no_worker(deployment: Deployment) -> None:
 
 def test_a_worker_counts_its_lag_and_the_fields_it_left_out(deployment: Deployment) -> None:
     topic = deployment.settings.topic("records")
-    producer = RawProducer({"bootstrap.servers": deployment.settings.kafka_bootstrap})
+    producer = RawProducer({"bootstrap.servers": deployment.settings.kafka.bootstrap})
     value = {"v": 1, "id": "a", "ts": 1, "text": "x", "colour": "red", "shape": "round"}
     producer.produce(topic, key=b"a", partition=0, value=msgpack.packb(value))
     assert producer.flush(30) == 0

@@ -27,7 +27,7 @@ class OneWorker:
     def __init__(self, tmp_path: Any, *, lagging: bool) -> None:
         self.now = 0.0
         self.ended: list[str] = []
-        self.settings = Settings(home=tmp_path, progress_timeout_s=BOUND_S)
+        self.settings = Settings(home=tmp_path, worker={"progress_timeout_s": BOUND_S})
         self.worker: Any = SimpleNamespace(
             progress=Progress(lambda: self.now),
             is_member=True,
@@ -111,7 +111,7 @@ def test_a_worker_without_a_model_is_well_and_says_what_it_waits_for(
     deployment: Deployment, three_versions: Registry
 ) -> None:
     port = free_port()
-    deployment.worker("one", model=None, BRAID_METRICS_PORT=str(port))
+    deployment.worker("one", model=None, BRAID_METRICS__PORT=str(port))
 
     def status() -> tuple[int, str]:
         try:
@@ -134,7 +134,7 @@ def test_an_index_node_whose_event_loop_hangs_ends_with_its_stacks(deployment: D
     node = deployment.child(
         "index",
         ["-m", "braid", "index", "--model", MODEL],
-        {"BRAID_FAILPOINT": "after-apply:hang", "BRAID_PROGRESS_TIMEOUT_S": "5"},
+        {"BRAID_FAILPOINT": "after-apply:hang", "BRAID_WORKER__PROGRESS_TIMEOUT_S": "5"},
     )
     deployment.produce([{"id": "a", "text": "x"}])
     assert node.wait(timeout=240) == STUCK

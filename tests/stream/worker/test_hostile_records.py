@@ -60,8 +60,8 @@ def loop(tmp_path: Path) -> str:
 
 @pytest.fixture
 def deployment(kafka: str, tmp_path: Path) -> Iterator[Deployment]:
-    roots = {"link_roots": [tmp_path], "link_hosts": ["host"], "link_timeout_s": 1.0}
-    with Deployment(kafka, tmp_path, **roots) as deployed:
+    links = {"roots": [tmp_path], "hosts": ["host"], "timeout_s": 1.0}
+    with Deployment(kafka, tmp_path, links=links) as deployed:
         yield deployed
 
 
@@ -103,7 +103,7 @@ def produce(
 ) -> None:
     producer = RawProducer(
         {
-            "bootstrap.servers": deployment.settings.kafka_bootstrap,
+            "bootstrap.servers": deployment.settings.kafka.bootstrap,
             "message.max.bytes": 100 * MIB,
             "batch.num.messages": 1,
             **options,
@@ -164,7 +164,7 @@ def test_a_message_that_unpacks_to_more_than_the_limit_is_refused(
     errors: list[str] = []
     producer = RawProducer(
         {
-            "bootstrap.servers": deployment.settings.kafka_bootstrap,
+            "bootstrap.servers": deployment.settings.kafka.bootstrap,
             "message.max.bytes": 100 * MIB,
             "compression.type": codec,
         }
@@ -187,7 +187,7 @@ def test_a_message_that_unpacks_to_more_than_a_dead_letter_takes_is_cut(
     as_sent = ConfigEntry("compression.type", "producer")
     as_sent.incremental_operation = AlterConfigOpType.SET
     resource.add_incremental_config(as_sent)
-    admin = AdminClient({"bootstrap.servers": deployment.settings.kafka_bootstrap})
+    admin = AdminClient({"bootstrap.servers": deployment.settings.kafka.bootstrap})
     admin.incremental_alter_configs([resource])[resource].result(30)
     content = value(new="x" * 40_000_000)
     produce(deployment, [(KEY, content), neighbour(0)], **{"compression.type": "gzip"})

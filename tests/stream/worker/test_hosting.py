@@ -193,7 +193,7 @@ def test_a_version_that_fails_at_a_record_leaves_the_live_one_alone(
     gives_nan(registry.path(broken))
     promote(settings, registry, "tiny-0001")
     deployment.produce(labelled(20))
-    worker = deployment.worker("one", model=None, BRAID_POISON_WINDOW="10")
+    worker = deployment.worker("one", model=None, BRAID_WORKER__POISON_WINDOW="10")
     wait_for("the first are committed", lambda: deployment.lag() == 0, timeout=90)
     entry = promote(settings, registry, broken)
     assert isinstance(entry, GenerationRecord)

@@ -153,8 +153,8 @@ def test_a_version_that_prepares_in_another_way_takes_over_between_two_batches(
 ) -> None:
     """What the old ones prepared and did not encode is theirs; nothing is restarted."""
     old, middle, new = Held("old"), Held("middle"), Held("new")
-    settings = deployment.settings.model_copy(
-        update={"batch_records": 8, "inflight_records": 100, "batch_wait_s": 0.01}
+    settings = deployment.settings.replace(
+        batch={"records": 8, "wait_s": 0.01}, worker={"inflight_records": 100}
     )
     with running(settings, old) as run:
 

@@ -51,9 +51,9 @@ def refuse(proxy: KafkaProxy) -> None:
 def test_a_worker_resumes_by_itself(
     deployment: Deployment, fault: Callable[[KafkaProxy], None]
 ) -> None:
-    with KafkaProxy(deployment.settings.kafka_bootstrap) as proxy:
-        settings = deployment.settings.model_copy(
-            update={"kafka_bootstrap": proxy.address, "publish_timeout_s": 6.0}
+    with KafkaProxy(deployment.settings.kafka.bootstrap) as proxy:
+        settings = deployment.settings.replace(
+            kafka={"bootstrap": proxy.address}, worker={"publish_timeout_s": 6.0}
         )
         with running(settings, NullModel(16)) as run:
             deployment.produce(texts(50))
@@ -92,7 +92,7 @@ def test_services_wait_for_a_broker_that_goes_away_and_end_without_it(
     own_broker: KafkaBroker, tmp_path: Path
 ) -> None:
     bootstrap, port = own_broker.start(), free_port()
-    with Deployment(bootstrap, tmp_path / "home", metrics_port=port) as deployment:
+    with Deployment(bootstrap, tmp_path / "home", metrics={"port": port}) as deployment:
         own_broker.stop()
         worker, index = deployment.worker("one"), deployment.index()
         for child in (worker, index):

@@ -79,7 +79,7 @@ def latest(messages: list[Message]) -> dict[bytes, Message]:
 
 
 def send(deployment: Deployment, topic: str, key: bytes, value: bytes, *, partition: int) -> None:
-    producer = Producer({"bootstrap.servers": deployment.settings.kafka_bootstrap})
+    producer = Producer({"bootstrap.servers": deployment.settings.kafka.bootstrap})
     producer.produce(deployment.settings.topic(topic), value, key, partition)
     assert producer.flush(30) == 0
 
@@ -101,7 +101,7 @@ def test_what_is_stored_is_mapped_once_though_the_worker_dies(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_first(deployment)
-    settings = deployment.settings.model_copy(update={"generation": "g0002"})
+    settings = deployment.settings.replace(generation="g0002")
     ensure(settings)
     monkeypatch.setattr(backfill, "CHUNK_ROWS", 30)
     target = settings.topic("vectors")
@@ -181,7 +181,7 @@ def test_a_row_of_another_space_stops_the_worker(deployment: Deployment) -> None
     deployment.produce(texts(0, 5, "first"))
     with running(deployment.settings, NullModel(16)) as run:
         wait_until_idle(run, deployment.lag)
-    settings = deployment.settings.model_copy(update={"generation": "g0002"})
+    settings = deployment.settings.replace(generation="g0002")
     ensure(settings)
     wrong = origin(deployment.settings, before="s-other")
     its = Backfill(settings, wrong, target=settings.topic("vectors"))
@@ -220,7 +220,7 @@ def test_a_version_whose_adapter_maps_stored_vectors_is_filled_with_them(
     begun = promote(settings, registry, "tiny-0003")
     assert isinstance(begun, GenerationRecord)
     assert (begun.state, begun.source) == ("building", "g0001")
-    its = backfill_for(settings.model_copy(update={"generation": "g0002"}), registry, begun)
+    its = backfill_for(settings.replace(generation="g0002"), registry, begun)
     assert its is not None
     given_nD = np.eye(4, manifest.dim, dtype=np.float32)
     assert np.allclose(its.origin.adapt(given_nD), given_nD @ turn_DD.numpy(), atol=1e-6)

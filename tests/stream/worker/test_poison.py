@@ -143,7 +143,9 @@ def texts(word: str, count: int) -> list[dict[str, Any]]:
 def test_a_burst_of_poison_stops_the_worker_and_is_not_committed(
     kafka: str, tmp_path: Path
 ) -> None:
-    with Deployment(kafka, tmp_path, partitions=1, poison_window=100) as deployment:
+    with Deployment(
+        kafka, tmp_path, kafka={"partitions": 1}, worker={"poison_window": 100}
+    ) as deployment:
         deployment.produce(texts("bad", 3))  # a few, with nothing to compare them to: no burst
         with running(deployment.settings, Picky(16)) as run:
             wait_until_idle(run, deployment.lag)
@@ -154,11 +156,11 @@ def test_a_burst_of_poison_stops_the_worker_and_is_not_committed(
                 error = run.wait_for_end()
             assert isinstance(error, WorkerError)
             assert "of the last 100 records" in str(error)
-            assert "BRAID_POISON_SHARE" in str(error)
+            assert "BRAID_WORKER__POISON_SHARE" in str(error)
             assert "is refused" in str(error)
             assert deployment.lag() == 310
             assert len(dead_letters(deployment)) == 3
-        allowed = deployment.settings.model_copy(update={"poison_share": 1.0})
+        allowed = deployment.settings.replace(worker={"poison_share": 1.0})
         with running(allowed, Picky(16)) as run:
             wait_until_idle(run, deployment.lag)
         assert len(dead_letters(deployment)) == 303
@@ -191,12 +193,12 @@ def test_a_call_that_takes_long_is_no_lack_of_progress(deployment: Deployment) -
 def test_a_device_call_that_hangs_ends_the_process_with_its_stacks(
     kafka: str, tmp_path: Path
 ) -> None:
-    with Deployment(kafka, tmp_path, encode_timeout_s=2.0) as deployment:
+    with Deployment(kafka, tmp_path, worker={"encode_timeout_s": 2.0}) as deployment:
         deployment.produce(texts("r", 500), per_second=1e9)
         worker = deployment.worker("one", BRAID_FAILPOINT="before-encode:hang:2")
         assert worker.wait(60) == STUCK
         log = worker.tail(300)
-        assert "BRAID_ENCODE_TIMEOUT_S" in log
+        assert "BRAID_WORKER__ENCODE_TIMEOUT_S" in log
         assert "failpoints.py" in log  # the stack of the thread that hangs
         worker = deployment.worker("one")
         wait_for("all is committed", lambda: deployment.lag() == 0, timeout=60)

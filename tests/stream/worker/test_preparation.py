@@ -39,7 +39,9 @@ def test_order_is_kept_and_what_hangs_is_within_its_bound_for_so_long(tmp_path: 
         for offset, id_ in enumerate(("slow", "quick"))
     ]
     model: Any = Waits()
-    preparation = Preparation(Settings(home=tmp_path, prepare_threads=2), clock=lambda: now[0])
+    preparation = Preparation(
+        Settings(home=tmp_path, worker={"prepare_threads": 2}), clock=lambda: now[0]
+    )
     try:
         assert not preparation.within_bound
         preparation.add(items, model, None)

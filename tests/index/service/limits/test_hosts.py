@@ -68,7 +68,7 @@ def test_another_host_is_refused_everywhere(node: Node, keys: ApiKeys | None) ->
         ):
             answer = http.request(method, path, headers=headers)
             assert problem(answer, 421)[0] == "host"
-            assert "http_hosts" in answer.json()["error"]["reason"]
+            assert "http.hosts" in answer.json()["error"]["reason"]
         value = deps.metrics.registry.get_sample_value("braid_refused_total", {"reason": "host"})
         assert value == 5
         assert http.get("/healthz").status_code == 200

@@ -20,7 +20,7 @@ from braid.stream.worker.join.state import decode_part, merge, pack_state, unpac
 from braid.stream.worker.join.table import JoinTable
 from braid.stream.worker.outputs import DELETED_HEADER
 
-SETTINGS = Settings(join_quiet_s=10, join_late_s=100)
+SETTINGS = Settings(join={"quiet_s": 10, "late_s": 100})
 
 
 def part(
@@ -132,7 +132,7 @@ def test_whatever_a_part_raises_is_its_dead_letter(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_joined_record_over_the_limit_is_the_last_parts_dead_letter() -> None:
-    table = JoinTable(Settings(join_bytes=64 * 1024 * 1024))
+    table = JoinTable(Settings(join={"bytes": 64 * 1024 * 1024}))
     half = b"x" * (MAX_RECORD_BYTES // 2)
     table.take(part(image={"data": half}, expects=["image", "audio", "text"]), 1000)
     outputs = table.take(part(audio={"data": half}, offset=7), 1000)
@@ -149,7 +149,7 @@ def test_a_joined_record_over_the_limit_is_the_last_parts_dead_letter() -> None:
 def test_an_incomplete_record_goes_on_after_a_quiet_time_and_a_late_part_completes_it(
     incomplete: Any,
 ) -> None:
-    table = JoinTable(SETTINGS.model_copy(update={"join_incomplete": incomplete}))
+    table = JoinTable(SETTINGS.replace(join={"incomplete": incomplete}))
     table.take(part(text="x", expects=["text", "audio"], offset=5), 1_000)
     assert due(table, 10_999) == []
     outputs = due(table, 11_000)
@@ -158,7 +158,7 @@ def test_an_incomplete_record_goes_on_after_a_quiet_time_and_a_late_part_complet
         assert reasons(outputs) == []
     else:
         assert sent(outputs) == []
-        assert reasons(outputs) == [(b"expects", b"audio did not come within join_quiet_s = 10 s")]
+        assert reasons(outputs) == [(b"expects", b"audio did not come within join.quiet_s = 10 s")]
         (letter,) = sent(outputs, "dead-letters")
         assert letter == {"v": 1, "id": "a", "ts": 1, "text": "x", "expects": ["text", "audio"]}
         assert dict(outputs[0].headers)["offset"] == b"5"
@@ -180,7 +180,7 @@ def test_parts_that_keep_coming_hold_a_record_back_for_join_late_s_at_most() -> 
 
 
 def test_beyond_join_bytes_the_ids_without_a_part_for_longest_go_on_early() -> None:
-    table, outputs = JoinTable(Settings(join_bytes=16 * 1024 * 1024)), []
+    table, outputs = JoinTable(Settings(join={"bytes": 16 * 1024 * 1024})), []
     for number in range(400):
         message = part(f"r{number}", image={"data": bytes(400_000)}, expects=["image", "text"])
         outputs += table.take(message, 1000)
@@ -235,10 +235,10 @@ def test_a_record_that_the_join_sent_after_its_deletion_is_deleted_again() -> No
 
 
 def test_late_must_not_be_before_quiet() -> None:
-    with pytest.raises(ConfigError, match=r"join_late_s.*join_quiet_s = 60"):
-        load(join_late_s=5.0)
-    with pytest.raises(ConfigError, match="join_quiet_s = 9999"):
-        load(join_quiet_s=9999.0)
+    with pytest.raises(ConfigError, match=r"join.late_s.*join.quiet_s = 60"):
+        load(join={"late_s": 5.0})
+    with pytest.raises(ConfigError, match=r"join\.quiet_s = 9999"):
+        load(join={"quiet_s": 9999.0})
 
 
 def test_a_changelog_value_that_is_damaged_costs_its_id_alone() -> None:

@@ -40,7 +40,7 @@ class Parts:
         self._topic = deployment.settings.topic("parts")
         self._producer = RawProducer(
             {
-                "bootstrap.servers": deployment.settings.kafka_bootstrap,
+                "bootstrap.servers": deployment.settings.kafka.bootstrap,
                 "partitioner": "murmur2_random",
                 "message.max.bytes": 17 * MIB,
                 "log_level": 0,
@@ -70,8 +70,8 @@ def joining(settings: Settings, slot: str = "test") -> Iterator[JoinLoop]:
 
     Its transactions may take long: the machine may be under load.
     """
-    settings = settings.model_copy(
-        update={"transaction_timeout_s": 30.0, "publish_timeout_s": 45.0}
+    settings = settings.replace(
+        kafka={"transaction_timeout_s": 30.0}, worker={"publish_timeout_s": 45.0}
     )
     errors: list[BaseException] = []
     loop = JoinLoop(
@@ -102,7 +102,7 @@ def lag(deployment: Deployment) -> int:
     topic = settings.topic("parts")
     ends = deployment.ends("parts")
     group = f"{settings.prefix}braid-join"
-    committed = Admin(settings).committed(group, topic, settings.partitions)
+    committed = Admin(settings).committed(group, topic, settings.kafka.partitions)
     return sum(end - committed.get(number, 0) for number, end in ends.items())
 
 
@@ -176,7 +176,7 @@ def test_bad_parts_are_dead_letters_and_large_ones_are_joined(kafka: str, tmp_pa
 
 
 def test_a_restart_reads_the_table_back_and_counts_its_time_on(kafka: str, tmp_path: Path) -> None:
-    with Deployment(kafka, tmp_path, join_quiet_s=15.0) as deployment:
+    with Deployment(kafka, tmp_path, join={"quiet_s": 15.0}) as deployment:
         parts = Parts(deployment)
         with joining(deployment.settings):
             for number in range(20):
@@ -199,7 +199,7 @@ def test_a_restart_reads_the_table_back_and_counts_its_time_on(kafka: str, tmp_p
 
 
 def test_a_backlog_is_read_before_anything_is_released(kafka: str, tmp_path: Path) -> None:
-    with Deployment(kafka, tmp_path, join_quiet_s=2.0, join_late_s=4.0) as deployment:
+    with Deployment(kafka, tmp_path, join={"quiet_s": 2.0, "late_s": 4.0}) as deployment:
         parts = Parts(deployment)
         with joining(deployment.settings):
             parts.send("a", text="x", expects=["text", "audio"])
@@ -216,7 +216,7 @@ def test_a_backlog_is_read_before_anything_is_released(kafka: str, tmp_path: Pat
 
 def test_the_table_stays_within_its_bound(kafka: str, tmp_path: Path) -> None:
     with Deployment(
-        kafka, tmp_path, join_bytes=16 * MIB, join_incomplete="dead-letter"
+        kafka, tmp_path, join={"bytes": 16 * MIB, "incomplete": "dead-letter"}
     ) as deployed:
         parts = Parts(deployed)
         with joining(deployed.settings) as loop:
@@ -229,7 +229,7 @@ def test_the_table_stays_within_its_bound(kafka: str, tmp_path: Path) -> None:
             assert most <= 16 * MIB + 500_000
             assert loop._table.nbytes <= 16 * MIB
         assert len(letters(deployed)) == 150 - count > 100
-        assert "join_bytes" in letters(deployed)[0][2]
+        assert "join.bytes" in letters(deployed)[0][2]
         assert len(kept(deployed)) == count
 
 
@@ -309,7 +309,7 @@ def assert_joined_exactly_once(deployment: Deployment, ids: Sequence[str]) -> No
 
 def test_members_that_come_and_go_lose_and_double_nothing(kafka: str, tmp_path: Path) -> None:
     ids = [f"r{number}" for number in range(400)]
-    with Deployment(kafka, tmp_path, join_quiet_s=300.0) as deployment:
+    with Deployment(kafka, tmp_path, join={"quiet_s": 300.0}) as deployment:
         hurry = threading.Event()
         flowing = threading.Thread(target=flow, args=(Parts(deployment), ids, 1, hurry))
         flowing.start()
@@ -338,7 +338,7 @@ def test_kills_within_transactions_lose_and_double_nothing(kafka: str, tmp_path:
             f"{name}{number}", ["-m", "tests.stream.join_process", name], {"BRAID_FAILPOINT": spec}
         )
 
-    with Deployment(kafka, tmp_path, join_quiet_s=300.0) as deployment:
+    with Deployment(kafka, tmp_path, join={"quiet_s": 300.0}) as deployment:
         hurry = threading.Event()
         victims = [armed("one", 0), armed("two", 1)]
         flowing = threading.Thread(target=flow, args=(Parts(deployment), ids, seed, hurry))

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
 
 
 def test_one_part_and_a_restart_and_records_are_embedded_again(kafka: str, tmp_path: Path) -> None:
-    with Deployment(kafka, tmp_path, model="null:16") as deployment:
+    with Deployment(kafka, tmp_path, model={"spec": "null:16"}) as deployment:
         worker = deployment.worker("w")
         producer = RawProducer(
             {"bootstrap.servers": kafka, "partitioner": "murmur2_random", "log_level": 0}
@@ -57,7 +57,7 @@ def test_records_are_embedded_while_a_table_of_fausts_cannot_be_read(
         )
         worker.stop()
         producer = RawProducer({"bootstrap.servers": kafka, "log_level": 0})
-        for partition in range(deployment.settings.partitions):
+        for partition in range(deployment.settings.kafka.partitions):
             producer.produce(changelog, partition=partition, key=b"\xc1", value=b"\xc1")
         assert producer.flush(30) == 0
         worker.start()

@@ -1,0 +1,254 @@
+"""`Settings`: what a braid process needs to know, in groups.
+
+Sources, the first that names a setting wins: flags of the command line, the environment
+(`BRAID_GROUP__NAME`, and the customary `KAFKA_BOOTSTRAP` and `REDIS_URL`), a TOML file
+(`BRAID_CONFIG`, else `braid.toml` in the working folder), the defaults in `groups.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from braid.index.redact import redacted
+
+from ..errors import ConfigError
+from . import groups
+from .groups import Group
+
+if TYPE_CHECKING:
+    from braid.index.service.dependencies import Limits
+    from braid.index.service.limits.auth import ApiKeys
+    from braid.index.service.limits.hosts import Hosts
+
+CUSTOMARY = {"KAFKA_BOOTSTRAP": ("kafka", "bootstrap"), "REDIS_URL": ("redis", "url")}
+SECRET = {("http", "api_keys"), ("http", "api_key")}
+
+
+class Settings(BaseSettings):
+    """Process-wide settings, and the groups. Times are in seconds unless a name says otherwise."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BRAID_",
+        env_nested_delimiter="__",
+        enable_decoding=False,  # `Group` parses lists and tables: its errors name the setting
+        frozen=True,
+        extra="forbid",
+    )
+
+    home: Path = Field(Path(".braid"), description="models, snapshots and the embedded services")
+    prefix: str = Field("", description="put before every topic's and group's name")
+    generation: str = Field("g0001", pattern=r"^g\d{4}$")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    kafka: groups.Kafka = groups.Kafka()
+    redis: groups.Redis = groups.Redis()
+    model: groups.Model = groups.Model()
+    batch: groups.Batch = groups.Batch()
+    worker: groups.Worker = groups.Worker()
+    join: groups.Join = groups.Join()
+    index: groups.Index = groups.Index()
+    milvus: groups.Milvus = groups.Milvus()
+    http: groups.Http = groups.Http()
+    media: groups.Media = groups.Media()
+    links: groups.Links = groups.Links()
+    metrics: groups.Metrics = groups.Metrics()
+    refresh: groups.Refresh = groups.Refresh()
+    drift: groups.Drift = groups.Drift()
+
+    _absolute = field_validator("home", mode="after")(groups.absolute)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get("BRAID_CONFIG")
+        path = Path(file) if file else Path("braid.toml")
+        if file and not path.is_file():
+            raise ConfigError(f"BRAID_CONFIG: no file at {path}")
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=path)
+        return (init_settings, _Environment(settings_cls), toml)
+
+    def replace(self, **changes: Any) -> Self:
+        """These settings with other values: `settings.replace(kafka={"partitions": 2})`."""
+        update = {
+            name: getattr(self, name).model_copy(update=value)
+            if isinstance(getattr(self, name), Group)
+            else value
+            for name, value in changes.items()
+        }
+        return self.model_copy(update=update)
+
+    @property
+    def models_dir(self) -> Path:
+        return self.home / "models"
+
+    @property
+    def index_home(self) -> Path:
+        return self.home / "index" if self.index.folder is None else self.index.folder
+
+    @property
+    def index_dir(self) -> Path:
+        return self.index_home / self.generation
+
+    def topic(self, name: str) -> str:
+        """The full name of one of braid's topics: `records`, `vectors`, `predictions`, ..."""
+        if name == "vectors":
+            name = f"vectors.{self.generation}"
+        return self.prefix + name
+
+    @property
+    def group(self) -> str:
+        """The hot path's consumer group: one per generation, never the Faust app's id."""
+        return f"{self.prefix}braid-embed-{self.generation}"
+
+    def keys(self) -> ApiKeys | None:
+        """Who may ask the query service; None: everyone.
+
+        Raises:
+            ConfigError: the file cannot be read, or a key does not fit; never shows a key.
+        """
+        from braid.index.service.limits.auth import ApiKeys, read_keys
+
+        http = self.http
+        keys = [key.get_secret_value() for key in http.api_keys]
+        if http.api_keys_file is not None:
+            try:
+                keys += read_keys(http.api_keys_file.read_text())
+            except (OSError, UnicodeDecodeError) as error:
+                what = getattr(error, "strerror", None) or "not a text file"
+                raise ConfigError(f"http.api_keys_file: {http.api_keys_file}: {what}") from None
+        if not keys and http.api_keys_file is None:
+            return None
+        try:
+            return ApiKeys(keys)
+        except ValueError as error:
+            raise ConfigError(f"http.api_keys: {error}") from None
+
+    def client_key(self, *, own: bool = True) -> str | None:
+        """What to send to a query service: `api_key`; to one with these settings its first key."""
+        http = self.http
+        if http.api_key is not None or not own:
+            return None if http.api_key is None else http.api_key.get_secret_value()
+        plain = [key.get_secret_value() for key in http.api_keys]
+        return next((key for key in plain if not key.startswith("sha256:")), None)
+
+    def limits(self) -> Limits:
+        """What the query service takes on."""
+        from braid.index.service.dependencies import Limits
+        from braid.index.service.limits.connections import ConnectionLimits
+
+        http = self.http
+        return Limits(
+            body_bytes=http.body_bytes,
+            json_bytes=http.json_bytes,
+            bodies_bytes=max(http.bodies_bytes, http.body_bytes),
+            searches=http.searches,
+            queue_size=http.queue_size,
+            polls=http.polls,
+            rate_per_s=http.rate_per_s,
+            burst=http.burst,
+            connection=ConnectionLimits(
+                connections=http.connections, header_s=http.header_s, body_s=http.body_s
+            ),
+        )
+
+    def hosts(self) -> Hosts:
+        """The names under which the query service may be asked. Raises ConfigError."""
+        from braid.index.service.limits.hosts import Hosts
+
+        try:
+            return Hosts(self.http.host, self.http.hosts)
+        except ValueError as error:
+            raise ConfigError(f"http.hosts: {error}") from None
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, to start another braid process with them."""
+        changed = self.model_dump(mode="json", exclude_unset=True)
+        variables: dict[str, Any] = {}
+        for name, value in changed.items():
+            group = getattr(self, name)
+            if not isinstance(group, Group):
+                variables[f"BRAID_{name.upper()}"] = value
+                continue
+            for key, part in value.items():
+                if (name, key) in SECRET:  # which a dump shows as stars
+                    part = _revealed(getattr(group, key))
+                variables[_variable(name, key)] = part
+        return {key: _as_text(value) for key, value in variables.items() if value is not None}
+
+
+class _Environment(EnvSettingsSource):
+    """`BRAID_GROUP__NAME`, and the customary names, which come first."""
+
+    def __call__(self) -> dict[str, Any]:
+        values = super().__call__()
+        for variable, (group, name) in CUSTOMARY.items():
+            if variable in os.environ:
+                values.setdefault(group, {})[name] = os.environ[variable]
+        return values
+
+
+def _variable(group: str, name: str) -> str:
+    return next(
+        (variable for variable, place in CUSTOMARY.items() if place == (group, name)),
+        f"BRAID_{group}__{name}".upper(),
+    )
+
+
+def _revealed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_revealed(part) for part in value]
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _set_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags without those that are None, in groups too."""
+    nested = {
+        name: _set_flags(value) if isinstance(value, Mapping) else value
+        for name, value in flags.items()
+    }
+    return {name: value for name, value in nested.items() if value is not None}
+
+
+def load(**flags: Any) -> Settings:
+    """Settings from flags, environment and file: `load(http={"port": port}, home=home)`.
+
+    Args:
+        flags: settings, and groups as dicts; a `None` counts as not given.
+
+    Raises:
+        ConfigError: names the setting, what is wrong with it and the value given.
+    """
+    try:
+        return Settings(**_set_flags(flags))
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            + ("" if item["loc"][:2] in SECRET else f" (got {item['input']!r})")
+            for item in error.errors()
+        ]
+        raise ConfigError(redacted("; ".join(lines))) from None
+    except ValueError as error:  # a TOML file that does not parse
+        raise ConfigError(redacted(error)) from None
