@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -61,31 +61,33 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
         Example: braid models canary 2 --share 0.05 --records 1000 --promote
         """
-        options = (share, partitions, records, promote or None, force or None)
         settings = settings_of(context)
         registry = Registry(settings.models_dir, base=settings.model.name)
         if version is None or stop:
-            if version is not None or any(one is not None for one in options):
+            options = (version, share, partitions, records, promote or None, force or None)
+            if any(option is not None for option in options):
                 raise ConfigError("--stop, and the state without a version, take --json only")
-            ended = _stop(settings, registry) if stop else _state(settings, registry)
-            _tell(ended, as_json)
-            return
-        if promote and records is None:
+            shown = _compared(settings, registry, stop=stop)
+        elif promote and records is None:
             raise ConfigError("--promote needs --records: how many are to be compared before")
-        began = _begin(settings, registry, version, share, partitions, records, force=force)
-        if records is None:
-            _tell(began, as_json)
-            return
-        comparison = _watched(settings, registry, began, records, quiet=as_json)
-        state, why = "stopped", "it passed; promoting it was not asked for"
-        if not comparison.passed:
-            state, why = "failed", comparison.reason
-        elif promote:
-            state, why = _promoted(settings, registry, began, force=force)
-        ended = _ended(settings, registry, began, state, why, asdict(comparison))
-        _tell(ended, as_json)
-        if ended.state == "failed":
-            print(f"braid: {ended.model} is not promoted: {ended.why}", file=sys.stderr)
+        else:
+            shown = _begin(settings, registry, version, share, partitions, records, force=force)
+            if records is not None:
+                comparison = _watched(settings, registry, shown, records, quiet=as_json)
+                state, why = "stopped", "it passed; promoting it was not asked for"
+                if not comparison.passed:
+                    state, why = "failed", comparison.reason
+                elif promote:
+                    state, why = _promoted(settings, registry, shown, force=force)
+                shown = _ended(settings, registry, shown, state, why, asdict(comparison))
+        if as_json:
+            print(json.dumps(None if shown is None else asdict(shown)))
+        elif shown is None:
+            print("no canary yet: braid models canary VERSION --share 0.05")
+        else:
+            print("\n".join(_lines(shown)))
+        if shown is not None and records is not None and shown.state == "failed":
+            print(f"braid: {shown.model} is not promoted: {shown.why}", file=sys.stderr)
             raise typer.Exit(1)
 
 
@@ -139,19 +141,19 @@ def _watched(
     Raises:
         RegistryError: somebody ended it, or promoted another.
     """
-    from ..monitoring.canary_comparison import Reading, limits_of
+    from ..monitoring.canary_comparison import Comparing, limits_of
 
-    canaries, reading = Canaries(registry.root), Reading(settings, canary)
+    canaries, comparing = Canaries(registry.root), Comparing(canary)
     with bar("canary", quiet) as progress:
         while True:
-            seen = reading.on().seen
-            now = canaries.reconcile(registry.champion())
+            comparing.read(settings)
+            seen, now = comparing.seen, canaries.reconcile(registry.champion())
             if now is None or now.number != canary.number or now.state != "running":
                 why = "it is gone" if now is None else now.why
                 raise RegistryError(f"canary {canary.number} ended after {seen} records: {why}")
             progress("canary", min(seen, records), records, {})
             if seen >= records:
-                return reading.comparing.result(limits_of(settings))
+                return comparing.result(limits_of(settings))
             time.sleep(LOOK_S)
 
 
@@ -187,39 +189,22 @@ def _ended(
     return ended
 
 
-def _stop(settings: Settings, registry: Registry) -> Canary:
-    from ..monitoring.canary_comparison import compared
-
-    canary = Canaries(registry.root).reconcile(registry.champion())
-    if canary is None or canary.state != "running":
-        raise RegistryError("no canary runs")
-    ended = _ended(settings, registry, canary, "stopped", "stopped by hand")
-    return Canaries(registry.root).keep(ended, asdict(compared(settings, ended)))
-
-
-def _state(settings: Settings, registry: Registry) -> Canary | None:
-    """The last one, with its comparison as of now if it runs."""
-    from dataclasses import replace
-
+def _compared(settings: Settings, registry: Registry, *, stop: bool) -> Canary | None:
+    """The last canary with its comparison: as of now if it runs, else as of its end."""
     from ..monitoring.canary_comparison import compared
 
     canaries = Canaries(registry.root)
     canary = canaries.reconcile(registry.champion())
-    if canary is None or (canary.state != "running" and canary.comparison is not None):
+    if stop:
+        if canary is None or canary.state != "running":
+            raise RegistryError("no canary runs")
+        canary = _ended(settings, registry, canary, "stopped", "stopped by hand")
+    elif canary is None or (canary.state != "running" and canary.comparison is not None):
         return canary
     comparison = asdict(compared(settings, canary))
     if canary.state == "running":
         return replace(canary, comparison=comparison)
-    return canaries.keep(canary, comparison)  # another promotion ended it
-
-
-def _tell(canary: Canary | None, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(None if canary is None else asdict(canary)))
-    elif canary is None:
-        print("no canary yet: braid models canary VERSION --share 0.05")
-    else:
-        print("\n".join(_lines(canary)))
+    return canaries.keep(canary, comparison)
 
 
 def _lines(canary: Canary) -> Iterator[str]:

@@ -2,17 +2,15 @@
 
     models/canary/00000001.json   the challenger, its share of the traffic, and its state
 
-At most one canary runs: a new one takes the next number by an exclusive create, and only its state
-changes later. It belongs to the champion that it began under and ends with the next promotion,
-which the first process to notice writes down. All vectors stay the champion's, so the challenger
-may have another space. `braid.stream.worker.canary_shadow` has the worker's part,
-`braid.stream.monitoring.canary_comparison` the comparison.
+At most one canary runs, the last: a new one takes the next number by an exclusive create. It
+belongs to the champion that it began under and ends with the next promotion, which the first
+process to notice writes down. All vectors stay the champion's, so the challenger may have another
+space.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -32,31 +30,19 @@ STATES = ("running", "stopped", "promoted", "failed")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Canary:
-    """One challenger on a share of the live traffic.
-
-    Attributes:
-        model: the challenger.
-        champion: the version that it is compared with.
-        seq: the champion's number when it began.
-        share: of the records, in (0, 1]; of those in `partitions`, if any are given.
-        partitions: of `records`; empty: all.
-        since_ms: when it began.
-        until_ms: when it ended.
-        why: the reason for its state, for display.
-        comparison: the last one (`braid.stream.monitoring.canary_comparison.Comparison`), as JSON.
-    """
+    """One challenger on a share of the live traffic."""
 
     number: int
-    model: str
-    champion: str
-    seq: int
-    share: float
-    partitions: tuple[int, ...] = ()
+    model: str  # the challenger
+    champion: str  # the version that it is compared with
+    seq: int  # the champion's number at the beginning
+    share: float  # of the records, in (0, 1]; of those in `partitions`, if there are any
+    partitions: tuple[int, ...] = ()  # of `records`; empty: all
     since_ms: int
     state: str = "running"
     until_ms: int | None = None
-    why: str = ""
-    comparison: Mapping[str, Any] | None = None
+    why: str = ""  # the reason for the state, for display
+    comparison: Mapping[str, Any] | None = None  # `canary_comparison.Comparison`, as JSON
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -83,18 +69,18 @@ class Canaries:
 
     def all(self) -> list[Canary]:
         """Oldest first. Raises RegistryError for an invalid file."""
-        return [self._read(number) for number in self._numbers()]
+        return [self._read(path) for path in self._paths()]
 
     def last(self) -> Canary | None:
-        numbers = self._numbers()
-        return self._read(numbers[-1]) if numbers else None
+        paths = self._paths()
+        return self._read(paths[-1]) if paths else None
 
     def running(self, champion: Champion | None) -> Canary | None:
         """The canary that runs beside this champion, or None."""
-        last = self.last()  # at most one runs, the last one
-        if last is None or champion is None or last.state != "running":
+        last = self.last()
+        if last is None or champion is None or (last.state, last.seq) != ("running", champion.seq):
             return None
-        return last if last.seq == champion.seq else None
+        return last
 
     def reconcile(self, champion: Champion | None) -> Canary | None:
         """The last canary; ends it if another version was promoted since it began."""
@@ -115,10 +101,7 @@ class Canaries:
         partitions: Collection[int] = (),
         force: bool = False,
     ) -> Canary:
-        """Begin a canary of a version beside the champion.
-
-        Args:
-            force: even if its examination failed.
+        """Begin a canary of a version beside the champion; `force`: if its examination failed.
 
         Raises:
             RegistryError: there is no champion, the version may not serve (`Registry.admit`) or
@@ -157,9 +140,8 @@ class Canaries:
         self, canary: Canary, state: str, *, why: str, comparison: Mapping[str, Any] | None = None
     ) -> Canary:
         """End a canary, or replace how it ended."""
-        until_ms = int(self._wall() * 1000)
-        ended = replace(canary, state=state, why=why, until_ms=until_ms)
-        return self.keep(ended, canary.comparison if comparison is None else comparison)
+        ended = replace(canary, state=state, why=why, until_ms=int(self._wall() * 1000))
+        return self.keep(ended, comparison or canary.comparison)
 
     def keep(self, canary: Canary, comparison: Mapping[str, Any] | None) -> Canary:
         """Write a canary with its comparison."""
@@ -167,17 +149,13 @@ class Canaries:
         replaced(self._path(kept.number), json.dumps(asdict(kept)).encode())
         return kept
 
-    def _numbers(self) -> list[int]:
-        if not self._folder.is_dir():
-            return []
-        names = (path.name for path in self._folder.iterdir())
-        return sorted(int(name[:8]) for name in names if re.fullmatch(r"[0-9]{8}\.json", name))
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob(f"{8 * '[0-9]'}.json"))
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:08d}.json"
 
-    def _read(self, number: int) -> Canary:
-        path = self._path(number)
+    def _read(self, path: Path) -> Canary:
         try:
             plain = json.loads(path.read_text())
             return Canary(**{**plain, "partitions": tuple(plain["partitions"])})

@@ -12,14 +12,14 @@ Not caught: a challenger that crashes the process, and a GPU without memory for 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from braid.encoders.types import Embedding, Label, Model, Prepared, Sample, TaskPrediction
+from braid.encoders.types import Embedding, Label, Model, Prepared, Sample
 
 from ..registry.canaries import Canary
 
@@ -39,7 +39,7 @@ class CanaryShadow:
     def __init__(self, canary: Canary, model: Model | None, *, broken: str = "") -> None:
         self.canary = canary
         self._model = model
-        self._broken = short(broken)
+        self._broken = _short(broken)
         self._salt = f"canary/{canary.number}/{canary.model}/".encode()
         self._logged: set[str] = set()
 
@@ -81,25 +81,27 @@ class CanaryShadow:
             champion_s: seconds per record that the champion took.
         """
         ready = [result for result in shadow_results if result.prepared is not None]
-        if not ready or self._model is None:
+        prepared = [result.prepared for result in ready if result.prepared is not None]
+        if not prepared or self._model is None:
             return
         began = time.perf_counter()
         try:
-            embeddings = self._model.encode(
-                [result.prepared for result in ready if result.prepared is not None]
-            )
+            embeddings = self._model.encode(prepared)
             took_s = (time.perf_counter() - began) / len(ready)
             for result, embedding in zip(ready, embeddings, strict=True):
                 result.prepared = None
-                if all(map(math.isfinite, numbers(embedding.tasks))):
-                    result.tasks, result.seconds = embedding.tasks, (champion_s, took_s)
-                else:
+                tasks = {name: asdict(task) for name, task in embedding.tasks.items()}
+                try:
+                    json.dumps(tasks, allow_nan=False)
+                except ValueError:
                     self._fail([result], FloatingPointError("a prediction is not finite"))
+                else:
+                    result.tasks, result.seconds = tasks, (champion_s, took_s)
         except Exception as error:  # noqa: BLE001 (as in prepare)
             self._fail(ready, error)
 
     def _fail(self, shadow_results: Sequence[ShadowResult], error: Exception) -> None:
-        reason = short(f"{type(error).__name__}: {error}")
+        reason = _short(f"{type(error).__name__}: {error}")
         for result in shadow_results:
             result.prepared, result.tasks, result.failed = None, None, reason
         kind = type(error).__name__
@@ -110,19 +112,13 @@ class CanaryShadow:
 
 @dataclass(slots=True, eq=False)
 class ShadowResult:
-    """One record on its way through the challenger.
-
-    Attributes:
-        tasks: what the challenger predicts; None: not encoded, or failed.
-        failed: why there is no prediction.
-        seconds: per record, by the champion and by the challenger, each in its batch.
-    """
+    """One record on its way through the challenger."""
 
     shadow: CanaryShadow
     prepared: Prepared | None = None
-    tasks: Mapping[str, TaskPrediction] | None = None
-    failed: str = ""
-    seconds: tuple[float, float] | None = None
+    tasks: Mapping[str, Any] | None = None  # plain maps; None: not encoded, or failed
+    failed: str = ""  # the reason why there is no prediction
+    seconds: tuple[float, float] | None = None  # per record, by the champion and the challenger
 
 
 class Shadowed(Protocol):
@@ -180,28 +176,10 @@ def published_prediction(
     mark |= {"tasks": tasks, "seconds": list(shadow_result.seconds or ())}
     if labels:
         mark["labels"] = dict(labels)
-    mine = {name: asdict(task) for name, task in shadow_result.tasks.items()}
-    return shadow_result.shadow.canary.model, mine, mark
+    return shadow_result.shadow.canary.model, shadow_result.tasks, mark
 
 
-def numbers(tasks: Mapping[str, TaskPrediction]) -> Iterator[float]:
-    """All numbers in the predictions."""
-    for task in tasks.values():
-        yield from _numbers(asdict(task))
-
-
-def _numbers(value: object) -> Iterator[float]:
-    if isinstance(value, float):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _numbers(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _numbers(part)
-
-
-def short(reason: str) -> str:
+def _short(reason: str) -> str:
     """A reason in one line of at most REASON characters, so that equal reasons can be counted."""
     line = " ".join(reason.split())
     return line if len(line) <= REASON else line[: REASON - 1] + "…"
