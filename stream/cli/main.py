@@ -15,8 +15,8 @@ from braid.index.redact import RedactingFormatter, redacted
 from ..errors import ConfigError, StreamError
 from ..local.child import ChildError
 from ..settings import Settings, load
+from . import config, dead_letters, evaluate, models, retrain, status
 from . import data as cli_data
-from . import dead_letters, evaluate, models, retrain, status
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -152,6 +152,7 @@ retrain.add(app, settings_of)
 models.add(app, settings_of)
 evaluate.add(app, settings_of)
 status.add(app, settings_of)
+config.add(app, settings_of)
 dead_letters.add(app, settings_of)
 
 

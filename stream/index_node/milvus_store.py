@@ -38,7 +38,7 @@ class MilvusBackedStore:
                 "milvus.uri: is needed with the store milvus: http://host:port of a server, or a "
                 "path ending in .db for Milvus Lite"
             )
-        client = connect(settings.milvus.uri, token=settings.milvus.token)
+        client = connect(settings.milvus.uri, token=settings.milvus.token.get_secret_value())
         generations = MilvusGenerations(client, prefix=settings.prefix)
         self._generations = generations
         self.store = generations.open(

@@ -1,6 +1,6 @@
 """The settings of every braid process: `Settings`, and `load`, which reads their sources."""
 
 from .groups import MIB
-from .settings import Settings, load
+from .settings import Settings, load, origins
 
-__all__ = ["MIB", "Settings", "load"]
+__all__ = ["MIB", "Settings", "load", "origins"]

@@ -5,11 +5,28 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    SerializationInfo,
+    ValidationInfo,
+    field_validator,
+)
 
 MIB = 1024 * 1024
+REVEAL = "reveal"  # the context of a dump to JSON that shows secrets
+
+
+def _shown(secret: SecretStr, info: SerializationInfo) -> str:
+    return secret.get_secret_value() if info.context == REVEAL else str(secret)
+
+
+Secret = Annotated[SecretStr, PlainSerializer(_shown, when_used="json")]
 
 
 def absolute(path: Path | None) -> Path | None:
@@ -28,7 +45,10 @@ class Group(BaseModel):
         assert info.field_name is not None
         annotation = cls.model_fields[info.field_name].annotation
         if isinstance(value, str) and get_origin(annotation) in (list, dict):
-            return json.loads(value)
+            try:
+                return json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"must be JSON: {error}") from None
         return value
 
 
@@ -164,7 +184,7 @@ class Milvus(Group):
     uri: str | None = Field(
         None, repr=False, description="http://host:port, or a path ending in .db for Milvus Lite"
     )
-    token: str = Field("", repr=False, description="user:password, or an API key")
+    token: Secret = Field(SecretStr(""), description="user:password, or an API key")
 
 
 class Http(Group):
@@ -175,11 +195,11 @@ class Http(Group):
     hosts: list[str] = Field(
         [], description="names, beside host and loopback's, under which it may be asked; *: any"
     )
-    api_keys: list[SecretStr] = Field(
+    api_keys: list[Secret] = Field(
         [], description="who may ask the query service: keys, or sha256: and a key's digest"
     )
     api_keys_file: Path | None = Field(None, description="the same, one a line")
-    api_key: SecretStr | None = Field(
+    api_key: Secret | None = Field(
         None, description="what this process sends when it asks the query service"
     )
     body_bytes: int = Field(32 * MIB, ge=1024, description="the largest upload")

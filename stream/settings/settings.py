@@ -13,28 +13,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from braid.index.redact import redacted
 
 from ..errors import ConfigError
 from . import groups
-from .groups import Group
+from .groups import REVEAL, Group
+from .sources import CUSTOMARY, Environment, File, config_file, flat, names, variable
 
 if TYPE_CHECKING:
     from braid.index.service.dependencies import Limits
     from braid.index.service.limits.auth import ApiKeys
     from braid.index.service.limits.hosts import Hosts
 
-CUSTOMARY = {"KAFKA_BOOTSTRAP": ("kafka", "bootstrap"), "REDIS_URL": ("redis", "url")}
-SECRET = {("http", "api_keys"), ("http", "api_key")}
+SECRET = {("http", "api_keys"), ("http", "api_key"), ("milvus", "token")}
 
 
 class Settings(BaseSettings):
@@ -79,12 +74,11 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = os.environ.get("BRAID_CONFIG")
-        path = Path(file) if file else Path("braid.toml")
-        if file and not path.is_file():
-            raise ConfigError(f"BRAID_CONFIG: no file at {path}")
-        toml = TomlConfigSettingsSource(settings_cls, toml_file=path)
-        return (init_settings, _Environment(settings_cls), toml)
+        return (
+            init_settings,
+            Environment(settings_cls),
+            File(settings_cls, toml_file=config_file()),
+        )
 
     def replace(self, **changes: Any) -> Self:
         """These settings with other values: `settings.replace(kafka={"partitions": 2})`."""
@@ -181,42 +175,20 @@ class Settings(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """These settings as environment variables, to start another braid process with them."""
-        changed = self.model_dump(mode="json", exclude_unset=True)
-        variables: dict[str, Any] = {}
-        for name, value in changed.items():
-            group = getattr(self, name)
-            if not isinstance(group, Group):
-                variables[f"BRAID_{name.upper()}"] = value
-                continue
-            for key, part in value.items():
-                if (name, key) in SECRET:  # which a dump shows as stars
-                    part = _revealed(getattr(group, key))
-                variables[_variable(name, key)] = part
-        return {key: _as_text(value) for key, value in variables.items() if value is not None}
+        changed = self.model_dump(mode="json", exclude_unset=True, context=REVEAL)
+        return {
+            CUSTOMARY.get(name, variable(name)): _as_text(value)
+            for name, value in flat(changed, names(Settings)).items()
+            if value is not None
+        }
 
-
-class _Environment(EnvSettingsSource):
-    """`BRAID_GROUP__NAME`, and the customary names, which come first."""
-
-    def __call__(self) -> dict[str, Any]:
-        values = super().__call__()
-        for variable, (group, name) in CUSTOMARY.items():
-            if variable in os.environ:
-                values.setdefault(group, {})[name] = os.environ[variable]
-        return values
-
-
-def _variable(group: str, name: str) -> str:
-    return next(
-        (variable for variable, place in CUSTOMARY.items() if place == (group, name)),
-        f"BRAID_{group}__{name}".upper(),
-    )
-
-
-def _revealed(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_revealed(part) for part in value]
-    return value.get_secret_value() if isinstance(value, SecretStr) else value
+    def shown(self) -> dict[str, Any]:
+        """Every setting by name, as JSON's types; secrets and passwords as stars."""
+        values = flat(self.model_dump(mode="json"), names(Settings))
+        return {
+            name: redacted(value) if isinstance(value, str) else value
+            for name, value in values.items()
+        }
 
 
 def _as_text(value: Any) -> str:
@@ -244,11 +216,33 @@ def load(**flags: Any) -> Settings:
     try:
         return Settings(**_set_flags(flags))
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
-            + ("" if item["loc"][:2] in SECRET else f" (got {item['input']!r})")
-            for item in error.errors()
-        ]
-        raise ConfigError(redacted("; ".join(lines))) from None
+        raise ConfigError("; ".join(_described(item) for item in error.errors())) from None
     except ValueError as error:  # a TOML file that does not parse
         raise ConfigError(redacted(error)) from None
+
+
+def _described(error: ErrorDetails) -> str:
+    """The setting, what is wrong with it, and the value unless it is secret or holds a secret."""
+    place = error["loc"]
+    hidden = any(place[:2] == secret or place == secret[: len(place)] for secret in SECRET)
+    value = "" if hidden else f" (got {error['input']!r})"
+    return redacted(f"{'.'.join(map(str, place))}: {error['msg']}{value}")
+
+
+def origins(flags: Mapping[str, Any]) -> dict[str, str]:
+    """Where each setting comes from: `default`, the file's path, the variable, or `flag`.
+
+    Args:
+        flags: those that `load` got.
+    """
+    known, file = names(Settings), config_file()
+    from_environment = {
+        name: CUSTOMARY[name] if CUSTOMARY.get(name, "") in os.environ else variable(name)
+        for name in flat(Environment(Settings)(), known)
+    }
+    return (
+        dict.fromkeys(known, "default")
+        | dict.fromkeys(flat(File(Settings, toml_file=file)(), known), str(file))
+        | from_environment
+        | dict.fromkeys(flat(_set_flags(flags), known), "flag")
+    )

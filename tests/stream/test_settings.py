@@ -7,9 +7,14 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from braid.stream.cli.main import app
 from braid.stream.errors import ConfigError
 from braid.stream.settings import Settings, load
+from braid.stream.settings.sources import NO_SETTINGS, names, variable
+
+KEY = "a-key-of-sixteen-or-more"
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +70,7 @@ def test_a_file_that_is_wrong_stops_the_start(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "braid.toml").write_text("[kafka]\npartitons = 3\n")
-    with pytest.raises(ConfigError, match=r"kafka\.partitons"):
+    with pytest.raises(ConfigError, match=r"kafka\.partitons: .* nearest is kafka\.partitions$"):
         load()
     (tmp_path / "braid.toml").write_text("partitions = [\n")
     with pytest.raises(ConfigError):
@@ -75,15 +80,86 @@ def test_a_file_that_is_wrong_stops_the_start(
         load()
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("http_port = 1\n", r"braid\.toml: http_port: .* nearest is http\.port$"),
+        ("[htp]\nport = 1\n", r"braid\.toml: htp: "),
+        ("kafka = 7\n", r"kafka: .*dictionary.*got 7"),
+    ],
+)
+def test_an_unknown_name_in_the_file_is_shown_with_the_nearest(content: str, words: str) -> None:
+    Path("braid.toml").write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("BRAID_HTTP_PORT", "BRAID_HTTP__PORT"),
+        ("BRAID_HTTP__PROT", "BRAID_HTTP__PORT"),
+        ("BRAID_JOIN__QUIET", "BRAID_JOIN__QUIET_S"),
+        ("BRAID_HOM", "BRAID_HOME"),
+    ],
+)
+def test_an_unknown_variable_is_shown_with_the_nearest_and_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, nearest: str
+) -> None:
+    monkeypatch.setenv(name, KEY)
+    with pytest.raises(ConfigError, match=rf"^{name}: no such setting; .* {nearest}$"):
+        load()
+
+
+def test_the_variables_of_the_documents_are_settings() -> None:
+    known = {variable(name) for name in names(Settings)} | NO_SETTINGS
+    root = Path(__file__).parents[2]
+    for file in ("README.md", "Dockerfile", "docker-compose.yml", "benchmarks/RESULTS.md"):
+        unknown = set(re.findall(r"\bBRAID_\w+", (root / file).read_text())) - known
+        assert not unknown, file
+
+
+def test_variables_that_are_no_settings_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRAID_FAILPOINT", "after-apply:exit")
+    monkeypatch.setenv("BRAID_PORT", "tcp://10.0.0.1:8077")  # by Kubernetes, for a service braid
+    monkeypatch.setenv("BRAID_INDEX_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("BRAID_INDEX_PORT_8077_TCP_ADDR", "10.0.0.1")
+    assert load() == Settings()
+
+
+def test_each_setting_is_shown_with_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("braid.toml").write_text("[kafka]\npartitions = 3\nreplication = 2\n")
+    monkeypatch.setenv("BRAID_KAFKA__PARTITIONS", "5")
+    monkeypatch.setenv("KAFKA_BOOTSTRAP", "kafka:9092")
+    monkeypatch.setenv("REDIS_URL", f"redis://user:{KEY}@host/0")
+    monkeypatch.setenv("BRAID_MILVUS__TOKEN", KEY)
+    monkeypatch.setenv("BRAID_HTTP__API_KEYS", json.dumps([KEY]))
+    done = CliRunner().invoke(app, ["--prefix", "p-", "config", "--json"])
+    assert KEY not in done.output
+    shown = json.loads(done.output)
+    assert {name: one["from"] for name, one in shown.items() if one["from"] != "default"} == {
+        "prefix": "flag",
+        "kafka.bootstrap": "KAFKA_BOOTSTRAP",
+        "kafka.partitions": "BRAID_KAFKA__PARTITIONS",
+        "kafka.replication": "braid.toml",
+        "redis.url": "REDIS_URL",
+        "milvus.token": "BRAID_MILVUS__TOKEN",
+        "http.api_keys": "BRAID_HTTP__API_KEYS",
+    }
+    assert shown["kafka.partitions"]["value"] == 5
+    assert shown["redis.url"]["value"] == "redis://***@host/0"
+    assert shown["http.port"] == {"value": 8077, "from": "default"}
+    lines = CliRunner().invoke(app, ["config"]).output.splitlines()
+    assert len(lines) == len(shown)
+    assert ["kafka.replication", "2", "braid.toml"] in [line.split() for line in lines]
+
+
 def test_a_list_in_the_environment_that_does_not_parse_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("BRAID_LINKS__HOSTS", "a.org,b.org")
     with pytest.raises(ConfigError, match=r"links\.hosts"):
         load()
-
-
-KEY = "a-key-of-sixteen-or-more"
 
 
 def test_keys_come_from_the_environment_and_from_a_file(
@@ -109,11 +185,12 @@ def test_keys_come_from_the_environment_and_from_a_file(
 def test_another_process_gets_the_keys_and_nothing_shows_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = Settings(http={"api_keys": [KEY], "api_key": KEY})
+    first = Settings(http={"api_keys": [KEY], "api_key": KEY}, milvus={"token": KEY})
     for name, value in first.environment().items():
         monkeypatch.setenv(name, value)
     assert load() == first
     assert load().keys()
+    assert load().milvus.token.get_secret_value() == KEY
     assert KEY not in repr(first)
     assert KEY not in str(first.model_dump())
 
@@ -121,6 +198,7 @@ def test_another_process_gets_the_keys_and_nothing_shows_them(
 @pytest.mark.parametrize(
     ("flags", "content", "words"),
     [
+        ({"api_keys": "too-short"}, None, r"http\.api_keys: .*must be JSON"),
         ({"api_keys": ["too-short"]}, None, r"http\.api_keys: key 1: has 9 characters"),
         ({"api_keys": [KEY, "sha256:zz"]}, None, r"http\.api_keys: key 2: .*hexadecimal"),
         ({"api_keys_file": "keys"}, None, r"http\.api_keys_file: keys: No such file"),
