@@ -64,16 +64,8 @@ class Replay:
     already: int = 0
 
     def plain(self) -> dict[str, Any]:
-        return {
-            "sent": len(self.sent),
-            "done": len(self.done),
-            "failed": {id: letter.plain() for id, letter in self.failed.items()},
-            "waiting": self.waiting,
-            "superseded": self.superseded,
-            "foreign": self.foreign,
-            "cut": self.cut,
-            "already": self.already,
-        }
+        failed = {id: letter.plain() for id, letter in self.failed.items()}
+        return vars(self) | {"sent": len(self.sent), "done": len(self.done), "failed": failed}
 
 
 class Replayer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -35,15 +34,6 @@ class Readiness:
     recall: Mapping[str, float]
     waits_for: str | None
     stops: str | None
-
-    def plain(self) -> dict[str, Any]:
-        return {
-            "behind": self.behind,
-            "missing": self.missing,
-            "recall": dict(self.recall),
-            "waits_for": self.waits_for,
-            "stops": self.stops,
-        }
 
 
 def readiness(

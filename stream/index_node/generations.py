@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from braid.encoders.embedder import load
@@ -124,7 +124,7 @@ class Manager:
 
     def building(self) -> dict[str, Any]:
         """The readiness of the generations that are being built."""
-        return {name: state.plain() for name, state in self._readiness.items()}
+        return {name: asdict(state) for name, state in self._readiness.items()}
 
     async def look(self) -> None:
         """Follow the registry, and flip to a generation that is ready.

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from braid.encoders.output_statistics import Tally
-from braid.encoders.types import Label
+from braid.encoders.types import MODALITIES, Label
 
 from ..errors import BadRecord
 from .fields import MAX_LABELS as MAX_LABELS
@@ -125,13 +125,9 @@ def encode_record(record: Record) -> bytes:
             refuses is exactly what decode_record would refuse.
     """
     value: dict[str, Any] = {"v": SCHEMA_VERSION, "id": record.id, "ts": record.ts}
-    if record.text is not None:
-        value["text"] = record.text
-    for name in ("image", "audio"):
-        blob: Blob | None = getattr(record, name)
-        if blob is not None:
-            parts = {"data": blob.data, "uri": blob.uri, "media_type": blob.media_type}
-            value[name] = {key: part for key, part in parts.items() if part is not None}
+    for name in MODALITIES:
+        if getattr(record, name) is not None:
+            value[name] = plain_modality(getattr(record, name))
     if record.labels:
         value["labels"] = dict(record.labels)
     if record.meta:
@@ -197,6 +193,13 @@ def decode_record(
     if record.text is None and record.image is None and record.audio is None:
         raise BadRecord("value", "has no modality: one of text, image and audio must be there")
     return record
+
+
+def plain_modality(modality: str | Blob | None) -> Any:
+    """A text as it is, a blob as a map of its fields that are set."""
+    if not isinstance(modality, Blob):
+        return modality
+    return {name: value for name, value in asdict(modality).items() if value is not None}
 
 
 def encode_vector(vector: Vector) -> bytes:

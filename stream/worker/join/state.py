@@ -12,10 +12,12 @@ exactly the fields that were sent before it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgpack
+
+from braid.encoders.types import MODALITIES
 
 from ...errors import BadRecord
 from ...kafka.client import Message
@@ -27,9 +29,9 @@ from ...kafka.schemas import (
     decode_record,
     encode_record,
     pack,
+    plain_modality,
 )
 
-MODALITIES = ("text", "image", "audio")
 STAGE = "join"
 
 Name = tuple[str, str]  # ("text", "") or ("labels", "category")
@@ -113,13 +115,6 @@ def decode_part(message: Message) -> Part:
         expects=names,
         sent_ms=message.ts,
     )
-
-
-def plain_modality(modality: str | Blob | None) -> Any:
-    """A text as it is, a blob as a map of what it has."""
-    if not isinstance(modality, Blob):
-        return modality
-    return {name: value for name, value in asdict(modality).items() if value is not None}
 
 
 def merge(known: Mapping[Name, Field], new: Mapping[Name, Field]) -> dict[Name, Field]:
