@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .errors import BadInput
+from .errors import BadInput, check_minima
 from .types import MODALITIES
 
 
@@ -225,9 +225,7 @@ class TrainConfig:
                 raise ValueError(f"pairs: {pair!r} is no pair of two of {', '.join(MODALITIES)}")
             if self.pairs[pair] < 0:
                 raise ValueError(f"pairs: {pair!r} must be at least 0, is {self.pairs[pair]}")
-        for name, least in _MINIMA.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, is {getattr(self, name)}")
+        check_minima(self, _MINIMA)
         for name in ("drop", "same_label"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} must be at most 1, is {getattr(self, name)}")

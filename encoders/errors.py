@@ -9,6 +9,10 @@
 Any other exception from this package is a bug and should stop the process.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+
 
 class EncodersError(Exception):
     """The root of every error that this package raises on purpose."""
@@ -32,3 +36,14 @@ class CheckpointError(EncodersError):
 
 class TrainingError(EncodersError):
     """A training run that must not produce a version."""
+
+
+def check_minima(config: object, minima: Mapping[str, float], prefix: str = "") -> None:
+    """Check fields of a configuration.
+
+    Raises:
+        ValueError: a field is below its minimum, or not a number.
+    """
+    for name, least in minima.items():
+        if not (value := getattr(config, name)) >= least:
+            raise ValueError(f"{prefix}{name} must be at least {least}, is {value}")

@@ -10,11 +10,27 @@ Imports no torch: the manifest is read without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
-KINDS = ("classification", "multilabel", "regression", "generation")
+
+def is_number(label: object) -> TypeGuard[float]:
+    """Whether a label is a finite number; a boolean is none."""
+    return isinstance(label, (int, float)) and not isinstance(label, bool) and math.isfinite(label)
+
+
+FITS: dict[str, Callable[[object], bool]] = {
+    "classification": lambda label: isinstance(label, str),
+    "multilabel": lambda label: (
+        isinstance(label, (list, tuple)) and all(isinstance(one, str) for one in label)
+    ),
+    "regression": is_number,
+    "generation": lambda label: isinstance(label, str),
+}
+"""Whether a label belongs to a task of this kind."""
+KINDS = tuple(FITS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,7 +28,7 @@ from .audio import decode_audio, padded
 from .audio_augment import WaveAugmentation
 from .audio_frames import ast_frames, whisper_frames
 from .base import Array, Encoder, Features, joined, masked_mean
-from .hf import locate
+from .hf import locate, make, read
 
 CONFIG, EXTRACTOR = "config.json", "preprocessor_config.json"
 SHORTEST_S = 0.05
@@ -41,8 +41,9 @@ class Tower:
     """The differences between the three models.
 
     Attributes:
-        config, extractor: names of the classes in `transformers`.
-        make: a network from a configuration; `load`: from a hub name or folder, (source, local).
+        config, model, extractor: names of the classes in `transformers`.
+        whole: (model type, class, attribute) of the model that has this one as an attribute, where
+            checkpoints hold that.
         extractor_for: settings of the extractor that a random network of this configuration takes.
         run: (network, extracted, samples of each) to the last states float[B, T, F] and the mask of
             those that are real.
@@ -53,14 +54,31 @@ class Tower:
     """
 
     config: str
+    model: str
     extractor: str
-    make: Callable[[Any], nn.Module]
-    load: Callable[[str, bool], nn.Module]
     extractor_for: Callable[[Any], dict[str, Any]]
     run: Callable[[nn.Module, Tensor, Tensor, Any], tuple[Tensor, Tensor]]
     blocks: Callable[[nn.Module], Sequence[nn.Module]]
     longest_s: Callable[[Any], float]
     frames: Callable[[Tensor, Tensor, Any], Tensor] | None = None
+    whole: tuple[str, str, str] = ("", "", "")
+
+    def read(self, source: str) -> tuple[nn.Module, Any]:
+        """The network and the extractor at `source`. Raises CheckpointError."""
+        import transformers
+
+        place, local = locate(source)
+        try:
+            extractor = getattr(transformers, self.extractor).from_pretrained(
+                place, local_files_only=local
+            )
+            config = transformers.AutoConfig.from_pretrained(place, local_files_only=local)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"no {self.config} at {source!r}: {error}") from error
+        kind, model, attribute = self.whole
+        if config.model_type == kind:
+            return getattr(read(model, source), attribute), extractor
+        return read(self.model, source), extractor
 
 
 class AudioTower(Encoder):
@@ -119,15 +137,9 @@ class AudioTower(Encoder):
         if config.source is None:
             tower_config = getattr(transformers, cls.tower.config)(**fields)
             extractor_settings = {**cls.tower.extractor_for(tower_config), **extractor_options}
-            return cls(
-                cls.tower.make(tower_config), extractor_class(**extractor_settings), **options
-            )
-        source, local = locate(config.source)
-        try:
-            extractor = extractor_class.from_pretrained(source, local_files_only=local)
-            net = cls.tower.load(source, local)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"no {cls.tower.config} at {source!r}: {error}") from error
+            net = make(cls.tower.model, tower_config)
+            return cls(net, extractor_class(**extractor_settings), **options)
+        net, extractor = cls.tower.read(config.source)
         for name, value in extractor_options.items():
             actual = getattr(extractor, name, None)
             if actual != value:
@@ -148,7 +160,7 @@ class AudioTower(Encoder):
 
         fields = json.loads((assets / CONFIG).read_text(encoding="utf-8"))
         extractor = json.loads((assets / EXTRACTOR).read_text(encoding="utf-8"))
-        net = cls.tower.make(getattr(transformers, cls.tower.config)(**fields))
+        net = make(cls.tower.model, getattr(transformers, cls.tower.config)(**fields))
         kept = {k: v for k, v in config.options.items() if k not in ("config", "extractor")}
         return cls(net, getattr(transformers, cls.tower.extractor)(**extractor), **kept)
 
@@ -246,52 +258,13 @@ def _run_clap(
     return states_BTF, torch.ones(states_BTF.shape[:2], dtype=torch.bool, device=frames.device)
 
 
-def _make_ast(config: Any) -> nn.Module:
-    from transformers import ASTModel
-
-    return ASTModel(config)
-
-
-def _load_ast(source: str, local: bool) -> nn.Module:
-    from transformers import ASTModel
-
-    return ASTModel.from_pretrained(source, local_files_only=local)
-
-
-def _make_whisper(config: Any) -> nn.Module:
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    return WhisperEncoder(config)
-
-
-def _load_whisper(source: str, local: bool) -> nn.Module:
-    from transformers import WhisperModel
-
-    return WhisperModel.from_pretrained(source, local_files_only=local).encoder
-
-
-def _make_clap(config: Any) -> nn.Module:
-    from transformers import ClapAudioModel
-
-    return ClapAudioModel(config)
-
-
-def _load_clap(source: str, local: bool) -> nn.Module:
-    from transformers import AutoConfig, ClapAudioModel, ClapModel
-
-    if AutoConfig.from_pretrained(source, local_files_only=local).model_type == "clap":
-        return ClapModel.from_pretrained(source, local_files_only=local).audio_model
-    return ClapAudioModel.from_pretrained(source, local_files_only=local)
-
-
 class Ast(AudioTower):
     """The Audio Spectrogram Transformer (Gong et al. 2021, arXiv 2104.01778)."""
 
     tower = Tower(
         config="ASTConfig",
         extractor="ASTFeatureExtractor",
-        make=_make_ast,
-        load=_load_ast,
+        model="ASTModel",
         extractor_for=lambda config: {
             "num_mel_bins": config.num_mel_bins,
             "max_length": config.max_length,
@@ -309,8 +282,8 @@ class Whisper(AudioTower):
     tower = Tower(
         config="WhisperConfig",
         extractor="WhisperFeatureExtractor",
-        make=_make_whisper,
-        load=_load_whisper,
+        model="models.whisper.modeling_whisper.WhisperEncoder",
+        whole=("whisper", "WhisperModel", "encoder"),
         extractor_for=lambda config: {
             "feature_size": config.num_mel_bins,
             "chunk_length": config.max_source_positions // 50,  # 50 tokens a second
@@ -328,8 +301,8 @@ class ClapAudio(AudioTower):
     tower = Tower(
         config="ClapAudioConfig",
         extractor="ClapFeatureExtractor",
-        make=_make_clap,
-        load=_load_clap,
+        model="ClapAudioModel",
+        whole=("clap", "ClapModel", "audio_model"),
         extractor_for=lambda config: {
             "feature_size": config.num_mel_bins,
             "truncation": "fusion" if config.enable_fusion else "rand_trunc",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,7 +101,7 @@ def read_tokenizer(source: str) -> tuple[str, dict[str, Any]]:
 
 
 def make(model: str, config: Any, **more: Any) -> nn.Module:
-    """The class `model` of transformers with random weights.
+    """The class `model` of transformers, by its path in there, with random weights.
 
     Raises:
         CheckpointError: the config describes no such model.
@@ -108,7 +109,7 @@ def make(model: str, config: Any, **more: Any) -> nn.Module:
     import transformers
 
     try:
-        return cast(nn.Module, getattr(transformers, model)(config, **more))
+        return cast(nn.Module, attrgetter(model)(transformers)(config, **more))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"no {model} of this config: {error}") from error
 

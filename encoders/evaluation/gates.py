@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import check_minima
+
 ADAPTERS = ("procrustes", "affine", "mlp")
 """The kinds of adapter, simplest first; see `braid.encoders.model.adapter`."""
 
@@ -43,14 +45,9 @@ class Gates:
     batch: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("accuracy", "error", "recall", "calibration", "rank", "latency"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"gates.{name} must be at least 0, is {getattr(self, name)}")
-        for name, low in (("least", 2), ("most", 2), ("resamples", 100), ("rounds", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"gates.{name} must be at least {low}, is {getattr(self, name)}")
-        if self.batch < 1:
-            raise ValueError(f"gates.batch must be at least 1, is {self.batch}")
+        shares = ("accuracy", "error", "recall", "calibration", "rank", "latency")
+        counts = {"least": 2, "most": 2, "resamples": 100, "rounds": 1, "batch": 1}
+        check_minima(self, dict.fromkeys(shares, 0) | counts, "gates.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,8 +86,5 @@ class Compatibility:
         for kind in self.adapters:
             if kind not in ADAPTERS:
                 raise ValueError(f"adapters must be of {', '.join(ADAPTERS)}, one is {kind!r}")
-        for name in ("k", "pairs", "rank", "hidden", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"compatibility.{name} must be at least 1, is {getattr(self, name)}"
-                )
+        counts = ("k", "pairs", "rank", "hidden", "steps")
+        check_minima(self, dict.fromkeys(counts, 1), "compatibility.")

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..manifest import Manifest
 from ..model.torch_model import TorchModel
-from ..tasks import Task
+from ..tasks import FITS, Task, is_number
 from ..training.embeddings import ALL, ModelOutputs, TaskOutput, group_of, run_models
 from ..training.metrics import RECALL_AT, bins_of, effective_rank, ranks
 from ..training.splits import split
@@ -232,7 +232,7 @@ class _MetricComparison:
             kind, metric = _METRICS[task.kind]
             margin = self.gates.error if kind is _error else self.gates.accuracy
             truth = [sample.labels.get(name) for sample in self.samples]
-            known_N = torch.tensor([_FITS[task.kind](label) for label in truth])
+            known_N = torch.tensor([FITS[task.kind](label) for label in truth])
             for subset in self.old.task_outputs[name]:
                 both_N = known_N & self.old.has(subset) & self.new.has(subset)
                 old_N, new_N = (
@@ -380,12 +380,8 @@ def _labels(task: Task, output: TaskOutput, truth: Sequence[Label | None], sprea
 def _error(task: Task, output: TaskOutput, truth: Sequence[Label | None], spread: float) -> Tensor:
     """Absolute error, in standard deviations of the champion's task."""
     value_N = task.mean + task.spread * output.decided_N
-    true_N = torch.tensor([float(v) if _is_number(v) else 0.0 for v in truth])  # type: ignore[arg-type]
+    true_N = torch.tensor([float(v) if is_number(v) else 0.0 for v in truth])
     return (value_N - true_N).abs() / spread
-
-
-def _is_number(label: object) -> bool:
-    return isinstance(label, (int, float)) and not isinstance(label, bool) and math.isfinite(label)
 
 
 _METRICS: dict[
@@ -394,9 +390,4 @@ _METRICS: dict[
     "classification": (_right, "accuracy"),
     "multilabel": (_labels, "F1"),
     "regression": (_error, "error"),
-}
-_FITS: dict[str, Callable[[object], bool]] = {
-    "classification": lambda label: isinstance(label, str),
-    "multilabel": lambda label: isinstance(label, (list, tuple)),
-    "regression": _is_number,
 }

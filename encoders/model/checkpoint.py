@@ -94,12 +94,12 @@ def save(
         if examine is not None:
             manifest = _examined(draft, manifest, examine(draft), device_of(net), reference)
         for path in [*draft.rglob("*"), draft]:
-            _sync(path)
+            sync(path)
         try:
             draft.rename(folder)
         except OSError as error:  # another process has created it
             raise CheckpointError(f"cannot move the version to {folder}: {error}") from error
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return manifest
@@ -261,7 +261,8 @@ def _code() -> dict[str, str]:
     return versions
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Fsync a file or folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import TrainingError
 from ..manifest import digest
+from ..model.checkpoint import sync
 from ..model.net import Net
 from . import parallel
 from .ema import Ema
@@ -147,9 +148,7 @@ class FitCheckpoints:
         save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()}, draft / TENSORS)
         (draft / METADATA).write_text(json.dumps(metadata), encoding="utf-8")
         for path in (draft / TENSORS, draft / METADATA, draft):
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
+            sync(path)
         shutil.rmtree(place, ignore_errors=True)
         draft.rename(place)
         # The loss needs all processes, so they are never more than one epoch apart.
