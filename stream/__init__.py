@@ -6,17 +6,6 @@ async with Producer() as producer:
     await producer.send(id="bird-1", text="a red bird")
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .kafka.producer import Producer as Producer
-
-
-def __getattr__(name: str) -> Any:
-    if name == "Producer":  # imported when asked for: it brings the Kafka client
-        from .kafka.producer import Producer
-
-        return Producer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

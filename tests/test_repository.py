@@ -268,7 +268,7 @@ def tree() -> dict[str, str]:
 def test_the_readmes_tree_matches_the_disk() -> None:
     listed = tree()
     assert [path for path in listed if not (ROOT / path).exists()] == []
-    unsaid = {"__init__.py", "__main__.py", "py.typed"}
+    unsaid = {"__init__.py", "__init__.pyi", "__main__.py", "py.typed"}
     on_disk = {
         file.relative_to(ROOT).as_posix()
         for file in tracked()

@@ -1,0 +1,2 @@
+from .loop import train as train
+from .splits import split as split

@@ -1,0 +1,1 @@
+from .kafka.producer import Producer as Producer
