@@ -28,7 +28,6 @@ from .limits.connections import HEADER_BYTES, ConnectionLimitMiddleware, Connect
 from .limits.hosts import TrustedHosts
 from .openapi import describe
 from .problems import add_problems
-from .routes.docs import add_docs
 from .routes.node import add_node
 from .routes.page import add_page
 from .routes.records import add_records
@@ -66,7 +65,6 @@ def create_app(deps: ServiceDeps) -> FastAPI:
     add_search(app, deps, limiters)
     add_records(app, deps, limiters)
     add_node(app, deps)
-    add_docs(app)
     add_page(app, deps, limiters)
     describe(app, keys=deps.keys is not None)
     return app

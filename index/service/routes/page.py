@@ -15,6 +15,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
+from starlette.staticfiles import StaticFiles
 
 from ...errors import BadQuery
 from ...media_cache import Kind, MediaCache
@@ -92,6 +93,13 @@ def _add_files(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def index(request: Request) -> Response:
         return answer(request, "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        return answer(request, "docs.html")
+
+    # Swagger UI itself: FastAPI's own page would load it from another host.
+    app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))
 
     @app.get("/page/{name}", include_in_schema=False)
     async def part(request: Request, name: str) -> Response:
