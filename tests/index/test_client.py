@@ -179,7 +179,7 @@ def test_the_package_exports_them_lazily() -> None:
     assert braid.index.AsyncClient is AsyncClient
     assert braid.index.Retry is Retry
     assert {"Client", "AsyncClient", "BadQuery"} <= set(dir(braid.index))
-    with pytest.raises(AttributeError, match="No braid.index attribute Clint"):
+    with pytest.raises(AttributeError, match="attribute Clint"):
         _ = braid.index.Clint
 
 
