@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from ..errors import BadQuery
 from .limits.json_bounds import check_json
-from .multipart import read_form
+from .multipart import read_form, text_of
 from .requests import MAX_BATCH_HITS, MEDIA, BatchBody, SearchBody
 
 B = TypeVar("B", bound=BaseModel)
@@ -118,14 +118,14 @@ def _parsed(name: str, text: bytes | str, *, status: int) -> Any:
 def _from_form(raw: bytes, content_type: str) -> SearchBody:
     value: dict[str, Any] = {}
     files: dict[str, bytes] = {}
-    for name, part in read_form(raw, content_type).items():
+    for name, data in read_form(raw, content_type).items():
         if name in MEDIA:
-            files[name] = part.data
+            files[name] = data
         elif name in WORDS:
-            value[name] = part.text()
+            value[name] = text_of(name, data)
         elif name in SearchBody.model_fields:
-            check_json(name, part.data)
-            value[name] = _parsed(name, part.text(), status=422)
+            check_json(name, data)
+            value[name] = _parsed(name, text_of(name, data), status=422)
         else:
             known = ", ".join(SearchBody.model_fields)
             raise BadQuery(name[:60], f"is no part of a query; those are {known}")
