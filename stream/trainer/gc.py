@@ -13,12 +13,12 @@ from ..registry.versions import Registry
 from .runs import Runs
 
 CHAMPIONS = 10
-"""Versions that the last so many champion files name stay: a rollback goes back to them."""
+"""The number of last champion files whose versions are kept for rollbacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tidy:
-    """What is to be done; paths and bytes are of what goes."""
+    """A plan: versions and windows to remove with their bytes, and those kept with the reason."""
 
     kept: dict[str, str] = field(default_factory=dict)
     versions: list[str] = field(default_factory=list)
@@ -34,13 +34,13 @@ def plan(
     champions: int = CHAMPIONS,
     needed: Collection[str] = (),
 ) -> Tidy:
-    """What would go. Nothing is removed.
+    """Plan what to remove, without removing it.
 
     Args:
-        newest: so many of the newest versions stay.
-        champions: so do those that the last so many champion files name, and the last champion
-            of every generation that is not dropped.
-        needed: other versions that stay; so does what a running canary tries out.
+        newest: the number of newest versions that are kept.
+        champions: the number of last champion files whose versions are kept; so is the last
+            champion of every generation that is not dropped.
+        needed: other versions that are kept; so is the challenger of a running canary.
     """
     kept: dict[str, str] = {}
     names = registry.names()
@@ -81,7 +81,7 @@ def plan(
 
 
 def remove(registry: Registry, runs: Runs, garbage: Tidy) -> None:
-    """Remove what `plan` found. What has become champion meanwhile stays."""
+    """Remove what `plan` lists, but for a version that has become champion since."""
     now = registry.champion()
     for name in garbage.versions:
         if now is None or now.name != name:

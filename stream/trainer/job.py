@@ -8,10 +8,10 @@
     6. announce   the version on `models`, as candidate or rejected
     7. promote    where asked, and only as the successor of the champion that step 2 saw
 
-Killed at any moment, it leaves the champion as it was, and the next trainer goes on from there; so
-it does where a service or the machine failed. A run ended by its own data or training (`OWN_FAULT`)
-is closed with the reason, and the next trainer begins anew, with a new window.
-Under `torchrun` the first process does all this, and the others help with step 4.
+A run that is killed at any moment, or that a failed service or machine ends, leaves the champion
+unchanged, and the next trainer resumes it. A run that its own data or training ends (`OWN_FAULT`)
+is closed with the reason, and the next trainer begins a new one with a new window.
+Under `torchrun` the first process does all steps, and the others take part in step 4.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ log = logging.getLogger(__name__)
 Read = Callable[[Settings, Path, Progress | None], Window]
 
 OWN_FAULT = (WindowError, TrainingError, BadInput)
-"""What the same run would end with again. All else may pass, or be mended around it: a broker or a
-hub that does not answer, a full disk, a lost process of `torchrun`, a damaged champion."""
+"""Errors that the same run would end with again. Others may pass or be repaired: a broker or a hub
+that does not answer, a full disk, a lost process of `torchrun`, a damaged champion."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is asked of a run.
+    """The options of a run.
 
     Attributes:
         heads_only: keep the champion's encoders, projections and fusion, and so its space.
@@ -81,13 +81,13 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         serves: whether the version is champion now.
-        building: the generation that is built for it; when that is done, it serves.
-        failed: why its examination refused it; empty: it passed, or there was none.
-        resumed: whether an unfinished run was gone on with.
+        building: the generation that is built for it; it serves once that is complete.
+        failed: why its examination failed; empty: it passed, or there was none.
+        resumed: whether the run had been begun before.
     """
 
     manifest: Manifest
@@ -100,7 +100,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A run with all that it needs; `read` and `tell` stand for Kafka."""
+    """A run with its dependencies; `read` and `tell` read from and write to Kafka."""
 
     settings: Settings
     options: Options
@@ -118,7 +118,7 @@ class Job:
 
 
 def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
-    """All steps, as the only process or the first one."""
+    """Run all steps, as the only process or the first one."""
     settings, registry = job.settings, job.registry
     metrics = TrainerMetrics()
     with ExitStack() as stack:
@@ -142,7 +142,9 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
         tell_version(job, manifest, "rejected" if rejected(manifest) else "candidate")  # 6
         try:
             serves, building = _promote(job, run, failed)  # 7
-        except RegistryError as error:  # the version is kept, and no training would change this
+        except (
+            RegistryError
+        ) as error:  # the version is kept; another training would not change this
             job.runs.write(replace(run, state="done", note=f"not promoted: {error}"))
             raise
         job.runs.write(replace(run, state="done", note=failed))
@@ -206,10 +208,10 @@ def config_of(options: Options) -> TrainConfig:
 
 
 def _examine(job: Job, run: Run, window: Window) -> Examine | None:
-    """What judges the version against the champion that the run saw; None: there was none.
+    """The comparison of the version with the champion that the run saw; None: there was none.
 
     Raises:
-        ConfigError: a gate that there is not, or a limit that it cannot have.
+        ConfigError: an unknown gate, or an invalid limit.
     """
     from braid.encoders.evaluation.examine import Compatibility, Gates, examiner
 
@@ -231,7 +233,7 @@ def _examine(job: Job, run: Run, window: Window) -> Examine | None:
         device=settings.model.device,
         seed=int(run.asked["seed"]),
     )
-    # Of all the window, however many processes read parts of it.
+    # On the whole window, also where each process reads only its partitions.
     return lambda folder, _: examine(folder, cast(Sequence[Sample], window.samples()))
 
 
@@ -256,9 +258,9 @@ def tell_version(job: Job, manifest: Manifest, status: str) -> None:
 
 
 def prove(folder: Path, device: str | None = None) -> None:
-    """Load a version and encode its golden batch: what a worker does before it serves it.
+    """Load a version and encode its golden batch, as a worker does before it serves it.
 
-    Raises CheckpointError: damaged, or it does not give what it gave when it was written.
+    Raises CheckpointError: damaged, or the outputs differ from those kept with it.
     """
     from braid.encoders.embedder import load
 
@@ -266,13 +268,13 @@ def prove(folder: Path, device: str | None = None) -> None:
 
 
 def _begin(job: Job, champion: Champion | None) -> tuple[Run, bool]:
-    """The unfinished run if it is what is asked for, else a new one; and which it is."""
+    """The unfinished run if its options are the same, else a new one; and whether it is resumed."""
     options, registry, runs = job.options, job.registry, job.runs
     repeat = runs.resolve(options.window) if options.window else None
     if options.heads_only and champion is None and repeat is None:
         raise RegistryError("--heads-only keeps the champion's space, but there is no champion")
     if repeat is not None:
-        open_window(runs.folder(repeat.window_of))  # it must be there yet
+        open_window(runs.folder(repeat.window_of))  # raises if the window is gone
         parent = repeat.parent
     else:
         parent = _parent(registry, champion, options)
@@ -310,7 +312,7 @@ def _parent(registry: Registry, champion: Champion | None, options: Options) -> 
 
 
 def _promote(job: Job, run: Run, failed: str) -> tuple[bool, str]:
-    """Make the run's version champion where that was asked for.
+    """Make the run's version champion if the options ask for it.
 
     Returns:
         Whether it serves, and the generation that is built for it first, if its space is another.

@@ -39,18 +39,18 @@ from ..settings import Settings
 log = logging.getLogger(__name__)
 
 LIFETIME_S = 15.0
-RENEWALS = 3  # in a lifetime, so that one that is late or lost does not end it
+RENEWALS = 3  # in a lifetime: one that fails does not lose the lock
 TIMEOUT_S = 2.0
 FILE_NAME = "trainer.lock"
 LOOKS, LOOK_S = 5, 0.05
 
 
 class TrainerLock:
-    """The lock, as a context manager. `tell` says how far the trainer is; `held` whether it holds.
+    """The lock, as a context manager; `held` is whether this process holds it.
 
     Args:
-        settings: `redis.url` decides which of the two it is; `models_dir` and `prefix` name it.
-        lifetime_s: after so long without a renewal another may take it (Redis only).
+        settings: with `redis.url` the lock is in Redis, else a file.
+        lifetime_s: seconds without a renewal after which another trainer may take it (Redis only).
         wall: seconds since 1970.
 
     Raises (on entering):
@@ -104,17 +104,17 @@ class TrainerLock:
     ) -> None:
         self._stop.set()
         self._thread.join(2 * TIMEOUT_S)
-        with contextlib.suppress(redis.RedisError):  # it ends by itself
+        with contextlib.suppress(redis.RedisError):  # it expires
             self._lock.release(self._state["token"])
         self._lock.close()
         self.held = False
 
     def tell(self, **figures: Any) -> None:
-        """What the next renewal shows: run, stage, done, total, loss."""
+        """Set the progress that the next renewal writes: run, stage, done, total, loss."""
         self._state = self._state | figures
 
     def renew(self) -> bool:
-        """Renew it now; whether it is (again) ours. The thread does so by itself."""
+        """Renew the lock, as the thread does regularly; returns whether this process holds it."""
         try:
             held = self._lock.claim(self._state) is None
         except (redis.RedisError, OSError, ValueError) as error:
@@ -134,7 +134,7 @@ class TrainerLock:
 
 
 def holder(settings: Settings) -> dict[str, Any] | None:
-    """Who trains now, since when and how far; None: nobody, or it cannot be known."""
+    """The state of the lock's holder; None: there is none, or Redis does not answer."""
     lock = _lock_of(settings, LIFETIME_S)
     try:
         return lock.look()
@@ -145,7 +145,7 @@ def holder(settings: Settings) -> dict[str, Any] | None:
 
 
 def described(state: Mapping[str, Any]) -> str:
-    """Who trains, for a person."""
+    """A holder's state as text."""
     since = datetime.fromtimestamp(int(state.get("since_ms", 0)) / 1000, UTC)
     text = f"process {state.get('pid')} on {state.get('host')} since {since:%Y-%m-%d %H:%M:%S} UTC"
     if state.get("stage"):
@@ -156,8 +156,8 @@ def described(state: Mapping[str, Any]) -> str:
 
 
 def first_in(settings: Settings, name: str, seconds: float) -> bool:
-    """Whether this process is the first to ask for `name` within `seconds`, among all that share
-    the Redis, or, without one, the home folder.
+    """Whether no other process asked for `name` within `seconds`, among those that share the
+    Redis, or the home folder where there is no Redis.
 
     Raises:
         LockError: Redis is set and does not answer.
@@ -192,7 +192,7 @@ class _RedisLock:
         self.close = client.close
 
     def claim(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Take or renew the lock; the state of another holder, which is left alone."""
+        """Take or renew the lock; returns the state of another holder, if there is one."""
         value, token = json.dumps(state), str(state["token"])
         other = _replace(self._client, self._key, value, self._lifetime_s, token)
         return None if other is None else dict(json.loads(other))
@@ -208,9 +208,9 @@ class _RedisLock:
 def _replace(
     client: redis.Redis, key: str, value: str | None, seconds: float, token: str = ""
 ) -> str | None:
-    """Set `key` for so long, or delete it, unless its value has another token and is returned.
+    """Set `key` for `seconds`, or delete it; a value with another token is returned instead.
 
-    Optimistic locking (WATCH): a write of another client in between repeats it.
+    Optimistic locking (WATCH): repeated if another client writes the key in between.
     """
 
     def replace(pipe: redis.client.Pipeline) -> str | None:
@@ -228,7 +228,7 @@ def _replace(
 
 
 def _current(client: redis.Redis, key: str) -> tuple[str | None, int]:
-    """The value, None if it has ended; and Redis's clock in milliseconds."""
+    """The value, None if it has expired, and Redis's clock in milliseconds."""
     seconds, micros = client.time()
     now_ms = 1000 * seconds + micros // 1000
     end_ms, _, value = cast(bytes, client.get(key) or b"0").decode().partition(" ")
@@ -241,7 +241,7 @@ class _FileLock:
         self._file: IO[str] | None = None
 
     def claim(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Take or renew the lock; the state of another holder."""
+        """Take or renew the lock; returns the state of another holder, if there is one."""
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = self._path.open("a+")
@@ -278,7 +278,7 @@ class _FileLock:
 
 
 def _locked(file: IO[str], mode: int = fcntl.LOCK_EX, looks: int = LOOKS) -> bool:
-    """Lock it; tried for a moment, since `look` holds it that long."""
+    """Lock the file; retried for a moment, since `look` locks it for as long."""
     for look in range(looks):
         if look:
             time.sleep(LOOK_S)

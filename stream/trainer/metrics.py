@@ -1,4 +1,4 @@
-"""The trainer's metrics: for Prometheus, and for `braid status` through its lock."""
+"""The trainer's metrics: for Prometheus, and for `braid status` through the trainer's lock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainerMetrics:
-    """Gauges of one training: the stage that runs, how far it is, and its losses."""
+    """Gauges of one training: the current stage, its progress, and the losses."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -59,7 +59,7 @@ class TrainerMetrics:
             self._figure.labels(name).set(value)
 
     def ended(self, result: str) -> None:
-        """The run is over: `champion`, `building`, `candidate`, `rejected` or `failed`."""
+        """Set the result: `champion`, `building`, `candidate`, `rejected` or `failed`."""
         self._stage.clear()
         self._ended.clear()
         self._ended.labels(result).set_to_current_time()
@@ -74,7 +74,7 @@ def served(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
 
     Raises ConfigError: the port is taken, or the file cannot be written.
     """
-    _can_write(settings.metrics.file)  # now, not after hours of training
+    _can_write(settings.metrics.file)  # fails now, not after hours of training
     try:
         with _answering(metrics, settings):
             yield
@@ -121,7 +121,7 @@ def _answering(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
 def following(
     lock: TrainerLock, metrics: TrainerMetrics, progress: Progress | None
 ) -> Callable[[str, int, int, Mapping[str, float]], None]:
-    """One progress function that tells all who want to know."""
+    """A progress function that updates the lock and the metrics and calls `progress`."""
 
     def follow(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
         lock.tell(

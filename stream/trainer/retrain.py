@@ -1,7 +1,7 @@
 """Starts a retraining run: one process, or several under `torchrun`, of which the first leads.
 
-The first one has the lock, the window and the registry, as if it were alone; then it tells the
-others the run, and each reads its own partitions' shards. They share the home folder.
+The first process takes the lock, writes the window and the registry, and sends the run to the
+others; each process reads the shards of its own partitions. They share the home folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .runs import Run
 from .window import Progress, Window, open_window, read_records
 
 PATIENCE = timedelta(days=1)
-"""How long the others wait while the first one reads `records`, or examines the version."""
+"""How long the other processes wait while the first reads `records` or examines the version."""
 
 
 def retrain(
@@ -39,7 +39,7 @@ def retrain(
     """Train one version and announce it.
 
     Raises:
-        LockError: another trainer runs; the message says who, since when and how far.
+        LockError: another trainer runs; the message names its process, start and progress.
         RegistryError: heads_only without a champion, a damaged champion, or the promotion is
             refused: another came first.
         WindowError: the window to use again is gone or damaged.
@@ -52,7 +52,7 @@ def retrain(
 
 
 def together(job: Job) -> Outcome:
-    """This process's part. Those that follow end by SystemExit 0, whatever became of the run."""
+    """Run this process's part. All but the first end by SystemExit 0, whatever the run's result."""
     device = parallel.own_device(job.settings.model.device)
     with parallel.processes(device, PATIENCE) as (rank, size):
         if rank > 0:
@@ -70,7 +70,7 @@ def together(job: Job) -> Outcome:
         try:
             return lead(job, train_announced)
         finally:
-            if not announced:  # it ends before the training: so do the others
+            if not announced:  # it failed before the training: the others end, too
                 parallel.all_gather_bytes(b"{}", device)
 
 

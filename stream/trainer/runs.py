@@ -1,15 +1,15 @@
 """Training runs on disk: one folder each, with the request, progress and state.
 
     training/20261126T033700.123Z-1f6c/
-        run.json         what was asked, the champion it saw, the version it writes, its state
-        run.lock         locked while its trainer lives, whatever kills it
+        run.json         its options, the champion it saw, the version it writes, its state
+        run.lock         locked while its trainer's process exists
         window.json      the window (braid.stream.trainer.window), with its shards
         state/           the training's own state (braid.encoders.training.resume), until it is done
 
-A run is `open` until its version is written and announced. The next trainer goes on with an open
-run whose trainer has died, if it is asked for the same and the champion is the one that the run
-saw; else it gives the run up and says why. A run whose own data or training ends it has `failed`:
-going on with it would end in the same way, so the next one begins anew.
+A run is `open` until its version is written and announced. The next trainer resumes an open run
+whose trainer has ended, if its options are the same and the champion is still the one that the run
+saw; else it gives the run up with a reason. A run that its own data or training ended is `failed`:
+it would fail again, so the next trainer begins a new one.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Run:
     """One run.
 
     Attributes:
-        asked: everything that its result depends on beside the window: configuration, seed, ...
-        name, version: of what it writes; given to this run alone.
+        asked: the options that its result depends on beside the window: configuration, seed, ...
+        name, version: of the version that it writes; reserved for this run.
         parent: the version whose weights it starts from.
-        champion, seq: who served when it began, and that champion's number; 0: nobody did.
+        champion, seq: the champion when it began and its number; 0: there was none.
         window_of: the run whose window it uses; its own id, unless it repeats another.
         state: "open", "done", "given up" or "failed"; `note` says why.
     """
@@ -125,7 +125,7 @@ class Runs:
         return run
 
     def window(self, run: Run) -> Window | None:
-        """The run's window, if it is whole; None: it must be read yet.
+        """The run's window if it is complete; None: it is not read yet.
 
         Raises WindowError: it repeats another run whose window is gone.
         """
@@ -144,9 +144,9 @@ class Runs:
         repeat: Run | None = None,
         reason: str = "asked for",
     ) -> Run:
-        """A new run, written down. `repeat` names the run whose window it uses."""
+        """Write a new run. `repeat` is the run whose window it uses."""
         now = datetime.fromtimestamp(self._wall(), UTC)
-        stamp = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}Z"  # ids sort by when they began
+        stamp = f"{now:%Y%m%dT%H%M%S}.{now.microsecond // 1000:03d}Z"  # ids sort by their start
         id_ = f"{stamp}-{uuid.uuid4().hex[:4]}"
         name, version = registry.claim(id_)
         run = Run(
@@ -164,7 +164,7 @@ class Runs:
         return self.write(run)
 
     def unfinished(self) -> Run | None:
-        """The newest open run whose trainer has died; older ones are given up."""
+        """The newest open run whose trainer has ended; older ones are given up."""
         dead = [run for run in self.all() if run.state == "open" and not self.lives(run)]
         for run in dead[:-1]:
             self.give_up(run, f"{dead[-1].id} began after it")
@@ -175,11 +175,11 @@ class Runs:
         return self._closed(replace(run, state="given up", note=why))
 
     def fail(self, run: Run, why: str) -> Run:
-        """Its own data or training ended it: closed as one that is given up, with the reason."""
+        """Close a run that its own data or training ended: as `give_up`, but `failed`."""
         return self._closed(replace(run, state="failed", note=why))
 
     def lives(self, run: Run) -> bool:
-        """Whether the process that has the run is there, running or stopped."""
+        """Whether the process that owns the run exists, running or stopped."""
         path = self.folder(run.id) / LOCK_NAME
         if not path.is_file():
             return False
@@ -192,9 +192,9 @@ class Runs:
 
     @contextmanager
     def owned(self, run: Run) -> Iterator[None]:
-        """The run is this process's until the block ends, or the process does.
+        """Own the run until the block or the process ends.
 
-        Raises RegistryError: another process has it.
+        Raises RegistryError: another process owns it.
         """
         with (self.folder(run.id) / LOCK_NAME).open("a") as file:
             try:
@@ -204,9 +204,9 @@ class Runs:
             yield
 
     def sweep(self, registry: Registry, *, keep: int) -> None:
-        """Remove what killed trainers left, and the windows of all but the newest `keep` runs.
+        """Remove leftovers of killed trainers, and the windows of all but the newest `keep` runs.
 
-        What a living trainer is writing stays, and so do windows that a kept run repeats.
+        Files of a running trainer are kept, and so are windows that a kept run repeats.
         """
         if not self.root.is_dir():
             return
@@ -233,7 +233,7 @@ class Runs:
         return run
 
     def _empty(self, id_: str) -> None:
-        """The window's file goes first: without it what is left is no window."""
+        """Remove the window, its file first, and the state."""
         folder = self.folder(id_)
         (folder / WINDOW_FILE).unlink(missing_ok=True)
         for name in (SHARDS, STATE):
@@ -241,7 +241,7 @@ class Runs:
 
 
 def differs(run: Run, asked: Mapping[str, Any], champion: Champion | None) -> str | None:
-    """Why an unfinished run is not what is asked for now; None: it is."""
+    """How an unfinished run differs from the options and the champion now; None: it does not."""
     changed = sorted(
         name for name in {*run.asked, *asked} if run.asked.get(name) != asked.get(name)
     )

@@ -1,7 +1,7 @@
 """Schedules of the trainer: a fixed period, a crontab, or a trigger.
 
-Whoever starts one starts a separate process: training must not share memory, cores' caches or a
-crash with what starts it. Two that start at once do no harm, the trainer's lock lets one run.
+Each trainer is a process of its own, so that it shares neither memory nor a crash with the process
+that starts it. Of two that start at once, the trainer's lock lets one run.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GRACE_S = 12.0  # a trainer that is killed goes on from its last checkpoint
+GRACE_S = 12.0  # a killed trainer is resumed from its last checkpoint
 POLL_S = 0.2
-LOOK_S = 10.0  # between two looks at the ends of `records` while they are too few
+LOOK_S = 10.0  # between two reads of the end offsets of `records`
 SAY_EVERY_S = 600.0
 RETRY_S, RETRY_MOST_S = 60.0, 3600.0  # while there is no model: doubled after each failed run
 CRON_S = 50.0
-"""A crontab fires once a minute at most; the workers' clocks may be so far apart."""
+"""A crontab fires at most once a minute; the workers' clocks may differ by so much."""
 
 
 def command(options: Sequence[str]) -> list[str]:
@@ -44,18 +44,18 @@ def command(options: Sequence[str]) -> list[str]:
 
 
 class FirstVersion:
-    """What the first training waits for: records, counted by the offsets of `records` alone."""
+    """The condition of the first training: enough records, counted by the offsets of `records`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._registry = Registry(settings.models_dir, base=settings.model.name)
 
     def serves(self) -> bool:
-        """Whether there is a model; until then nothing is embedded or found."""
+        """Whether there is a champion; without one nothing is embedded."""
         return self._registry.champion() is not None
 
     def missing(self) -> str | None:
-        """What is still to come before a training makes sense; None: nothing.
+        """Why the first training waits; None: it does not.
 
         Raises:
             StreamError: the broker or the registry does not answer.
@@ -89,14 +89,14 @@ def every(
 ) -> None:
     """Start a trainer each `period_s`, from the start of one to the start of the next.
 
-    They do not overlap: if one takes longer, the next starts when it ends. One that fails is said
-    and the schedule goes on: the champion serves, and the next may find what this one lacked. While
-    there is no model the next one comes soon, after pauses that grow from RETRY_S to RETRY_MOST_S.
+    They do not overlap: if one takes longer, the next starts when it ends. A failure is reported,
+    and the schedule continues. While there is no model the next trainer starts after a pause that grows
+    from RETRY_S to RETRY_MOST_S.
 
     Args:
-        make: makes one, not yet started.
-        first: what the first training waits for; None: for nothing.
-        runs: so many, then return; None: for ever.
+        make: makes a trainer's process, not yet started.
+        first: the condition of the first training; None: there is none.
+        runs: the number of runs before it returns; None: no end.
 
     Raises:
         KeyboardInterrupt: on SIGTERM and Ctrl-C; the trainer that runs is stopped before.
@@ -113,7 +113,7 @@ def every(
         log_start = child.log.stat().st_size if child.log.is_file() else 0
         child.start()
         try:
-            _pass_on(child, log_start, sleep)
+            _copy_output(child, log_start, sleep)
         finally:
             child.stop(GRACE_S)
         if child.status != 0:
@@ -132,8 +132,8 @@ def _await_first(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> None:
-    """Wait until the first training has what it needs; says what it waits for now and then."""
-    said_at: float | None = None
+    """Wait for the condition of the first training; its reason is reported every SAY_EVERY_S."""
+    reported_at: float | None = None
     while True:
         try:
             missing = first.missing()
@@ -141,14 +141,14 @@ def _await_first(
             missing = f"the first training waits: {error}"
         if missing is None:
             return
-        if said_at is None or clock() - said_at >= SAY_EVERY_S:
-            said_at = clock()
+        if reported_at is None or clock() - reported_at >= SAY_EVERY_S:
+            reported_at = clock()
             say(missing)
         sleep(LOOK_S)
 
 
-def _pass_on(child: Child, start: int, sleep: Callable[[float], None]) -> None:
-    """What the trainer says is said here too, until it ends."""
+def _copy_output(child: Child, start: int, sleep: Callable[[float], None]) -> None:
+    """Copy the trainer's output to standard error until it ends."""
     with child.log.open("rb") as output:
         output.seek(start)
         while child.running:
@@ -172,21 +172,21 @@ class Trigger:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._child: Child | None = None
-        self._asking = threading.Lock()
+        self._lock = threading.Lock()
 
     def __call__(self, reason: str, *, name: str = "retrain", least_s: float | None = None) -> str:
-        """Start a trainer unless one was started within `least_s`; says what came of it.
+        """Start a trainer unless one was started within `least_s`; returns the outcome as text.
 
         Args:
             reason: kept in the run's file.
-            name: of the interval; those of another name are not counted.
-            least_s: seconds between two, among all processes that share the Redis (without one,
-                the home folder); None takes `drift.retrain_min_interval_s`.
+            name: of the interval; each name has its own.
+            least_s: seconds between two starts, among all processes that share the Redis (without
+                one, the home folder); None takes `drift.retrain_min_interval_s`.
         """
-        with self._asking:
-            return self._ask(reason, name, least_s)
+        with self._lock:
+            return self._start(reason, name, least_s)
 
-    def _ask(self, reason: str, name: str, least_s: float | None) -> str:
+    def _start(self, reason: str, name: str, least_s: float | None) -> str:
         settings = self._settings
         if self._child is not None and self._child.running:
             return f"not started ({reason}): this process's trainer runs yet"
@@ -204,14 +204,15 @@ class Trigger:
         return f"started ({reason}), process {self._child.pid}, {self._child.log}"
 
     def stop(self) -> None:
-        """End the trainer that was started here, if it runs; the next one goes on from there."""
+        """End the trainer that was started here; the next one resumes its run."""
         if self._child is not None:
             self._child.stop(GRACE_S)
 
 
 def trainer(settings: Settings, options: Sequence[str]) -> Child:
     """A trainer with these settings, not yet started; its log is home/logs/retrain.log."""
-    environment = settings.environment() | {"BRAID_METRICS__PORT": "0"}  # ours is taken: by us
+    # This process listens on the port of the settings.
+    environment = settings.environment() | {"BRAID_METRICS__PORT": "0"}
     log_file = settings.home / "logs" / "retrain.log"
     return Child("retrain", command(options), log=log_file, env=environment)
 
@@ -219,12 +220,11 @@ def trainer(settings: Settings, options: Sequence[str]) -> Child:
 def add_schedule(app: faust.App, settings: Settings, trigger: Trigger | None = None) -> None:
     """Give the Faust app the crontab of `refresh.retrain_cron`, if there is one.
 
-    Every worker's crontab fires, and the first to ask for the minute starts the trainer: Faust's
-    own leader is whoever holds a partition of a topic of its own, which is off here, and which
-    nobody holds while the group rebalances.
+    Every worker's crontab fires, and the first one of the minute starts the trainer. Faust's leader
+    election is not used: it needs a topic of its own, and has no leader during a rebalance.
 
     Raises:
-        ConfigError: it is not a crontab.
+        ConfigError: not a crontab.
     """
     if settings.refresh.retrain_cron is None:
         return

@@ -1,14 +1,14 @@
 """The training window: `records` at one moment, as immutable shards.
 
-    window.json                  where it came from (offsets), and each shard's sha256
+    window.json                  its origin (offsets), and each shard's sha256
     shards/00003-0001.msgpack    samples of partition 3, its second shard, sorted by id
 
-`records` is compacted: what a run saw cannot be read from Kafka again a week later. So a run reads
-its window from here, and so does whoever repeats it. `window.json` is written last, in one step: a
-window is whole or not there. Links are resolved now, since what is behind them may change.
+`records` is compacted: the same records cannot be read from Kafka a week later. So a run and its
+repetitions read the window from disk. `window.json` is written last, by a rename: a window is
+complete or absent. Links are fetched when the window is written, since their targets may change.
 
-Memory holds the ids and one shard. Messages go to one spool file per partition as they arrive; of
-each id the latest is then read back, in order.
+Memory holds the ids and one shard. Messages are appended to one spool file per partition as they
+arrive; then the latest of each id is read back, in order.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Window:
     Attributes:
         offsets: partition to (first offset, end offset) when it was read.
         unreadable: records that become dead letters in a worker, and links that were not fetched.
-        deleted: ids that were there and were then deleted.
+        deleted: ids that had a record and were deleted.
     """
 
     folder: Path
@@ -76,7 +76,7 @@ class Window:
     deleted: int = 0
 
     def samples(self, rank: int = 0, size: int = 1) -> Samples:
-        """Its samples, or those of the partitions that process `rank` of `size` reads."""
+        """All samples, or those of the partitions that process `rank` of `size` reads."""
         numbers = sorted({shard.partition for shard in self.shards})
         mine = set(numbers[rank::size])
         return Samples(self, [shard for shard in self.shards if shard.partition in mine])
@@ -112,7 +112,7 @@ class Window:
 
 
 class Samples:
-    """The samples of some shards, read from disk each time they are asked for."""
+    """The samples of some shards, read from disk at each iteration."""
 
     def __init__(self, window: Window, shards: list[Shard]) -> None:
         self._window = window
@@ -122,7 +122,7 @@ class Samples:
         return sum(shard.samples for shard in self._shards)
 
     def __iter__(self) -> Iterator[Sample]:
-        """Raises WindowError before the first sample of a damaged shard is given."""
+        """Raises WindowError before the first sample of a damaged shard."""
         for shard in self._shards:
             unpacker = msgpack.Unpacker(raw=False, max_buffer_size=0)
             unpacker.feed(self._window.content(shard))
@@ -131,7 +131,7 @@ class Samples:
 
 
 def open_window(folder: Path) -> Window:
-    """The window in a run's folder. Raises WindowError: it is not there, or not whole."""
+    """The window in a run's folder. Raises WindowError: absent or incomplete."""
     path = folder / FILE_NAME
     try:
         raw = json.loads(path.read_bytes())
@@ -150,7 +150,7 @@ def open_window(folder: Path) -> Window:
 
 
 def read_records(settings: Settings, folder: Path, progress: Progress | None = None) -> Window:
-    """Replay `records` from the beginning to where it ends now, into a window below `folder`.
+    """Replay `records` from the beginning to its current end into a window below `folder`.
 
     Raises:
         Unreachable, ConfigError: the broker, or the topics.
@@ -177,15 +177,15 @@ def write_window(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Window:
-    """Write the messages' samples as a window; of each id the latest stays.
+    """Write the messages' samples as a window, the latest of each id.
 
     Records that become dead letters in a worker are left out and counted. An id in two partitions
     (producers that partition differently): the later record timestamp wins.
 
     Args:
-        folder: the run's folder; leftovers of a window that was not finished are removed.
-        links: fetches pictures and sounds that are given by a link; None: such are unreadable.
-        shard_bytes: a shard is closed once it has so many.
+        folder: the run's folder; leftovers of an unfinished window are removed.
+        links: fetches linked pictures and sounds; None: records with links are unreadable.
+        shard_bytes: a shard is closed at this size.
     """
     sweep(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,7 @@ def write_window(
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed trainer left of a window that it had not finished."""
+    """Remove the files of a window that a killed trainer had not finished."""
     if (folder / FILE_NAME).is_file():
         return
     for path in [*folder.glob(f".{SHARDS}.*.tmp"), folder / SHARDS]:
@@ -238,7 +238,7 @@ def sweep(folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the latest record of an id lies."""
+    """The position of an id's latest record in the spool files."""
 
     partition: int
     start: int
@@ -247,7 +247,7 @@ class _Place:
 
 
 class _Spool:
-    """Messages on disk as they came, and where the latest of each id is; closed after the block."""
+    """Messages on disk in their order, and the position of each id's latest; a context manager."""
 
     def __init__(self, folder: Path) -> None:
         self.latest: dict[str, _Place] = {}
@@ -351,7 +351,7 @@ class _Reading:
 def _write_shards(
     samples: Iterator[dict[str, Any]], folder: Path, partition: int, shard_bytes: int
 ) -> Iterator[Shard]:
-    """Samples to files of about `shard_bytes`; one sample more than fits closes a file."""
+    """Write samples to files; the sample that reaches `shard_bytes` is a file's last."""
     packed = (pack(sample) for sample in samples)
     first = next(packed, None)
     number = 0
