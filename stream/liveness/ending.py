@@ -1,7 +1,7 @@
 """Ends the process: in order if possible, and within a bound in any case.
 
-A broker that is away, a thread that a library leaves behind or a device call that hangs would hold
-an orderly end up without limit. Nothing is lost by a hard one: what is not committed is read again.
+An unavailable broker, a thread that a library leaves running or a device call that hangs can delay
+an orderly end without limit. A hard end loses nothing: uncommitted records are read again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STOP_WITHIN_S = 15.0  # after SIGTERM; compose and Kubernetes kill after 30
 
 
 def end_within(seconds: float, *, status: int, why: str) -> None:
-    """End the process with `status` after `seconds`, unless it has ended by itself until then."""
+    """End the process with `status` after `seconds` if it has not ended by then."""
 
     def end() -> None:
         time.sleep(seconds)

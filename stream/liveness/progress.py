@@ -1,7 +1,6 @@
 """Progress of a worker or a reader: whether offsets move while there is lag.
 
-`Progress` is written by the loop and read by whoever watches it: the watchdog, which ends a process
-that is stuck, and `/healthz`.
+The loop writes `Progress`; the watchdog, which ends a stuck process, and `/healthz` read it.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ class Progress:
 
     Attributes:
         passed: monotonic seconds of the loop's last pass.
-        moved_at: of the last commit; also of the last moment without lag, the last assignment, and
-            the last pause that was intended.
-        lag: records that are not committed, as far as is known.
+        moved_at: monotonic seconds of the last commit, the last moment without lag, the last
+            assignment, or the last intended pause.
+        lag: the known number of records that are not committed.
         ended: the loop has been left.
 
     Args:

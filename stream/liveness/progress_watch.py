@@ -1,9 +1,9 @@
 """The watchdog of workers and index nodes: ends a process that makes no progress.
 
-A worker is stuck when its loop does not pass, or when its committed offsets stand still though an
-independent client reads a record there; an index node likewise, by the offsets that it has applied.
-The process then ends with its stacks on standard error, and its supervisor starts it again: nothing
-that was not committed is lost. While no broker answers a new process would not help, and it waits.
+A worker is stuck when its loop does not pass, or when its committed offsets do not move though an
+independent client reads a record at them; an index node likewise, by its applied offsets. The
+process then ends with its stacks on standard error, and its supervisor restarts it; uncommitted
+records are read again. While no broker answers it is not ended, since a restart would not help.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ ASK_EVERY_S = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Watched:
-    """What a watchdog looks at.
+    """A worker or reader that the watchdog checks.
 
     Attributes:
-        name: in the reason with which the process ends.
-        readable: whether an independent client reads a record at the offsets come to; may raise
+        name: its name in the reason for the end.
+        readable: whether an independent client reads a record at its offsets; may raise
             StreamError or KafkaException: no answer.
-        bound_s: seconds without progress that end the process.
+        bound_s: seconds without progress after which the process is ended.
     """
 
     name: str
@@ -49,9 +49,9 @@ class Watched:
 
 
 class Watchdog:
-    """Looks at the process's workers or readers from a daemon thread of its own.
+    """Checks the process's workers or readers from a daemon thread.
 
-    Time during which the whole process stood still (SIGSTOP, a suspended machine) does not count.
+    Time during which the process was stopped (SIGSTOP, a suspended machine) does not count.
 
     Args:
         end: ends the process, with a reason.
@@ -82,7 +82,7 @@ class Watchdog:
         self._stopped.set()
 
     def look(self) -> None:
-        """Look once; called every EVERY_S."""
+        """Check once; called every EVERY_S."""
         now = self._clock()
         awake_s = min(now - self._last, 2 * EVERY_S)
         self._last = now
@@ -106,10 +106,10 @@ class Watchdog:
                 f"{watched.name}: no offset has moved for {seen.still_s:.0f} s, and there are "
                 "records to read (worker.progress_timeout_s)"
             )
-        seen.still_s = watched.bound_s / 2  # ask again in a while
+        seen.still_s = watched.bound_s / 2  # probe again later
 
     def _answer(self, readable: Callable[[], bool]) -> bool:
-        """What the probe says within PROBE_S; a client that hangs must not hang the watchdog."""
+        """The probe's result within PROBE_S: a client that hangs must not block the watchdog."""
         answer: Future[bool] = Future()
 
         def ask() -> None:
@@ -132,7 +132,7 @@ class Watchdog:
 
 
 class BrokerWatch:
-    """Asks the broker for the metadata of `records`, again and again, on a daemon thread.
+    """Polls the broker for the metadata of `records` on a daemon thread.
 
     Attributes:
         reason: why it did not answer, or None.
@@ -160,7 +160,7 @@ class BrokerWatch:
 
 
 class _Seen:
-    """For how long, awake, a worker has looked the same."""
+    """How long a worker's state has not changed, without stopped time."""
 
     def __init__(self) -> None:
         self.loop_s = self.still_s = 0.0
@@ -173,7 +173,7 @@ class _Seen:
 
 
 def readable(settings: Settings, topic: str, starts: Mapping[int, int]) -> bool:
-    """Whether an independent client, read committed, reads a record from one of these offsets on.
+    """Whether a new client, read committed, reads a record at or after one of these offsets.
 
     Raises:
         KafkaException: no answer.

@@ -1,7 +1,7 @@
 """Ends a process that cannot make progress, after writing all stacks to standard error.
 
-A thread that hangs in a system call or a device call cannot be joined or interrupted, so an orderly
-end would wait for it without limit. Nothing is lost: what was not committed is read again.
+A thread that hangs in a system or device call cannot be joined or interrupted, so an orderly end
+would wait for it without limit. A hard end loses nothing: uncommitted records are read again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from typing import NoReturn
 
 STUCK = 70  # exit status (EX_SOFTWARE of sysexits.h): a bound on progress was passed
-DUMP_WITHIN_S = 5.0  # writing the stacks must not hang either, as into a pipe that nobody reads
+DUMP_WITHIN_S = 5.0  # writing the stacks may hang, too, as into a pipe without a reader
 
 
 def dump_and_exit(reason: str) -> NoReturn:
@@ -24,7 +24,7 @@ def dump_and_exit(reason: str) -> NoReturn:
     Neither logging nor `sys.stderr` is used: another thread may hold their locks. No exit handler
     runs. May be called from any thread.
     """
-    with contextlib.suppress(RuntimeError):  # no memory for a thread
+    with contextlib.suppress(RuntimeError):  # no memory for another thread
         threading.Thread(target=_exit_later, name="exit later", daemon=True).start()
     with contextlib.suppress(OSError):
         os.write(2, f"\nended at once: {reason}\n".encode(errors="replace"))
@@ -35,8 +35,8 @@ def dump_and_exit(reason: str) -> NoReturn:
 def rearm(bound_s: float) -> None:
     """End the process, with its stacks, unless `rearm` or `disarm` is called within `bound_s`.
 
-    For what keeps every Python thread from running, such as a call that hangs holding the GIL: the
-    timer is a thread of C. There is one timer in a process. The exit status is 1.
+    The timer is a C thread, so that it also ends a process in which a call hangs while it holds the
+    GIL. There is one timer in a process. The exit status is 1.
     """
     faulthandler.dump_traceback_later(bound_s, exit=True, file=sys.__stderr__ or 2)
 

@@ -1,7 +1,7 @@
 """A network backend for httpcore with one deadline for the whole exchange.
 
-Clients bound each read; a server that sends a byte a second then holds a thread for as long as it
-likes. Here every connect, handshake, read and write gets what is left of the exchange's time.
+HTTP clients bound each read, so that a server that sends a byte a second blocks a thread without
+limit. Here every connect, handshake, read and write has the time left of the exchange.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import httpcore
 
 
 class Deadline:
-    """A moment on the monotonic clock."""
+    """A time on the monotonic clock."""
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
@@ -31,7 +31,7 @@ class Deadline:
 class DeadlineBackend(httpcore.NetworkBackend):
     """Sockets whose operations end by the deadline of the thread that uses them.
 
-    Resolving a name is the exception: the system's resolver bounds it (resolv.conf).
+    Name resolution is not bounded here, but by the system's resolver (resolv.conf).
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class DeadlineBackend(httpcore.NetworkBackend):
 
     @contextmanager
     def deadline(self, seconds: float) -> Iterator[Deadline]:
-        """Within the block this thread's exchanges have so many seconds, all together."""
+        """Limit this thread's exchanges within the block to so many seconds in total."""
         self._local.deadline = Deadline(seconds)
         try:
             yield self._local.deadline
@@ -48,7 +48,7 @@ class DeadlineBackend(httpcore.NetworkBackend):
             del self._local.deadline
 
     def left(self, error: type[Exception]) -> float:
-        """Seconds left to this thread, above 0. Raises `error`: none are."""
+        """Seconds left to this thread, above 0. Raises `error` if there are none."""
         deadline: Deadline = self._local.deadline
         if (left := deadline.left()) <= 0:
             raise error("the deadline has passed")
@@ -67,7 +67,7 @@ class DeadlineBackend(httpcore.NetworkBackend):
         except OSError as error:
             raise httpcore.ConnectError(error.strerror or "no such host") from None
         problem: Exception = httpcore.ConnectError("no address")
-        for *_, address in addresses:  # one by one: each gets what is left, not all of it
+        for *_, address in addresses:  # each has the time that the others left
             left = self.left(httpcore.ConnectTimeout)
             try:
                 stream = self._sockets.connect_tcp(

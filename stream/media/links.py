@@ -1,8 +1,8 @@
 """Fetches pictures and sounds that a record links to.
 
-Nothing is fetched unless an operator allowed it: folders for `file://`, hosts and ports for
-`http(s)://`. A producer must not be able to make a worker read its disk or call its neighbours, nor
-to hold one of its threads: bytes and seconds of a link are bounded, whatever a server does.
+Only what an operator allows is fetched: folders for `file://`, hosts and ports for `http(s)://`. A
+producer must not be able to make a worker read its disk, call hosts of its network, or block one of
+its threads: bytes and seconds of each link are bounded.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Links:
         self._backend = DeadlineBackend()
         self._pool = httpcore.ConnectionPool(
             network_backend=self._backend,
-            max_connections=None,  # one a thread that fetches
+            max_connections=None,  # one for each thread
             max_keepalive_connections=16,
             keepalive_expiry=30.0,
         )
@@ -59,8 +59,8 @@ class Links:
         """The bytes behind a link, MAX_LINKED_BYTES at most.
 
         Raises:
-            BadRecord: not a link, not allowed, not there, empty, too large, encoded (compressed),
-                a redirect, or not whole within the timeout or after TRIES tries.
+            BadRecord: not a link, not allowed, absent, empty, too large, encoded (compressed), a
+                redirect, or not complete within the timeout or after TRIES tries.
         """
         try:
             content = self._fetch(field, uri)
@@ -73,7 +73,7 @@ class Links:
         return content
 
     def sample(self, record: Record) -> Sample:
-        """A record as a model sees it, with what it links to. Raises BadRecord."""
+        """A record as a model's sample, with the bytes of its links. Raises BadRecord."""
         return Sample(
             id=record.id,
             text=record.text,
@@ -109,9 +109,9 @@ class Links:
         if not any(real.is_relative_to(root) for root in self._roots):
             raise _bad(field, str(path), "is not below BRAID_LINKS__ROOTS")
         try:
-            if not stat.S_ISREG(real.stat().st_mode):  # opening a device may have effects
+            if not stat.S_ISREG(real.stat().st_mode):  # opening a device may have side effects
                 raise _bad(field, str(path), "is not a regular file")
-            # O_NONBLOCK: should it be a FIFO by now, opening it must not wait for a writer.
+            # O_NONBLOCK: if it has become a FIFO, opening it must not wait for a writer.
             with open(os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise _bad(field, str(path), "is not a regular file")
@@ -160,7 +160,7 @@ class Links:
 
 
 def _allowed(entry: str) -> list[tuple[str, int | str]]:
-    """Host and port of an entry, or host and both schemes, whose own port is then meant."""
+    """Host and port of an entry; without a port, the host with each scheme's default port."""
     bare_ipv6 = entry.count(":") > 1 and "[" not in entry
     try:
         url = httpx.URL(f"//[{entry}]" if bare_ipv6 else f"//{entry}")

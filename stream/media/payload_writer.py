@@ -1,9 +1,9 @@
-"""Writes texts, thumbnails and snippets of records to Redis, beside the hot path.
+"""Writes texts, thumbnails and snippets of records to Redis, off the hot path.
 
-Redis is never the only copy and never in the way: writes go through bounded queues to two threads
-of their own, one for texts and links, one that makes thumbnails and snippets and may fall behind.
-When a queue is full or Redis is gone they are dropped and counted; the index node rebuilds what is
-missing when somebody looks at it.
+Redis is not the only copy and does not slow the worker: writes go through bounded queues to two
+threads, one for texts and links, one that makes thumbnails and snippets and may fall behind. If a
+queue is full or Redis is unavailable, writes are dropped and counted; the index node rebuilds
+missing ones when a query shows them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH = 256
 MEDIA_QUEUE = 256
 MEDIA_QUEUE_BYTES = 64 * MIB
 MAX_SKIPPED = 100_000
-MAX_SHOWN_TEXT = 2000  # characters; the whole text stands in `records`
+MAX_SHOWN_TEXT = 2000  # characters; the whole text is in `records`
 MAX_SHOWN_LABEL = 200
 MAX_SHOWN_LABELS = 32
 
@@ -56,7 +56,9 @@ class RedisShowcase:
         self._media: queue.Queue[tuple[str, Record | None] | None] = queue.Queue(MEDIA_QUEUE)
         self._media_lock = threading.Lock()
         self._media_bytes = 0
-        self._skipped: set[str] = set()  # whose newest media are not made: older ones must go
+        self._skipped: set[str] = (
+            set()
+        )  # ids whose newest media were dropped: older ones are deleted
         self.dropped = 0
         self.media_dropped = 0
         self._threads: list[threading.Thread] = []
@@ -71,7 +73,7 @@ class RedisShowcase:
                 thread.start()
 
     def put(self, record: Record, embedding: Embedding) -> None:
-        """Keep text, links and labels of a record, and have its media made small."""
+        """Queue a record's text, links and labels, and its media for thumbnails."""
         self._offer_media(record.id, record)
         self._offer((record.id, payload_of(record, embedding.tasks)))
 
@@ -80,7 +82,7 @@ class RedisShowcase:
         self._offer((record_id, None))
 
     def close(self) -> None:
-        """Write what waits, a few seconds at most; pictures that still wait are left out."""
+        """Write the queued texts, for a few seconds at most; queued media are dropped."""
         if not self._threads:
             return
         while not self._media.empty():
@@ -129,7 +131,7 @@ class RedisShowcase:
                     ended = True
                     break
                 entries.append(more)
-            latest = dict(entries)  # the last word on an id holds
+            latest = dict(entries)  # the last write of an id wins
             self._payloads.put_many({id_: p for id_, p in latest.items() if p is not None})
             self._payloads.drop_many([id_ for id_, p in latest.items() if p is None])
             if skipped := self._skipped.intersection(latest):
@@ -142,22 +144,22 @@ class RedisShowcase:
             id_, record = entry
             made: dict[Kind, Media] = {}
             if record is not None:
-                # A link would be fetched a second time: it is when somebody looks.
+                # Media of a link are made when a query shows them: they would be fetched twice.
                 image, audio = (
                     None if blob is None else blob.data for blob in (record.image, record.audio)
                 )
                 made = media_of(image, audio, self._limits)
                 with self._media_lock:
                     self._media_bytes -= nbytes(record)
-            if id_ in self._skipped:  # a newer version came meanwhile, and found no room
+            if id_ in self._skipped:  # a newer version was dropped meanwhile
                 made = {}
-            # What is there may be an older version's.
+            # The media in Redis may be an older version's.
             self._media_cache.drop_many([(kind, id_) for kind in KINDS if kind not in made])
             self._media_cache.put_many({(kind, id_): media for kind, media in made.items()})
 
 
 def payload_of(record: Record, tasks: Mapping[str, TaskPrediction] | None = None) -> Payload:
-    """What of a record is shown as it is: the beginning of its text, links, labels, predictions."""
+    """The payload of a record: the beginning of its text, links, labels and predictions."""
     uri = {
         name: blob.uri
         for name in ("image", "audio")
@@ -169,12 +171,12 @@ def payload_of(record: Record, tasks: Mapping[str, TaskPrediction] | None = None
 
 
 def _decided(task: TaskPrediction) -> Any:
-    """A class, several, or a number; None for a caption, which is no label."""
+    """The predicted class, classes or number; None for a caption."""
     return next((one for one in (task.label, task.labels, task.value) if one is not None), None)
 
 
 def _few(labels: Mapping[str, Any]) -> dict[str, Any]:
-    """Labels cut to what a card has room for."""
+    """Labels, shortened for a card on the page."""
     few: dict[str, Any] = {}
     for name, label in list(labels.items())[:MAX_SHOWN_LABELS]:
         if isinstance(label, str):

@@ -1,7 +1,7 @@
 """Rebuilds a record's text, thumbnail and snippet from its message in `records`.
 
-Redis may have dropped it, or was never there. One message is read at its partition and offset, by
-a consumer without a group; few at a time, and none for long.
+Redis may have evicted it, or is not used. One message is read at its partition and offset by a
+consumer without a group, with bounded concurrency and time.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 READERS = 2
 TIMEOUT_S = 4.0
-WAITING = 64  # that many may wait for a reader; the others are told that it is absent, for now
+WAITING = 64  # requests in the queue; beyond it the payload is reported as absent
 
 
 class Rebuilder:
-    """Reads records back, on threads of its own. A consumer is made when it is first needed."""
+    """Reads records back on threads of its own; consumers are made on first use."""
 
     def __init__(
         self, settings: Settings, *, timeout_s: float = TIMEOUT_S, limits: Limits | None = None
@@ -56,13 +56,13 @@ class Rebuilder:
             running = asyncio.get_running_loop().run_in_executor(
                 self._threads, self._rebuild, id_, partition, offset, time.monotonic()
             )
-        except RuntimeError:  # closed in between
+        except RuntimeError:  # closed meanwhile
             self._room.release()
             return None
         return await running
 
     def read(self, partition: int, offset: int) -> tuple[bytes | None, bytes | None] | None:
-        """Key and value of the message at that place; None if it is gone or nothing answers."""
+        """Key and value of the message at an offset; None if it is deleted or no broker answers."""
         try:
             consumer = self._consumers.get_nowait()
         except queue.Empty:
@@ -82,13 +82,13 @@ class Rebuilder:
 
     def _rebuild(self, id_: str, partition: int, offset: int, since: float) -> Rebuilt | None:
         try:
-            if time.monotonic() - since > self._timeout_s:  # nobody waits for a queue behind others
+            if time.monotonic() - since > self._timeout_s:  # the request has timed out in the queue
                 return None
             message = self.read(partition, offset)
             if message is None or message[1] is None:
                 return None
             record = decode_record(message[0], message[1])
-            if record.id != id_:  # a topic that was made anew
+            if record.id != id_:  # the topic was recreated
                 return None
             image, audio = self._bytes(record, "image"), self._bytes(record, "audio")
             return Rebuilt(payload=payload_of(record), media=media_of(image, audio, self._limits))
@@ -131,7 +131,7 @@ class Rebuilder:
                     return None
                 log.debug("records[%d]@%d: %s", partition, offset, error)
                 continue
-            if message.offset() != offset:  # compacted away: this is the next that is left
+            if message.offset() != offset:  # compacted away: this is the next message
                 return None
             return message.key(), message.value()
         log.info("records[%d]@%d: no answer within %g s", partition, offset, self._timeout_s)

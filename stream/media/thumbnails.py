@@ -1,7 +1,7 @@
 """Thumbnails and snippets: small pictures and sounds for a browser.
 
-Decoding is bounded as the encoders' is: what a header claims is refused before anything is
-allocated. Whatever cannot be made is None: a record is searchable without being pretty.
+Decoding has the encoders' limits: sizes in headers are checked before memory is allocated. A
+thumbnail or snippet that cannot be made is None; the record is searchable without it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from ..settings import Settings
 
 log = logging.getLogger(__name__)
 
-SIDE = 224  # pixels: a card's picture on a phone, or half of it on a fine screen
+SIDE = 224  # pixels: the width of a card on a phone
 QUALITY = 78
 SECONDS = 5.0
-# MP3, because every browser plays it; Safari has known Ogg for a short time only.
+# MP3, because every browser plays it; older versions of Safari do not play Ogg.
 RATE = 22_050
 FORMAT, SUBTYPE = "MP3", "MPEG_LAYER_III"
-COMPRESSION = 0.7  # of 0 to 1: about 40 kbit/s at this rate
+COMPRESSION = 0.7  # from 0 to 1: about 40 kbit/s at this rate
 
 
 @contextmanager
 def isolated_decoding(settings: Settings) -> Iterator[None]:
-    """Inside, this process decodes pictures and sounds as `worker.prepare_isolation` says."""
+    """Within the block this process decodes as `worker.prepare_isolation` says."""
     if settings.worker.prepare_isolation == "thread":
         yield
         return
-    # One more than threads prepare records: snippets are made beside them.
+    # One more than the threads that prepare records: for snippets.
     pool = DecodePool(settings.worker.prepare_threads + 1)
     isolate(pool)
     try:
@@ -79,7 +79,7 @@ def snippet(data: bytes, limits: Limits) -> Media | None:
 
 
 def media_of(image: bytes | None, audio: bytes | None, limits: Limits) -> dict[Kind, Media]:
-    """What can be made of a record's bytes."""
+    """The thumbnail and snippet of a record's bytes, as far as they can be made."""
     made: dict[Kind, Media] = {}
     if image is not None and (picture := thumb(image, limits)) is not None:
         made["thumb"] = picture
@@ -89,5 +89,5 @@ def media_of(image: bytes | None, audio: bytes | None, limits: Limits) -> dict[K
 
 
 def nbytes(record: Record) -> int:
-    """Bytes of picture and sound that a record carries itself."""
+    """The size of the picture and sound in the record itself."""
     return sum(len(blob.data or b"") for blob in (record.image, record.audio) if blob is not None)

@@ -73,7 +73,7 @@ class TaskCompared:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Both on the same records."""
+    """The champion and the challenger on the same records."""
 
     records: int
     failures: int  # records that the challenger failed at, with the commonest reasons
@@ -85,7 +85,7 @@ class Comparison:
 
 
 def limits_of(settings: Settings) -> CanaryLimits:
-    """Raises ConfigError: a limit that there is not, or a value that it cannot have."""
+    """The limits with those that the settings change. Raises ConfigError: unknown or invalid."""
     try:
         return CanaryLimits(**settings.refresh.canary)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
@@ -139,7 +139,7 @@ class Comparing:
         if not isinstance(mark, Mapping) or mark.get("number") != self._canary.number:
             return
         if mark.get("model") != self._canary.champion:
-            return  # of a registry that was there before this one
+            return  # of another registry
         source = prediction.get("source") or {}
         partition, offset = int(source.get("partition", 0)), int(source.get("offset", 0))
         if offset <= self._last.get(partition, -1):

@@ -1,15 +1,15 @@
 """Drift: windowed statistics of all workers' outputs, compared with a reference.
 
-Workers say every few seconds what they made (`braid.stream.worker.tallying`), under
-"GENERATION/MODEL", so that one partition has all of a version. A Faust agent adds it up in a
-windowed table. When a window of a version is complete, because a later one has begun by the
-messages' timestamps, it is compared with the reference of the version's manifest; where there is
-none, with its first window of enough records. What it came to is on `/metrics`, in `braid status`,
-and may start a retraining.
+Workers publish tallies of their outputs every few seconds (`braid.stream.worker.tallying`), keyed
+by "GENERATION/MODEL", so that one partition has all of a version's. A Faust agent sums them in a
+windowed table. A version's window is complete when a message's timestamp is in a later one. It is
+then compared with the reference in the version's manifest, or with its first window of enough
+records if the manifest has none. The result is on `/metrics`, in `braid status`, and may start a
+retraining.
 
-Faust delivers at least once and the tables are in Kafka: a restarted worker goes on with the open
-window, and a tally that comes twice counts once. Faust reads uncommitted, so the tally of an
-aborted transaction counts beside that of its repetition; a window is a sample, not an account.
+Faust delivers at least once and the tables are in Kafka: a restarted worker continues the open
+window, and a repeated tally counts once. Faust reads uncommitted, so the tally of an aborted
+transaction counts beside that of its repetition: windows are estimates.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 
 WINDOWS_KEPT = 4
 SEGMENT_BYTES = 16 * 1024 * 1024
-"""Of the table's changelog. Kafka compacts and deletes whole closed segments only: with its usual
+"""Segment size of the table's changelog. Kafka compacts closed segments only: with its default of a
 gigabyte a restarted worker would read days of windows again."""
 REFERENCE_LEAST = 30
-"""A manifest's reference of fewer records tells too little, as for the judge (training.gates)."""
+"""Fewer records are no reference; the same number as the judge's (evaluation.gates)."""
 TOP_LABELS = 20
 
 Range = tuple[float, float]
@@ -52,7 +52,7 @@ def limits_of(settings: Settings) -> Limits:
     """The limits of drift, with what `settings.drift.limits` changes.
 
     Raises:
-        ConfigError: a limit that there is not, or a value that it cannot have.
+        ConfigError: an unknown limit, or an invalid value.
     """
     try:
         return Limits(**cast(dict[str, Any], settings.drift.limits))
@@ -63,20 +63,20 @@ def limits_of(settings: Settings) -> Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A complete window: when (seconds since 1970), and the tally of all its records."""
+    """A complete window: its start in seconds since 1970, and the tally of its records."""
 
     start: float
     tally: Tally
 
 
 class Watch:
-    """The windows of all versions, and for each version which one is open. Only sums: no I/O.
+    """The windows of all versions and the open window of each. Pure: no I/O.
 
     Args:
-        windows: (version, range) -> {"tally", "next"}; "next" is the offset from which on tallies
-            are not in it yet.
+        windows: (version, range) -> {"tally", "next"}; "next" is the offset after the last
+            tally in it.
         versions: version -> {"open": start of its window, "reference": a tally or None}.
-        range_of: the range of the window that a time is in.
+        range_of: the range of the window of a time.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class Watch:
         self._windows, self._versions, self._range_of = windows, versions, range_of
 
     def completed(self, version: str, at: float) -> Window | None:
-        """The window that is complete because the version has a message of time `at`; None: it is
-        not, or nothing of it is there any more."""
+        """The window that a message of time `at` completes; None: it completes none, or the
+        window has expired."""
         opened = self._opened(version)
         if opened is None or self._range_of(at)[0] <= opened:
             return None
@@ -99,7 +99,7 @@ class Watch:
         return Window(start=opened, tally=Tally.from_plain(kept["tally"]))
 
     def count(self, version: str, tally: Tally, *, at: float, offset: int) -> bool:
-        """Add a message to the window of its time; False: it is late, or counted already."""
+        """Add a message to the window of its time; False: it is late or a repetition."""
         range_ = self._range_of(at)
         opened = self._opened(version)
         if opened is not None and range_[0] < opened:
@@ -120,12 +120,12 @@ class Watch:
         return True
 
     def reference(self, version: str) -> Tally | None:
-        """The window that was kept as reference."""
+        """The window that `keep` stored as reference."""
         kept = (self._versions.get(version) or {}).get("reference")
         return None if kept is None else Tally.from_plain(kept)
 
     def keep(self, version: str, tally: Tally) -> None:
-        """Later windows are compared with this one."""
+        """Store this window as the reference of later ones."""
         known = self._versions.get(version) or {}
         self._versions[version] = {"open": None, **known, "reference": tally.to_plain()}
 
@@ -134,7 +134,7 @@ class Watch:
 
 
 class Judge:
-    """Says what a complete window came to. Reads files, so call it from a thread."""
+    """Compares a complete window with its reference. Reads files: call it from a thread."""
 
     def __init__(self, settings: Settings, limits: Limits) -> None:
         self._settings, self._limits = settings, limits
@@ -144,8 +144,8 @@ class Judge:
         """The report on a window: plain values, for Redis and the metrics.
 
         Args:
-            kept: the version's reference if its manifest has none. If there is neither, a window of
-                enough records becomes it: `became_reference` is true.
+            kept: the version's reference if its manifest has none. Without either, a window of
+                enough records becomes the reference: `became_reference` is true.
         """
         generation, _, model = version.partition("/")
         tally = window.tally
@@ -195,12 +195,12 @@ class Judge:
     def _of_manifest(self, model: str) -> Tally | None:
         try:
             reference = Tally.from_plain(self._registry.manifest(model).reference)
-        except (RegistryError, ValueError):  # not in the registry, or made before there was one
+        except (RegistryError, ValueError):  # not in the registry
             return None
         return reference if reference.count >= REFERENCE_LEAST else None
 
     def _serves(self, generation: str, model: str) -> bool:
-        if self._settings.model.spec is not None:  # there is one model, whatever the registry says
+        if self._settings.model.spec is not None:  # one model, and no registry
             return generation == self._settings.generation
         try:
             champion = self._registry.champion()
@@ -217,13 +217,13 @@ def add_drift(app: faust.App, settings: Settings, metrics: WorkerMetrics, trigge
     """
     judge = Judge(settings, limits_of(settings))
     board = Board(settings)
-    # One thread that lives as long as the process: a trainer ends with the thread that started it.
+    # One thread until the process ends: a trainer ends with the thread that started it.
     thread = ThreadPoolExecutor(1, thread_name_prefix="drift")
     raw: dict[str, Any] = {"key_serializer": "raw", "value_serializer": "raw"}
     statistics = app.topic(
         settings.topic("statistics"), key_type=bytes, value_type=bytes, internal=False, **raw
     )
-    # As JSON, which tables take by default: a windowed key is a list, which "raw" cannot hold.
+    # As JSON, the default of tables: a windowed key is a list, which "raw" does not encode.
     windows = app.Table(
         f"{settings.prefix}drift-windows",
         partitions=settings.kafka.partitions,
@@ -250,7 +250,7 @@ def add_drift(app: faust.App, settings: Settings, metrics: WorkerMetrics, trigge
 
     @app.on_partitions_revoked.connect
     async def forget(*_: Any, **__: Any) -> None:
-        """Another worker may get a version's partition: its windows are shown there then."""
+        """Clear the metrics: another worker may get the partitions and show their windows."""
         metrics.drift.clear()
 
     @app.agent(statistics, name=f"{settings.prefix}drift")
@@ -278,8 +278,8 @@ def add_drift(app: faust.App, settings: Settings, metrics: WorkerMetrics, trigge
 def tell(
     settings: Settings, version: str, report: Mapping[str, Any], board: Board, trigger: Trigger
 ) -> None:
-    """A window's report to Redis and the log; and where it drifted, and that is wanted, a trainer
-    is started."""
+    """Write a window's report to Redis and the log; on drift, start a trainer if the settings say
+    so."""
     board.put(version, report)
     if not report["drifted"]:
         log.debug("no drift of %s: %d records, %s", version, report["records"], report["note"])

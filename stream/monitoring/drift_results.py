@@ -1,6 +1,6 @@
 """The last drift report of each version, kept in Redis for `braid status`.
 
-One hash for all versions, under the topics' prefix; a version's last window stands in it for a day.
+One hash for all versions, under the topics' prefix; a version's last window is kept for a day.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Board:
         self._kept_s = KEPT_S + 4 * settings.drift.window_s
 
     def put(self, version: str, report: Mapping[str, Any]) -> None:
-        """Keep it as the version's last, and let go of versions whose last is old."""
+        """Store the report as the version's last; delete versions whose last report is old."""
         if self._client is None:
             return
         try:
@@ -61,7 +61,7 @@ def reports(settings: Settings) -> dict[str, dict[str, Any]] | None:
 
 
 def line(version: str, report: Mapping[str, Any]) -> str:
-    """One version's last window in a line, such as
+    """One version's last window as a line, such as
     "g0001/braid-0002 to 12:05:00, 812 records: labels colour 0.41 (0.25) DRIFT, embedding ..."."""
     ended = time.strftime("%H:%M:%S", time.localtime(report["end"]))
     parts = [
@@ -77,7 +77,7 @@ def _all(client: redis.Redis, key: str) -> dict[str, dict[str, Any]]:
     for name, value in cast(dict[bytes, bytes], client.hgetall(key)).items():
         try:
             reports[name.decode()] = decode_map(value)
-        except BadRecord:  # written by another braid
+        except BadRecord:  # of another version of braid
             continue
     return reports
 

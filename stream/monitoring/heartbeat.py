@@ -1,6 +1,6 @@
 """Heartbeats of workers: keys in Redis with a TTL that each worker renews.
 
-The key names the slot and no generation: a worker feeds several, and after a flip another serves.
+The key has the slot and no generation: a worker feeds several, and the serving one changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIMEOUT_S = 0.5
 
 
 class Heartbeat:
-    """Tells Redis that this worker lives. Never raises: Redis is a convenience here."""
+    """Writes this worker's state to Redis, best-effort: never raises."""
 
     def __init__(self, settings: Settings, slot: str, metrics: WorkerMetrics) -> None:
         self._client = best_effort_redis(settings, TIMEOUT_S)
@@ -33,12 +33,12 @@ class Heartbeat:
         self._last: tuple[str, float, int] | None = None
 
     def beat(self, generation: str, owned: list[int], problems: Mapping[str, str]) -> None:
-        """Write the state of the serving generation's worker, and what is wrong with any.
+        """Write the state of the serving generation's worker, and the problems of all.
 
-        The rate is records a second since the beat before.
+        The rate is records a second since the last heartbeat.
 
         Args:
-            problems: generation -> why it is not fed as it should be.
+            problems: generation -> why feeding it fails.
         """
         state = self._metrics.of(generation).snapshot()
         now, records = time.monotonic(), int(str(state["records"]))
@@ -59,7 +59,7 @@ class Heartbeat:
                 self._client.set(self._key, pack(state), ex=LIFETIME_S)
 
     def close(self) -> None:
-        """Say goodbye, so that the worker does not seem alive until its key fades."""
+        """Delete the key, so that the worker does not seem alive until it expires."""
         if self._client is not None:
             with contextlib.suppress(redis.RedisError):
                 self._client.delete(self._key)

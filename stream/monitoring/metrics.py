@@ -20,7 +20,7 @@ BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BUCKETS_RECORDS = (1, 4, 16, 64, 128, 256, 512, 1024)
 
 JOIN_EVENTS = ("part", "complete", "quiet", "late", "full", "deletion", "deleted", "dead")
-SHOWN = 8  # versions whose windows are shown, the last ones: the series stay bounded
+SHOWN = 8  # the last versions whose windows are shown, which bounds the series
 
 
 class DriftMetrics:
@@ -43,7 +43,7 @@ class DriftMetrics:
         self._shown: dict[tuple[str, str], list[tuple[Gauge, tuple[str, ...]]]] = {}
 
     def show(self, report: Mapping[str, Any]) -> None:
-        """Show a version's window in place of the one before."""
+        """Show a version's window instead of its last one."""
         version = (str(report["generation"]), str(report["model"]))
         self._hide(version)
         while len(self._shown) >= SHOWN:
@@ -68,7 +68,7 @@ class DriftMetrics:
             put(self._missing, rate, modality)
 
     def clear(self) -> None:
-        """Show nothing: other workers may watch the versions now."""
+        """Remove all series: other workers may watch the versions now."""
         for version in list(self._shown):
             self._hide(version)
 
@@ -78,7 +78,7 @@ class DriftMetrics:
 
 
 class JoinMetrics:
-    """What this worker's member of the join counts (`braid.stream.worker.join.table`)."""
+    """Counters of this worker's member of the join (`braid.stream.worker.join.table`)."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._events = Counter(
@@ -88,7 +88,7 @@ class JoinMetrics:
             registry=registry,
         )
         for event in JOIN_EVENTS:
-            self._events.labels(event)  # 0 is shown, too
+            self._events.labels(event)  # create the series at 0
         self._failures = Counter("braid_join_failures", "Times the join failed", registry=registry)
         self._ids = Gauge("braid_join_ids", "Ids in the join's table", ["state"], registry=registry)
         self._bytes = Gauge("braid_join_bytes", "Bytes in the join's table", registry=registry)
@@ -111,7 +111,7 @@ class JoinMetrics:
 
 
 class WorkerMetrics(ByGeneration["GenerationMetrics"]):
-    """Counters of one process's workers; `of` gives those of the worker of one generation."""
+    """Counters of one process's workers; `of` returns those of one generation's worker."""
 
     def __init__(self) -> None:
         super().__init__(GenerationMetrics)
@@ -161,7 +161,7 @@ class GenerationMetrics:
     def __init__(self, shared: WorkerMetrics, generation: str) -> None:
         self._shared, self._generation = shared, generation
         for counter in (shared.records, shared.unknown, shared.refused, shared.failures):
-            counter.labels(generation)  # 0 is said, too
+            counter.labels(generation)  # create the series at 0
         self._lock = threading.Lock()
         self._now: dict[str, object] = {"records": 0, "dead_letters": 0, "partitions": 0}
 
@@ -175,7 +175,7 @@ class GenerationMetrics:
         self._set(partitions=count)
 
     def dead_letter(self, stage: str, kind: str) -> None:
-        """One more; `kind` is the name of the exception's class."""
+        """Count a dead letter; `kind` is the name of the exception's class."""
         self._shared.dead.labels(self._generation, stage, kind).inc()
         self._add("dead_letters", 1)
 
@@ -194,7 +194,7 @@ class GenerationMetrics:
         self._shared.encode.labels(self._generation).observe(seconds)
 
     def batch_failed(self, kind: str) -> None:
-        """A micro-batch raised: `memory` ran out, or an `error`."""
+        """Count a micro-batch that raised: out of `memory`, or another `error`."""
         self._shared.failed_batches.labels(self._generation, kind).inc()
 
     def published(self, *, records: int, seconds: float) -> None:
@@ -228,7 +228,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 10  # seconds, for a client that sends half a request
+    timeout = 10  # seconds: a client may send half a request
 
     def log_message(self, format: str, *args: Any) -> None:
         """No log line per scrape."""
@@ -240,7 +240,7 @@ def serve(
     """Serve `/metrics` and `/healthz` on a daemon thread. Shut the server down to stop.
 
     Args:
-        health: whether the worker is well, and what to say of it, as JSON; 503 where it is not.
+        health: whether the worker is healthy, and its state as JSON; 503 if it is not.
     """
     exposition = make_wsgi_app(metrics.registry)
 

@@ -90,8 +90,8 @@ def every(
     """Start a trainer each `period_s`, from the start of one to the start of the next.
 
     They do not overlap: if one takes longer, the next starts when it ends. A failure is reported,
-    and the schedule continues. While there is no model the next trainer starts after a pause that grows
-    from RETRY_S to RETRY_MOST_S.
+    and the schedule continues. While there is no model the next trainer starts after a pause that
+    grows from RETRY_S to RETRY_MOST_S.
 
     Args:
         make: makes a trainer's process, not yet started.
