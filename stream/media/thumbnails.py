@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import soundfile
 from PIL import Image
 
-from braid.encoders.backbones.audio import decode_audio
 from braid.encoders.config import Limits
 from braid.encoders.decoding.isolation import DecodePool, isolate
 from braid.encoders.decoding.pictures import open_image
@@ -66,6 +65,8 @@ def thumb(data: bytes, limits: Limits) -> Media | None:
 
 def snippet(data: bytes, limits: Limits) -> Media | None:
     """The first SECONDS of a sound as one channel of MP3."""
+    from braid.encoders.backbones.audio import decode_audio  # imports torch: 2 s
+
     try:
         wave_N = decode_audio(data, RATE, SECONDS, limits)
         file = io.BytesIO()
