@@ -21,6 +21,9 @@ BIN := $(VENV)/bin
 SOURCES := braid braid/encoders braid/index braid/stream tests benchmarks
 READY := $(VENV)/.ready-$(EXTRAS)
 
+# With it each of some hundred processes compiles all of this anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: ready demo test test-fast fuzz soak chaos check format clean
 
 ready: $(READY)
@@ -29,7 +32,7 @@ demo: $(READY)
 	$(BIN)/braid demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n 2 -m 'not (kafka or redis or browser or slow)' $(ARGS)

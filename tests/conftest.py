@@ -30,11 +30,40 @@ S = TypeVar("S", KafkaBroker, Valkey)
 
 NEEDS = ("kafka", "redis", "browser")  # marks whose tests may not be skipped in CI
 
+# Files of a minute and more, the longest first.
+LONGEST = (
+    "test_readme.py",
+    "chaos/test_chaos.py",
+    "stream/index_node/test_generations_flip.py",
+    "stream/cli/test_up.py",
+    "index/segments/test_crashes.py",
+    "stream/worker/test_hot_swap.py",
+    "fuzz/test_fuzz.py",
+    "stream/worker/test_lost_broker.py",
+    "encoders/training/test_golden_losses.py",
+    "stream/trainer/test_retrain_job.py",
+    "encoders/training/test_fit.py",
+    "stream/worker/test_health.py",
+    "index/test_soak.py",
+)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let children end by SIGINT, which a script's background commands ignore."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, long files come first and quick ones last.
+
+    Or a long file that begins last leaves all processes but one idle.
+    """
+    if not hasattr(config, "workerinput"):  # not a process of pytest-xdist
+        return
+    longest = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+    starts = {item.path for item in items if any(map(item.get_closest_marker, (*NEEDS, "slow")))}
+    items.sort(key=lambda item: (longest.get(item.path, len(LONGEST)), item.path not in starts))
 
 
 def _missing(reason: str) -> NoReturn:

@@ -18,6 +18,7 @@ import yaml
 from typer.exceptions import TyperException
 
 from braid.stream.cli.main import app
+from tests.conftest import LONGEST
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("encoders", "index", "stream")
@@ -37,6 +38,10 @@ def modules(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
+def test_the_files_that_run_first_are_there() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
+
+
 # ---- imports
 
 
@@ -51,6 +56,14 @@ def test_the_index_works_without_torch() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.slow
+def test_workers_and_index_nodes_load_torch_only_with_a_model_that_needs_it() -> None:
+    code = "import sys, braid.stream.worker.app, braid.stream.index_node.node\n"
+    code += "print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "False", done.stderr
 
 
