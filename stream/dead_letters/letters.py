@@ -1,6 +1,6 @@
 """Reads, filters and counts dead letters.
 
-A letter is named by its place in the topic, PARTITION:OFFSET. Letters that were sent to their
+A letter's id is its position in the topic, PARTITION:OFFSET. Letters that were sent to their
 origin again are recorded on `dead-letters-replayed` (`braid.stream.dead_letters.replay`).
 """
 
@@ -34,10 +34,10 @@ class DeadLetter:
         message: with the original key and value; a letter in a summary has no value.
         size: bytes of the original value.
         kind: the name of the error.
-        model: the version that had prepared or encoded it, or "".
-        origin: topic, partition and offset where it came from; None where the headers do not tell.
+        model: the version that prepared or encoded it, or "".
+        origin: its topic, partition and offset; None if the headers have none.
         origin_ts: its timestamp there, in milliseconds since 1970.
-        cut: whether it holds a part of the original key or value only.
+        cut: whether the original key or value is truncated.
     """
 
     message: Message
@@ -56,11 +56,11 @@ class DeadLetter:
         return f"{self.message.partition}:{self.message.offset}"
 
     def light(self) -> DeadLetter:
-        """The same without the value."""
+        """The letter without its value."""
         return replace(self, message=replace(self.message, value=None))
 
     def plain(self) -> dict[str, Any]:
-        """Without its value."""
+        """As a JSON object, without its value."""
         topic, partition, offset = self.origin or (None, None, None)
         return {
             "id": self.id,
@@ -80,7 +80,7 @@ class DeadLetter:
 
 
 def letter_of(message: Message) -> DeadLetter:
-    """The letter in a message of `dead-letters`, whatever its headers are."""
+    """The letter in a message of `dead-letters`; any headers are accepted."""
     headers = {name: _text(value or b"", 1000) for name, value in message.headers}
     origin = None
     if headers.get("topic"):
@@ -103,14 +103,14 @@ def letter_of(message: Message) -> DeadLetter:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which letters are meant: all that fit each of these.
+    """Selects the letters that fit all of these.
 
     Attributes:
-        reason: part of the reason, the field or the kind, in any case.
+        reason: part of the reason, the field or the kind; case does not matter.
         model: a version's name.
         since_ms, until_ms: when they became dead letters, in milliseconds since 1970.
-        source: the topic where they come from, without the prefix: records or parts.
-        partition: of `dead-letters`, which is that of the source.
+        source: the origin topic without the prefix: records or parts.
+        partition: of `dead-letters`, the same as in the origin topic.
         ids: only these (partition, offset); empty: any.
     """
 
@@ -141,7 +141,7 @@ class Selection:
 
 
 def letters(settings: Settings, selection: Selection) -> Iterator[DeadLetter]:
-    """The letters that are meant, in the order of each partition.
+    """The selected letters, in the order of each partition.
 
     Raises Unreachable.
     """
@@ -173,7 +173,7 @@ def place_of(id: str) -> tuple[int, int]:
 
 @dataclass(kw_only=True)
 class Summary:
-    """How many letters there are by stage and kind, and the last of them, newest first."""
+    """Counts of letters by stage and kind, and the last letters, newest first."""
 
     total: int = 0
     by: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -210,7 +210,7 @@ def recent(settings: Settings, *, wall: float | None = None, last: int = 5) -> d
     """The letters of the last hour, counted at a bounded cost.
 
     At most RECENT_LETTERS, RECENT_BYTES and RECENT_S are read, the newest of each partition;
-    `complete` tells whether that was all of the hour.
+    `complete` is whether that was all of the hour.
 
     Raises Unreachable.
     """
@@ -237,7 +237,7 @@ def recent(settings: Settings, *, wall: float | None = None, last: int = 5) -> d
 
 
 def replayed(settings: Settings) -> set[str]:
-    """The ids of the letters that were sent to their origin again, of the topic as it is now."""
+    """The ids of the letters of the current topic that were sent to their origin again."""
     admin, name = Admin(settings), settings.topic(REPLAYED)
     identity, _ = admin.identity(settings.topic(TOPIC))
     ends = admin.ends(name, admin.partition_counts().get(name, 0))
@@ -247,7 +247,7 @@ def replayed(settings: Settings) -> set[str]:
 
 
 def view(value: bytes | None) -> Any:
-    """A value for people: decoded where it is a map, else its first bytes; bounded in size."""
+    """A value for display: decoded if it is a map, else its first bytes; bounded in size."""
     if value is None:
         return None
     try:
@@ -280,7 +280,7 @@ def _shown(value: Any, depth: int) -> Any:
 
 
 def _spans(settings: Settings, admin: Admin, selection: Selection) -> dict[int, tuple[int, int]]:
-    """From which to which offset of each partition such letters may be."""
+    """The offsets of each partition, first and end, between which selected letters may be."""
     topic = settings.topic(TOPIC)
     partitions = admin.partition_counts().get(topic, 0)
     ends = admin.ends(topic, partitions)

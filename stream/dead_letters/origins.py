@@ -16,7 +16,7 @@ Place = tuple[str, int, int]  # topic, partition, offset
 
 
 class Origins:
-    """What stands in the origin topics after the letters' offsets, of their keys only."""
+    """The later messages of the letters' keys in their origin topics."""
 
     def __init__(self, settings: Settings, admin: Admin) -> None:
         self._settings, self._admin = settings, admin
@@ -24,12 +24,12 @@ class Origins:
         self._next: dict[tuple[str, int], int] = {}
         self._last: dict[tuple[str, int, bytes, str], int] = {}
         self._keys: set[bytes] = set()
-        self._deleted: dict[bytes, int] = {}  # key -> when it was deleted last, in ms since 1970
+        self._deleted: dict[bytes, int] = {}  # key -> its last deletion, in ms since 1970
         self._parts_since: int | None = None
         self._anew: set[tuple[str, int]] = (
             set()
         )  # partitions that end before their letters' offsets
-        self.sent: dict[bytes, Place] = {}  # a letter's mark -> where it was sent to
+        self.sent: dict[bytes, Place] = {}  # a letter's mark -> its new position
 
     def watch(self, letter: DeadLetter) -> None:
         if letter.origin is None or letter.message.key is None:
@@ -43,9 +43,9 @@ class Origins:
             self._parts_since = letter.origin_ts if since is None else min(since, letter.origin_ts)
 
     def read_on(self) -> None:
-        """Read the origin topics up to where they end now. Raises Unreachable."""
+        """Read the origin topics up to their current ends. Raises Unreachable."""
         counts = self._admin.partition_counts()
-        if self._parts_since is not None:  # a deletion in `records` is of the parts too
+        if self._parts_since is not None:  # a deletion in `records` deletes the parts, too
             since, self._parts_since = self._parts_since, None
             offsets = self._admin.offsets_at(self._records, counts[self._records], since)
             for number, offset in offsets.items():
@@ -96,7 +96,7 @@ class Origins:
                 self._last[message.topic, message.partition, message.key, name] = message.offset
 
     def _fields(self, topic: str, value: bytes | None) -> tuple[str, ...]:
-        """What a message says anew: a part the fields it has, all else the whole record."""
+        """The fields that a message replaces: a part those it has, other messages all."""
         if topic != self._parts:
             return ("",)
         try:

@@ -2,13 +2,13 @@
 
 The original key and value go to the original partition, and a mark with the letter's id goes to
 `dead-letters-replayed` in the same transaction: a letter that has its mark is never sent again. The
-transactional id is the same for everyone: a second replay ends the first, and reads its marks
-before it sends anything.
+transactional id is the same for all replays: a second one fences the first and reads its marks
+before it sends.
 
-A message that is sent again has a new offset, and the offset is the record's version: an old
-record would replace a newer good one. So the origin is read from the letters' offsets on, up to
-just before each transaction, and a letter whose key has a later message there is left out (`force`
-sends it all the same). What is produced during that transaction, a moment, may still be replaced.
+A message that is sent again has a new offset, and the offset is the record's version: an old record
+would replace a newer one. So the origin is read from the letters' offsets up to just before each
+transaction, and a letter whose key has a later message there is left out (`force` sends it). A
+message that is produced during that transaction may still be replaced.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ READABLE_S, WAIT_S = 10.0, 0.05  # committed messages are readable after their e
 
 @dataclass(kw_only=True)
 class Replay:
-    """What became of the letters, by id.
+    """The outcome of a replay, by the letters' ids.
 
     Attributes:
-        sent: with the place in the origin topic that the message has now.
+        sent: with the new position in the origin topic.
         done: of these, processed without another dead letter.
         failed: of these, dead letters again: the new letter.
-        waiting: of these, not processed within the time.
+        waiting: of these, not processed within `wait_s`.
         superseded: left out, since the key has a later message.
-        foreign: left out, since they do not come from a topic of braid's.
-        cut: left out, since the letter does not hold the whole message: no topic would take it.
-        already: how many were left out, since they had been sent before.
+        foreign: left out, since their origin is not a topic of braid.
+        cut: left out, since the letter holds a truncated message.
+        already: the number left out, since they were sent before.
     """
 
     sent: dict[str, Place | None] = field(default_factory=dict)
@@ -69,14 +69,14 @@ class Replay:
 
 
 class Replayer:
-    """Sends letters again and waits for what becomes of them.
+    """Sends letters again and waits for their outcome.
 
     Args:
         rate: messages a second.
-        force: send also what a later message of the same key has superseded.
-        wait_s: how long the outcomes are waited for; 0: not at all.
+        force: also send letters that a later message of the same key supersedes.
+        wait_s: seconds to wait for the outcomes; 0: do not wait.
         groups: origin topic -> the consumer group that processes it.
-        clock, sleep: monotonic seconds, and waits for so many.
+        clock, sleep: monotonic seconds, and a wait.
     """
 
     def __init__(
@@ -100,10 +100,10 @@ class Replayer:
         self._identity, _ = self._admin.identity(self._topic)
 
     def run(self, selection: Selection, *, dry: bool = False) -> Replay:
-        """Send what is meant and was not sent yet.
+        """Send the selected letters that were not sent yet.
 
         Args:
-            dry: send nothing, only tell what would be.
+            dry: send nothing, only return what would be sent.
 
         Raises:
             Fenced: another replay was started meanwhile.
@@ -119,7 +119,7 @@ class Replayer:
                 group=self._group,
                 topics=[*self._groups, self._settings.topic(REPLAYED)],
             )
-            sink.open()  # before the marks are read: an earlier replay is settled by this
+            sink.open()  # before the marks are read: settles an earlier replay
         try:
             ids = self._look(selection, report)
             ends = self._ends()
@@ -139,7 +139,7 @@ class Replayer:
         return report
 
     def _look(self, selection: Selection, report: Replay) -> set[str]:
-        """The ids of the letters that may be sent; their origins are watched from here on."""
+        """The ids of the letters that may be sent; begins to follow their origins."""
         marks = replayed(self._settings)
         ids = set()
         for letter in letters(self._settings, selection):
@@ -155,7 +155,7 @@ class Replayer:
         return ids
 
     def _batches(self, selection: Selection, ids: set[str]) -> Iterator[list[DeadLetter]]:
-        """The letters in the order of each partition, as many as one transaction takes."""
+        """The letters in the order of each partition, in batches of one transaction."""
         most = min(MOST, max(1, math.ceil(self._rate)))
         batch: list[DeadLetter] = []
         for letter in letters(self._settings, selection) if ids else ():
@@ -170,10 +170,10 @@ class Replayer:
     def _send_fresh(
         self, sink: TransactionalSink | None, batch: list[DeadLetter], report: Replay
     ) -> None:
-        """Send what of a batch may be sent; a transaction of unknown outcome is settled first."""
+        """Send the letters of a batch that may be sent; first settle an unknown outcome."""
         for attempt in range(1, TRIES + 1):
             if sink is not None:
-                sink.open()  # whoever opens one after this fences this transaction
+                sink.open()  # a replay that opens its sink later fences this transaction
             self._origins.read_on()
             if attempt > 1:
                 sent = [letter for letter in batch if self._mark(letter.id) in self._origins.sent]
@@ -192,7 +192,7 @@ class Replayer:
                 return
 
     def _left_out(self, letter: DeadLetter, report: Replay) -> bool:
-        if self._mark(letter.id) in self._origins.sent:  # by another replay, meanwhile
+        if self._mark(letter.id) in self._origins.sent:  # by another replay
             report.already += 1
             return True
         if self._force or not self._origins.later(letter):
@@ -201,7 +201,7 @@ class Replayer:
         return True
 
     def _mark(self, id: str) -> bytes:
-        """Names the letter for good: a topic that is made anew begins with the same ids."""
+        """A letter's unique id: a recreated topic begins with the same positions."""
         return f"{self._identity}/{id}".encode()
 
     def _send(self, sink: TransactionalSink, batch: list[DeadLetter]) -> None:
@@ -223,7 +223,7 @@ class Replayer:
             marks, mark = self._settings.topic(REPLAYED), self._mark(letter.id)
             outputs.append(Output(topic=marks, partition=0, key=mark, value=b"\x80"))
             offsets[message.partition] = message.offset + 1
-        # A group without members, which the transaction wants; its offsets decide nothing here.
+        # The transaction needs a group; this one has no members, and its offsets are not used.
         member = Consumer(client_config(self._settings) | {"group.id": self._group})
         try:
             lease = member.consumer_group_metadata()
@@ -233,7 +233,7 @@ class Replayer:
         log.info("%d dead letters sent again", len(batch))
 
     def _locate(self, report: Replay) -> None:
-        """Find where the messages were sent to."""
+        """Find the positions of the sent messages."""
         deadline = self._clock() + READABLE_S
         while True:
             self._origins.read_on()
@@ -243,11 +243,11 @@ class Replayer:
             self._sleep(WAIT_S)
 
     def _await(self, report: Replay, ends: Mapping[int, int]) -> None:
-        """See what became of the messages: their group has passed them, or they failed again."""
+        """Check the sent messages: their group has passed them, or they are dead letters again."""
         open_ = {place: id for id, place in report.sent.items() if place is not None}
         deadline = self._clock() + self._wait_s
         while open_:
-            passed = self._passed()  # before the letters are read, which come with the offsets
+            passed = self._passed()  # before the letters are read: these are committed together
             until = self._ends()
             for message in replay(self._settings, self._topic, start_at=ends, stop_at=until):
                 letter = letter_of(message)
@@ -264,7 +264,7 @@ class Replayer:
         report.waiting = sorted([*open_.values(), *unknown])
 
     def _passed(self) -> dict[tuple[str, int], int]:
-        """What the groups have committed, by origin topic and partition."""
+        """The committed offsets of the groups, by origin topic and partition."""
         counts = self._admin.partition_counts()
         return {
             (topic, number): offset

@@ -1,10 +1,9 @@
 """Child processes: started with a log file, stopped by pid, ended with their parent.
 
 One `Child` is one process. It runs in a session of its own, so that Ctrl-C in a terminal reaches
-the parent only, which then stops its children in order. On Linux it also dies when its parent
-dies, whatever killed the parent (prctl(2), PR_SET_PDEATHSIG), so that a killed test run or demo
-leaves nothing behind. The kernel ties that signal to the *thread* that started the child: start
-children from a thread that lives as long as they should.
+the parent only, which then stops its children in order. On Linux the kernel ends it with its parent
+(prctl(2), PR_SET_PDEATHSIG), so that a killed test run or demo leaves no process. That signal
+belongs to the *thread* that started the child: start children from a thread that outlives them.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from ..errors import StreamError
 
-# Set the parent-death signal in the child's own process, then become the command. Done by a tiny
+# Set the parent-death signal in the child's own process, then exec the command. Done by a short
 # interpreter start instead of a preexec_fn, which is unsafe in a process with threads.
 _LAUNCHER = """
 import ctypes, os, sys
@@ -38,16 +37,16 @@ except OSError as error:
 
 
 class ChildError(StreamError):
-    """A child ended, or did not become ready in time; the message carries the end of its log."""
+    """A child ended, or was not ready in time; the message holds the end of its log."""
 
 
 class Child:
     """One child process whose output goes to a log file.
 
     Args:
-        name: what messages call it.
+        name: its name in messages.
         command: the program and its arguments.
-        log: where standard output and standard error go (appended; the folder is made).
+        log: the file to which standard output and standard error are appended; its folder is made.
         env: variables added to this process's environment.
         cwd: the folder it runs in.
         pass_fds: descriptors that it inherits, such as a lock's.
@@ -107,7 +106,7 @@ class Child:
         return None if self._process is None else self._process.poll()
 
     def send(self, signum: int) -> None:
-        """Send one signal, by pid; nothing happens if the child has ended."""
+        """Send one signal, by pid, unless the child has ended."""
         if self._process is not None:
             self._process.send_signal(signum)
 
@@ -123,7 +122,7 @@ class Child:
         return self.status
 
     def tail(self, lines: int = 30) -> str:
-        """The last lines of the log, for a message to a person."""
+        """The last lines of the log, for a message."""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
@@ -161,13 +160,15 @@ class Child:
 
 
 def stop_all(children: Sequence[Child], grace: float) -> None:
-    """SIGTERM to all at once, and SIGKILL to those left after `grace` seconds; 0: at once."""
+    """SIGTERM to all at once, and SIGKILL after `grace` seconds; 0: SIGKILL at once."""
     running = [child for child in children if child.running]
     deadline = time.monotonic() + grace
     if grace > 0:
         for child in running:
             child.send(signal.SIGTERM)
-            child.send(signal.SIGCONT)  # a stopped process sees SIGTERM only once it goes on
+            child.send(
+                signal.SIGCONT
+            )  # a stopped process handles SIGTERM only once it is continued
         for child in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, deadline - time.monotonic()))
@@ -185,7 +186,7 @@ def free_port() -> int:
 
 
 def port_answers(port: int) -> bool:
-    """Whether something on 127.0.0.1 accepts connections on `port`."""
+    """Whether a server on 127.0.0.1 accepts connections on `port`."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1.0):
             return True
@@ -206,17 +207,17 @@ def start_server(
 ) -> tuple[Child, int]:
     """Start a server on `port`, or on a free one, and wait until it accepts connections.
 
-    Between choosing a free port and binding it, another process may take it: so a server that
-    ends at once is started again on another port.
+    Another process may take a free port before the server binds it: a server that ends at once is
+    started again on another port.
 
     Args:
-        name: what messages call it.
+        name: its name in messages.
         command: the command line for a port.
         log: its log file.
         port: the port, or None for a free one.
-        prefer: a port to try first, if nothing answers there.
+        prefer: a port to try first, if it is free.
         timeout: seconds until it must answer.
-        attempts: how many ports are tried.
+        attempts: the number of ports to try.
         pass_fds: descriptors that the server inherits.
 
     Returns:

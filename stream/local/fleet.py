@@ -1,7 +1,7 @@
 """The processes of `braid up` and `braid demo`: started, watched and stopped together.
 
-`braid up` and `braid demo` run on it. Each process is `python -m braid COMMAND` with the settings
-in its environment and a log file of its own.
+Each process is `python -m braid COMMAND` with the settings in its environment and a log file of its
+own.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..settings import Settings
 from .child import Child, ChildError, stop_all
 from .embedded import EmbeddedServices
 
-STOPPED_WITHIN_S = 20.0  # what a worker grants itself
+STOPPED_WITHIN_S = 20.0  # a worker's own bound
 
 
 class Fleet:
-    """Processes that live and end together, as a context manager.
+    """Processes that are started and stopped together, as a context manager.
 
     Args:
-        settings: every process gets these.
+        settings: of every process.
         logs: the folder of their log files.
     """
 
@@ -48,13 +48,13 @@ class Fleet:
         self.stop()
 
     def start(self, command: str, *arguments: str) -> Child:
-        """Start `braid COMMAND ARGUMENTS` and watch it from here on."""
+        """Start `braid COMMAND ARGUMENTS` and watch it."""
         child = self._child(command, *arguments).start()
         self.children.append(child)
         return child
 
     def run(self, command: str, *arguments: str, timeout: float) -> None:
-        """Run a command to its end, passing what it prints on to standard error.
+        """Run a command to its end; its output is copied to standard error.
 
         Raises ChildError if it fails or takes over `timeout` seconds.
         """
@@ -82,7 +82,7 @@ class Fleet:
     def wait(self, what: str, done: Callable[[], int], target: int, *, stalled: float) -> None:
         """Wait, with a progress bar, until `done()` reaches `target`.
 
-        Raises ChildError if a process ends, or if nothing moves for `stalled` seconds.
+        Raises ChildError if a process ends, or if there is no progress for `stalled` seconds.
         """
         last, since = 0, time.monotonic()
         with bar(what, total=target) as shown:
@@ -115,7 +115,7 @@ class Fleet:
 
 
 def bar(what: str, items: Iterable[Any] | None = None, *, total: int | None = None) -> tqdm:
-    """A progress bar on standard error; few lines where that is a file."""
+    """A progress bar on standard error; rarely drawn if that is a file."""
     return tqdm(items, desc=what, total=total, file=sys.stderr, mininterval=_between_bars())
 
 
@@ -127,7 +127,7 @@ def _between_bars() -> float:
 def embedded_services(
     settings: Settings, folder: Path, *, prefer: int | None = None, grace: float = 0
 ) -> EmbeddedServices:
-    """Those of Kafka and Valkey that the settings do not name; see `EmbeddedServices`."""
+    """Kafka and Valkey, as far as the settings do not name them; see `EmbeddedServices`."""
     return EmbeddedServices(
         folder,
         broker="bootstrap" not in settings.kafka.model_fields_set,
@@ -138,7 +138,7 @@ def embedded_services(
 
 
 def with_addresses(settings: Settings, embedded: EmbeddedServices) -> Settings:
-    """The settings with the addresses of the services that run."""
+    """The settings with the addresses of the running services."""
     addresses = {
         "kafka": {"bootstrap": embedded.bootstrap} if embedded.bootstrap else {},
         "redis": {"url": embedded.redis_url} if embedded.redis_url else {},
@@ -150,7 +150,7 @@ def with_addresses(settings: Settings, embedded: EmbeddedServices) -> Settings:
 def services(settings: Settings, folder: Path) -> Iterator[Settings]:
     """Settings with a broker and Redis: those named, else embedded ones with data in `folder`.
 
-    At the end the embedded ones are killed: for a folder of no further use.
+    At the end the embedded ones are killed: the folder is not used again.
     """
     with embedded_services(settings, folder) as embedded:
         yield with_addresses(settings, embedded)

@@ -1,7 +1,7 @@
 """Downloads the jars of Apache Kafka by their Maven coordinates into a cache folder.
 
-`kafka-jars.sha256` beside this file names each jar and its SHA-256 digest: what was tested is what
-runs. To make that list anew, after another version of Kafka was put in `ROOTS`:
+`kafka-jars.sha256` beside this file lists each jar with its SHA-256 digest, so that the tested jars
+run. To make the list again, after a change of Kafka's version in `ROOTS`:
 
     python -m braid.stream.local.kafka_jars > stream/local/kafka-jars.sha256
 """
@@ -24,16 +24,16 @@ from .filelock import file_lock
 
 log = logging.getLogger(__name__)
 
-# Without a binding SLF4J prints nothing, and a broker that fails would leave an empty log.
+# Without a binding SLF4J prints nothing: the log of a failed broker would be empty.
 ROOTS = ("org.apache.kafka:kafka_2.13:4.3.1", "org.slf4j:slf4j-simple:1.7.36")
 LIST = Path(__file__).with_name("kafka-jars.sha256")
 ATTEMPTS = 3
 THREADS = 8
-FETCHED_WITHIN_S = 900.0  # how long another process that fetches them is waited for
+FETCHED_WITHIN_S = 900.0  # how long to wait for another process that fetches them
 
 
 def kafka_jars(cache: Path) -> Path:
-    """The folder of the broker's jars, each as listed; fetched if they are not there.
+    """The folder of the broker's jars, each as listed; missing ones are fetched.
 
     Local Maven repositories (`M2_REPO`, else ~/.m2/repository) are read and never written.
 
@@ -42,7 +42,7 @@ def kafka_jars(cache: Path) -> Path:
 
     Raises:
         EmbeddedError: jgo is not installed, or a jar cannot be fetched.
-        FileLockError: another process has been fetching them for very long.
+        FileLockError: another process fetches them for longer than FETCHED_WITHIN_S.
     """
     listed = _listed()
     digest = hashlib.sha256(LIST.read_bytes()).hexdigest()[:12]
@@ -94,7 +94,7 @@ def _sha256(path: Path) -> str | None:
 
 
 def _fetch(listed: dict[str, str], work: Path) -> None:
-    """Every jar into `work`/jars. Raises EmbeddedError for the first that cannot be had."""
+    """Fetch every jar into `work`/jars. Raises EmbeddedError for the first that fails."""
     target = work / "jars"
     target.mkdir()
     contexts = [_context(work / "local", _maven_repository())]
@@ -149,7 +149,7 @@ def _maven_repository() -> Path:
 
 
 def resolve(roots: Sequence[str] = ROOTS) -> list[str]:
-    """The list anew, from the POM files: jgo resolves the dependencies and fetches them."""
+    """A new list from the POM files: jgo resolves and fetches the dependencies."""
     from jgo.parse import Coordinate
 
     with tempfile.TemporaryDirectory(prefix="braid-jars-") as folder:

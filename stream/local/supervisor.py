@@ -11,20 +11,20 @@ from ..retries import Retries
 from .child import Child
 
 FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 30.0  # and how long a process must have run for the pauses to begin anew
+LONGEST_PAUSE_S = 30.0  # also how long a process must run for the pauses to be reset
 TAIL_LINES = 12
 LINE_CHARS = 300
 
 
 class Supervisor:
-    """Starts children again that have ended, and reports each end with its reason.
+    """Restarts children that have ended, and reports each end with its reason.
 
-    The others keep running. An exit status of `os.EX_CONFIG` at a child's first run raises: no
-    restart mends a setting. Later ends are retried for ever, at most `LONGEST_PAUSE_S` apart.
+    The others keep running. An exit status of `os.EX_CONFIG` at a child's first run raises, since a
+    restart does not help. Later ends are retried without limit, at most `LONGEST_PAUSE_S` apart.
 
     Args:
         children: running children.
-        report: takes the messages, which may have several lines.
+        report: called with each message, which may have several lines.
         clock: monotonic seconds.
     """
 
@@ -45,7 +45,7 @@ class Supervisor:
         self._restarted: set[Child] = set()
 
     def check(self) -> None:
-        """Look once at every child; never waits. Raises ChildError for a configuration error."""
+        """Check every child once, without waiting. Raises ChildError: a configuration error."""
         for child in self._children:
             if child.running:
                 continue
@@ -57,7 +57,7 @@ class Supervisor:
     def _start(self, child: Child) -> None:
         try:
             child.start()
-        except OSError as error:  # no memory, no process left
+        except OSError as error:  # no memory, or no more processes
             failure = self._retries.failed(child, str(error))
             self._report(f"{child.name} cannot be started: {failure}")
             return
@@ -79,7 +79,7 @@ class Supervisor:
 
 
 def describe_status(status: int | None) -> str:
-    """An exit status in words: `status 1`, `SIGKILL`."""
+    """An exit status as text: `status 1`, `SIGKILL`."""
     if status is not None and status < 0:
         try:
             return signal.Signals(-status).name
