@@ -35,7 +35,7 @@ CONNECT_S = 3.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Topic:
-    """What a topic must look like."""
+    """A topic's name, partition count and configuration."""
 
     name: str
     partitions: int
@@ -44,7 +44,7 @@ class Topic:
 
 
 def check_listens(bootstrap: str) -> None:
-    """Raises Unreachable where no server of a bootstrap list accepts a connection."""
+    """Raises Unreachable if no server of a bootstrap list accepts a connection."""
     reason = "no address"
     for address in bootstrap.split(","):
         host, _, port = address.strip().rpartition(":")
@@ -57,7 +57,7 @@ def check_listens(bootstrap: str) -> None:
 
 
 class Admin:
-    """Topics and groups."""
+    """Topics, consumer groups and offsets."""
 
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings.kafka.broker_timeout_s
@@ -73,7 +73,7 @@ class Admin:
         return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
 
     def create(self, topics: Sequence[Topic]) -> None:
-        """Make the topics; one that exists by now is fine."""
+        """Create the topics; existing ones are left alone."""
         if not topics:
             return
         new = [
@@ -96,7 +96,7 @@ class Admin:
         self._wait_for_leaders({topic.name for topic in topics})
 
     def delete(self, names: Sequence[str]) -> None:
-        """Delete topics; missing ones are fine."""
+        """Delete topics; missing ones are ignored."""
         for name, future in self._client.delete_topics(list(names)).items():
             try:
                 future.result()
@@ -105,7 +105,7 @@ class Admin:
                     raise mapped(error, f"deleting topic {name}") from error
 
     def delete_group(self, group: str) -> None:
-        """Delete a consumer group; a missing one is fine.
+        """Delete a consumer group; a missing one is ignored.
 
         Raises:
             BrokerError: it still has members.
@@ -177,7 +177,7 @@ class Admin:
         return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
 
     def offsets_at(self, topic: str, partitions: int, ts_ms: int) -> dict[int, int]:
-        """Each partition's first offset from a time on; left out where there is none yet."""
+        """Each partition's first offset at or after a time; partitions without one are left out."""
         consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "_", "log_level": 3})
         times = [TopicPartition(topic, number, ts_ms) for number in range(partitions)]
         try:
@@ -190,7 +190,7 @@ class Admin:
         return {part.partition: part.offset for part in positions if part.offset >= 0}
 
     def truncate(self, topic: str, before: Mapping[int, int]) -> None:
-        """Delete what lies before an offset of each partition.
+        """Delete the messages before an offset of each partition.
 
         Raises:
             BrokerError: an offset lies beyond the end, or the broker does not answer.
@@ -218,10 +218,10 @@ class Admin:
         return str(described.topic_id), float(config["delete.retention.ms"].value)
 
     def close(self) -> None:
-        """Nothing is held open; here for symmetry."""
+        """Does nothing: the client needs no close."""
 
     def _wait_for_leaders(self, names: set[str]) -> None:
-        """A topic just made is not known everywhere at once."""
+        """Wait until every partition of a new topic has a leader."""
         deadline = time.monotonic() + self._timeout
         while time.monotonic() < deadline:
             metadata = self._call(
@@ -238,8 +238,8 @@ class Admin:
         raise Unreachable(f"topics without a leader after {self._timeout:g} s: {names - led}")
 
     def _call(self, doing: str, call: Callable[[], R]) -> R:
-        """The call's result; what passes by itself is tried again for kafka.broker_timeout_s."""
-        if not self._connected:  # the client tries a port where nothing listens for as long
+        """The call's result; transient errors are retried for kafka.broker_timeout_s."""
+        if not self._connected:  # the client retries a closed port for as long
             check_listens(self._bootstrap)
             self._connected = True
         deadline = time.monotonic() + self._timeout

@@ -12,7 +12,7 @@ from .packing import MAX_NAME_BYTES, kind, pack
 
 MAX_META_BYTES = 16 * 1024
 MAX_LABELS = 64
-MAX_LABELS_BYTES = 256 * 1024  # they stand in predictions too, whose topic takes 1 MB a message
+MAX_LABELS_BYTES = 256 * 1024  # predictions contain them, too: 1 MB a message
 
 
 def checked_labels(raw: object) -> dict[str, Label]:

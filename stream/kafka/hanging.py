@@ -2,13 +2,13 @@
 
 Apache Kafka skips the marker of a partition that has no leader at that moment ("likely deleted
 already", TransactionMarkerChannelManager of 4.3.1): a single broker that was killed and aborts, or
-ends, transactions while it starts does so for all partitions. Readers stop there, and the next
-commit of the same producer id shows the messages, even those of an aborted transaction. So a sink
-looks for its own before its first transaction and aborts them, in a transaction of the same
-producer id.
+ends, transactions while it starts does so for all partitions. Read-committed consumers stop there,
+and the next commit of the same producer id exposes the messages, even those of an aborted
+transaction. So a sink finds its own before its first transaction and aborts them, in a transaction
+of the same producer id.
 
-Each transaction names itself: the first message in each partition carries the header HEADER with
-its transactional id and the offsets of its source that it covers.
+Each transaction is identified by a header HEADER of the first message in each partition: its
+transactional id and the offsets of its source that it covers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .admin import Admin
 from .client import BY_KEY, Output, lone_consumer, mapped, to_message
 
 HEADER = "braid-transaction"
-# For all partitions together, below worker.publish_timeout_s. What takes longer to read has been
-# open for long: another producer left it, and this one must not wait for that.
+# For all partitions together, below worker.publish_timeout_s. A transaction that takes longer to
+# read has long been open: another producer left it, and this one must not wait for it.
 READ_S = 8.0
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Covered:
-    """What a transaction covers of one partition of its source: offsets `first` to `next` - 1."""
+    """The offsets `first` to `next` - 1 of one source partition, which a transaction covers."""
 
     id: str
     partition: int
@@ -46,7 +46,7 @@ class Covered:
 
     @classmethod
     def decoded(cls, header: bytes | None) -> Covered | None:
-        """None: it is not one of ours."""
+        """The covered offsets in a header; None: not one of braid's."""
         try:
             partition, first, next_, id_ = (header or b"").decode().split(" ", 3)
             return cls(id_, int(partition), int(first), int(next_))
@@ -56,11 +56,11 @@ class Covered:
 
 @dataclass(frozen=True, slots=True)
 class Hanging:
-    """A transaction's messages without an end in one partition.
+    """A transaction's messages without an end marker in one partition.
 
     Attributes:
-        repeated: the next transaction in the partition covers some of the same offsets; None: no
-            other transaction follows.
+        repeated: whether the next transaction in the partition covers some of the same offsets;
+            None: no other transaction follows.
     """
 
     topic: str
@@ -74,11 +74,11 @@ def named(
 ) -> Iterator[Output]:
     """The outputs of a transaction; the first one of each partition gets the header.
 
-    One whose partition the client chooses gets it in any case.
+    So does every output whose partition the client chooses.
 
     Args:
         offsets: partition of the source -> next offset.
-        starts: partition -> the first offset that is covered, where it is known.
+        starts: partition -> the first covered offset, if it is known.
     """
     seen: set[tuple[str, int]] = set()
     for output in outputs:
@@ -93,9 +93,9 @@ def named(
 
 
 def find(settings: Settings, id_: str, topics: Sequence[str]) -> list[Hanging]:
-    """The messages of this transactional id that have no end, on these topics.
+    """The messages of this transactional id without an end marker, on these topics.
 
-    To be called when no transaction of the id is open.
+    Call it when no transaction of the id is open.
 
     Raises:
         Unreachable: no answer within kafka.broker_timeout_s.
@@ -117,8 +117,8 @@ def find(settings: Settings, id_: str, topics: Sequence[str]) -> list[Hanging]:
 def aborted(hanging: Sequence[Hanging], committed: Mapping[int, int]) -> bool:
     """Whether the transaction that left these messages was aborted.
 
-    It was committed only if the group's offsets have passed what it covers, and nobody covered
-    that again.
+    It was committed only if the group's offsets have passed those that it covers, and no later
+    transaction covers them again.
 
     Args:
         committed: partition of the source -> the group's committed offset.

@@ -1,8 +1,8 @@
 """msgpack: packing, and unpacking of untrusted bytes within memory bounds.
 
 A byte can become an object of 56 bytes, and maps whose keys collide cost the square of their size,
-so bytes alone bound neither memory nor time. The budget is checked while a value is unpacked: the
-unpacker hands over each map and list once it is whole. A record of ordinary shape has about five.
+so the size in bytes bounds neither memory nor time. The budget of objects is checked while a value
+is unpacked, at each complete map and list. An ordinary record has about five objects.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgpack
 
 from ..errors import BadRecord
 
-MAX_OBJECTS = 65_536  # in a value, names not counted
+MAX_OBJECTS = 65_536  # in a value, without names
 MAX_DEPTH = 16
 MAX_NAME_BYTES = 128
 SHOWN_CHARS = 60
@@ -26,12 +26,12 @@ def pack(value: Any) -> bytes:
 
 
 def unpack_map(value: bytes) -> dict[str, Any]:
-    """A value that braid's own processes wrote. Raises BadRecord."""
+    """Unpack a value that braid's processes wrote. Raises BadRecord."""
     return _unpack(value, {})
 
 
 def unpack_bounded(value: bytes) -> dict[str, Any]:
-    """A value that anybody may have written.
+    """Unpack an untrusted value.
 
     Raises:
         BadRecord: not a msgpack map, more than MAX_OBJECTS, deeper than MAX_DEPTH, or a name that
@@ -74,12 +74,12 @@ def unpack_bounded(value: bytes) -> dict[str, Any]:
 
 
 def kind(value: object) -> str:
-    """The name of a value's type, as messages give it."""
+    """The name of a value's type, for messages."""
     return "nothing" if value is None else type(value).__name__
 
 
 def shown(value: object) -> str:
-    """A value for a message: bounded, and never walked (it may be nested deeply)."""
+    """A value for a message, bounded in size; nested values are not walked."""
     if isinstance(value, (str, bytes)):
         return repr(value[:SHOWN_CHARS]) + ("…" if len(value) > SHOWN_CHARS else "")
     if isinstance(value, (dict, list, tuple)):

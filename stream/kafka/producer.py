@@ -22,16 +22,16 @@ BlobLike = bytes | str | Path | Blob | None
 
 
 class Producer:
-    """Sends records to `records`, checked before they leave.
+    """Sends records to `records`, which it validates first.
 
         async with Producer() as producer:
             await producer.send(id="bird-1", text="a red bird", image=Path("bird.png"))
 
-    Pictures and sounds are given as bytes, as a Path to read, or as a link (a string with a
-    scheme, which the workers fetch). The partition is murmur2 of the id, as Java's clients do it.
+    Pictures and sounds are bytes, a Path to read, or a link (a string with a scheme, which the
+    workers fetch). The partition is murmur2 of the id, as in Java's clients.
 
     Args:
-        settings: where Kafka is; from the environment without it.
+        settings: Kafka's address; by default from the environment.
         wall: seconds since 1970, for records without a `ts`.
     """
 
@@ -102,7 +102,7 @@ class Producer:
         return await self._send(id, encode_record(record), wait)
 
     async def delete(self, id: str, *, wait: bool = True) -> tuple[int, int] | None:
-        """Send the null that deletes a record; returns its partition and offset."""
+        """Send the null value that deletes a record; returns its partition and offset."""
         check_id(id)
         return await self._send(id, None, wait)
 

@@ -1,14 +1,14 @@
 """The schemas of braid's topics and their limits.
 
 Values are msgpack maps with a version field `v`; keys are the UTF-8 record id. Unknown fields are
-left out and counted; an unknown `v` is an error. Times (`ts`) are milliseconds since 1970. What a
-value may become in memory is bounded in `braid.stream.kafka.packing`.
+left out and counted; an unknown `v` is an error. Times (`ts`) are milliseconds since 1970.
+`braid.stream.kafka.packing` bounds the memory of a value.
 
-    records        Record       what producers send; a null value deletes the id
-    vectors.gNNNN  Vector       what the index applies; null deletes; PROGRESS_KEY marks progress
+    records        Record       of producers; a null value deletes the id
+    vectors.gNNNN  Vector       for the index; null deletes; PROGRESS_KEY marks progress
     predictions    a plain map, see encode_prediction
     statistics     a Tally of some seconds of one version's records, see encode_tally
-    dead-letters   the original bytes; the reason stands in the headers, see dead_letter_headers
+    dead-letters   the original bytes; the reason is in the headers, see dead_letter_headers
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ MAX_RECORD_BYTES = 16 * MIB  # topic and clients are set to match (topics.py)
 MAX_DEAD_LETTER_BYTES = 17 * MIB
 MAX_ID_BYTES = 256
 MAX_TEXT_BYTES = 1 * MIB
-MAX_TS = 8_640_000_000_000_000  # the last millisecond that a Date of JavaScript can hold
-MAX_UNKNOWN_NAMES = 32  # counted by their names at a time; the others are counted together
+MAX_TS = 8_640_000_000_000_000  # the largest Date of JavaScript, in milliseconds
+MAX_UNKNOWN_NAMES = 32  # counted by name; others are counted together
 MAX_URI_BYTES = 2048
 RESERVED_PREFIX = "__"
 PROGRESS_KEY = b"__progress"
@@ -52,7 +52,7 @@ Vector32 = npt.NDArray[np.float32]
 class Blob:
     """A picture or a sound: the bytes of its file, or a link to them, or both.
 
-    Where both are given the bytes are embedded and the link is what a hit shows.
+    With both, the bytes are embedded and hits show the link.
     """
 
     data: bytes | None = None
@@ -92,7 +92,7 @@ _BLOB_FIELDS = frozenset({"data", "uri", "media_type"})
 
 
 def check_id(id_: object) -> str:
-    """The id, if it may be one. Raises BadRecord otherwise."""
+    """A valid id. Raises BadRecord."""
     if not isinstance(id_, str) or not id_:
         raise BadRecord("id", f"must be a non-empty string, got {kind(id_)}")
     try:
@@ -107,7 +107,7 @@ def check_id(id_: object) -> str:
 
 
 def check_deletion(key: bytes | None) -> str:
-    """The id that a message without a value deletes. Raises BadRecord: the key is no id."""
+    """The id that a message without a value deletes. Raises BadRecord: the key is not an id."""
     try:
         return check_id((key or b"").decode())
     except (BadRecord, UnicodeDecodeError) as error:
@@ -121,8 +121,8 @@ def encode_record(record: Record) -> bytes:
     """The msgpack value of a record.
 
     Raises:
-        BadRecord: a field breaks the schema or the whole is over MAX_RECORD_BYTES. What this
-            refuses is exactly what decode_record would refuse.
+        BadRecord: a field breaks the schema or the value is over MAX_RECORD_BYTES, as in
+            decode_record.
     """
     value: dict[str, Any] = {"v": SCHEMA_VERSION, "id": record.id, "ts": record.ts}
     for name in MODALITIES:
@@ -157,11 +157,11 @@ def decode_record(
 
     Args:
         key: the message's key; it must be the id.
-        default_ts: taken when the value has no `ts` (the broker's timestamp, in ms).
+        default_ts: the timestamp of a value without `ts` (the broker's, in ms).
         unknown: unknown fields are counted here.
 
     Raises:
-        BadRecord: names the field, the limit and the value seen.
+        BadRecord: names the field, the limit and the value.
     """
     if len(value) > MAX_RECORD_BYTES:
         raise BadRecord("value", f"is {len(value)} bytes, the limit is {MAX_RECORD_BYTES}")
@@ -240,7 +240,7 @@ def decode_vector(value: bytes) -> Vector:
 
 
 def encode_progress(next_source: int) -> bytes:
-    """The value under PROGRESS_KEY: the offset in `records` up to which all is published."""
+    """The value of PROGRESS_KEY: the offset in `records` before which all is published."""
     return pack({"v": SCHEMA_VERSION, "next": next_source})
 
 
@@ -265,11 +265,11 @@ def encode_prediction(
     """The msgpack value of a `predictions` message; source is (partition, offset) in `records`.
 
     Args:
-        canary: there where a canary took the record, `{number, model: the champion}`, and
-            `{tasks: what the champion predicts, labels: the record's own, if it has any, seconds:
-            [of the champion, of the challenger] to encode a record}` where the challenger predicts
-            (`model` and `tasks` are its then), `{failed: why}` where it could not (then `model` and
-            `tasks` are the champion's, as ever).
+        canary: of a record that a canary takes: `{number, model: the champion}`. If the challenger
+            predicts, `model` and `tasks` are the challenger's and the map also has `{tasks: the
+            champion's, labels: the record's, if it has any, seconds: [of the champion, of the
+            challenger] to encode a record}`. If it fails, `model` and `tasks` are the champion's
+            and the map also has `{failed: the reason}`.
     """
     value = {
         "v": SCHEMA_VERSION,
@@ -284,7 +284,7 @@ def encode_prediction(
 
 
 def encode_tally(tally: Tally) -> bytes:
-    """The msgpack value of a `statistics` message; the key says whose tally it is."""
+    """The msgpack value of a `statistics` message; the key is GENERATION/MODEL."""
     plain = tally.to_plain()
     if tally.vectors_D is not None:
         plain["vectors"] = _pack_array(tally.vectors_D.astype(np.float32))
@@ -312,10 +312,10 @@ def decode_map(value: bytes) -> dict[str, Any]:
 def dead_letter_headers(
     error: BadRecord, *, topic: str, partition: int, offset: int, ts: int, model: str | None = None
 ) -> list[tuple[str, bytes]]:
-    """Headers of a dead letter: what is wrong, who found it, and where it came from.
+    """Headers of a dead letter: the error, the stage and model, and the origin.
 
     Args:
-        model: the version that was to embed it; None: it did not get that far.
+        model: the version that prepared or encoded it; None: it failed before.
     """
     return [
         *([("model", model.encode())] if model is not None else []),

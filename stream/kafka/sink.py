@@ -2,10 +2,10 @@
 
 A transaction whose end is in doubt must not be followed by another one of the same producer epoch:
 a delayed EndTxn would end the next transaction (librdkafka speaks no KIP-890, where each
-transaction has its own epoch). So `TransactionalSink` gives a producer up after each end that
-failed, was refused, took over its time or may have been sent twice, and `open` makes a new one:
-`init_transactions` raises the epoch of the transactional id, once the broker has finished or
-aborted what was left. Where the broker lost the markers of that, `open` writes them
+transaction has its own epoch). So `TransactionalSink` discards a producer after each end that
+failed, was refused, took too long or may have been sent twice, and `open` makes a new one:
+`init_transactions` raises the epoch of the transactional id after the broker has completed or
+aborted the last transaction. If the broker lost its end markers, `open` writes them
 (`braid.stream.kafka.hanging`).
 """
 
@@ -38,9 +38,8 @@ from .client import (
 log = logging.getLogger(__name__)
 R = TypeVar("R")
 
-# librdkafka repeats a request that was sent, and whose answer did not come, by itself: after
-# retry.backoff.ms less 20 %, at the least 500 ms for TxnOffsetCommit. A quicker answer is to a
-# request that was sent once.
+# librdkafka retries an unanswered request after retry.backoff.ms less 20 %, at least 500 ms for
+# TxnOffsetCommit. A faster answer belongs to a request that was sent once.
 RETRY_BACKOFF_S = 1.0
 DOUBTFUL_S = 0.4
 COMMITTED = ("vectors", "predictions", "dead-letters", "parts")  # `statistics` is read uncommitted
@@ -51,10 +50,10 @@ class TransactionalSink:
 
     Args:
         transactional_id: stable per worker slot. Opening a second sink with the same id fences the
-            first, and finishes or aborts what it had left open.
-        source, group: the topic whose offsets it commits, and for whom; by default `records` and
+            first, and completes or aborts its open transaction.
+        source, group: the topic and the group whose offsets it commits; by default `records` and
             the hot path's group.
-        topics: those it publishes to that are read committed; by default the hot path's.
+        topics: its output topics that are read committed; by default the hot path's.
         clock: monotonic seconds.
     """
 
@@ -72,7 +71,7 @@ class TransactionalSink:
         self._id = transactional_id
         self._source, self._group = source or settings.topic("records"), group or settings.group
         self._topics = topics or [settings.topic(name) for name in COMMITTED]
-        self._settled = False  # whether the last transaction is known to have been committed
+        self._settled = False  # whether the last transaction is known to be committed
         self._bound = settings.worker.publish_timeout_s
         self._clock = clock
         self._producer: Producer | None = None
@@ -92,9 +91,9 @@ class TransactionalSink:
         }
 
     def open(self) -> None:
-        """Make a producer with a new epoch, unless there is one whose last end is beyond doubt.
+        """Make a producer with a new epoch, unless there is one whose last outcome is known.
 
-        Afterwards the outcome of every earlier transaction of this id is settled.
+        Afterwards every earlier transaction of this id is committed or aborted.
 
         Raises:
             Unreachable: no answer within worker.publish_timeout_s.
@@ -127,13 +126,13 @@ class TransactionalSink:
     ) -> None:
         """Publish outputs and commit `offsets` (partition -> next offset), atomically.
 
-        `metadata` is kept with each of them, `starts` are the first offsets that they cover.
+        `metadata` is stored with each offset, `starts` are the first covered offsets.
 
         Raises:
-            PublishRefused: aborted, or its outcome is not known before the next `open`. Then read
-                the records again from the committed offsets on.
-            Fenced: the broker did not take the producer's epoch, though the transaction was short.
-            ConfigError, BrokerError: trying again does not help.
+            PublishRefused: aborted, or the outcome is unknown until the next `open`. Read the
+                records again from the committed offsets.
+            Fenced: the broker refused the producer's epoch, though the transaction was short.
+            ConfigError, BrokerError: a retry does not help.
             Unreachable: there was no open producer, and none could be opened.
         """
         self.open()
@@ -174,7 +173,7 @@ class TransactionalSink:
             self._retire()
 
     def _end_hanging(self, producer: Producer, deadline: float) -> None:
-        """Write the markers that the broker left out at the end of the last transaction."""
+        """Write the end markers of the last transaction that the broker lost."""
         open_ends = hanging.find(self._settings, self._id, self._topics)
         if not open_ends:
             return
@@ -182,7 +181,7 @@ class TransactionalSink:
         member = lone_consumer(
             self._settings, group_id=self._group, isolation_level="read_uncommitted"
         )
-        try:  # read uncommitted: not waiting for the marker that may be missing here, too
+        try:  # read uncommitted: does not wait for a missing marker
             positions = member.committed(
                 topic_partitions(self._source, {part.covered.partition for part in open_ends}),
                 timeout=self._settings.kafka.broker_timeout_s,
@@ -194,7 +193,7 @@ class TransactionalSink:
             for position in positions:
                 position.offset = max(0, position.offset)
             producer.begin_transaction()
-            key = hanging.HEADER.encode()  # a compacted topic takes no message without a key
+            key = hanging.HEADER.encode()  # a compacted topic refuses messages without a key
             for part in open_ends:
                 nothing = Output(topic=part.topic, partition=part.partition, key=key, value=None)
                 self._produce(producer, nothing, deadline)
@@ -210,7 +209,7 @@ class TransactionalSink:
         self._until_done("aborting", producer.abort_transaction, deadline)
 
     def close(self) -> None:
-        """Give the producer up; between publishes no transaction is open."""
+        """Discard the producer; between publishes no transaction is open."""
         self._retire()
 
     def _retire(self) -> None:
@@ -261,7 +260,7 @@ class TransactionalSink:
         )
 
     def _refused(self, error: KafkaException, took_s: float) -> Exception:
-        """What a failed transaction is to the caller: a new producer helps, or it does not."""
+        """The exception for a failed transaction: whether a new producer helps."""
         cause = error.args[0]
         if cause.code() in FENCED:
             if took_s < self._settings.kafka.transaction_timeout_s:
@@ -276,10 +275,10 @@ class TransactionalSink:
 
 
 def _discard(producer: Producer) -> None:
-    """Destroy a producer on a thread of its own: this may wait for its connections."""
+    """Destroy a producer on a thread of its own, since this may wait for its connections."""
 
     def destroy(gone: list[Producer]) -> None:
-        with contextlib.suppress(KafkaException):  # a fenced client refuses even this
+        with contextlib.suppress(KafkaException):  # a fenced client raises here, too
             gone[0].purge(blocking=False)
         gone.clear()
 

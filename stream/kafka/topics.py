@@ -7,23 +7,23 @@ from ..settings import Settings
 from .admin import Admin, Topic
 from .schemas import MAX_DEAD_LETTER_BYTES, MAX_RECORD_BYTES
 
-STATISTICS_MS = 86_400_000  # tallies are read in seconds, the windows they fill are Faust's
+STATISTICS_MS = 86_400_000  # tallies are read within seconds into Faust's windows
 SEEN_SEGMENT_BYTES = 64 * 1024 * 1024  # Kafka compacts closed segments only
 SEEN_SEGMENT_MS = 600_000
 SLACK = 64 * 1024  # batch headers, keys and message headers around the largest value
 
 
 def plan(settings: Settings) -> list[Topic]:
-    """Every topic that braid needs. `models` has one partition: its order is the truth."""
+    """Every topic that braid needs. `models` has one partition, since its order matters."""
     compact, delete = {"cleanup.policy": "compact"}, {"cleanup.policy": "delete"}
-    # Stored uncompressed, so that the limit holds for what a consumer unpacks: the broker checks a
+    # Stored uncompressed, so that the limit holds for unpacked messages: the broker checks a
     # batch as it is stored, and 4 kB of zstd become the 150 MB at which librdkafka stops reading.
     records = {
         "max.message.bytes": str(MAX_RECORD_BYTES + SLACK),
         "compression.type": "uncompressed",
     }
     dead = {"max.message.bytes": str(MAX_DEAD_LETTER_BYTES + SLACK)}
-    seen = {  # read from its beginning whenever the join's partitions move: kept short
+    seen = {  # short, since a rebalance of the join reads it from its beginning
         "segment.bytes": str(SEEN_SEGMENT_BYTES),
         "segment.ms": str(SEEN_SEGMENT_MS),
         "min.cleanable.dirty.ratio": "0.1",
@@ -52,10 +52,10 @@ def plan(settings: Settings) -> list[Topic]:
 
 
 def ensure(settings: Settings, admin: Admin | None = None) -> int:
-    """Make the topics that are missing; returns the partition count that all of them share.
+    """Create missing topics; returns the partition count that all of them share.
 
-    Topics that exist keep their partition count, whatever the settings say: it is fixed when
-    `records` is made. Growth means new topics and a rebuild.
+    Existing topics keep their partition count, whatever the settings are: it is fixed when
+    `records` is created. More partitions need new topics and a rebuild.
 
     Raises:
         ConfigError: existing topics differ in their partition counts.
@@ -89,7 +89,7 @@ def ensure(settings: Settings, admin: Admin | None = None) -> int:
 
 
 def check(settings: Settings, counts: dict[str, int]) -> None:
-    """Raises ConfigError if a topic that shares partition numbers with records has others."""
+    """Raises ConfigError if a topic's partition count differs from that of records."""
     expected = counts.get(settings.topic("records"))
     for name in ("vectors", "predictions", "dead-letters", "parts", "parts-seen"):
         topic = settings.topic(name)

@@ -33,20 +33,20 @@ from .waiting import ATTEMPT_S
 
 log = logging.getLogger(__name__)
 
-MAX_POLL_S = 45.0  # between two polls; revoking a publish that hangs takes about 20 s
+MAX_POLL_S = 45.0  # between two polls; a revocation during a hanging publish takes about 20 s
 
 
 class RecordSource:
     """A topic, by default `records`, as a member of a consumer group.
 
-    The group's membership, the *lease*, is taken once when partitions are assigned and never
-    fetched again at commit. The broker checks the generation in it and not who owns a partition: a
-    worker that was paused past its session and fetched the metadata afresh would be let through.
+    The group metadata, the *lease*, is fetched when partitions are assigned and not again at
+    commit. The broker checks its generation, not the owner of a partition: metadata that a worker
+    fetched after a pause longer than its session would pass.
 
     Args:
         on_assigned: called with the new partitions, before their first message.
-        on_revoked: called before partitions go to another member; may still publish.
-        on_lost: called after they have already gone; must not publish.
+        on_revoked: called before partitions are reassigned; may still publish.
+        on_lost: called after they were reassigned; must not publish.
         topic, group: full names; by default `records` and the hot path's group.
     """
 
@@ -63,7 +63,7 @@ class RecordSource:
         self._settings = settings
         self.topic = topic or settings.topic("records")
         self._polled: dict[int, int] = {}  # partition -> offset after the last message polled
-        self._committed: dict[int, int] = {}  # as far as this member has committed them
+        self._committed: dict[int, int] = {}  # committed by this member
         self._ends: dict[int, int] = {}  # partition -> its end, if all before it has been polled
         self._callbacks = (on_assigned, on_revoked, on_lost)
         self._failure: BaseException | None = None
@@ -79,11 +79,11 @@ class RecordSource:
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,
-                # Eager on purpose: every rebalance drops what is in flight anyway, and the
+                # Eager on purpose: every rebalance drops the records in flight anyway, and the
                 # generation cannot change under a lease without both callbacks in between.
                 "partition.assignment.strategy": "roundrobin",
                 "session.timeout.ms": int(settings.kafka.session_timeout_s * 1000),
-                # Also how long a rebalance waits for a member that hangs.
+                # Also how long a rebalance waits for a hanging member.
                 "max.poll.interval.ms": int(
                     max(MAX_POLL_S, settings.kafka.session_timeout_s) * 1000
                 ),
@@ -102,19 +102,19 @@ class RecordSource:
 
     @property
     def at_end(self) -> list[int]:
-        """The owned partitions of which everything that was there has been polled."""
+        """The owned partitions that are polled to their end."""
         return list(self._ends)
 
     def note_committed(self, offsets: Mapping[int, int]) -> None:
-        """A transaction has committed these next offsets."""
+        """Note the offsets that a transaction has committed."""
         self._committed.update(offsets)
 
     def take_marks(self) -> dict[int, int]:
-        """The ends before which only marks of transactions are left, to be committed now.
+        """The ends before which only transaction markers are left, to be committed now.
 
-        Nothing is ever read there, and the group would seem to lag for ever. Left alone are
-        partitions of which anything that was polled is not committed yet. Taken once: should the
-        transaction be refused, `rewind` begins anew.
+        Markers are not read, so that the group would seem to lag for ever. Partitions with polled
+        messages that are not committed yet are left out. Each end is returned once; if the
+        transaction is refused, `rewind` starts over.
         """
         marks = {
             number: end
@@ -133,7 +133,7 @@ class RecordSource:
         return self._lease
 
     def poll(self, limit: int, *, wait_s: float) -> list[Message]:
-        """Up to `limit` messages; returns at once when one is there, else after wait_s at most.
+        """Up to `limit` messages; returns at once if there are any, else after wait_s at most.
 
         Rebalance callbacks run inside this call and nowhere else.
         """
@@ -151,7 +151,7 @@ class RecordSource:
         return [message for message in messages if message.partition in self.owned]
 
     def idle_poll(self) -> None:
-        """Serve the callbacks without taking messages, for a worker that is full."""
+        """Run the callbacks without polling messages, for a worker that is full."""
         if not self._paused and self.owned:
             self._consumer.pause(topic_partitions(self.topic, self.owned))
             self._paused = True
@@ -159,13 +159,13 @@ class RecordSource:
         if self._failure is not None:
             raise self._failure
         self._mark_end(message)
-        if message is not None and message.error() is None:  # slipped in before the pause
+        if message is not None and message.error() is None:  # fetched before the pause
             self._consumer.seek(
                 TopicPartition(self.topic, message.partition() or 0, message.offset() or 0)
             )
 
     def committed(self) -> list[TopicPartition]:
-        """The committed offset of each owned partition, below 0 where there is none."""
+        """The committed offset of each owned partition, negative if there is none."""
         if not self.owned:
             return []
         timeout_s = min(ATTEMPT_S, self._settings.kafka.broker_timeout_s)
@@ -181,7 +181,7 @@ class RecordSource:
         return positions
 
     def rewind(self) -> None:
-        """Go back to the committed offsets of all owned partitions."""
+        """Seek to the committed offsets of all owned partitions."""
         self._forget_positions()
         for position in self.committed():
             offset = position.offset if position.offset >= 0 else OFFSET_BEGINNING
@@ -195,9 +195,9 @@ class RecordSource:
                 raise mapped(error, f"going back in {self.topic}") from error
 
     def lag(self) -> dict[int, int]:
-        """How many offsets behind the end each owned partition's position is.
+        """The number of offsets between each owned partition's position and its end.
 
-        0 once the end was reached: behind the position may be marks of transactions alone.
+        0 once the end was reached: only transaction markers may follow the position.
         """
         lags = {}
         for position in self._consumer.position(topic_partitions(self.topic, self.owned)):
@@ -209,7 +209,7 @@ class RecordSource:
         return lags
 
     def close(self, within_s: float) -> None:
-        """Leave the group. Given up after `within_s`: a broker that is away does not answer."""
+        """Leave the group; given up after `within_s` if no broker answers."""
         closing = threading.Thread(target=self._consumer.close, name="leave", daemon=True)
         closing.start()
         closing.join(within_s)
@@ -258,7 +258,7 @@ class RecordSource:
         def forget() -> None:
             self._forget_positions()
             partitions, self.owned = self.owned, []
-            if self._paused:  # librdkafka keeps a pause across assignments
+            if self._paused:  # librdkafka keeps partitions paused across assignments
                 self._consumer.resume(topic_partitions(self.topic, partitions))
             self._callbacks[callback](partitions)
             self._lease, self._paused = None, False
@@ -266,7 +266,7 @@ class RecordSource:
         self._guard(forget)
 
     def _guard(self, function: Callable[..., None], *args: Any) -> None:
-        # An exception must not be lost inside librdkafka's callback: poll raises it again.
+        # librdkafka's callback would drop an exception: poll raises it again.
         try:
             function(*args)
         except BaseException as error:  # noqa: BLE001

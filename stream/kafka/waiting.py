@@ -1,6 +1,6 @@
 """Waits for a broker that does not answer: exponential backoff, with a log line every few seconds.
 
-A service waits without limit; a command for people gives up after kafka.broker_timeout_s.
+A service waits without limit; a command gives up after kafka.broker_timeout_s.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ R = TypeVar("R")
 
 FIRST_S, LONGEST_S = 0.2, 3.0
 SAY_EVERY_S = 5.0
-ATTEMPT_S = 5.0  # how long one attempt of a service may take: it is repeated
+ATTEMPT_S = 5.0  # the bound of one attempt of a service, which is retried
 
 
 class Waiting:
     """The pauses and log lines of one wait.
 
     Args:
-        address: the broker's.
+        address: of the broker.
         clock: monotonic seconds.
     """
 
@@ -38,11 +38,11 @@ class Waiting:
 
     @property
     def due(self) -> bool:
-        """Whether the pause after the last failure is over."""
+        """Whether the pause after the last failure has passed."""
         return self._clock() >= self._next
 
     def failed(self, reason: str) -> float:
-        """One more attempt has failed. Returns the seconds until the next one."""
+        """Note a failed attempt; returns the seconds until the next one."""
         now = self._clock()
         self.reason = reason
         if self._logged is None or now - self._logged >= SAY_EVERY_S:
@@ -53,7 +53,7 @@ class Waiting:
         return pause_s
 
     def over(self) -> None:
-        """An attempt has succeeded."""
+        """Note a successful attempt."""
         if self.reason is not None:
             log.info("Kafka at %s answers again", self._address)
         self._pause_s, self._next = FIRST_S, 0.0
@@ -67,7 +67,7 @@ def patient(settings: Settings) -> Settings:
 
 
 def until_reachable(settings: Settings, attempt: Callable[[Settings], R]) -> R:
-    """The result of `attempt`, which is repeated while it raises Unreachable."""
+    """The result of `attempt`, which is retried while it raises Unreachable."""
     waiting, brief = Waiting(settings.kafka.bootstrap), patient(settings)
     while True:
         try:
@@ -82,7 +82,7 @@ def until_reachable(settings: Settings, attempt: Callable[[Settings], R]) -> R:
 async def until_reachable_async(
     settings: Settings, attempt: Callable[[Settings], Awaitable[R]]
 ) -> R:
-    """The same with asyncio."""
+    """As `until_reachable`, for asyncio."""
     waiting, brief = Waiting(settings.kafka.bootstrap), patient(settings)
     while True:
         try:
