@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +41,11 @@ def warn_of_second_partition(write: Upsert | Delete, last: WriteVersion) -> None
         last.partition,
         write.partition,
     )
+
+
+def advanced(offsets: Mapping[int, int], by: Mapping[int, int]) -> dict[int, int]:
+    """Offsets by partition, moved on by others; none moves back."""
+    return {**offsets, **{n: max(next_, offsets.get(n, 0)) for n, next_ in by.items()}}
 
 
 def check_vectors(write: Upsert, dim: int) -> None:

@@ -32,7 +32,7 @@ import numpy as np
 
 from ..errors import BadQuery, StoreError
 from ..filters import Filter
-from ..rules import checked_queries, supersedes, warn_of_second_partition
+from ..rules import advanced, checked_queries, supersedes, warn_of_second_partition
 from ..store import FUSED, Array, Delete, Hit, Row, Upsert
 from .client import CALL_TIMEOUT_S, among, errors, query, read_header
 from .filters import expression, quoted
@@ -138,8 +138,8 @@ class MilvusStore:
                 self._upsert(message)
             header = replace(
                 self._header,
-                positions=_advanced(self._header.positions, positions),
-                progress=_advanced(self._header.progress, progress),
+                positions=advanced(self._header.positions, positions),
+                progress=advanced(self._header.progress, progress),
             )
             if header != self._header:
                 self._upsert([encode_header(header)])
@@ -207,7 +207,7 @@ class MilvusStore:
         return {
             row["id"]: decode_row(row, self.names)
             for some in _parts(sound, LOOK_UP)
-            for row in self._by_ids(some, [*HIT_FIELDS, "ts", *flags, *vectors])
+            for row in self._query(among(some), [*HIT_FIELDS, "ts", *flags, *vectors])
             if row["alive"]
         }
 
@@ -215,11 +215,7 @@ class MilvusStore:
         """See VectorStore.ids."""
         ids: set[str] = set()
         for arc in arcs(0, alive=len(self), limit=AT_ONCE):
-            condition = f"alive == true and {arc}"
-            rows = query(
-                self._client, self.collection, condition, ["id"], timeout_s=self._timeout_s
-            )
-            ids |= {row["id"] for row in rows}
+            ids |= {row["id"] for row in self._query(f"alive == true and {arc}", ["id"])}
         return ids
 
     def sample(self, limit: int, *, seed: int = 0) -> list[Row]:
@@ -229,11 +225,7 @@ class MilvusStore:
         for arc in arcs(start, alive=len(self), limit=limit):
             if len(drawn) >= limit:
                 break
-            condition = f"alive == true and {arc}"
-            fields = ["id", "lot"]
-            rows = query(
-                self._client, self.collection, condition, fields, timeout_s=self._timeout_s
-            )
+            rows = self._query(f"alive == true and {arc}", ["id", "lot"])
             drawn += sorted(((row["lot"] - start) % CIRCLE, row["id"]) for row in rows)
         return list(self.get_many([id for _, id in drawn[: max(0, limit)]]).values())
 
@@ -256,7 +248,7 @@ class MilvusStore:
         return {
             row["id"]: decode_last(row)
             for some in _parts(sorted(ids), LOOK_UP)
-            for row in self._by_ids(some, LAST_FIELDS)
+            for row in self._query(among(some), LAST_FIELDS)
         }
 
     def _winners(
@@ -307,7 +299,7 @@ class MilvusStore:
         scores = {hit["entity"]["id"]: float(hit["distance"]) for hit in entities}
         admitted: list[Hit] = []
         for some in _parts(list(scores), LOOK_UP):
-            rows = self._by_ids(some, [*HIT_FIELDS, flag_field(vector)])
+            rows = self._query(among(some), [*HIT_FIELDS, flag_field(vector)])
             hits = [decode_hit(row, scores[row["id"]]) for row in rows if row[flag_field(vector)]]
             admitted += [hit for hit in hits if filter(hit.meta)]
             if len(admitted) >= k:  # parts are ordered best first
@@ -350,13 +342,11 @@ class MilvusStore:
             )
             return list(hit_lists)
 
-    def _by_ids(self, ids: Sequence[str], fields: list[str]) -> list[dict[str, Any]]:
-        condition = among(ids)
+    def _query(self, condition: str, fields: list[str]) -> list[dict[str, Any]]:
         return query(self._client, self.collection, condition, fields, timeout_s=self._timeout_s)
 
     def _count(self, condition: str) -> int:
-        fields = ["count(*)"]
-        (row,) = query(self._client, self.collection, condition, fields, timeout_s=self._timeout_s)
+        (row,) = self._query(condition, ["count(*)"])
         return int(row["count(*)"])
 
     # ---- writing
@@ -380,10 +370,6 @@ class MilvusStore:
 
 def _is_text(id: str) -> bool:
     return id.encode("utf-8", "ignore").decode() == id
-
-
-def _advanced(offsets: Mapping[int, int], by: Mapping[int, int]) -> dict[int, int]:
-    return {**offsets, **{n: max(next_, offsets.get(n, 0)) for n, next_ in by.items()}}
 
 
 def _best(hits: Iterable[Hit], k: int) -> list[Hit]:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..filters import Filter
-from ..rules import check_vectors, checked_queries, supersedes, warn_of_second_partition
+from ..rules import advanced, check_vectors, checked_queries, supersedes, warn_of_second_partition
 from ..store import FUSED, Array, Delete, Hit, Row, Upsert
 from .gpu import Gpu
 from .growing import Block
@@ -165,8 +165,8 @@ class LiveStore:
                 self.id_map.put(id_, last)
             self._ignored += ignored
             # Offsets last: a reader that sees them also sees the writes.
-            _advance(self._positions, positions)
-            _advance(self._progress, progress)
+            self._positions = advanced(self._positions, positions)
+            self._progress = advanced(self._progress, progress)
 
     def search(
         self,
@@ -342,11 +342,6 @@ def _check_numbers(write: Upsert | Delete) -> None:
             raise ValueError(
                 f"{write.id}: {name} is {value}, beyond a signed {bits + 1} bit number"
             )
-
-
-def _advance(offsets: dict[int, int], by: Mapping[int, int]) -> None:
-    for number, next_ in by.items():
-        offsets[number] = max(next_, offsets.get(number, 0))
 
 
 def _mixed(slots_N: Int64, seed: int) -> npt.NDArray[np.uint64]:

@@ -165,7 +165,7 @@ def test_hits_show_text_and_links(valkey: str, node: Node, client: Client) -> No
 @pytest.mark.redis
 def test_redis_stopped_and_back_again(own_valkey: Valkey, node: Node, client: Client) -> None:
     clock = Clock()
-    node.payloads = Payloads(own_valkey.url, clock=clock)
+    node.payloads = Payloads(own_valkey.address, clock=clock)
     node.payloads.put_many({"r1": BIRD})
 
     def shown() -> tuple[str, str | None]:
@@ -191,7 +191,7 @@ def test_redis_stopped_and_back_again(own_valkey: Valkey, node: Node, client: Cl
 def test_redis_paused_and_back_again(own_valkey: Valkey, node: Node) -> None:
     """It keeps its connections open and says nothing: the worst way of being gone."""
     clock = Clock()
-    node.payloads = Payloads(own_valkey.url, clock=clock)
+    node.payloads = Payloads(own_valkey.address, clock=clock)
     node.payloads.put_many({"r1": BIRD})
     query = {"id": "r1", "k": 1}
     # The timeout stands for "quickly": an answer that waits for Redis never comes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,14 +172,14 @@ def test_many_records_are_read_together(
     monkeypatch.setattr("braid.index.milvus.store.LOOK_UP", 5)
     put(store, *(upsert(id_, 1) for id_ in IDS), delete(IDS[0], 2))
     asked = 0
-    look_up = store._by_ids
+    look_up = store._query
 
-    def counted(ids: Sequence[str], fields: list[str]) -> list[dict[str, Any]]:
+    def counted(condition: str, fields: list[str]) -> list[dict[str, Any]]:
         nonlocal asked
         asked += 1
-        return look_up(ids, fields)
+        return look_up(condition, fields)
 
-    monkeypatch.setattr(store, "_by_ids", counted)
+    monkeypatch.setattr(store, "_query", counted)
     found = rows_of(store, [*IDS, "none", "half\ud800"])
     assert set(found) == set(IDS[1:])
     assert asked == 3
