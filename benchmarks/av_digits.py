@@ -25,8 +25,6 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -38,7 +36,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common import arguments, finish, spread
+from benchmarks.common import arguments, finish, spread, trained
 from benchmarks.data_digits import (
     TASK,
     Digits,
@@ -50,7 +48,7 @@ from benchmarks.data_digits import (
     reduced,
     unseen_split,
 )
-from braid.encoders import Embedder, Embedding, Sample, TrainConfig, train
+from braid.encoders import Embedder, Embedding, Sample, TrainConfig
 from braid.encoders.config import EncoderConfig, ModelConfig
 from braid.encoders.training.metrics import interval, recall
 
@@ -156,6 +154,7 @@ def config(voices: Mapping[str, Any], *, epochs: int, captions: bool = False) ->
         ema=0.98,
         refit=False,
         calibration_copies=4,
+        judge=False,  # the test set is elsewhere: all samples train
     )
 
 
@@ -168,20 +167,13 @@ def pretrained(*, epochs: int) -> TrainConfig:
     return replace(small, model=model, encoder_lr=1e-3, teach=4.0)
 
 
-def fitted(samples: Sequence[Sample], config: TrainConfig, seed: int, out: Path) -> float:
-    """Train on all of `samples`; seconds. The test set is elsewhere: nothing is kept to judge."""
-    begun = time.perf_counter()
-    train(samples, replace(config, judge=False), out=out, name="digits-0001", version=1, seed=seed)
-    return time.perf_counter() - begun
-
-
 def answers(embedder: Embedder, samples: Sequence[Sample], into: dict[str, list[bool]]) -> None:
     """Whether the decision and each source are right, appended to `into`."""
     for sample, embedding in zip(samples, embedder.embed(list(samples)), strict=True):
         prediction, truth = embedding.tasks[TASK], sample.labels[TASK]
         into.setdefault("decision", []).append(prediction.label == truth)
-        for source, said in prediction.by.items():
-            into.setdefault(NAMES[source], []).append(said["label"] == truth)
+        for source, output in prediction.by.items():
+            into.setdefault(NAMES[source], []).append(output["label"] == truth)
 
 
 def measured(digits: Digits, split: Split, config: TrainConfig, seed: int) -> tuple[Right, float]:
@@ -194,25 +186,23 @@ def measured(digits: Digits, split: Split, config: TrainConfig, seed: int) -> tu
     def test(snr_db: float | None = None) -> list[Sample]:
         return paired(digits, pictures, test_R, held, seed=1_000_000 + seed, snr_db=snr_db)
 
-    with tempfile.TemporaryDirectory() as place:
-        seconds = fitted(known, config, seed, Path(place) / "v")
-        with Embedder.load(Path(place) / "v") as embedder:
-            clean = test()
-            answers(embedder, clean, right.setdefault("clean", {}))
-            for snr_db in SNRS_DB:
-                answers(embedder, test(snr_db), right.setdefault(f"{snr_db:g} dB", {}))
-            deaf = [replace(sample, audio=None) for sample in clean]
-            answers(embedder, deaf, right.setdefault("sound missing", {}))
-            blind = [replace(sample, image=None) for sample in clean]
-            answers(embedder, blind, right.setdefault("picture missing", {}))
+    with trained(known, config, seed) as (embedder, seconds):
+        clean = test()
+        answers(embedder, clean, right.setdefault("clean", {}))
+        for snr_db in SNRS_DB:
+            answers(embedder, test(snr_db), right.setdefault(f"{snr_db:g} dB", {}))
+        deaf = [replace(sample, audio=None) for sample in clean]
+        answers(embedder, deaf, right.setdefault("sound missing", {}))
+        blind = [replace(sample, image=None) for sample in clean]
+        answers(embedder, blind, right.setdefault("picture missing", {}))
     return right, seconds
 
 
 def rows(runs: Sequence[Right]) -> dict[str, dict[str, Any]]:
     """Mean and spread over the runs, and the paired differences."""
-    found: dict[str, dict[str, Any]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for row in runs[0]:
-        found[row] = dict(
+        figures[row] = dict(
             spread([{name: float(np.mean(v)) for name, v in run[row].items()} for run in runs])
         )
         all_of = {
@@ -223,8 +213,8 @@ def rows(runs: Sequence[Right]) -> dict[str, dict[str, Any]]:
         best = max(singles, key=lambda name: float(all_of[name].double().mean()))
         for name in ("decision", NAMES["fused"]):
             mean, half = interval(all_of[name], all_of[best])
-            found[row][f"{name} - {best}"] = f"{mean:+.4f} ± {half:.4f}"
-    return found
+            figures[row][f"{name} - {best}"] = f"{mean:+.4f} ± {half:.4f}"
+    return figures
 
 
 def aligned(digits: Digits, config: TrainConfig, seed: int) -> dict[str, float]:
@@ -233,13 +223,11 @@ def aligned(digits: Digits, config: TrainConfig, seed: int) -> dict[str, float]:
     held = held_out_pictures(digits)
     known = paired(digits, digits.images_NHW, train_R, ~held, seed=seed, captions=True)
     test = paired(digits, digits.images_NHW, test_R, held, seed=1_000_000 + seed, captions=True)
-    with tempfile.TemporaryDirectory() as place:
-        seconds = fitted(known, config, seed, Path(place) / "v")
+    with trained(known, config, seed) as (embedder, seconds):
         note(f"align, seed {seed}: {seconds:.0f} s")
-        with Embedder.load(Path(place) / "v") as embedder:
-            found = embedder.embed(test)
+        embeddings = embedder.embed(test)
     digit_B = torch.tensor([int(sample.id.split("-")[1]) for sample in test])
-    by = {name: vectors(found, name) for name in ("image", "audio", "text")}
+    by = {name: vectors(embeddings, name) for name in ("image", "audio", "text")}
     return {
         **{
             f"{NAMES[a]} -> {NAMES[b]} recall@1": recall(by[a], by[b], digit_B)["1"]
@@ -249,8 +237,8 @@ def aligned(digits: Digits, config: TrainConfig, seed: int) -> dict[str, float]:
     }
 
 
-def vectors(found: Sequence[Embedding], name: str) -> torch.Tensor:
-    return torch.from_numpy(np.stack([one.by[name] for one in found]))
+def vectors(embeddings: Sequence[Embedding], name: str) -> torch.Tensor:
+    return torch.from_numpy(np.stack([one.by[name] for one in embeddings]))
 
 
 def repeated(
@@ -262,15 +250,15 @@ def repeated(
         jobs: so many trainings side by side, each in a process of its own.
     """
     each = [(seed, split) for seed in range(seeds) for split in splits]
-    found: list[Right] = [{} for _ in range(seeds)]
+    runs: list[Right] = [{} for _ in range(seeds)]
     seconds: list[float] = []
     for (seed, _), (right, took) in zip(each, _trained(digits, each, config, jobs), strict=True):
         seconds.append(took)
-        for row, its in right.items():
-            for source, whether in its.items():
-                found[seed].setdefault(row, {}).setdefault(source, []).extend(whether)
+        for row, by_source in right.items():
+            for source, whether in by_source.items():
+                runs[seed].setdefault(row, {}).setdefault(source, []).extend(whether)
         note(f"seed {seed}: decision {np.mean(right['clean']['decision']):.3f}")
-    return found, seconds
+    return runs, seconds
 
 
 def _trained(
@@ -296,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(argv)
     digits = load(options.data)
     chosen = PARTS if options.part is None else (options.part,)
-    epochs = {part: options.epochs or its for part, its in EPOCHS.items()}
+    epochs = {part: options.epochs or default for part, default in EPOCHS.items()}
     known = [known_split(digits)]
     unseen = [unseen_split(digits, speaker) for speaker in digits.speakers]
     ways: dict[str, tuple[TrainConfig, list[Split]]] = {
@@ -309,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for part, (settings, splits) in ways.items():
         if part in chosen:
             runs, seconds = repeated(digits, splits, settings, options.seeds, options.jobs)
-            table |= {f"{part}, {row}": found for row, found in rows(runs).items()}
+            table |= {f"{part}, {row}": figures for row, figures in rows(runs).items()}
             table[f"{part}, one training"] = spread([{"seconds": each} for each in seconds])
     if "align" in chosen:
         three = config(KNOWN, epochs=epochs["align"], captions=True)
@@ -319,8 +307,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         settings = replace(settings, align=weight, epochs=epochs["sweep"])
         runs, _ = repeated(digits, splits, settings, options.seeds, options.jobs)
         table |= {
-            f"align {weight:g}, {row}": found
-            for row, found in rows(runs).items()
+            f"align {weight:g}, {row}": figures
+            for row, figures in rows(runs).items()
             if row in ("clean", "-10 dB")
         }
     report = {

@@ -61,7 +61,7 @@ def checkpoints(folder: Path) -> dict[str, Path]:
 def records(count: int) -> list[Sample]:
     """Text of 24 words, a picture of 224 x 224, 5 s of sound at 16 kHz, one of ten labels."""
     rng = np.random.default_rng(0)
-    found = []
+    samples = []
     for number in range(count):
         picture, sound = io.BytesIO(), io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)).save(picture, "BMP")
@@ -70,7 +70,7 @@ def records(count: int) -> list[Sample]:
             file.setsampwidth(2)
             file.setframerate(16_000)
             file.writeframes(rng.normal(0, 3000, 80_000).astype("<i2").tobytes())
-        found.append(
+        samples.append(
             Sample(
                 id=str(number),
                 text=" ".join(rng.choice(WORDS, 24)),
@@ -79,14 +79,15 @@ def records(count: int) -> list[Sample]:
                 labels={"kind": f"k{number % 10}"},
             )
         )
-    return found
+    return samples
 
 
 def config(places: Mapping[str, Path], batch: int) -> TrainConfig:
     """The preset from those folders; the whole batch goes through each encoder."""
     base = preset("base")
     encoders = {
-        name: replace(its, source=str(places[name])) for name, its in base.model.encoders.items()
+        name: replace(encoder, source=str(places[name]))
+        for name, encoder in base.model.encoders.items()
     }
     return replace(
         base,
@@ -114,7 +115,7 @@ def steps(given: TrainConfig, samples: Sequence[Sample], device: torch.device, r
             took = timed(partial(fit, net, data, chosen, splits=("train",), seed=turn), device)
             if turn > 0:  # the first warms up
                 seconds[precision].append(took)
-    return net, {name: median(its) for name, its in seconds.items()}
+    return net, {name: median(times) for name, times in seconds.items()}
 
 
 def embeds(model: Any, samples: Sequence[Sample], device: torch.device, rounds: int) -> Any:
@@ -127,7 +128,7 @@ def embeds(model: Any, samples: Sequence[Sample], device: torch.device, rounds: 
             took = timed(partial(model.encode, prepared), device)
             if turn > 0:
                 seconds[precision].append(took)
-    return {name: len(samples) / median(its) for name, its in seconds.items()}
+    return {name: len(samples) / median(times) for name, times in seconds.items()}
 
 
 def timed(job: Callable[[], Any], device: torch.device) -> float:

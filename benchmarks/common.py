@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from braid.encoders import Embedder, Sample, TrainConfig, train
 
 
 def arguments(
@@ -20,6 +26,20 @@ def arguments(
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--part", choices=parts or None, help="only this part")
     return parser
+
+
+@contextmanager
+def trained(
+    samples: Sequence[Sample], config: TrainConfig, seed: int
+) -> Iterator[tuple[Embedder, float]]:
+    """A version trained in a temporary folder, and the seconds that its training took."""
+    with tempfile.TemporaryDirectory() as place:
+        version = Path(place) / "version"
+        begun = time.perf_counter()
+        train(samples, config, out=version, name="bench-0001", version=1, seed=seed)
+        seconds = time.perf_counter() - begun
+        with Embedder.load(version) as embedder:
+            yield embedder, seconds
 
 
 def spread(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -40,9 +60,9 @@ def finish(report: dict[str, Any], as_json: bool) -> dict[str, Any]:
         return report
     for row, figures in report["rows"].items():
         print(row)
-        for name, its in figures.items():
-            if isinstance(its, Mapping) and "mean" in its:
-                print(f"  {name:34s} {its['mean']:9.4f} ± {its['sd']:.4f}")
+        for name, figure in figures.items():
+            if isinstance(figure, Mapping) and "mean" in figure:
+                print(f"  {name:34s} {figure['mean']:9.4f} ± {figure['sd']:.4f}")
             else:
-                print(f"  {name:34s} {its}")
+                print(f"  {name:34s} {figure}")
     return report

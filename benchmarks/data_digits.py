@@ -76,7 +76,7 @@ def load(folder: Path) -> Digits:
         pictures = np.load(folder / "mnist.npz", allow_pickle=False)
         sounds = np.load(folder / "fsdd.npz", allow_pickle=False)
         ends = np.cumsum(sounds["lengths"])
-        found = Digits(
+        digits = Digits(
             images_NHW=pictures["images"],
             image_digit_N=pictures["labels"].astype(np.int64),
             waves=np.split(sounds["samples"], ends[:-1]),
@@ -88,9 +88,9 @@ def load(folder: Path) -> Digits:
         raise DatasetError(
             f"{folder} is no av-digits folder (mnist.npz and fsdd.npz): {error}"
         ) from error
-    if found.images_NHW.shape[1:] != (SIDE, SIDE) or int(ends[-1]) != len(sounds["samples"]):
+    if digits.images_NHW.shape[1:] != (SIDE, SIDE) or int(ends[-1]) != len(sounds["samples"]):
         raise DatasetError(f"{folder}: pictures must be 28 x 28, lengths must add up")
-    return found
+    return digits
 
 
 def held_out_pictures(digits: Digits) -> NDArray[np.bool_]:
@@ -155,7 +155,7 @@ def paired(
     """
     rng = np.random.default_rng([seed, 77])
     by_digit = [np.flatnonzero(pictures & (digits.image_digit_N == d)) for d in range(10)]
-    found = []
+    samples = []
     for number in recordings:
         digit = int(digits.digit_R[number])
         for turn in range(each):
@@ -164,7 +164,7 @@ def paired(
             if snr_db is not None:
                 wave_n = noisy(wave_n, snr_db, rng)
             name = DIGIT_NAMES[digit]
-            found.append(
+            samples.append(
                 Sample(
                     id=f"{digits.speaker_R[number]}-{digit}-{digits.take_R[number]}-{turn}",
                     text=str(rng.choice(CAPTIONS)).format(name) if captions else None,
@@ -173,7 +173,7 @@ def paired(
                     labels={TASK: name},
                 )
             )
-    return found
+    return samples
 
 
 def png(pixels_HW: Pixels) -> bytes:

@@ -23,11 +23,11 @@ SIDE = 32
 def samples(count: int, seed: int) -> list[Sample]:
     """`count` of them, the four cases equally often."""
     rng = np.random.default_rng([seed, 2024])
-    found = []
+    records = []
     for number in range(count):
         animal, warm = number % 2, number // 2 % 2
         noun = str(rng.choice(ANIMALS if animal else TOOLS))
-        found.append(
+        records.append(
             Sample(
                 id=f"xor-{seed}-{number}",
                 text=str(rng.choice(FRAMES)).format(noun),
@@ -35,7 +35,7 @@ def samples(count: int, seed: int) -> list[Sample]:
                 labels={TASK: "odd" if animal != warm else "even"},
             )
         )
-    return found
+    return records
 
 
 def _picture(warm: bool, rng: np.random.Generator) -> bytes:

@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             place = Path(folder) / name
             place.mkdir()
             if name == OURS:
-                found = _ours(rows_ND, place, given.threads, rows, closing)
-                searches |= found
+                answers = _ours(rows_ND, place, given.threads, rows, closing)
+                searches |= answers
                 continue
             began = time.perf_counter()
             try:
@@ -110,7 +110,7 @@ def _ours(
     closing: list[Callable[[], None]],
 ) -> dict[str, Search]:
     """The store as it was streamed, and another one compacted."""
-    found: dict[str, Search] = {}
+    searches: dict[str, Search] = {}
     for name in ("streamed", "compacted"):
         place = folder / name
         store, built = filled(rows_ND, threads=threads, recall=ENOUGH, folder=place)
@@ -123,13 +123,14 @@ def _ours(
             took += time.perf_counter() - began
         closing.append(store.close)
         parts = [
-            f"{its['kind']} {its['rows']}" + (f" nprobe {its['nprobe']}" if "nprobe" in its else "")
-            for its in store.stats()["segments"]
+            f"{segment['kind']} {segment['rows']}"
+            + (f" nprobe {segment['nprobe']}" if "nprobe" in segment else "")
+            for segment in store.stats()["segments"]
         ]
         rows[f"{OURS}, {name}"] = {"what": "; ".join(parts), "build_s": round(took, 1)}
         _say(f"{OURS}, {name}: built in {took:.1f} s")
-        found[f"{OURS}, {name}"] = _search(store)
-    return found
+        searches[f"{OURS}, {name}"] = _search(store)
+    return searches
 
 
 def _say(line: str) -> None:

@@ -52,18 +52,18 @@ def _measured(
     _, truth_BK = flat.search(queries_BD, K)
     rows: dict[str, dict[str, Any]] = {}
     for size in (1, 64):
-        for threads, its in stores.items():
-            taken = timed(_calls(its, flat, queries_BD, size, threads), given.rounds)
+        for threads, store in stores.items():
+            taken = timed(_calls(store, flat, queries_BD, size, threads), given.rounds)
             count = 64 if size == 1 else len(queries_BD)
             batches = np.split(queries_BD[:count], count // size)
-            found = [rows for batch_BD in batches for rows in asked(its, batch_BD)]
+            answers = [rows for batch_BD in batches for rows in asked(store, batch_BD)]
             rows[f"batch {size}, {threads} thread{'s' * (threads > 1)}"] = {
                 "store_queries_per_s": round(1000 * size / taken["store"], 1),
                 "flat_queries_per_s": round(1000 * size / taken["flat"], 1),
                 "ratio": round(taken["flat"] / taken["store"], 2),
                 "store_ms": round(taken["store"], 4),
                 "flat_ms": round(taken["flat"], 4),
-                "recall": recall(found, truth_BK[:count]),
+                "recall": recall(answers, truth_BK[:count]),
             }
     kinds = [part["kind"] for part in store.stats()["segments"]]
     report = {
@@ -77,8 +77,8 @@ def _measured(
         **built,
         "rows": rows,
     }
-    for its in stores.values():
-        its.close()
+    for store in stores.values():
+        store.close()
     return report
 
 

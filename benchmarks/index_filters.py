@@ -54,15 +54,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for size in (1, 64):
             batches = in_batches(queries_BD, size)
             calls: dict[str, Callable[[], object]] = {
-                f"{share:g} %": lambda its=filter: asked(store, next(batches), filter=its)  # type: ignore[misc]  # noqa: B023
+                f"{share:g} %": lambda filter=filter: asked(store, next(batches), filter=filter)  # type: ignore[misc]  # noqa: B023
                 for share, filter in filters.items()
             }
             calls["unfiltered"] = lambda: asked(store, next(batches))  # noqa: B023
             taken = timed(calls, given.rounds)
-            for name, its in taken.items():
+            for name, taken_ms in taken.items():
                 row = rows.setdefault(name, {})
-                row[f"batch_{size}_ms"] = round(its, 2)
-                row[f"batch_{size}_of_unfiltered"] = round(its / taken["unfiltered"], 2)
+                row[f"batch_{size}_ms"] = round(taken_ms, 2)
+                row[f"batch_{size}_of_unfiltered"] = round(taken_ms / taken["unfiltered"], 2)
         store.close()
     return finish(
         {

@@ -89,7 +89,7 @@ def _measured(fleet: Fleet, settings: Settings, given: Any) -> dict[str, Any]:
         rounds.append({**percentiles(taken), "probes": len(taken), "records_per_s": sent})
         fleet.check()
     rows["half load"] = {
-        name: round(statistics.median(its[name] for its in rounds), 1) for name in rounds[0]
+        name: round(statistics.median(figures[name] for figures in rounds), 1) for name in rounds[0]
     }
     return {
         "machine": machine(),

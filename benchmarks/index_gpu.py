@@ -63,8 +63,8 @@ def same(stores: Sequence[LiveStore], queries_BD: Array) -> float:
     """recall@10 of the first store against the second."""
     ours, theirs = (store.search(queries_BD, k=K) for store in stores)
     pairs = zip(ours, theirs, strict=True)
-    found = [len({h.id for h in a} & {h.id for h in b}) / K for a, b in pairs]
-    return float(np.mean(found))
+    shares = [len({h.id for h in a} & {h.id for h in b}) / K for a, b in pairs]
+    return float(np.mean(shares))
 
 
 def at_once(store: LiveStore, queries_BD: Array) -> None:
@@ -107,12 +107,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, (queries, work) in works.items():
         seconds: list[list[float]] = [[], []]
         for turn in range(options.rounds + 1):
-            for store, its in zip(stores, seconds, strict=True):
+            for store, times in zip(stores, seconds, strict=True):
                 began = time.perf_counter()
                 work(store)
                 if turn:  # the first warms up
-                    its.append(time.perf_counter() - began)
-        on_gpu, on_cpu = (queries / median(its) for its in seconds)
+                    times.append(time.perf_counter() - began)
+        on_gpu, on_cpu = (queries / median(times) for times in seconds)
         figures[f"{name}: queries a second on the GPU"] = round(on_gpu, 1)
         figures[f"{name}: on the CPU"] = round(on_cpu, 1)
         figures[f"{name}: ratio"] = round(on_gpu / on_cpu, 2)

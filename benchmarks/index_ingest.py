@@ -209,13 +209,13 @@ def _apart(rows_ND: Array) -> Array:
     """A unit vector away from the rows."""
     mean_D = rows_ND.mean(axis=0)
     away_D = np.linalg.svd(rows_ND[:20_000] - mean_D, full_matrices=False)[2][-1]
-    found: Array = (away_D / np.linalg.norm(away_D)).astype(np.float32)
-    return found
+    unit_D: Array = (away_D / np.linalg.norm(away_D)).astype(np.float32)
+    return unit_D
 
 
 def _figures(rounds: Sequence[Sequence[float]]) -> dict[str, float]:
     """All rounds together: a median over them would hide those in which a segment was sealed."""
-    taken = [its for each in rounds for its in each]
+    taken = [taken_s for each in rounds for taken_s in each]
     return {"queries_per_s": round(len(taken) / sum(taken), 1), **percentiles(taken)}
 
 

@@ -71,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--restore", help="restore this folder and say how that went; used within")
     given = parser.parse_args(argv)
     if given.restore is not None:
-        found = _restored(Path(given.restore), given)
-        print(json.dumps(found), flush=True)
-        return found
+        report = _restored(Path(given.restore), given)
+        print(json.dumps(report), flush=True)
+        return report
     with tempfile.TemporaryDirectory() as folder:
         report = _measured(Path(folder), given)
     return finish(report, given.json)
@@ -102,7 +102,8 @@ def _measured(folder: Path, given: Any) -> dict[str, Any]:
         "rows": {
             "saving": saving,
             "restart": {
-                name: round(statistics.median(its[name] for its in rounds), 3) for name in rounds[0]
+                name: round(statistics.median(figures[name] for figures in rounds), 3)
+                for name in rounds[0]
             },
         },
     }

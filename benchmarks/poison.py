@@ -182,8 +182,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 every = 0 if name == "without" else given.every
                 runs[name].append(measured(settings, model, texts(given.records, every, seed)))
     rows: dict[str, dict[str, Any]] = {
-        name: {key: round(statistics.median(run[key] for run in its), 1) for key in its[0]}
-        for name, its in runs.items()
+        name: {key: round(statistics.median(run[key] for run in figures), 1) for key in figures[0]}
+        for name, figures in runs.items()
     }
     for name in ("token", "late"):
         pairs = list(zip(runs["without"], runs[name], strict=True))

@@ -85,7 +85,7 @@ def run(kind: str, files: Sequence[bytes], threads: ThreadPoolExecutor) -> dict[
 def measure(kind: str, records: int, rounds: int) -> dict[str, Any]:
     files = {"pictures": pictures, "sounds": sounds}[kind](records)
     pool = DecodePool(THREADS)
-    found: dict[str, list[dict[str, float]]] = {"thread": [], "process": []}
+    runs_by_kind: dict[str, list[dict[str, float]]] = {"thread": [], "process": []}
     with ThreadPoolExecutor(THREADS) as threads:
         ways = {"thread": None, "process": pool}
         try:
@@ -94,11 +94,11 @@ def measure(kind: str, records: int, rounds: int) -> dict[str, Any]:
                     isolate(way)
                     figures = run(kind, files, threads)
                     if number > 0:  # the first round starts the children and warms the caches
-                        found[name].append(figures)
+                        runs_by_kind[name].append(figures)
         finally:
             isolate(None)
             pool.close()
-    return {f"{kind}, {name}": spread(runs) for name, runs in found.items()}
+    return {f"{kind}, {name}": spread(runs) for name, runs in runs_by_kind.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -82,8 +82,8 @@ class Remembered:
         keys = [(encoder.modality, sha256(value.tobytes()).digest()) for value in inputs]
         new = [place for place, key in enumerate(keys) if key not in self.known]
         if new:
-            found = encode_anew(encoder, [inputs[place] for place in new], device)
-            for place, row in zip(new, found.pooled_BF.clone(), strict=True):
+            features = encode_anew(encoder, [inputs[place] for place in new], device)
+            for place, row in zip(new, features.pooled_BF.clone(), strict=True):
                 self.known[keys[place]] = row
         return Features(pooled_BF=torch.stack([self.known[key] for key in keys]))
 
@@ -101,7 +101,7 @@ def drill(
         root = Path(place)
 
         def fit(
-            name: str, its: Sequence[Sample], config: TrainConfig, **more: Any
+            name: str, known: Sequence[Sample], config: TrainConfig, **more: Any
         ) -> tuple[Manifest, float]:
             """The version, and the seconds of its optimiser's steps."""
             told: dict[str, float] = {}
@@ -110,7 +110,14 @@ def drill(
                 told[f"{stage} {done > 0}"] = time.perf_counter()
 
             made = train(
-                its, config, out=root / name, name=name, version=1, seed=seed, progress=tell, **more
+                known,
+                config,
+                out=root / name,
+                name=name,
+                version=1,
+                seed=seed,
+                progress=tell,
+                **more,
             )
             note(f"  {name}: {told['write True'] - told['read True']:.0f} s")
             return made, told["evaluate False"] - told["read True"]
@@ -157,7 +164,7 @@ def ways(
     gates = {gate["metric"]: gate for gate in manifest.verdict["gates"]}
     judged = next(gate for name, gate in gates.items() if name.endswith(f": {subset}"))
     common = {"accuracy": judged["challenger"], "gain": judged["difference"]}
-    found: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, float]] = {}
     for entry in manifest.compatibility["tried"]:
         if entry.get("maps") == "stored vectors":
             continue
@@ -165,7 +172,7 @@ def ways(
             entry["choice"], f"adapter {entry.get('kind')}"
         )
         whole = entry["choice"] == "new space"
-        found[name] = {
+        rows[name] = {
             **common,
             "recall": entry["recall"],
             "ratio": entry.get("ratio", entry["recall"] / manifest.compatibility["old_to_old"]),
@@ -173,7 +180,7 @@ def ways(
             "re-embedded": float(records if whole else 0),
             "seconds": again if whole else entry.get("seconds", 0.0),
         }
-    return found
+    return rows
 
 
 def embed_seconds(version: Path, samples: Sequence[Sample]) -> float:
@@ -187,10 +194,10 @@ def embed_seconds(version: Path, samples: Sequence[Sample]) -> float:
 
 
 def stamps_data(cache: Path) -> tuple[list[Sample], TrainConfig]:
-    found = [Sample(id=i.id, text=i.text, image=i.image, labels=i.labels) for i in stamps(cache)]
+    samples = [Sample(id=i.id, text=i.text, image=i.image, labels=i.labels) for i in stamps(cache)]
     demo = preset("demo")
-    seen = {name: its for name, its in demo.model.encoders.items() if name != "audio"}
-    return found, replace(demo, model=replace(demo.model, encoders=seen))
+    seen = {name: encoder for name, encoder in demo.model.encoders.items() if name != "audio"}
+    return samples, replace(demo, model=replace(demo.model, encoders=seen))
 
 
 def digits_data(folder: Path, records: int) -> tuple[list[Sample], TrainConfig]:
@@ -238,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for part in PARTS if options.part is None else (options.part,):
         samples, config = read[part]()
         counts[part] = len(samples)
-        remembered.frozen = {n for n, its in config.model.encoders.items() if its.frozen}
+        remembered.frozen = {n for n, encoder in config.model.encoders.items() if encoder.frozen}
         config = replace(config, epochs=options.epochs or EPOCHS[part])
         for start in STARTS if options.start is None else (options.start,):
             runs = []

@@ -56,8 +56,8 @@ def hnswlib(rows_ND: Array, folder: Path, threads: int) -> Rival:
 
     def search(queries_BD: Array, ef: int) -> Sequence[Sequence[int]]:
         index.set_ef(ef)
-        found: list[list[int]] = index.knn_query(queries_BD, k=K)[0].astype(np.int64).tolist()
-        return found
+        ids: list[list[int]] = index.knn_query(queries_BD, k=K)[0].astype(np.int64).tolist()
+        return ids
 
     return Rival(about=f"HNSW, M {LINKS}, float32", dial=EF, search=search)
 
@@ -72,8 +72,8 @@ def usearch(rows_ND: Array, folder: Path, threads: int) -> Rival:
 
     def search(queries_BD: Array, ef: int) -> Sequence[Sequence[int]]:
         index.expansion_search = ef
-        found = index.search(queries_BD, K, threads=threads).keys.astype(np.int64)
-        return [found.tolist()] if found.ndim == 1 else found.tolist()
+        keys = index.search(queries_BD, K, threads=threads).keys.astype(np.int64)
+        return [keys.tolist()] if keys.ndim == 1 else keys.tolist()
 
     return Rival(about=f"HNSW, connectivity {LINKS}, float16", dial=EF, search=search)
 
@@ -109,11 +109,11 @@ def lancedb(rows_ND: Array, folder: Path, threads: int) -> Rival:
     def search(queries_BD: Array, probes: int) -> Sequence[Sequence[int]]:
         asked: Any = table.search(queries_BD if len(queries_BD) > 1 else queries_BD[0])
         asked = asked.nprobes(probes).refine_factor(REFINED).select(["id", "_distance"])
-        found = asked.limit(K).to_arrow()
-        ids = found["id"].to_numpy()
+        hits = asked.limit(K).to_arrow()
+        ids = hits["id"].to_numpy()
         if len(queries_BD) == 1:
             return [ids.tolist()]
-        of = found["query_index"].to_numpy()
+        of = hits["query_index"].to_numpy()
         return [ids[of == number].tolist() for number in range(len(queries_BD))]
 
     about = f"IVF_PQ, {lists} lists, {dim // 4} bytes a row, refined {REFINED} times k, on disk"
@@ -146,14 +146,14 @@ def milvus_lite(rows_ND: Array, folder: Path, threads: int) -> Rival:
     client.load_collection("rows", timeout=PATIENCE_S)
 
     def search(queries_BD: Array, ef: int) -> Sequence[Sequence[int]]:
-        found = client.search(
+        answers = client.search(
             "rows",
             list(queries_BD),
             anns_field="vector",
             limit=K,
             search_params={"metric_type": "IP", "params": {"ef": ef}},
         )
-        return [[hit["id"] for hit in hits] for hits in found]
+        return [[hit["id"] for hit in hits] for hits in answers]
 
     def close() -> None:
         client.close()

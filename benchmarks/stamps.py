@@ -89,19 +89,19 @@ def captions(
         version = Path(place) / "version"
         fit(known, config, version, seed)
         with Embedder.load(version) as embedder:
-            found = embedder.embed(alone)
+            embeddings = embedder.embed(alone)
             shelf = embedder.embed([only(s, ["image"]) for s in known])
             words = embedder.embed([only(s, ["text"]) for s in known])
-    query_BD = np.stack([one.by["image"] for one in found])
+    query_BD = np.stack([one.by["image"] for one in embeddings])
     by_picture = (query_BD @ np.stack([one.by["image"] for one in shelf]).T).argmax(1)
     by_caption = (query_BD @ np.stack([one.by["text"] for one in words]).T).argmax(1)
     truth = [sample.text or "" for sample in unseen]
-    written = [one.tasks["caption"].text or "" for one in found]
-    said = [sample.text or "" for sample in known]
+    written = [one.tasks["caption"].text or "" for one in embeddings]
+    texts = [sample.text or "" for sample in known]
     return {
         "chrF of the decoder": chrf(written, truth),
-        "chrF of the nearest picture's caption": chrf([said[i] for i in by_picture], truth),
-        "chrF of the nearest caption": chrf([said[i] for i in by_caption], truth),
+        "chrF of the nearest picture's caption": chrf([texts[i] for i in by_picture], truth),
+        "chrF of the nearest caption": chrf([texts[i] for i in by_caption], truth),
         "exactly right": float(
             np.mean([plain(a) == plain(b) for a, b in zip(written, truth, strict=True)])
         ),
@@ -140,12 +140,12 @@ def fit(samples: Sequence[Sample], config: TrainConfig, out: Path, seed: int) ->
 
 
 def recalls(embeddings: Sequence[Embedding]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for query, target in PAIRS:
         both = [one.by for one in embeddings if query in one.by and target in one.by]
         way = f"{query}->{target}"
-        found |= ranked(way, [by[query] for by in both], [by[target] for by in both])
-    return found
+        figures |= ranked(way, [by[query] for by in both], [by[target] for by in both])
+    return figures
 
 
 def record_recalls(embedder: Embedder, samples: Sequence[Sample]) -> dict[str, float]:
@@ -156,7 +156,7 @@ def record_recalls(embedder: Embedder, samples: Sequence[Sample]) -> dict[str, f
     names = embedder.model.modalities
     if len(names) == 2:
         return {}
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for source in names:
         others = [name for name in names if name != source]
         both = [s for s in samples if source in s.present and not set(s.present).isdisjoint(others)]
@@ -164,15 +164,15 @@ def record_recalls(embedder: Embedder, samples: Sequence[Sample]) -> dict[str, f
             [one.fused for one in embedder.embed([only(s, kept) for s in both])]
             for kept in ([source], others)
         )
-        found |= ranked(f"{source}->others", query, target)
-    return found
+        figures |= ranked(f"{source}->others", query, target)
+    return figures
 
 
 def ranked(way: str, query: Sequence[Vector], target: Sequence[Vector]) -> dict[str, float]:
     """Recall@1, 5, 10, a query's only right target being the one at its own place."""
     query_BD, target_BD = (torch.from_numpy(np.stack(vectors)) for vectors in (query, target))
-    found = recall(query_BD, target_BD, torch.arange(len(query_BD)))
-    return {f"{way} recall@{k}": value for k, value in found.items()}
+    recalls = recall(query_BD, target_BD, torch.arange(len(query_BD)))
+    return {f"{way} recall@{k}": value for k, value in recalls.items()}
 
 
 def choices(config: TrainConfig) -> dict[str, TrainConfig]:
@@ -207,9 +207,9 @@ def accuracies(embeddings: Sequence[Embedding], truth: Sequence[Sample]) -> dict
             right.setdefault(f"{task} decision", []).append(prediction.label == label)
             for source in (*SOURCES, "fused"):
                 if source in prediction.by:
-                    said = prediction.by[source]["label"] == label
+                    is_right = prediction.by[source]["label"] == label
                     name = "fused vector" if source == "fused" else source
-                    right.setdefault(f"{task} {name}", []).append(said)
+                    right.setdefault(f"{task} {name}", []).append(is_right)
     return {name: float(np.mean(values)) for name, values in sorted(right.items())}
 
 
@@ -234,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     if options.part in (None, "recall"):
         row("recall", run, config)
-    seen = {name: its for name, its in config.model.encoders.items() if name != "audio"}
+    seen = {name: encoder for name, encoder in config.model.encoders.items() if name != "audio"}
     silent = replace(config, model=replace(config.model, encoders=seen))
     if options.part in (None, "captions"):
         row("captions", captions, replace(silent, fuse=0.3))

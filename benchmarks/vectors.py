@@ -130,10 +130,10 @@ def exact(rows_ND: Array, queries_BD: Array, k: int = K) -> tuple[Array, Found]:
     return score_BK, row_BK
 
 
-def recall(found: Sequence[Sequence[int]], truth_BK: Found) -> float:
+def recall(answers: Sequence[Sequence[int]], truth_BK: Found) -> float:
     """Recall@K: the share of the true hits that were found."""
     hit = sum(
-        len(set(rows) & set(truth.tolist())) for rows, truth in zip(found, truth_BK, strict=True)
+        len(set(rows) & set(truth.tolist())) for rows, truth in zip(answers, truth_BK, strict=True)
     )
     return round(hit / truth_BK.size, 4)
 
@@ -171,7 +171,7 @@ def timed(
             for _ in range(often[name]):
                 call()
             taken[name].append(1000 * (time.perf_counter() - began) / often[name])
-    return {name: statistics.median(its) for name, its in taken.items()}
+    return {name: statistics.median(times) for name, times in taken.items()}
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:

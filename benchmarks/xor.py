@@ -9,15 +9,11 @@ scratch. `decision` is what applications read, `fused vector` the fused vector's
 
 from __future__ import annotations
 
-import tempfile
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.common import arguments, finish, spread
+from benchmarks.common import arguments, finish, spread, trained
 from benchmarks.data_xor import TASK, samples
-from braid.encoders import Embedder, train
 from braid.encoders.config import EncoderConfig, ModelConfig, TrainConfig
 from braid.encoders.model.fusion import FUSIONS
 
@@ -48,24 +44,19 @@ def config(fusion: str) -> TrainConfig:
 
 def run(fusion: str, seed: int) -> dict[str, float]:
     known, unseen = samples(1200, seed), samples(400, seed + 1_000_000)
-    begun = time.perf_counter()
-    with tempfile.TemporaryDirectory() as place:
-        version = Path(place) / "v"
-        train(known, config(fusion), out=version, name="xor-0001", version=1, seed=seed)
-        trained = time.perf_counter()
-        with Embedder.load(version) as embedder:
-            found = [one.tasks[TASK] for one in embedder.embed(unseen)]
+    with trained(known, config(fusion), seed) as (embedder, seconds):
+        predictions = [one.tasks[TASK] for one in embedder.embed(unseen)]
     truth = [sample.labels[TASK] for sample in unseen]
     alone = {
-        source: sum(f.by[source]["label"] == t for f, t in zip(found, truth, strict=True))
+        source: sum(f.by[source]["label"] == t for f, t in zip(predictions, truth, strict=True))
         for source in ("text", "image", "fused")
     }
     return {
-        "decision": sum(f.label == t for f, t in zip(found, truth, strict=True)) / len(truth),
+        "decision": sum(f.label == t for f, t in zip(predictions, truth, strict=True)) / len(truth),
         "fused vector": alone["fused"] / len(truth),
         "text alone": alone["text"] / len(truth),
         "image alone": alone["image"] / len(truth),
-        "train seconds": trained - begun,
+        "train seconds": seconds,
     }
 
 
