@@ -24,7 +24,8 @@ import redis
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
-from tests.services import KafkaBroker, ServiceError, Valkey, chromium_path, in_ci
+from braid.stream.errors import EmbeddedError
+from tests.services import KafkaBroker, Valkey, chromium_path, in_ci
 
 S = TypeVar("S", KafkaBroker, Valkey)
 
@@ -90,7 +91,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield given
         return
     with KafkaBroker(tmp_path_factory.mktemp("kafka")) as broker:
-        yield _started(broker).bootstrap
+        yield _started(broker).address
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def _shared_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield given
         return
     with Valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield _started(server).url
+        yield _started(server).address
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
 def _started(server: S) -> S:
     try:
         server.start()
-    except ServiceError as error:
+    except EmbeddedError as error:
         _missing(str(error))
     return server
 
@@ -184,7 +185,7 @@ def chromium() -> Iterator[Browser]:
     """For one module: while it is there, its thread cannot run an event loop of its own."""
     try:
         path = chromium_path()
-    except ServiceError as error:
+    except EmbeddedError as error:
         _missing(str(error))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM.split())

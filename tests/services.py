@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 from braid.stream.errors import EmbeddedError
@@ -33,78 +33,56 @@ PROPERTIES = {
 }
 
 
-class ServiceError(RuntimeError):
-    """A service cannot be had on this machine; the message says what is missing."""
-
-
 def chromium_path() -> str:
-    """The program of an installed Chromium. Raises ServiceError."""
+    """The program of an installed Chromium. Raises EmbeddedError."""
     given = os.environ.get("CHROMIUM")
     names = [given] if given else ["chromium", "chromium-browser", "google-chrome"]
     path = next((found for name in names if (found := shutil.which(name))), None)
     if path is None:
-        raise ServiceError(f"no Chromium: none of {', '.join(names)} is installed")
+        raise EmbeddedError(f"no Chromium: none of {', '.join(names)} is installed")
     return path
 
 
-class Service:
+class Service(embedded.Server):
     """A server that a test may kill, pause and start again, as a context manager.
 
     `start` after `stop` takes the same port; a test that relies on it checks the address.
     """
 
-    def __init__(self, server: embedded.Server) -> None:
-        self.server = server
-
-    @property
-    def port(self) -> int:
-        return self.server.port
-
     @property
     def pid(self) -> int:
-        assert self.server.child is not None
-        return self.server.child.pid
+        assert self.child is not None
+        return self.child.pid
 
     @property
     def running(self) -> bool:
-        return self.server.child is not None and self.server.child.running
+        return self.child is not None and self.child.running
 
     @property
     def log(self) -> Path:
-        return self.server.folder / f"{self.server.name}.log"
+        return self.folder / f"{self.name}.log"
 
     def stop(self, grace: float = 0) -> None:
         """SIGKILL, or SIGTERM and up to `grace` seconds first; a second call does nothing."""
-        self.server.stop(grace)
+        super().stop(grace)
 
     def pause(self) -> None:
         """Stop answering while the connections stay open (SIGSTOP)."""
-        if self.server.child is not None:
-            self.server.child.send(signal.SIGSTOP)
+        if self.child is not None:
+            self.child.send(signal.SIGSTOP)
 
     def resume(self) -> None:
-        if self.server.child is not None:
-            self.server.child.send(signal.SIGCONT)
-
-    def _start(self) -> None:
-        try:
-            self.server.start()
-        except EmbeddedError as error:
-            raise ServiceError(str(error)) from error
+        if self.child is not None:
+            self.child.send(signal.SIGCONT)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
 
-class KafkaBroker(Service):
+class KafkaBroker(Service, embedded.Kafka):
     """One Apache Kafka broker in KRaft mode with its data in `folder`.
 
         with KafkaBroker(tmp_path / "kafka") as broker:
@@ -119,37 +97,11 @@ class KafkaBroker(Service):
     """
 
     def __init__(self, folder: Path, *, properties: Mapping[str, str] | None = None) -> None:
-        self.kafka = embedded.Kafka(folder, properties=PROPERTIES | dict(properties or {}))
-        super().__init__(self.kafka)
-
-    @property
-    def bootstrap(self) -> str:
-        return self.kafka.bootstrap
-
-    def start(self) -> str:
-        """Start it and wait until topics, groups and transactions work; the bootstrap address.
-
-        Raises `ServiceError` or `ChildError`.
-        """
-        self._start()
-        return self.bootstrap
+        super().__init__(folder, properties=PROPERTIES | dict(properties or {}))
 
 
-class Valkey(Service):
+class Valkey(Service, embedded.Valkey):
     """A Valkey (or Redis) server, empty after every start."""
-
-    def __init__(self, folder: Path) -> None:
-        self.valkey = embedded.Valkey(folder)
-        super().__init__(self.valkey)
-
-    @property
-    def url(self) -> str:
-        return self.valkey.url
-
-    def start(self) -> str:
-        """Start, empty, and return the url. Raises `ServiceError` or `ChildError`."""
-        self._start()
-        return self.url
 
 
 def main() -> int:
@@ -164,11 +116,8 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, stop)
     with tempfile.TemporaryDirectory(prefix=f"braid-{service}-") as folder:
-        server: KafkaBroker | Valkey
-        if service == "kafka":
-            server = KafkaBroker(Path(folder))
-        else:
-            server = Valkey(Path(folder))
+        made: dict[str, type[KafkaBroker] | type[Valkey]] = {"kafka": KafkaBroker, "valkey": Valkey}
+        server = made[service](Path(folder))
         began = time.monotonic()
         try:
             address = server.start()
@@ -178,7 +127,7 @@ def main() -> int:
             signal.pause()
         except KeyboardInterrupt:
             pass
-        except ServiceError as error:
+        except EmbeddedError as error:
             print(error, file=sys.stderr)
             return 1
         finally:

@@ -111,7 +111,7 @@ class Newcomer:
 
 @pytest.fixture
 def newcomer(tmp_path: Path, own_kafka: KafkaBroker, valkey: str) -> Iterator[Newcomer]:
-    person = Newcomer(tmp_path, own_kafka.bootstrap, valkey)
+    person = Newcomer(tmp_path, own_kafka.address, valkey)
     for number in range(60):
         colour = sorted(COLOURS)[number % 2]
         stem = tmp_path / "pictures" / colour / f"{colour}-{number // 2}"

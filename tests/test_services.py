@@ -43,7 +43,7 @@ def test_kafka_isolates_transactions(kafka: str, topics: Topics) -> None:
 
 @pytest.mark.redis
 def test_a_valkey_of_ones_own_stops_and_comes_back(own_valkey: Valkey) -> None:
-    client = redis.Redis.from_url(own_valkey.url, socket_timeout=5, retry=None)
+    client = redis.Redis.from_url(own_valkey.address, socket_timeout=5, retry=None)
     assert client.set("a", "b")
     own_valkey.stop()
     with pytest.raises(redis.ConnectionError):
@@ -61,7 +61,7 @@ def test_the_shared_valkey_is_empty(valkey: str) -> None:
 
 @pytest.mark.kafka
 def test_a_broker_of_ones_own_is_killed_paused_and_started_again(own_kafka: KafkaBroker) -> None:
-    address = own_kafka.bootstrap
+    address = own_kafka.address
     admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
     admin.create_topics([NewTopic("kept", 1, 1)])["kept"].result(30)
     own_kafka.stop()

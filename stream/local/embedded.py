@@ -117,12 +117,17 @@ class Server:
         self.port = 0
         self.child: Child | None = None
 
+    @property
+    def address(self) -> str:
+        """Where clients find it."""
+        raise NotImplementedError
+
     def command(self, port: int) -> list[str]:
         """The command line for a port. Raises EmbeddedError."""
         raise NotImplementedError
 
-    def start(self) -> int:
-        """Start it and wait until it answers; returns the port.
+    def start(self) -> str:
+        """Start it and wait until it answers; returns the address.
 
         Raises:
             EmbeddedError: a part is not installed or cannot be fetched.
@@ -139,7 +144,7 @@ class Server:
             pass_fds=() if self._lock is None else (self._lock,),
         )
         kept.write_text(str(self.port))
-        return self.port
+        return self.address
 
     def stop(self, grace: float = GRACE_S) -> None:
         """SIGTERM, and SIGKILL after `grace` seconds; 0 means SIGKILL at once."""
@@ -154,7 +159,7 @@ class Valkey(Server):
         super().__init__("valkey", folder, lock=lock)
 
     @property
-    def url(self) -> str:
+    def address(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def command(self, port: int) -> list[str]:
@@ -184,10 +189,10 @@ class Kafka(Server):
         self._java: list[str] = []
 
     @property
-    def bootstrap(self) -> str:
+    def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def start(self) -> int:
+    def start(self) -> str:
         """Format the data once, start, wait until topics, groups and transactions work."""
         self._java = [_java(), *JVM, "-cp", f"{kafka_jars(self._cache or default_cache())}/*"]
         self._format()
@@ -197,7 +202,7 @@ class Kafka(Server):
         except BaseException:
             self.stop(grace=0)
             raise
-        return self.port
+        return self.address
 
     def command(self, port: int) -> list[str]:
         properties = self.folder / "server.properties"
@@ -247,7 +252,7 @@ class Kafka(Server):
     def _wait_until_loaded(self) -> None:
         """Wait until the coordinators answer: their topics exist, their state is loaded."""
         quiet: dict[str, str | int | float | bool] = {
-            "bootstrap.servers": self.bootstrap,
+            "bootstrap.servers": self.address,
             "log_level": 0,
         }
         producer = Producer({**quiet, "transactional.id": "braid-warm-up"})
@@ -316,23 +321,21 @@ class EmbeddedServices:
                 )
             )
             if self._redis:
-                valkey = Valkey(self.folder / "valkey", lock=lock)
-                self._start(valkey)
-                self.redis_url = valkey.url
+                self.redis_url = self._start(Valkey(self.folder / "valkey", lock=lock))
             if self._broker:
                 kafka = Kafka(self.folder / "kafka", prefer=self._prefer, lock=lock)
-                self._start(kafka)
-                self.bootstrap = kafka.bootstrap
+                self.bootstrap = self._start(kafka)
         except BaseException:
             self.stop()
             raise
         return self.bootstrap, self.redis_url
 
-    def _start(self, server: Server) -> None:
-        server.start()
+    def _start(self, server: Server) -> str:
+        address = server.start()
         assert server.child is not None
         self.children.append(server.child)
         self._running.callback(server.stop, self._grace)
+        return address
 
     def check(self) -> None:
         """Raise `ChildError` with the end of its log if one of them has ended."""

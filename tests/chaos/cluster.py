@@ -50,12 +50,12 @@ class Cluster:
         self.redis.start()
         self.settings = Settings(
             kafka={
-                "bootstrap": self.broker.bootstrap,
+                "bootstrap": self.broker.address,
                 "partitions": PARTITIONS,
                 "session_timeout_s": 3.0,
                 "transaction_timeout_s": 5.0,
             },
-            redis={"url": self.redis.url},
+            redis={"url": self.redis.address},
             home=self.folder,
             http={"port": free_port()},
             index={"snapshot_every_s": 2.0},
@@ -94,9 +94,9 @@ class Cluster:
     def start_again(self, server: KafkaBroker | Valkey) -> None:
         """Start a killed server, and wait until it answers."""
         # On a thread that stays: a child dies with the thread that started it.
-        starting = self._starter.submit(server.server.start)
+        starting = self._starter.submit(server.start)
         if self.wait_for(starting.done, timeout=STARTED_WITHIN_S) is None:
-            raise AssertionError(f"{server.server.name} does not start")
+            raise AssertionError(f"{server.name} does not start")
         starting.result()
 
     def rest(self, seconds: float) -> None:
@@ -166,7 +166,7 @@ class Cluster:
         )
 
     def _start(self, name: str, *command: str) -> None:
-        proxy = self.proxies[name] = KafkaProxy(self.broker.bootstrap)
+        proxy = self.proxies[name] = KafkaProxy(self.broker.address)
         settings = self.settings.replace(kafka={"bootstrap": proxy.address})
         self.children[name] = Child(
             name,

@@ -477,7 +477,7 @@ def test_what_no_page_expects_is_shown_as_text(site: Site, tab: Page) -> None:
 
 @pytest.fixture
 def own_site(own_valkey: Valkey) -> Iterator[Site]:
-    yield from serve(Site(payloads=Payloads(own_valkey.url)))
+    yield from serve(Site(payloads=Payloads(own_valkey.address)))
 
 
 def test_without_redis_it_says_so_and_goes_on(

@@ -99,8 +99,8 @@ def test_a_program_path_without_java_and_maven_is_enough(
     kafka = Kafka(tmp_path / "kafka")
     kafka.start()
     try:
-        send(kafka.bootstrap, make_topic(kafka.bootstrap, "t"), b"x")
-        assert read(kafka.bootstrap, "t", 1) == [b"x"]
+        send(kafka.address, make_topic(kafka.address, "t"), b"x")
+        assert read(kafka.address, "t", 1) == [b"x"]
     finally:
         kafka.stop(grace=0)
 
@@ -125,8 +125,8 @@ def test_what_was_produced_is_there_after_an_orderly_stop_and_after_a_kill(tmp_p
 def test_a_port_that_another_process_took_is_left_to_it(tmp_path: Path) -> None:
     kafka = Kafka(tmp_path / "kafka")
     kafka.start()
-    make_topic(kafka.bootstrap, "t")
-    send(kafka.bootstrap, "t", b"x")
+    make_topic(kafka.address, "t")
+    send(kafka.address, "t", b"x")
     kafka.stop(grace=0)
     code = (
         "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1])));"
@@ -144,7 +144,7 @@ def test_a_port_that_another_process_took_is_left_to_it(tmp_path: Path) -> None:
         again.start()
         try:
             assert again.port != before
-            assert read(again.bootstrap, "t", 1) == [b"x"]
+            assert read(again.address, "t", 1) == [b"x"]
         finally:
             again.stop(grace=0)
     finally:

@@ -111,10 +111,10 @@ def test_a_full_redis_evicts_what_is_shown_and_no_lock(own_valkey: Valkey, tmp_p
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     command = compose["services"]["redis"]["command"]
     policy = command[command.index("--maxmemory-policy") + 1]
-    settings = Settings(redis={"url": own_valkey.url}, home=tmp_path)
-    payloads = Payloads(own_valkey.url)
+    settings = Settings(redis={"url": own_valkey.address}, home=tmp_path)
+    payloads = Payloads(own_valkey.address)
     media_cache = MediaCache(payloads)
-    with redis.Redis.from_url(own_valkey.url) as client, TrainerLock(settings, lifetime_s=600):
+    with redis.Redis.from_url(own_valkey.address) as client, TrainerLock(settings, lifetime_s=600):
         assert first_in(settings, "retrain", 3600)
         client.config_set("maxmemory-policy", policy)
         client.config_set("maxmemory", client.info("memory")["used_memory"] + 2_000_000)

@@ -67,7 +67,7 @@ def test_a_thread_left_behind_keeps_no_half_dead_worker(deployment: Deployment) 
 def test_redis_gone_and_back_does_not_touch_delivery(
     deployment: Deployment, own_valkey: Valkey
 ) -> None:
-    showcase = RedisShowcase(own_valkey.url)
+    showcase = RedisShowcase(own_valkey.address)
     payloads = showcase._payloads
     with running(deployment.settings, NullModel(16), showcase=showcase) as run:
         deployment.produce(texts(100))
