@@ -1,4 +1,4 @@
-"""`braid models canary`: try a version out on a share of the live records."""
+"""`braid models canary`: compare a version with the champion on a share of the live records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOOK_S = 1.0
 
 
 def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
-    """Give `braid models` this command."""
+    """Add the command to `braid models`."""
 
     @models.command()
     def canary(
@@ -55,9 +55,9 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         """Let a version predict a share of the live records beside the champion.
 
         Its predictions are marked and carry the champion's, so that both are compared on the same
-        records; every vector stays the champion's. Whatever it fails at is predicted by the
+        records; all vectors are the champion's. Records that it fails at are predicted by the
         champion. With --records the command waits and ends with status 1 if it does not pass.
-        Interrupted, the canary goes on: --stop ends it.
+        Interrupted, the canary continues: --stop ends it.
 
         Example: braid models canary 2 --share 0.05 --records 1000 --promote
         """
@@ -139,7 +139,7 @@ def _watched(
     """Wait until so many records are compared.
 
     Raises:
-        RegistryError: somebody ended it, or promoted another.
+        RegistryError: it was ended, or another version was promoted.
     """
     from ..monitoring.canary_comparison import Comparing, limits_of
 
@@ -160,7 +160,7 @@ def _watched(
 def _promoted(
     settings: Settings, registry: Registry, canary: Canary, *, force: bool
 ) -> tuple[str, str]:
-    """Its state, and why."""
+    """Promote the challenger; returns the canary's state and the reason."""
     from ..registry.promotion import promote
 
     why = f"passed canary {canary.number}"
@@ -181,7 +181,7 @@ def _ended(
     why: str,
     comparison: Mapping[str, Any] | None = None,
 ) -> Canary:
-    """End it and tell the workers, which would notice by themselves a moment later."""
+    """End the canary and notify the workers, which would notice at their next poll."""
     from ..registry.announcements import announce
 
     ended = Canaries(registry.root).end(canary, state, why=why, comparison=comparison)
@@ -190,7 +190,7 @@ def _ended(
 
 
 def _compared(settings: Settings, registry: Registry, *, stop: bool) -> Canary | None:
-    """The last canary with its comparison: as of now if it runs, else as of its end."""
+    """The last canary with its comparison: now if it runs, else at its end."""
     from ..monitoring.canary_comparison import compared
 
     canaries = Canaries(registry.root)

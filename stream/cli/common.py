@@ -37,7 +37,7 @@ def json_option(name: str, text: str | None) -> dict[str, Any] | None:
 
 
 def proven(registry: Registry, name: str, settings: Settings) -> None:
-    """A version gives on this machine what it gave when it was written. Raises RegistryError."""
+    """Check that a version loads and reproduces its golden batch. Raises RegistryError."""
     from ..trainer.job import prove
 
     try:
@@ -48,7 +48,7 @@ def proven(registry: Registry, name: str, settings: Settings) -> None:
 
 @contextmanager
 def bar(title: str, quiet: bool) -> Iterator[Callable[[str, int, int, Mapping[str, float]], None]]:
-    """A progress bar on stderr that follows (stage, done, total, figures)."""
+    """A progress bar on stderr, updated with (stage, done, total, figures)."""
     from tqdm import tqdm
 
     shown: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from .common import AsJson
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
-    """Give the command line this command."""
+    """Add the command to the command line."""
 
     @app.command()
     def config(context: typer.Context, as_json: AsJson = False) -> None:

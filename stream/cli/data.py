@@ -14,11 +14,11 @@ import typer
 from ..settings import Settings
 from .common import AsJson, bar, json_option, service_url
 
-MANY = 50  # refused files are listed up to here
+MANY = 50  # the most refused files that are listed
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
-    """Give the command line these commands."""
+    """Add the commands to the command line."""
 
     @app.command()
     def produce(
@@ -71,7 +71,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         url: Annotated[str | None, typer.Option(help="The query service.")] = None,
         as_json: AsJson = False,
     ) -> None:
-        """Ask the index what is like this.
+        """Search the index for similar records.
 
         Example: braid search "a red bird" -k 5 --vector image
         """

@@ -38,7 +38,7 @@ Before = Annotated[str, typer.Option(help="A time as of --since, or a letter's i
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
-    """Give the command line these commands."""
+    """Add the commands to the command line."""
     dead = typer.Typer(
         no_args_is_help=True,
         rich_markup_mode=None,
@@ -97,7 +97,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         ] = None,
         as_json: AsJson = False,
     ) -> None:
-        """One letter: where it came from, what is wrong, and its value, decoded and cut short.
+        """Show one letter: its origin, its error, and its value, decoded and shortened.
 
         Example: braid dead-letters show 3:1200 --out value.msgpack
         """
@@ -137,7 +137,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         dry: Annotated[bool, typer.Option("--dry-run", help="Send nothing.")] = False,
         as_json: AsJson = False,
     ) -> None:
-        """Send letters to the topic they came from again, each once; say what failed again.
+        """Send letters to their origin topic again, each once; report those that fail again.
 
         Exits with 1 if any failed again.
 
@@ -179,8 +179,8 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     ) -> None:
         """Delete the letters before a time, or before one letter in its partition.
 
-        Kafka deletes from the beginning of a partition up to an offset, and nothing else: letters
-        cannot be deleted by reason or stage. By a time, all before it go, whatever they are.
+        Kafka only deletes from the beginning of a partition up to an offset: letters cannot be
+        deleted by reason or stage, and a time deletes all letters before it.
 
         Example: braid dead-letters purge --before 7d --yes
         """
@@ -213,7 +213,7 @@ def selection_of(
     source: str | None = None,
     ids: list[str] | None = None,
 ) -> Selection:
-    """The options of the command line. Raises ConfigError."""
+    """The selection of the command line's options. Raises ConfigError."""
     from ..dead_letters.letters import Selection, place_of
 
     topic, colon, partition = (source or "").partition(":")
@@ -234,7 +234,7 @@ def selection_of(
 
 
 def time_of(text: str, *, wall: Callable[[], float] = time.time) -> int:
-    """A time in milliseconds since 1970: ISO 8601, in UTC if it names no zone, or an age.
+    """A time in milliseconds since 1970: ISO 8601, by default in UTC, or an age.
 
     Raises ConfigError.
     """
@@ -251,7 +251,7 @@ def time_of(text: str, *, wall: Callable[[], float] = time.time) -> int:
 
 
 def _cuts(settings: Settings, before: str) -> dict[int, tuple[int, int]]:
-    """What is to be deleted: partition -> its first offset, and the first one that stays."""
+    """The offsets to delete: partition -> its first offset, and the first one that is kept."""
     from ..dead_letters.letters import TOPIC
     from ..kafka.admin import Admin
 

@@ -53,12 +53,12 @@ from .demo_figures import (
     throughput,
 )
 
-STALLED_S = 120.0  # a wait without any progress for this long has failed
+STALLED_S = 120.0  # a wait fails after so long without progress
 READY_S = 180.0  # importing torch and loading a model, on a slow machine
 TRAIN_S = 1200.0
-SPLIT = "split"  # the field of meta that says "train" or "held-out"
+SPLIT = "split"  # the field of meta that is "train" or "held-out"
 
-# Asked of the stamps; each wants a picture that no caption names in these words.
+# Example queries; no caption has the same words.
 EXAMPLES = (
     "a bird that cannot fly",
     "something sweet to eat",
@@ -69,12 +69,12 @@ EXAMPLES = (
 
 
 class DemoError(StreamError):
-    """The demo did not get where it should; the message says what it waited for."""
+    """A step of the demo failed; the message names what it waited for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What the demo runs on. `told` means that captions name the label."""
+    """The demo's data set. `told`: captions contain the label."""
 
     name: str
     items: Sequence[Item]
@@ -95,14 +95,14 @@ def run_demo(
     are deleted at the end; without one a broker is started.
 
     Args:
-        settings: `home` gets a folder of this run, which is removed if all went well.
-        data: a folder of the user's own instead of the stamps.
-        keep: stay up at the end and answer queries until Ctrl-C.
-        preset: the trainer's.
-        seed: the training's.
+        settings: the run's folder is below `home`, and is removed after a success.
+        data: a folder of the user instead of the stamps.
+        keep: answer queries at the end until Ctrl-C.
+        preset: of the trainer.
+        seed: of the training.
 
     Raises:
-        StreamError: a process died (with the end of its log) or a wait had no progress.
+        StreamError: a process ended (with the end of its log) or a wait had no progress.
     """
     began = time.monotonic()
     dataset = choose(data)
@@ -126,7 +126,7 @@ def run_demo(
 
 
 def main_job(fleet: Fleet, dataset: Dataset, *, preset: str, seed: int) -> dict[str, Any]:
-    """Steps 2 to 5 (see the module); returns the figures."""
+    """Run steps 2 to 5 of the module's docstring; returns the figures."""
     settings = fleet.settings
     known = [item for item in dataset.items if not held_out(item.id)]
     unseen = [item for item in dataset.items if held_out(item.id)]
@@ -174,7 +174,7 @@ def main_job(fleet: Fleet, dataset: Dataset, *, preset: str, seed: int) -> dict[
 
 
 def choose(data: Path | None) -> Dataset:
-    """The user's folder, else the stamps, else, where they cannot be had, digits."""
+    """The user's folder, else the stamps, or digits if the stamps cannot be fetched."""
     if data is not None:
         return Dataset(name=data.resolve().name, items=folder(data))
     with _download_bar() as progress:
@@ -195,7 +195,7 @@ def produce(
     labelled: bool,
     captions_name_label: bool = False,
 ) -> None:
-    """Send items as an application would. Without labels, a caption that tells stays out."""
+    """Send items as an application would; without labels, no caption that contains the label."""
 
     async def send() -> None:
         async with Producer(settings) as producer:
@@ -214,7 +214,7 @@ def produce(
 
 
 def until_ready(fleet: Fleet, client: Client) -> int:
-    """Wait until the worker owns partitions and the index node answers; when the former was."""
+    """Wait for the worker's assignment and the index node; returns the assignment's time."""
     begun = 0
 
     def steps() -> int:
@@ -229,7 +229,7 @@ def until_ready(fleet: Fleet, client: Client) -> int:
 
 
 def until_predicted(fleet: Fleet, partitions: int, count: int) -> list[Message]:
-    """`predictions`, once there are `count`."""
+    """Wait for `count` predictions and return them."""
     predictions: list[Message] = []
 
     def arrived() -> int:
@@ -241,7 +241,7 @@ def until_predicted(fleet: Fleet, partitions: int, count: int) -> list[Message]:
 
 
 def read(settings: Settings, topic: str, partitions: int) -> list[Message]:
-    """All that is on a topic now, read committed."""
+    """All messages on a topic now, read committed."""
     name = settings.topic(topic)
     ends = Admin(settings).ends(name, partitions)
     stop_at = {number: end for number, (start, end) in ends.items() if end > start}
@@ -251,7 +251,7 @@ def read(settings: Settings, topic: str, partitions: int) -> list[Message]:
 def held_out_accuracy(
     predictions: Sequence[Message], dataset: Dataset, unseen: Sequence[Item]
 ) -> dict[str, float | None]:
-    """From what `predictions` says of the records that came without a label."""
+    """The accuracy of the predictions for the records without a label."""
     truth = {item.id: item.category for item in unseen if item.category}
     measured = accuracy([decode_map(message.value or b"") for message in predictions], truth)
     return measured | {"text": None} if dataset.captions_name_label else measured
@@ -260,7 +260,7 @@ def held_out_accuracy(
 def held_out_recall(
     client: Client, dataset: Dataset, unseen: Sequence[Item]
 ) -> dict[str, dict[str, float | None]]:
-    """Through the query service, among the held-out records; prints the examples too."""
+    """Recall of the query service among the held-out records; prints the examples, too."""
 
     def search(**query: Any) -> Sequence[Mapping[str, Any]]:
         hits: Sequence[Mapping[str, Any]] = client.search(**query)["hits"]
@@ -310,7 +310,7 @@ def _now_ms() -> int:
 
 @contextmanager
 def _folder(parent: Path) -> Iterator[Path]:
-    """A folder of this run: removed at the end, kept for its logs after a failure."""
+    """A folder of this run: removed at the end, but kept for its logs after a failure."""
     home = Path(tempfile.mkdtemp(prefix="demo-", dir=parent))
     try:
         yield home
@@ -325,7 +325,7 @@ def _folder(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def _own_names(settings: Settings, home: Path) -> Iterator[Settings]:
-    """Settings that keep this run apart: its folder, a free port, on a given broker its topics."""
+    """Settings that isolate this run: its folder, a free port, on a named broker its topics."""
     own: dict[str, Any] = {"home": home, "model": {"spec": None}}
     if "port" not in settings.http.model_fields_set and port_answers(settings.http.port):
         own["http"] = {"port": free_port()}
@@ -342,7 +342,7 @@ def _own_names(settings: Settings, home: Path) -> Iterator[Settings]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does, so that its processes and folder are cleaned up."""
+    """Let SIGTERM end the demo as Ctrl-C does, so that it cleans up."""
 
     def end(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(143)

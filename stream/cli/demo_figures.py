@@ -1,6 +1,6 @@
 """The demo's measurements: accuracy, recall, throughput and example queries.
 
-Pure functions over what was read, so that each can be tested without a broker.
+Pure functions of the messages read, testable without a broker.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def accuracy(
 ) -> dict[str, float | None]:
     """Share of right labels among the records of `truth` (id -> category).
 
-    `fused` is the label that an application reads, decided late from all that a record has;
-    `fused_vector` is what the fused vector's head says alone; each modality counts over the
-    records that have it, None without any.
+    `fused` is the label that applications read, the decision over all modalities; `fused_vector`
+    is the prediction of the fused vector's head alone; each modality counts over the records that
+    have it, None without any.
     """
     right = dict.fromkeys(("fused", *MODALITIES, "fused_vector"), 0)
     seen = dict(right)
@@ -66,8 +66,8 @@ def throughput(times_ms: Sequence[int], *, begun: int, pause: int) -> float:
 
     Args:
         times_ms: when each prediction was published.
-        begun: when the worker got its partitions, with records waiting.
-        pause: when the second part began to be produced; before it the worker had nothing to do.
+        begun: when the worker got its partitions, with records in the topic.
+        pause: when production of the second part began; before it the worker was idle.
     """
     first = [at for at in times_ms if at <= pause]
     second = [at for at in times_ms if at > pause]
@@ -78,7 +78,7 @@ def throughput(times_ms: Sequence[int], *, begun: int, pause: int) -> float:
 
 
 def complaints(figures: Mapping[str, Any], *, ids: int) -> list[str]:
-    """Where the counts disagree: nothing may be lost, doubled or buried."""
+    """Messages for counts that disagree: lost, repeated or dead-lettered records."""
     expected = {
         "vectors_indexed": ids,
         "predictions_out": figures["records_in"],
@@ -92,7 +92,7 @@ def complaints(figures: Mapping[str, Any], *, ids: int) -> list[str]:
 
 
 def example_lines(search: Search, queries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Each query (what to call it, its arguments) with its three best hits, as lines to print."""
+    """Each query (its title, its arguments) with its three best hits, as lines to print."""
     lines = []
     for name, query in queries:
         lines.append(f"  {name}")
@@ -102,7 +102,7 @@ def example_lines(search: Search, queries: Sequence[tuple[str, Mapping[str, Any]
 
 
 def report_lines(figures: Mapping[str, Any]) -> list[str]:
-    """The figures for a person."""
+    """The figures as lines of text."""
 
     def percent(value: float | None) -> str:
         return "  -  " if value is None else f"{value:5.1%}"

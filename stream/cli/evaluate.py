@@ -17,7 +17,7 @@ from .common import AsJson, bar
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
-    """Give the command line this command."""
+    """Add the command to the command line."""
 
     @app.command("eval")
     def evaluate(
@@ -90,7 +90,7 @@ def _version(
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """A report for a person."""
+    """A report as lines of text."""
     shown = [f"{result['model']['name']}: {result['samples']} samples"]
     for way, values in result["recall"].items():
         figures = ", ".join(f"@{k} {value:.3f}" for k, value in values.items())

@@ -40,7 +40,7 @@ def settings_from_flags(
     prefix: Annotated[str | None, typer.Option(help="Put before every topic's name.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
-    """Settings that every command takes; the rest come from BRAID_* and braid.toml."""
+    """Settings that every command takes; others come from BRAID_* and braid.toml."""
     context.obj = {
         "home": home,
         "kafka": {"bootstrap": bootstrap},
@@ -159,7 +159,7 @@ dead_letters.add(app, settings_of)
 def main() -> None:
     """Entry point: an error that braid raises on purpose is one line, not a traceback.
 
-    The exit status is `os.EX_CONFIG` (78) for what no restart mends, else 1.
+    The exit status is `os.EX_CONFIG` (78) for errors that a restart does not fix, else 1.
     """
     from braid.encoders.errors import EncodersError
     from braid.index.errors import BraidIndexError

@@ -18,7 +18,7 @@ from ..registry.canaries import Canaries
 from ..registry.versions import Registry
 
 NO_PLOTS: Mapping[str, Any] = {"shuffled": {}, "robustness": {}, "map": {"points": []}}
-"""What the page of `braid eval` shows and a manifest does not have."""
+"""Fields that the page of `braid eval` shows and a manifest does not have."""
 NO_MEASURES: Mapping[str, Any] = {
     "samples": 0,
     "accuracy": {},
@@ -28,7 +28,7 @@ NO_MEASURES: Mapping[str, Any] = {
 }
 
 AS_THEY_COME = ": as it comes"
-"""How a gate's metric ends that is of records with all that they have."""
+"""The suffix of a gate's metric over records with all modalities."""
 CHOICES = {
     "way": "way",
     "ratio": "R",
@@ -39,7 +39,7 @@ CHOICES = {
     "re_embedded": "re-embedded",
     "verdict": "",
 }
-"""The columns of `choices`, and what a person sees above them."""
+"""The columns of `choices`, and their headings."""
 
 
 def model_card(registry: Registry, name: str) -> dict[str, Any]:
@@ -72,12 +72,11 @@ def model_card(registry: Registry, name: str) -> dict[str, Any]:
 
 
 def choices(manifest: Manifest) -> list[dict[str, Any]]:
-    """The ways to deal with its space that were tried, and what each costs.
+    """The ways of keeping or changing the space that were tried, with their costs.
 
-    `recall` is that of its queries among half old, half new vectors, and `recall_cost` what it
-    lacks against a space of its own, or as it is if that is more. `accuracy_gain`, against the
-    champion and over the tasks that were judged, is the same for all: predictions are made before
-    vectors are mapped.
+    `recall` is that of queries among half old, half new vectors, and `recall_cost` its loss against
+    a space of its own, or against no adapter if that loss is larger. `accuracy_gain`, against the
+    champion over the judged tasks, is the same for all: predictions do not depend on the mapping.
     """
     compatibility = manifest.compatibility
     adapter = compatibility.get("adapter") or {}
@@ -254,7 +253,7 @@ def plots(card: Mapping[str, Any]) -> str:
 def difference(left: Manifest, right: Manifest) -> dict[str, Any]:
     """What differs between two versions: facts, configuration, metrics, verdict, calibration.
 
-    Each as path to [left, right]; None stands for what one of them lacks.
+    Each as path to [left, right]; None: absent.
     """
     facts = ("space", "dim", "modalities", "preprocessing", "parent", "tasks", "window", "code")
     return {
@@ -274,7 +273,7 @@ def difference(left: Manifest, right: Manifest) -> dict[str, Any]:
 
 
 def difference_lines(changes: Mapping[str, Any]) -> list[str]:
-    """A difference for a person."""
+    """A difference as lines of text."""
     space = "the same space" if changes["same_space"] else "different spaces"
     shown = [f"{changes['left']} and {changes['right']}: {space}"]
     for part in ("facts", "config", "metrics", "verdict", "compatibility", "calibration"):
@@ -298,7 +297,7 @@ def _changes(left: Any, right: Any) -> dict[str, list[Any]]:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Path to value of everything that is not a map; lists are values."""
+    """Path to value of all values that are not maps; lists are values."""
     if isinstance(value, Mapping):
         for name, part in value.items():
             yield from _leaves(part, f"{path}.{name}" if path else str(name))

@@ -18,7 +18,7 @@ from .common import AsJson, proven
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
-    """Give the command line these commands."""
+    """Add the commands to the command line."""
     models = typer.Typer(
         no_args_is_help=True,
         rich_markup_mode=None,
@@ -66,10 +66,10 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         ] = False,
         as_json: AsJson = False,
     ) -> None:
-        """Make a version champion; running workers and index nodes go over to it.
+        """Make a version champion; running workers and index nodes switch to it.
 
-        A version of another space is built beside first: a generation of its own, which takes over
-        when it has caught up and finds as well as the one that serves.
+        For a version of another space a generation is built first, which takes over when it has
+        caught up and has the recall of the serving one.
 
         Example: braid models promote 2
         """
@@ -95,7 +95,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     def rollback(context: typer.Context, as_json: AsJson = False) -> None:
         """Go back to the champion before this one, and to its generation.
 
-        Once more goes to the one before that, never forth again: braid models promote does.
+        A second rollback goes one champion further back; braid models promote goes forward.
 
         Example: braid models rollback
         """
@@ -106,7 +106,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
     @models.command()
     def generations(context: typer.Context, as_json: AsJson = False) -> None:
-        """Which generations are built, serve, or wait out their grace.
+        """List the generations: building, serving, or in their rollback window.
 
         Example: braid models generations
         """
@@ -132,7 +132,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     ) -> None:
         """Drop a generation that does not serve: its topic, its group, its index.
 
-        What it has not read of its share of the records goes to the generation that serves.
+        Its pending predictions are handed over to the serving generation.
 
         Example: braid models drop g0002
         """
@@ -151,7 +151,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
 
 def _row(registry: Registry, name: str, champion: Champion | None) -> dict[str, Any]:
-    """A version in the list; one whose manifest cannot be read is listed too."""
+    """A version's row in the list; also of one whose manifest cannot be read."""
     serves = champion is not None and champion.name == name
     try:
         manifest = registry.manifest(name)
@@ -173,7 +173,7 @@ def registry_of(settings: Settings) -> Registry:
 
 
 def tell(champion: Champion, as_json: bool) -> None:
-    """Say who is champion."""
+    """Print the champion."""
     if as_json:
         print(json.dumps(asdict(champion)))
     else:

@@ -25,17 +25,17 @@ PACKAGES = ("torch", "torchaudio", "transformers", "faust-streaming", "aiokafka"
 
 
 def status(settings: Settings) -> dict[str, Any]:
-    """Lag per partition, workers alive, versions, their drift, and what the index node says.
+    """Lag per partition, live workers, versions, their drift, and the index node's status.
 
-    Generation, topic and lag are those of the generation that serves; `handover` names the
-    partitions of which the generation before has still to predict records.
+    Generation, topic and lag are those of the serving generation; `handover` lists the partitions
+    with pending predictions of the previous generation.
 
     Raises:
-        Unreachable: the broker does not answer; without it nothing can be said.
+        Unreachable: the broker does not answer.
     """
     registry = Registry(settings.models_dir, base=settings.model.name)
     champion = registry.champion()
-    if champion is not None and settings.model.spec is None:  # the same that the workers serve
+    if champion is not None and settings.model.spec is None:  # as the workers
         settings = settings.replace(generation=champion.generation)
     admin = Admin(settings)
     topic = settings.topic("records")
@@ -64,7 +64,7 @@ def status(settings: Settings) -> dict[str, Any]:
 
 
 def doctor(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Each check with `ok` and what it `says`; a failed one says what to do."""
+    """Each check with `ok` and its message `says`; that of a failed one names the remedy."""
     return {
         name: _checked(check, settings)
         for name, check in {

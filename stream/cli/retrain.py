@@ -19,12 +19,12 @@ from ..settings import Settings
 from .common import AsJson, bar
 
 SHAPING = ("preset", "heads_only", "seed", "compatible", "from_scratch")
-"""The options that a run's result depends on; a repeated run has them from the first."""
+"""The options that a run's result depends on; a repeated run takes them from the first."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
-    """Give the command line this command."""
+    """Add the command to the command line."""
 
     @app.command()
     def retrain(
@@ -59,9 +59,9 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         metrics_port: Annotated[int | None, typer.Option(help="Serve /metrics here.")] = None,
         as_json: AsJson = False,
     ) -> None:
-        """Train a new model version from what is on `records`.
+        """Train a new model version on `records`.
 
-        One trainer runs at a time. Killed, the next one goes on from where it was. Under torchrun
+        One trainer runs at a time; the next one resumes the run of a killed one. Under torchrun
         several processes train one version: torchrun --nproc-per-node 4 -m braid retrain
 
         Example: braid retrain --heads-only --promote
@@ -95,7 +95,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
 
 def repeated(settings: Settings, options: Any, explicit: dict[str, Any]) -> Any:
-    """The options of the run that `options.window` names, with those `given` on the line."""
+    """The options of the run that `options.window` names, with the `explicit` ones replaced."""
     from dataclasses import replace
 
     from ..trainer.runs import Runs
@@ -109,7 +109,7 @@ def _once(settings: Settings, options: Any, as_json: bool) -> None:
     from ..registry.versions import rejected
     from ..trainer.retrain import retrain as run
 
-    signal.signal(signal.SIGTERM, _terminated)  # so that the lock is let go of
+    signal.signal(signal.SIGTERM, _terminated)  # so that the lock is released
     started = time.monotonic()
     first = os.environ.get("RANK", "0") == "0"
     with isolated_decoding(settings), bar("retrain", as_json or not first) as progress:
@@ -163,7 +163,7 @@ def _again_and_again(settings: Settings, period_s: int, as_json: bool) -> None:
 
 
 def without_every(line: Sequence[str]) -> list[str]:
-    """The command line of one run: that of the schedule, without its `--every`."""
+    """The schedule's command line without `--every`: that of one run."""
     kept: list[str] = []
     words = iter(line)
     for word in words:

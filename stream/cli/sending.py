@@ -20,10 +20,10 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 async def send_all(
     settings: Settings, paths: Sequence[Path], *, label: str | None, progress: Progress
 ) -> dict[str, Any]:
-    """Send everything below the paths; what a limit refuses is listed and the rest goes on.
+    """Send all records below the paths; those that a limit refuses are listed.
 
     Raises:
-        BadRecord: a path is not there or holds nothing that can be sent.
+        BadRecord: a path does not exist or holds nothing to send.
     """
     ensure(settings)
     records = [record for path in paths for record in _records(path, label)]
@@ -87,7 +87,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any] | BadRecord]:
 
 
 def _linked(value: Any, base: Path) -> BlobLike:
-    """A path next to the JSON file is read and sent; what has a scheme is sent as a link."""
+    """The bytes of a path relative to the JSON file; a value with a scheme is sent as a link."""
     if value is None:
         return None
     if not isinstance(value, str):

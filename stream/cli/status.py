@@ -13,11 +13,11 @@ from .common import AsJson
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
-    """Give the command line these commands."""
+    """Add the commands to the command line."""
 
     @app.command()
     def status(context: typer.Context, as_json: AsJson = False) -> None:
-        """Lag, workers, versions, drift and the index: is it going well?
+        """Show lag, workers, versions, drift and the index.
 
         Example: braid status --json
         """
@@ -70,7 +70,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
     @app.command()
     def doctor(context: typer.Context, as_json: AsJson = False) -> None:
-        """Check what braid stands on: broker, Redis, FAISS, torch, versions.
+        """Check what braid depends on: broker, Redis, FAISS, torch, versions.
 
         Example: braid doctor
         """

@@ -51,12 +51,12 @@ def run(settings: Settings) -> None:
                         time.sleep(CHECK_S)
                 except KeyboardInterrupt:
                     _say("stopping")
-    except KeyboardInterrupt:  # while it started, or a second one while it stopped
+    except KeyboardInterrupt:  # during the start, or a second one during the stop
         _say("stopped")
 
 
 def _check_model(settings: Settings) -> None:
-    """A wrong name would end the worker at every start."""
+    """Raise ConfigError for a wrong name, which would end the worker at every start."""
     model = settings.model.spec
     if model is not None and not model.startswith("null:") and not Path(model).is_dir():
         raise ConfigError(f"model: no folder at {model[:200]!r}")

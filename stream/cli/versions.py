@@ -17,11 +17,11 @@ Version = Annotated[str, typer.Argument(help="A name or a number: braid-0002, 2.
 
 
 def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
-    """Give `braid models` these commands."""
+    """Add the commands to `braid models`."""
 
     @models.command()
     def show(context: typer.Context, version: Version, as_json: AsJson = False) -> None:
-        """A version's story: what it is, what it learnt from, how it was judged.
+        """Show a version's model card: its configuration, training data and verdict.
 
         Its plots are written beside the version, as a page.
 
@@ -43,7 +43,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     def diff(
         context: typer.Context, left: Version, right: Version, as_json: AsJson = False
     ) -> None:
-        """What differs between two versions: configuration, metrics, verdict, calibration.
+        """Compare two versions: configuration, metrics, verdict, calibration.
 
         Example: braid models diff 1 2
         """
@@ -82,7 +82,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         if dry_run:
             garbage = planned()
         else:
-            with TrainerLock(settings):  # a trainer may need what would go
+            with TrainerLock(settings):  # a running trainer may need them
                 garbage = planned()
                 remove(registry, runs, garbage)
         if as_json:
