@@ -31,25 +31,28 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     def canary(
         context: typer.Context,
         version: Annotated[
-            str | None, typer.Argument(help="What is tried out; without it: how it goes.")
+            str | None, typer.Argument(help="The challenger; without it the last canary is shown.")
         ] = None,
         share: Annotated[
             float | None,
-            typer.Option(help="Of the records, over 0 to 1; else 0.05, or all of --partitions."),
+            typer.Option(
+                help="Share of the records, over 0 to 1; else 0.05, or 1 with --partitions."
+            ),
         ] = None,
         partitions: Annotated[
             str | None, typer.Option(help="Only records of these partitions: 0,3.")
         ] = None,
         records: Annotated[
-            int | None, typer.Option(min=1, help="Wait until so many are compared, then end it.")
+            int | None,
+            typer.Option(min=1, help="Wait until so many records are compared, then end it."),
         ] = None,
         promote: Annotated[
             bool, typer.Option("--promote", help="Promote it if it passes.")
         ] = False,
         force: Annotated[
-            bool, typer.Option(help="Although it did not pass its examination.")
+            bool, typer.Option(help="Even if it did not pass its examination.")
         ] = False,
-        stop: Annotated[bool, typer.Option("--stop", help="End the one that runs.")] = False,
+        stop: Annotated[bool, typer.Option("--stop", help="End the running canary.")] = False,
         as_json: AsJson = False,
     ) -> None:
         """Let a version predict a share of the live records beside the champion.

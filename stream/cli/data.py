@@ -57,10 +57,10 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     @app.command()
     def search(
         context: typer.Context,
-        text: Annotated[str | None, typer.Argument(help="Words to look for.")] = None,
-        image: Annotated[Path | None, typer.Option(help="A picture to look for.")] = None,
-        audio: Annotated[Path | None, typer.Option(help="A sound to look for.")] = None,
-        id: Annotated[str | None, typer.Option(help="Find what is like this record.")] = None,
+        text: Annotated[str | None, typer.Argument(help="Text of the query.")] = None,
+        image: Annotated[Path | None, typer.Option(help="Picture of the query.")] = None,
+        audio: Annotated[Path | None, typer.Option(help="Sound of the query.")] = None,
+        id: Annotated[str | None, typer.Option(help="Find records similar to this one.")] = None,
         k: Annotated[int, typer.Option("-k", help="How many hits.")] = 10,
         vector: Annotated[
             str, typer.Option(help="Which vector to search: fused, text, image or audio.")

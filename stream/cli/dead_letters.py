@@ -25,15 +25,16 @@ Reason = Annotated[
     str | None, typer.Option(help="Part of the reason, the field or the kind of error.")
 ]
 Stage = Annotated[str | None, typer.Option(help="Such as decode, prepare, encode.")]
-Model = Annotated[str | None, typer.Option(help="The version that was to embed it.")]
+Model = Annotated[str | None, typer.Option(help="The version that prepared or encoded it.")]
 Since = Annotated[
-    str | None, typer.Option(help="From then on: 2026-11-28T12:00 (UTC), or 90s, 15m, 6h, 1d ago.")
+    str | None,
+    typer.Option(help="From this time: 2026-11-28T12:00 (UTC), or 90s, 15m, 6h, 1d ago."),
 ]
-Until = Annotated[str | None, typer.Option(help="Before then, in the same form.")]
+Until = Annotated[str | None, typer.Option(help="Before this time, in the same form.")]
 Source = Annotated[
     str | None, typer.Option("--from", help="records or parts, or a partition: records:3.")
 ]
-Last = Annotated[int, typer.Option(min=0, max=1000, help="How many of the newest are listed.")]
+Last = Annotated[int, typer.Option(min=0, max=1000, help="The number of newest letters to list.")]
 Before = Annotated[str, typer.Option(help="A time as of --since, or a letter's id: 3:1200.")]
 
 
@@ -42,7 +43,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     dead = typer.Typer(
         no_args_is_help=True,
         rich_markup_mode=None,
-        help="Records that could not be processed: why, and once more.\n\n"
+        help="Records that could not be processed: list, show, replay, purge.\n\n"
         "Example: braid dead-letters list",
     )
     app.add_typer(dead, name="dead-letters")
@@ -93,7 +94,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         context: typer.Context,
         letter: Annotated[str, typer.Argument(help="Its id: PARTITION:OFFSET.")],
         out: Annotated[
-            Path | None, typer.Option(help="Write the original value, whole, to this file.")
+            Path | None, typer.Option(help="Write the whole original value to this file.")
         ] = None,
         as_json: AsJson = False,
     ) -> None:
@@ -119,7 +120,8 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     def replay(
         context: typer.Context,
         ids: Annotated[
-            list[str] | None, typer.Argument(help="PARTITION:OFFSET; none: all that fit.")
+            list[str] | None,
+            typer.Argument(help="PARTITION:OFFSET; without any: all that fit the options."),
         ] = None,
         reason: Reason = None,
         stage: Stage = None,
@@ -132,7 +134,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             float, typer.Option(min=0, help="Seconds to wait for the outcome; 0: do not wait.")
         ] = 60.0,
         force: Annotated[
-            bool, typer.Option("--force", help="Although the id has a newer record.")
+            bool, typer.Option("--force", help="Even if the id has a newer record.")
         ] = False,
         dry: Annotated[bool, typer.Option("--dry-run", help="Send nothing.")] = False,
         as_json: AsJson = False,
@@ -174,7 +176,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     def purge(
         context: typer.Context,
         before: Before,
-        yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+        yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
         as_json: AsJson = False,
     ) -> None:
         """Delete the letters before a time, or before one letter in its partition.

@@ -29,7 +29,9 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             Path | None,
             typer.Option(help="A folder CATEGORY/NAME.{txt,png,ogg}; else `records`."),
         ] = None,
-        out: Annotated[Path | None, typer.Option(help="Where report.json and .html go.")] = None,
+        out: Annotated[
+            Path | None, typer.Option(help="Folder of the JSON and HTML reports.")
+        ] = None,
         as_json: AsJson = False,
     ) -> None:
         """Measure a version: recall, accuracy by subset, calibration, robustness, a map.

@@ -37,7 +37,7 @@ def settings_from_flags(
     home: Annotated[Path | None, typer.Option(help="Folder for models and snapshots.")] = None,
     bootstrap: Annotated[str | None, typer.Option(help="Kafka, as host:port.")] = None,
     redis: Annotated[str | None, typer.Option(help="Redis, as redis://host:port.")] = None,
-    prefix: Annotated[str | None, typer.Option(help="Put before every topic's name.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Prefix of every topic's name.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Settings that every command takes; others come from BRAID_* and braid.toml."""
@@ -67,7 +67,7 @@ def embed(
     model: Annotated[
         str | None, typer.Option(help="A model folder, or null:16; else the champion.")
     ] = None,
-    slot: Annotated[str | None, typer.Option(help="Names this worker; see slots.")] = None,
+    slot: Annotated[str | None, typer.Option(help="Name of this worker; see slots.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Serve /metrics here.")] = None,
 ) -> None:
@@ -97,7 +97,7 @@ def index(
     ] = None,
     store: Annotated[str | None, typer.Option(help="faiss, or milvus (milvus.uri).")] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="The node's own index folder; else index in the home.")
+        Path | None, typer.Option(help="The node's index folder; else index in the home.")
     ] = None,
 ) -> None:
     """Keep the index of a generation and answer queries.
@@ -134,9 +134,9 @@ def up(context: typer.Context) -> None:
 def demo(
     context: typer.Context,
     data: Annotated[
-        Path | None, typer.Option(help="A folder of your own: CATEGORY/NAME.{txt,png,ogg}.")
+        Path | None, typer.Option(help="Your own folder: CATEGORY/NAME.{txt,png,ogg}.")
     ] = None,
-    keep: Annotated[bool, typer.Option(help="Stay up and answer queries.")] = False,
+    keep: Annotated[bool, typer.Option(help="Answer queries at the end until Ctrl-C.")] = False,
 ) -> None:
     """Run the main job once on real pictures, captions and spoken captions.
 

@@ -58,11 +58,11 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         drop_missing: Annotated[
             bool,
             typer.Option(
-                "--drop-missing", help="Let a new generation serve though it lacks some records."
+                "--drop-missing", help="Let a new generation serve even if it lacks some records."
             ),
         ] = False,
         force: Annotated[
-            bool, typer.Option(help="Although it did not pass its examination.")
+            bool, typer.Option(help="Even if it did not pass its examination.")
         ] = False,
         as_json: AsJson = False,
     ) -> None:
@@ -126,7 +126,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         generation: Annotated[str, typer.Argument(help="Its name: g0002.")],
         force: Annotated[
             bool,
-            typer.Option(help="Although records that it has to predict will have no prediction."),
+            typer.Option(help="Even if its pending records get no prediction."),
         ] = False,
         as_json: AsJson = False,
     ) -> None:

@@ -39,23 +39,23 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         ] = 0.0,
         promote: Annotated[
             bool | None,
-            typer.Option(
-                help="Make it champion if it passes; without either only the first becomes it."
-            ),
+            typer.Option(help="Make it champion if it passes; by default only the first version."),
         ] = None,
         force: Annotated[bool, typer.Option(help="Promote it even if it does not pass.")] = False,
         from_scratch: Annotated[
             bool, typer.Option(help="Do not start from the champion's weights.")
         ] = False,
-        fresh: Annotated[bool, typer.Option(help="Do not go on with an unfinished run.")] = False,
+        fresh: Annotated[bool, typer.Option(help="Do not resume an unfinished run.")] = False,
         window: Annotated[
             str | None,
-            typer.Option(help="Repeat a run, or the one that made this version, on its window."),
+            typer.Option(help="Repeat the run of this id or version on its window."),
         ] = None,
         every: Annotated[
-            str | None, typer.Option(help="Again and again, e.g. every 6h (s, m, h, d).")
+            str | None, typer.Option(help="Repeat at this period, e.g. 6h (s, m, h, d).")
         ] = None,
-        reason: Annotated[str, typer.Option(help="Why; kept in the run's story.")] = "asked for",
+        reason: Annotated[
+            str, typer.Option(help="The reason, kept in the run's file.")
+        ] = "asked for",
         metrics_port: Annotated[int | None, typer.Option(help="Serve /metrics here.")] = None,
         as_json: AsJson = False,
     ) -> None:

@@ -56,11 +56,11 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     @models.command()
     def gc(
         context: typer.Context,
-        keep: Annotated[int, typer.Option(min=0, help="So many of the newest stay.")] = 5,
+        keep: Annotated[int, typer.Option(min=0, help="Number of newest versions to keep.")] = 5,
         champions: Annotated[
-            int, typer.Option(min=2, help="What the last so many champion files name stays.")
+            int, typer.Option(min=2, help="Number of last champion files whose versions to keep.")
         ] = 10,
-        dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
+        dry_run: Annotated[bool, typer.Option(help="Only list what would be removed.")] = False,
         as_json: AsJson = False,
     ) -> None:
         """Remove versions that nothing needs, and the training windows of those that are gone.
