@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             http={"port": free_port()},
         )
         with services(settings, home / "services") as run:
-            ensure(run)
+            ensure(run, run.generation)
             with Fleet(run, home / "logs") as fleet:
                 report = _measured(fleet, run, given)
     return finish(report, given.json)

@@ -107,12 +107,18 @@ def texts(count: int, every: int, seed: int) -> list[dict[str, Any]]:
 def measured(settings: Settings, model: MiniLm, records: list[dict[str, Any]]) -> dict[str, float]:
     """One run, checked."""
     run = settings.replace(prefix=f"p{uuid.uuid4().hex[:8]}-")
-    ensure(run)
+    ensure(run, run.generation)
     asyncio.run(_send(run, records))
     model.began, model.calls = None, 0
     cpu_s = time.process_time()
     metrics = WorkerMetrics()
-    worker = Worker(run, model, transactional_id=f"{run.group}-bench", metrics=metrics)
+    worker = Worker(
+        run,
+        model,
+        generation=run.generation,
+        transactional_id=f"{run.group(run.generation)}-bench",
+        metrics=metrics,
+    )
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
@@ -124,7 +130,8 @@ def measured(settings: Settings, model: MiniLm, records: list[dict[str, Any]]) -
     good = [record["id"] for record in records if not record["id"].startswith(MARK)]
     dead = [record["id"] for record in records if record["id"].startswith(MARK)]
     for topic, expected in (("vectors", good), ("predictions", good), ("dead-letters", dead)):
-        if _keys(run, topic) != sorted(expected):
+        name = run.vectors_topic(run.generation) if topic == "vectors" else run.topic(topic)
+        if _keys(run, name) != sorted(expected):
             raise AssertionError(f"{topic} are not what they must be")
     admin = Admin(run)
     admin.delete([name for name in admin.partition_counts() if name.startswith(run.prefix)])
@@ -155,8 +162,7 @@ async def _send(settings: Settings, records: Sequence[dict[str, Any]]) -> None:
             await producer.send(**record, wait=False)
 
 
-def _keys(settings: Settings, topic: str) -> list[str]:
-    name = settings.topic(topic)
+def _keys(settings: Settings, name: str) -> list[str]:
     ends = Admin(settings).ends(name, settings.kafka.partitions)
     messages = replay(settings, name, stop_at={number: end for number, (_, end) in ends.items()})
     return sorted((m.key or b"").decode() for m in messages if m.key != PROGRESS_KEY)

@@ -116,7 +116,11 @@ def _begin(
     name = registry.resolve(version)
     registry.admit(name, force=force)
     proven(registry, name, settings)
-    numbers = _numbers(partitions, ensure(settings)) if partitions is not None else []
+    numbers = (
+        _numbers(partitions, ensure(settings, settings.generation))
+        if partitions is not None
+        else []
+    )
     if share is None:
         share = 1.0 if numbers else SHARE
     began = Canaries(registry.root).begin(

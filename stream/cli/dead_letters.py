@@ -277,11 +277,12 @@ def _groups(settings: Settings) -> dict[str, str]:
     """Origin topic -> the consumer group that processes it."""
     from ..registry.versions import Registry
 
+    generation = settings.generation
     champion = Registry(settings.models_dir, base=settings.model.name).champion()
     if champion is not None and settings.model.spec is None:
-        settings = settings.replace(generation=champion.generation)
+        generation = champion.generation
     parts = f"{settings.prefix}braid-join"
-    return {settings.topic("records"): settings.group, settings.topic("parts"): parts}
+    return {settings.topic("records"): settings.group(generation), settings.topic("parts"): parts}
 
 
 def _at(ms: int) -> str:

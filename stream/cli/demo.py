@@ -132,7 +132,7 @@ def main_job(fleet: Fleet, dataset: Dataset, *, preset: str, seed: int) -> dict[
     unseen = [item for item in dataset.items if held_out(item.id)]
     say(f"{dataset.name}: {len(known)} labelled records, {len(unseen)} held out")
 
-    partitions = ensure(settings)
+    partitions = ensure(settings, settings.generation)
     produce(settings, known, split="train", labelled=True)
     say("training version 1 from what is on Kafka")
     fleet.run("retrain", "--preset", preset, "--seed", str(seed), timeout=TRAIN_S)

@@ -35,17 +35,18 @@ def status(settings: Settings) -> dict[str, Any]:
     """
     registry = Registry(settings.models_dir, base=settings.model.name)
     champion = registry.champion()
+    generation = settings.generation
     if champion is not None and settings.model.spec is None:  # as the workers
-        settings = settings.replace(generation=champion.generation)
+        generation = champion.generation
     admin = Admin(settings)
     topic = settings.topic("records")
     partitions = admin.partition_counts().get(topic, 0)
     ends = admin.ends(topic, partitions)
-    committed = admin.committed(settings.group, topic, partitions)
+    committed = admin.committed(settings.group(generation), topic, partitions)
     canary = Canaries(registry.root).running(champion)
     return {
-        "generation": settings.generation,
-        "vectors_topic": settings.topic("vectors"),
+        "generation": generation,
+        "vectors_topic": settings.vectors_topic(generation),
         "partitions": partitions,
         "lag": {
             str(number): max(0, end - max(start, committed.get(number, start)))
@@ -95,7 +96,7 @@ def _packages(_: Settings) -> str:
 
 
 def _broker(settings: Settings) -> str:
-    counts = Admin(settings.replace(kafka={"broker_timeout_s": 5.0})).partition_counts()
+    counts = Admin(settings, timeout_s=5.0).partition_counts()
     ours = {name: counts[name] for name in sorted(counts) if name == settings.topic("records")}
     return f"{settings.kafka.bootstrap} answers, {len(counts)} topics, {ours or 'none of ours yet'}"
 

@@ -25,7 +25,7 @@ async def send_all(
     Raises:
         BadRecord: a path does not exist or holds nothing to send.
     """
-    ensure(settings)
+    ensure(settings, settings.generation)
     records = [record for path in paths for record in _records(path, label)]
     if not records:
         raise BadRecord("PATH", f"nothing to send below {', '.join(map(str, paths))}")

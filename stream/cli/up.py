@@ -36,7 +36,7 @@ def run(settings: Settings) -> None:
     try:
         with embedded_services(settings, folder, prefer=KAFKA_PORT, grace=GRACE_S) as embedded:
             own = with_addresses(settings, embedded)
-            ensure(own)
+            ensure(own, own.generation)
             _say(f"KAFKA_BOOTSTRAP={own.kafka.bootstrap}")
             _say(f"REDIS_URL={own.redis.url or ''}")
             _say(f"the query service will answer at {service_url(own)}; logs: {own.home}/logs")

@@ -206,7 +206,13 @@ def summary(letters: Iterable[DeadLetter], *, last: int) -> Summary:
     return result
 
 
-def recent(settings: Settings, *, wall: float | None = None, last: int = 5) -> dict[str, Any]:
+def recent(
+    settings: Settings,
+    *,
+    wall: float | None = None,
+    last: int = 5,
+    timeout_s: float | None = None,
+) -> dict[str, Any]:
     """The letters of the last hour, counted at a bounded cost.
 
     At most RECENT_LETTERS, RECENT_BYTES and RECENT_S are read, the newest of each partition;
@@ -215,7 +221,7 @@ def recent(settings: Settings, *, wall: float | None = None, last: int = 5) -> d
     Raises Unreachable.
     """
     since_ms = int(1000 * ((time.time() if wall is None else wall) - HOUR_S))
-    admin, topic = Admin(settings), settings.topic(TOPIC)
+    admin, topic = Admin(settings, timeout_s=timeout_s), settings.topic(TOPIC)
     spans = _spans(settings, admin, Selection(since_ms=since_ms))
     share = RECENT_LETTERS // max(1, len(spans))
     starts = {number: max(start, stop - share) for number, (start, stop) in spans.items()}
@@ -226,7 +232,8 @@ def recent(settings: Settings, *, wall: float | None = None, last: int = 5) -> d
     def bounded() -> Iterator[DeadLetter]:
         nonlocal complete
         left = RECENT_BYTES
-        for message in replay(settings, topic, start_at=starts, stop_at=stops):
+        messages = replay(settings, topic, start_at=starts, stop_at=stops, timeout_s=timeout_s)
+        for message in messages:
             yield letter_of(message)
             left -= message.nbytes
             if left < 0 or time.monotonic() > deadline:

@@ -20,6 +20,10 @@ KEPT_S = 15.0
 BROKER_S = 5.0
 
 
+def _count(settings: Settings) -> Mapping[str, Any]:
+    return recent(settings, timeout_s=BROKER_S)
+
+
 class DeadLetterCounts:
     """What `GET /v1/dead-letters` answers. All who ask at once share one count.
 
@@ -32,10 +36,10 @@ class DeadLetterCounts:
         self,
         settings: Settings,
         *,
-        count: Callable[[Settings], Mapping[str, Any]] = recent,
+        count: Callable[[Settings], Mapping[str, Any]] = _count,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings = settings.replace(kafka={"broker_timeout_s": BROKER_S})
+        self._settings = settings
         self._count, self._clock = count, clock
         self._counting: asyncio.Task[Mapping[str, Any]] | None = None
         self._began = 0.0

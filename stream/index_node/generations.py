@@ -42,6 +42,7 @@ class Manager:
     """Opens and closes generations. `open` before `run`, everything else while it runs.
 
     Args:
+        first: the generation that serves until the node has an alias.
         wall: seconds since 1970.
     """
 
@@ -50,6 +51,7 @@ class Manager:
         settings: Settings,
         registry: Registry,
         *,
+        first: str,
         metrics: ServiceMetrics,
         failpoint: Failpoints,
         gpu: Gpu | None,
@@ -66,21 +68,19 @@ class Manager:
         self._changed = asyncio.Event()
         self._stopping = False
         self.partitions = 0
-        self.generations: Generations[Generation] = Generations(
-            settings.index_home, first=settings.generation
-        )
+        self.generations: Generations[Generation] = Generations(settings.index_home, first=first)
         self.generations.sweep()
 
     def open(self, name: str, model: Model) -> None:
         """Open a generation with the model for its queries."""
-        settings = self._settings.replace(generation=name)
         metrics = self._metrics.of(name)
         kept = open_store(
-            settings, model, metrics=metrics, failpoint=self._failpoint, gpu=self._gpu
+            self._settings, name, model, metrics=metrics, failpoint=self._failpoint, gpu=self._gpu
         )
         recent_writes = RecentWrites()
         reader = Reader(
-            settings,
+            self._settings,
+            name,
             kept,
             metrics=metrics,
             failpoint=self._failpoint,
@@ -171,8 +171,7 @@ class Manager:
         """Open a generation, or switch it to its present version."""
         if name not in self.generations.names:
             model = await self._loaded(model_name)
-            settings = self._settings.replace(generation=name)
-            await asyncio.to_thread(ensure, settings)
+            await asyncio.to_thread(ensure, self._settings, name)
             self.open(name, model)
             log.info("generation %s is open, embedded by %s", name, model_name)
             return

@@ -24,7 +24,7 @@ class MilvusBackedStore:
     """Implements `braid.stream.index_node.stores.DurableStore`.
 
     Args:
-        settings: the address of Milvus and the generation.
+        settings: the address of Milvus.
         model: gives the collection's space, dimension and modalities.
 
     Raises:
@@ -32,7 +32,7 @@ class MilvusBackedStore:
         StoreError: Milvus does not answer, or the collection has another shape.
     """
 
-    def __init__(self, settings: Settings, model: Model) -> None:
+    def __init__(self, settings: Settings, generation: str, model: Model) -> None:
         if settings.milvus.uri is None:
             raise ConfigError(
                 "milvus.uri: is needed with the store milvus: http://host:port of a server, or a "
@@ -42,7 +42,7 @@ class MilvusBackedStore:
         generations = MilvusGenerations(client, prefix=settings.prefix)
         self._generations = generations
         self.store = generations.open(
-            settings.generation, space=model.space, dim=model.dim, names=model.modalities
+            generation, space=model.space, dim=model.dim, names=model.modalities
         )
         if generations.serving() is None:
             generations.flip(self.store.collection)  # the first generation serves

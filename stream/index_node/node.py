@@ -67,11 +67,11 @@ class IndexNode:
     """The state of one index node and its tasks.
 
     Args:
-        model: embeds queries to the settings' generation; its space is that store's.
+        model: embeds queries to the generation; its space is that store's.
     """
 
-    def __init__(self, settings: Settings, model: Model) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, generation: str, model: Model) -> None:
+        self.settings, self._generation = settings, generation
         self._keys, self._hosts, self._limits = settings.keys(), settings.hosts(), settings.limits()
         self.registry = Registry(settings.models_dir, base=settings.model.name)
         self._payloads = Payloads(settings.redis.url)
@@ -82,11 +82,12 @@ class IndexNode:
         self._manager = Manager(
             settings,
             self.registry,
+            first=generation,
             metrics=self._metrics,
             failpoint=Failpoints.from_environment(),
             gpu=gpu_for(settings),
         )
-        self._manager.open(settings.generation, model)
+        self._manager.open(generation, model)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a snapshot is taken on the way out."""
@@ -128,12 +129,14 @@ class IndexNode:
         """The partition count and a connected producer; a broker that is away is waited for."""
         settings = self.settings
 
-        async def partitions_of(brief: Settings) -> int:
-            partitions = await asyncio.to_thread(ensure, brief)
-            await check_partitions(brief, partitions)
+        async def partitions_of(bound_s: float) -> int:
+            partitions = await asyncio.to_thread(
+                ensure, settings, self._generation, timeout_s=bound_s
+            )
+            await check_partitions(settings, partitions, timeout_s=bound_s)
             return partitions
 
-        async def connected(brief: Settings) -> Producer:
+        async def connected(_: float) -> Producer:
             return await Producer(settings).__aenter__()
 
         partitions = await until_reachable_async(settings, partitions_of)
@@ -294,15 +297,15 @@ def run(settings: Settings) -> None:
     async def main(settings: Settings) -> None:
         # What is wrong ends the process now, not when a model has come.
         settings.keys(), settings.hosts(), settings.limits()
-        source = settings.model.spec
+        source, generation = settings.model.spec, settings.generation
         if source is None:
             registry = Registry(settings.models_dir, base=settings.model.name)
             champion = await _served_champion(settings, registry)
             source = str(registry.path(champion.name))
-            settings = settings.replace(generation=champion.generation)
+            generation = champion.generation
         model = await asyncio.to_thread(load, source, device=settings.model.device)
         _allow_files(OTHER_FILES + 2 * settings.http.connections)
-        await IndexNode(settings, model).run()
+        await IndexNode(settings, generation, model).run()
 
     with home_lock(settings.index_home), isolated_decoding(settings):
         asyncio.run(main(settings))

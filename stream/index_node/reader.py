@@ -110,7 +110,7 @@ class Reader:
     """Feeds one store.
 
     Args:
-        settings: name the generation, and with it the topic.
+        generation: whose vectors are read.
         applied: called with each batch of writes once it is searchable, on a thread.
         wall: seconds since 1970.
     """
@@ -118,6 +118,7 @@ class Reader:
     def __init__(
         self,
         settings: Settings,
+        generation: str,
         kept: DurableStore,
         *,
         metrics: GenerationMetrics,
@@ -126,7 +127,7 @@ class Reader:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.settings, self.kept = settings, kept
-        self.topic = settings.topic("vectors")
+        self.topic = settings.vectors_topic(generation)
         self._metrics, self._failpoint, self._applied = metrics, failpoint, applied
         self._wall = wall
         self._ends: dict[int, int] = {}

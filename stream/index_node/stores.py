@@ -78,6 +78,7 @@ def gpu_for(settings: Settings) -> Gpu | None:
 
 def open_store(
     settings: Settings,
+    generation: str,
     model: Model,
     *,
     metrics: GenerationMetrics,
@@ -94,9 +95,10 @@ def open_store(
         StoreError: Milvus does not answer, or the collection has another shape.
     """
     if settings.index.store == "milvus":
-        return MilvusBackedStore(settings, model)
+        return MilvusBackedStore(settings, generation, model)
     return LocalStore(
         settings,
+        generation,
         space=model.space,
         dim=model.dim,
         metrics=metrics,
@@ -109,13 +111,13 @@ class LocalStore:
     """FAISS in this process, mapped segments and snapshots in the generation's folder.
 
     Args:
-        settings: with the generation.
         failpoint: called with the name of each step, for crash tests.
     """
 
     def __init__(
         self,
         settings: Settings,
+        generation: str,
         *,
         space: str,
         dim: int,
@@ -123,7 +125,8 @@ class LocalStore:
         failpoint: Callable[[str], None],
         gpu: Gpu | None = None,
     ) -> None:
-        self._settings, self._metrics, self._failpoint = settings, metrics, failpoint
+        self._folder, self._generation = settings.index_dir(generation), generation
+        self._metrics, self._failpoint = metrics, failpoint
         self._space, self._dim = space, dim
         self._options: dict[str, Any] = {
             "threads": settings.index.faiss_threads,
@@ -156,8 +159,8 @@ class LocalStore:
         try:
             info = save(
                 self.store,
-                self._settings.index_dir,
-                generation=self._settings.generation,
+                self._folder,
+                generation=self._generation,
                 facts=known.plain(),
                 failpoint=self._failpoint,
             )
@@ -182,7 +185,7 @@ class LocalStore:
         self.store.close()
 
     def _first(self) -> LiveStore:
-        restored = restore(self._settings.index_dir, **self._options)
+        restored = restore(self._folder, **self._options)
         if restored is None:
             return self._empty()
         store = restored.store
@@ -198,5 +201,5 @@ class LocalStore:
         return store
 
     def _empty(self) -> LiveStore:
-        folder = segments_folder(self._settings.index_dir)
+        folder = segments_folder(self._folder)
         return LiveStore(space=self._space, dim=self._dim, folder=folder, **self._options)

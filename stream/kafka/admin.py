@@ -57,10 +57,14 @@ def check_listens(bootstrap: str) -> None:
 
 
 class Admin:
-    """Topics, consumer groups and offsets."""
+    """Topics, consumer groups and offsets.
 
-    def __init__(self, settings: Settings) -> None:
-        self._timeout = settings.kafka.broker_timeout_s
+    Args:
+        timeout_s: bounds each call; None: `kafka.broker_timeout_s`.
+    """
+
+    def __init__(self, settings: Settings, *, timeout_s: float | None = None) -> None:
+        self._timeout = settings.kafka.broker_timeout_s if timeout_s is None else timeout_s
         self._bootstrap = settings.kafka.bootstrap
         self._client = AdminClient(client_config(settings))
         self._connected = False
@@ -238,7 +242,7 @@ class Admin:
         raise Unreachable(f"topics without a leader after {self._timeout:g} s: {names - led}")
 
     def _call(self, doing: str, call: Callable[[], R]) -> R:
-        """The call's result; transient errors are retried for kafka.broker_timeout_s."""
+        """The call's result; transient errors are retried until the timeout."""
         if not self._connected:  # the client retries a closed port for as long
             check_listens(self._bootstrap)
             self._connected = True

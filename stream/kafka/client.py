@@ -166,14 +166,17 @@ def replay(
     *,
     stop_at: Mapping[int, int],
     start_at: Mapping[int, int] | None = None,
+    timeout_s: float | None = None,
 ) -> Iterator[Message]:
     """A topic from its beginning up to the given end offsets, read committed, without a group.
 
     Args:
         start_at: from these offsets on instead, where there are any.
+        timeout_s: None: `kafka.broker_timeout_s`.
 
-    Raises Unreachable when nothing arrives for kafka.broker_timeout_s though more is expected.
+    Raises Unreachable when nothing arrives for so long though more is expected.
     """
+    timeout_s = settings.kafka.broker_timeout_s if timeout_s is None else timeout_s
     starts = start_at or {}
     left = {number: end for number, end in stop_at.items() if end > starts.get(number, 0)}
     consumer = lone_consumer(settings)
@@ -185,7 +188,7 @@ def replay(
         while left:
             raw = consumer.poll(0.5)
             if raw is None:
-                if time.monotonic() - last > settings.kafka.broker_timeout_s:
+                if time.monotonic() - last > timeout_s:
                     raise Unreachable(f"replaying {topic}: nothing arrived, still missing {left}")
                 continue
             last = time.monotonic()

@@ -42,7 +42,6 @@ R = TypeVar("R")
 # TxnOffsetCommit. A faster answer belongs to a request that was sent once.
 RETRY_BACKOFF_S = 1.0
 DOUBTFUL_S = 0.4
-COMMITTED = ("vectors", "predictions", "dead-letters", "parts")  # `statistics` is read uncommitted
 
 
 class TransactionalSink:
@@ -51,9 +50,9 @@ class TransactionalSink:
     Args:
         transactional_id: stable per worker slot. Opening a second sink with the same id fences the
             first, and completes or aborts its open transaction.
-        source, group: the topic and the group whose offsets it commits; by default `records` and
-            the hot path's group.
-        topics: its output topics that are read committed; by default the hot path's.
+        group: whose offsets it commits.
+        topics: its output topics that are read committed.
+        source: the topic whose offsets it commits; by default `records`.
         clock: monotonic seconds.
     """
 
@@ -62,15 +61,15 @@ class TransactionalSink:
         settings: Settings,
         *,
         transactional_id: str,
+        group: str,
+        topics: Sequence[str],
         source: str | None = None,
-        group: str | None = None,
-        topics: Sequence[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._id = transactional_id
-        self._source, self._group = source or settings.topic("records"), group or settings.group
-        self._topics = topics or [settings.topic(name) for name in COMMITTED]
+        self._source, self._group = source or settings.topic("records"), group
+        self._topics = list(topics)
         self._settled = False  # whether the last transaction is known to be committed
         self._bound = settings.worker.publish_timeout_s
         self._clock = clock

@@ -13,7 +13,7 @@ SEEN_SEGMENT_MS = 600_000
 SLACK = 64 * 1024  # batch headers, keys and message headers around the largest value
 
 
-def plan(settings: Settings) -> list[Topic]:
+def plan(settings: Settings, generation: str) -> list[Topic]:
     """Every topic that braid needs. `models` has one partition, since its order matters."""
     compact, delete = {"cleanup.policy": "compact"}, {"cleanup.policy": "delete"}
     # Stored uncompressed, so that the limit holds for unpacked messages: the broker checks a
@@ -42,7 +42,7 @@ def plan(settings: Settings) -> list[Topic]:
         topic("records", compact | records),
         topic("parts", delete | records),
         topic("parts-seen", compact | dead | seen),
-        topic("vectors", compact),
+        topic(f"vectors.{generation}", compact),
         topic("predictions", delete),
         topic("dead-letters", delete | dead),
         topic("dead-letters-replayed", compact, partitions=1),
@@ -51,8 +51,12 @@ def plan(settings: Settings) -> list[Topic]:
     ]
 
 
-def ensure(settings: Settings, admin: Admin | None = None) -> int:
+def ensure(settings: Settings, generation: str, *, timeout_s: float | None = None) -> int:
     """Create missing topics; returns the partition count that all of them share.
+
+    Args:
+        generation: whose vectors topic.
+        timeout_s: bounds each call of the broker; None: `kafka.broker_timeout_s`.
 
     Existing topics keep their partition count, whatever the settings are: it is fixed when
     `records` is created. More partitions need new topics and a rebuild.
@@ -61,10 +65,9 @@ def ensure(settings: Settings, admin: Admin | None = None) -> int:
         ConfigError: existing topics differ in their partition counts.
         Unreachable: no broker answered.
     """
-    own = admin is None
-    admin = admin or Admin(settings)
+    admin = Admin(settings, timeout_s=timeout_s)
     try:
-        planned = plan(settings)
+        planned = plan(settings, generation)
         counts = admin.partition_counts()
         records = settings.topic("records")
         partitions = counts.get(records, settings.kafka.partitions)
@@ -81,17 +84,16 @@ def ensure(settings: Settings, admin: Admin | None = None) -> int:
         admin.create(missing)
         if missing:
             counts = admin.partition_counts()
-        check(settings, counts)
+        check(settings, generation, counts)
         return counts.get(records, partitions)
     finally:
-        if own:
-            admin.close()
+        admin.close()
 
 
-def check(settings: Settings, counts: dict[str, int]) -> None:
+def check(settings: Settings, generation: str, counts: dict[str, int]) -> None:
     """Raises ConfigError if a topic's partition count differs from that of records."""
     expected = counts.get(settings.topic("records"))
-    for name in ("vectors", "predictions", "dead-letters", "parts", "parts-seen"):
+    for name in (f"vectors.{generation}", "predictions", "dead-letters", "parts", "parts-seen"):
         topic = settings.topic(name)
         if (count := counts.get(topic)) != expected:
             raise ConfigError(

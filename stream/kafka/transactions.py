@@ -29,7 +29,7 @@ from .client import (
     to_message,
     topic_partitions,
 )
-from .waiting import ATTEMPT_S
+from .waiting import attempt_s
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,8 @@ class RecordSource:
         on_assigned: called with the new partitions, before their first message.
         on_revoked: called before partitions are reassigned; may still publish.
         on_lost: called after they were reassigned; must not publish.
-        topic, group: full names; by default `records` and the hot path's group.
+        group: the consumer group.
+        topic: its full name; by default `records`.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class RecordSource:
         on_assigned: Callable[[list[int]], None],
         on_revoked: Callable[[list[int]], None],
         on_lost: Callable[[list[int]], None],
+        group: str,
         topic: str | None = None,
-        group: str | None = None,
     ) -> None:
         self._settings = settings
         self.topic = topic or settings.topic("records")
@@ -73,7 +74,7 @@ class RecordSource:
         self._consumer = Consumer(
             client_config(settings)
             | {
-                "group.id": group or settings.group,
+                "group.id": group,
                 "isolation.level": "read_committed",
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
@@ -168,7 +169,7 @@ class RecordSource:
         """The committed offset of each owned partition, negative if there is none."""
         if not self.owned:
             return []
-        timeout_s = min(ATTEMPT_S, self._settings.kafka.broker_timeout_s)
+        timeout_s = attempt_s(self._settings)
         try:
             positions: list[TopicPartition] = self._consumer.committed(
                 topic_partitions(self.topic, self.owned), timeout=timeout_s

@@ -60,18 +60,21 @@ class Waiting:
         self._logged, self.reason = None, None
 
 
-def patient(settings: Settings) -> Settings:
-    """The settings for one attempt of a service."""
-    bound_s = min(ATTEMPT_S, settings.kafka.broker_timeout_s)
-    return settings.replace(kafka={"broker_timeout_s": bound_s})
+def attempt_s(settings: Settings) -> float:
+    """How long one attempt of a service waits for the broker."""
+    return min(ATTEMPT_S, settings.kafka.broker_timeout_s)
 
 
-def until_reachable(settings: Settings, attempt: Callable[[Settings], R]) -> R:
-    """The result of `attempt`, which is retried while it raises Unreachable."""
-    waiting, brief = Waiting(settings.kafka.bootstrap), patient(settings)
+def until_reachable(settings: Settings, attempt: Callable[[float], R]) -> R:
+    """The result of `attempt`, which is retried while it raises Unreachable.
+
+    Args:
+        attempt: takes the seconds that it may wait for the broker.
+    """
+    waiting, bound_s = Waiting(settings.kafka.bootstrap), attempt_s(settings)
     while True:
         try:
-            result = attempt(brief)
+            result = attempt(bound_s)
         except Unreachable as error:
             time.sleep(waiting.failed(str(error)))
         else:
@@ -79,14 +82,12 @@ def until_reachable(settings: Settings, attempt: Callable[[Settings], R]) -> R:
             return result
 
 
-async def until_reachable_async(
-    settings: Settings, attempt: Callable[[Settings], Awaitable[R]]
-) -> R:
+async def until_reachable_async(settings: Settings, attempt: Callable[[float], Awaitable[R]]) -> R:
     """As `until_reachable`, for asyncio."""
-    waiting, brief = Waiting(settings.kafka.bootstrap), patient(settings)
+    waiting, bound_s = Waiting(settings.kafka.bootstrap), attempt_s(settings)
     while True:
         try:
-            result = await attempt(brief)
+            result = await attempt(bound_s)
         except Unreachable as error:
             await asyncio.sleep(waiting.failed(str(error)))
         else:

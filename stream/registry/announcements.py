@@ -38,12 +38,18 @@ TOPICS_KEY = "topics"
 CHAMPION_KEY = "champion"
 
 
-def announce(settings: Settings, key: str, value: Mapping[str, Any]) -> None:
+def announce(
+    settings: Settings,
+    key: str,
+    value: Mapping[str, Any],
+    timeout_s: float | None = None,
+) -> None:
     """Write one fact to `models` and wait for the broker's acknowledgement. Raises BrokerError.
 
     The fact is in the registry already, so the notice in Redis is sent first.
     """
     notify(settings, key)
+    timeout_s = settings.kafka.broker_timeout_s if timeout_s is None else timeout_s
     failures: list[Any] = []
     try:
         producer = Producer(client_config(settings) | {"acks": "all"})
@@ -53,7 +59,7 @@ def announce(settings: Settings, key: str, value: Mapping[str, Any]) -> None:
             value=pack({"v": SCHEMA_VERSION, **value}),
             on_delivery=lambda error, _: failures.append(error) if error else None,
         )
-        if producer.flush(settings.kafka.broker_timeout_s):
+        if producer.flush(timeout_s):
             raise Unreachable(f"announcing {key}: no answer from {settings.kafka.bootstrap}")
     except KafkaException as error:
         raise mapped(error, f"announcing {key}") from error
@@ -90,7 +96,9 @@ async def read_all(settings: Settings) -> dict[str, dict[str, Any]]:
     return facts
 
 
-async def check_partitions(settings: Settings, partitions: int) -> None:
+async def check_partitions(
+    settings: Settings, partitions: int, *, timeout_s: float | None = None
+) -> None:
     """Compare the topics' partition count with the recorded one; record it the first time.
 
     Raises:
@@ -98,7 +106,8 @@ async def check_partitions(settings: Settings, partitions: int) -> None:
     """
     recorded = (await read_all(settings)).get(TOPICS_KEY, {}).get("partitions")
     if recorded is None:
-        await asyncio.to_thread(announce, settings, TOPICS_KEY, {"partitions": partitions})
+        facts = {"partitions": partitions}
+        await asyncio.to_thread(announce, settings, TOPICS_KEY, facts, timeout_s)
     elif recorded != partitions:
         raise ConfigError(
             f"records has {partitions} partitions, but {recorded} are recorded on "

@@ -40,7 +40,7 @@ def hand_over(settings: Settings, registry: Registry, before: str, to: str) -> N
     confirmed = Handovers(registry.root).confirmed()
     if confirmed and confirmed[-1].after == to:
         return  # done by a process that died afterwards
-    partitions = ensure(settings.replace(generation=to))
+    partitions = ensure(settings, to)
     handovers = handovers_of(settings, registry)
     handovers.hand_over(before, to, lambda: _ends(settings, partitions))
 
@@ -60,7 +60,7 @@ def finish(settings: Settings, registry: Registry, *, now_ms: float) -> bool:
     newest = handovers.confirmed()[-1:]
     if champion is None or not newest or newest[0].after != champion.generation:
         return not newest
-    partitions = ensure(settings.replace(generation=champion.generation))
+    partitions = ensure(settings, champion.generation)
     confirmed = handovers_of(settings, registry).confirmed()
     ends = _ends(settings, partitions)
     left = [n for n, end in ends.items() if owner_of(confirmed, n, end) != champion.generation]
@@ -92,7 +92,7 @@ def unfinished(
         return {}
     confirmed = handovers_of(settings, registry).confirmed()
     before, after = confirmed[-1].before, champion.generation
-    group = settings.replace(generation=before).group
+    group = settings.group(before)
     committed = admin.committed(group, settings.topic("records"), len(ends))
     partitions = {}
     for number, (first, end) in ends.items():
@@ -135,8 +135,8 @@ def pending_predictions(settings: Settings, registry: Registry, generation: str)
     champion = registry.champion()
     if champion is None or not Handovers(registry.root).confirmed():
         return None
-    serving = settings.replace(generation=champion.generation)
-    admin, topic, partitions = Admin(settings), settings.topic("records"), ensure(serving)
+    admin, topic = Admin(settings), settings.topic("records")
+    partitions = ensure(settings, champion.generation)
     handovers = handovers_of(settings, registry)
 
     def untils() -> dict[int, int | None]:
@@ -146,7 +146,7 @@ def pending_predictions(settings: Settings, registry: Registry, generation: str)
     ends = _ends(settings, partitions)
     if any(at is None or at > ends[number] for number, at in untils().items()):
         handovers.hand_over(generation, champion.generation, lambda: _ends(settings, partitions))
-    group = settings.replace(generation=generation).group
+    group = settings.group(generation)
     committed = admin.committed(group, topic, partitions)
     starts, stops = {}, {}
     for number, (first, end) in admin.ends(topic, partitions).items():

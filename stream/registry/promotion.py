@@ -113,7 +113,7 @@ def begin(
         why=f"a new space beside {champion.space}"
         + (f", mapped from {source}" if source is not None else ""),
     )
-    ensure(settings.replace(generation=entry.generation))
+    ensure(settings, entry.generation)
     generation_records.add(entry)
     announce(settings, f"generation/{entry.generation}", _facts(entry))
     return entry
@@ -298,12 +298,11 @@ def delete_resources(settings: Settings, gone: GenerationRecord) -> bool:
 
     While its workers are in the group this fails, and a later call succeeds.
     """
-    dropped = settings.replace(generation=gone.generation)
-    admin = Admin(settings)
+    admin, topic = Admin(settings), settings.vectors_topic(gone.generation)
     try:
-        if dropped.topic("vectors") in admin.partition_counts():
-            admin.delete_group(dropped.group)
-            admin.delete([dropped.topic("vectors")])
+        if topic in admin.partition_counts():
+            admin.delete_group(settings.group(gone.generation))
+            admin.delete([topic])
     except StreamError as error:
         log.debug("%s is not deleted yet: %s", gone.generation, error)
         return False

@@ -45,7 +45,11 @@ class Settings(BaseSettings):
 
     home: Path = Field(Path(".braid"), description="models, snapshots and the embedded services")
     prefix: str = Field("", description="put before every topic's and group's name")
-    generation: str = Field("g0001", pattern=r"^g\d{4}$")
+    generation: str = Field(
+        "g0001",
+        pattern=r"^g\d{4}$",
+        description="the first one, and that of model.spec; later ones come from the registry",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     kafka: groups.Kafka = groups.Kafka()
@@ -98,20 +102,19 @@ class Settings(BaseSettings):
     def index_home(self) -> Path:
         return self.home / "index" if self.index.folder is None else self.index.folder
 
-    @property
-    def index_dir(self) -> Path:
-        return self.index_home / self.generation
+    def index_dir(self, generation: str) -> Path:
+        return self.index_home / generation
 
     def topic(self, name: str) -> str:
-        """The full name of one of braid's topics: `records`, `vectors`, `predictions`, ..."""
-        if name == "vectors":
-            name = f"vectors.{self.generation}"
+        """The full name of one of braid's topics: `records`, `predictions`, ..."""
         return self.prefix + name
 
-    @property
-    def group(self) -> str:
+    def vectors_topic(self, generation: str) -> str:
+        return self.topic(f"vectors.{generation}")
+
+    def group(self, generation: str) -> str:
         """The hot path's consumer group: one per generation, never the Faust app's id."""
-        return f"{self.prefix}braid-embed-{self.generation}"
+        return f"{self.prefix}braid-embed-{generation}"
 
     def keys(self) -> ApiKeys | None:
         """Who may ask the query service; None: everyone.

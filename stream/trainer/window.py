@@ -156,7 +156,7 @@ def read_records(settings: Settings, folder: Path, progress: Progress | None = N
         Unreachable, ConfigError: the broker, or the topics.
     """
     topic = settings.topic("records")
-    spans = Admin(settings).ends(topic, ensure(settings))
+    spans = Admin(settings).ends(topic, ensure(settings, settings.generation))
     messages = replay(settings, topic, stop_at={n: end for n, (_, end) in spans.items()})
     links = Links(settings)
     try:

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import signal as signal_
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import faust
@@ -117,8 +118,10 @@ class EmbedService(Service):
         settings = self.settings
         if settings.metrics.port is not None:
             metrics_.serve(self.metrics, settings.metrics.host, settings.metrics.port, self._health)
-        partitions = await until_reachable_async(settings, _ensure)
-        await until_reachable_async(settings, lambda brief: check_partitions(brief, partitions))
+        partitions = await until_reachable_async(settings, partial(_ensure, settings))
+        await until_reachable_async(
+            settings, lambda bound_s: check_partitions(settings, partitions, timeout_s=bound_s)
+        )
         self._slot = claim_slot(settings)
         self._join = JoinThread(settings, slot=self._slot.name, metrics=self.metrics.join).start()
         generation, model = await self._first()
@@ -133,7 +136,7 @@ class EmbedService(Service):
             ended=self._end,
         )
         self._watchdog = Watchdog(
-            settings, lambda: [watched_worker(*each) for each in host.watched()]
+            settings, lambda: [watched_worker(settings, *each) for each in host.watched()]
         ).start()
         known = settings.model.spec is None
         await asyncio.to_thread(host.start, generation, model, serves=True, known=known)
@@ -216,8 +219,8 @@ class EmbedService(Service):
         self._ended.get_loop().call_soon_threadsafe(_set_ended, self._ended, error)
 
 
-async def _ensure(settings: Settings) -> int:
-    return await asyncio.to_thread(ensure, settings)
+async def _ensure(settings: Settings, bound_s: float) -> int:
+    return await asyncio.to_thread(ensure, settings, settings.generation, timeout_s=bound_s)
 
 
 class _Process(faust.Worker):
@@ -245,7 +248,10 @@ def run(settings: Settings) -> None:
     Raises:
         ConfigError: the topics do not match the settings.
     """
-    until_reachable(settings, ensure)  # before Faust looks at its topics
+    # Before Faust looks at its topics.
+    until_reachable(
+        settings, lambda bound_s: ensure(settings, settings.generation, timeout_s=bound_s)
+    )
     worker = _Process(
         create_app(settings),
         loglevel=settings.log_level,

@@ -322,7 +322,7 @@ def backfill_for(
     """The backfill of a generation that is built from another one's vectors, else None.
 
     Args:
-        settings: the new generation's.
+        entry: the new generation's.
 
     Raises:
         RegistryError: the adapter is missing or damaged.
@@ -338,12 +338,11 @@ def backfill_for(
         raise RegistryError(str(error)) from error
     if adapter is None:
         raise RegistryError(f"{entry.model} has no adapter that maps stored vectors")
-    old = settings.replace(generation=entry.source)
     origin = Origin(
-        topic=old.topic("vectors"),
+        topic=settings.vectors_topic(entry.source),
         before=str(manifest.compatibility["adapter"]["from"]),
         space=manifest.space,
         model=entry.model,
         adapt=adapter.apply,
     )
-    return Backfill(settings, origin, target=settings.topic("vectors"))
+    return Backfill(settings, origin, target=settings.vectors_topic(entry.generation))

@@ -16,18 +16,19 @@ from .worker import Worker
 NOT_A_MEMBER = 2  # factor of the bound
 
 
-def watched_worker(settings: Settings, worker: Worker) -> Watched:
-    """A worker with the settings of its generation, for the watchdog."""
+def watched_worker(settings: Settings, generation: str, worker: Worker) -> Watched:
+    """A generation's worker, for the watchdog."""
+    group = settings.group(generation)
     return Watched(
-        name=f"the worker of {settings.group}",
+        name=f"the worker of {group}",
         progress=worker.progress,
-        readable=lambda: uncommitted(settings, worker.owned),
+        readable=lambda: uncommitted(settings, group, worker.owned),
         # Without membership a rebalance may still wait for another member.
         bound_s=settings.worker.progress_timeout_s * (1 if worker.is_member else NOT_A_MEMBER),
     )
 
 
-def uncommitted(settings: Settings, owned: list[int]) -> bool:
+def uncommitted(settings: Settings, group: str, owned: list[int]) -> bool:
     """Whether an independent client reads a record at a committed offset of the group.
 
     Args:
@@ -37,9 +38,9 @@ def uncommitted(settings: Settings, owned: list[int]) -> bool:
         StreamError, KafkaException: no answer from the broker.
     """
     topic = settings.topic("records")
-    admin = Admin(settings.replace(kafka={"broker_timeout_s": ATTEMPT_S}))
+    admin = Admin(settings, timeout_s=ATTEMPT_S)
     partitions = admin.partition_counts().get(topic, 0)
-    committed = admin.committed(settings.group, topic, partitions)
+    committed = admin.committed(group, topic, partitions)
     starts = {n: committed.get(n, OFFSET_BEGINNING) for n in owned or range(partitions)}
     return readable(settings, topic, starts)
 

@@ -37,13 +37,18 @@ DELETED_HEADER = "deleted"
 class OutputTopics:
     """The output topics, and the messages for them."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.vectors = settings.topic("vectors")
+    def __init__(self, settings: Settings, generation: str) -> None:
+        self.vectors = settings.vectors_topic(generation)
         self.predictions = settings.topic("predictions")
         self.dead_letters = settings.topic("dead-letters")
         self.statistics = settings.topic("statistics")
         self.parts = settings.topic("parts")
-        self._generation = settings.generation
+        self._generation = generation
+
+    @property
+    def committed(self) -> list[str]:
+        """Those that are read committed; `statistics` is read uncommitted."""
+        return [self.vectors, self.predictions, self.dead_letters, self.parts]
 
     def embedded(
         self,

@@ -87,10 +87,10 @@ class Host:
         """Generation -> the model that feeds it."""
         return {name: hosted.worker.model.name for name, hosted in self._hosted.items()}
 
-    def watched(self) -> list[tuple[Settings, Worker]]:
-        """The workers with their settings, for the watchdog."""
+    def watched(self) -> list[tuple[str, Worker]]:
+        """The workers with their generations, for the watchdog."""
         return [
-            (self._settings.replace(generation=name), hosted.worker)
+            (name, hosted.worker)
             for name, hosted in list(self._hosted.items())
             if hosted.error is None
         ]
@@ -113,12 +113,14 @@ class Host:
             serves: it is the serving generation.
             known: ownership follows the registry; else this worker publishes every prediction.
         """
-        settings = self._settings.replace(generation=generation)
+        settings = self._settings
         if serves:
-            until_reachable(settings, ensure)
+            until_reachable(
+                settings, lambda bound_s: ensure(settings, generation, timeout_s=bound_s)
+            )
             self._serving = generation
         else:
-            ensure(settings)
+            ensure(settings, generation)
         ownership = None
         entry = GenerationRecords(self._registry.root).get(generation)
         if known:
@@ -129,7 +131,8 @@ class Host:
         worker = Worker(
             settings,
             model,
-            transactional_id=f"{settings.group}-{self._slot}",
+            generation=generation,
+            transactional_id=f"{settings.group(generation)}-{self._slot}",
             metrics=self._metrics,
             showcase=self._showcase if serves else None,
             ownership=ownership,

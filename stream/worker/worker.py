@@ -63,6 +63,7 @@ class Worker:
     `stop` and `offer` may be called from any thread.
 
     Args:
+        generation: names its group and the topic of its vectors.
         transactional_id: stable per worker slot.
         ownership: for which records it publishes predictions and dead letters; None: for all.
         throttle: limits a generation that is being built; None: no limit.
@@ -76,6 +77,7 @@ class Worker:
         settings: Settings,
         model: Model,
         *,
+        generation: str,
         transactional_id: str,
         metrics: WorkerMetrics,
         showcase: Showcase | None = None,
@@ -85,15 +87,15 @@ class Worker:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._settings = settings
+        self._settings, self._group = settings, settings.group(generation)
         self._model = model
         self._offered: Model | None = None
         self._shadow: CanaryShadow | None = None
-        self._metrics = metrics.of(settings.generation)
+        self._metrics = metrics.of(generation)
         self._showcase = showcase
         self._ownership, self._throttle, self._backfill = ownership, throttle, backfill
         self._clock, self._wall = clock, wall
-        self._topics = OutputTopics(settings)
+        self._topics = OutputTopics(settings, generation)
         self._tallies = Tallies(self._topics, window_s=settings.drift.window_s)
         self._failpoint = Failpoints.from_environment()
         self._unknown: Counter[str] = Counter()
@@ -190,13 +192,19 @@ class Worker:
     def make_source(self) -> RecordSource:
         return RecordSource(
             self._settings,
+            group=self._group,
             on_assigned=self._on_assigned,
             on_revoked=self._on_revoked,
             on_lost=self._on_lost,
         )
 
     def make_sink(self, transactional_id: str) -> TransactionalSink:
-        return TransactionalSink(self._settings, transactional_id=transactional_id)
+        return TransactionalSink(
+            self._settings,
+            transactional_id=transactional_id,
+            group=self._group,
+            topics=self._topics.committed,
+        )
 
     # The steps.
 

@@ -21,6 +21,7 @@ from braid.stream.settings import Settings
 from tests.chaos.faults import WORKERS
 from tests.kafka_proxy import KafkaProxy
 from tests.services import KafkaBroker, Valkey
+from tests.stream.harness import topic_of
 
 MODEL = "null:16"
 PARTITIONS = 4
@@ -60,7 +61,7 @@ class Cluster:
             http={"port": free_port()},
             index={"snapshot_every_s": 2.0},
         )
-        ensure(self.settings)
+        ensure(self.settings, self.settings.generation)
         for name in WORKERS:
             self._start(name, "-m", "tests.chaos.worker", "embed", "--slot", name)
         self._start("index", "-m", "braid", "index")
@@ -110,7 +111,10 @@ class Cluster:
         """
         settings = self.settings.replace(kafka={"broker_timeout_s": 3.0})
         admin = Admin(settings)
-        groups = {"records": self.settings.group, "parts": f"{self.settings.prefix}braid-join"}
+        groups = {
+            "records": settings.group(settings.generation),
+            "parts": f"{settings.prefix}braid-join",
+        }
         found: dict[str, tuple[int, int]] = {}
         try:
             for name, group in groups.items():
@@ -159,7 +163,7 @@ class Cluster:
 
     def read(self, topic: str) -> list[Message]:
         """All committed messages of one of braid's topics."""
-        name = self.settings.topic(topic)
+        name = topic_of(self.settings, topic)
         ends = Admin(self.settings).ends(name, PARTITIONS)
         return list(
             replay(self.settings, name, stop_at={number: end for number, (_, end) in ends.items()})

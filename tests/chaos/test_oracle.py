@@ -19,7 +19,7 @@ from tests.chaos.flow import messages
 from tests.chaos.oracle import check_inputs, check_outputs, expected
 
 SETTINGS = Settings()
-TOPICS = OutputTopics(SETTINGS)
+TOPICS = OutputTopics(SETTINGS, SETTINGS.generation)
 NAMES = {"records": "records", "parts": "parts"}
 
 

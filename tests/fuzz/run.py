@@ -46,7 +46,7 @@ from tests.fuzz.requests import requests, send
 from tests.fuzz.texts import texts
 from tests.services import KafkaBroker, Valkey
 from tests.stream.conftest import coloured
-from tests.stream.harness import Deployment, wait_for
+from tests.stream.harness import Deployment, topic_of, wait_for
 
 CPU_S = 5.0  # of one record
 # The worker has 650 when idle; a picture at the limit of pixels adds up to 370 in each of the two
@@ -311,7 +311,7 @@ class Run:
             (keep / log.name).write_bytes(log.read_bytes()[-5_000_000:])
 
     def _read(self, name: str) -> Iterator[Message]:
-        topic = self._deployment.settings.topic(name)
+        topic = topic_of(self._deployment.settings, name)
         return replay(self._deployment.settings, topic, stop_at=self._deployment.ends(name))
 
     def _delivered(self, case: MessageCase) -> Callable[..., None]:

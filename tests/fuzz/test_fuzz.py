@@ -38,7 +38,7 @@ def test_a_healthy_message_decodes_and_others_raise_bad_record_alone() -> None:
 
 
 def test_a_message_without_an_outcome_or_with_two_is_found_out(tmp_path: Path) -> None:
-    topics = OutputTopics(Settings(home=tmp_path))
+    topics = OutputTopics(Settings(home=tmp_path), "g0001")
 
     def dead(offset: int, value: bytes = b"v") -> Message:
         message = Message(topic="records", partition=0, offset=offset, key=b"k", value=value)

@@ -18,9 +18,11 @@ from braid.stream.kafka.admin import Admin
 from braid.stream.kafka.client import Message, replay
 from braid.stream.kafka.producer import Producer
 from braid.stream.kafka.schemas import PROGRESS_KEY, decode_map
+from braid.stream.kafka.sink import TransactionalSink
 from braid.stream.kafka.topics import ensure
 from braid.stream.local.child import Child, free_port
 from braid.stream.settings import Settings
+from braid.stream.worker.outputs import OutputTopics
 
 MODEL = "null:16"
 
@@ -53,7 +55,7 @@ class Deployment:
                 overrides,
             )
         )
-        ensure(self.settings)
+        ensure(self.settings, self.settings.generation)
         self._children: list[Child] = []
         self._home = home
 
@@ -130,11 +132,11 @@ class Deployment:
 
     def read(self, topic: str) -> list[Message]:
         """All committed messages of one of braid's topics, up to where it ends now."""
-        return self.read_named(self.settings.topic(topic))
+        return self.read_named(topic_of(self.settings, topic))
 
     def read_all(self, settings: Settings, topic: str) -> list[Message]:
         """The same as other settings name it."""
-        return self.read_named(settings.topic(topic))
+        return self.read_named(topic_of(settings, topic))
 
     def read_of(self, settings: Settings, topic: str) -> list[Message]:
         """The same without marks of progress and deletions."""
@@ -165,16 +167,35 @@ class Deployment:
 
     def ends(self, topic: str) -> dict[int, int]:
         """Partition -> end offset of one of braid's topics."""
-        ends = Admin(self.settings).ends(self.settings.topic(topic), self.settings.kafka.partitions)
+        name = topic_of(self.settings, topic)
+        ends = Admin(self.settings).ends(name, self.settings.kafka.partitions)
         return {number: end for number, (_, end) in ends.items()}
 
     def lag(self, settings: Settings | None = None) -> int:
         """Offsets of `records` that the group (of other settings) has not committed yet."""
         admin, topic = Admin(self.settings), self.settings.topic("records")
         ends = admin.ends(topic, self.settings.kafka.partitions)
-        group = (settings or self.settings).group
+        settings = settings or self.settings
+        group = settings.group(settings.generation)
         committed = admin.committed(group, topic, self.settings.kafka.partitions)
         return sum(end - max(first, committed.get(n, first)) for n, (first, end) in ends.items())
+
+
+def topic_of(settings: Settings, name: str) -> str:
+    """The full name of a topic; `vectors` are those of the settings' generation."""
+    if name == "vectors":
+        return settings.vectors_topic(settings.generation)
+    return settings.topic(name)
+
+
+def sink_of(settings: Settings, transactional_id: str) -> TransactionalSink:
+    """A sink as the worker of the settings' generation makes it."""
+    return TransactionalSink(
+        settings,
+        transactional_id=transactional_id,
+        group=settings.group(settings.generation),
+        topics=OutputTopics(settings, settings.generation).committed,
+    )
 
 
 def merged(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

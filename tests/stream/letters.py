@@ -70,13 +70,18 @@ class Topics:
             ts=int(1000 * time.time()),
         )
         why = error or BadRecord("text", "is too odd", stage="decode")
-        (output,) = OutputTopics(self.settings).dead(message, why, model=model)
+        (output,) = OutputTopics(self.settings, self.settings.generation).dead(
+            message, why, model=model
+        )
         return f"0:{self.put('dead-letters', key.encode(), value, list(output.headers))}"
 
     def commit(self) -> None:
         """The worker has processed all that is on `records`."""
         group = Consumer(
-            {"bootstrap.servers": self.settings.kafka.bootstrap, "group.id": self.settings.group}
+            {
+                "bootstrap.servers": self.settings.kafka.bootstrap,
+                "group.id": self.settings.group(self.settings.generation),
+            }
         )
         topic = self.settings.topic("records")
         group.commit(
@@ -90,7 +95,7 @@ class Topics:
 
     def replayer(self, **options: Any) -> Replayer:
         groups = {
-            self.settings.topic("records"): self.settings.group,
+            self.settings.topic("records"): self.settings.group(self.settings.generation),
             self.settings.topic("parts"): f"{self.settings.prefix}braid-join",
         }
         return Replayer(self.settings, **{"groups": groups, "wait_s": 0.0, **options})

@@ -57,7 +57,8 @@ def running(
     worker = make(
         settings,
         model,
-        transactional_id=f"{settings.group}-{slot}",
+        generation=settings.generation,
+        transactional_id=f"{settings.group(settings.generation)}-{slot}",
         **({"metrics": WorkerMetrics()} | options),
     )
     run = Running(worker)

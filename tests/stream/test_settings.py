@@ -36,8 +36,8 @@ def test_flags_win_over_the_environment_and_that_over_the_file(
     settings = load(prefix="flag-", redis={"url": None})
     assert (settings.kafka.partitions, settings.batch.wait_s) == (5, 0.2)
     assert settings.topic("records") == "flag-records"
-    assert settings.topic("vectors") == "flag-vectors.g0001"
-    assert settings.group == "flag-braid-embed-g0001"
+    assert settings.vectors_topic(settings.generation) == "flag-vectors.g0001"
+    assert settings.group(settings.generation) == "flag-braid-embed-g0001"
     assert settings.kafka.bootstrap == "kafka:9092"
 
 

@@ -63,7 +63,7 @@ class JoinTable:
         self._late_ms = int(settings.join.late_s * 1000)
         self._limit = settings.join.bytes
         self._send_incomplete = settings.join.incomplete == "send"
-        self._topics = OutputTopics(settings)
+        self._topics = OutputTopics(settings, settings.generation)
         self._records = settings.topic("records")
         self._parts = settings.topic("parts")
         self._changelog = settings.topic("parts-seen")

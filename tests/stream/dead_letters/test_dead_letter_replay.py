@@ -140,12 +140,12 @@ def test_what_fails_again_is_told(topics: Topics) -> None:
         if seconds == 0.5 and len(topics.texts("dead-letters")) == 3:
             topics.bury("bad", b"bad", error=ENCODE)
             again = topics.deployment.read("records")[4]
-            (output,) = OutputTopics(topics.settings).dead(again, ENCODE)
+            (output,) = OutputTopics(topics.settings, "g0001").dead(again, ENCODE)
             topics.put("dead-letters", b"bad", b"bad", list(output.headers))
             group = Consumer(
                 {
                     "bootstrap.servers": topics.settings.kafka.bootstrap,
-                    "group.id": topics.settings.group,
+                    "group.id": topics.settings.group(topics.settings.generation),
                 }
             )
             place = TopicPartition(topics.settings.topic("records"), 0, 5)

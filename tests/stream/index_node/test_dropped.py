@@ -32,7 +32,7 @@ def left(settings: Settings, *names: str, serves: str) -> None:
 def node_of(settings: Settings, generation: str, model: str = "null") -> IndexNode:
     null = NullModel(16)
     null.name = model
-    return IndexNode(settings.replace(generation=generation), null)
+    return IndexNode(settings, generation, null)
 
 
 def test_a_node_whose_generation_is_gone_says_so_until_the_next_is_read(

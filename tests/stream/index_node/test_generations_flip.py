@@ -160,7 +160,7 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
     )
 
     braid(deployment, "models", "drop", "g0001", "--json")
-    topic = deployment.settings.topic("vectors")
+    topic = deployment.settings.vectors_topic(deployment.settings.generation)
     with Client(deployment.url) as client:
         wait_for("the index lets go", lambda: held(client) == ["g0002"], timeout=60)
     wait_for(

@@ -97,7 +97,7 @@ def test_writes_are_read_deletions_stay_and_a_restart_goes_on_from_the_snapshot(
 
         wait_for(
             "a snapshot is written",
-            lambda: any(deployment.settings.index_dir.glob("0*")),
+            lambda: any(deployment.settings.index_dir(deployment.settings.generation).glob("0*")),
             timeout=20,
         )
         index.send(signal.SIGKILL)
@@ -113,7 +113,9 @@ def test_writes_are_read_deletions_stay_and_a_restart_goes_on_from_the_snapshot(
 
 def test_topics_that_do_not_fit_stop_the_start(deployment: Deployment) -> None:
     settings = deployment.settings
-    assert ensure(settings.replace(kafka={"partitions": 9})) == 4  # fixed when they are made
+    assert (
+        ensure(settings.replace(kafka={"partitions": 9}), "g0001") == 4
+    )  # fixed when they are made
     announce(settings, "topics", {"partitions": 7})
     index = deployment.index()
     assert index.wait(60) == os.EX_CONFIG
@@ -123,13 +125,13 @@ def test_topics_that_do_not_fit_stop_the_start(deployment: Deployment) -> None:
 
     def remade() -> bool:
         try:
-            ensure(settings)
+            ensure(settings, settings.generation)
         except ConfigError:
             return False
         return True
 
     wait_for("predictions is made again", remade, timeout=20)
-    assert ensure(other) == 4
+    assert ensure(other, other.generation) == 4
 
 
 def test_what_is_no_vector_of_this_space_is_counted_and_never_searched(
@@ -137,7 +139,7 @@ def test_what_is_no_vector_of_this_space_is_counted_and_never_searched(
 ) -> None:
     """Only our workers write to `vectors`; whatever else turns up there must do no harm."""
     deployment.index()
-    topic = deployment.settings.topic("vectors")
+    topic = deployment.settings.vectors_topic(deployment.settings.generation)
     producer = RawProducer({"bootstrap.servers": deployment.settings.kafka.bootstrap})
     space = NullModel(16).space
     for id_, its_space, dim in (
@@ -166,7 +168,7 @@ def unreadable(client: Client) -> int:
 
 
 def _kept(deployment: Deployment) -> bool:
-    return any(deployment.settings.index_dir.glob("0*"))
+    return any(deployment.settings.index_dir(deployment.settings.generation).glob("0*"))
 
 
 def _vector(id_: str, source: int) -> bytes:
@@ -180,7 +182,7 @@ def _vector(id_: str, source: int) -> bytes:
 def test_a_topic_that_was_made_anew_is_read_from_its_beginning(deployment: Deployment) -> None:
     """Its offsets look right by chance; only the topic's identity tells."""
     settings = deployment.settings
-    topic = settings.topic("vectors")
+    topic = settings.vectors_topic(settings.generation)
     producer = RawProducer({"bootstrap.servers": settings.kafka.bootstrap})
     for number in range(3):
         producer.produce(topic, key=b"old", partition=0, value=_vector("old", number))
@@ -196,7 +198,7 @@ def test_a_topic_that_was_made_anew_is_read_from_its_beginning(deployment: Deplo
             lambda: topic not in Admin(settings).partition_counts(),
             timeout=20,
         )
-        ensure(settings)
+        ensure(settings, settings.generation)
         for number in range(3):
             producer.produce(topic, key=b"new", partition=0, value=_vector("new", number))
         assert producer.flush(30) == 0
@@ -209,7 +211,7 @@ def test_a_topic_that_was_made_anew_is_read_from_its_beginning(deployment: Deplo
 def test_a_snapshot_older_than_delete_markers_is_not_used(deployment: Deployment) -> None:
     """The deletion that came while the node was down may be gone: it reads from the beginning."""
     settings = deployment.settings
-    topic = settings.topic("vectors")
+    topic = settings.vectors_topic(settings.generation)
     admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap})
     producer = RawProducer({"bootstrap.servers": settings.kafka.bootstrap})
     producer.produce(topic, key=b"kept", partition=0, value=_vector("kept", 0))

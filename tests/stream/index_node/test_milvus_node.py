@@ -60,7 +60,9 @@ def test_a_node_that_is_killed_reads_on_from_the_offsets_in_milvus(
             assert after["ignored"] == 0
             assert after["rebuilt"] is None
             assert "holds 150 records; reading on from {" in index.tail(50)
-            assert not deployment.settings.index_dir.exists()  # no snapshot of ours
+            assert not deployment.settings.index_dir(
+                deployment.settings.generation
+            ).exists()  # no snapshot of ours
 
             deployment.produce([{"id": "late", "text": "a late one"}])
             sent["late"] = "a late one"
@@ -70,7 +72,9 @@ def test_a_node_that_is_killed_reads_on_from_the_offsets_in_milvus(
 
 def test_milvus_without_an_address_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"milvus\.uri"):
-        MilvusBackedStore(Settings(home=tmp_path, index={"store": "milvus"}), NullModel(16))
+        MilvusBackedStore(
+            Settings(home=tmp_path, index={"store": "milvus"}), "g0001", NullModel(16)
+        )
 
 
 def test_the_token_is_not_shown(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.index.segments.test_gpu import NumpyKernel
 
 def kept(settings: Settings) -> DurableStore:
     """The serving generation's store of a node that was just made."""
-    node = IndexNode(settings, NullModel(16))
+    node = IndexNode(settings, settings.generation, NullModel(16))
     return node._manager.generations.serving.reader.kept
 
 

@@ -15,13 +15,13 @@ from braid.stream.kafka import hanging
 from braid.stream.kafka.admin import Admin
 from braid.stream.kafka.client import BY_KEY, Output, replay
 from braid.stream.kafka.hanging import HEADER, Covered, Hanging
-from braid.stream.kafka.sink import COMMITTED, TransactionalSink
 from braid.stream.kafka.topics import ensure
 from braid.stream.local.child import Child
 from braid.stream.settings import Settings
+from braid.stream.worker.outputs import OutputTopics
 from tests.conftest import Topics
 from tests.services import KafkaBroker
-from tests.stream.harness import wait_for
+from tests.stream.harness import sink_of, topic_of, wait_for
 
 ID = "slot-0"
 TIMEOUT_S = 2.0
@@ -32,6 +32,7 @@ LEAVES_OPEN = """
     from braid.stream.kafka.client import Output
     from braid.stream.settings import Settings
     from braid.stream.kafka.sink import TransactionalSink
+    from braid.stream.worker.outputs import OutputTopics
 
     class Sink(TransactionalSink):
         def _until_done(self, doing, call, deadline):
@@ -41,15 +42,17 @@ LEAVES_OPEN = """
             return super()._until_done(doing, call, deadline)
 
     settings = Settings()
+    group = settings.group(settings.generation)
     lease = Consumer(
-        {"bootstrap.servers": settings.kafka.bootstrap, "group.id": settings.group}
+        {"bootstrap.servers": settings.kafka.bootstrap, "group.id": group}
     ).consumer_group_metadata()
+    topics = OutputTopics(settings, settings.generation)
     outputs = [
-        Output(topic=settings.topic(topic), partition=partition, key=b"k", value=b"aborted")
-        for topic in ("vectors", "predictions")
+        Output(topic=topic, partition=partition, key=b"k", value=b"aborted")
+        for topic in (topics.vectors, topics.predictions)
         for partition in range(2)
     ]
-    Sink(settings, transactional_id=sys.argv[1]).publish(
+    Sink(settings, transactional_id=sys.argv[1], group=group, topics=topics.committed).publish(
         outputs, offsets={0: 10, 1: 20}, starts={0: 0, 1: 0}, lease=lease
     )
 """
@@ -163,7 +166,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
             },
             home=tmp_path,
         )
-        ensure(own)
+        ensure(own, own.generation)
         for attempt in range(ATTEMPTS):
             child = Child(
                 "worker",
@@ -184,7 +187,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
 
 
 def topics(settings: Settings) -> list[str]:
-    return [settings.topic(name) for name in COMMITTED]
+    return OutputTopics(settings, settings.generation).committed
 
 
 def answers(settings: Settings) -> bool:
@@ -193,11 +196,11 @@ def answers(settings: Settings) -> bool:
 
 
 def shown(settings: Settings, topic: str) -> set[bytes | None]:
-    admin = Admin(settings)
-    wait_for("markers", lambda: not admin.open_ends([settings.topic(topic)]), timeout=30)
-    ends = admin.ends(settings.topic(topic), settings.kafka.partitions)
+    admin, name = Admin(settings), topic_of(settings, topic)
+    wait_for("markers", lambda: not admin.open_ends([name]), timeout=30)
+    ends = admin.ends(name, settings.kafka.partitions)
     stop_at = {number: end for number, (_, end) in ends.items()}
-    return {its.value for its in replay(settings, settings.topic(topic), stop_at=stop_at)}
+    return {its.value for its in replay(settings, name, stop_at=stop_at)}
 
 
 @pytest.mark.kafka
@@ -223,14 +226,14 @@ def test_a_sink_aborts_what_hangs_before_its_first_transaction(settings: Setting
     reader = Consumer(
         {
             "bootstrap.servers": settings.kafka.bootstrap,
-            "group.id": settings.group,
+            "group.id": settings.group(settings.generation),
             "isolation.level": "read_committed",
         }
     )
     position = TopicPartition(settings.topic("records"), 0)
     with pytest.raises(KafkaException):  # UNSTABLE_OFFSET_COMMIT, for ever
         reader.committed([position], timeout=3)
-    sink = TransactionalSink(settings, transactional_id=ID)
+    sink = sink_of(settings, ID)
     sink.open()
     assert reader.committed([position], timeout=30)[0].offset < 0
     outputs = [output(settings.topic("predictions"), number, b"committed") for number in range(2)]

@@ -84,7 +84,13 @@ def visible(
     def attempts(partition: int) -> list[bytes]:
         late, committed = LateEnd(kafka, lost=lost), []
         own = settings.replace(kafka={"bootstrap": late.proxy.address})
-        sink = kind(own, transactional_id=f"{topic}-{partition}", source=topic, topics=[topic])
+        sink = kind(
+            own,
+            transactional_id=f"{topic}-{partition}",
+            group=own.group(own.generation),
+            source=topic,
+            topics=[topic],
+        )
 
         def output(value: bytes) -> Output:
             return Output(topic=topic, partition=partition, key=b"k", value=value)

@@ -16,7 +16,14 @@ def source(deployment: Deployment) -> RecordSource:
     def ignore(partitions: list[int]) -> None:
         pass
 
-    return RecordSource(deployment.settings, on_assigned=ignore, on_revoked=ignore, on_lost=ignore)
+    settings = deployment.settings
+    return RecordSource(
+        settings,
+        group=settings.group(settings.generation),
+        on_assigned=ignore,
+        on_revoked=ignore,
+        on_lost=ignore,
+    )
 
 
 def test_partitions_paused_at_a_rebalance_are_read_when_they_come_back(

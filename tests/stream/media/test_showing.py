@@ -181,7 +181,7 @@ def test_a_budget_of_nothing_makes_nothing(valkey: str) -> None:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     home = tmp_path_factory.mktemp("rebuild")
     with services(Settings(home=home, kafka={"partitions": 2}), home / "services") as own:
-        ensure(own)
+        ensure(own, own.generation)
         yield own
 
 

@@ -195,7 +195,7 @@ def test_the_readmes_settings_are_settings(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_worker_says_what_it_made_once_a_second_at_most(tmp_path: Path) -> None:
     assert [every_s(seconds) for seconds in (1, 300, 86_400)] == [1.0, 3.0, 10.0]
-    said = Tallies(OutputTopics(Settings(home=tmp_path)), window_s=1)
+    said = Tallies(OutputTopics(Settings(home=tmp_path), "g0001"), window_s=1)
     embeddings = MODEL.encode([MODEL.prepare(Sample(**whole(number))) for number in range(5)])
     assert said.take(0.0) == []
     said.add("null-16", embeddings)

@@ -112,10 +112,14 @@ def test_status_tells_of_the_generation_that_serves(
         return found["generation"], found["vectors_topic"], sum(found["lag"].values())
 
     def embedded(generation: str) -> None:
-        its = settings.replace(generation=generation)
         topic = settings.topic("records")
         ends = Admin(settings).ends(topic, settings.kafka.partitions)
-        group = Consumer({"bootstrap.servers": its.kafka.bootstrap, "group.id": its.group})
+        group = Consumer(
+            {
+                "bootstrap.servers": settings.kafka.bootstrap,
+                "group.id": settings.group(generation),
+            }
+        )
         group.commit(
             offsets=[TopicPartition(topic, n, end) for n, (_, end) in ends.items()],
             asynchronous=False,
@@ -214,7 +218,7 @@ def test_of_two_that_open_a_generation_at_once_one_fails(
         generation="g0002", model="tiny-0009", space="other", state="building"
     )
 
-    def meanwhile(settings: Any) -> int:
+    def meanwhile(settings: Any, generation: str) -> int:
         GenerationRecords(registry.root).put(theirs)
         return 4
 
@@ -258,6 +262,7 @@ def test_a_flip_that_was_killed_is_finished_by_whoever_looks_next(
     manager = Manager(
         settings,
         registry,
+        first=settings.generation,
         metrics=ServiceMetrics(),
         failpoint=Failpoints(),
         gpu=None,
@@ -302,8 +307,8 @@ def test_a_rollback_from_a_flip_that_was_killed_leaves_nothing_being_built(
 
 def commit(deployment: Deployment, generation: str, offsets: dict[int, int]) -> None:
     """As the generation's group does when it has published what comes before these offsets."""
-    settings = deployment.settings.replace(generation=generation)
-    its = {"bootstrap.servers": settings.kafka.bootstrap, "group.id": settings.group}
+    settings = deployment.settings
+    its = {"bootstrap.servers": settings.kafka.bootstrap, "group.id": settings.group(generation)}
     consumer = Consumer(its)
     topic = settings.topic("records")
     positions = [TopicPartition(topic, number, at) for number, at in offsets.items()]

@@ -79,7 +79,7 @@ def test_the_offsets_of_a_handover_do_not_hold_in_a_topic_made_anew(
     admin, topic = Admin(settings), settings.topic("records")
     admin.delete([topic])
     wait_for("it is gone", lambda: topic not in admin.partition_counts(), timeout=60)
-    ensure(settings)
+    ensure(settings, settings.generation)
     handovers = handovers_of(settings, registry)
     for generation in ("g0001", "g0002"):
         ownership = Ownership(handovers, generation=generation, first="g0001")

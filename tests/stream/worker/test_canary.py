@@ -113,7 +113,7 @@ def published(
     items = [Shadowed(shadow.prepare(sample, its, partition=0)) for sample, its in pairs]
     shadow_results = active_results(items, None if ends else shadow, champion)
     embeddings = encode_both(champion, prepared, shadow_results)
-    topics, found = OutputTopics(Settings()), {}
+    topics, found = OutputTopics(Settings(), "g0001"), {}
     for offset, (item, embedding) in enumerate(zip(items, embeddings, strict=True)):
         id_ = embedding.id
         message = Message(topic="records", partition=0, offset=offset, key=id_.encode(), value=b"")

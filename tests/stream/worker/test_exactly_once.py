@@ -18,10 +18,9 @@ from confluent_kafka import Consumer
 from braid.index.client import Client
 from braid.stream.errors import Fenced, PublishRefused
 from braid.stream.kafka.client import Output
-from braid.stream.kafka.sink import TransactionalSink
 from braid.stream.local.child import Child
 from tests.conftest import Topics
-from tests.stream.harness import Deployment, assigned, stopped, wait_for
+from tests.stream.harness import Deployment, assigned, sink_of, stopped, wait_for
 from tests.stream.oracle import check_index
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
@@ -150,7 +149,7 @@ def test_a_transaction_that_outlasts_its_time_ends_its_producer_not_the_worker(
         kafka, tmp_path, kafka={"transaction_timeout_s": 4.0}, worker={"publish_timeout_s": 60.0}
     ) as deployment:
         topic = deployment.settings.topic("predictions")
-        sink = TransactionalSink(deployment.settings, transactional_id=f"{topic}-slow")
+        sink = sink_of(deployment.settings, f"{topic}-slow")
         with pytest.raises(PublishRefused, match=r"kafka\.transaction_timeout_s"):
             sink.publish(outputs(), offsets={0: 1}, lease=lease)
         assert deployment.read("predictions") == []
@@ -164,10 +163,7 @@ def test_a_second_producer_of_the_id_fences_the_first_and_both_causes_are_named(
 ) -> None:
     with Deployment(kafka, tmp_path) as deployment:
         topic = deployment.settings.topic("predictions")
-        first, second = (
-            TransactionalSink(deployment.settings, transactional_id=f"{topic}-same")
-            for _ in range(2)
-        )
+        first, second = (sink_of(deployment.settings, f"{topic}-same") for _ in range(2))
         first.open()
         second.open()
         output = Output(topic=topic, partition=0, key=b"a", value=b"first")
@@ -188,7 +184,7 @@ def test_a_transaction_that_fails_before_its_last_message_is_aborted(
     with Deployment(kafka, tmp_path) as deployment:
         small = topics.create("small", partitions=4, max_message_bytes="1000")
         fits = Output(topic=small, partition=0, key=b"b", value=b"fits")
-        sink = TransactionalSink(deployment.settings, transactional_id=small)
+        sink = sink_of(deployment.settings, small)
         with pytest.raises(PublishRefused):
             sink.publish(outputs(), offsets={0: 1}, lease=lease)
         sink.publish([fits], offsets={0: 1}, lease=lease)

@@ -12,11 +12,10 @@ from confluent_kafka import Producer as RawProducer
 
 from braid.encoders.model.null import NullModel
 from braid.stream.errors import Fenced, RegistryError
-from braid.stream.kafka.sink import TransactionalSink
 from braid.stream.media.payload_writer import RedisShowcase
 from braid.stream.monitoring.metrics import WorkerMetrics
 from tests.services import Valkey
-from tests.stream.harness import Deployment, wait_for
+from tests.stream.harness import Deployment, sink_of, wait_for
 from tests.stream.running import running, wait_until_idle
 
 pytestmark = pytest.mark.kafka
@@ -124,7 +123,7 @@ def test_a_single_fencing_ends_no_worker(deployment: Deployment) -> None:
     with running(settings, NullModel(16), slot="same") as run:
         deployment.produce(texts(20))
         wait_until_idle(run, deployment.lag)
-        TransactionalSink(settings, transactional_id=f"{settings.group}-same").open()
+        sink_of(settings, f"{settings.group(settings.generation)}-same").open()
         deployment.produce(texts(200, start=20))
         wait_until_idle(run, deployment.lag)
     assert counts(deployment) == {f"r{n}": 1 for n in range(220)}

@@ -96,12 +96,14 @@ def test_time_during_which_the_process_was_stopped_does_not_count(stuck: OneWork
 
 @pytest.mark.kafka
 def test_an_independent_client_sees_what_is_left_to_read(deployment: Deployment) -> None:
-    assert not uncommitted(deployment.settings, [])
+    settings = deployment.settings
+    group = settings.group(settings.generation)
+    assert not uncommitted(settings, group, [])
     deployment.produce([{"id": "a", "text": "x"}])
-    assert uncommitted(deployment.settings, [])
+    assert uncommitted(settings, group, [])
     worker = deployment.worker("one")
     wait_for("it is committed", lambda: deployment.lag() == 0, timeout=60)
-    assert not uncommitted(deployment.settings, [])
+    assert not uncommitted(settings, group, [])
     assert worker.running
 
 

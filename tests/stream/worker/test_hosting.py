@@ -33,7 +33,7 @@ class Idle:
     """In the place of a Worker: `fails` ends it, `stop` stops it."""
 
     def __init__(self, settings: Settings, model: Any, **options: Any) -> None:
-        self.generation, self.model = settings.generation, model
+        self.generation, self.model = options["generation"], model
         self.throttle = options["throttle"]
         self.busy = True
         self._end = threading.Event()
@@ -68,7 +68,7 @@ class Process:
         self.broken: set[str] = set()
         self.ended: list[BaseException | None] = []
         monkeypatch.setattr(supervisor, "Worker", Idle)
-        monkeypatch.setattr(supervisor, "ensure", lambda settings: None)
+        monkeypatch.setattr(supervisor, "ensure", lambda settings, generation, **_: None)
         monkeypatch.setattr(
             supervisor, "handovers_of", lambda _, registry: Handovers(registry.root)
         )

@@ -32,7 +32,7 @@ from braid.stream.registry.versions import Registry
 from braid.stream.settings import Settings
 from braid.stream.worker import backfill
 from braid.stream.worker.backfill import Backfill, Chunk, Origin, backfill_for
-from tests.stream.harness import Deployment, wait_for
+from tests.stream.harness import Deployment, topic_of, wait_for
 from tests.stream.running import running, wait_until_idle
 
 pytestmark = pytest.mark.kafka
@@ -51,7 +51,7 @@ class Moved(NullModel):
 def origin(settings: Settings, **changes: Any) -> Origin:
     model = Moved()
     given: dict[str, Any] = {
-        "topic": settings.topic("vectors"),
+        "topic": settings.vectors_topic(settings.generation),
         "before": NullModel(16).space,
         "space": model.space,
         "model": model.name,
@@ -80,7 +80,7 @@ def latest(messages: list[Message]) -> dict[bytes, Message]:
 
 def send(deployment: Deployment, topic: str, key: bytes, value: bytes, *, partition: int) -> None:
     producer = Producer({"bootstrap.servers": deployment.settings.kafka.bootstrap})
-    producer.produce(deployment.settings.topic(topic), value, key, partition)
+    producer.produce(topic_of(deployment.settings, topic), value, key, partition)
     assert producer.flush(30) == 0
 
 
@@ -102,9 +102,9 @@ def test_what_is_stored_is_mapped_once_though_the_worker_dies(
 ) -> None:
     fill_first(deployment)
     settings = deployment.settings.replace(generation="g0002")
-    ensure(settings)
+    ensure(settings, settings.generation)
     monkeypatch.setattr(backfill, "CHUNK_ROWS", 30)
-    target = settings.topic("vectors")
+    target = settings.vectors_topic(settings.generation)
 
     def backfilled() -> Backfill:
         return Backfill(settings, origin(deployment.settings), target=target)
@@ -182,9 +182,9 @@ def test_a_row_of_another_space_stops_the_worker(deployment: Deployment) -> None
     with running(deployment.settings, NullModel(16)) as run:
         wait_until_idle(run, deployment.lag)
     settings = deployment.settings.replace(generation="g0002")
-    ensure(settings)
+    ensure(settings, settings.generation)
     wrong = origin(deployment.settings, before="s-other")
-    its = Backfill(settings, wrong, target=settings.topic("vectors"))
+    its = Backfill(settings, wrong, target=settings.vectors_topic(settings.generation))
     with running(settings, Moved(), backfill=its) as run:
         error = run.wait_for_end()
     assert isinstance(error, WorkerError)
@@ -220,11 +220,12 @@ def test_a_version_whose_adapter_maps_stored_vectors_is_filled_with_them(
     begun = promote(settings, registry, "tiny-0003")
     assert isinstance(begun, GenerationRecord)
     assert (begun.state, begun.source) == ("building", "g0001")
-    its = backfill_for(settings.replace(generation="g0002"), registry, begun)
+    its = backfill_for(settings, registry, begun)
     assert its is not None
+    assert its._target == settings.vectors_topic("g0002")
     given_nD = np.eye(4, manifest.dim, dtype=np.float32)
     assert np.allclose(its.origin.adapt(given_nD), given_nD @ turn_DD.numpy(), atol=1e-6)
-    assert its.origin.topic == settings.topic("vectors")
+    assert its.origin.topic == settings.vectors_topic(settings.generation)
     assert (its.origin.before, its.origin.space) == (story["from"], story["to"])
     assert backfill_for(settings, registry, replace(begun, state="serving")) is None
     assert backfill_for(settings, registry, replace(begun, source=None)) is None
