@@ -110,3 +110,38 @@ def test_a_bad_filter_is_refused_with_its_place(given: object, field: str, reaso
 def test_the_deepest_filter_and_the_most_choices_that_are_allowed_work() -> None:
     assert compile_filter(nested(MAX_DEPTH))(META) is (MAX_DEPTH % 2 == 0)
     assert compile_filter({"year": {"in": list(range(2021, 2021 + MAX_CHOICES))}})(META)
+
+
+def test_the_limits_are_those_that_are_documented() -> None:
+    assert (MAX_DEPTH, MAX_CONDITIONS, MAX_CHOICES) == (8, 64, 1000)
+
+
+@pytest.mark.parametrize("name", ["and", "or"])
+def test_lists_of_filters_count_towards_the_depth(name: str) -> None:
+    def listed(depth: int) -> object:
+        return {"lang": "de"} if depth == 0 else {name: [listed(depth - 1)]}
+
+    assert compile_filter(listed(MAX_DEPTH))(META)
+    with pytest.raises(BadQuery, match="nested deeper"):
+        compile_filter(listed(MAX_DEPTH + 1))
+
+
+def test_conditions_are_counted_over_the_whole_filter() -> None:
+    """The `or` and the `not` are conditions, too."""
+    fields: list[object] = [{"lang": "de"}] * (MAX_CONDITIONS - 3)
+    assert compile_filter({"or": [*fields, {"not": {"lang": "fr"}}]})(META)
+    with pytest.raises(BadQuery, match="more than 64 conditions"):
+        compile_filter({"or": [*fields, {"not": {"lang": "fr"}}, {"lang": "de"}]})
+
+
+def test_a_refusal_is_short_whatever_was_sent() -> None:
+    for value in (["x" * 10**6] * 100, {"x": "y" * 10**6}):
+        with pytest.raises(BadQuery) as caught:
+            compile_filter({"lang": {"in": [value]}})
+        assert len(caught.value.reason) < 200
+
+
+def test_operators_of_one_field_must_all_match() -> None:
+    between = compile_filter({"year": {"gt": 2020, "lt": 2022}})
+    assert [between({"year": year}) for year in (2020, 2021, 2022)] == [False, True, False]
+    assert not compile_filter({"lang": {"in": ["de"], "exists": False}})(META)

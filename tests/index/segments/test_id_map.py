@@ -16,6 +16,7 @@ def test_a_place_is_its_part_and_its_row() -> None:
             assert split(place) == (part, row)
             assert 0 <= place < 2**63
             assert int(np.int64(place)) == place
+            assert place > TOMBSTONE
 
 
 def test_any_course_is_as_a_dictionary_says() -> None:
@@ -37,6 +38,7 @@ def test_any_course_is_as_a_dictionary_says() -> None:
             last = LastWrite(rng.randrange(2**31), rng.randrange(2**62), number, place)
             slot = id_map.put(id_, last)
             assert slots.setdefault(id_, slot) == slot  # for good
+            assert id_map.last(slot) == last
             expected[id_] = last
         if rng.random() < 0.2:
             moved = rng.sample(sorted(expected), min(5, len(expected)))

@@ -23,6 +23,10 @@ def test_a_recent_snapshot_of_the_same_topic_fits() -> None:
     assert stale_reason(AT, KNOWN, TOPIC, now_ms=NOW_MS) is None
     assert stale_reason({0: 5, 1: 0}, KNOWN, TOPIC, now_ms=NOW_MS) is None
     assert stale_reason({}, SnapshotFacts(), TOPIC, now_ms=NOW_MS) is None
+    assert stale_reason({}, KNOWN, replace(TOPIC, id="T2"), now_ms=NOW_MS) is None, "it is empty"
+    assert stale_reason({0: 0, 1: 0}, KNOWN, TOPIC, now_ms=NOW_MS) is None, "it has read nothing"
+    kept_until = NOW_MS - HOUR_MS + TOPIC.delete_retention_ms
+    assert stale_reason(AT, KNOWN, TOPIC, now_ms=kept_until) is None
 
 
 @pytest.mark.parametrize(
@@ -32,6 +36,9 @@ def test_a_recent_snapshot_of_the_same_topic_fits() -> None:
         (AT, KNOWN, replace(TOPIC, ranges={0: (5, 100)}), "had 2 partitions and has 1"),
         (AT, KNOWN, replace(TOPIC, ranges={0: (0, 89), 1: (0, 50)}), "0 ends at 89, .* 90"),
         ({0: 4, 1: 50}, KNOWN, TOPIC, "0 begins at 5, .* 4"),
+        ({0: 1}, KNOWN, TOPIC, "0 begins at 5, .* 1"),
+        ({2: 1}, KNOWN, TOPIC, "2 ends at 0, .* 1"),
+        (AT, replace(KNOWN, current_ms={1: 0}), TOPIC, "partition 1 was last read"),
         (
             AT,
             replace(KNOWN, current_ms={0: NOW_MS, 1: NOW_MS - 24 * HOUR_MS - 1}),

@@ -18,6 +18,7 @@ from braid.stream.registry.handover import (
     Handovers,
     Ownership,
     owned_until,
+    owner_of,
 )
 
 OLD, NEW = "g0001", "g0002"
@@ -98,7 +99,7 @@ def test_a_proposer_that_is_gone_holds_nobody_up_for_long(tmp_path: Path) -> Non
     assert old.owns([(0, 12)]) is None
     now = 104.9
     assert old.owns([(0, 12)]) is None
-    now = 105.1
+    now = 105.0
     assert old.owns([(0, 12)]) == [True]
     assert handovers.decide(proposal.number, CONFIRMED) == VOID
 
@@ -173,6 +174,47 @@ def test_in_a_topic_made_anew_all_records_come_after_a_handover(tmp_path: Path) 
     assert anew.undecided() == []
     anew.hand_over(NEW, OLD, lambda: {0: 5})
     assert Ownership(anew, generation=NEW, first=OLD).owns([(0, 4), (0, 5)]) == [True, False]
+
+
+def test_of_a_partition_that_a_handover_does_not_name_all_records_come_after_it(
+    tmp_path: Path,
+) -> None:
+    handovers = Handovers(tmp_path)
+    proposal = handovers._propose(OLD, NEW, {0: 10})
+    old = Ownership(handovers, generation=OLD, first=OLD)
+    assert old.owns([(1, 0)]) is None
+    handovers.decide(proposal.number, CONFIRMED)
+    assert old.owns([(1, 0)]) == [False]
+    confirmed = handovers.confirmed()
+    assert owner_of(confirmed, 1, 0) == NEW
+    assert (owned_until(confirmed, OLD, 1), owned_until(confirmed, NEW, 1)) == (0, None)
+
+
+def test_a_decision_has_the_time_of_its_file(tmp_path: Path) -> None:
+    handovers = Handovers(tmp_path / "not" / "yet")
+    handovers.hand_over(OLD, NEW, lambda: {0: 10})
+    (decision,) = (tmp_path / "not" / "yet").rglob("*.decision")
+    os.utime(decision, (1234.5, 1234.5))
+    assert handovers.decided_ms(1) == 1_234_500
+
+
+def test_a_decision_that_is_neither_is_refused(tmp_path: Path) -> None:
+    handovers = Handovers(tmp_path)
+    handovers.hand_over(OLD, NEW, lambda: {0: 10})
+    (tmp_path / "handovers" / "00000001.decision").write_text("perhaps")
+    with pytest.raises(RegistryError, match="'perhaps', not confirmed or void"):
+        Handovers(tmp_path).confirmed()
+
+
+def test_a_proposal_that_another_process_has_made_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, handovers = Handovers(tmp_path), Handovers(tmp_path)
+    other._propose(NEW, OLD, {0: 5})
+    monkeypatch.setattr(handovers, "all", list)  # listed a moment earlier
+    with pytest.raises(RegistryError, match="another process makes handover 1"):
+        handovers.hand_over(OLD, NEW, lambda: {0: 10})
+    assert [proposal.before for proposal in other.undecided()] == [NEW]
 
 
 def test_until_where_a_generation_speaks() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +51,61 @@ def test_it_closes_when_any_budget_is_reached() -> None:
         assert queue.take(0.0) is None
         queue.add("b", cost, since=0.0)
         assert queue.take(0.0) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("first", "fits", "over"),
+    [
+        (Cost(tokens=50), Cost(tokens=50), Cost(tokens=51)),
+        (Cost(pixels=500), Cost(pixels=500), Cost(pixels=501)),
+        (Cost(seconds=5.0), Cost(seconds=5.0), Cost(seconds=5.5)),
+    ],
+)
+def test_a_budget_may_be_used_up_and_not_exceeded(first: Cost, fits: Cost, over: Cost) -> None:
+    queue = batcher()
+    for _ in range(2):  # the second batch starts from a cost of 0 as the first one
+        queue.add("a", first, since=0.0)
+        queue.add("b", fits, since=0.0)
+        assert queue.take(0.0) is None
+        queue.add("c", first, since=0.0)
+        assert queue.take(0.0) == ["a", "b"]
+        queue.clear()
+    queue.add("a", first, since=0.0)
+    queue.add("b", over, since=0.0)
+    assert queue.take(0.0) == ["a"]
+    assert queue.take(0.5) == ["b"]
+
+
+def test_another_budget_holds_for_what_waits_already() -> None:
+    queue = batcher()
+    for name in "abc":
+        queue.add(name, Cost(tokens=10), since=0.0)
+    queue.limit(BUDGET)
+    assert queue.take(0.0) is None
+    queue.limit(replace(BUDGET, tokens=20))
+    assert queue.take(0.0) == ["a", "b"]
+    queue.limit(replace(BUDGET, records=1))
+    assert queue.take(0.0) == ["c"]
+
+
+def test_nothing_of_what_is_dropped_counts_afterwards() -> None:
+    queue = batcher()
+    for name in "abc":
+        queue.add(name, Cost(tokens=30), since=0.0)
+    queue.clear()
+    assert (len(queue), queue.due_in(9.0), queue.take(9.0)) == (0, None, None)
+    for name in "def":
+        queue.add(name, Cost(tokens=30), since=9.0)
+    assert queue.due_in(9.1) == pytest.approx(0.4)
+    assert queue.take(9.4) is None
+    assert queue.take(9.5) == ["d", "e", "f"]
+
+
+def test_an_overdue_batch_is_due_now() -> None:
+    queue = batcher()
+    queue.add("a", Cost(tokens=1), since=0.0)
+    assert queue.due_in(0.5) == 0.0
+    assert queue.due_in(3.0) == 0.0
 
 
 def test_it_closes_when_the_oldest_has_waited_long_enough_whatever_came_later() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from braid.stream.worker.offsets import OffsetLedger, Ticket
+from braid.stream.worker.offsets import OffsetLedger, Run, Ticket
 
 ACTIONS = st.lists(
     st.one_of(
@@ -91,3 +91,40 @@ def test_offsets_must_strictly_increase() -> None:
     ledger.receive(0, 5)
     with pytest.raises(AssertionError, match="went back"):
         ledger.receive(0, 5)
+
+
+def test_a_ticket_finishes_once() -> None:
+    ticket = OffsetLedger[str]().receive(0, 5)
+    ticket.finish("a")
+    with pytest.raises(AssertionError, match="offset 5 of partition 0 finished twice"):
+        ticket.finish("a")
+
+
+def test_only_the_oldest_tickets_of_a_partition_are_committed() -> None:
+    ledger = OffsetLedger[str]()
+    first, second = ledger.receive(0, 5), ledger.receive(0, 6)
+    second.finish("b")
+    with pytest.raises(AssertionError, match="not the partition's head"):
+        ledger.committed([Run(0, (second,))])
+    assert not first.done
+
+
+def test_drop_returns_the_number_of_tickets_of_all_partitions() -> None:
+    ledger = OffsetLedger[str]()
+    for partition, count in ((0, 3), (1, 2)):
+        for offset in range(count):
+            ledger.receive(partition, offset, nbytes=10)
+    assert ledger.drop([0, 7]) == 3
+    ledger.receive(0, 0)
+    assert (ledger.nbytes, len(ledger)) == (20, 3)
+    assert ledger.drop() == 3
+    assert (ledger.nbytes, len(ledger)) == (0, 0)
+
+
+def test_a_record_without_outputs_counts_for_the_offset_only() -> None:
+    ledger = OffsetLedger[str]()
+    for offset, result in ((5, "a"), (6, None)):
+        ledger.receive(0, offset).finish(result)  # type: ignore[arg-type]
+    (run,) = ledger.ready()
+    assert (run.results, run.next_offset) == (["a"], 7)
+    assert ledger.nbytes == 0  # unless the caller gives a size

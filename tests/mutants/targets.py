@@ -1,0 +1,70 @@
+"""The modules that are mutated, each with the quick tests that guard it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One module.
+
+    Attributes:
+        file: from the repository's root.
+        tests: files and tests that pytest runs for each mutant, in this order, until a test fails.
+        speed_only: constants that select a method by its speed, with equal results.
+    """
+
+    file: str
+    tests: tuple[str, ...]
+    speed_only: tuple[str, ...] = ()
+
+    @property
+    def module(self) -> str:
+        return "braid." + self.file.removesuffix(".py").replace("/", ".")
+
+
+SCAN = "tests/index/segments/test_scan.py"
+DECISION = ("tests/encoders/model/test_fusion.py", "tests/encoders/training/test_losses.py")
+
+TARGETS: dict[str, Target] = {
+    "rescoring": Target(
+        "index/segments/rescoring.py",
+        (
+            "tests/index/segments/test_rescoring.py",
+            f"{SCAN}::test_an_answer_is_proven_only_against_all_that_was_left_out",
+            f"{SCAN}::test_candidates_that_may_not_be_real_do_not_disturb",
+            f"{SCAN}::test_exact_duplicates_come_by_id_and_end",
+        ),
+    ),
+    "scan": Target(
+        "index/segments/scan.py",
+        (SCAN,),
+        (
+            "CHUNK",
+            "FEW_ROWS",
+            "FEW_SHARE",
+            "MANY_QUERIES",
+            "MOST_WANTED",
+            "MOST_FETCHED",
+            "FEW_OUT",
+            "SELECT_QUERIES",
+            "SELECT_SHARE",
+        ),
+    ),
+    "id_map": Target("index/segments/id_map.py", ("tests/index/segments/test_id_map.py",)),
+    "filters": Target("index/filters.py", ("tests/index/test_filters.py",)),
+    "offsets": Target("stream/worker/offsets.py", ("tests/stream/worker/test_ledger.py",)),
+    "batcher": Target("stream/worker/batcher.py", ("tests/stream/worker/test_batcher.py",)),
+    "handover": Target(
+        "stream/registry/handover.py", ("tests/stream/registry/test_handover.py",), ("LOOK_S",)
+    ),
+    "snapshot_check": Target(
+        "stream/index_node/snapshot_check.py", ("tests/stream/index_node/test_snapshot_check.py",)
+    ),
+    "fusion": Target("encoders/model/fusion.py", DECISION),
+    "decision": Target("encoders/model/decision.py", DECISION),
+    "calibration": Target("encoders/model/calibration.py", DECISION),
+    "losses": Target("encoders/training/losses.py", ("tests/encoders/training/test_losses.py",)),
+    "splits": Target("encoders/training/splits.py", ("tests/encoders/training/test_splits.py",)),
+}
