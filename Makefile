@@ -4,6 +4,8 @@
 # make fuzz    a poison corpus through a real deployment, SEED=1, within SECONDS=600
 # make soak    the live index under everything at once, for SECONDS=3600; every answer is checked
 # make chaos   random faults by SEED=1 under RECORDS=20000 messages; an oracle checks what came out
+# make mutants  changes guarded modules one place at a time: a test must notice each change
+#               (MODULE=scan for one of them; SAMPLE=50 SEED=1 for so many of each)
 # make check   format, lint, types, directions of imports
 # make format  repair format and lint
 # make clean   remove the environment and what the demo left
@@ -16,6 +18,8 @@ ARGS ?=
 JOBS ?= 3
 SEED ?= 1
 RECORDS ?= 20000
+MODULE ?=
+SAMPLE ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := braid braid/encoders braid/index braid/stream tests benchmarks
@@ -24,7 +28,7 @@ READY := $(VENV)/.ready-$(EXTRAS)
 # With it each of some hundred processes compiles all of this anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: ready demo test test-fast fuzz soak chaos check format clean
+.PHONY: ready demo test test-fast fuzz soak chaos mutants check format clean
 
 ready: $(READY)
 
@@ -47,6 +51,9 @@ soak: $(READY)
 
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --seed $(SEED) --records $(RECORDS) $(ARGS)
+
+mutants: $(READY)
+	$(BIN)/python -m tests.mutants $(addprefix --module ,$(MODULE)) --sample $(SAMPLE) --seed $(SEED) $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)

@@ -141,6 +141,15 @@ def test_a_refusal_is_short_whatever_was_sent() -> None:
         assert len(caught.value.reason) < 200
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [([1, 2], "a list of 2"), ({"a": 1}, "an object of 1"), (b"raw", "b'raw'")],
+)
+def test_a_refusal_shows_what_was_sent(value: object, shown: str) -> None:
+    with pytest.raises(BadQuery, match=f"got {shown}$"):
+        compile_filter({"lang": {"in": [value]}})
+
+
 def test_operators_of_one_field_must_all_match() -> None:
     between = compile_filter({"year": {"gt": 2020, "lt": 2022}})
     assert [between({"year": year}) for year in (2020, 2021, 2022)] == [False, True, False]

@@ -198,3 +198,105 @@ def test_attention_without_its_weights_is_the_same_forward_and_backward() -> Non
         found.append([out.detach(), given.grad, *grads])
     for plain, fast in zip(*found, strict=True):
         torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_only_intermediate_fusion_needs_tokens() -> None:
+    fusions = {name: make_fusion(name, 8, [0, 5]) for name in FUSIONS}
+    needs = {name: fusion.needs_tokens for name, fusion in fusions.items()}
+    assert needs == {"mean": False, "early": False, "intermediate": True}
+    with pytest.raises(ValueError, match="no fusion 'late'"):
+        make_fusion("late", 8, [0])
+
+
+def test_vectors_that_nearly_cancel_have_a_mean_direction() -> None:
+    unit = torch.tensor([[[1.0, 0.0], [-0.96, 0.28]]])
+    fused = make_fusion("mean", 2, [0, 0])(unit, torch.ones(1, 2, dtype=torch.bool))
+    assert torch.allclose(fused, F.normalize(torch.tensor([[0.04, 0.28]])), atol=1e-6)
+
+
+def test_early_fusion_adds_its_layers_to_the_mean_of_several() -> None:
+    torch.manual_seed(0)
+    fusion = make_fusion("early", 8, [0, 0, 0])
+    assert torch.allclose(fusion.absent_MD.norm(dim=1), torch.ones(3))
+    bias = torch.randn(8)
+    fusion.layers[-1].bias.data.copy_(bias)
+    unit = units(2, 3, 8)
+    present = torch.tensor([[True, True, False], [False, False, True]])
+    mean = F.normalize(unit[0, 0] + unit[0, 1], dim=0)
+    fused = fusion(unit, present)
+    assert torch.allclose(fused[0], F.normalize(mean + bias, dim=0), atol=1e-6)
+    assert torch.allclose(fused[1], unit[1, 2], atol=1e-6)
+
+
+def plain_block(block: CrossAttention, x: torch.Tensor, may: list[list[bool]]) -> torch.Tensor:
+    """One sample, x[S, D]: the formula, place by place and head by head."""
+    width = x.shape[1] // 4
+    q, k, v = block.qkv(block.norm_in(x)).split(x.shape[1], dim=1)
+    rows = []
+    for i, allowed in enumerate(may):
+        others = [j for j, is_allowed in enumerate(allowed) if is_allowed]
+        heads = []
+        for h in range(4):
+            part = slice(h * width, (h + 1) * width)
+            weight = torch.softmax(k[others][:, part] @ q[i, part] / width**0.5, dim=0)
+            heads.append(weight @ v[others][:, part])
+        row = x[i] + block.out(torch.cat(heads))
+        rows.append(row + block.mlp(block.norm_mlp(row)))
+    return torch.stack(rows)
+
+
+def plain_intermediate(
+    fusion: IntermediateFusion, mean: torch.Tensor, tokens: dict[int, torch.Tensor]
+) -> torch.Tensor:
+    """One sample; `tokens` are the real ones of present modalities, all others do not exist."""
+    places, kinds = [fusion.first_D], [-1]
+    for m, of_modality in tokens.items():
+        for token in of_modality:
+            places.append(fusion.inputs[m](token) + fusion.kind_MD[m])
+            kinds.append(m)
+    may = [
+        [i == j or (a != b and b >= 0) for j, b in enumerate(kinds)] for i, a in enumerate(kinds)
+    ]
+    x = torch.stack(places)
+    for block in fusion.blocks:
+        assert isinstance(block, CrossAttention)
+        x = plain_block(block, x, may)
+    return F.normalize(mean + fusion.out(fusion.norm(x[0])), dim=0)
+
+
+def test_intermediate_fusion_is_attention_among_the_tokens_that_are_there() -> None:
+    torch.manual_seed(0)
+    fusion = IntermediateFusion(8, [6, 5, 0])
+    nn.init.normal_(fusion.out.weight)
+    nn.init.normal_(fusion.out.bias)
+    assert len(fusion.blocks) == 2
+    unit, words, patches = units(4, 3, 8), torch.randn(4, 3, 6), torch.randn(4, 2, 5)
+    real = torch.tensor([[True, True, False]] * 4)
+    every = torch.ones(4, 2, dtype=torch.bool)
+    subsets = [[0, 1, 2], [0, 1], [2], [1, 2]]
+    present = torch.tensor([[m in subset for m in range(3)] for subset in subsets])
+    fused = fusion(unit, present, {0: (words, real), 1: (patches, every)})
+    without_tokens = fusion(unit[:1], present[:1], {1: (patches[:1], every[:1])})
+    mean = make_fusion("mean", 8, [0, 0, 0])(unit, present)
+    for b, subset in enumerate(subsets):
+        there = {0: words[b, :2], 1: patches[b], 2: unit[b, 2:]}
+        plain = plain_intermediate(fusion, mean[b], {m: there[m] for m in subset})
+        assert torch.allclose(fused[b], plain, atol=1e-5), subset
+    of_others = {1: patches[0], 2: unit[0, 2:]}
+    plain = plain_intermediate(fusion, mean[0], of_others)
+    assert torch.allclose(without_tokens[0], plain, atol=1e-5)
+    assert torch.equal(fusion(unit[2:3], present[2:3]), fusion(unit[2:3], present[2:3], {}))
+
+
+def test_intermediate_fusion_begins_with_small_places_and_refuses_other_widths() -> None:
+    torch.manual_seed(0)
+    fusion = IntermediateFusion(400, [0, 0, 0])
+    assert float(fusion.kind_MD.detach().std()) == pytest.approx(0.02, rel=0.1)
+    assert float(fusion.first_D.detach().std()) == pytest.approx(0.02, rel=0.2)
+    with pytest.raises(ValueError, match="dim must be a multiple of 4, is 6"):
+        make_fusion("intermediate", 6, [0, 0])
+
+
+def test_weights_of_attention_are_kept_only_where_they_are_asked_for() -> None:
+    x, may = torch.randn(1, 2, 8), torch.ones(1, 2, 2, dtype=torch.bool)
+    assert CrossAttention(8)(x, may)[1] is None

@@ -14,6 +14,10 @@ from braid.encoders.model.decision import RULES, Decision
 from braid.encoders.model.fusion import MeanFusion
 from braid.encoders.model.projection import Projector
 from braid.encoders.training.losses import (
+    LOG_SCALE_MAX,
+    LOG_SCALE_START,
+    SIGMOID_BIAS,
+    SIGMOID_LOG_SCALE,
     caption_loss,
     compatibility_loss,
     confidence_penalty,
@@ -317,3 +321,59 @@ def test_projected_vectors_have_length_1_under_autocast_too() -> None:
         found_BD = Projector(16, 64)(torch.randn(8, 16))
     assert found_BD.dtype == torch.float32
     assert torch.allclose(found_BD.norm(dim=1), torch.ones(8), atol=1e-5)
+
+
+def test_the_constants_are_those_of_clip_and_siglip() -> None:
+    assert math.exp(LOG_SCALE_START) == pytest.approx(1 / 0.07)
+    assert math.exp(LOG_SCALE_MAX) == pytest.approx(100)
+    assert (math.exp(SIGMOID_LOG_SCALE), SIGMOID_BIAS) == (pytest.approx(10), -10)
+
+
+def test_two_rows_are_contrasted_with_each_other() -> None:
+    left, right = unit(2, 4, 1), unit(2, 4, 2)
+    scale, bias, eye = torch.tensor(1.5), torch.tensor(-2.0), torch.eye(2)
+    plain = plain_info_nce(left, right, scale, eye)
+    assert info_nce(left, right, scale, eye).item() == pytest.approx(float(plain))
+    scores = scale.exp() * left @ right.T + bias
+    sign = 2 * eye - 1
+    plain = (1 + (-sign * scores).exp()).log().sum() / 2
+    assert sigmoid_loss(left, right, scale, bias, eye).item() == pytest.approx(float(plain))
+
+
+def test_one_row_alone_gives_siglip_nothing_and_no_row_is_compatible() -> None:
+    one, none = unit(1, 4, 1), torch.zeros(0, 4)
+    assert sigmoid_loss(one, one, torch.tensor(1.0), torch.tensor(0.0), torch.eye(1)).item() == 0
+    assert compatibility_loss(none, none, torch.zeros(0, 0)).item() == 0.0
+    assert compatibility_loss(one, -one, torch.eye(1)).item() == pytest.approx(2.0)
+
+
+def test_compatibility_is_the_formula() -> None:
+    new, old, target = unit(4, 8, 1), unit(4, 8, 2), TARGETS["not symmetric"][:4, :4]
+    target = target / target.sum(1, keepdim=True)
+    scores = new @ old.T / 0.07
+    plain = torch.zeros(())
+    for b in range(4):
+        plain = plain + (1 - new[b] @ old[b]) / 4
+        plain = plain - (target[b] * torch.log_softmax(scores[b], 0)).sum() / 4
+    assert compatibility_loss(new, old, target).item() == pytest.approx(float(plain), rel=1e-5)
+
+
+def test_a_label_of_0_is_a_label() -> None:
+    target = positives(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]), 0.4)
+    assert target[0].tolist() == pytest.approx([0.8, 0.2, 0.0])
+    assert target[2].tolist() == pytest.approx([0.0, 0.0, 1.0])
+    whole = positives(torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]), 1.0)
+    assert whole[0].tolist() == pytest.approx([0.5, 0.5, 0.0])
+
+
+def test_labels_are_scored_one_by_one_where_they_are_known() -> None:
+    logits = torch.tensor([[1.0, -2.0], [9.0, 9.0], [0.5, 0.0]])
+    target = torch.tensor([[1.0, 0.0], [math.nan, 0.0], [0.0, 1.0]])
+    loss = masked_binary_cross_entropy(logits, target, torch.tensor([True, False, True]))
+    terms = [math.log(1 + math.exp(x)) for x in (-1.0, -2.0, 0.5, 0.0)]
+    assert loss.item() == pytest.approx(sum(terms) / 4)
+
+
+def test_a_caption_without_a_word_is_nothing() -> None:
+    none = torch.zeros(1, 2, dtype=torch.bool)
+    assert caption_loss(torch.ones(1, 2, 4), torch.zeros(1, 2).long(), none).item() == 0.0

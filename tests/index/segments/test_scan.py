@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import faiss
@@ -13,7 +14,7 @@ from braid.index.filters import Equals, Filter
 from braid.index.segments import ann, float16, scan
 from braid.index.segments.compaction import Policy, maintain
 from braid.index.segments.live_store import LiveStore
-from braid.index.segments.rescoring import merge
+from braid.index.segments.rescoring import Answer, merge
 from braid.index.segments.scan import Candidates, ScanRequest, eligible_rows
 from braid.index.segments.sealed import Segment
 from braid.index.store import FUSED, Array, Delete, Upsert
@@ -70,6 +71,12 @@ def filled(raw_ND: Array, *, sealed: bool, has_every: int = 0, **options: Any) -
         assert maintain(store, Policy(seal_blocks=1))
         assert all(isinstance(part.rows, Segment) for part in store.view.parts.values())
     return store
+
+
+@cache
+def shared(seed: int, count: int, dim: int, *, sealed: bool) -> LiveStore:
+    """A store of those rows, for tests that only search it: most of a test's time is to fill it."""
+    return filled(rows_of(seed, count, dim), sealed=sealed)
 
 
 def agree(
@@ -141,7 +148,7 @@ def test_every_way_finds_the_same(
     expected: set[str],
 ) -> None:
     raw_ND = rows_of(1, ROWS, 24)
-    store = filled(raw_ND, sealed=sealed)
+    store = shared(1, ROWS, 24, sealed=sealed)
     queries_BD = rows_of(2, queries, 24)
     rows = np.arange(ROWS)
     filter = None
@@ -281,8 +288,7 @@ def test_what_is_left_out_scores_no_higher_than_the_bound(
     """Proofs stand on this."""
     raw_ND, queries_BD = rows_of(1, 600, 16), rows_of(2, 5, 16)
     true_BN = queries_BD.astype(np.float64) @ raw_ND.astype(np.float64).T
-    store = filled(raw_ND, sealed=sealed)
-    (part,) = store.view.parts.values()
+    (part,) = shared(1, 600, 16, sealed=sealed).view.parts.values()
     for filter in (None, Equals("half", 1), Equals("most", True), Equals("of", 3)):
         mask, count = eligible_rows(part, FUSED, filter)
         mask_R = np.ones(600, np.bool_) if mask is None else mask
@@ -302,6 +308,18 @@ def test_what_is_left_out_scores_no_higher_than_the_bound(
                     assert not out_R.any()
                 scores = found.score_BK[b][found.row_BK[b] >= 0]
                 assert (np.abs(scores - true_BN[b][rows]) <= found.off_B[b]).all()
+
+
+def test_a_request_uses_the_quick_indexes_unless_it_says_otherwise() -> None:
+    request = ScanRequest(rows_of(2, 1, 8), np.ones(1, np.float32), FUSED, 10)
+    assert (request.exact, request.careful) == (False, False)
+
+
+def test_lines_are_the_candidates_of_some_queries() -> None:
+    of_B = np.arange(4, dtype=np.float32)
+    lines = Candidates(of_B[:, None], np.arange(4)[:, None], of_B, -of_B).lines(1, 3)
+    assert (lines.score_BK.tolist(), lines.row_BK.tolist()) == ([[1], [2]], [[1], [2]])
+    assert (lines.above_B.tolist(), lines.off_B.tolist()) == ([1, 2], [-1, -2])
 
 
 def test_an_answer_is_proven_only_against_all_that_was_left_out() -> None:
@@ -335,7 +353,7 @@ def test_an_answer_is_proven_only_against_all_that_was_left_out() -> None:
     (answer,) = merge(queries_BD, FUSED, 3, found)
     assert not answer.proven
     assert [row for _, row, _ in answer.hits] == order[:3].tolist()
-    assert merge(queries_BD, FUSED, 3, [])[0].hits == []
+    assert merge(queries_BD, FUSED, 3, []) == [Answer([], True)]
 
 
 def test_candidates_that_may_not_be_real_do_not_disturb() -> None:

@@ -63,6 +63,10 @@ def test_it_closes_when_any_budget_is_reached() -> None:
 )
 def test_a_budget_may_be_used_up_and_not_exceeded(first: Cost, fits: Cost, over: Cost) -> None:
     queue = batcher()
+    queue.add("a", first, since=0.0)
+    queue.add("b", over, since=0.0)
+    assert queue.take(0.0) == ["a"]
+    queue = batcher()
     for _ in range(2):  # the second batch starts from a cost of 0 as the first one
         queue.add("a", first, since=0.0)
         queue.add("b", fits, since=0.0)

@@ -91,6 +91,8 @@ def test_offsets_must_strictly_increase() -> None:
     ledger.receive(0, 5)
     with pytest.raises(AssertionError, match="went back"):
         ledger.receive(0, 5)
+    with pytest.raises(AssertionError, match="went back from 0 to -1"):
+        ledger.receive(1, -1)
 
 
 def test_a_ticket_finishes_once() -> None:
@@ -127,4 +129,4 @@ def test_a_record_without_outputs_counts_for_the_offset_only() -> None:
         ledger.receive(0, offset).finish(result)  # type: ignore[arg-type]
     (run,) = ledger.ready()
     assert (run.results, run.next_offset) == (["a"], 7)
-    assert ledger.nbytes == 0  # unless the caller gives a size
+    assert ledger.nbytes == Ticket[str](0, 5).nbytes == 0  # unless the caller gives a size

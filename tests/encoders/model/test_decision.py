@@ -1,0 +1,265 @@
+"""Decision rules and their fits against plain formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from braid.encoders.model.calibration import (
+    fit_average,
+    fit_exponents,
+    fit_temperature,
+    fit_weights,
+)
+from braid.encoders.model.decision import MIN_ROWS, RULES, Decision, subset_of
+
+ALL = torch.ones(1, 3, dtype=torch.bool)
+
+
+def rule(
+    name: str, probs: list[list[float]], present: list[float], weights: list[float]
+) -> tuple[list[float], int]:
+    combined, winner = RULES[name](
+        torch.tensor([probs]), torch.tensor([present]), torch.tensor([weights])
+    )
+    return combined[0].tolist(), int(winner)
+
+
+def test_weighted_is_the_mean_by_weight_of_those_present() -> None:
+    probs = [[0.9, 0.1], [0.2, 0.8], [0.0, 1.0]]
+    combined, winner = rule("weighted", probs, [1, 1, 0], [3.0, 1.0, 9.0])
+    assert combined == pytest.approx([(3 * 0.9 + 0.2) / 4, (3 * 0.1 + 0.8) / 4])
+    assert winner == 0
+
+
+@pytest.mark.parametrize("name", ["weighted", "logproduct"])
+def test_a_source_of_weight_0_still_predicts_alone(name: str) -> None:
+    combined, winner = rule(name, [[0.1, 0.9], [0.9, 0.1]], [1, 0], [0.0, 1.0])
+    assert winner == 1
+    assert sum(combined) == pytest.approx(1.0)
+    combined, winner = rule(name, [[0.1, 0.9], [0.9, 0.1]], [1, 1], [0.0, 1.0])
+    assert combined == pytest.approx([0.9, 0.1], abs=1e-5)
+
+
+def test_no_source_makes_a_class_impossible_in_the_product() -> None:
+    combined, winner = rule("logproduct", [[1.0, 0.0], [1e-4, 1 - 1e-4]], [1, 1], [1.0, 1.0])
+    assert combined[1] == pytest.approx(1e-9 / (1e-9 + 1e-4), rel=1e-3)
+    assert winner == 0
+
+
+def test_votes_are_counted_and_ties_go_to_the_highest_sum() -> None:
+    probs = [[0.5, 0.3, 0.2], [0.45, 0.4, 0.15], [0.0, 0.0, 1.0]]
+    assert rule("vote", probs, [1, 1, 1], [1.0] * 3) == (pytest.approx([2 / 3, 0, 1 / 3]), 0)
+    assert rule("vote", probs, [1, 0, 1], [1.0] * 3) == (pytest.approx([0.5, 0, 0.5]), 2)
+    # One vote outweighs any sum of probabilities.
+    close = [[0.34, 0.33, 0.33], [0.34, 0.33, 0.33], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
+    assert rule("vote", close, [1, 1, 1, 1], [1.0] * 4)[1] == 0
+
+
+def test_a_decision_starts_without_knowledge() -> None:
+    for name, start in (("weighted", 1 / 3), ("vote", 1 / 3), ("logproduct", 1.0)):
+        decision = Decision(name, 3)
+        assert decision.weights_ZS.tolist() == [[pytest.approx(start)] * 3] * 4
+        assert decision.temperature_ZS.tolist() == [[1.0] * 3] * 4
+        assert decision.sharpness_Z.tolist() == [1.0] * 4
+    with pytest.raises(ValueError, match="no decision 'median'"):
+        Decision("median", 3)
+
+
+def test_the_subset_has_a_bit_for_each_modality() -> None:
+    present = torch.tensor([[bits & 1, bits & 2, bits & 4, 1] for bits in range(8)]) > 0
+    assert subset_of(present).tolist() == list(range(8))
+
+
+def test_outputs_have_the_temperature_of_their_subset() -> None:
+    decision = Decision("weighted", 3)
+    decision.temperature_ZS[3] = torch.tensor([2.0, 4.0, 8.0])
+    logits = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0))
+    outputs, combined, _ = decision(logits, ALL)
+    expected = torch.stack([(logits[0, s] / t).softmax(0) for s, t in enumerate((2.0, 4.0, 8.0))])
+    assert torch.allclose(outputs[0], expected)
+    assert torch.allclose(combined[0], expected.mean(0))
+    several = Decision("weighted", 3, "multilabel")
+    several.temperature_ZS[3] = torch.tensor([2.0, 4.0, 8.0])
+    several.sharpness_Z[3] = 2.0
+    outputs, combined, yes = several(logits, ALL)
+    for c in range(5):
+        chance = [float(torch.sigmoid(logits[0, s, c] / t)) for s, t in enumerate((2, 4, 8))]
+        assert outputs[0, :, c].tolist() == pytest.approx(chance)
+        mean = sum(chance) / 3
+        sharp = mean**2 / (mean**2 + (1 - mean) ** 2)
+        assert float(combined[0, c]) == pytest.approx(sharp)
+        assert bool(yes[0, c]) is (mean > 0.5)
+
+
+def test_numbers_are_averaged_by_weight_or_their_median_is_taken() -> None:
+    numbers = torch.tensor([[[1.0], [5.0], [90.0]]] * 2)
+    present = torch.tensor([[True, True, False], [True, True, True]])
+    weighted = Decision("weighted", 3, "regression")
+    weighted.weights_ZS[3] = torch.tensor([3.0, 1.0, 0.0])
+    outputs, combined, value = weighted(numbers, present)
+    assert torch.equal(outputs, numbers)
+    assert torch.equal(combined[:, 0], value)
+    assert value.tolist() == pytest.approx([2.0, 2.0], abs=1e-4)
+    _, _, value = Decision("vote", 3, "regression")(numbers, present)
+    assert value.tolist() == [1.0, 5.0]
+
+
+def test_a_fit_sets_its_rows_and_leaves_unknown_targets_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(MIN_ROWS) % 2
+    logits = 3.0 * F.one_hot(label, 2)[:, None] + torch.randn(MIN_ROWS, 3, 2, generator=generator)
+    present = torch.ones(MIN_ROWS, 3, dtype=torch.bool)
+    present[:, 1] = False
+    decision = Decision("weighted", 3)
+    decision.fit_subset(1, logits[:-1], present[:-1], label[:-1])
+    assert torch.equal(decision.weights_ZS, Decision("weighted", 3).weights_ZS), "too few rows"
+    decision.fit_subset(1, logits, present, label)
+    assert decision.temperature_ZS[1, 1] == 1.0, "no row has this source"
+    for source in (0, 2):
+        fitted = fit_temperature(logits[:, source], label)
+        assert float(decision.temperature_ZS[1, source]) == pytest.approx(fitted)
+    probs = torch.softmax(logits / decision.temperature_ZS[1][:, None], dim=2)
+    right = probs[torch.arange(MIN_ROWS), :, label]
+    assert torch.allclose(decision.weights_ZS[1], fit_weights(right, present))
+    combined, _ = RULES["weighted"](probs, present.float(), decision.weights_ZS[1][None])
+    sharp = 1 / fit_temperature(combined.log(), label)
+    assert float(decision.sharpness_Z[1]) == pytest.approx(sharp, rel=1e-4)
+    for z in (0, 2, 3):
+        assert decision.temperature_ZS[z].tolist() == [1.0] * 3
+    more = torch.cat([logits, 100 * torch.randn(5, 3, 2, generator=generator)])
+    again = Decision("weighted", 3)
+    unknown = torch.cat([label, torch.full((5,), -1)])
+    again.fit(more, torch.cat([present, present[:5]]), unknown)
+    assert torch.allclose(again.weights_ZS[2], decision.weights_ZS[1])
+
+
+def test_a_fit_of_several_labels_is_one_of_yes_or_no() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = (torch.rand(200, 3, generator=generator) > 0.6).float()
+    sure = 4.0 * (2 * target - 1) + 2.0 * torch.randn(200, 3, generator=generator)
+    logits = torch.stack([sure, 5.0 * torch.randn(200, 3, generator=generator)], dim=1)
+    present = torch.ones(200, 2, dtype=torch.bool)
+    decision = Decision("weighted", 2, "multilabel")
+    decision.fit(logits, present, target)
+    pairs = torch.stack([torch.zeros(600), sure.flatten()], dim=1)
+    fitted = fit_temperature(pairs, target.flatten().long())
+    assert float(decision.temperature_ZS[1, 0]) == pytest.approx(fitted, rel=1e-4)
+    assert decision.weights_ZS[1, 0] > 0.95
+    kept = decision.weights_ZS.clone()
+    decision.fit(logits, present, torch.full((200, 3), math.nan))
+    assert torch.equal(decision.weights_ZS, kept)
+    part = target.clone()
+    part[:, 0] = math.nan  # a row with an unknown label is left out
+    decision.fit(logits, present, part)
+    assert torch.equal(decision.weights_ZS, kept)
+
+
+def test_a_temperature_stays_in_its_range() -> None:
+    label = torch.arange(40) % 2
+    sure = F.one_hot(label, 2).float()
+    assert fit_temperature(sure, label) == pytest.approx(0.25, rel=1e-4)
+    assert fit_temperature(sure, 1 - label) == pytest.approx(10.0, rel=1e-4)
+
+
+def test_a_temperature_has_the_lowest_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 4, (300,), generator=generator)
+    logits = 2.0 * F.one_hot(label, 4) + 2.0 * torch.randn(300, 4, generator=generator)
+
+    def loss(temperature: float) -> float:
+        return float(F.cross_entropy(logits.double() / temperature, label))
+
+    best = fit_temperature(logits, label)
+    assert 0.3 < best < 9.0
+    assert loss(best) < min(loss(best * 1.01), loss(best / 1.01))
+
+
+def test_mixture_weights_have_the_highest_likelihood() -> None:
+    generator = torch.Generator().manual_seed(0)
+    right = 0.1 + 0.9 * torch.rand(100, 3, generator=generator)
+    present = torch.rand(100, 3, generator=generator) > 0.3
+    present[:, 0] = True
+    weights = fit_weights(right, present)
+    assert float(weights.sum()) == pytest.approx(1.0)
+
+    def likelihood(of: torch.Tensor) -> float:
+        here = present.double()
+        mixed = (here * right.double() * of).sum(1) / (here * of).sum(1)
+        return float(mixed.log().sum())
+
+    best = likelihood(weights.double())
+    for source in range(3):
+        for factor in (0.97, 1.03):
+            other = weights.double().clone()
+            other[source] *= factor
+            assert likelihood(other / other.sum()) < best
+
+
+def test_a_source_that_is_never_there_keeps_its_share() -> None:
+    right = torch.tensor([[0.9, 0.5, 0.1]] * 4)
+    present = torch.tensor([[True, True, False]] * 4)
+    weights = fit_weights(right, present)
+    assert weights[0] > 0.9 * (weights[0] + weights[1])
+    assert 0.1 < float(weights[2]) < 0.5
+    probs = torch.tensor([[[0.9, 0.1], [0.5, 0.5]]] * 8)
+    powers = fit_exponents(probs, torch.tensor([[True, False]] * 8), torch.zeros(8).long())
+    assert float(powers[1]) == pytest.approx(1.0)
+    numbers = torch.tensor([[1.0, 99.0]] * 4)
+    weights = fit_average(numbers, torch.tensor([[True, False]] * 4), torch.full((4,), 5.0))
+    assert weights.tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_exponents_stay_in_their_range() -> None:
+    label = torch.arange(400) % 2
+    weak = torch.tensor([[0.51, 0.49], [0.49, 0.51]])[label]
+    loud = torch.tensor([[0.0, 1.0], [1.0, 0.0]])[label]
+    powers = fit_exponents(
+        torch.stack([weak, loud], dim=1), torch.ones(400, 2, dtype=torch.bool), label
+    )
+    assert powers.tolist() == pytest.approx([5.0, 1e-3])
+
+
+def test_exponents_have_the_lowest_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 3, (60,), generator=generator)
+    logits = torch.randn(60, 2, 3, generator=generator) + F.one_hot(label, 3)[:, None]
+    probs = torch.softmax(logits * torch.tensor([1.0, 2.0])[:, None], dim=2)
+    present = torch.rand(60, 2, generator=generator) > 0.2
+    powers = fit_exponents(probs, present, label).double()
+
+    def loss(of: torch.Tensor) -> float:
+        pooled = torch.einsum("s,bsc->bc", of, probs.double().log() * present[:, :, None])
+        return float(F.cross_entropy(pooled, label) + 1e-3 * of.log().square().mean())
+
+    assert 0.01 < float(powers.min()) < float(powers.max()) < 4.9
+    for source in range(2):
+        for factor in (0.98, 1.02):
+            other = powers.clone()
+            other[source] *= factor
+            assert loss(other) > loss(powers)
+
+
+def test_average_weights_have_the_least_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(80, generator=generator)
+    noise = torch.randn(80, 3, generator=generator) * torch.tensor([0.5, 1.0, 2.0])
+    values, present = target[:, None] + noise, torch.rand(80, 3, generator=generator) > 0.3
+    present[:, 0] = True
+    weights = fit_average(values, present, target).double()
+    assert float(weights.sum()) == pytest.approx(1.0)
+
+    def loss(of: torch.Tensor) -> float:
+        here = present.double() * of
+        mean = (here * values).sum(1) / here.sum(1)
+        logits = of.log() - of.log().mean()  # the penalty is least where they sum to 0
+        return float(F.mse_loss(mean, target.double()) + 1e-3 * logits.square().mean())
+
+    for source in range(3):
+        for factor in (0.98, 1.02):
+            other = weights.clone()
+            other[source] *= factor
+            assert loss(other) > loss(weights)
