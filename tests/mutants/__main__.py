@@ -68,6 +68,7 @@ def examine(name: str, sample: int, seed: int, again: bool, show: bool) -> dict[
             survivors.append(f"{target.file}:{mutant.line}: {text_of(mutant)}")
             if show:
                 print(survivors[-1], flush=True)
+    runner.check()
     return {
         "module": name,
         "of": len(made),

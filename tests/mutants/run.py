@@ -76,6 +76,14 @@ class Runner:
         wall_s = SLOWER * self.plain.wall_s + WALL_S
         return not self._run(mutant, cpu_s=cpu_s, wall_s=wall_s).passed
 
+    def check(self) -> None:
+        """Run the tests without a mutation: what fails now may have failed for another reason.
+
+        Raises:
+            RuntimeError: they fail.
+        """
+        self._plain()
+
     def _plain(self) -> Outcome:
         outcome = self._run(None, cpu_s=600, wall_s=600)
         if not outcome.passed:

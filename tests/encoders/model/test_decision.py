@@ -52,8 +52,12 @@ def test_no_source_makes_a_class_impossible_in_the_product() -> None:
 
 def test_votes_are_counted_and_ties_go_to_the_highest_sum() -> None:
     probs = [[0.5, 0.3, 0.2], [0.45, 0.4, 0.15], [0.0, 0.0, 1.0]]
-    assert rule("vote", probs, [1, 1, 1], [1.0] * 3) == (pytest.approx([2 / 3, 0, 1 / 3]), 0)
-    assert rule("vote", probs, [1, 0, 1], [1.0] * 3) == (pytest.approx([0.5, 0, 0.5]), 2)
+    shares, winner = rule("vote", probs, [1, 1, 1], [1.0] * 3)
+    assert shares == pytest.approx([2 / 3, 0, 1 / 3])
+    assert winner == 0
+    shares, winner = rule("vote", probs, [1, 0, 1], [1.0] * 3)
+    assert shares == pytest.approx([0.5, 0, 0.5])
+    assert winner == 2
     # One vote outweighs any sum of probabilities.
     close = [[0.34, 0.33, 0.33], [0.34, 0.33, 0.33], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
     assert rule("vote", close, [1, 1, 1, 1], [1.0] * 4)[1] == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -216,7 +218,7 @@ def test_vectors_that_nearly_cancel_have_a_mean_direction() -> None:
 
 def test_early_fusion_adds_its_layers_to_the_mean_of_several() -> None:
     torch.manual_seed(0)
-    fusion = make_fusion("early", 8, [0, 0, 0])
+    fusion: Any = make_fusion("early", 8, [0, 0, 0])
     assert torch.allclose(fusion.absent_MD.norm(dim=1), torch.ones(3))
     bias = torch.randn(8)
     fusion.layers[-1].bias.data.copy_(bias)
@@ -249,7 +251,8 @@ def plain_intermediate(
     fusion: IntermediateFusion, mean: torch.Tensor, tokens: dict[int, torch.Tensor]
 ) -> torch.Tensor:
     """One sample; `tokens` are the real ones of present modalities, all others do not exist."""
-    places, kinds = [fusion.first_D], [-1]
+    places: list[torch.Tensor] = [fusion.first_D]
+    kinds = [-1]
     for m, of_modality in tokens.items():
         for token in of_modality:
             places.append(fusion.inputs[m](token) + fusion.kind_MD[m])
