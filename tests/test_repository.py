@@ -296,6 +296,28 @@ def test_the_readmes_tree_matches_the_disk() -> None:
     assert [path for path, description in listed.items() if not description] == []
 
 
+THE_WAY_OF_A_RECORD = [
+    "stream/worker/worker.py",
+    "stream/worker/source.py",
+    "stream/kafka/schemas.py",
+    "stream/worker/batcher.py",
+    "encoders/model/torch_model.py",
+    "stream/worker/outputs.py",
+    "stream/worker/publisher.py",
+    "stream/index_node/reader.py",
+    "index/segments/live_store.py",
+]
+
+
+def test_the_architecture_names_files_that_exist_and_a_records_in_order() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    listed = re.findall(r"^\d+\. \[`([^`]+)`\]\(([^)]+)\):", text, re.M)
+    assert [name for name, _ in listed] == THE_WAY_OF_A_RECORD
+    assert [link for _, link in listed] == [f"../{name}" for name in THE_WAY_OF_A_RECORD]
+    named = set(re.findall(r"`((?:stream|encoders|index)/[\w/.]+)`", text))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
 @pytest.mark.slow
 def test_the_readmes_commands_exist() -> None:
     """Each `braid` line parses, each `make` line has its target. (Tests of the stream run them.)"""

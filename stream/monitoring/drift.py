@@ -1,6 +1,6 @@
 """Drift: windowed statistics of all workers' outputs, compared with a reference.
 
-Workers publish tallies of their outputs every few seconds (`braid.stream.worker.tallying`), keyed
+Workers publish tallies of their outputs every few seconds (`braid.stream.worker.outputs`), keyed
 by "GENERATION/MODEL", so that one partition has all of a version's. A Faust agent sums them in a
 windowed table. A version's window is complete when a message's timestamp is in a later one. It is
 then compared with the reference in the version's manifest, or with its first window of enough

@@ -10,11 +10,15 @@ Faust provides the lifecycle, supervision and the agents, such as the windows of
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
+import re
 import signal as signal_
+import socket
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import faust
 from mode import Service
@@ -23,7 +27,7 @@ from mode.types import ServiceT
 from braid.encoders.embedder import load
 from braid.encoders.types import Model
 
-from ..errors import RegistryError
+from ..errors import ConfigError, RegistryError
 from ..kafka.topics import ensure
 from ..kafka.waiting import until_reachable, until_reachable_async
 from ..liveness.ending import STOP_WITHIN_S, end_within
@@ -42,12 +46,12 @@ from ..settings import load as load_settings
 from ..trainer.schedule import Trigger, add_schedule
 from .health import health, watched_worker
 from .join.loop import JoinThread
-from .slots import claim_slot
 from .supervisor import Host
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
+MAX_SLOTS = 256
 END_WITHIN_S = 30.0  # a shutdown after an error takes a few seconds
 
 
@@ -229,6 +233,46 @@ class _Process(faust.Worker):
     def _schedule_shutdown(self, signal: signal_.Signals) -> None:
         end_within(STOP_WITHIN_S, status=0, why=signal.name)
         super()._schedule_shutdown(signal)
+
+
+class Slot:
+    """A claimed name, held until `release` or the process ends."""
+
+    def __init__(self, name: str, lock: IO[str] | None) -> None:
+        self.name = name
+        self._lock = lock
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+
+def claim_slot(settings: Settings) -> Slot:
+    """The slot of `--slot`, else the first that is free on this host.
+
+    A slot is part of the transactional ids, which survive a restart by it: with the same id the
+    broker completes or aborts a killed worker's transaction at once, instead of after the
+    transaction timeout, during which read_committed consumers are blocked. On one host the slot is
+    the first free lock file; the kernel releases it when its holder dies. A slot is independent of
+    generations: its worker has one transactional id for each generation.
+
+    Raises:
+        ConfigError: MAX_SLOTS workers share this home.
+    """
+    if settings.worker.slot is not None:
+        return Slot(settings.worker.slot, None)
+    folder: Path = settings.home / "slots"
+    folder.mkdir(parents=True, exist_ok=True)
+    host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:60]
+    for number in range(MAX_SLOTS):
+        lock = open(folder / f"{settings.prefix}braid-{host}-{number}.lock", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            continue
+        return Slot(f"{host}-{number}", lock)
+    raise ConfigError(f"{MAX_SLOTS} workers of one prefix share {folder}")
 
 
 def _set_ended(ended: asyncio.Future[None], error: BaseException | None) -> None:

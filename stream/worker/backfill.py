@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from ..kafka.transactions import RecordSource
     from ..registry.generations import GenerationRecord
     from ..registry.versions import Registry
+    from .bounded_sink import BoundedSink
     from .outputs import OutputTopics
-    from .publisher import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Backfill:
         self._left = None
         self._close()
 
-    def step(self, source: RecordSource, publisher: Publisher, topics: OutputTopics) -> bool:
+    def step(self, source: RecordSource, sink: BoundedSink, topics: OutputTopics) -> bool:
         """Publish the next chunk, if there is one. No other transaction may be open.
 
         Returns:
@@ -147,7 +147,7 @@ class Backfill:
         chunk = self.next(source.committed)
         if chunk is not None:
             ends = topics.progress({chunk.partition: chunk.offset}) if chunk.last else []
-            publisher.publish(
+            sink.publish(
                 [*chunk.rows, *ends],
                 offsets={chunk.partition: chunk.offset},
                 lease=lease,

@@ -22,7 +22,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .batcher import Budget
+import numpy as np
+
+from braid.encoders.types import Embedding, Model
+
+from ..errors import WorkerError, bad_record
 from .in_flight import Item
 
 ATTEMPTS = 2  # a record fails alone so often before it is condemned
@@ -32,6 +36,16 @@ RARE = 0.1  # what is left of a failure when batches are full again
 WASTE = 1.5  # encodings wasted for each record of a batch that fails: whole, and every other half
 FIXED = 8.0  # records that cost as much as a call, until it is measured
 FIXED_LEAST, FIXED_MOST = 0.5, 64.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """Upper bounds of one micro-batch. An item over the budget is a batch of its own."""
+
+    records: int
+    tokens: int
+    pixels: int
+    seconds: float
 
 
 @dataclass(slots=True, eq=False)
@@ -230,3 +244,32 @@ def out_of_memory(error: BaseException) -> bool:
 
 # torch has a class for its own allocator on CUDA alone; the others raise RuntimeError.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+
+
+def finite(embeddings: Sequence[Embedding]) -> list[Embedding | None]:
+    """The embeddings, None for each with a vector that is not finite.
+
+    Raises:
+        FloatingPointError: it is the only one.
+    """
+    vectors = [vector for one in embeddings for vector in (one.fused, *one.by.values())]
+    if np.isfinite(np.concatenate(vectors)).all():
+        return list(embeddings)
+    if len(embeddings) == 1:
+        raise FloatingPointError("the vector is not finite")
+    return [
+        one if np.isfinite(np.concatenate([one.fused, *one.by.values()])).all() else None
+        for one in embeddings
+    ]
+
+
+def check_golden(model: Model, error: Exception) -> None:
+    """Raises WorkerError if the model fails on its golden batch too."""
+    try:
+        model.check()
+    except Exception as broken:  # noqa: BLE001 (no record is at fault)
+        golden, record = (bad_record(failure, stage="encode").reason for failure in (broken, error))
+        raise WorkerError(
+            f"model {model.name} fails on its own golden batch ({golden}) after it failed on a "
+            f"record ({record}): the model or its device is at fault, no record is"
+        ) from error

@@ -21,6 +21,13 @@ class Showcase(Protocol):
     def drop(self, record_id: str) -> None: ...
 
 
+class NoShowcase:
+    """A showcase that keeps nothing."""
+
+    def put(self, record: Record, embedding: Embedding) -> None: ...
+    def drop(self, record_id: str) -> None: ...
+
+
 @dataclass(slots=True, eq=False)
 class Item:
     """One record in flight.

@@ -1,11 +1,11 @@
-"""The output messages of one record. Pure functions: bytes in, messages out.
+"""The output messages of records: vectors, predictions, dead letters and output statistics.
 
 Outputs go to the partition number of their record, so that a record and its vector share it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 
@@ -17,7 +17,6 @@ from ..kafka.client import BY_KEY, Message, Output
 from ..kafka.schemas import (
     MAX_DEAD_LETTER_BYTES,
     PROGRESS_KEY,
-    Record,
     Vector,
     dead_letter_headers,
     encode_prediction,
@@ -26,8 +25,12 @@ from ..kafka.schemas import (
     encode_vector,
 )
 from ..settings import Settings
-from .canary_shadow import ShadowResult, published_prediction
+from .canary_shadow import published_prediction
+from .in_flight import Item, record_of
 
+# Of a window of output statistics: its edges are sharp, and a message is seldom.
+PARTS = 100
+LEAST_S, MOST_S = 1.0, 10.0
 JOIN_HEADER = "join"
 """Header of a null that the join sends to `records`: the join has dropped the id already."""
 DELETED_HEADER = "deleted"
@@ -52,20 +55,18 @@ class OutputTopics:
 
     def embedded(
         self,
-        message: Message,
-        record: Record,
+        item: Item,
         embedding: Embedding,
         model: Model,
         *,
         now_ms: float,
-        shadow_result: ShadowResult | None = None,
     ) -> list[Output]:
         """The vector and the prediction of one record; both name the model that made them.
 
-        Args:
-            shadow_result: of a canary's challenger: if it succeeded, its prediction is published,
-                with the champion's in the mark.
+        If a canary's challenger succeeded, its prediction is published, with the champion's in
+        the mark.
         """
+        message, record = item.message, record_of(item)
         vector = Vector(
             id=record.id,
             ts=record.ts,
@@ -77,7 +78,9 @@ class OutputTopics:
             source=message.offset,
         )
         mine = {name: asdict(task) for name, task in embedding.tasks.items()}
-        name, tasks, mark = published_prediction(shadow_result, model.name, mine, record.labels)
+        name, tasks, mark = published_prediction(
+            item.shadow_result, model.name, mine, record.labels
+        )
         prediction = encode_prediction(
             id=record.id,
             ts=record.ts,
@@ -172,6 +175,47 @@ class OutputTopics:
             value=value,
             headers=headers or (),
         )
+
+
+def every_s(window_s: float) -> float:
+    """The interval between tallies: a hundredth of a window, so that window edges are sharp, but
+    between 1 and 10 s."""
+    return min(max(window_s / PARTS, LEAST_S), MOST_S)
+
+
+class Tallies:
+    """Output statistics since the last message, by model version."""
+
+    def __init__(self, topics: OutputTopics, *, window_s: float) -> None:
+        self._topics = topics
+        self._every_s = every_s(window_s)
+        self._by_model: dict[str, Tally] = {}
+        self._due = float("-inf")
+
+    def add(self, model: str, embeddings: Sequence[Embedding]) -> None:
+        """Count a batch."""
+        self._by_model.setdefault(model, Tally()).add_all(embeddings)
+
+    def take(self, now: float) -> list[Output]:
+        """The messages to publish, if they are due; resets the statistics.
+
+        Args:
+            now: monotonic seconds.
+        """
+        if now < self._due or not self._by_model:
+            return []
+        self._due = now + self._every_s
+        outputs = [self._topics.tallied(model, tally) for model, tally in self._by_model.items()]
+        self._by_model.clear()
+        return outputs
+
+    def forget(self) -> None:
+        """Reset the statistics: records in flight were dropped and are counted when read again.
+
+        Committed records since the last message are lost from the statistics, about a second of
+        one worker at a rebalance.
+        """
+        self._by_model.clear()
 
 
 def _cut(name: str, part: bytes | None, headers: list[tuple[str, bytes]]) -> bytes | None:

@@ -23,9 +23,13 @@ class Preparation:
 
     Args:
         clock: monotonic seconds.
+
+    Attributes:
+        shadow: the running canary; None: none. Set by any thread.
     """
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.shadow: CanaryShadow | None = None
         self._links = Links(settings)
         self._clock = clock
         self._items: deque[Item] = deque()
@@ -34,7 +38,7 @@ class Preparation:
             settings.worker.prepare_threads, thread_name_prefix="prepare"
         )
 
-    def add(self, items: Sequence[Item], model: Model, shadow: CanaryShadow | None) -> None:
+    def add(self, items: Sequence[Item], model: Model) -> None:
         """Prepare the decoded records among `items`."""
         for item in items:
             if item.record is None:
@@ -42,7 +46,7 @@ class Preparation:
             if not self._items:
                 self._head_since = self._clock()
             item.model = model
-            item.preparing = self._threads.submit(self._prepare, model, item, shadow)
+            item.preparing = self._threads.submit(self._prepare, model, item, self.shadow)
             self._items.append(item)
 
     def finished(self) -> Iterator[Item]:

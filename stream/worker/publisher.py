@@ -1,123 +1,193 @@
-"""Calls of the transactional sink on their own threads, with a timeout enforced from outside.
+"""What the worker writes to: one transaction at a time, and what a rebalance does to it.
 
-A call of the client may block far beyond its own timeout (librdkafka#5456, #5511). A call that
-exceeds its bound is abandoned with its thread and its sink. The next call gets a new sink, whose
-`open` fences the old one.
+A transaction has the outputs of finished records, and their offsets. If it is refused, everything
+in flight is dropped, and records are read again from the committed offsets
+(`braid.stream.worker.recovery`). The callbacks of a rebalance wait for the open transaction.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
-from ..errors import PublishRefused
+from braid.encoders.types import Embedding
+
 from ..kafka.client import Output
 from ..kafka.sink import TransactionalSink
+from ..registry.handover import Ownership
+from .offsets import Run
+from .outputs import Tallies
+from .recovery import NOT_PUBLISHED
+from .shared import Shared
 
 log = logging.getLogger(__name__)
 
-SLACK_S = 3.0  # beyond the sink's own bound, which the client usually keeps
-
-
-@dataclass(slots=True)
-class Call:
-    """A running or finished call; `since` is its start."""
-
-    since: float
-    future: Future[None] = field(default_factory=Future)
-
-    @property
-    def done(self) -> bool:
-        return self.future.done()
+DRAIN_S = 5.0
+Runs = list[Run[list[Output]]]
 
 
 class Publisher:
-    """One call at a time. Used by the worker's loop alone.
+    """The open transaction, on its own thread. Used by the worker's loop alone.
 
     Args:
-        make: makes a sink, without waiting for the broker.
-        bound_s: of one call; the sink's own bound.
-        clock: monotonic seconds.
+        ownership: for which records predictions and dead letters are published; None: for all.
+        decide: finishes the records that are encoded by now.
+        restart: called when partitions are assigned, after everything in flight was dropped.
     """
 
     def __init__(
         self,
-        make: Callable[[], TransactionalSink],
+        shared: Shared,
         *,
-        bound_s: float,
-        clock: Callable[[], float] = time.monotonic,
+        ownership: Ownership | None,
+        decide: Callable[[], None],
+        restart: Callable[[], None],
     ) -> None:
-        self._make, self._clock = make, clock
-        self._bound_s = bound_s + SLACK_S
-        self._sink = make()
+        self._shared, self._records = shared, shared.records
+        self._sink, self._recovery = shared.sink, shared.recovery
+        self._ownership = ownership
+        self._decide, self._restart = decide, restart
+        shared.listener = self
+        self._tallies = Tallies(shared.topics, window_s=shared.settings.drift.window_s)
+        self._open: Runs | None = None  # what the open transaction publishes; empty: offsets only
 
-    def submit(self, function: Callable[[TransactionalSink], None]) -> Call:
-        """Start a call; the previous one must have ended or be abandoned."""
-        call, sink = Call(self._clock()), self._sink
+    # The step of the loop.
 
-        def run() -> None:
-            try:
-                function(sink)
-            except BaseException as error:  # noqa: BLE001 (raised by `result`)
-                call.future.set_exception(error)
-            else:
-                call.future.set_result(None)
+    def tally(self, model: str, embeddings: Sequence[Embedding]) -> None:
+        """Count a batch in the output statistics."""
+        self._tallies.add(model, embeddings)
 
-        threading.Thread(target=run, name="publish", daemon=True).start()
-        return call
-
-    def overdue(self, call: Call) -> bool:
-        return not call.done and self._clock() - call.since > self._bound_s
-
-    def wait(self, call: Call, within_s: float | None = None) -> None:
-        """Wait until the call has ended, or its bound or `within_s` has passed."""
-        left = max(0.0, call.since + self._bound_s - self._clock())
-        wait([call.future], timeout=left if within_s is None else min(left, within_s))
-
-    def result(self, call: Call) -> None:
-        """Raise what the call raised; abandon it if it has not ended.
-
-        Raises:
-            PublishRefused: abandoned; the outcome is known after the next `open`.
-            BrokerError, ConfigError: see TransactionalSink.
-        """
-        if call.done:
-            call.future.result()
+    def publish(self) -> None:
+        """Handle the end of the open transaction, and begin the next one if there is any."""
+        shared = self._shared
+        if self._open is None:
+            if shared.queue.busy or shared.preparation.within_bound:
+                shared.progress.moved()  # these have their own time limits
+        elif self._sink.ended:
+            self._finish(self._open)
+        if shared.burst.holds(shared.clock(), at_rest=not shared.at_work):
             return
-        self._sink = self._make()
-        took_s = self._clock() - call.since
-        raise PublishRefused(
-            f"no end after {took_s:.1f} s (publish_timeout_s): given up, with its producer"
-        )
+        lease = self._records.lease
+        if lease is None or self._open is not None or self._recovery.pending:
+            return
+        if runs := shared.ledger.ready():
+            outputs = self._owned_outputs(runs)
+            if outputs is None:
+                shared.progress.moved()  # a handover is undecided
+            else:
+                # Taken even if the transaction is refused: its records are tallied again.
+                outputs += self._tallies.take(shared.clock())
+                self._open = runs
+                self._sink.submit(lambda sink: self._transaction(sink, runs, outputs, lease))
+        elif marks := self._records.take_marks():
+            progress = shared.topics.progress(marks)
+            self._open = []
+            self._sink.submit(lambda sink: sink.publish(progress, offsets=marks, lease=lease))
 
-    def publish(
-        self,
-        outputs: Iterable[Output],
-        *,
-        offsets: Mapping[int, int],
-        lease: object,
-        metadata: str = "",
+    def drain(self) -> None:
+        """Publish what is on the device, before the worker ends; the rest is read again."""
+        until = self._shared.clock() + DRAIN_S
+        self._shared.queue.wait(DRAIN_S)
+        self._decide()
+        self._finish_open(max(0.0, until - self._shared.clock()))
+        self.publish()
+        self._finish_open(max(1.0, until - self._shared.clock()))
+
+    def close(self, within_s: float) -> None:
+        """Close the producer, after waiting up to `within_s` for the open transaction."""
+        self._sink.close(0.0 if self._open is None else within_s)
+        self._open = None
+        self._drop()  # the revocation callback must have nothing to publish
+
+    # Callbacks of a rebalance; they run inside a poll.
+
+    def on_assigned(self, partitions: list[int]) -> None:
+        self._drop()
+        self._restart()
+        self._shared.metrics.assigned(len(partitions))
+        self._shared.progress.moved()
+        log.info("partitions assigned: %s", partitions)
+
+    def on_revoked(self, partitions: list[int]) -> None:
+        """Publish what is encoded while the lease is valid, and drop the rest."""
+        self._finish_open()
+        if self._records.lease is not None:
+            self._decide()
+            self.publish()
+            self._finish_open()
+        self.on_lost(partitions)
+
+    def on_lost(self, partitions: list[int]) -> None:
+        """The partitions are already lost: an open transaction can only be refused."""
+        self._finish_open()
+        self._drop()
+        self._shared.metrics.assigned(0)
+        if partitions:
+            log.info("partitions gone: %s", partitions)
+
+    def _transaction(
+        self, sink: TransactionalSink, runs: Runs, outputs: list[Output], lease: object
     ) -> None:
-        """TransactionalSink.publish, waited for within the bound."""
-        call = self.submit(
-            lambda sink: sink.publish(outputs, offsets=offsets, lease=lease, metadata=metadata)
+        """On the sink's thread: the outputs, then the progress and the offsets of each run."""
+        shared, offsets = self._shared, {run.partition: run.next_offset for run in runs}
+        shared.failpoint("before-publish")
+        started = shared.clock()
+        sink.publish(
+            outputs + shared.topics.progress(offsets),
+            offsets=offsets,
+            starts={run.partition: run.tickets[0].offset for run in runs},
+            lease=lease,
         )
-        self.wait(call)
-        self.result(call)
+        shared.failpoint("after-publish")
+        shared.metrics.published(
+            records=sum(len(run.tickets) for run in runs), seconds=shared.clock() - started
+        )
 
-    def open(self) -> None:
-        """TransactionalSink.open, waited for within the bound."""
-        call = self.submit(lambda sink: sink.open())
-        self.wait(call)
-        self.result(call)
+    def _finish_open(self, within_s: float | None = None) -> None:
+        """Wait for the open transaction, within its bound.
 
-    def close(self, call: Call | None = None, within_s: float = 0.0) -> None:
-        """Close the producer, after waiting up to `within_s` for a running call."""
-        if call is not None:
-            self.wait(call, within_s)
-        if call is None or call.done:
-            self._sink.close()
+        The group may continue before it ends: the broker returns committed offsets to the next
+        owner only after the transaction has ended.
+        """
+        if self._open is not None:
+            self._sink.wait(within_s)
+            self._finish(self._open)
+
+    def _finish(self, runs: Runs) -> None:
+        """Forget the records of the open transaction, or drop everything and read it again."""
+        self._open = None
+        try:
+            self._sink.result()
+        except NOT_PUBLISHED as error:
+            self._shared.metrics.refused()
+            self._drop()
+            self._recovery.begin(error)
+        else:
+            self._recovery.committed()
+            self._shared.ledger.committed(runs)
+            self._records.note_committed({run.partition: run.next_offset for run in runs})
+            self._shared.progress.moved()
+
+    def _drop(self) -> None:
+        self._shared.drop()
+        self._tallies.forget()
+
+    def _owned_outputs(self, runs: Runs) -> list[Output] | None:
+        """The outputs that this generation publishes; None: a handover is undecided.
+
+        Called right before the transaction: for records read by now, ownership must not change
+        before they are published (`braid.stream.registry.handover`). Vectors are always published.
+        """
+        tickets = [ticket for run in runs for ticket in run.tickets]
+        results = [ticket.result or [] for ticket in tickets]
+        if self._ownership is None:
+            return [output for result in results for output in result]
+        owned = self._ownership.owns([(ticket.partition, ticket.offset) for ticket in tickets])
+        if owned is None:
+            return None
+        return [
+            output
+            for result, mine in zip(results, owned, strict=True)
+            for output in result
+            if mine or output.topic == self._shared.topics.vectors
+        ]

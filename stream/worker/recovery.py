@@ -14,9 +14,11 @@ from collections.abc import Callable
 
 from ..errors import BrokerError, Fenced, PublishRefused, Unreachable, WorkerError
 from ..kafka.waiting import Waiting
-from .publisher import Call, Publisher
+from .bounded_sink import BoundedSink
 
 log = logging.getLogger(__name__)
+
+NOT_PUBLISHED = (PublishRefused, Unreachable, Fenced)
 
 MAX_REFUSALS = 5  # in a row without one success: not a rebalance, something is broken
 # Two workers with one slot fence each other in turn; the first one reaches the limit first and
@@ -36,17 +38,16 @@ class Recovery:
 
     def __init__(
         self,
-        publisher: Publisher,
+        sink: BoundedSink,
         rewind: Callable[[], None],
         *,
         address: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._publisher, self._rewind, self._clock = publisher, rewind, clock
+        self._sink, self._rewind, self._clock = sink, rewind, clock
         self._waiting = Waiting(address, clock)
         self._refusals = 0
         self._fencings: deque[float] = deque(maxlen=MAX_FENCINGS)
-        self._call: Call | None = None
         self.pending = True
 
     @property
@@ -68,7 +69,7 @@ class Recovery:
             log.warning("transaction refused, its records are read again: %s", error)
             if self._refusals >= MAX_REFUSALS:
                 raise WorkerError(f"{self._refusals} refusals in a row: {error}") from error
-        self.pending, self._call = True, None
+        self.pending = True
 
     def committed(self) -> None:
         """Note that a transaction was committed."""
@@ -83,16 +84,14 @@ class Recovery:
         """
         if not self.pending:
             return True
-        if self._call is None:
+        if self._sink.future is None:
             if not self._waiting.due:
                 return False
-            self._call = self._publisher.submit(lambda sink: sink.open())
-        call = self._call
-        if not call.done and not self._publisher.overdue(call):
+            self._sink.submit(lambda sink: sink.open())
+        if not self._sink.ended:
             return False
-        self._call = None
         try:
-            self._publisher.result(call)
+            self._sink.result()
             self._rewind()
         except Fenced as error:
             self._fenced(error)

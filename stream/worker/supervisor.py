@@ -32,7 +32,7 @@ from ..settings import Settings
 from .backfill import backfill_for
 from .canary_shadow import CanaryShadow
 from .in_flight import Showcase
-from .throttle import Throttle
+from .source import Throttle
 from .worker import Worker
 
 log = logging.getLogger(__name__)

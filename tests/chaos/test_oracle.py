@@ -14,6 +14,8 @@ from braid.stream.kafka.client import Message as Read
 from braid.stream.kafka.client import Output
 from braid.stream.kafka.schemas import decode_record
 from braid.stream.settings import Settings
+from braid.stream.worker.in_flight import Item
+from braid.stream.worker.offsets import Ticket
 from braid.stream.worker.outputs import OutputTopics
 from tests.chaos.flow import messages
 from tests.chaos.oracle import check_inputs, check_outputs, expected
@@ -51,8 +53,9 @@ def outputs() -> tuple[list[Read], dict[str, list[Read]]]:
             record = decode_record(message.key, message.value or b"", default_ts=0)
             image = record.image.data if record.image else None
             sample = Sample(id=record.id, text=record.text, image=image)
+            item = Item(message, Ticket(0, message.offset), 0.0, record=record)
             (embedding,) = model.encode([model.prepare(sample)])
-            made += TOPICS.embedded(message, record, embedding, model, now_ms=0.0)
+            made += TOPICS.embedded(item, embedding, model, now_ms=0.0)
     topics = {TOPICS.vectors: "vectors", TOPICS.predictions: "predictions"}
     found: dict[str, list[Read]] = {"vectors": [], "predictions": [], "dead": []}
     for number, output in enumerate(made):

@@ -14,13 +14,21 @@ import threading
 from braid.stream.cli.main import main
 from braid.stream.kafka.client import Output
 from braid.stream.kafka.sink import TransactionalSink
-from braid.stream.worker import supervisor
+from braid.stream.worker import worker
 from braid.stream.worker.offsets import Run
-from braid.stream.worker.worker import Worker
+from braid.stream.worker.publisher import Publisher
 
 
-class UnsafeWorker(Worker):
+class UnsafePublisher(Publisher):
     joined_again = threading.Event()
+
+    def on_lost(self, partitions: list[int]) -> None:
+        """Neither waits for the open transaction nor drops what is in flight."""
+
+    def on_assigned(self, partitions: list[int]) -> None:
+        super().on_assigned(partitions)
+        if not self._shared.failpoint._armed:
+            self.joined_again.set()
 
     def _transaction(
         self,
@@ -29,23 +37,15 @@ class UnsafeWorker(Worker):
         outputs: list[Output],
         lease: object,
     ) -> None:
-        self._failpoint("before-publish")  # stopped here, and woken as a zombie
-        if not self._failpoint._armed:
+        self._shared.failpoint("before-publish")  # stopped here, and woken as a zombie
+        if not self._shared.failpoint._armed:
             self.joined_again.wait(20)
         super()._transaction(
-            sink, runs, outputs, self._source.lease
+            sink, runs, outputs, self._records.lease
         )  # fetched at commit: a new generation's
-
-    def _on_lost(self, partitions: list[int]) -> None:
-        """Neither waits for the open transaction nor drops what is in flight."""
-
-    def _on_assigned(self, partitions: list[int]) -> None:
-        super()._on_assigned(partitions)
-        if not self._failpoint._armed:
-            self.joined_again.set()
 
 
 if __name__ == "__main__":
-    supervisor.Worker = UnsafeWorker  # type: ignore[attr-defined]
+    worker.Publisher = UnsafePublisher  # type: ignore[attr-defined]
     sys.argv[0] = "braid"
     main()

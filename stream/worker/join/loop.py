@@ -27,7 +27,7 @@ from ...kafka.transactions import RecordSource
 from ...monitoring.metrics import JoinMetrics
 from ...retries import Retries
 from ...settings import MIB, Settings
-from ..publisher import Publisher
+from ..bounded_sink import BoundedSink
 from .table import JoinTable
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class JoinLoop:
         self._last_tick = 0.0
         self._stopping = threading.Event()
         topic, group = settings.topic("parts"), f"{settings.prefix}braid-join"
-        self._publisher = Publisher(
+        self._sink = BoundedSink(
             lambda: TransactionalSink(
                 settings,
                 transactional_id=transactional_id,
@@ -100,7 +100,7 @@ class JoinLoop:
             BrokerError, WorkerError: nothing is lost; a new loop begins at the committed offsets.
         """
         try:
-            self._publisher.open()
+            self._sink.open()
             while not self._stopping.is_set():
                 if self._restored and self._source.lease is not None:
                     self._step()
@@ -112,7 +112,7 @@ class JoinLoop:
                 self._working()
         finally:
             self._source.close(LEAVE_WITHIN_S)
-            self._publisher.close()
+            self._sink.close()
 
     def stop(self) -> None:
         """End after the step that runs. May be called from any thread."""
@@ -169,9 +169,7 @@ class JoinLoop:
         self._failpoint("join-before-publish")
         offsets = {number: self._next[number] for number in partitions}
         try:
-            self._publisher.publish(
-                self._through(outputs), offsets=offsets, lease=self._source.lease
-            )
+            self._sink.publish(self._through(outputs), offsets=offsets, lease=self._source.lease)
         except PublishRefused as error:
             self._refusals += 1
             log.warning("transaction of the join refused, its parts are read again: %s", error)
@@ -196,7 +194,7 @@ class JoinLoop:
         The committed offsets come first: they are settled only when no transaction on them is open
         any more, and so every state that belongs to them is below the changelog's end.
         """
-        self._publisher.open()  # which commits or aborts earlier transactions
+        self._sink.open()  # which commits or aborts earlier transactions
         self._forget()
         began, assignment = time.monotonic(), self._assignments
         owned = list(self._source.owned)

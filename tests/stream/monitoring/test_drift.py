@@ -29,8 +29,7 @@ from braid.stream.monitoring.drift_results import line, reports
 from braid.stream.monitoring.metrics import SHOWN, DriftMetrics
 from braid.stream.settings import Settings, load
 from braid.stream.trainer.runs import Runs
-from braid.stream.worker.outputs import OutputTopics
-from braid.stream.worker.tallying import Tallies, every_s
+from braid.stream.worker.outputs import OutputTopics, Tallies, every_s
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.worker.test_hot_swap import braid
 

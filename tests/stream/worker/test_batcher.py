@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from braid.stream.worker.batcher import Budget, MicroBatcher
+from braid.stream.worker.batcher import MicroBatcher
+from braid.stream.worker.bisection import Budget
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from braid.stream.failpoints import Failpoints
 from braid.stream.kafka.client import Message
 from braid.stream.monitoring.metrics import WorkerMetrics
 from braid.stream.settings import Settings
-from braid.stream.worker.batcher import Budget
-from braid.stream.worker.bisection import GROW_AFTER_S, Bisection, Piece, out_of_memory
+from braid.stream.worker.batcher import EncodeQueue
+from braid.stream.worker.bisection import GROW_AFTER_S, Bisection, Budget, Piece, out_of_memory
 from braid.stream.worker.burst import HOLD_S, Burst
-from braid.stream.worker.encoding import EncodeQueue
 from braid.stream.worker.in_flight import Item
 from braid.stream.worker.offsets import Ticket
 
@@ -94,7 +93,7 @@ def encode_all(
     made: list[str] = []
     dead: dict[str, BadRecord] = {}
     while len(made) + len(dead) < len(items):
-        queue.submit(model, None)
+        queue.submit(model)
         queue.wait(10.0)
         for batch in queue.finished():
             made += [embedding.id for _, embedding in batch.made]

@@ -32,6 +32,8 @@ from braid.stream.worker.canary_shadow import (
     active_results,
     encode_both,
 )
+from braid.stream.worker.in_flight import Item
+from braid.stream.worker.offsets import Ticket
 from braid.stream.worker.outputs import OutputTopics
 from tests.stream.cli.test_versions import altered
 
@@ -114,13 +116,14 @@ def published(
     shadow_results = active_results(items, None if ends else shadow, champion)
     embeddings = encode_both(champion, prepared, shadow_results)
     topics, found = OutputTopics(Settings(), "g0001"), {}
-    for offset, (item, embedding) in enumerate(zip(items, embeddings, strict=True)):
+    for offset, (shadowed, embedding) in enumerate(zip(items, embeddings, strict=True)):
         id_ = embedding.id
         message = Message(topic="records", partition=0, offset=offset, key=id_.encode(), value=b"")
         record = Record(id=id_, ts=1, text=f"text of {id_}", labels={"parity": "odd"})
-        vector, prediction = topics.embedded(
-            message, record, embedding, champion, now_ms=2.0, shadow_result=item.shadow_result
+        item = Item(
+            message, Ticket(0, offset), 0.0, record=record, shadow_result=shadowed.shadow_result
         )
+        vector, prediction = topics.embedded(item, embedding, champion, now_ms=2.0)
         assert (vector.topic, prediction.topic) == ("vectors.g0001", "predictions")
         found[id_] = (decode_vector(vector.value or b""), decode_map(prediction.value or b""))
     return found

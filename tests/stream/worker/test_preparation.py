@@ -44,7 +44,7 @@ def test_order_is_kept_and_what_hangs_is_within_its_bound_for_so_long(tmp_path: 
     )
     try:
         assert not preparation.within_bound
-        preparation.add(items, model, None)
+        preparation.add(items, model)
         future_of(items[1]).result(30)
         assert list(preparation.finished()) == []
         now[0] += BOUND_S - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from braid.stream.worker.throttle import MAX_REST_S, Throttle
+from braid.stream.worker.source import MAX_REST_S, Throttle
 
 
 def test_it_rests_in_proportion_while_others_are_busy() -> None:
