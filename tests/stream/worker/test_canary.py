@@ -28,7 +28,6 @@ from braid.stream.registry.versions import Registry
 from braid.stream.settings import Settings
 from braid.stream.worker.canary_shadow import (
     CanaryShadow,
-    ShadowResult,
     active_results,
     encode_both,
 )
@@ -99,33 +98,29 @@ class Wrong(NullModel):
         return found
 
 
-class Shadowed:
-    def __init__(self, shadow_result: ShadowResult | None) -> None:
-        self.shadow_result = shadow_result
-
-
 def published(
     shadow: CanaryShadow, ids: Sequence[str], *, ends: bool = False
 ) -> dict[str, tuple[Any, dict[str, Any]]]:
     """The vector and the prediction of each record, the way that they go through a worker."""
     champion = NullModel(16)
-    samples = [Sample(id=id_, text=f"text of {id_}") for id_ in ids]
-    prepared = [champion.prepare(sample) for sample in samples]
-    pairs = zip(samples, prepared, strict=True)
-    items = [Shadowed(shadow.prepare(sample, its, partition=0)) for sample, its in pairs]
+    items, prepared = [], []
+    for offset, id_ in enumerate(ids):
+        message = Message(topic="records", partition=0, offset=offset, key=id_.encode(), value=b"")
+        record = Record(id=id_, ts=1, text=f"text of {id_}", labels={"parity": "odd"})
+        sample = Sample(id=id_, text=record.text)
+        prepared.append(champion.prepare(sample))
+        result = shadow.prepare(sample, prepared[-1], partition=0)
+        items.append(Item(message, Ticket(0, offset), 0.0, record=record, shadow_result=result))
     shadow_results = active_results(items, None if ends else shadow, champion)
     embeddings = encode_both(champion, prepared, shadow_results)
     topics, found = OutputTopics(Settings(), "g0001"), {}
-    for offset, (shadowed, embedding) in enumerate(zip(items, embeddings, strict=True)):
-        id_ = embedding.id
-        message = Message(topic="records", partition=0, offset=offset, key=id_.encode(), value=b"")
-        record = Record(id=id_, ts=1, text=f"text of {id_}", labels={"parity": "odd"})
-        item = Item(
-            message, Ticket(0, offset), 0.0, record=record, shadow_result=shadowed.shadow_result
-        )
+    for item, embedding in zip(items, embeddings, strict=True):
         vector, prediction = topics.embedded(item, embedding, champion, now_ms=2.0)
         assert (vector.topic, prediction.topic) == ("vectors.g0001", "predictions")
-        found[id_] = (decode_vector(vector.value or b""), decode_map(prediction.value or b""))
+        found[embedding.id] = (
+            decode_vector(vector.value or b""),
+            decode_map(prediction.value or b""),
+        )
     return found
 
 
