@@ -33,6 +33,7 @@ class Shared:
     """Used by the worker's loop.
 
     Args:
+        generation: names its group and the topic of its vectors.
         transactional_id: stable per worker slot.
 
     Attributes:
@@ -56,7 +57,8 @@ class Shared:
         clock: Callable[[], float],
     ) -> None:
         group = settings.group(generation)
-        self.settings, self.metrics, self.clock = settings, metrics.of(generation), clock
+        self.settings, self.clock = settings, clock
+        self.metrics = metrics.of(generation)
         self.topics = OutputTopics(settings, generation)
         self.progress = Progress(clock)
         self.failpoint = Failpoints.from_environment()
