@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -25,6 +25,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from braid.stream.errors import EmbeddedError
+from braid.stream.local.filelock import file_lock
 from tests.services import KafkaBroker, Valkey, chromium_path, in_ci
 
 S = TypeVar("S", KafkaBroker, Valkey)
@@ -82,6 +83,21 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, object, None
     if in_ci() and report.skipped and not hasattr(report, "wasxfail") and marks:
         report.outcome = "failed"
         report.longrepr = f"skipped in CI although marked {', '.join(marks)}: {report.longrepr}"
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills, once for all processes of a test run. Nobody may change it."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the folders of its processes are in one of the run
+        root = root.parent
+    folder = root / name
+    with file_lock(root / f"{name}.lock", what=name, timeout=240):
+        if not folder.is_dir():
+            partial = root / f"{name}.partial-{uuid.uuid4().hex}"  # one that failed stays
+            partial.mkdir()
+            make(partial)
+            partial.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

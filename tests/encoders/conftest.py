@@ -9,6 +9,7 @@ import torch
 
 from braid.encoders import Model, load, preset, train
 from braid.encoders.manifest import Manifest
+from tests.conftest import made_once
 from tests.encoders.material import samples
 
 
@@ -28,9 +29,11 @@ def _on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="session")
 def version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("versions") / "tiny-0001"
-    train(samples(), preset("tiny"), out=folder, name="tiny-0001", version=1, seed=0, device="cpu")
-    return folder
+    def make(folder: Path) -> None:
+        out = folder / "tiny-0001"
+        train(samples(), preset("tiny"), out=out, name="tiny-0001", version=1, seed=0, device="cpu")
+
+    return made_once(tmp_path_factory, "encoders-version", make) / "tiny-0001"
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,7 @@ def test_a_version_of_all_kinds_is_written_loaded_and_checked(model: Model) -> N
     }
 
 
+@pytest.mark.slow
 def test_each_kind_is_predicted_for_what_it_has_not_seen(model: Model) -> None:
     judged = [s for s in labelled() if split(s.id) == "judge" and s.labels.get("price") is not None]
     with Embedder(model) as embedder:
@@ -77,6 +78,7 @@ def test_each_kind_is_predicted_for_what_it_has_not_seen(model: Model) -> None:
     assert all(right[name] >= 0.8 * len(judged) for name in ("letters", "price", "say")), right
 
 
+@pytest.mark.slow
 def test_the_validation_figures_speak_of_every_subset(model: Model) -> None:
     figures = model.manifest.metrics["validation"]
     assert set(figures["accuracy"]["colour"]["subsets"]) == {
@@ -101,6 +103,7 @@ def test_the_validation_figures_speak_of_every_subset(model: Model) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_caption_is_not_made_from_the_text_that_it_repeats(model: Model) -> None:
     red = next(s for s in samples() if s.labels.get("colour") == "red" and s.image)
     with Embedder(model) as embedder:

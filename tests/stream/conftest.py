@@ -17,6 +17,7 @@ from braid.encoders.config import preset
 from braid.encoders.training import train
 from braid.encoders.types import Sample
 from braid.stream.registry.versions import Registry
+from tests.conftest import made_once
 from tests.stream.harness import Deployment
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
@@ -56,7 +57,11 @@ def coloured(number: int) -> Sample:
 
 @pytest.fixture(scope="session")
 def _three_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    registry = Registry(tmp_path_factory.mktemp("registry"), base="tiny")
+    return made_once(tmp_path_factory, "three-versions", _train_three)
+
+
+def _train_three(folder: Path) -> None:
+    registry = Registry(folder, base="tiny")
     samples = [coloured(number) for number in range(60)]
     for heads_only, seed in ((False, 0), (True, 1), (False, 2)):
         name, version = registry.next()
@@ -70,7 +75,6 @@ def _three_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
             heads_only=heads_only,
             seed=seed,
         )
-    return registry.root
 
 
 @pytest.fixture
@@ -90,13 +94,15 @@ def deployment(kafka: str, tmp_path: Path) -> Iterator[Deployment]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A version of the tiny preset, trained for a moment on coloured squares and tones."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-0001"
-    train(
-        [coloured(number) for number in range(60)],
-        preset("tiny"),
-        out=folder,
-        name="tiny-0001",
-        version=1,
-        seed=0,
-    )
-    return folder
+
+    def make(folder: Path) -> None:
+        train(
+            [coloured(number) for number in range(60)],
+            preset("tiny"),
+            out=folder / "tiny-0001",
+            name="tiny-0001",
+            version=1,
+            seed=0,
+        )
+
+    return made_once(tmp_path_factory, "tiny-model", make) / "tiny-0001"

@@ -186,6 +186,7 @@ def test_valkey_answers(services: EmbeddedServices) -> None:
         assert client.config_get("bind")["bind"] == "127.0.0.1"
 
 
+@pytest.mark.slow
 def test_both_listen_on_loopback_only(services: EmbeddedServices) -> None:
     """Every listening socket of both processes, that of Kafka's controller too."""
     sockets = {

@@ -22,8 +22,6 @@ from braid.index.payloads import Payload, Payloads
 from braid.index.service.hit_details import Rebuilt
 from braid.stream.kafka.producer import Producer
 from braid.stream.kafka.schemas import Blob, Record, encode_record
-from braid.stream.kafka.topics import ensure
-from braid.stream.local.fleet import services
 from braid.stream.media.payload_writer import RedisShowcase
 from braid.stream.media.rebuild import Rebuilder
 from braid.stream.media.thumbnails import SECONDS, SIDE, snippet, thumb
@@ -178,11 +176,9 @@ def test_a_budget_of_nothing_makes_nothing(valkey: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    home = tmp_path_factory.mktemp("rebuild")
-    with services(Settings(home=home, kafka={"partitions": 2}), home / "services") as own:
-        ensure(own, own.generation)
-        yield own
+def settings(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    with Deployment(kafka, tmp_path_factory.mktemp("rebuild")) as deployed:
+        yield deployed.settings
 
 
 def send(settings: Settings, **parts: Any) -> tuple[int, int]:
@@ -202,7 +198,7 @@ def rebuilt(rebuilder: Rebuilder, *places: tuple[str, int, int]) -> list[Rebuilt
     return asyncio.run(all_of_them())
 
 
-@pytest.mark.slow
+@pytest.mark.kafka
 def test_a_record_is_read_back_at_its_place(settings: Settings, tmp_path: Path) -> None:
     linked = tmp_path / "linked.png"
     linked.write_bytes(picture("blue"))
@@ -230,6 +226,7 @@ def test_a_record_is_read_back_at_its_place(settings: Settings, tmp_path: Path) 
         rebuilder.close()
 
 
+@pytest.mark.kafka
 def test_what_is_gone_or_another_is_absent(settings: Settings) -> None:
     partition, offset = send(settings, id="here", text="x")
     rebuilder = Rebuilder(settings, timeout_s=1.0)
