@@ -220,14 +220,14 @@ def tab(chromium: Browser, expected_errors: list[str]) -> Iterator[Page]:
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     page.set_default_timeout(15_000)
-    said: list[str] = []
+    output: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
-            said.append(f"{message.text} ({message.location.get('url')})")
+            output.append(f"{message.text} ({message.location.get('url')})")
 
     page.on("console", note)
-    page.on("pageerror", lambda error: said.append(repr(error)))
+    page.on("pageerror", lambda error: output.append(repr(error)))
     yield page
     context.close()
-    assert [line for line in said if not any(part in line for part in expected_errors)] == []
+    assert [line for line in output if not any(part in line for part in expected_errors)] == []

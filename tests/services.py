@@ -37,7 +37,7 @@ def chromium_path() -> str:
     """The program of an installed Chromium. Raises EmbeddedError."""
     given = os.environ.get("CHROMIUM")
     names = [given] if given else ["chromium", "chromium-browser", "google-chrome"]
-    path = next((found for name in names if (found := shutil.which(name))), None)
+    path = next((result for name in names if (result := shutil.which(name))), None)
     if path is None:
         raise EmbeddedError(f"no Chromium: none of {', '.join(names)} is installed")
     return path

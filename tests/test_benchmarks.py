@@ -60,8 +60,8 @@ def test_digits_heard_by_a_pretrained_network_side_by_side(tmp_path: Path) -> No
     assert len(one["rows"]) == 7
     two = av_digits.main([*command, "--jobs", "2"])
     timed = "pretrained-unseen, one training"
-    assert {name: its for name, its in one["rows"].items() if name != timed} == {
-        name: its for name, its in two["rows"].items() if name != timed
+    assert {name: entry for name, entry in one["rows"].items() if name != timed} == {
+        name: entry for name, entry in two["rows"].items() if name != timed
     }
 
 

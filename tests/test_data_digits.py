@@ -45,15 +45,17 @@ def made(tmp_path: Path) -> Path:
 
 
 def test_pairs_are_of_one_digit_and_told_apart(tmp_path: Path) -> None:
-    found = data_digits.load(made(tmp_path))
-    held = data_digits.held_out_pictures(found)
-    train, test = data_digits.unseen_split(found, "bob")
-    assert set(found.speaker_R[train]) == {"ann"}
-    assert set(found.speaker_R[test]) == {"bob"}
-    seen = data_digits.paired(found, found.images_NHW, train, ~held, seed=0, each=2, captions=True)
+    loaded = data_digits.load(made(tmp_path))
+    held = data_digits.held_out_pictures(loaded)
+    train, test = data_digits.unseen_split(loaded, "bob")
+    assert set(loaded.speaker_R[train]) == {"ann"}
+    assert set(loaded.speaker_R[test]) == {"bob"}
+    seen = data_digits.paired(
+        loaded, loaded.images_NHW, train, ~held, seed=0, each=2, captions=True
+    )
     assert len(seen) == 20
     assert len({sample.id for sample in seen}) == 20
-    kept = {found.images_NHW[i].tobytes(): int(found.image_digit_N[i]) for i in range(40)}
+    kept = {loaded.images_NHW[i].tobytes(): int(loaded.image_digit_N[i]) for i in range(40)}
     for sample in seen:
         name = str(sample.labels["digit"])
         with Image.open(io.BytesIO(sample.image or b"")) as picture:
@@ -63,15 +65,15 @@ def test_pairs_are_of_one_digit_and_told_apart(tmp_path: Path) -> None:
         assert rate == 8000
         digit = int(sample.id.split("-")[1])
         assert DIGIT_NAMES[digit] == name
-        assert (sound == found.waves[digit]).all()
+        assert (sound == loaded.waves[digit]).all()
 
 
 def test_a_folder_that_is_none_says_so(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no av-digits folder"):
         data_digits.load(tmp_path)
-    found = data_digits.load(made(tmp_path))
+    loaded = data_digits.load(made(tmp_path))
     with pytest.raises(DatasetError, match="no speaker 'eve'; there are ann, bob"):
-        data_digits.unseen_split(found, "eve")
+        data_digits.unseen_split(loaded, "eve")
 
 
 def test_four_components_are_what_is_left(digits: data_digits.Digits) -> None:
@@ -95,15 +97,16 @@ def test_the_real_splits(digits: data_digits.Digits) -> None:
 
 
 def test_xor_is_fair_and_repeats() -> None:
-    found = data_xor.samples(400, 3)
-    assert found == data_xor.samples(400, 3)
-    assert found != data_xor.samples(400, 4)
+    result = data_xor.samples(400, 3)
+    assert result == data_xor.samples(400, 3)
+    assert result != data_xor.samples(400, 4)
     words = Counter(
-        (any(n in (s.text or "") for n in data_xor.ANIMALS), s.labels[data_xor.TASK]) for s in found
+        (any(n in (s.text or "") for n in data_xor.ANIMALS), s.labels[data_xor.TASK])
+        for s in result
     )
     assert set(words.values()) == {100}, "half of the animals are odd"
     warm: Counter[tuple[bool, object]] = Counter()
-    for sample in found:
+    for sample in result:
         with Image.open(io.BytesIO(sample.image or b"")) as picture:
             red, _, blue = np.asarray(picture, dtype=float).reshape(-1, 3).mean(0)
         warm[(red > blue, sample.labels[data_xor.TASK])] += 1

@@ -36,8 +36,8 @@ class Block:
 
 
 def blocks() -> list[Block]:
-    found = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), re.S | re.M)
-    return [Block(language, code) for language, code in found]
+    result = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), re.S | re.M)
+    return [Block(language, code) for language, code in result]
 
 
 def commands(block: Block) -> list[list[str]]:
@@ -135,28 +135,28 @@ def test_the_readme_runs_as_written(newcomer: Newcomer) -> None:
             for arguments in commands(block) if block.language == "sh" else []:
                 if arguments[0] == "search":
                     wait_for("61 are searchable", lambda: searchable(client) >= 61, timeout=120)
-                said = type_in(newcomer, arguments)
+                output = type_in(newcomer, arguments)
                 if arguments[0] == "search" and "--json" not in arguments:
-                    assert "red" in said.splitlines()[0]
+                    assert "red" in output.splitlines()[0]
                 if arguments[:2] == ["models", "list"]:
-                    assert "* braid-0001" in said
+                    assert "* braid-0001" in output
                 if arguments[:2] in (["dead-letters", "list"], ["dead-letters", "replay"]):
-                    assert not said.startswith("0 "), said
+                    assert not output.startswith("0 "), output
                 ran.append(arguments[0])
             for line in block.code.splitlines() if block.language == "sh" else []:
                 if line.startswith("curl "):
                     answer = json.loads(newcomer.run_curl(line))
-                    found = answer.get("answers", [answer])[-1]
-                    assert len(found["hits"]) == 3, answer
+                    result = answer.get("answers", [answer])[-1]
+                    assert len(result["hits"]) == 3, answer
                     ran.append("curl")
             if block.language == "python":
-                said = newcomer.run_program(block.code)
+                output = newcomer.run_program(block.code)
                 if "client.search(" in block.code:
-                    assert len(said.splitlines()) == 3
+                    assert len(output.splitlines()) == 3
                 if "Embedder.load" in block.code:
-                    assert said.split() == ["(64,)", "red"]
+                    assert output.split() == ["(64,)", "red"]
                 if "dead-letters" in block.code:
-                    assert "BRAID_LINKS__HOSTS" in said  # the parts' link, which nobody allowed
+                    assert "BRAID_LINKS__HOSTS" in output  # the parts' link, which nobody allowed
                 ran.append("python")
     assert {"up", "produce", "retrain", "search", "models", "status", "doctor"} <= set(ran)
     assert ran.count("python") >= 10

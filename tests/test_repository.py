@@ -114,7 +114,7 @@ def test_no_path_of_a_persons_machine() -> None:
             text = file.read_text()
         except UnicodeDecodeError:
             continue
-        wrong += [f"{file.relative_to(ROOT)}: {found}" for found in homes.findall(text)]
+        wrong += [f"{file.relative_to(ROOT)}: {result}" for result in homes.findall(text)]
     assert wrong == []
 
 
@@ -142,11 +142,11 @@ def check_command(arguments: list[str]) -> None:
         context = command.make_context(command.name, rest, parent=parent)
         if not hasattr(command, "commands"):
             return
-        name, found, rest = command.resolve_command(
+        name, result, rest = command.resolve_command(
             context, [*context._protected_args, *context.args]
         )
         assert name is not None
-        command, parent = found, context
+        command, parent = result, context
 
 
 @pytest.mark.parametrize(

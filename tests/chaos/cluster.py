@@ -115,7 +115,7 @@ class Cluster:
             "records": settings.group(settings.generation),
             "parts": f"{settings.prefix}braid-join",
         }
-        found: dict[str, tuple[int, int]] = {}
+        result: dict[str, tuple[int, int]] = {}
         try:
             for name, group in groups.items():
                 topic = self.settings.topic(name)
@@ -130,10 +130,10 @@ class Cluster:
                         break
                 for number in at:
                     end = stop[number] if number in behind else at[number]
-                    found[f"{name}[{number}]"] = at[number], end
+                    result[f"{name}[{number}]"] = at[number], end
         except StreamError:
             return None
-        return found
+        return result
 
     def progress(self) -> Callable[[], bool]:
         """Whether each partition's committed offset has moved from here on, or is at its end; and

@@ -39,28 +39,28 @@ class Expected:
 
 def expected(records: Iterable[Read]) -> Expected:
     """The outcome of each message of `records`, in the order of each partition."""
-    model, found = NullModel(16), Expected()
+    model, result = NullModel(16), Expected()
     for message in records:
         at, key = (message.partition, message.offset), (message.key or b"").decode()
         if message.value is None:
-            found.deleted.add(at)
-            found.live.pop(key, None)
+            result.deleted.add(at)
+            result.live.pop(key, None)
             continue
         try:
             record = decode_record(message.key, message.value, default_ts=message.ts)
         except BadRecord:
-            found.dead[at] = "decode"
+            result.dead[at] = "decode"
             continue
         image = record.image.data if record.image is not None else None
         if image is not None and not image.startswith(PNG):
-            found.dead[at] = "prepare"
+            result.dead[at] = "prepare"
         elif key.partition("-")[0] in (*FAULTS, "nan"):
-            found.dead[at] = "encode"
+            result.dead[at] = "encode"
         else:
             sample = Sample(id=record.id, text=record.text, image=image)
-            found.vectors[at] = model.encode([model.prepare(sample)])[0].fused
-            found.live[key] = found.vectors[at]
-    return found
+            result.vectors[at] = model.encode([model.prepare(sample)])[0].fused
+            result.live[key] = result.vectors[at]
+    return result
 
 
 def check_inputs(sent: Sequence[Message], records: Sequence[Read], parts: Sequence[Read]) -> None:

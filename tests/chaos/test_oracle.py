@@ -57,24 +57,24 @@ def outputs() -> tuple[list[Read], dict[str, list[Read]]]:
             (embedding,) = model.encode([model.prepare(sample)])
             made += TOPICS.embedded(item, embedding, model, now_ms=0.0)
     topics = {TOPICS.vectors: "vectors", TOPICS.predictions: "predictions"}
-    found: dict[str, list[Read]] = {"vectors": [], "predictions": [], "dead": []}
+    result: dict[str, list[Read]] = {"vectors": [], "predictions": [], "dead": []}
     for number, output in enumerate(made):
         if output.topic in (*topics, TOPICS.dead_letters):
-            found[topics.get(output.topic, "dead")].append(read(output, number))
-    return records, found
+            result[topics.get(output.topic, "dead")].append(read(output, number))
+    return records, result
 
 
-def check(records: list[Read], found: dict[str, list[Read]]) -> None:
+def check(records: list[Read], result: dict[str, list[Read]]) -> None:
     check_outputs(
-        expected(records), vectors=found["vectors"], predictions=found["predictions"],
-        dead=found["dead"], parts=[], names=NAMES,
+        expected(records), vectors=result["vectors"], predictions=result["predictions"],
+        dead=result["dead"], parts=[], names=NAMES,
     )  # fmt: skip
 
 
 def test_it_accepts_what_a_worker_makes(outputs: tuple[list[Read], dict[str, list[Read]]]) -> None:
-    records, found = outputs
-    assert all(found.values())
-    check(records, found)
+    records, result = outputs
+    assert all(result.values())
+    check(records, result)
     sent = [one for one in messages(400, seed=1) if one.topic == "records"]
     check_inputs(sent, records, [])
     with pytest.raises(AssertionError, match="records"):
@@ -95,15 +95,15 @@ def test_a_lost_or_doubled_output_is_seen(
     wrong: Callable[[list[Read]], list[Read]],
     words: str,
 ) -> None:
-    records, found = outputs
+    records, result = outputs
     with pytest.raises(AssertionError, match=words):
-        check(records, found | {topic: wrong(found[topic])})
+        check(records, result | {topic: wrong(result[topic])})
 
 
 def test_the_vector_of_another_record_is_seen(
     outputs: tuple[list[Read], dict[str, list[Read]]],
 ) -> None:
-    records, found = outputs
+    records, result = outputs
     other = [replace(records[0], key=records[1].key, value=records[1].value), *records[1:]]
     with pytest.raises(AssertionError):
-        check(other, found)
+        check(other, result)

@@ -48,9 +48,9 @@ def answers_of(by: Mapping[str, Tensor], present_NM: Tensor) -> ModelOutputs:
     )
 
 
-def mapped(its: ModelOutputs, change: Any) -> ModelOutputs:
+def mapped(one: ModelOutputs, change: Any) -> ModelOutputs:
     return answers_of(
-        {name: unit(change(vectors_ND)) for name, vectors_ND in its.by.items()}, its.present_NM
+        {name: unit(change(vectors_ND)) for name, vectors_ND in one.by.items()}, one.present_NM
     )
 
 

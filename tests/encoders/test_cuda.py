@@ -46,8 +46,8 @@ def config(fusion: str, precision: str = "float32", *names: str) -> TrainConfig:
 
 def losses(config: TrainConfig, out: Path, device: str) -> list[float]:
     made = train(samples(), config, out=out, name="v", version=1, seed=0, device=device)
-    found: list[float] = made.metrics["losses"]
-    return found
+    result: list[float] = made.metrics["losses"]
+    return result
 
 
 def subsets() -> list[Sample]:
@@ -63,8 +63,8 @@ def subsets() -> list[Sample]:
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_ten_steps_give_the_losses_of_the_cpu(fusion: str, tmp_path: Path) -> None:
     """Sounds stay out: what training varies in their frames is drawn on the device."""
-    its = config(fusion, "float32", "text", "image")
-    there, here = losses(its, tmp_path / "gpu", "cuda"), losses(its, tmp_path / "cpu", "cpu")
+    one = config(fusion, "float32", "text", "image")
+    there, here = losses(one, tmp_path / "gpu", "cuda"), losses(one, tmp_path / "cpu", "cpu")
     assert there == pytest.approx(here, rel=1e-3)
     assert here[-1] < here[0]
 
@@ -108,12 +108,12 @@ def torchrun(count: int, place: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_a_version_made_on_the_gpu_serves_anywhere(fusion: str, tmp_path: Path) -> None:
     losses(config(fusion), tmp_path / "v", "cuda")
-    found = {}
+    result = {}
     for device in ("cuda", "cpu"):
         model = load(tmp_path / "v", device=device)
         model.check()
-        found[device] = model.encode([model.prepare(sample) for sample in subsets()])
-    for there, here in zip(found["cuda"], found["cpu"], strict=True):
+        result[device] = model.encode([model.prepare(sample) for sample in subsets()])
+    for there, here in zip(result["cuda"], result["cpu"], strict=True):
         np.testing.assert_allclose(there.fused, here.fused, atol=1e-3)
         assert there.by.keys() == here.by.keys()
         assert there.tasks.keys() == here.tasks.keys() != set()

@@ -26,8 +26,8 @@ def hold(started: threading.Event, go: threading.Event) -> str:
 
 def test_work_is_done_in_order_on_one_thread() -> None:
     device = DeviceThread()
-    found = [device.submit(lambda n: (n, threading.get_ident()), i) for i in range(20)]
-    results = [future.result(WAIT) for future in found]
+    result = [device.submit(lambda n: (n, threading.get_ident()), i) for i in range(20)]
+    results = [future.result(WAIT) for future in result]
     device.close()
     assert [i for i, _ in results] == list(range(20))
     assert len({thread for _, thread in results}) == 1
@@ -108,10 +108,10 @@ def test_the_end_of_the_thread_fails_everyone_who_waits() -> None:
 
 def test_close_finishes_what_was_submitted_and_may_be_repeated() -> None:
     device = DeviceThread()
-    found = [device.submit(int, i) for i in range(2)]
+    result = [device.submit(int, i) for i in range(2)]
     device.close()
     device.close()
-    assert [future.result(0) for future in found] == [0, 1]
+    assert [future.result(0) for future in result] == [0, 1]
     with pytest.raises(RuntimeError, match="closed"):
         device.try_submit(lambda: 1)
 
@@ -131,9 +131,9 @@ def test_a_cancelled_piece_of_work_is_not_done() -> None:
 
 def test_embedding_in_three_lines(version: Path) -> None:
     with Embedder.load(version, device="cpu") as embedder:
-        found = embedder.embed(samples(150))
-    assert [embedding.id for embedding in found] == [f"s{i}" for i in range(150)]
-    assert found[0].tasks["colour"].label == "red"
+        embeddings = embedder.embed(samples(150))
+    assert [embedding.id for embedding in embeddings] == [f"s{i}" for i in range(150)]
+    assert embeddings[0].tasks["colour"].label == "red"
 
 
 def test_a_bad_sample_is_reported_and_the_embedder_lives() -> None:

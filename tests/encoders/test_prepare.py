@@ -161,8 +161,8 @@ def test_prepare_may_run_on_many_threads(model: Model) -> None:
     sample = Sample(id="x", text="a red thing", image=png(), audio=wav(rate=11_025))
     first = model.prepare(sample)
     with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(lambda _: model.prepare(sample), range(64)):
+        for result in pool.map(lambda _: model.prepare(sample), range(64)):
             for name, value in first.inputs.items():
-                assert np.array_equal(np.asarray(value), np.asarray(found.inputs[name]))
-            assert found.cost == first.cost
-            assert found.nbytes == first.nbytes > 0
+                assert np.array_equal(np.asarray(value), np.asarray(result.inputs[name]))
+            assert result.cost == first.cost
+            assert result.nbytes == first.nbytes > 0

@@ -77,9 +77,9 @@ def _said(**fields: Any) -> TaskPrediction:
 
 
 def tally(embeddings: Sequence[Embedding]) -> Tally:
-    found = Tally()
-    found.add_all(embeddings)
-    return found
+    counted = Tally()
+    counted.add_all(embeddings)
+    return counted
 
 
 def same(left: Tally, right: Tally) -> bool:
@@ -111,34 +111,34 @@ def test_merging_is_adding_all() -> None:
 
 def test_what_is_derived_is_what_numpy_says() -> None:
     all_ = records(400, seed=2)
-    found = tally(all_)
+    counted = tally(all_)
     vectors_BD = np.stack([one.fused for one in all_])
-    assert found.mean_D == pytest.approx(vectors_BD.mean(0), abs=1e-6)
-    assert found.concentration == pytest.approx(np.linalg.norm(vectors_BD.mean(0)), abs=1e-6)
-    assert found.norm == pytest.approx(1.0, abs=1e-6)
+    assert counted.mean_D == pytest.approx(vectors_BD.mean(0), abs=1e-6)
+    assert counted.concentration == pytest.approx(np.linalg.norm(vectors_BD.mean(0)), abs=1e-6)
+    assert counted.norm == pytest.approx(1.0, abs=1e-6)
     sure_B = np.array([one.tasks["kind"].prob for one in all_])
-    confidence = found.tasks["kind"].confidence
+    confidence = counted.tasks["kind"].confidence
     assert (confidence.mean, confidence.sd) == pytest.approx((sure_B.mean(), sure_B.std()))
-    assert found.tasks["price"].value.mean == pytest.approx(100 * sure_B.mean())
-    assert found.tasks["price"].confidence.count == 0
-    shares = found.shares("kind")
+    assert counted.tasks["price"].value.mean == pytest.approx(100 * sure_B.mean())
+    assert counted.tasks["price"].confidence.count == 0
+    shares = counted.shares("kind")
     assert next(iter(shares)) == "ant"
     assert sum(shares.values()) == pytest.approx(1.0)
     assert shares["bee"] == sum(one.tasks["kind"].label == "bee" for one in all_) / 400
-    assert found.missing("image") == sum("image" not in one.by for one in all_) / 400
-    assert (found.missing("text"), found.missing("audio")) == (0.0, 1.0)
+    assert counted.missing("image") == sum("image" not in one.by for one in all_) / 400
+    assert (counted.missing("text"), counted.missing("audio")) == (0.0, 1.0)
     alike = tally([record(vectors_BD[0])] * 5)
     assert alike.concentration == pytest.approx(1.0, abs=1e-6)
     assert (Tally().concentration, Tally().norm, Tally().missing("text")) == (0.0, 0.0, 0.0)
 
 
 def test_a_tally_survives_as_json_and_what_is_none_is_refused() -> None:
-    found = tally(records(50, seed=3))
-    again = Tally.from_plain(json.loads(json.dumps(found.to_plain())))
-    assert same(found, again)
-    assert same(total([again, found]), total([found, found]))
+    counted = tally(records(50, seed=3))
+    again = Tally.from_plain(json.loads(json.dumps(counted.to_plain())))
+    assert same(counted, again)
+    assert same(total([again, counted]), total([counted, counted]))
     assert Tally.from_plain(Tally().to_plain()).count == 0
-    plain = found.to_plain()
+    plain = counted.to_plain()
     changes: list[dict[str, Any]] = [
         {"count": -1},
         {"count": 1.5},
@@ -161,11 +161,11 @@ def test_a_tally_survives_as_json_and_what_is_none_is_refused() -> None:
 def test_labels_are_bounded_and_several_or_none_are_counted() -> None:
     vector_D = np.eye(4)[0]
     many = [record(vector_D, {"t": _said(label=f"l{n}")}) for n in range(MAX_LABELS + 50)]
-    found = tally([*many, *many])
-    labels = found.tasks["t"].labels
+    counted = tally([*many, *many])
+    labels = counted.tasks["t"].labels
     assert len(labels) == MAX_LABELS + 1
     assert (labels["l0"], labels[OTHER], labels.total()) == (2, 100, 2 * len(many))
-    merged = total([found, tally(many[::-1])]).tasks["t"].labels
+    merged = total([counted, tally(many[::-1])]).tasks["t"].labels
     assert (len(merged), merged["l0"], merged["l100"]) == (MAX_LABELS + 1, 2, 3)
     assert merged.total() == 3 * len(many)
     several = tally(
@@ -175,13 +175,13 @@ def test_labels_are_bounded_and_several_or_none_are_counted() -> None:
 
 
 def test_labels_beyond_the_bound_do_not_look_like_drift() -> None:
-    """The same thousand labels; which of them are counted by name differs by their order."""
+    """The same thousand labels; which of them are drift by name differs by their order."""
     vector_D = np.eye(4)[0]
     rng = np.random.default_rng(0)
     drawn = [record(vector_D, {"t": _said(label=f"l{n}")}) for n in rng.integers(0, 1000, 8000)]
-    found = compare(tally(drawn[:4000]), tally(drawn[4000:]), Limits())
-    assert str(found) == "none"
-    assert [one.name for one in found.statistics] == ["labels t", "embedding", "missing text"]
+    drift = compare(tally(drawn[:4000]), tally(drawn[4000:]), Limits())
+    assert str(drift) == "none"
+    assert [one.name for one in drift.statistics] == ["labels t", "embedding", "missing text"]
 
 
 @pytest.mark.slow
@@ -193,9 +193,9 @@ def test_two_draws_of_one_population_are_no_drift() -> None:
         n, m = (150, 600) if seed % 2 else (800, 500)
         all_ = records(n + m, seed=seed)
         reference, window = tally(all_[:n]), tally(all_[n:])
-        found = compare(reference, window, nothing)
-        alarms += bool(found.exceeded)
-        by_name = {one.name: one for one in found.statistics}
+        drift = compare(reference, window, nothing)
+        alarms += bool(drift.exceeded)
+        by_name = {one.name: one for one in drift.statistics}
         labels.append(by_name["labels kind"].value)
         moved.append(by_name["embedding"].value)
         assert not compare(reference, window, Limits()).exceeded
@@ -223,10 +223,10 @@ def test_two_draws_of_one_population_are_no_drift() -> None:
 )
 def test_each_change_is_seen_and_nothing_else(change: dict[str, Any], names: set[str]) -> None:
     reference, window = tally(records(800, seed=1)), tally(records(600, seed=2, **change))
-    found = compare(reference, window, Limits())
-    assert {one.name for one in found.exceeded} == names
-    first = found.exceeded[0]
-    assert str(found).startswith(f"{first.name} {first.value:.2g}, limit {first.limit:g}")
+    drift = compare(reference, window, Limits())
+    assert {one.name for one in drift.exceeded} == names
+    first = drift.exceeded[0]
+    assert str(drift).startswith(f"{first.name} {first.value:.2g}, limit {first.limit:g}")
     assert not compare(reference, window, Limits(least=601)).exceeded, "too few records"
     assert not compare(reference, window, Limits(least=601)).enough
     wide = Limits(labels=9, confidence=9, embedding=9, missing=0.9)
@@ -257,14 +257,14 @@ def test_limits_name_what_is_wrong() -> None:
 def test_a_version_has_the_tally_of_its_validation_split(model: Model, manifest: Manifest) -> None:
     held = [sample for sample in samples() if split(sample.id, True) == "validation"]
     reference = Tally.from_plain(manifest.reference)
-    found = tally(model.encode([model.prepare(sample) for sample in held]))
-    assert reference.count == found.count == len(held) > 5
-    assert reference.present == found.present
+    counted = tally(model.encode([model.prepare(sample) for sample in held]))
+    assert reference.count == counted.count == len(held) > 5
+    assert reference.present == counted.present
     assert reference.norm == pytest.approx(1.0, abs=1e-5)
-    assert reference.mean_D == pytest.approx(found.mean_D, abs=1e-4)
-    assert reference.tasks.keys() == found.tasks.keys() == manifest.tasks.keys()
-    for its in reference.tasks.values():
-        assert its.labels.total() + its.value.count + its.confidence.count > 0
+    assert reference.mean_D == pytest.approx(counted.mean_D, abs=1e-4)
+    assert reference.tasks.keys() == counted.tasks.keys() == manifest.tasks.keys()
+    for one in reference.tasks.values():
+        assert one.labels.total() + one.value.count + one.confidence.count > 0
 
 
 def test_manifests_from_before_load(version: Path) -> None:

@@ -65,9 +65,9 @@ def test_a_version_of_all_kinds_is_written_loaded_and_checked(model: Model) -> N
 def test_each_kind_is_predicted_for_what_it_has_not_seen(model: Model) -> None:
     judged = [s for s in labelled() if split(s.id) == "judge" and s.labels.get("price") is not None]
     with Embedder(model) as embedder:
-        found = embedder.embed(judged)
+        embeddings = embedder.embed(judged)
     right = Counter[str]()
-    for sample, embedding in zip(judged, found, strict=True):
+    for sample, embedding in zip(judged, embeddings, strict=True):
         colour = str(sample.labels["colour"])
         tasks = embedding.tasks
         right["letters"] += tasks["letters"].labels == sample.labels["letters"]
@@ -115,7 +115,7 @@ def test_a_caption_is_not_made_from_the_text_that_it_repeats(model: Model) -> No
 
 def test_kinds_follow_from_labels_and_strays_are_counted() -> None:
     left_out = Counter[str]()
-    tasks, found = targets(
+    tasks, result = targets(
         [{"a": "x", "b": 1.0, "c": ["x"]}, {"a": "y", "b": 3.0, "c": []}, {"a": 4.0, "b": "no"}],
         [None] * 3,
         [True] * 3,
@@ -128,10 +128,10 @@ def test_kinds_follow_from_labels_and_strays_are_counted() -> None:
         "c": "multilabel",
     }
     assert left_out == {"label of another kind": 2}
-    assert found["a"].tolist() == [0, 1, -1]
-    assert found["b"][:2].tolist() == [-1.0, 1.0]
-    assert bool(found["b"][2].isnan())
-    assert found["c"][:2].tolist() == [[1.0], [0.0]]
+    assert result["a"].tolist() == [0, 1, -1]
+    assert result["b"][:2].tolist() == [-1.0, 1.0]
+    assert bool(result["b"][2].isnan())
+    assert result["c"][:2].tolist() == [[1.0], [0.0]]
 
 
 def test_a_declared_task_without_labels_is_refused() -> None:
@@ -253,9 +253,9 @@ def test_a_decision_over_several_labels_and_over_numbers(rule: str) -> None:
 def test_averages_of_numbers_learn_whom_to_trust() -> None:
     torch.manual_seed(0)
     target = torch.randn(200)
-    said = torch.stack([target + 0.1 * torch.randn(200), torch.randn(200)], dim=1)[:, :, None]
+    values_SNC = torch.stack([target + 0.1 * torch.randn(200), torch.randn(200)], dim=1)[:, :, None]
     decision = Decision("weighted", 2, "regression")
-    decision.fit(said, torch.ones(200, 2, dtype=torch.bool), target)
+    decision.fit(values_SNC, torch.ones(200, 2, dtype=torch.bool), target)
     assert decision.weights_ZS[1, 0] > 0.9
 
 

@@ -57,20 +57,20 @@ class Killer:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def live(home: Path, batches: list[Batch], killer: Killer, said: Path) -> None:
+def live(home: Path, batches: list[Batch], killer: Killer, output: Path) -> None:
     """One life: restore, compare, go on to the end of the history."""
-    found = restore(home, failpoint=killer)
-    store = found.store if found else make(BLOCK, home=home)
+    restored = restore(home, failpoint=killer)
+    store = restored.store if restored else make(BLOCK, home=home)
     store.block = BLOCK
-    if found is None:
+    if restored is None:
         store.recipe = type(store.recipe)(
             dim=store.dim, folder=segments_folder(home), failpoint=killer
         )
     reached = store.positions.get(0, 0)
-    promised = int(said.read_text()) if said.exists() else 0
+    promised = int(output.read_text()) if output.exists() else 0
     assert reached >= promised, f"{reached} restored, but a snapshot of {promised} was finished"
     assert not list(home.glob("*.damaged")), "the newest snapshot was not whole"
-    assert found is None or found.facts == {"reached": reached}
+    assert restored is None or restored.facts == {"reached": reached}
     assert_same(store, after(batches[:reached]), seed=reached, brief=True)
     for number, batch in enumerate(batches[reached:], start=reached + 1):
         store.apply(batch, positions={0: number}, progress={0: number})
@@ -78,7 +78,7 @@ def live(home: Path, batches: list[Batch], killer: Killer, said: Path) -> None:
             maintain(store, SMALL)
         if number % SAVE_EVERY == 0:
             save(store, home, generation="g1", facts={"reached": number}, failpoint=killer)
-            said.write_text(str(number))
+            output.write_text(str(number))
         if number % 5 == 0:
             settle(store)
     assert_same(store, after(batches), brief=True)
@@ -87,7 +87,7 @@ def live(home: Path, batches: list[Batch], killer: Killer, said: Path) -> None:
         save(store, home, generation="g1", facts={"reached": len(batches)}, failpoint=killer)
     except SnapshotError as error:
         raise AssertionError("the last snapshot cannot be written") from error
-    said.write_text(str(len(batches)))
+    output.write_text(str(len(batches)))
     _nothing_left_over(home, {segment.name for segment in store.segments()})
 
 
@@ -127,17 +127,17 @@ def chain(home: Path, seed: int, point: str) -> int:
     """Lives on one folder until one reaches the end; how many were killed."""
     rng = random.Random(seed)
     batches = history(seed, batches=BATCHES, ids=18)
-    said = home.with_suffix(".said")
+    printed = home.with_suffix(".said")
     killed = 0
     while True:
         most = MOST_PASSES[point.split("-")[0]] if point else 1
         killer = Killer(point, rng.randint(1, most))
-        if not in_a_fork((home, batches, killer, said)):
+        if not in_a_fork((home, batches, killer, printed)):
             break
         killed += 1
         # Perhaps once more, elsewhere; then to the end.
         point = rng.choice(POINTS) if killed < 3 and rng.random() < 0.4 else ""
-    if in_a_fork((home, batches, Killer(), said)):  # and it can be read again
+    if in_a_fork((home, batches, Killer(), printed)):  # and it can be read again
         raise RuntimeError("killed by somebody else")
     return killed
 

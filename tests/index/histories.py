@@ -51,7 +51,7 @@ def tuned(**values: int | float) -> Iterator[None]:
     """Constants of the search changed, so that small stores go every way that large ones go."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
-            (module,) = [its for its in (scan, live_store, ann) if hasattr(its, name)][:1]
+            (module,) = [one for one in (scan, live_store, ann) if hasattr(one, name)][:1]
             patch.setattr(module, name, value)
         yield
 

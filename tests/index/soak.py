@@ -87,8 +87,8 @@ class Truth:
 
 
 def meta(slot: int, version: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"group": slot % 10, "version": version}
-    return found | ({"rare": True} if version % 50 == 0 else {})
+    result: dict[str, Any] = {"group": slot % 10, "version": version}
+    return result | ({"rare": True} if version % 50 == 0 else {})
 
 
 # Each filter beside the same for arrays.
@@ -277,10 +277,10 @@ class Soak:
         between = range(first, last + 1)
         allowed = {int(self.past.after[number][slot]) for number in between}
         assert (TOMBSTONE if row is None else row.version) in allowed, (slot, row, allowed)
-        for found in [row, *sampled] if row else sampled:
-            self.check_row(found)
-            assert found.version in {
-                int(self.past.after[number][int(found.id[1:])]) for number in between
+        for result in [row, *sampled] if row else sampled:
+            self.check_row(result)
+            assert result.version in {
+                int(self.past.after[number][int(result.id[1:])]) for number in between
             }
         alive = {int((self.past.after[number] != TOMBSTONE).sum()) for number in between}
         assert min(alive) <= stats["records"] <= max(alive), (stats["records"], alive)
@@ -302,14 +302,14 @@ class Soak:
         if info is not None:
             self.counts["snapshots"] += 1
             if number % 5 == 0:
-                found = load(info.path)
-                assert found.facts == {"number": number}
-                assert info.records == len(found.store)
-                version_S = self.past.after.get(found.store.positions.get(0, 0))
+                loaded = load(info.path)
+                assert loaded.facts == {"number": number}
+                assert info.records == len(loaded.store)
+                version_S = self.past.after.get(loaded.store.positions.get(0, 0))
                 if version_S is None:  # it took so long that its moment is forgotten
                     self.counts["too slow to check"] += 1
                     return
-                self.compare(found.store, version_S)
+                self.compare(loaded.store, version_S)
                 self.counts["compared"] += 1
         self.stopping.wait(0.2)
 
@@ -338,13 +338,13 @@ class Soak:
         alive = int((final_S != TOMBSTONE).sum())
         assert stats["rows"] <= alive / (1 - POLICY.most_dead) + 3 * BLOCK, stats
         assert len(stats["segments"]) <= 24, stats
-        kept = {its.name for its in self.store.segments()}
+        kept = {one.name for one in self.store.segments()}
         there = {path.name for path in segments_folder(self.home).iterdir()}
         assert kept <= there
         assert len(there) <= 3 * 24, there
-        found = restore(self.home)
-        assert found is not None
-        self.compare(found.store, final_S)
+        restored = restore(self.home)
+        assert restored is not None
+        self.compare(restored.store, final_S)
 
     def compare(self, store: LiveStore, version_S: Versions) -> None:
         """All rows, and some searches, against the truth of one moment."""

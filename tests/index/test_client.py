@@ -47,15 +47,15 @@ BAD: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
 }
 
 
-def plain(found: Any) -> Any:
+def plain(result: Any) -> Any:
     """Without what differs from call to call; errors by what they say."""
-    if isinstance(found, BraidIndexError):
-        return type(found).__name__, str(found), getattr(found, "status", None)
-    if isinstance(found, list):
-        return [plain(one) for one in found]
-    if isinstance(found, dict):
-        return {name: plain(one) for name, one in found.items() if name != "took_ms"}
-    return found
+    if isinstance(result, BraidIndexError):
+        return type(result).__name__, str(result), getattr(result, "status", None)
+    if isinstance(result, list):
+        return [plain(one) for one in result]
+    if isinstance(result, dict):
+        return {name: plain(one) for name, one in result.items() if name != "took_ms"}
+    return result
 
 
 def outcome(call: Callable[[], Any]) -> Any:
@@ -74,10 +74,10 @@ def test_both_clients_say_and_raise_the_same(node: Node, what: str) -> None:
             return await getattr(client, name)(*given, **options)
 
     with Client(node.url) as client:
-        said = outcome(lambda: getattr(client, name)(*given, **options))
-    assert outcome(lambda: asyncio.run(ask())) == said
-    refused = isinstance(said, tuple) and said[0] == "BadQuery"
-    assert refused == (what in BAD), said
+        output = outcome(lambda: getattr(client, name)(*given, **options))
+    assert outcome(lambda: asyncio.run(ask())) == output
+    refused = isinstance(output, tuple) and output[0] == "BadQuery"
+    assert refused == (what in BAD), output
 
 
 def test_the_clients_have_the_same_calls() -> None:
@@ -127,16 +127,16 @@ def test_more_queries_than_a_batch_holds(node: Node) -> None:
     assert (calls.MAX_BATCH, calls.MAX_BATCH_HITS) == (MAX_BATCH, MAX_BATCH_HITS)
     ids = [IDS[number % len(IDS)] for number in range(2 * MAX_BATCH + 3)]
     with Client(node.url) as client:
-        found = client.search_many([{"id": id_, "k": 1} for id_ in ids])
+        answers = client.search_many([{"id": id_, "k": 1} for id_ in ids])
         assert client.search_many([]) == []
-    assert [one["hits"][0]["id"] for one in found if isinstance(one, dict)] == ids
+    assert [one["hits"][0]["id"] for one in answers if isinstance(one, dict)] == ids
 
 
 def test_the_errors_of_a_batch_stand_in_their_places(node: Node) -> None:
     with Client(node.url) as client:
-        found = client.search_many([{"id": "r1"}, {"id": "nobody"}, {"text": "q", "k": 0}])
-    assert isinstance(found[0], dict)
-    for error, field, status in ((found[1], "id", 404), (found[2], "k", 422)):
+        answers = client.search_many([{"id": "r1"}, {"id": "nobody"}, {"text": "q", "k": 0}])
+    assert isinstance(answers[0], dict)
+    for error, field, status in ((answers[1], "id", 404), (answers[2], "k", 422)):
         assert isinstance(error, BadQuery)
         assert (error.field, error.status) == (field, status)
 

@@ -28,13 +28,13 @@ def value(metrics: ServiceMetrics, name: str, **labels: str) -> float | None:
 
 def test_what_the_reader_reports() -> None:
     metrics = ServiceMetrics()
-    its = metrics.of("g0001")
-    its.lag(0, 7)
-    its.lag(3, 2)
-    its.lag(0, 4)
-    its.lag(1, -2)  # a position may be ahead of an end that was asked for earlier
-    its.snapshot_took(0.3)
-    its.snapshot_took(7.0)
+    metric = metrics.of("g0001")
+    metric.lag(0, 7)
+    metric.lag(3, 2)
+    metric.lag(0, 4)
+    metric.lag(1, -2)  # a position may be ahead of an end that was asked for earlier
+    metric.snapshot_took(0.3)
+    metric.snapshot_took(7.0)
     assert value(metrics, "braid_index_lag", partition="0") == 4
     assert value(metrics, "braid_index_lag", partition="1") == 0
     assert value(metrics, "braid_index_lag", partition="3") == 2
@@ -44,13 +44,13 @@ def test_what_the_reader_reports() -> None:
 
 def test_rows_by_kind_of_segment() -> None:
     metrics = ServiceMetrics()
-    its = metrics.of("g0001")
+    metric = metrics.of("g0001")
     growing, sealed = {"kind": "growing", "rows": 3}, {"kind": "ivf", "rows": 100}
-    its.rows(90, [growing, sealed, sealed | {"rows": 50}])
+    metric.rows(90, [growing, sealed, sealed | {"rows": 50}])
     assert value(metrics, "braid_index_records") == 90
     assert value(metrics, "braid_index_segment_rows", kind="ivf") == 150
     assert value(metrics, "braid_index_segment_rows", kind="growing") == 3
-    its.rows(90, [sealed])
+    metric.rows(90, [sealed])
     assert value(metrics, "braid_index_segment_rows", kind="growing") is None
 
 
@@ -58,15 +58,15 @@ def test_generations_are_counted_apart_and_forgotten_when_dropped() -> None:
     metrics = ServiceMetrics()
     old, new = metrics.of("g0001"), metrics.of("g0002")
     assert metrics.of("g0001") is old
-    for its, number in ((old, 1), (new, 2)):
-        its.serving(its is old)
-        its.rows(number, [{"kind": "growing", "rows": number}])
-        its.applied(number)
-        its.fresh(number)
-        its.lag(0, number)
-        its.snapshot_age(number)
-        its.snapshot_took(number)
-        its.recall(number / 2)
+    for one, number in ((old, 1), (new, 2)):
+        one.serving(one is old)
+        one.rows(number, [{"kind": "growing", "rows": number}])
+        one.applied(number)
+        one.fresh(number)
+        one.lag(0, number)
+        one.snapshot_age(number)
+        one.snapshot_took(number)
+        one.recall(number / 2)
     old.rows(5, [])
     assert value(metrics, "braid_index_records") == 5
     assert value(metrics, "braid_index_segment_rows", generation="g0002", kind="growing") == 2
@@ -102,21 +102,21 @@ def read(http: httpx.Client) -> dict[tuple[str, str], float]:
 def test_segments_and_refusals_are_on_the_page(node: Node) -> None:
     node.store = Segmented(space=SPACE, dim=DIM)
     with serving(node) as (url, _), httpx.Client(base_url=url, timeout=20) as http:
-        found = read(http)
-        assert found["braid_index_segment_rows", "g0001growing"] == 2
+        result = read(http)
+        assert result["braid_index_segment_rows", "g0001growing"] == 2
         for kind in KINDS:
-            assert found["braid_search_seconds_count", kind] == 0
+            assert result["braid_search_seconds_count", kind] == 0
         for reason in REFUSALS:
-            assert found["braid_refused_total", reason] == 0
+            assert result["braid_refused_total", reason] == 0
         http.post("/v1/search", json={"text": "q", "k": 0})
         http.get("/v1/records/nobody")
         http.post("/v1/search", content=b" " * 100_000)
         http.post("/v1/search/batch", json={"queries": [{"text": "a"}, {"id": "nobody"}]})
-        found = read(http)
-        assert found["braid_refused_total", "query"] == 2
-        assert found["braid_refused_total", "size"] == 1
-        assert found["braid_search_seconds_count", "batch"] == 1
-        assert found["braid_search_seconds_count", "text"] == 0
+        result = read(http)
+        assert result["braid_refused_total", "query"] == 2
+        assert result["braid_refused_total", "size"] == 1
+        assert result["braid_search_seconds_count", "batch"] == 1
+        assert result["braid_search_seconds_count", "text"] == 0
 
 
 # ---- the recall probe
@@ -137,12 +137,12 @@ def test_each_generation_has_its_rows_on_the_page(node: Node) -> None:
         serving(two, generations=lambda: names) as (url, _),
         httpx.Client(base_url=url, timeout=20) as http,
     ):
-        found = read(http)
-        assert found["braid_index_records", "g0001"] == len(node.store)
-        assert found["braid_index_records", "g0002"] == 40
-        assert found["braid_index_serving", "g0001"] == 1
-        assert found["braid_index_serving", "g0002"] == 0
-        assert not any("g0003" in labels for _, labels in found)
+        result = read(http)
+        assert result["braid_index_records", "g0001"] == len(node.store)
+        assert result["braid_index_records", "g0002"] == 40
+        assert result["braid_index_serving", "g0001"] == 1
+        assert result["braid_index_serving", "g0002"] == 0
+        assert not any("g0003" in labels for _, labels in result)
 
 
 class Rough(LiveStore):
@@ -202,10 +202,10 @@ def test_a_real_query_is_probed_against_exact_search(node: Node) -> None:
         best = {hit.id for hit in exact[0]}
         assert recall == len(best & {hit["id"] for hit in answer["hits"]}) / 7
         assert 0 < recall < 1
-        found = read(http)
-        assert found["braid_recall_last", "g0001"] == pytest.approx(recall)
-        assert found["braid_recall_count", "g0001"] == 1
-        assert found["braid_recall_sum", "g0001"] == pytest.approx(recall)
+        result = read(http)
+        assert result["braid_recall_last", "g0001"] == pytest.approx(recall)
+        assert result["braid_recall_count", "g0001"] == 1
+        assert result["braid_recall_sum", "g0001"] == pytest.approx(recall)
 
 
 def test_nothing_is_probed_without_a_query_or_with_a_store_that_cannot() -> None:

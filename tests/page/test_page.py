@@ -34,8 +34,8 @@ def ask(tab: Page, words: str) -> None:
 
 
 def ids(tab: Page) -> list[str]:
-    found: list[str] = tab.locator(CARD).evaluate_all("nodes => nodes.map((n) => n.dataset.id)")
-    return found
+    result: list[str] = tab.locator(CARD).evaluate_all("nodes => nodes.map((n) => n.dataset.id)")
+    return result
 
 
 def drawn(tab: Page, card: int) -> bool:
@@ -436,9 +436,9 @@ def test_missing_ones_are_rebuilt_or_plainly_absent(
     absent.locator(".player button").click()
     expect(absent.locator(".player")).to_have_text("Sound not kept")
     assert site.read_back.count("kept") == 1  # once for picture and text
-    found = site.payloads.get_many(["kept"])
-    assert found is not None
-    assert found["kept"].text == "a red thing"
+    rows = site.payloads.get_many(["kept"])
+    assert rows is not None
+    assert rows["kept"].text == "a red thing"
     assert site.media_cache.get("thumb", "kept") is not None
 
 

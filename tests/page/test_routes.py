@@ -104,9 +104,9 @@ def test_a_newer_payload_is_not_overwritten(site: Site, http: httpx.Client) -> N
     site.put("a", "new words", None)
     site.log[0, old.version + 1] = site.log[0, old.version]  # a late answer of the older version
     assert http.get("/v1/thumb", params={"id": "a"}).status_code == 200
-    found = site.payloads.get_many(["a"])
-    assert found is not None
-    assert found["a"].text == "new words"
+    rows = site.payloads.get_many(["a"])
+    assert rows is not None
+    assert rows["a"].text == "new words"
 
 
 def test_live_tells_what_is_new(site: Site, http: httpx.Client) -> None:
@@ -161,8 +161,8 @@ def test_hits_say_what_matched(site: Site, http: httpx.Client) -> None:
 
     def matched(**body: object) -> str | None:
         hits = http.post("/v1/search", json={"k": 100} | body).json()["hits"]
-        found: str | None = next(hit["matched"] for hit in hits if hit["id"] == "two")
-        return found
+        result: str | None = next(hit["matched"] for hit in hits if hit["id"] == "two")
+        return result
 
     assert matched(text="blue") == "text"
     assert matched(text="red") == "image"

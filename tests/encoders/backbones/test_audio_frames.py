@@ -32,7 +32,13 @@ def batch(waves: list[Any], behind: int = 0) -> tuple[torch.Tensor, torch.Tensor
 @pytest.mark.parametrize("behind", [0, 1, 333, 5000])
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100])
 def test_ast_frames(rate: int, behind: int, device: str) -> None:
-    its = {"sampling_rate": rate, "num_mel_bins": 32, "max_length": 40, "mean": -3.0, "std": 2.0}
+    settings = {
+        "sampling_rate": rate,
+        "num_mel_bins": 32,
+        "max_length": 40,
+        "mean": -3.0,
+        "std": 2.0,
+    }
     window = int(rate * 0.025)
     # one frame, one sample short of the second, two; a little; at its limit; more than is taken
     waves = sounds(
@@ -45,11 +51,11 @@ def test_ast_frames(rate: int, behind: int, device: str) -> None:
     )
     wave_BN, lengths_B = batch(waves, behind)
     for normalize in (True, False):
-        extractor = t.ASTFeatureExtractor(**its, do_normalize=normalize)
+        extractor = t.ASTFeatureExtractor(**settings, do_normalize=normalize)
         wanted = extractor(waves, sampling_rate=rate, return_tensors="pt")["input_values"]
-        found = ast_frames(wave_BN.to(device), lengths_B.to(device), extractor)
-        assert found.device.type == device
-        torch.testing.assert_close(found.cpu(), wanted, atol=2e-4, rtol=0)
+        features = ast_frames(wave_BN.to(device), lengths_B.to(device), extractor)
+        assert features.device.type == device
+        torch.testing.assert_close(features.cpu(), wanted, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -60,9 +66,9 @@ def test_whisper_frames(padding: float, behind: int, device: str) -> None:
     waves = [*sounds(800, 5000, 16_000, 20_000), np.zeros(2000, np.float32)]
     wave_BN, lengths_B = batch(waves, behind)
     wanted = extractor(waves, sampling_rate=16_000, return_tensors="pt")["input_features"]
-    found = whisper_frames(wave_BN.to(device), lengths_B.to(device), extractor)
-    assert found.device.type == device
-    torch.testing.assert_close(found.cpu(), wanted, atol=2e-4, rtol=0)
+    features = whisper_frames(wave_BN.to(device), lengths_B.to(device), extractor)
+    assert features.device.type == device
+    torch.testing.assert_close(features.cpu(), wanted, atol=2e-4, rtol=0)
 
 
 def test_whispers_dither_is_added_where_the_extractor_has_it() -> None:

@@ -25,9 +25,9 @@ def test_rows_go_to_those_that_have_one(
 ) -> None:
     here_B = torch.tensor(here, dtype=torch.bool)
     rows_N = (torch.randn(sum(here), *shape) + 0.1).to(dtype)
-    found, wanted = spread(rows_N, here_B), by_mask(rows_N, here_B)
-    assert found.dtype == dtype
-    assert torch.equal(found, wanted)
+    result, wanted = spread(rows_N, here_B), by_mask(rows_N, here_B)
+    assert result.dtype == dtype
+    assert torch.equal(result, wanted)
 
 
 def test_the_gradient_is_that_of_the_mask_and_a_nan_stays_in_its_row() -> None:

@@ -60,9 +60,9 @@ def test_it_computes_what_the_packages_own_code_does(kind: type[EfficientNetLite
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
     with torch.no_grad():
-        found = ours(pixels).pooled_BF[:, HEAD : HEAD + CLASSES]
+        result = ours(pixels).pooled_BF[:, HEAD : HEAD + CLASSES]
         wanted = torch.nn.functional.normalize(theirs((pixels / 255 - mean) / std), dim=1)
-    assert torch.allclose(found, wanted, atol=1e-5)
+    assert torch.allclose(result, wanted, atol=1e-5)
 
 
 def test_the_variants_are_scaled_as_the_weights_are() -> None:
@@ -110,10 +110,10 @@ def test_small_pictures_are_mirrored_and_moved_only_where_asked() -> None:
     moving = SmallCnn(side=16, mirror=False, shift=0.2)
     corners = set()
     for _ in range(200):
-        found = moving.vary(picture, rng)
-        assert found.shape == picture.shape
-        assert found.sum() == picture.sum()  # all of it is still there
-        corners.add(tuple(int(v[0]) for v in np.nonzero(found[0])))
+        result = moving.vary(picture, rng)
+        assert result.shape == picture.shape
+        assert result.sum() == picture.sum()  # all of it is still there
+        corners.add(tuple(int(v[0]) for v in np.nonzero(result[0])))
     assert {a for a, _ in corners} == {1, 2, 3, 4, 5, 6, 7}
     assert {b for _, b in corners} == {0, 1, 2, 3, 4, 5, 6}
 

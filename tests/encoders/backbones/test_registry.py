@@ -49,12 +49,12 @@ CODE = "from braid.encoders.plugin import HashedWords\nclass Mine(HashedWords): 
 def test_the_readmes_example_is_trained_and_loaded(install: Install, tmp_path: Path) -> None:
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), re.S | re.M)
     files = [tomllib.loads(code) for language, code in blocks if language == "toml"]
-    (written,) = [its for its in files if "project" in its]
+    (written,) = [entry for entry in files if "project" in entry]
     (code,) = [code for language, code in blocks if language == "python" and "Letters" in code]
     install("letters", code, written["project"]["entry-points"][GROUP])
-    its = EncoderConfig(kind="letters", options={"width": 16})
+    encoder = EncoderConfig(kind="letters", options={"width": 16})
     tiny = preset("tiny")
-    encoders = {**tiny.model.encoders, "text": its}
+    encoders = {**tiny.model.encoders, "text": encoder}
     config = replace(tiny, epochs=1, model=replace(tiny.model, encoders=encoders))
     train(samples(60), config, out=tmp_path / "v", name="v", version=1, seed=0)
     load(tmp_path / "v", device="cpu").check()

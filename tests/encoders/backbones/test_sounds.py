@@ -197,8 +197,8 @@ def test_a_tower_hears_what_transformers_hears(kind: str, tmp_path: Path) -> Non
     encoder = encoder_class("audio", config).create(config).eval()
     rate = int(encoder.settings["extractor"]["sampling_rate"])
     sound, _ = encoder.prepare(wav(440, 0.8, rate=rate), Limits())
-    found = encode_all(encoder, [sound], CPU, tokens=True)
-    assert found.tokens_BTF is not None
+    features = encode_all(encoder, [sound], CPU, tokens=True)
+    assert features.tokens_BTF is not None
     wave = sound.astype(np.float32) / 32768
     how: dict[str, Any] = {"sampling_rate": rate, "return_tensors": "pt"}
     with torch.no_grad():
@@ -213,7 +213,7 @@ def test_a_tower_hears_what_transformers_hears(kind: str, tmp_path: Path) -> Non
             inputs = t.ClapFeatureExtractor.from_pretrained(folder)(wave, **how)
             net = t.ClapModel.from_pretrained(folder).eval().audio_model
             wanted = net(**inputs).last_hidden_state.flatten(2).transpose(1, 2)
-    assert torch.allclose(found.tokens_BTF, wanted, atol=1e-4)
+    assert torch.allclose(features.tokens_BTF, wanted, atol=1e-4)
 
 
 def test_an_option_that_contradicts_the_checkpoint_is_an_error(tmp_path: Path) -> None:
@@ -238,8 +238,8 @@ def test_the_spectrogram_forgets_loudness_and_the_microphones_colour() -> None:
     def seen(norm: str, wave: np.ndarray) -> torch.Tensor:
         front = LogMel(8000, 24, 256, 80, floor=1e-4, norm=norm).eval()
         padded = np.concatenate([wave, np.zeros(256, dtype=np.int16)])
-        found: torch.Tensor = front(torch.from_numpy(padded[None]), torch.tensor([len(wave)]))[0]
-        return found
+        result: torch.Tensor = front(torch.from_numpy(padded[None]), torch.tensor([len(wave)]))[0]
+        return result
 
     for norm in ("sound", "band"):
         assert torch.allclose(seen(norm, wave_N), seen(norm, quiet_N), atol=0.1)
@@ -301,13 +301,13 @@ def test_mixing_gives_a_sound_anothers_bands_and_keeps_its_shape() -> None:
     before, after = log_BMT.clone(), log_BMT
     after[0, :, 25:] = 1e3
     for seed in range(10):  # in some of them each gets the other's
-        found = []
+        result = []
         for one in (before, after):
             torch.manual_seed(seed)
-            found.append(
+            result.append(
                 SpectrogramAugmentation(mix=1.0).mix_statistics(one, weight_B1T)[:, :, :25]
             )
-        assert torch.allclose(found[0], found[1], atol=1e-4)
+        assert torch.allclose(result[0], result[1], atol=1e-4)
 
 
 def test_ends_are_cut_and_nothing_else_where_it_says_so() -> None:

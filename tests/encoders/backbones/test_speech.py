@@ -46,8 +46,8 @@ def test_it_hears_what_the_packages_own_runtime_hears() -> None:
     pytest.importorskip("onnx", reason=WHAT)
     place = weights_file(SOURCE).parent
     encoder = SpeechEmbedding.create(CONFIG).eval()
-    found = encode_all(encoder, [spoken()], CPU, tokens=True)
-    assert found.tokens_BTF is not None
+    features = encode_all(encoder, [spoken()], CPU, tokens=True)
+    assert features.tokens_BTF is not None
     wave_BN, lengths_B = encoder.collate([spoken()])
     # The same samples through the package's two networks, a window at a time as it does.
     framed_N = np.pad(wave_BN[0].numpy().astype(np.float32), WINDOW // 2)
@@ -62,18 +62,18 @@ def test_it_hears_what_the_packages_own_runtime_hears() -> None:
         None, {"input_1": np.stack(windows)[..., None].astype(np.float32)}
     )
     wanted_TF = torch.from_numpy(wanted.reshape(len(windows), -1))
-    assert found.tokens_BTF[0].shape == wanted_TF.shape
-    assert torch.allclose(found.tokens_BTF[0], wanted_TF, atol=1e-3)  # values go up to 80
+    assert features.tokens_BTF[0].shape == wanted_TF.shape
+    assert torch.allclose(features.tokens_BTF[0], wanted_TF, atol=1e-3)  # values go up to 80
     assert wanted_TF.std() > 1
 
 
 def test_loudness_does_not_matter() -> None:
     encoder = SpeechEmbedding().eval()
     loud = spoken()
-    found = [encode_all(encoder, [wave], CPU).pooled_BF for wave in (loud, loud // 4)]
-    assert torch.allclose(found[0], found[1], atol=0.02)
+    features = [encode_all(encoder, [wave], CPU).pooled_BF for wave in (loud, loud // 4)]
+    assert torch.allclose(features[0], features[1], atol=0.02)
     assert not torch.allclose(
-        found[0], encode_all(encoder, [loud[:5000]], CPU).pooled_BF, atol=0.02
+        features[0], encode_all(encoder, [loud[:5000]], CPU).pooled_BF, atol=0.02
     )
 
 
@@ -86,8 +86,8 @@ def test_a_sound_shorter_than_a_token_trains() -> None:
         features = encoder(*encoder.collate([np.ones(16, dtype=np.int16), spoken(0.05)]))
         assert bool(features.pooled_BF.isfinite().all())
         features.pooled_BF.sum().backward()
-    gradients = [its.grad for its in encoder.parameters()]
-    assert all(its is not None and bool(its.isfinite().all()) for its in gradients)
+    gradients = [one.grad for one in encoder.parameters()]
+    assert all(one is not None and bool(one.isfinite().all()) for one in gradients)
 
 
 @pytest.mark.parametrize(

@@ -130,12 +130,12 @@ def test_it_equals_the_plain_model(folders: dict[str, Path], kind: str) -> None:
     inputs = pictures(encoder)
     with torch.no_grad():
         pooled_BF, tokens_BTF = PLAIN[kind](folders[kind], normalised(inputs))
-        found = encoder(*encoder.collate(inputs))
+        result = encoder(*encoder.collate(inputs))
     assert encoder.width == pooled_BF.shape[1]
     wanted_BF = torch.nn.functional.normalize(pooled_BF, dim=1)
-    assert torch.allclose(found.pooled_BF, wanted_BF, atol=1e-4)
+    assert torch.allclose(result.pooled_BF, wanted_BF, atol=1e-4)
     assert tokens_BTF.shape[1] == CELLS[kind]
-    assert torch.allclose(found.tokens_BTF, tokens_BTF, atol=1e-4)
+    assert torch.allclose(result.tokens_BTF, tokens_BTF, atol=1e-4)
     assert float((wanted_BF[0] - wanted_BF[1]).abs().max()) > 1e-3, "the pictures look the same"
 
 
@@ -236,8 +236,8 @@ def test_what_a_processors_file_means(
     tmp_path: Path, fields: dict[str, Any], wanted: tuple[int, float]
 ) -> None:
     write_preprocessor(tmp_path, **fields)
-    found = preprocessing(str(tmp_path), {"side": None, "mean": None, "std": None})
-    assert (found["side"], found["mean"][0]) == wanted
+    result = preprocessing(str(tmp_path), {"side": None, "mean": None, "std": None})
+    assert (result["side"], result["mean"][0]) == wanted
 
 
 def test_a_processor_of_pictures_that_are_not_square(tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ def test_idf_without_weights_is_no_silent_mean(glove: Path, tmp_path: Path) -> N
 def test_weights_fitted_to_texts_are_part_of_a_version(glove: Path, tmp_path: Path) -> None:
     from braid.encoders import load
 
-    its = EncoderConfig(kind="words", source=str(glove), options={"pooling": "idf"})
-    config = TrainConfig(model=ModelConfig(encoders={"text": its}, dim=16))
+    words = EncoderConfig(kind="words", source=str(glove), options={"pooling": "idf"})
+    config = TrainConfig(model=ModelConfig(encoders={"text": words}, dim=16))
     net = make_net(config, {"kind": Task(classes=("a", "b"))}).eval()
     before: Any = net.encoder("text")
     spaces = []
@@ -180,8 +180,8 @@ def test_a_folder_of_vocabulary_and_matrix(glove: Path, tmp_path: Path) -> None:
 )
 def test_text_files_that_are_read(tmp_path: Path, text: str, words: list[str]) -> None:
     (tmp_path / "words.txt").write_text(text, encoding="utf-8")
-    found, vectors_VF = read_words(str(tmp_path / "words.txt"), None)
-    assert found == words
+    result, vectors_VF = read_words(str(tmp_path / "words.txt"), None)
+    assert result == words
     assert vectors_VF.tolist() == [[1, 2], [3, 4]]
 
 

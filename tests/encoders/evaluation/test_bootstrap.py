@@ -44,12 +44,12 @@ def test_the_resampled_calibration_error_is_the_measure_itself() -> None:
     label_N = torch.randint(0, 4, (60,))
     confidence_N, said_N = probs_NC.max(1)
     drawn = Bootstrap(60, resamples=20, seed=1)
-    found = drawn.calibration_error(
+    result = drawn.calibration_error(
         (said_N == label_N).float() - confidence_N,
         bins_of(confidence_N),
         torch.ones(60, dtype=torch.bool),
     )
-    for row, counts_N in zip(found.tolist(), drawn.weight_RN.long(), strict=True):
+    for row, counts_N in zip(result.tolist(), drawn.weight_RN.long(), strict=True):
         chosen = torch.repeat_interleave(torch.arange(60), counts_N)
         assert row == pytest.approx(calibration_error(probs_NC[chosen], label_N[chosen]), abs=1e-5)
 

@@ -50,18 +50,18 @@ EASY = Gates(
 
 def plain_recall(query_nD: Tensor, gallery_nD: Tensor, k: int) -> float:
     """Without groups or ties: one record at a time."""
-    found = 0
+    result = 0
     for row, query_D in enumerate(query_nD.numpy()):
         order = np.argsort(-(gallery_nD.numpy() @ query_D), kind="stable")
-        found += row in order[:k]
-    return found / len(query_nD)
+        result += row in order[:k]
+    return result / len(query_nD)
 
 
 def test_r_is_the_smaller_of_two_recalls_over_the_old_one() -> None:
     old = made_up(noise=1.0)
     new = mapped(old, lambda v: v + 0.8 * v.roll(1, 1))
     k, group_N = 3, torch.arange(60)
-    found = cross_version_recall(old, new, group_N, k=k, seed=4)
+    recalls = cross_version_recall(old, new, group_N, k=k, seed=4)
     first_N = np.random.default_rng([4, 50]).permutation(60) % 2 == 0
     both_N = (old.present_NM.all(1)).numpy()
     means: dict[str, list[float]] = {"old": [], "cross": [], "mixed": []}
@@ -79,20 +79,20 @@ def test_r_is_the_smaller_of_two_recalls_over_the_old_one() -> None:
                 tops = [np.argsort(-(gallery_nD.numpy() @ q))[:k] for q in asked_nD.numpy()]
                 shares.append(np.mean(half_n[np.stack(tops)]) - half_n.mean() + 0.5)
             means["mixed"].append(float(np.mean(halves)))
-    assert sorted(found.hits["old"]) == [
+    assert sorted(recalls.hits["old"]) == [
         "image->fused",
         "image->text",
         "text->fused",
         "text->image",
     ]
     for way, values in means.items():
-        assert found.recall(way) == pytest.approx(np.mean(values), abs=1e-6)
+        assert recalls.recall(way) == pytest.approx(np.mean(values), abs=1e-6)
     low = float(min(np.mean(means["cross"]), np.mean(means["mixed"])))
-    assert found.ratio == pytest.approx(low / np.mean(means["old"]), abs=1e-6)
-    assert found.share == pytest.approx(np.mean(shares), abs=1e-6)
-    assert 0.1 < found.ratio < 0.99
-    low, high = found.interval(Bootstrap(60, resamples=200, seed=0))
-    assert low < found.ratio < high
+    assert recalls.ratio == pytest.approx(low / np.mean(means["old"]), abs=1e-6)
+    assert recalls.share == pytest.approx(np.mean(shares), abs=1e-6)
+    assert 0.1 < recalls.ratio < 0.99
+    low, high = recalls.interval(Bootstrap(60, resamples=200, seed=0))
+    assert low < recalls.ratio < high
 
 
 def test_each_limit_of_staying_is_told_when_it_is_missed() -> None:
@@ -141,18 +141,18 @@ def test_each_limit_of_staying_is_told_when_it_is_missed() -> None:
 
 def test_a_version_is_compatible_with_itself_exactly() -> None:
     old = made_up(audio=True)
-    found = cross_version_recall(old, old, torch.arange(60), k=10)
-    assert found.ratio == 1.0
-    assert found.share == pytest.approx(0.5)
-    assert found.interval(Bootstrap(60, resamples=50, seed=0)) == (1.0, 1.0)
+    recalls = cross_version_recall(old, old, torch.arange(60), k=10)
+    assert recalls.ratio == 1.0
+    assert recalls.share == pytest.approx(0.5)
+    assert recalls.interval(Bootstrap(60, resamples=50, seed=0)) == (1.0, 1.0)
 
 
 def test_the_query_s_own_modality_is_never_in_the_target() -> None:
-    found = list(directions(("text", "image", "audio")))
-    assert ("text->fused", "text", "fused image+audio") in found
-    assert ("text+audio->image", "text+audio", "image") in found
-    assert len(found) == 3 * 3 + 3 * 2
-    for _, query, target in found:
+    result = list(directions(("text", "image", "audio")))
+    assert ("text->fused", "text", "fused image+audio") in result
+    assert ("text+audio->image", "text+audio", "image") in result
+    assert len(result) == 3 * 3 + 3 * 2
+    for _, query, target in result:
         assert not set(query.split("+")) & set(target.removeprefix("fused ").split("+"))
     assert list(directions(("text",))) == [("text->text", "text", "text")]
 
@@ -164,9 +164,11 @@ def test_a_version_that_buries_the_old_vectors_is_not_even() -> None:
         {n: torch.nn.functional.pad(v, (0, 1)) for n, v in old.by.items()}, old.present_NM
     )
     new = mapped(wide, lambda v: v + torch.nn.functional.one_hot(torch.tensor(D), D + 1) * 0.8)
-    found = cross_version_recall(wide, new, torch.arange(60), k=10)
-    assert found.share < 0.3
-    assert found.recall("cross") == pytest.approx(found.recall("old"))  # R alone would not see it
+    recalls = cross_version_recall(wide, new, torch.arange(60), k=10)
+    assert recalls.share < 0.3
+    assert recalls.recall("cross") == pytest.approx(
+        recalls.recall("old")
+    )  # R alone would not see it
 
 
 # ---- adapters
@@ -179,9 +181,9 @@ def test_procrustes_recovers_a_rotation_exactly() -> None:
     assert raw.ratio < 0.15
     adapter = fit_adapter("procrustes", *across.pairs(old, new)[::-1], LIMITS)
     assert torch.allclose(adapter.tensors["R"], r_DD, atol=1e-4)
-    found = cross_version_recall(old, across.mapped(new, adapter), torch.arange(200), k=3)
-    assert found.ratio == pytest.approx(1.0, abs=1e-3)
-    assert found.share == pytest.approx(0.5, abs=1e-3)
+    recalls = cross_version_recall(old, across.mapped(new, adapter), torch.arange(200), k=3)
+    assert recalls.ratio == pytest.approx(1.0, abs=1e-3)
+    assert recalls.share == pytest.approx(0.5, abs=1e-3)
     assert torch.allclose(procrustes(old.by["text"], new.by["text"]), r_DD.T, atol=1e-4)
     back = fit_adapter("procrustes", *across.pairs(old, new), LIMITS)
     stored = cross_version_recall(old, new, torch.arange(200), k=3, stored=back)
@@ -360,7 +362,7 @@ def test_stored_vectors_are_mapped_where_that_is_allowed(
     other = load_folder(turned(version, tmp_path / "raw"), device="cpu")
     made = samples(240)
     kept, pair = run_models((champion, other), judged(made), predict=False)
-    monkeypatch.setattr(across, "mapped", lambda its, adapter: its)  # the other way never passes
+    monkeypatch.setattr(across, "mapped", lambda one, adapter: one)  # the other way never passes
 
     def choose_space(stored: bool) -> across.Choice:
         limits = replace(LIMITS, stored=stored, adapters=("procrustes",))
@@ -369,13 +371,13 @@ def test_stored_vectors_are_mapped_where_that_is_allowed(
         )
 
     assert choose_space(False).report["choice"] == "new space"
-    found = choose_space(True)
-    assert found.report["choice"] == "adapter"
-    assert found.space == other.space
-    assert found.report["adapter"]["applied"] is False
-    assert found.adapter is not None
+    result = choose_space(True)
+    assert result.report["choice"] == "adapter"
+    assert result.space == other.space
+    assert result.report["adapter"]["applied"] is False
+    assert result.adapter is not None
     old, new = (m.encode([m.prepare(made[0])])[0].fused for m in (champion, other))
-    assert float(found.adapter.apply(old[None])[0] @ new) > 0.999
+    assert float(result.adapter.apply(old[None])[0] @ new) > 0.999
 
 
 @pytest.mark.slow
@@ -407,7 +409,7 @@ def test_the_pull_makes_a_new_version_find_the_old_vectors(
     version: Path, champion: TorchModel, tmp_path: Path
 ) -> None:
     made = samples(240)
-    found = {}
+    result = {}
     for weight in (0.0, 3.0):
         config = replace(SHORT, epochs=6, compatible=weight)
         out = tmp_path / f"v{weight:g}"
@@ -416,9 +418,9 @@ def test_the_pull_makes_a_new_version_find_the_old_vectors(
         kept, (old, new) = run_models(
             (champion, load_folder(out, device="cpu")), judged(made), predict=False
         )
-        found[weight] = cross_version_recall(old, new, group_of(kept), k=3)
-    assert found[3.0].ratio > 0.8
-    assert found[0.0].ratio < 0.6
+        result[weight] = cross_version_recall(old, new, group_of(kept), k=3)
+    assert result[3.0].ratio > 0.8
+    assert result[0.0].ratio < 0.6
 
 
 @pytest.mark.parametrize(
@@ -460,10 +462,10 @@ def test_an_evaluation_measures_what_is_served(champion: TorchModel) -> None:
     flat = TorchModel(champion.net, champion.manifest, champion.device, adapter)
     _, seen = encode_samples(champion, samples(40), Counter())
     plain = compute_metrics(champion.net, seen)
-    found = compute_metrics(flat.net, seen, flat.served)
+    result = compute_metrics(flat.net, seen, flat.served)
     for kind, way in (("recall", "text->image"), ("recall_fused", "text->fused")):
-        assert found[kind][way]["1"] < plain[kind][way]["1"]
-    assert found["accuracy"] == plain["accuracy"]
+        assert result[kind][way]["1"] < plain[kind][way]["1"]
+    assert result["accuracy"] == plain["accuracy"]
     points = np.array(_map(flat, seen, samples(40))["points"])
     assert np.abs(points[:, 1]).max() < 1e-3  # two places only: a line
 

@@ -20,29 +20,29 @@ from tests.encoders.material import png, samples, wav
 
 
 @pytest.fixture(scope="module")
-def found(model: Model) -> dict[str, object]:
+def result(model: Model) -> dict[str, object]:
     assert isinstance(model, TorchModel)
     return report(model, [*samples(80, seed=5), Sample(id="bad", image=b"broken")])
 
 
-def test_it_counts_and_measures_what_the_samples_have(found: dict) -> None:
-    assert found["samples"] == 80
-    assert found["left_out"] == {"bad input": 1}
-    assert set(found["recall"]) == {f"{a}->{b}" for a in LEVELS for b in LEVELS if a != b}
-    assert found["accuracy"]["colour"]["fused"] > 0.9
-    assert len(found["map"]["points"]) == 80
-    json.dumps(found, allow_nan=False)
+def test_it_counts_and_measures_what_the_samples_have(result: dict) -> None:
+    assert result["samples"] == 80
+    assert result["left_out"] == {"bad input": 1}
+    assert set(result["recall"]) == {f"{a}->{b}" for a in LEVELS for b in LEVELS if a != b}
+    assert result["accuracy"]["colour"]["fused"] > 0.9
+    assert len(result["map"]["points"]) == 80
+    json.dumps(result, allow_nan=False)
 
 
-def test_a_modality_that_is_used_is_missed_when_it_is_permuted(found: dict) -> None:
-    shuffled = found["shuffled"]
-    assert shuffled["as it is"]["colour"] == pytest.approx(found["accuracy"]["colour"]["fused"])
-    assert min(its["colour"] for its in shuffled.values()) < shuffled["as it is"]["colour"] - 0.1
+def test_a_modality_that_is_used_is_missed_when_it_is_permuted(result: dict) -> None:
+    shuffled = result["shuffled"]
+    assert shuffled["as it is"]["colour"] == pytest.approx(result["accuracy"]["colour"]["fused"])
+    assert min(one["colour"] for one in shuffled.values()) < shuffled["as it is"]["colour"] - 0.1
 
 
-def test_noise_makes_the_disturbed_modality_worse_and_leaves_the_others(found: dict) -> None:
-    before = found["accuracy"]["colour"]
-    steps = found["robustness"]["audio"]
+def test_noise_makes_the_disturbed_modality_worse_and_leaves_the_others(result: dict) -> None:
+    before = result["accuracy"]["colour"]
+    steps = result["robustness"]["audio"]
     assert [step["level"] for step in steps] == list(LEVELS["audio"].levels)
     worst = steps[-1]["accuracy"]["colour"]
     assert worst["audio"] < before["audio"]
@@ -76,9 +76,9 @@ def test_each_modality_is_disturbed_by_itself() -> None:
     assert soundfile.info(io.BytesIO(loud.audio or b"")).samplerate == 8000
 
 
-def test_the_page_shows_all_of_it_and_escapes(found: dict, tmp_path: Path) -> None:
-    points = {**found["map"], "ids": ["<script>", *found["map"]["ids"][1:]]}
-    html = page({**found, "map": points}, "braid: <tiny>")
+def test_the_page_shows_all_of_it_and_escapes(result: dict, tmp_path: Path) -> None:
+    points = {**result["map"], "ids": ["<script>", *result["map"]["ids"][1:]]}
+    html = page({**result, "map": points}, "braid: <tiny>")
     assert "<script>" not in html
     assert html.count("<svg") >= 8
     for words in ("text-&gt;image", "made worse", "calibration error", "permuted", "shared space"):

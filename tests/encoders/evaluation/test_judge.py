@@ -82,10 +82,10 @@ def made_up() -> ModelOutputs:
     )
 
 
-def with_output(its: ModelOutputs, task: str, subset: str, **changes: Tensor) -> ModelOutputs:
-    output = replace(its.task_outputs[task][subset], **changes)
+def with_output(one: ModelOutputs, task: str, subset: str, **changes: Tensor) -> ModelOutputs:
+    output = replace(one.task_outputs[task][subset], **changes)
     return replace(
-        its, task_outputs={**its.task_outputs, task: {**its.task_outputs[task], subset: output}}
+        one, task_outputs={**one.task_outputs, task: {**one.task_outputs[task], subset: output}}
     )
 
 
@@ -93,59 +93,59 @@ def first(count: int) -> Tensor:
     return torch.arange(N) < count
 
 
-def wrong_class(its: ModelOutputs, count: int) -> ModelOutputs:
-    output = its.task_outputs["kind"]["text"]
+def wrong_class(one: ModelOutputs, count: int) -> ModelOutputs:
+    output = one.task_outputs["kind"]["text"]
     decided_N = torch.where(first(count), 1 - output.decided_N, output.decided_N)
-    return with_output(its, "kind", "text", decided_N=decided_N)
+    return with_output(one, "kind", "text", decided_N=decided_N)
 
 
-def wrong_tags(its: ModelOutputs, count: int) -> ModelOutputs:
-    output = its.task_outputs["tags"]["image"]
-    return with_output(its, "tags", "image", decided_N=output.decided_N & ~first(count)[:, None])
+def wrong_tags(one: ModelOutputs, count: int) -> ModelOutputs:
+    output = one.task_outputs["tags"]["image"]
+    return with_output(one, "tags", "image", decided_N=output.decided_N & ~first(count)[:, None])
 
 
-def wrong_number(its: ModelOutputs, count: int) -> ModelOutputs:
-    output = its.task_outputs["size"][ALL]
-    return with_output(its, "size", ALL, decided_N=output.decided_N + first(count).float())
+def wrong_number(one: ModelOutputs, count: int) -> ModelOutputs:
+    output = one.task_outputs["size"][ALL]
+    return with_output(one, "size", ALL, decided_N=output.decided_N + first(count).float())
 
 
-def too_sure(its: ModelOutputs, count: int) -> ModelOutputs:
-    probs_NC = its.task_outputs["kind"][ALL].probs_NC
+def too_sure(one: ModelOutputs, count: int) -> ModelOutputs:
+    probs_NC = one.task_outputs["kind"][ALL].probs_NC
     hesitant_NC = torch.where(
         first(count)[:, None], 0.5 + 0.1 * (probs_NC - 0.5).sign(), probs_NC
     )  # right as before, but unsure of it
-    return with_output(its, "kind", ALL, probs_NC=hesitant_NC)
+    return with_output(one, "kind", ALL, probs_NC=hesitant_NC)
 
 
-def lost_pictures(its: ModelOutputs, count: int) -> ModelOutputs:
-    image_ND = torch.where(first(count)[:, None], its.by["image"].roll(1, 0), its.by["image"])
-    return replace(its, by={**its.by, "image": image_ND})
+def lost_pictures(one: ModelOutputs, count: int) -> ModelOutputs:
+    image_ND = torch.where(first(count)[:, None], one.by["image"].roll(1, 0), one.by["image"])
+    return replace(one, by={**one.by, "image": image_ND})
 
 
-def collapsed(its: ModelOutputs, count: int) -> ModelOutputs:
-    flat_ND = its.fused[ALL].clone()
+def collapsed(one: ModelOutputs, count: int) -> ModelOutputs:
+    flat_ND = one.fused[ALL].clone()
     flat_ND[:, : count // 10] = 0.0
-    return replace(its, fused={**its.fused, ALL: torch.nn.functional.normalize(flat_ND, dim=1)})
+    return replace(one, fused={**one.fused, ALL: torch.nn.functional.normalize(flat_ND, dim=1)})
 
 
 def bench(
     old: ModelOutputs, new: ModelOutputs, gates: Gates | None = None
 ) -> dict[str, dict[str, Any]]:
-    its = court._MetricComparison(
+    comparison = court._MetricComparison(
         old, new, TRUTH, gates or Gates(), Bootstrap(N, resamples=500, seed=0)
     )
-    its.scores()
-    its.recalls()
-    its.ranks()
-    assert its.unjudged == {}
-    return {gate["metric"]: gate for gate in its.results}
+    comparison.scores()
+    comparison.recalls()
+    comparison.ranks()
+    assert comparison.unjudged == {}
+    return {gate["metric"]: gate for gate in comparison.results}
 
 
 def test_nothing_fails_against_itself_and_every_metric_is_there() -> None:
-    found = bench(made_up(), made_up())
-    assert all(gate["passed"] and gate["difference"] == 0.0 for gate in found.values())
+    result = bench(made_up(), made_up())
+    assert all(gate["passed"] and gate["difference"] == 0.0 for gate in result.values())
     subsets = ("text", "image", "text+image", ALL)
-    assert set(found) == {
+    assert set(result) == {
         *(f"{m}: {s}" for m in ("accuracy kind", "F1 tags", "error size") for s in subsets),
         *(f"recall@{k} {way}" for k in (1, 5, 10) for way in ("text->image", "image->text")),
         "calibration error kind",
@@ -153,7 +153,7 @@ def test_nothing_fails_against_itself_and_every_metric_is_there() -> None:
         "effective rank text",
         "effective rank image",
     }
-    json.dumps(found, allow_nan=False)
+    json.dumps(result, allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -184,11 +184,11 @@ def test_each_gate_fails_for_much_and_passes_for_little(
 
 
 def test_the_numbers_of_a_gate_are_those_of_the_records() -> None:
-    found = bench(made_up(), wrong_class(made_up(), 30))["accuracy kind: text"]
-    assert (found["champion"], found["challenger"]) == (1.0, 0.85)
-    assert (found["difference"], found["limit"], found["records"]) == (-0.15, -0.01, N)
+    result = bench(made_up(), wrong_class(made_up(), 30))["accuracy kind: text"]
+    assert (result["champion"], result["challenger"]) == (1.0, 0.85)
+    assert (result["difference"], result["limit"], result["records"]) == (-0.15, -0.01, N)
     half = 1.96 * (0.15 * 0.85 / N) ** 0.5
-    assert found["interval"] == pytest.approx([-0.15 - half, -0.15 + half], abs=0.012)
+    assert result["interval"] == pytest.approx([-0.15 - half, -0.15 + half], abs=0.012)
     error = bench(made_up(), wrong_number(made_up(), 30))["error size: as it comes"]
     assert error["challenger"] == pytest.approx(0.15)  # 4 units off is one spread
     rank = bench(made_up(), collapsed(made_up(), 200))["effective rank fused"]
@@ -198,19 +198,21 @@ def test_the_numbers_of_a_gate_are_those_of_the_records() -> None:
 def test_a_class_that_only_the_challenger_knows_is_its_gain() -> None:
     old = made_up()
     new = replace(old, tasks={**TASKS, "kind": Task(classes=("b", "a"))})
-    found = bench(old, new)["accuracy kind: text"]  # the same places, other names
-    assert (found["champion"], found["challenger"]) == (1.0, 0.0)
+    result = bench(old, new)["accuracy kind: text"]  # the same places, other names
+    assert (result["champion"], result["challenger"]) == (1.0, 0.0)
 
 
 def test_metrics_with_few_records_are_told_and_not_judged() -> None:
     old = made_up()
     few = replace(old, present_NM=torch.stack([torch.ones(N).bool(), first(12)], dim=1))
-    its = court._MetricComparison(few, few, TRUTH, Gates(), Bootstrap(N, resamples=100, seed=0))
-    its.scores()
-    its.recalls()
-    assert its.unjudged["recall@1 text->image"] == 12
-    assert its.unjudged["accuracy kind: image"] == 12
-    assert all("image" not in gate["metric"] for gate in its.results)
+    comparison = court._MetricComparison(
+        few, few, TRUTH, Gates(), Bootstrap(N, resamples=100, seed=0)
+    )
+    comparison.scores()
+    comparison.recalls()
+    assert comparison.unjudged["recall@1 text->image"] == 12
+    assert comparison.unjudged["accuracy kind: image"] == 12
+    assert all("image" not in gate["metric"] for gate in comparison.results)
 
 
 class Ticks:
@@ -239,12 +241,12 @@ class Ticks:
 def test_the_latency_gate(model: TorchModel, slower: float, passed: bool) -> None:
     gates = Gates(rounds=4, batch=2)
     clock = Ticks({"champion": 0.1, "challenger": 0.1 * slower})
-    found = court._latency(model, model, samples(4), gates, clock)
-    assert found["passed"] is passed
-    assert found["champion"] == pytest.approx(50.0)
-    assert found["challenger"] == pytest.approx(50.0 * slower)
-    assert found["limit"] == pytest.approx(75.0)
-    low, high = found["interval"]
+    result = court._latency(model, model, samples(4), gates, clock)
+    assert result["passed"] is passed
+    assert result["champion"] == pytest.approx(50.0)
+    assert result["challenger"] == pytest.approx(50.0 * slower)
+    assert result["limit"] == pytest.approx(75.0)
+    low, high = result["interval"]
     assert low == high == pytest.approx(50.0 * (slower - 1))
 
 
@@ -288,9 +290,9 @@ def test_only_the_judge_split_is_judged_each_id_once() -> None:
     made = samples()
     ids = sorted(sample.id for sample in made if split(sample.id) == "judge")
     again = replace(next(s for s in made if s.id == ids[0]), text="newer")
-    found = court.judged([*made, again])
-    assert [sample.id for sample in found] == ids
-    assert found[0].text == "newer"
+    result = court.judged([*made, again])
+    assert [sample.id for sample in result] == ids
+    assert result[0].text == "newer"
     assert len(court.judged(made, 3)) == 3
 
 
@@ -299,19 +301,19 @@ def test_both_versions_are_asked_as_they_serve(model: TorchModel) -> None:
     turned = Adapter(kind="procrustes", tensors={"R": q_DD})
     plain, model = model, TorchModel(model.net, model.manifest, model.device, turned)
     made = [*samples(20), Sample(id="bad", image=b"broken")]
-    kept, (_, its) = run_models((plain, model), made)
+    kept, (_, entry) = run_models((plain, model), made)
     assert [sample.id for sample in kept] == [sample.id for sample in made[:-1]]
     for row, embedding in enumerate(model.encode([model.prepare(one) for one in kept])):
-        assert its.fused[ALL][row].numpy() == pytest.approx(embedding.fused, abs=1e-5)
+        assert entry.fused[ALL][row].numpy() == pytest.approx(embedding.fused, abs=1e-5)
         for name, vector_D in embedding.by.items():
-            assert its.by[name][row].numpy() == pytest.approx(vector_D, abs=1e-5)
+            assert entry.by[name][row].numpy() == pytest.approx(vector_D, abs=1e-5)
             (alone,) = model.encode(
                 [model.prepare(Sample(id="q", **{name: getattr(kept[row], name)}))]
             )
-            assert its.fused[name][row].numpy() == pytest.approx(alone.fused, abs=1e-5)
-        output = its.task_outputs["colour"][ALL]
+            assert entry.fused[name][row].numpy() == pytest.approx(alone.fused, abs=1e-5)
+        output = entry.task_outputs["colour"][ALL]
         task = embedding.tasks["colour"]
-        assert its.tasks["colour"].classes[int(output.decided_N[row])] == task.label
+        assert entry.tasks["colour"].classes[int(output.decided_N[row])] == task.label
         assert float(output.probs_NC[row].max()) == pytest.approx(task.prob, abs=1e-5)
 
 
@@ -426,12 +428,12 @@ def test_the_examination_sees_the_draft_and_all_samples_and_goes_into_the_manife
 
     made = train(iter(samples(60)), SHORT, out=out, name="v", version=2, seed=0, examine=examine)
     assert looked == [("v", 60)]
-    found = load(out, device="cpu")
-    found.check()
-    assert found.space == made.space == "s-told"
-    assert found.manifest.verdict == {"passed": False, "gates": []}
+    loaded = load(out, device="cpu")
+    loaded.check()
+    assert loaded.space == made.space == "s-told"
+    assert loaded.manifest.verdict == {"passed": False, "gates": []}
     assert (out / "more.txt").read_bytes() == b"more"
-    assert "more.txt" in found.manifest.files
+    assert "more.txt" in loaded.manifest.files
 
 
 def test_an_examination_that_breaks_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -479,6 +481,6 @@ def test_a_version_that_trained_on_the_judge_split_is_not_judged(
     model = load_folder(version, device="cpu")
     config = replace(preset("tiny"), judge=False)
     save(model.net, tmp_path / "v", config=config, name="v", version_number=2)
-    found = examiner(version, gates=EASY)(tmp_path / "v", samples(40))
-    assert found.verdict["decision"] == "not enough evidence"
-    assert "judge=False" in found.verdict["reason"]
+    result = examiner(version, gates=EASY)(tmp_path / "v", samples(40))
+    assert result.verdict["decision"] == "not enough evidence"
+    assert "judge=False" in result.verdict["reason"]

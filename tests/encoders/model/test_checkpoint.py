@@ -83,10 +83,10 @@ def test_what_is_loaded_answers_as_what_was_trained(model: Model) -> None:
 
 def test_a_loaded_version_predicts_well(model: Model) -> None:
     made = samples(80, seed=9)
-    found = model.encode([model.prepare(sample) for sample in made])
+    result = model.encode([model.prepare(sample) for sample in made])
     right = [
         embedding.tasks["colour"].label == sample.labels["colour"]
-        for embedding, sample in zip(found, made, strict=True)
+        for embedding, sample in zip(result, made, strict=True)
         if sample.labels
     ]
     assert np.mean(right) > 0.95

@@ -187,7 +187,7 @@ def test_attention_without_its_weights_is_the_same_forward_and_backward() -> Non
     x = torch.randn(3, 7, 16)
     may = torch.rand(3, 7, 7) > 0.5
     may |= torch.eye(7, dtype=torch.bool)
-    found = []
+    result = []
     for shown in (True, False):
         block.zero_grad()
         given = x.clone().requires_grad_()
@@ -195,10 +195,10 @@ def test_attention_without_its_weights_is_the_same_forward_and_backward() -> Non
         assert (weight is not None) is shown
         (out * torch.arange(16)).sum().backward()
         assert given.grad is not None
-        grads = [its.grad.clone() for its in block.parameters() if its.grad is not None]
+        grads = [one.grad.clone() for one in block.parameters() if one.grad is not None]
         assert len(grads) == len(list(block.parameters()))
-        found.append([out.detach(), given.grad, *grads])
-    for plain, fast in zip(*found, strict=True):
+        result.append([out.detach(), given.grad, *grads])
+    for plain, fast in zip(*result, strict=True):
         torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-4)
 
 

@@ -85,10 +85,10 @@ def test_the_best_epochs_running_statistics_are_kept_with_its_weights() -> None:
 
     state = fit(net, data, config, splits=("train",), seed=0, progress=keep)
     assert 0 < state.best < len(seen)
-    found = running_statistics(net)
-    assert len(found) == 9, "of three batch norms"
-    assert all(torch.equal(a, b) for a, b in zip(found, seen[state.best - 1], strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(found, seen[-1], strict=True))
+    result = running_statistics(net)
+    assert len(result) == 9, "of three batch norms"
+    assert all(torch.equal(a, b) for a, b in zip(result, seen[state.best - 1], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(result, seen[-1], strict=True))
 
 
 @pytest.mark.slow
@@ -236,10 +236,10 @@ def test_learnt_weights_prefer_the_term_that_is_small_and_stay_bounded() -> None
         weigh({"a": torch.tensor(0.001), "b": torch.tensor(2.0)}).backward()
         optimizer.step()
         weigh.clamp()
-    found = {name: float(s.detach()) for name, s in weigh.log_variance.items()}
-    assert found["a"] == -BOUND, "half its s must not carry it away"
+    result = {name: float(s.detach()) for name, s in weigh.log_variance.items()}
+    assert result["a"] == -BOUND, "half its s must not carry it away"
     # At the minimum exp(-s) L = 1/2, equation 10 of the paper differentiated.
-    assert found["b"] == pytest.approx(float(torch.tensor(4.0).log()), abs=1e-3)
+    assert result["b"] == pytest.approx(float(torch.tensor(4.0).log()), abs=1e-3)
 
 
 def test_the_surer_modality_is_damped_and_the_others_are_not() -> None:
@@ -341,7 +341,9 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     script(tmp_path / "two", 3, *launcher, modalities="text,image")
     kept = {rank: _kept(tmp_path / "two", rank) for rank in (0, 1)}
-    assert all(len(its) == 2 for its in kept.values()), "the epoch before is kept for the others"
+    assert all(len(entry) == 2 for entry in kept.values()), (
+        "the epoch before is kept for the others"
+    )
     if max(kept[1]).name == max(kept[0]).name:
         shutil.rmtree(max(kept[1]))  # as if it had been killed before it kept this one
     assert script(tmp_path / "two", 0, *launcher, modalities="text,image") == 0

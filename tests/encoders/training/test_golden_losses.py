@@ -106,8 +106,8 @@ def losses(fusion: str, way: str) -> list[float]:
             device="cpu",
             champion=champion() if way == "compatible" else None,
         )
-    found: list[float] = manifest.metrics["losses"]
-    return found
+    result: list[float] = manifest.metrics["losses"]
+    return result
 
 
 Losses = dict[str, list[float]]
@@ -130,20 +130,20 @@ def plainly() -> Iterator[Callable[[str], Losses]]:
             children[fusion] = ended.enter_context(child)
             ended.callback(child.kill)
 
-        said = cache(lambda fusion: children[fusion].communicate()[0])
+        output = cache(lambda fusion: children[fusion].communicate()[0])
 
-        def found(fusion: str) -> Losses:
-            lines = said(fusion).splitlines()
+        def losses_of(fusion: str) -> Losses:
+            lines = output(fusion).splitlines()
             assert children[fusion].returncode == 0, "see what the process wrote"
             return cast(Losses, json.loads(lines[-1]))
 
-        yield found
+        yield losses_of
 
 
 @pytest.fixture(scope="module")
-def found() -> Iterator[Callable[[str], Losses]]:
-    with plainly() as its:
-        yield its
+def losses_of() -> Iterator[Callable[[str], Losses]]:
+    with plainly() as one:
+        yield one
 
 
 @pytest.mark.slow
@@ -151,10 +151,10 @@ def found() -> Iterator[Callable[[str], Losses]]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_ten_steps_give_the_golden_losses(
-    found: Callable[[str], Losses], fusion: str, way: str
+    losses_of: Callable[[str], Losses], fusion: str, way: str
 ) -> None:
     wanted = json.loads(GOLDEN.read_text())[fusion][way]
-    assert found(fusion)[way] == pytest.approx(wanted, abs=1e-5)
+    assert losses_of(fusion)[way] == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -163,22 +163,22 @@ def test_chunks_change_nothing_but_memory() -> None:
     tiny = preset("tiny")
     encoders = {name: tiny.model.encoders[name] for name in ("text", "image")}
     model = replace(tiny.model, encoders=encoders, fusion="intermediate")
-    found = []
+    result = []
     for chunk in (0, 7):
         config = replace(tiny, model=model, epochs=3, batch=1000, chunk=chunk, refit=False)
         with tempfile.TemporaryDirectory() as place:
             made = train(samples(), config, out=Path(place) / "v", name="v", version=1, seed=0)
-        found.append(made.metrics["losses"])
-    assert found[0] == pytest.approx(found[1], abs=1e-5)
+        result.append(made.metrics["losses"])
+    assert result[0] == pytest.approx(result[1], abs=1e-5)
 
 
 def main() -> None:
     if len(sys.argv) > 1:
         print(json.dumps({way: losses(sys.argv[1], way) for way in WAYS}))
         return
-    with plainly() as found:
+    with plainly() as losses_of:
         table = {
-            fusion: {way: [round(x, 7) for x in its] for way, its in found(fusion).items()}
+            fusion: {way: [round(x, 7) for x in one] for way, one in losses_of(fusion).items()}
             for fusion in FUSIONS
         }
     GOLDEN.write_text(json.dumps(table, indent=1) + "\n")

@@ -62,14 +62,14 @@ TARGETS = {
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
 def test_info_nce_equals_the_formula_forward_and_backward(target: Tensor) -> None:
-    found: list[tuple[Tensor, list[Tensor]]] = []
+    result: list[tuple[Tensor, list[Tensor]]] = []
     for function in (info_nce, plain_info_nce):
         left = unit(5, 8, 1).requires_grad_()
         right = unit(5, 8, 2).requires_grad_()
         scale = torch.tensor(math.log(1 / 0.07), requires_grad=True)
         loss = function(left, right, scale, target)
-        found.append((loss, list(torch.autograd.grad(loss, [left, right, scale]))))
-    (fast, fast_grads), (slow, slow_grads) = found
+        result.append((loss, list(torch.autograd.grad(loss, [left, right, scale]))))
+    (fast, fast_grads), (slow, slow_grads) = result
     assert torch.allclose(fast, slow, atol=1e-5)
     for ours, theirs in zip(fast_grads, slow_grads, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
@@ -217,7 +217,7 @@ def test_siglip_is_the_plain_double_loop_forward_and_backward() -> None:
     torch.manual_seed(0)
     raw = [torch.randn(6, 8, dtype=torch.float64) for _ in range(2)]
     target = positives(torch.tensor([0, 1, 2, 2, 4, 5]), torch.full((6,), -1), 0.0)
-    found = []
+    result = []
     for plain in (False, True):
         left, right = (torch.nn.functional.normalize(r.clone(), dim=1) for r in raw)
         scale, bias = torch.tensor(2.3), torch.tensor(-10.0)
@@ -232,8 +232,8 @@ def test_siglip_is_the_plain_double_loop_forward_and_backward() -> None:
         else:
             loss = sigmoid_loss(left, right, scale, bias, target)
         loss.backward()
-        found.append([loss.detach(), *(leaf.grad for leaf in leaves)])
-    for fast, slow in zip(*found, strict=True):
+        result.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    for fast, slow in zip(*result, strict=True):
         assert fast is not None
         assert slow is not None
         assert torch.allclose(fast.double(), slow.double(), atol=1e-5)
@@ -260,7 +260,7 @@ def test_a_student_is_pulled_to_its_teacher_where_it_is_taught() -> None:
     loss = distillation_loss(student, teacher, kept)
     wanted = 0.0
     for row in (0, 2, 3):  # sum_c p_c log(p_c / q_c), one by one
-        p, q = (its[row].detach().double().softmax(0) for its in (teacher, student))
+        p, q = (one[row].detach().double().softmax(0) for one in (teacher, student))
         wanted += float((p * (p / q).log()).sum()) / 3
     assert loss.item() == pytest.approx(wanted, abs=1e-6)
     loss.backward()
@@ -310,9 +310,9 @@ BF16 = {
 def test_losses_are_in_float32_under_autocast_too(loss: Callable[[], Tensor]) -> None:
     wanted = loss()
     with torch.autocast("cpu", torch.bfloat16):
-        found = loss()
-    assert found.dtype == torch.float32
-    assert torch.equal(found, wanted)
+        result = loss()
+    assert result.dtype == torch.float32
+    assert torch.equal(result, wanted)
 
 
 def test_projected_vectors_have_length_1_under_autocast_too() -> None:

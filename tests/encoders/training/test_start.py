@@ -28,7 +28,7 @@ def test_two_views_give_the_correlations_of_a_plain_reference() -> None:
     both = {name: view for name, view in views().items() if name != "audio"}
     maps = canonical(both, 2, ridge=0.0)
     mapped = {name: view.double() @ maps[name][0] + maps[name][1] for name, view in both.items()}
-    found = [
+    result = [
         float(torch.corrcoef(torch.stack([mapped["text"][:, i], mapped["image"][:, i]]))[0, 1])
         for i in range(2)
     ]
@@ -40,7 +40,7 @@ def test_two_views_give_the_correlations_of_a_plain_reference() -> None:
         halves.append(vectors @ torch.diag(values.rsqrt()) @ vectors.T)
     a, b = centred
     wanted = torch.linalg.svdvals(halves[0] @ a.T @ b @ halves[1])[:2]
-    assert found == pytest.approx(wanted.tolist(), abs=1e-6)
+    assert result == pytest.approx(wanted.tolist(), abs=1e-6)
     spread = mapped["text"].std(0)  # each direction weighs what it correlates
     assert float(spread[1] / spread[0]) == pytest.approx(float(wanted[1] / wanted[0]), abs=1e-6)
 
@@ -65,7 +65,7 @@ def test_pairs_weigh_as_they_are_told() -> None:
     alone, beside = canonical(two, 3), canonical(all_three, 3, weigh=config.pair_weight)
     equal = canonical(all_three, 3)
     for name, view in two.items():
-        mapped = [view.double() @ found[name][0] for found in (alone, beside, equal)]
+        mapped = [view.double() @ result[name][0] for result in (alone, beside, equal)]
         for i in range(3):
             like = [
                 abs(float(torch.corrcoef(torch.stack([mapped[0][:, i], one[:, i]]))[0, 1]))

@@ -296,9 +296,9 @@ def test_recall_counts_the_same_content_as_right_and_ties_as_wrong() -> None:
 
 
 def test_the_split_is_fixed_for_ever() -> None:
-    found = Counter(split(str(i)) for i in range(5000))
-    assert found["train"] == pytest.approx(4000, abs=120)
-    assert found["validation"] == pytest.approx(500, abs=70)
+    result = Counter(split(str(i)) for i in range(5000))
+    assert result["train"] == pytest.approx(4000, abs=120)
+    assert result["validation"] == pytest.approx(500, abs=70)
     assert [split(one) for one in ("a", "b", "c", "d", "e", "f")] == [
         "train",
         "train",

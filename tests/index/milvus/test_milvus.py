@@ -180,10 +180,10 @@ def test_many_records_are_read_together(
         return look_up(condition, fields)
 
     monkeypatch.setattr(store, "_query", counted)
-    found = rows_of(store, [*IDS, "none", "half\ud800"])
-    assert set(found) == set(IDS[1:])
+    rows = rows_of(store, [*IDS, "none", "half\ud800"])
+    assert set(rows) == set(IDS[1:])
     assert asked == 3
-    assert [found[id_].vectors["text"].tolist() for id_ in IDS[1:]] == [
+    assert [rows[id_].vectors["text"].tolist() for id_ in IDS[1:]] == [
         unit(id_, 0, 1, "text").tolist() for id_ in IDS[1:]
     ]
 
@@ -200,9 +200,9 @@ def test_a_sample_is_steady_and_in_the_end_everything(
 
     def sampled(limit: int, seed: int = 0) -> set[str]:
         rows = store.sample(limit, seed=seed)
-        found = {row.id for row in rows}
-        assert len(found) == len(rows) == min(limit, len(store))
-        return found
+        result = {row.id for row in rows}
+        assert len(result) == len(rows) == min(limit, len(store))
+        return result
 
     first = sampled(100)
     assert sampled(100) == first != sampled(100, seed=1)

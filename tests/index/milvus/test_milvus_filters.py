@@ -104,10 +104,10 @@ def test_for_plain_names_and_numbers_milvus_finds_nothing_more(
     store: MilvusStore, filter: Filter
 ) -> None:
     """So that no search has to look further; but for rows whose meta has no tags."""
-    said = f"alive == true and told == true and {expression(filter)}"
-    found = query(store._client, store.collection, said, ["id"], timeout_s=10)
+    condition = f"alive == true and told == true and {expression(filter)}"
+    result = query(store._client, store.collection, condition, ["id"], timeout_s=10)
     told = {id_ for id_, meta in stored().items() if tags_of(meta) is not None}
-    assert {row["id"] for row in found} == admitted(filter) & told
+    assert {row["id"] for row in result} == admitted(filter) & told
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_a_range_that_ends_at_a_stored_value_is_as_sharp_as_the_filter(store: Mi
 
 
 @pytest.mark.parametrize(
-    ("op", "bound", "said"),
+    ("op", "bound", "condition"),
     [
         ("gt", 2**53 - 1, '(meta["n"] > 9007199254740991)'),
         ("gt", 2**53, '(meta["n"] >= 9007199254740991.0)'),
@@ -138,10 +138,10 @@ def test_a_range_that_ends_at_a_stored_value_is_as_sharp_as_the_filter(store: Mi
     ],
 )
 def test_a_bound_that_a_double_may_miss_lets_its_neighbours_in(
-    op: str, bound: float, said: str
+    op: str, bound: float, condition: str
 ) -> None:
     """A server compares as doubles; Lite does not, so only the text can be looked at here."""
-    assert expression(Range("n", op, bound)).endswith(f" and {said}))")
+    assert expression(Range("n", op, bound)).endswith(f" and {condition}))")
 
 
 def test_no_parts_and_no_values(store: MilvusStore) -> None:
@@ -162,8 +162,8 @@ def test_no_name_of_a_query_stands_in_an_expression_as_it_was_given() -> None:
     evil = 'x" or alive == false or "'
     parts = (Equals(evil, evil), OneOf(evil, (evil, 1)), Exists(evil, True), Range(evil, "gt", 1))
     assert "false" not in expression(And(parts)).replace("told == false", "")
-    said = expression(Range("n", "gt", 'a"\\\n'))
-    assert said.endswith('(meta["n"] > "a\\"\\\\\\n")))')
+    condition = expression(Range("n", "gt", 'a"\\\n'))
+    assert condition.endswith('(meta["n"] > "a\\"\\\\\\n")))')
     assert quoted("it's\x00é") == '"it\'s\x00é"'
 
 

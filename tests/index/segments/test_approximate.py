@@ -36,13 +36,13 @@ def shapeless(count: int) -> Array:
 
 
 def recall_of(index: Approximate, raw_ND: Array, queries_BD: Array, k: int) -> float:
-    found = 0
+    result = 0
     _, row_BK = index.search(queries_BD, k)
     for query_D, rows in zip(queries_BD, row_BK, strict=True):
         rows = rows[rows >= 0]
         best = rows[np.argsort(-(raw_ND[rows] @ query_D))[:k]]
-        found += len(set(best) & set(np.argsort(-(raw_ND @ query_D))[:k]))
-    return found / (k * len(queries_BD))
+        result += len(set(best) & set(np.argsort(-(raw_ND @ query_D))[:k]))
+    return result / (k * len(queries_BD))
 
 
 @pytest.mark.slow
@@ -146,13 +146,13 @@ def test_a_store_uses_it_says_so_and_passes_it_over_when_told() -> None:
         (described,) = store.stats()["segments"]
         assert described["kind"] == "ivf-fp16"
         assert described["recall"] >= 0.9
-        found = 0
+        result = 0
         for query_D in queries_BD:
             (hits,) = store.search(query_D[None], k=10)
             (exact,) = store.search(query_D[None], k=10, exact=True)
             best = np.argsort(-(raw_ND.astype(np.float64) @ query_D))[:10]
             assert [hit.id for hit in exact] == [f"r{row}" for row in best]
-            found += len({hit.id for hit in hits} & {hit.id for hit in exact})
+            result += len({hit.id for hit in hits} & {hit.id for hit in exact})
             assert (
                 store.probe(query_D, 10)
                 == len({hit.id for hit in hits} & {hit.id for hit in exact}) / 10
@@ -162,7 +162,7 @@ def test_a_store_uses_it_says_so_and_passes_it_over_when_told() -> None:
                 assert hit.score == pytest.approx(
                     float(raw_ND[row].astype(np.float64) @ query_D), abs=1e-12
                 )
-        assert 0.87 <= found / (10 * len(queries_BD)) <= 1
+        assert 0.87 <= result / (10 * len(queries_BD)) <= 1
 
 
 @pytest.mark.slow
@@ -189,8 +189,8 @@ def test_queries_that_it_was_not_tuned_on_have_the_last_word(
 ) -> None:
     raw_ND = clustered(1, 3000)
     for held in (0.5, 0.95):
-        said = iter([1.0, held] * 100)
-        monkeypatch.setattr(module, "_recall", lambda *given, said=said: next(said))
+        recalls = iter([1.0, held] * 100)
+        monkeypatch.setattr(module, "_recall", lambda *given, recalls=recalls: next(recalls))
         with tuned(FROM_ROWS=2000):
             index = approximate(raw_ND, 0.9)
         assert (index is None) == (held < 0.9)

@@ -284,10 +284,10 @@ def test_a_segment_published_while_a_snapshot_sweeps_stays(
     in_use = snapshot._in_use
 
     def moved(store: LiveStore) -> set[str]:
-        found = in_use(store)
+        result = in_use(store)
         fill(store, 4, 4)
         assert maintain(store, Policy(seal_blocks=2))
-        return found
+        return result
 
     monkeypatch.setattr(snapshot, "_in_use", moved)
     store.apply([], positions={0: 1}, progress={})

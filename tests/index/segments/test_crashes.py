@@ -30,7 +30,7 @@ def test_a_process_killed_anywhere_comes_back_as_the_oracle(tmp_path: Path) -> N
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert set(said["killed"]) == set(POINTS)
-    assert sum(said["killed"].values()) == RUNS  # each was killed where it should be
-    assert said["again"] > RUNS / 10  # and some of those once more
+    output = json.loads(done.stdout)
+    assert set(output["killed"]) == set(POINTS)
+    assert sum(output["killed"].values()) == RUNS  # each was killed where it should be
+    assert output["again"] > RUNS / 10  # and some of those once more

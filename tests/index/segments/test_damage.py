@@ -76,15 +76,15 @@ class Home:
         what = str(file.relative_to(self.path))
         with pytest.raises(SnapshotError):
             load(self.path / NEW)
-        found = restore(self.path)
+        restored = restore(self.path)
         if self.shared in file.parts:
-            assert found is None, what
+            assert restored is None, what
             assert not list(segments_folder(self.path).iterdir()), what
         else:
-            assert found is not None, what
-            assert found.store.positions == {0: 1}, what
-            assert found.facts == {"of": 1}, what
-            assert_same(found.store, self.old, brief=True)
+            assert restored is not None, what
+            assert restored.store.positions == {0: 1}, what
+            assert restored.facts == {"of": 1}, what
+            assert_same(restored.store, self.old, brief=True)
             left = {path.name for path in segments_folder(self.path).iterdir()}
             assert left == {self.shared}, what
 
@@ -129,10 +129,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Home:
 def test_the_undamaged_is_restored_as_it_was(template: Home, tmp_path: Path) -> None:
     home = template.copy(tmp_path / "home")
     assert_same(load(home.path / OLD).store, home.old)
-    found = restore(home.path)
-    assert found is not None
-    assert found.facts == {"of": 2}
-    assert_same(found.store, home.new)
+    restored = restore(home.path)
+    assert restored is not None
+    assert restored.facts == {"of": 2}
+    assert_same(restored.store, home.new)
 
 
 @pytest.mark.slow
@@ -193,11 +193,11 @@ def test_a_segment_lost_while_its_store_lives_is_written_again(
     template: Home, tmp_path: Path
 ) -> None:
     home = template.copy(tmp_path / "home")
-    found = restore(home.path)
-    assert found is not None
+    restored = restore(home.path)
+    assert restored is not None
     shutil.rmtree(segments_folder(home.path) / home.shared)
-    found.store.apply([], positions={0: 3}, progress={})
-    assert save(found.store, home.path, generation="g1") is not None
+    restored.store.apply([], positions={0: 3}, progress={})
+    assert save(restored.store, home.path, generation="g1") is not None
     again = restore(home.path)
     assert again is not None
     assert again.store.positions == {0: 3}
@@ -222,17 +222,17 @@ def test_a_damaged_cache_is_built_anew_from_the_vectors(
         assert segment.folder is not None
         save(store, tmp_path, generation="g1")
         harm(segment.folder / "fused.faiss")
-        found = restore(tmp_path, recall=0.3)
-        assert found is not None
+        restored = restore(tmp_path, recall=0.3)
+        assert restored is not None
         assert "built anew" in caplog.text
-        assert not found.store.exact
-        assert_same(found.store, after([batch]), exact=True)
+        assert not restored.store.exact
+        assert_same(restored.store, after([batch]), exact=True)
         # The next compaction rewrites the segment, so that no later start has to.
-        assert maintain(found.store, Policy())
-        assert not maintain(found.store, Policy())
-        assert_same(found.store, after([batch]), exact=True)
-        found.store.apply([], positions={0: 2}, progress={})
-        assert save(found.store, tmp_path, generation="g1") is not None
+        assert maintain(restored.store, Policy())
+        assert not maintain(restored.store, Policy())
+        assert_same(restored.store, after([batch]), exact=True)
+        restored.store.apply([], positions={0: 2}, progress={})
+        assert save(restored.store, tmp_path, generation="g1") is not None
         caplog.clear()
         later = restore(tmp_path, recall=0.3)
         assert later is not None
@@ -254,13 +254,13 @@ def test_an_index_of_too_low_a_recall_is_not_used(tmp_path: Path) -> None:
         store.apply([], positions={0: 1}, progress={})
         save(store, tmp_path, generation="g1")
         (low,) = store.stats()["segments"][:1]
-        found = restore(tmp_path, recall=0.9)
-        assert found is not None
-        described = [its for its in found.store.stats()["segments"] if its["kind"] != "growing"]
+        restored = restore(tmp_path, recall=0.9)
+        assert restored is not None
+        described = [one for one in restored.store.stats()["segments"] if one["kind"] != "growing"]
         assert low["recall"] < 0.9
-        assert all(its.get("recall", 1) >= 0.9 for its in described)
+        assert all(one.get("recall", 1) >= 0.9 for one in described)
 
 
 def test_the_manifest_says_what_the_snapshot_stands_on(template: Home) -> None:
     manifest = json.loads((template.path / NEW / "manifest.json").read_bytes())
-    assert {its["name"] for its in manifest["segments"]} == {template.shared, template.own}
+    assert {one["name"] for one in manifest["segments"]} == {template.shared, template.own}

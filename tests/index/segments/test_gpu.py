@@ -133,13 +133,13 @@ def test_cpu_and_gpu_give_the_same_ids(gpu: Gpu) -> None:
     for filter in (None, compile_filter({"n": 3}), compile_filter({"n": {"lt": 8}})):
         for k in (1, 10, 100, 1500):
             ours, theirs = (store.search(queries_BD, k=k, filter=filter) for store in stores)
-            for found, expected in zip(ours, theirs, strict=True):
-                scores = [hit.score for hit in found]
+            for result, expected in zip(ours, theirs, strict=True):
+                scores = [hit.score for hit in result]
                 assert np.allclose(scores, [hit.score for hit in expected], atol=1e-6)
                 last = expected[-1].score
                 sure = {hit.id for hit in expected if hit.score > last + 1e-3}
-                assert sure <= {hit.id for hit in found}
-                assert [hit.id for hit in found] == [hit.id for hit in expected]
+                assert sure <= {hit.id for hit in result}
+                assert [hit.id for hit in result] == [hit.id for hit in expected]
 
 
 def test_queries_that_wait_are_searched_together() -> None:

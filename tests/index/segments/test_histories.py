@@ -91,8 +91,8 @@ class Run:
 
     def restart(self) -> None:
         self.store.close()
-        found = restore(self.home, threads=self.threads)
-        self.store = found.store if found else make(home=self.home, threads=self.threads)
+        restored = restore(self.home, threads=self.threads)
+        self.store = restored.store if restored else make(home=self.home, threads=self.threads)
         self.store.block = self.block
         assert self.store.progress.get(0, 0) == 2 * self.reached
 
@@ -176,18 +176,18 @@ def test_with_approximate_indexes_what_is_promised_holds(
             applied.append(batch)
             put(store, *batch)
             settle(store, policy)
-        assert any(its.vectors["fused"].approximate for its in store.segments())
+        assert any(one.vectors["fused"].approximate for one in store.segments())
         assert not store.exact
         oracle = after(applied)
         assert_same(store, oracle, exact=True)
         _structure(store, oracle)
         store.apply([], positions={0: 1}, progress={})
         save(store, home, generation="g0001")
-        found = restore(home, recall=recall)
-        assert found is not None
-        assert not found.store.exact
-        assert_same(found.store, oracle, exact=True)
-        _structure(found.store, oracle)
+        restored = restore(home, recall=recall)
+        assert restored is not None
+        assert not restored.store.exact
+        assert_same(restored.store, oracle, exact=True)
+        _structure(restored.store, oracle)
 
 
 def _structure(store: LiveStore, oracle: Oracle) -> None:

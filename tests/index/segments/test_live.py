@@ -170,13 +170,13 @@ def test_a_segment_that_dies_meanwhile_stays_as_an_older_view_saw_it() -> None:
     assert settle(store)
     assert (len(store), store.stats()["rows"]) == (0, 0)
     assert before.alive == before.count == len(IDS)
-    found = {
+    result = {
         part.rows.id(row): part.rows.record(row)
         for part in before.parts.values()
         for row in part.living().tolist()
     }
-    assert set(found) == set(IDS)
-    for id_, write in found.items():
+    assert set(result) == set(IDS)
+    for id_, write in result.items():
         np.testing.assert_array_equal(write.fused, unit(id_, 0, 1, "fused"))
 
 

@@ -296,18 +296,18 @@ def test_what_is_left_out_scores_no_higher_than_the_bound(
         for hits in (1, 7, 100, 599, 600, 1000):
             request = ScanRequest(queries_BD, np.linalg.norm(queries_BD, axis=1), FUSED, hits)
             with tuned(**constants):
-                found = scan.scan(part, request, mask, count)
+                result = scan.scan(part, request, mask, count)
             for b in range(len(queries_BD)):
-                rows = found.row_BK[b][found.row_BK[b] >= 0]
+                rows = result.row_BK[b][result.row_BK[b] >= 0]
                 assert len(set(rows.tolist())) == len(rows)
                 assert mask_R[rows].all()
                 out_R = mask_R.copy()
                 out_R[rows] = False
-                assert true_BN[b][out_R].max(initial=-np.inf) <= found.above_B[b]
+                assert true_BN[b][out_R].max(initial=-np.inf) <= result.above_B[b]
                 if hits >= 600:
                     assert not out_R.any()
-                scores = found.score_BK[b][found.row_BK[b] >= 0]
-                assert (np.abs(scores - true_BN[b][rows]) <= found.off_B[b]).all()
+                scores = result.score_BK[b][result.row_BK[b] >= 0]
+                assert (np.abs(scores - true_BN[b][rows]) <= result.off_B[b]).all()
 
 
 def test_a_request_uses_the_quick_indexes_unless_it_says_otherwise() -> None:
@@ -346,11 +346,11 @@ def test_an_answer_is_proven_only_against_all_that_was_left_out() -> None:
     (answer,) = merge(queries_BD, FUSED, 4, [(part, candidates([0, 1, 2], -5.0))])
     assert not answer.proven
     # The worst of two parts counts.
-    found = [
+    result = [
         (part, candidates([0, 1], third + 1e-3)),
         (part, candidates([2, 3, 4], -np.inf, off=np.inf)),
     ]
-    (answer,) = merge(queries_BD, FUSED, 3, found)
+    (answer,) = merge(queries_BD, FUSED, 3, result)
     assert not answer.proven
     assert [row for _, row, _ in answer.hits] == order[:3].tolist()
     assert merge(queries_BD, FUSED, 3, []) == [Answer([], True)]
@@ -363,13 +363,13 @@ def test_candidates_that_may_not_be_real_do_not_disturb() -> None:
     row_BK = np.array([[4, -1, -1, 9]])
     score_BK = np.array([[0.1, -np.inf, -np.inf, 0.2]], np.float32)
     for off in (1e-6, np.inf):
-        its = Candidates(
+        candidates = Candidates(
             score_BK, row_BK, np.array([-np.inf], np.float32), np.array([off], np.float32)
         )
-        (answer,) = merge(queries_BD, FUSED, 1, [(part, its)])
+        (answer,) = merge(queries_BD, FUSED, 1, [(part, candidates)])
         assert len(answer.hits) == 1
         assert answer.hits[0][1] in (4, 9)
-        (answer,) = merge(queries_BD, FUSED, 5, [(part, its)])
+        (answer,) = merge(queries_BD, FUSED, 5, [(part, candidates)])
         assert {row for _, row, _ in answer.hits} == {4, 9}
 
 

@@ -51,9 +51,9 @@ def saved(store: LiveStore, folder: Path) -> Path:
 
 
 def restored(folder: Path) -> LiveStore:
-    found = restore(folder)
-    assert found is not None
-    return found.store
+    result = restore(folder)
+    assert result is not None
+    return result.store
 
 
 def files(path: Path) -> list[str]:
@@ -279,9 +279,9 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_snapshot(tmp_path: Path)
         finally:
             child.kill()
             printed = child.communicate()[0].split()
-        said = int(printed[-1]) if printed else version + 1
+        output = int(printed[-1]) if printed else version + 1
         store = restored(tmp_path)
         assert not list(tmp_path.glob("*.damaged"))  # the newest was whole
-        assert store.positions[0] in (said, said + 1)
+        assert store.positions[0] in (output, output + 1)
         assert_same(store, filled(store.positions[0], count=60)[1])
         version = store.positions[0]

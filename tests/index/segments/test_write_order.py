@@ -64,7 +64,7 @@ def sizes(folder: Path, *, named: str, last: str) -> tuple[set[str], str]:
     all_ = {
         f"{named}/{file.name}:{file.stat().st_size}" for file in folder.iterdir() if file.is_file()
     }
-    (vouching,) = (its for its in all_ if its.startswith(f"{named}/{last}:"))
+    (vouching,) = (one for one in all_ if one.startswith(f"{named}/{last}:"))
     return all_ - {vouching}, vouching
 
 
@@ -143,7 +143,7 @@ def test_old_snapshots_and_segments_go_only_when_the_new_one_is_safe(
         )
         while maintain(store, Policy(seal_blocks=1)):
             pass
-        gone = [its.name for its in store.segments()] if version == 1 else gone
+        gone = [one.name for one in store.segments()] if version == 1 else gone
         save(store, tmp_path, generation="g0001")
     removed = [name for step, name in done if step == "remove"]
     assert f"{tmp_path.name}/00000001" in removed

@@ -100,8 +100,8 @@ def test_a_bad_query_is_refused_with_field_and_reason(
     answer = http.post(
         "/v1/search", content=json.dumps(body), headers={"content-type": "application/json"}
     )
-    found, why = problem(answer, status)
-    assert found.startswith(field) if "values" in field else found == field
+    refused, why = problem(answer, status)
+    assert refused.startswith(field) if "values" in field else refused == field
     assert reason in why
     assert len(why) < 400
     assert http.post("/v1/search", json={"id": "r1", "k": 1}).json()["hits"][0]["id"] == "r1"
@@ -135,8 +135,8 @@ JSON = {"content-type": "application/json"}
 def test_a_body_that_is_no_query(
     http: httpx.Client, content: bytes, headers: dict[str, str], status: int, field: str
 ) -> None:
-    found, why = problem(http.post("/v1/search", content=content, headers=headers), status)
-    assert found == field
+    refused, why = problem(http.post("/v1/search", content=content, headers=headers), status)
+    assert refused == field
     assert why
 
 
@@ -144,8 +144,8 @@ def test_a_body_that_is_no_query(
 def test_a_raw_vector_that_is_not_finite(http: httpx.Client, value: bytes) -> None:
     values = b"[" + b", ".join([value, *[b"0.5"] * (DIM - 1)]) + b"]"
     body = b'{"query": {"space": "s-test", "values": ' + values + b"}}"
-    found, why = problem(http.post("/v1/search", content=body, headers=JSON), 422)
-    assert found == "query.values[0]"
+    refused, why = problem(http.post("/v1/search", content=body, headers=JSON), 422)
+    assert refused == "query.values[0]"
     assert "finite" in why
 
 
@@ -153,8 +153,8 @@ def test_a_model_of_another_space_is_never_asked_of_this_index(
     node: Node, http: httpx.Client
 ) -> None:
     node.space = "s-other"
-    found, why = problem(http.post("/v1/search", json={"text": "q"}), 409)
-    assert found == "space"
+    refused, why = problem(http.post("/v1/search", json={"text": "q"}), 409)
+    assert refused == "space"
     assert "s-other" in why
     assert SPACE in why
 
@@ -167,8 +167,8 @@ def chunks(size: int) -> Iterator[bytes]:
 def test_a_body_over_the_limit_announced_and_chunked(http: httpx.Client) -> None:
     for content in (b" " * (MAX_BODY + 1), chunks(MAX_BODY + 1024), chunks(40 * MAX_BODY)):
         answer = http.post("/v1/search", content=content, headers=JSON)
-        found, why = problem(answer, 413)
-        assert found == "body"
+        refused, why = problem(answer, 413)
+        assert refused == "body"
         assert str(MAX_BODY) in why
     announced = http.post("/v1/search", content=b" " * (MAX_BODY + 1), headers=JSON)
     assert str(MAX_BODY + 1) in problem(announced, 413)[1]  # known before it came

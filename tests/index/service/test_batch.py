@@ -43,23 +43,23 @@ class Counting(LiveStore):
 def ask(http: httpx.Client, queries: Sequence[Any]) -> list[dict[str, Any]]:
     answer = http.post("/v1/search/batch", json={"queries": queries})
     assert answer.status_code == 200, answer.text
-    found: list[dict[str, Any]] = answer.json()["answers"]
-    assert len(found) == len(queries)
-    return found
+    result: list[dict[str, Any]] = answer.json()["answers"]
+    assert len(result) == len(queries)
+    return result
 
 
 def test_a_batch_is_answered_as_its_queries_alone_and_in_their_order(
     node: Node, http: httpx.Client
 ) -> None:
-    for query, found in zip(QUERIES, ask(http, QUERIES), strict=True):
+    for query, answers in zip(QUERIES, ask(http, QUERIES), strict=True):
         alone = http.post("/v1/search", json=query).json()
         np.testing.assert_allclose(
-            [hit.pop("score") for hit in found["hits"]],
+            [hit.pop("score") for hit in answers["hits"]],
             [hit.pop("score") for hit in alone["hits"]],
             atol=1e-6,
         )
-        assert found | {"took_ms": 0} == alone | {"took_ms": 0}
-        assert found["hits"]
+        assert answers | {"took_ms": 0} == alone | {"took_ms": 0}
+        assert answers["hits"]
 
 
 def test_a_bad_query_spoils_no_other(node: Node, http: httpx.Client) -> None:
@@ -75,12 +75,12 @@ def test_a_bad_query_spoils_no_other(node: Node, http: httpx.Client) -> None:
         ({}, 422, "body"),
     ]
     queries = [query for one, _, _ in bad for query in (one, {"id": "r1", "k": 1})]
-    found = ask(http, queries)
-    assert all(answer["hits"][0]["id"] == "r1" for answer in found[1::2])
-    assert [(one["status"], one["error"]["field"]) for one in found[::2]] == [
+    answers = ask(http, queries)
+    assert all(answer["hits"][0]["id"] == "r1" for answer in answers[1::2])
+    assert [(one["status"], one["error"]["field"]) for one in answers[::2]] == [
         (status, field) for _, status, field in bad
     ]
-    assert all(one["error"]["reason"] for one in found[::2])
+    assert all(one["error"]["reason"] for one in answers[::2])
 
 
 def test_queries_that_agree_are_one_search(node: Node, http: httpx.Client) -> None:
@@ -132,13 +132,13 @@ def test_media_are_embedded_together_where_the_node_can() -> None:
     node.calls = []
     with serving(node) as (url, _), httpx.Client(base_url=url, timeout=20) as http:
         texts = ["one", "two", "three"]
-        found = ask(http, [{"text": text, "k": 4} for text in texts])
+        answers = ask(http, [{"text": text, "k": 4} for text in texts])
         assert node.calls == [3]
-        for text, answer in zip(texts, found, strict=True):
+        for text, answer in zip(texts, answers, strict=True):
             expected = node.expected(unit(text, None, None), k=4)
             assert [hit["id"] for hit in answer["hits"]] == expected
-        found = ask(http, [{"text": text, "k": 1} for text in ("one", "bad", "three")])
-        assert [("hits" in one, one.get("status")) for one in found] == [
+        answers = ask(http, [{"text": text, "k": 1} for text in ("one", "bad", "three")])
+        assert [("hits" in one, one.get("status")) for one in answers] == [
             (True, None),
             (False, 422),
             (True, None),
@@ -164,8 +164,8 @@ def test_a_body_that_is_no_batch(http: httpx.Client, body: Any, field: str) -> N
 
 def test_the_largest_batch(node: Node, http: httpx.Client) -> None:
     ids = [IDS[number % len(IDS)] for number in range(MAX_BATCH)]
-    found = ask(http, [{"id": id_, "k": 1} for id_ in ids])
-    assert [one["hits"][0]["id"] for one in found] == ids
+    answers = ask(http, [{"id": id_, "k": 1} for id_ in ids])
+    assert [one["hits"][0]["id"] for one in answers] == ids
 
 
 def test_a_batch_asks_for_so_many_hits_together(node: Node, http: httpx.Client) -> None:

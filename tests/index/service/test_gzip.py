@@ -79,8 +79,8 @@ def test_a_bomb_is_refused_at_the_limit(node: Node, http: httpx.Client) -> None:
     ],
 )
 def test_a_broken_stream_is_refused(http: httpx.Client, body: bytes) -> None:
-    found, why = problem(http.post("/v1/search", content=body, headers=PACKED), 400)
-    assert found == "body"
+    refused, why = problem(http.post("/v1/search", content=body, headers=PACKED), 400)
+    assert refused == "body"
     assert "gzip" in why
 
 

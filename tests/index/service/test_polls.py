@@ -53,9 +53,9 @@ def watched(polls: int, **options: Any) -> Iterator[tuple[Watched, str, ServiceD
 
 
 def polling(deps: ServiceDeps) -> float:
-    found = deps.metrics.registry.get_sample_value("braid_polls")
-    assert found is not None
-    return found
+    value = deps.metrics.registry.get_sample_value("braid_polls")
+    assert value is not None
+    return value
 
 
 def until(condition: Any) -> None:

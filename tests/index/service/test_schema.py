@@ -50,18 +50,18 @@ CALLS = [
 
 @pytest.fixture
 def description(http: httpx.Client) -> dict[str, Any]:
-    found: dict[str, Any] = http.get("/openapi.json").json()
-    return found
+    result: dict[str, Any] = http.get("/openapi.json").json()
+    return result
 
 
 def test_no_call_is_left_out(description: dict[str, Any]) -> None:
-    found = {
+    result = {
         (method.upper(), path, media_type)
         for path, methods in description["paths"].items()
         for method, call in methods.items()
         for media_type in call.get("requestBody", {"content": [None]})["content"]
     }
-    assert found == {call[:3] for call in CALLS}
+    assert result == {call[:3] for call in CALLS}
 
 
 @pytest.mark.slow
@@ -116,8 +116,8 @@ def test_what_is_described_is_answered_as_described(
 def queries(case: Case) -> list[dict[str, Any]]:
     """The queries in a body, whatever else it may be."""
     body: Any = case.body
-    found = body.get("queries", [body]) if isinstance(body, dict) else []
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    result = body.get("queries", [body]) if isinstance(body, dict) else []
+    return [one for one in result if isinstance(one, dict)] if isinstance(result, list) else []
 
 
 def hurry(case: Case) -> None:

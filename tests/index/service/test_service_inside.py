@@ -46,12 +46,12 @@ def test_others_are_answered_while_a_search_goes_on(node: Node, http: httpx.Clie
 
 def test_writes_freshness_and_snapshots_are_counted() -> None:
     metrics = ServiceMetrics()
-    its = metrics.of("g0001")
-    its.applied(3)
-    its.applied(2)
+    metric = metrics.of("g0001")
+    metric.applied(3)
+    metric.applied(2)
     for seconds in (0.2, 40.0, -7.0):  # a producer's clock may be ahead
-        its.fresh(seconds)
-    its.snapshot_age(12.5)
+        metric.fresh(seconds)
+    metric.snapshot_age(12.5)
 
     def value(name: str, **labels: str) -> float | None:
         return metrics.registry.get_sample_value(name, {"generation": "g0001", **labels})

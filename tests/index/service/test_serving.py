@@ -91,11 +91,11 @@ def test_a_query_may_name_its_generation(two: tuple[Generations, Client, httpx.C
         assert len(record["vectors"]["fused"]) == dim
     node.alias = "g0002"
     assert_of(client.search(text="q"), "g0002")
-    found = client.search_many([{"text": "q"}, {"text": "q", "generation": "g0001"}])
-    assert isinstance(found[0], dict)
-    assert isinstance(found[1], dict)
-    assert_of(found[0], "g0002")
-    assert_of(found[1], "g0001")
+    answers = client.search_many([{"text": "q"}, {"text": "q", "generation": "g0001"}])
+    assert isinstance(answers[0], dict)
+    assert isinstance(answers[1], dict)
+    assert_of(answers[0], "g0002")
+    assert_of(answers[1], "g0001")
 
 
 def test_an_unknown_generation_is_refused_with_those_there_are(

@@ -121,8 +121,8 @@ def test_a_bad_upload_is_refused_with_field_and_reason(
     http: httpx.Client, body: bytes, status: int, field: str, reason: str
 ) -> None:
     answer = http.post("/v1/search", content=body, headers=HEADERS)
-    found, why = problem(answer, status)
-    assert found == field
+    refused, why = problem(answer, status)
+    assert refused == field
     assert reason in why
     assert len(why) < 400
 
@@ -141,7 +141,7 @@ def test_an_upload_over_the_limit(http: httpx.Client) -> None:
 
 def test_other_calls_take_no_upload(http: httpx.Client) -> None:
     files: dict[str, Any] = {"queries": (None, "[]")}
-    found, why = problem(http.post("/v1/search/batch", files=files), 415)
-    assert found == "body"
+    refused, why = problem(http.post("/v1/search/batch", files=files), 415)
+    assert refused == "body"
     assert "application/json" in why
     assert "multipart/form-data" in why

@@ -22,14 +22,14 @@ PATHS = ["/v1/status", "/v1/generations", "/v1/records/r1", "/v1/nothing", "/v1/
 
 @pytest.fixture
 def locked(node: Node) -> Iterator[tuple[str, ServiceDeps]]:
-    with serving(node, keys=ApiKeys([KEY, OTHER, DIGEST])) as found:
-        yield found
+    with serving(node, keys=ApiKeys([KEY, OTHER, DIGEST])) as result:
+        yield result
 
 
 def count(deps: ServiceDeps, reason: str) -> float:
-    found = deps.metrics.registry.get_sample_value("braid_refused_total", {"reason": reason})
-    assert found is not None
-    return found
+    value = deps.metrics.registry.get_sample_value("braid_refused_total", {"reason": reason})
+    assert value is not None
+    return value
 
 
 @pytest.mark.parametrize(

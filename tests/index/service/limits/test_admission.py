@@ -34,9 +34,9 @@ class Held(LiveStore):
 
 
 def gauge(deps: ServiceDeps, name: str) -> float:
-    found = deps.metrics.registry.get_sample_value(name)
-    assert found is not None
-    return found
+    value = deps.metrics.registry.get_sample_value(name)
+    assert value is not None
+    return value
 
 
 def test_beyond_the_line_a_search_is_refused_and_health_is_not(node: Node) -> None:
@@ -58,8 +58,8 @@ def test_beyond_the_line_a_search_is_refused_and_health_is_not(node: Node) -> No
                 threading.Event().wait(0.01)
             assert gauge(deps, "braid_searches_in_flight") == 2
             answer = http.post("/v1/search", json={"id": "r1"})
-            found, why = problem(answer, 503)
-            assert found == "request"
+            result, why = problem(answer, 503)
+            assert result == "request"
             assert "the limit is 2 and 1" in why
             assert answer.headers["retry-after"] == "1"
             assert problem(http.post("/v1/search/batch", json={"queries": [{"id": "r1"}]}), 503)

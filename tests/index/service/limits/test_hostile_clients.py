@@ -50,9 +50,9 @@ def short(node: Node, **options: Any) -> Iterator[tuple[str, int, httpx.Client, 
 
 
 def refused(deps: ServiceDeps, reason: str) -> float:
-    found = deps.metrics.registry.get_sample_value("braid_refused_total", {"reason": reason})
-    assert found is not None
-    return found
+    value = deps.metrics.registry.get_sample_value("braid_refused_total", {"reason": reason})
+    assert value is not None
+    return value
 
 
 # ---- time
@@ -163,8 +163,8 @@ def test_beyond_the_limit_only_probes_are_answered_and_then_nobody(node: Node) -
     with short(node, connection=patient) as (host, port, http, deps), ExitStack() as opened:
         for _ in range(patient.connections):
             opened.enter_context(socket.create_connection((host, port)))
-        found, why = problem(http.get("/v1/status"), 503)
-        assert (found, why) == ("request", "too many connections, the limit is 20")
+        result, why = problem(http.get("/v1/status"), 503)
+        assert (result, why) == ("request", "too many connections, the limit is 20")
         assert refused(deps, "busy") == 1
         for probe in ("/healthz", "/readyz", "/metrics"):
             assert http.get(probe).status_code == 200
