@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -180,7 +179,7 @@ class EncodeQueue:
     Used by the worker's thread.
 
     Args:
-        clock: monotonic seconds, for the age of records.
+        clock: monotonic seconds.
 
     Attributes:
         shadow: the running canary; None: none. Set by any thread.
@@ -290,7 +289,7 @@ class EncodeQueue:
         except Exception as error:  # noqa: BLE001 (any error is bisected)
             self._log(batch, error)
             self._metrics.batch_failed("memory" if out_of_memory(error) else "error")
-            if (item := self._bisection.failed(piece, error)) is not None:
+            if (item := self._bisection.failed(piece, error, took_s)) is not None:
                 condemned = item, bad_record(error, stage="encode")
             for item in self._bisection.released():
                 self.add(item, future_of(item).result())
@@ -313,7 +312,7 @@ class EncodeQueue:
         self, batch: Batch, prepared: list[Prepared], shadow_results: list[ShadowResult]
     ) -> list[Embedding | None]:
         """On the device thread: embeddings in order, None for one that is not finite."""
-        batch.began = time.monotonic()
+        batch.began = self._clock()
         try:
             self._failpoint("before-encode")
             embeddings = encode_both(batch.model, prepared, shadow_results)
@@ -331,10 +330,10 @@ class EncodeQueue:
             piece.passes = self._passes
             raise
         finally:
-            batch.took_s = time.monotonic() - batch.began
+            batch.took_s = self._clock() - batch.began
 
     def _bound(self, batch: Batch) -> None:
-        if batch.began is not None and time.monotonic() - batch.began > self._timeout_s:
+        if batch.began is not None and self._clock() - batch.began > self._timeout_s:
             dump_and_exit(
                 f"a batch of {len(batch.piece.items)} records has been on the device for more than "
                 f"{self._timeout_s:g} s (BRAID_WORKER__ENCODE_TIMEOUT_S), model {batch.model.name}"

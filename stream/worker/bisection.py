@@ -8,10 +8,11 @@ Three measures keep the cost low. The second half waits for the first one's verd
 passes, the second holds the fault and is cut at once; where it fails, the second is as good as new
 records and goes into the next batches with them. Out of memory halves the budget of the
 batches to come; it doubles again with time. While records that fail are frequent, batches are
-small: a failing record in a batch of n wastes about 1.5 n encodings. With a share p of such records
-and a call that costs as much as f encodings beside those of its records, a record costs
-1 + f/n + 1.5 p n, which is least at n = sqrt(f / 1.5 p). p and f are measured. The trade is that of
-group testing (Dorfman 1943, https://doi.org/10.1214/aoms/1177731363).
+small. With a share p of such records, and a call of n records that takes T(n) seconds, a share w
+of them when it raises, a record in batches of n costs T(n)/n seconds. Each failing one costs
+w T(n) more, then for each halving to h records (T(h) - h T(n)/n) / 2 where that half passes, and
+w T(h) / 2 where it fails. n is the power of two for which this is least; p, T and w are measured.
+The trade is that of group testing (Dorfman 1943, https://doi.org/10.1214/aoms/1177731363).
 """
 
 from __future__ import annotations
@@ -33,9 +34,8 @@ ATTEMPTS = 2  # a record fails alone so often before it is condemned
 GROW_AFTER_S = 60.0  # without running out of memory; then the budget doubles
 MEMORY_RECORDS = 500.0  # after so many records a failure counts half
 RARE = 0.1  # what is left of a failure when batches are full again
-WASTE = 1.5  # encodings wasted for each record of a batch that fails: whole, and every other half
-FIXED = 8.0  # records that cost as much as a call, until it is measured
-FIXED_LEAST, FIXED_MOST = 0.5, 64.0
+FIXED = 4.0  # what a call costs beside its records, in records: MiniLM on two cores of a CPU
+CALL_FADES = 0.9  # an earlier call of the same size counts so much less with each one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,29 +76,40 @@ class Piece:
 
 
 class CallCost:
-    """What a call costs beside its records: a least-squares line through seconds by records."""
+    """Seconds that a call of the device takes, by how many records it has."""
 
     def __init__(self) -> None:
-        self._sums = [0.0] * 5  # of 1, n, n^2, t, n t
+        self._passed: dict[int, list[float]] = {}  # by n's power of two: count, n, seconds
+        self._failed, self._complete = 0.0, 0.0  # seconds of calls that raised, and had they passed
 
-    def add(self, records: int, seconds: float) -> None:
-        """A call that passed; earlier ones count less with every record."""
+    def passed(self, records: int, seconds: float) -> None:
+        """A call whose records have embeddings; earlier ones of the same size count less."""
+        if records == 0 or seconds <= 0.0:
+            return
+        sums = self._passed.setdefault(records.bit_length(), [0.0] * 3)
+        for at, term in enumerate((1.0, records, seconds)):
+            sums[at] = CALL_FADES * sums[at] + term
+
+    def failed(self, records: int, seconds: float) -> None:
+        """A call that raised."""
         faded = 0.5 ** (records / MEMORY_RECORDS)
-        terms = (1.0, records, records**2, seconds, records * seconds)
-        self._sums = [faded * total + term for total, term in zip(self._sums, terms, strict=True)]
+        self._failed = faded * self._failed + seconds
+        self._complete = faded * self._complete + self.seconds(records)
+
+    def seconds(self, records: int) -> float:
+        """Of a call with so many records, from calls of the nearest size."""
+        if not self._passed:
+            return FIXED + records
+        size = records.bit_length()
+        count, total, seconds = self._passed[min(self._passed, key=lambda at: abs(at - size))]
+        return (FIXED + records) / (FIXED + total / count) * seconds / count
 
     @property
-    def fixed(self) -> float:
-        """In encodings of one record; FIXED while calls have been of one size only."""
-        count, records, squares, seconds, products = self._sums
-        spread = count * squares - records**2
-        if spread <= 0.01 * records**2:
-            return FIXED
-        slope = (count * products - records * seconds) / spread
-        at_zero = (seconds - slope * records) / count
-        if slope <= 0:
-            return FIXED_MOST
-        return min(FIXED_MOST, max(FIXED_LEAST, at_zero / slope))
+    def done_when_failing(self) -> float:
+        """What share of its time a call has taken when it raises; 1 while that is unknown."""
+        if not self._passed or self._complete <= 0:
+            return 1.0
+        return min(1.0, self._failed / self._complete)
 
 
 class Bisection:
@@ -156,14 +167,15 @@ class Bisection:
 
     def passed(self, piece: Piece, count: int, took_s: float) -> None:
         """A piece was encoded, and so many of its records have an embedding."""
-        self._calls.add(len(piece.items), took_s)
+        self._calls.passed(len(piece.items), took_s)
         self._verdict(piece, passed=True)
         faded = 0.5 ** (count / MEMORY_RECORDS)
         self._failing *= faded
         self._seen = self._seen * faded + count
 
-    def failed(self, piece: Piece, error: BaseException) -> Item | None:
+    def failed(self, piece: Piece, error: BaseException, took_s: float) -> Item | None:
         """Cut a piece that failed; returns its record if that is condemned now."""
+        self._calls.failed(len(piece.items), took_s)
         self._verdict(piece, passed=False)
         if len(piece.items) > 1:
             if out_of_memory(error):
@@ -215,8 +227,18 @@ class Bisection:
         if self._failing < RARE:
             return most
         share = self._failing / max(self._seen, most)
-        best = math.sqrt(self._calls.fixed / (WASTE * share))
-        return min(most, 1 << max(0, round(math.log2(best))))
+        seconds, done = self._calls.seconds, self._calls.done_when_failing
+
+        def cost(records: int) -> float:
+            """Seconds of a record in batches of so many."""
+            each = seconds(records) / records
+            wasted, half = done * seconds(records), records // 2
+            while half:
+                wasted += ((1 + done) * seconds(half) - half * each) / 2
+                half //= 2
+            return each + share * wasted
+
+        return min((most, *(1 << power for power in range(most.bit_length()))), key=cost)
 
 
 def _halves(piece: Piece) -> tuple[Piece, Piece]:

@@ -254,15 +254,15 @@ def test_batches_are_small_while_failing_records_are_frequent(clock: Clock) -> N
     def condemn(number: int) -> None:
         (item,) = items_of(model, 1, start=number)
         item.failures = 1
-        assert bisection.failed(Piece([item]), ValueError("bad")) is item
+        assert bisection.failed(Piece([item]), ValueError("bad"), 0.0) is item
 
     assert bisection.budget() == FULL
     condemn(0)
-    assert bisection.budget().records == 32
+    assert bisection.budget().records == 16
     for number in range(20):  # one in a hundred
         bisection.passed(Piece([]), 99, 0.0)
         condemn(number)
-    assert bisection.budget().records == 32
+    assert bisection.budget().records == 16
     assert bisection.budget().tokens == FULL.tokens
     for number in range(200):
         condemn(number)
@@ -271,21 +271,25 @@ def test_batches_are_small_while_failing_records_are_frequent(clock: Clock) -> N
     assert bisection.budget() == FULL
 
 
-@pytest.mark.parametrize(("fixed_s", "records"), [(0.0, 4), (0.04, 16), (1.0, 64)])
-def test_batches_are_larger_where_a_call_costs_more(
-    fixed_s: float, records: int, clock: Clock
+@pytest.mark.parametrize(
+    ("fixed_s", "done", "records"),
+    [(0.0, 1.0, 4), (0.02, 1.0, 16), (0.04, 1.0, 16), (1.0, 1.0, 32), (0.02, 0.0, 32)],
+)
+def test_batches_are_larger_where_a_call_costs_more_and_failing_less(
+    fixed_s: float, done: float, records: int, clock: Clock
 ) -> None:
-    """One record in a hundred fails; one record costs 5 ms."""
+    """One record in a hundred fails, with a share of the work done; one record costs 5 ms."""
     bisection = Bisection(FULL, clock=clock)
     model = NullModel(16)
     for _ in range(40):
         for size in (16, 8, 8, 32, 32, 4):
             piece = Piece(items_of(model, size))
             bisection.passed(piece, size, fixed_s + 0.005 * size)
-        assert bisection.failed(Piece(items_of(model, 32), whole=True), ValueError()) is None
+        whole = Piece(items_of(model, 32), whole=True)
+        assert bisection.failed(whole, ValueError(), fixed_s + done * 0.005 * 32) is None
         (item,) = items_of(model, 1)
         item.failures = 1
-        bisection.failed(Piece([item]), ValueError())
+        bisection.failed(Piece([item]), ValueError(), fixed_s + done * 0.005)
     assert bisection.budget().records == records
 
 
