@@ -36,10 +36,28 @@ TARGETS: dict[str, Target] = {
             f"{SCAN}::test_exact_duplicates_come_by_id_and_end",
         ),
     ),
+    "scan": Target(
+        "index/segments/scan.py",
+        ("tests/index/segments/test_scan_candidates.py", SCAN),
+        (
+            "CHUNK",
+            "FEW_ROWS",
+            "FEW_SHARE",
+            "MANY_QUERIES",
+            "MOST_WANTED",
+            "MOST_FETCHED",
+            "FEW_OUT",
+            "SELECT_QUERIES",
+            "SELECT_SHARE",
+        ),
+    ),
     "id_map": Target("index/segments/id_map.py", ("tests/index/segments/test_id_map.py",)),
     "filters": Target("index/filters.py", ("tests/index/test_filters.py",)),
     "offsets": Target("stream/worker/offsets.py", ("tests/stream/worker/test_ledger.py",)),
     "batcher": Target("stream/worker/batcher.py", ("tests/stream/worker/test_batcher.py",)),
+    "handover": Target(
+        "stream/registry/handover.py", ("tests/stream/registry/test_handover.py",), ("LOOK_S",)
+    ),
     "snapshot_check": Target(
         "stream/index_node/snapshot_check.py", ("tests/stream/index_node/test_snapshot_check.py",)
     ),

@@ -216,6 +216,14 @@ def test_vectors_that_nearly_cancel_have_a_mean_direction() -> None:
     assert torch.allclose(fused, F.normalize(torch.tensor([[0.04, 0.28]])), atol=1e-6)
 
 
+def test_vectors_that_cancel_give_the_first_one_that_is_present() -> None:
+    unit = units(2, 3, 8)
+    unit[0, 2] = -unit[0, 1]
+    fused = make_fusion("mean", 8, [0, 0, 0])(unit, torch.tensor([[False, True, True]] * 2))
+    assert torch.allclose(fused[0], unit[0, 1], atol=1e-6)
+    assert torch.allclose(fused[1], F.normalize(unit[1, 1] + unit[1, 2], dim=0), atol=1e-6)
+
+
 def test_early_fusion_adds_its_layers_to_the_mean_of_several() -> None:
     torch.manual_seed(0)
     fusion: Any = make_fusion("early", 8, [0, 0, 0])

@@ -13,6 +13,7 @@ import pytest
 from braid.index.filters import Equals
 from braid.index.segments import scan
 from braid.index.segments.compaction import Policy, maintain
+from braid.index.segments.float16 import Float16Index
 from braid.index.segments.live_store import LiveStore
 from braid.index.segments.scan import ScanRequest, eligible_rows
 from braid.index.segments.sealed import Segment
@@ -175,6 +176,8 @@ def test_a_chunk_gives_its_best_rows(name: str, ways: dict[str, int], k: int) ->
         score_BK, row_BK, last_B = scan._search_chunk(RAW, request(k), mask)
     assert faiss.omp_get_max_threads() == 1
     assert last_B is not None
+    more = 0 if ways else ROWS - len(rows)  # excluded rows are fetched, too
+    assert row_BK.shape == score_BK.shape == (3, min(k + more, len(rows) + more))
     for b, query_D in enumerate(QUERIES):
         true_N = RAW[rows] @ query_D
         best = rows[np.argsort(-true_N)]
@@ -286,6 +289,47 @@ def test_float16_is_used_unless_it_may_not_be_and_widens_the_error() -> None:
     with tuned(MANY_QUERIES=3):
         many = scan._search_segment(part.rows, of_part, request(3), None, ROWS)
     assert many.off_B.tolist() == rounding_B.tolist()
+
+
+@pytest.mark.parametrize(
+    ("every", "k", "limits", "fetched", "selects"),
+    [
+        (1, 3, {}, 3, False),  # no mask
+        (2, 3, {}, 24, False),  # 1.3 * 3 * 40 / 20, and 16 more
+        (2, 30, {}, ROWS, False),
+        (2, 3, {"MOST_FETCHED": 23}, 3, True),
+        (5, 3, {}, 3, True),  # fewer than a quarter are eligible
+        (5, 8, {}, 8, True),
+    ],
+)
+def test_float16_fetches_more_hits_or_selects_rows(
+    monkeypatch: pytest.MonkeyPatch,
+    every: int,
+    k: int,
+    limits: dict[str, int],
+    fetched: int,
+    selects: bool,
+) -> None:
+    asked: list[tuple[int, bool]] = []
+    search = Float16Index.search
+
+    def noted(index: Float16Index, queries_BD: Array, k: int, mask: Any = None) -> Any:
+        asked.append((k, mask is not None))
+        return search(index, queries_BD, k, mask)
+
+    monkeypatch.setattr(Float16Index, "search", noted)
+    (part,) = stored().view.parts.values()
+    mask = None if every == 1 else np.arange(ROWS) % every == 0
+    with tuned(FEW_ROWS=0, **limits):
+        found = scan.scan(part, request(k), mask, ROWS // every)
+    assert asked == [(fetched, selects)]
+    for b, query_D in enumerate(QUERIES):
+        rows = found.row_BK[b][found.row_BK[b] >= 0].tolist()
+        left_out = sorted(set(range(0, ROWS, every)) - set(rows))
+        assert len(left_out) + len(rows) == ROWS // every
+        highest = (RAW[left_out] @ query_D).max() if left_out else -INF
+        assert highest <= found.above_B[b]
+        assert left_out or found.above_B[b] == -INF
 
 
 def test_the_rounding_error_grows_with_dimensions_and_lengths() -> None:

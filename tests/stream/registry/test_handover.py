@@ -93,11 +93,12 @@ def test_what_is_decided_is_read_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_proposer_that_is_gone_holds_nobody_up_for_long(tmp_path: Path) -> None:
     now = 100.0
-    handovers = Handovers(tmp_path, patience_s=5.0, clock=lambda: now)
+    handovers = Handovers(tmp_path, clock=lambda: now)
     proposal = handovers._propose(OLD, NEW, {0: 10})
     old = Ownership(handovers, generation=OLD, first=OLD)
     assert old.owns([(0, 12)]) is None
     now = 104.9
+    assert handovers.void_if_expired(proposal) is False
     assert old.owns([(0, 12)]) is None
     now = 105.0
     assert old.owns([(0, 12)]) == [True]
@@ -226,6 +227,8 @@ def test_until_where_a_generation_speaks() -> None:
     assert owned_until([there], "g0003", 0) == 0
     back = handover(NEW, OLD, 100)
     assert [owned_until([there, back], name, 0) for name in (OLD, NEW)] == [None, 100]
+    assert [owner_of([there, back], 0, offset) for offset in (73, 74, 100)] == [OLD, NEW, OLD]
+    assert owned_until([handover(OLD, NEW, 1)], OLD, 0) == 1
     at_once = handover(NEW, OLD, 74)  # not one record was the other's
     assert [owned_until([there, at_once], name, 0) for name in (OLD, NEW)] == [None, 0]
     rest = handover(OLD, NEW, 10)  # what had not come by then
