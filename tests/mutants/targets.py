@@ -25,6 +25,7 @@ class Target:
 
 
 SCAN = "tests/index/segments/test_scan.py"
+LOSSES = "tests/encoders/training/test_losses.py"
 
 TARGETS: dict[str, Target] = {
     "rescoring": Target(
@@ -60,6 +61,14 @@ TARGETS: dict[str, Target] = {
     ),
     "snapshot_check": Target(
         "stream/index_node/snapshot_check.py", ("tests/stream/index_node/test_snapshot_check.py",)
+    ),
+    "fusion": Target(
+        "encoders/model/fusion.py",
+        (
+            "tests/encoders/model/test_fusion.py",
+            f"{LOSSES}::test_mean_fusion_of_one_is_that_one_and_absent_vectors_do_not_matter",
+            f"{LOSSES}::test_mean_fusion_of_opposite_vectors_is_still_a_unit_vector",
+        ),
     ),
     "splits": Target("encoders/training/splits.py", ("tests/encoders/training/test_splits.py",)),
 }

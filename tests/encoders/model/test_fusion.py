@@ -183,8 +183,8 @@ def test_an_average_of_independent_sources_is_sharpened_until_it_is_calibrated()
 def test_attention_without_its_weights_is_the_same_forward_and_backward() -> None:
     """The path that holds no weights, against the plain one that shows them."""
     torch.manual_seed(0)
-    block = CrossAttention(16)
-    x = torch.randn(3, 7, 16)
+    block = CrossAttention(24)
+    x = torch.randn(3, 7, 24)
     may = torch.rand(3, 7, 7) > 0.5
     may |= torch.eye(7, dtype=torch.bool)
     result = []
@@ -193,7 +193,7 @@ def test_attention_without_its_weights_is_the_same_forward_and_backward() -> Non
         given = x.clone().requires_grad_()
         out, weight = block(given, may, shown=shown)
         assert (weight is not None) is shown
-        (out * torch.arange(16)).sum().backward()
+        (out * torch.arange(24)).sum().backward()
         assert given.grad is not None
         grads = [one.grad.clone() for one in block.parameters() if one.grad is not None]
         assert len(grads) == len(list(block.parameters()))
@@ -293,6 +293,12 @@ def test_intermediate_fusion_is_attention_among_the_tokens_that_are_there() -> N
         there = {0: words[b, :2], 1: patches[b], 2: unit[b, 2:]}
         plain = plain_intermediate(fusion, mean[b], {m: there[m] for m in subset})
         assert torch.allclose(fused[b], plain, atol=1e-5), subset
+    weights = fusion.attention(
+        unit[:1], present[:1], {0: (words[:1], real[:1]), 1: (patches[:1], every[:1])}
+    )
+    for of_modality, there in zip(weights, ([1, 1, 0], [1, 1], [1]), strict=True):
+        sums = sum(weight[0].sum(1) for weight in of_modality)
+        assert torch.allclose(torch.as_tensor(sums), torch.tensor(there).float(), atol=1e-6)
     of_others = {1: patches[0], 2: unit[0, 2:]}
     plain = plain_intermediate(fusion, mean[0], of_others)
     assert torch.allclose(without_tokens[0], plain, atol=1e-5)
