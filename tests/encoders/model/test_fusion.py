@@ -296,9 +296,9 @@ def test_intermediate_fusion_is_attention_among_the_tokens_that_are_there() -> N
     weights = fusion.attention(
         unit[:1], present[:1], {0: (words[:1], real[:1]), 1: (patches[:1], every[:1])}
     )
-    for of_modality, there in zip(weights, ([1, 1, 0], [1, 1], [1]), strict=True):
+    for of_modality, is_real in zip(weights, ([1, 1, 0], [1, 1], [1]), strict=True):
         sums = sum(weight[0].sum(1) for weight in of_modality)
-        assert torch.allclose(torch.as_tensor(sums), torch.tensor(there).float(), atol=1e-6)
+        assert torch.allclose(torch.as_tensor(sums), torch.tensor(is_real).float(), atol=1e-6)
     of_others = {1: patches[0], 2: unit[0, 2:]}
     plain = plain_intermediate(fusion, mean[0], of_others)
     assert torch.allclose(without_tokens[0], plain, atol=1e-5)

@@ -243,7 +243,7 @@ def by_stub(rows: list[list[int]], count: int, **options: Any) -> bool:
     """Whether the search of a segment takes the approximate index's answer for k = 3."""
     (part,) = stored().view.parts.values()
     assert isinstance(part.rows, Segment)
-    stub = Stub(np.array(rows))
+    stub: Any = Stub(np.array(rows))
     of_part: Any = replace(part.rows.vectors[FUSED], approximate=stub)
     asked = request(3, QUERIES[:2], **options)
     found = scan._search_segment(part.rows, of_part, asked, None, count)
