@@ -34,13 +34,13 @@ _SERVICE = re.compile(r"BRAID_\w*?(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UD
 
 def names(settings: type[BaseModel]) -> list[str]:
     """The names of all settings."""
-    found = []
+    listed = []
     for name, field in settings.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
-            found += [f"{name}.{part}" for part in field.annotation.model_fields]
+            listed += [f"{name}.{part}" for part in field.annotation.model_fields]
         else:
-            found.append(name)
-    return found
+            listed.append(name)
+    return listed
 
 
 def flat(values: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:

@@ -61,8 +61,8 @@ def test_a_candidate_below_the_lowered_kth_score_is_not_scored_again() -> None:
 def test_an_answer_is_proven_if_no_other_row_may_score_higher() -> None:
     rows = part(0, upsert("a", 0.5), upsert("b", 0.25))
     for above, proven in ((0.25, True), (0.26, False)):
-        found = replace(candidates([0.5, 0.25], off=0.0), above_B=np.array([above], np.float32))
-        (answer,) = merge(np.ones((1, 1), np.float32), "fused", 2, [(rows, found)])
+        kept = replace(candidates([0.5, 0.25], off=0.0), above_B=np.array([above], np.float32))
+        (answer,) = merge(np.ones((1, 1), np.float32), "fused", 2, [(rows, kept)])
         assert answer.proven is proven
 
 
@@ -71,8 +71,8 @@ def test_no_hit_is_pruned_among_many_candidates_without_an_error() -> None:
     for seed in range(10):
         value_N = np.random.default_rng(seed).permutation(60).astype(np.float32)
         rows = part(0, *(upsert(f"r{n}", float(value)) for n, value in enumerate(value_N)))
-        found = [(rows, candidates(value_N.tolist(), off=0.0))]
-        (answer,) = merge(np.ones((1, 1), np.float32), "fused", 10, found)
+        kept = [(rows, candidates(value_N.tolist(), off=0.0))]
+        (answer,) = merge(np.ones((1, 1), np.float32), "fused", 10, kept)
         assert [score for _, _, score in answer.hits] == list(range(59, 49, -1))
 
 
