@@ -14,7 +14,7 @@ import typer
 from ..settings import Settings
 from .common import AsJson, bar, json_option, service_url
 
-MANY = 50  # the most refused files that are listed
+MAX_LISTED = 50  # the most refused files that are listed
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
@@ -49,7 +49,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             print(json.dumps(report))
         else:
             print(f"sent {report['sent']} records, refused {len(report['refused'])}")
-            for line in report["refused"][:MANY]:
+            for line in report["refused"][:MAX_LISTED]:
                 print(f"  refused {line}", file=sys.stderr)
         if report["refused"]:
             raise SystemExit(1)

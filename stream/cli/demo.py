@@ -46,8 +46,8 @@ from .common import service_url
 from .demo_figures import (
     TASK,
     accuracy,
-    complaints,
     example_lines,
+    mismatches,
     recall,
     report_lines,
     throughput,
@@ -107,19 +107,19 @@ def run_demo(
     began = time.monotonic()
     dataset = choose(data)
     settings.home.mkdir(parents=True, exist_ok=True)
-    with _terminable(), _folder(settings.home) as home:
-        with _own_names(settings, home) as own, services(own, home / "services") as run:
+    with _sigterm_as_interrupt(), _folder(settings.home) as home:
+        with _isolated(settings, home) as own, services(own, home / "services") as run:
             say(f"Kafka at {run.kafka.bootstrap}, Redis at {redacted(run.redis.url)}")
             with Fleet(run, home) as fleet:
                 figures = main_job(fleet, dataset, preset=preset, seed=seed)
                 figures |= {"dataset": dataset.name, "seconds": round(time.monotonic() - began, 1)}
                 print("\n".join(report_lines(figures)))
                 print(json.dumps(figures), flush=True)
-                wrong = complaints(figures, ids=len({item.id for item in dataset.items}))
+                wrong = mismatches(figures, ids=len({item.id for item in dataset.items}))
                 for line in wrong:
                     say(f"WRONG: {line}")
                 if keep:
-                    _stay(fleet)
+                    _serve_queries(fleet)
         if wrong:
             raise DemoError("the figures do not add up")
     return 0
@@ -291,7 +291,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _stay(fleet: Fleet) -> None:
+def _serve_queries(fleet: Fleet) -> None:
     """Answer queries until Ctrl-C or SIGTERM."""
     say(f"the query service answers at {service_url(fleet.settings)}; Ctrl-C ends it")
     with suppress(KeyboardInterrupt):
@@ -324,7 +324,7 @@ def _folder(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _own_names(settings: Settings, home: Path) -> Iterator[Settings]:
+def _isolated(settings: Settings, home: Path) -> Iterator[Settings]:
     """Settings that isolate this run: its folder, a free port, on a named broker its topics."""
     own: dict[str, Any] = {"home": home, "model": {"spec": None}}
     if "port" not in settings.http.model_fields_set and port_answers(settings.http.port):
@@ -341,7 +341,7 @@ def _own_names(settings: Settings, home: Path) -> Iterator[Settings]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def _sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end the demo as Ctrl-C does, so that it cleans up."""
 
     def end(signum: int, frame: FrameType | None) -> None:

@@ -77,7 +77,7 @@ def throughput(times_ms: Sequence[int], *, begun: int, pause: int) -> float:
     return round(len(times_ms) * 1000 / max(busy_ms, 1), 1)
 
 
-def complaints(figures: Mapping[str, Any], *, ids: int) -> list[str]:
+def mismatches(figures: Mapping[str, Any], *, ids: int) -> list[str]:
     """Messages for counts that disagree: lost, repeated or dead-lettered records."""
     expected = {
         "vectors_indexed": ids,

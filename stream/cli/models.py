@@ -82,7 +82,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         proven(registry, name, settings)
         done = run(settings, registry, name, drop_missing=drop_missing, force=force)
         if isinstance(done, Champion):
-            tell(done, as_json)
+            print_champion(done, as_json)
         elif as_json:
             print(json.dumps(asdict(done)))
         else:
@@ -102,7 +102,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         from ..registry.promotion import rollback as run
 
         settings = settings_of(context)
-        tell(run(settings, registry_of(settings)), as_json)
+        print_champion(run(settings, registry_of(settings)), as_json)
 
     @models.command()
     def generations(context: typer.Context, as_json: AsJson = False) -> None:
@@ -172,7 +172,7 @@ def registry_of(settings: Settings) -> Registry:
     return Registry(settings.models_dir, base=settings.model.name)
 
 
-def tell(champion: Champion, as_json: bool) -> None:
+def print_champion(champion: Champion, as_json: bool) -> None:
     """Print the champion."""
     if as_json:
         print(json.dumps(asdict(champion)))

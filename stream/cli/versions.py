@@ -68,14 +68,14 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         Example: braid models gc --keep 3 --dry-run
         """
         from ..registry.generations import GenerationRecords
-        from ..trainer.gc import Tidy, plan, remove
+        from ..trainer.gc import RemovalPlan, plan, remove
         from ..trainer.lock import TrainerLock
         from ..trainer.runs import Runs
 
         settings = settings_of(context)
         registry, runs = _registry(settings), Runs(settings.home / "training")
 
-        def planned() -> Tidy:
+        def planned() -> RemovalPlan:
             needed = GenerationRecords(registry.root).fed(registry).values()
             return plan(registry, runs, newest=keep, champions=champions, needed=list(needed))
 

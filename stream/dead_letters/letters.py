@@ -55,7 +55,7 @@ class DeadLetter:
     def id(self) -> str:
         return f"{self.message.partition}:{self.message.offset}"
 
-    def light(self) -> DeadLetter:
+    def without_value(self) -> DeadLetter:
         """The letter without its value."""
         return replace(self, message=replace(self.message, value=None))
 
@@ -198,7 +198,7 @@ def summary(letters: Iterable[DeadLetter], *, last: int) -> Summary:
         result.total += 1
         result.by[letter.stage, letter.kind] += 1
         place = letter.message.ts, letter.message.partition, letter.message.offset
-        entry = (*place, letter.light())
+        entry = (*place, letter.without_value())
         heapq.heappush(newest, entry)
         if len(newest) > last:
             heapq.heappop(newest)

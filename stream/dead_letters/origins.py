@@ -26,7 +26,7 @@ class Origins:
         self._keys: set[bytes] = set()
         self._deleted: dict[bytes, int] = {}  # key -> its last deletion, in ms since 1970
         self._parts_since: int | None = None
-        self._anew: set[tuple[str, int]] = (
+        self._recreated: set[tuple[str, int]] = (
             set()
         )  # partitions that end before their letters' offsets
         self.sent: dict[bytes, Place] = {}  # a letter's mark -> its new position
@@ -42,7 +42,7 @@ class Origins:
             since = self._parts_since
             self._parts_since = letter.origin_ts if since is None else min(since, letter.origin_ts)
 
-    def read_on(self) -> None:
+    def read_to_end(self) -> None:
         """Read the origin topics up to their current ends. Raises Unreachable."""
         counts = self._admin.partition_counts()
         if self._parts_since is not None:  # a deletion in `records` deletes the parts, too
@@ -62,7 +62,7 @@ class Origins:
             }
             for number, start in starts.items():
                 if start > ends[number][1]:
-                    self._anew.add((topic, number))
+                    self._recreated.add((topic, number))
                     starts[number] = 0
             stops = {number: ends[number][1] for number in starts}
             for message in replay(self._settings, topic, start_at=starts, stop_at=stops):
@@ -77,7 +77,7 @@ class Origins:
         topic, partition, offset = letter.origin
         if topic == self._parts and self._deleted.get(key, -1) >= letter.origin_ts:
             return True
-        if (topic, partition) in self._anew:
+        if (topic, partition) in self._recreated:
             offset = -1
         return any(
             self._last.get((topic, partition, key, name), -1) > offset

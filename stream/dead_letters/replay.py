@@ -33,7 +33,7 @@ from .origins import MARK, Origins, Place
 
 log = logging.getLogger(__name__)
 
-MOST, MOST_BYTES = 100, 32 * MIB  # of one transaction
+MAX_LETTERS, MAX_BYTES = 100, 32 * MIB  # of one transaction
 TRIES = 3  # of one transaction
 POLL_S = 0.5
 READABLE_S, WAIT_S = 10.0, 0.05  # committed messages are readable after their end markers
@@ -156,12 +156,12 @@ class Replayer:
 
     def _batches(self, selection: Selection, ids: set[str]) -> Iterator[list[DeadLetter]]:
         """The letters in the order of each partition, in batches of one transaction."""
-        most = min(MOST, max(1, math.ceil(self._rate)))
+        most = min(MAX_LETTERS, max(1, math.ceil(self._rate)))
         batch: list[DeadLetter] = []
         for letter in letters(self._settings, selection) if ids else ():
             if letter.id in ids:
                 batch.append(letter)
-            if len(batch) == most or sum(one.size for one in batch) >= MOST_BYTES:
+            if len(batch) == most or sum(one.size for one in batch) >= MAX_BYTES:
                 yield batch
                 batch = []
         if batch:
@@ -174,7 +174,7 @@ class Replayer:
         for attempt in range(1, TRIES + 1):
             if sink is not None:
                 sink.open()  # a replay that opens its sink later fences this transaction
-            self._origins.read_on()
+            self._origins.read_to_end()
             if attempt > 1:
                 sent = [letter for letter in batch if self._mark(letter.id) in self._origins.sent]
                 report.sent |= dict.fromkeys(letter.id for letter in sent)
@@ -236,7 +236,7 @@ class Replayer:
         """Find the positions of the sent messages."""
         deadline = self._clock() + READABLE_S
         while True:
-            self._origins.read_on()
+            self._origins.read_to_end()
             report.sent = {id: self._origins.sent.get(self._mark(id)) for id in report.sent}
             if None not in report.sent.values() or self._clock() >= deadline:
                 return
@@ -252,7 +252,7 @@ class Replayer:
             for message in replay(self._settings, self._topic, start_at=ends, stop_at=until):
                 letter = letter_of(message)
                 if letter.origin is not None and letter.origin in open_:
-                    report.failed[open_.pop(letter.origin)] = letter.light()
+                    report.failed[open_.pop(letter.origin)] = letter.without_value()
             ends = until
             for place in [place for place in open_ if place[2] < passed.get(place[:2], 0)]:
                 report.done.append(open_.pop(place))

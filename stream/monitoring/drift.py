@@ -32,7 +32,7 @@ from ..kafka.schemas import decode_tally
 from ..registry.versions import Registry
 from ..settings import Settings
 from ..trainer.schedule import Trigger
-from .drift_results import Board
+from .drift_results import LastWindows
 from .metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
@@ -216,7 +216,7 @@ def add_drift(app: faust.App, settings: Settings, metrics: WorkerMetrics, trigge
         ConfigError: see `limits_of`.
     """
     judge = Judge(settings, limits_of(settings))
-    board = Board(settings)
+    last_windows = LastWindows(settings)
     # One thread until the process ends: a trainer ends with the thread that started it.
     thread = ThreadPoolExecutor(1, thread_name_prefix="drift")
     raw: dict[str, Any] = {"key_serializer": "raw", "value_serializer": "raw"}
@@ -244,7 +244,7 @@ def add_drift(app: faust.App, settings: Settings, metrics: WorkerMetrics, trigge
         async def on_stop(self) -> None:
             await asyncio.get_running_loop().run_in_executor(thread, trigger.stop)
             thread.shutdown()
-            board.close()
+            last_windows.close()
 
     app.service(Ending)
 
@@ -271,16 +271,22 @@ def add_drift(app: faust.App, settings: Settings, metrics: WorkerMetrics, trigge
                 if report["became_reference"]:
                     watch.keep(version, window.tally)
                 metrics.drift.show(report)
-                await loop.run_in_executor(thread, tell, settings, version, report, board, trigger)
+                await loop.run_in_executor(
+                    thread, publish_report, settings, version, report, last_windows, trigger
+                )
             watch.count(version, tally, at=at, offset=event.message.offset)
 
 
-def tell(
-    settings: Settings, version: str, report: Mapping[str, Any], board: Board, trigger: Trigger
+def publish_report(
+    settings: Settings,
+    version: str,
+    report: Mapping[str, Any],
+    last_windows: LastWindows,
+    trigger: Trigger,
 ) -> None:
     """Write a window's report to Redis and the log; on drift, start a trainer if the settings say
     so."""
-    board.put(version, report)
+    last_windows.put(version, report)
     if not report["drifted"]:
         log.debug("no drift of %s: %d records, %s", version, report["records"], report["note"])
         return

@@ -20,7 +20,7 @@ TIMEOUT_S = 0.5
 KEPT_S = 86_400
 
 
-class Board:
+class LastWindows:
     """Keeps each version's last window in Redis, best-effort: never raises."""
 
     def __init__(self, settings: Settings) -> None:

@@ -17,7 +17,7 @@ CHAMPIONS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tidy:
+class RemovalPlan:
     """A plan: versions and windows to remove with their bytes, and those kept with the reason."""
 
     kept: dict[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ def plan(
     newest: int,
     champions: int = CHAMPIONS,
     needed: Collection[str] = (),
-) -> Tidy:
+) -> RemovalPlan:
     """Plan what to remove, without removing it.
 
     Args:
@@ -72,7 +72,7 @@ def plan(
     used = {run.window_of for run in runs.all() if run.id not in windows}
     windows = [id_ for id_ in windows if id_ not in used]
     paths = [*(registry.path(name) for name in gone), *(runs.folder(id_) for id_ in windows)]
-    return Tidy(
+    return RemovalPlan(
         kept={name: kept[name] for name in names if name in kept},
         versions=gone,
         windows=windows,
@@ -80,7 +80,7 @@ def plan(
     )
 
 
-def remove(registry: Registry, runs: Runs, garbage: Tidy) -> None:
+def remove(registry: Registry, runs: Runs, garbage: RemovalPlan) -> None:
     """Remove what `plan` lists, but for a version that has become champion since."""
     now = registry.champion()
     for name in garbage.versions:

@@ -9,8 +9,8 @@
     7. promote    where asked, and only as the successor of the champion that step 2 saw
 
 A run that is killed at any moment, or that a failed service or machine ends, leaves the champion
-unchanged, and the next trainer resumes it. A run that its own data or training ends (`OWN_FAULT`)
-is closed with the reason, and the next trainer begins a new one with a new window.
+unchanged, and the next trainer resumes it. A run that its own data or training ends
+(`FINAL_ERRORS`) is closed with the reason, and the next trainer begins a new one with a new window.
 Under `torchrun` the first process does all steps, and the others take part in step 4.
 """
 
@@ -36,7 +36,7 @@ from ..registry.promotion import promote as promote_version
 from ..registry.versions import Champion, Registry, failures, rejected
 from ..settings import Settings
 from .lock import TrainerLock
-from .metrics import TrainerMetrics, following, served
+from .metrics import TrainerMetrics, progress_to, served
 from .runs import STATE, Run, Runs, differs
 from .window import Progress, Window, open_window, read_records
 
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 Read = Callable[[Settings, Path, Progress | None], Window]
 
-OWN_FAULT = (WindowError, TrainingError, BadInput)
+FINAL_ERRORS = (WindowError, TrainingError, BadInput)
 """Errors that the same run would end with again. Others may pass or be repaired: a broker or a hub
 that does not answer, a full disk, a lost process of `torchrun`, a damaged champion."""
 
@@ -124,14 +124,14 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
     with ExitStack() as stack:
         lock = stack.enter_context(TrainerLock(settings))  # 1
         stack.enter_context(served(metrics, settings))
-        job = replace(job, progress=following(lock, metrics, job.progress))
+        job = replace(job, progress=progress_to(lock, metrics, job.progress))
         job.runs.sweep(registry, keep=settings.refresh.windows_kept)
         champion = registry.champion()
         run, resumed = _begin(job, champion)  # 2
         stack.enter_context(job.runs.owned(run))
-        lock.tell(run=run.id, version=run.name)
+        lock.set_progress(run=run.id, version=run.name)
         metrics.run(run.id, run.name)
-        with _closed_by_its_own_fault(job, run):
+        with _closed_on_final_errors(job, run):
             window = job.runs.window(run)  # 3
             if window is None:
                 window = job.read(settings, job.runs.folder(run.id), job.progress)
@@ -139,7 +139,7 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
                 window.check()
             manifest = train_it(job, run, window)  # 4 and 5
         failed = failures(manifest)
-        tell_version(job, manifest, "rejected" if rejected(manifest) else "candidate")  # 6
+        announce_version(job, manifest, "rejected" if rejected(manifest) else "candidate")  # 6
         try:
             serves, building = _promote(job, run, failed)  # 7
         except (
@@ -166,10 +166,10 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
 
 
 @contextmanager
-def _closed_by_its_own_fault(job: Job, run: Run) -> Iterator[None]:
+def _closed_on_final_errors(job: Job, run: Run) -> Iterator[None]:
     try:
         yield
-    except OWN_FAULT as error:
+    except FINAL_ERRORS as error:
         job.runs.fail(run, str(error))
         log.warning("run %s failed; the next one begins anew", run.id)
         raise
@@ -237,7 +237,7 @@ def _examine(job: Job, run: Run, window: Window) -> Examine | None:
     return lambda folder, _: examine(folder, cast(Sequence[Sample], window.samples()))
 
 
-def tell_version(job: Job, manifest: Manifest, status: str) -> None:
+def announce_version(job: Job, manifest: Manifest, status: str) -> None:
     """Announce a version on `models`, with the generation that it can serve at once, if any."""
     champion, generation = job.registry.champion(), None
     if champion is None:

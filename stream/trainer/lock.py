@@ -109,7 +109,7 @@ class TrainerLock:
         self._lock.close()
         self.held = False
 
-    def tell(self, **figures: Any) -> None:
+    def set_progress(self, **figures: Any) -> None:
         """Set the progress that the next renewal writes: run, stage, done, total, loss."""
         self._state = self._state | figures
 

@@ -118,13 +118,13 @@ def _answering(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
         thread.join()
 
 
-def following(
+def progress_to(
     lock: TrainerLock, metrics: TrainerMetrics, progress: Progress | None
 ) -> Callable[[str, int, int, Mapping[str, float]], None]:
     """A progress function that updates the lock and the metrics and calls `progress`."""
 
     def follow(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        lock.tell(
+        lock.set_progress(
             stage=stage,
             done=done,
             total=total,

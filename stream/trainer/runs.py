@@ -165,7 +165,7 @@ class Runs:
 
     def unfinished(self) -> Run | None:
         """The newest open run whose trainer has ended; older ones are given up."""
-        dead = [run for run in self.all() if run.state == "open" and not self.lives(run)]
+        dead = [run for run in self.all() if run.state == "open" and not self.is_running(run)]
         for run in dead[:-1]:
             self.give_up(run, f"{dead[-1].id} began after it")
         return dead[-1] if dead else None
@@ -178,7 +178,7 @@ class Runs:
         """Close a run that its own data or training ended: as `give_up`, but `failed`."""
         return self._closed(replace(run, state="failed", note=why))
 
-    def lives(self, run: Run) -> bool:
+    def is_running(self, run: Run) -> bool:
         """Whether the process that owns the run exists, running or stopped."""
         path = self.folder(run.id) / LOCK_NAME
         if not path.is_file():
@@ -211,7 +211,7 @@ class Runs:
         if not self.root.is_dir():
             return
         runs = self.all()
-        living = {run.name for run in runs if run.state == "open" and self.lives(run)}
+        living = {run.name for run in runs if run.state == "open" and self.is_running(run)}
         registry.sweep(living)
         kept = {run.window_of for run in runs if run.state == "open"}
         kept |= {run.window_of for run in [r for r in runs if r.state == "done"][-keep:]}

@@ -9,8 +9,8 @@ import pytest
 
 from braid.stream.cli.demo_figures import (
     accuracy,
-    complaints,
     example_lines,
+    mismatches,
     recall,
     report_lines,
     throughput,
@@ -67,9 +67,9 @@ def test_throughput_leaves_the_pause_out() -> None:
 
 def test_what_does_not_add_up_is_said() -> None:
     right = {"records_in": 9, "vectors_indexed": 9, "predictions_out": 9, "dead_letters": 0}
-    assert complaints(right, ids=9) == []
+    assert mismatches(right, ids=9) == []
     wrong = right | {"vectors_indexed": 8, "dead_letters": 1}
-    assert complaints(wrong, ids=9) == [
+    assert mismatches(wrong, ids=9) == [
         "vectors_indexed is 8, expected 9",
         "dead_letters is 1, expected 0",
     ]

@@ -399,7 +399,7 @@ def test_a_gate_that_there_is_not_is_named(copy: Path) -> None:
 def test_without_redis_a_file_is_the_lock(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     with TrainerLock(settings) as lock:
-        lock.tell(stage="train", done=3, total=8, loss=0.5)
+        lock.set_progress(stage="train", done=3, total=8, loss=0.5)
         lock.renew()
         with pytest.raises(LockError, match=rf"process {os.getpid()} .*train 3/8, loss 0.500"):
             run(tmp_path)

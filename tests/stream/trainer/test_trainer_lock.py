@@ -25,7 +25,7 @@ from braid.stream.registry.versions import Registry
 from braid.stream.settings import Settings
 from braid.stream.trainer import schedule
 from braid.stream.trainer.lock import TrainerLock, described, first_in, holder
-from braid.stream.trainer.metrics import TrainerMetrics, following, served
+from braid.stream.trainer.metrics import TrainerMetrics, progress_to, served
 from braid.stream.trainer.schedule import FirstVersion, Trigger, add_schedule, every
 from tests.services import Valkey
 from tests.stream.harness import Deployment, wait_for
@@ -44,7 +44,7 @@ def settings(valkey: str, tmp_path: Path) -> Settings:
 def test_the_lock_tells_who_trains_and_fades_with_its_holder(settings: Settings) -> None:
     assert holder(settings) is None
     with TrainerLock(settings, lifetime_s=0.9) as lock:
-        lock.tell(run="r", stage="train", done=2, total=8, loss=1.25)
+        lock.set_progress(run="r", stage="train", done=2, total=8, loss=1.25)
         lock.renew()
         seen = holder(settings)
         assert seen is not None
@@ -318,7 +318,7 @@ def test_live_metrics_of_a_trainer(tmp_path: Path) -> None:
     metrics, seen = TrainerMetrics(), []
     with TrainerLock(settings) as lock, served(metrics, settings):
         metrics.run("run-1", "braid-0002")
-        follow = following(lock, metrics, lambda *stage: seen.append(stage))
+        follow = progress_to(lock, metrics, lambda *stage: seen.append(stage))
         follow("train", 3, 8, {"loss": 0.25, "held out": 0.5})
         shown = httpx.get(f"http://127.0.0.1:{port}/metrics").text
         with pytest.raises(ConfigError, match=f"metrics.port: {port}"), served(metrics, settings):
