@@ -1,5 +1,5 @@
 # make demo    the main job on real input, from nothing
-# make test    the tests, from nothing, JOBS=3 files at a time
+# make test    the tests, from nothing, JOBS=4 files at a time
 # make test-fast  the quick ones, without a server
 # make fuzz    a poison corpus through a real deployment, SEED=1, within SECONDS=600
 # make soak    the live index under everything at once, for SECONDS=3600; every answer is checked
@@ -15,7 +15,7 @@
 PYTHON ?= python3
 EXTRAS ?= cpu,embedded,demo,milvus-lite,dev
 ARGS ?=
-JOBS ?= 3
+JOBS ?= 4
 SEED ?= 1
 RECORDS ?= 20000
 MODULE ?=

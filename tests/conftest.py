@@ -51,7 +51,12 @@ LONGEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let children end by SIGINT, which a script's background commands ignore."""
+    """Let children end by SIGINT, which a script's background commands ignore.
+
+    Tests run side by side, on arrays so small that threads of BLAS and torch only wait for each
+    other: one each, in children too.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
