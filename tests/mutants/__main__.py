@@ -7,6 +7,7 @@ A mutant survives if no test notices it. Exits with 0 if each survivor is listed
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import random
@@ -38,7 +39,13 @@ def reasons() -> dict[str, dict[str, str]]:
 
 
 def mutants_of(target: Target) -> list[Mutant]:
-    return mutants((ROOT / target.file).read_text(), target.speed_only)
+    source = (ROOT / target.file).read_text()
+    made = mutants(source, target.speed_only)
+    if not target.only:
+        return made
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    spans = [range(c.lineno, (c.end_lineno or 0) + 1) for c in classes if c.name in target.only]
+    return [mutant for mutant in made if any(mutant.line in span for span in spans)]
 
 
 def examine(name: str, sample: int, seed: int, again: bool, show: bool) -> dict[str, Any]:

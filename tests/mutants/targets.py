@@ -13,11 +13,13 @@ class Target:
         file: from the repository's root.
         tests: files and tests that pytest runs for each mutant, in this order, until a test fails.
         speed_only: constants that select a method by its speed, with equal results.
+        only: the classes that are mutated; empty: the whole module.
     """
 
     file: str
     tests: tuple[str, ...]
     speed_only: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
@@ -55,7 +57,11 @@ TARGETS: dict[str, Target] = {
     "id_map": Target("index/segments/id_map.py", ("tests/index/segments/test_id_map.py",)),
     "filters": Target("index/filters.py", ("tests/index/test_filters.py",)),
     "offsets": Target("stream/worker/offsets.py", ("tests/stream/worker/test_ledger.py",)),
-    "batcher": Target("stream/worker/batcher.py", ("tests/stream/worker/test_batcher.py",)),
+    "batcher": Target(
+        "stream/worker/batcher.py",
+        ("tests/stream/worker/test_batcher.py",),
+        only=("MicroBatcher",),
+    ),
     "handover": Target(
         "stream/registry/handover.py", ("tests/stream/registry/test_handover.py",), ("LOOK_S",)
     ),
