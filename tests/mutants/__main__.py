@@ -62,15 +62,17 @@ def examine(name: str, sample: int, seed: int, again: bool, show: bool) -> dict[
     runner = Runner(target)
     killed = equivalent = 0
     survivors: list[str] = []
+    noticed: set[str] = set()  # though listed
+    lived: set[str] = set()
     for mutant in chosen:
         if text_of(mutant) in known and not again:
             equivalent += 1
         elif runner.kills(mutant):
             killed += 1
-            if text_of(mutant) in known:
-                stale.append(text_of(mutant))
+            noticed |= {text_of(mutant)} & set(known)
         elif text_of(mutant) in known:
             equivalent += 1
+            lived.add(text_of(mutant))
         else:
             survivors.append(f"{target.file}:{mutant.line}: {text_of(mutant)}")
             if show:
@@ -83,7 +85,7 @@ def examine(name: str, sample: int, seed: int, again: bool, show: bool) -> dict[
         "killed": killed,
         "equivalent": equivalent,
         "survivors": survivors,
-        "stale": stale,
+        "stale": [*stale, *sorted(noticed - lived)],  # one text may stand for two equal lines
         "seconds": round(time.monotonic() - began, 1),
     }
 

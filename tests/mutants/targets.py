@@ -27,6 +27,8 @@ class Target:
 
 
 SCAN = "tests/index/segments/test_scan.py"
+DECISION = "tests/encoders/model/test_decision.py"
+FUSION = "tests/encoders/model/test_fusion.py"
 LOSSES = "tests/encoders/training/test_losses.py"
 
 TARGETS: dict[str, Target] = {
@@ -71,10 +73,13 @@ TARGETS: dict[str, Target] = {
     "fusion": Target(
         "encoders/model/fusion.py",
         (
-            "tests/encoders/model/test_fusion.py",
+            FUSION,
             f"{LOSSES}::test_mean_fusion_of_one_is_that_one_and_absent_vectors_do_not_matter",
             f"{LOSSES}::test_mean_fusion_of_opposite_vectors_is_still_a_unit_vector",
         ),
     ),
+    "decision": Target("encoders/model/decision.py", (DECISION, FUSION, LOSSES)),
+    "calibration": Target("encoders/model/calibration.py", (DECISION, FUSION, LOSSES)),
+    "losses": Target("encoders/training/losses.py", (LOSSES,)),
     "splits": Target("encoders/training/splits.py", ("tests/encoders/training/test_splits.py",)),
 }

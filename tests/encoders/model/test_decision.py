@@ -58,7 +58,12 @@ def test_votes_are_counted_and_ties_go_to_the_highest_sum() -> None:
     shares, winner = rule("vote", probs, [1, 0, 1], [1.0] * 3)
     assert shares == pytest.approx([0.5, 0, 0.5])
     assert winner == 2
+    each = torch.tensor([[1.0, 1, 1], [1, 0, 1]])
+    both, _ = RULES["vote"](torch.tensor([probs] * 2), each, torch.ones(2, 3))
+    assert both.flatten().tolist() == pytest.approx([2 / 3, 0, 1 / 3, 0.5, 0, 0.5])
     # One vote outweighs any sum of probabilities.
+    many = [[0.51, 0.49]] * 5 + [[0.0, 1.0]] * 4
+    assert rule("vote", many, [1] * 9, [1.0] * 9)[1] == 0
     close = [[0.34, 0.33, 0.33], [0.34, 0.33, 0.33], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
     assert rule("vote", close, [1, 1, 1, 1], [1.0] * 4)[1] == 0
 
@@ -69,6 +74,7 @@ def test_a_decision_starts_without_knowledge() -> None:
         assert decision.weights_ZS.tolist() == [[pytest.approx(start)] * 3] * 4
         assert decision.temperature_ZS.tolist() == [[1.0] * 3] * 4
         assert decision.sharpness_Z.tolist() == [1.0] * 4
+    assert Decision("vote", 4).weights_ZS.shape == (8, 4)
     with pytest.raises(ValueError, match="no decision 'median'"):
         Decision("median", 3)
 
@@ -99,6 +105,33 @@ def test_outputs_have_the_temperature_of_their_subset() -> None:
         assert bool(yes[0, c]) is (mean > 0.5)
 
 
+def test_without_a_subset_the_fit_over_everything_calibrates() -> None:
+    decision = Decision("weighted", 3)
+    decision.temperature_ZS[0] = 2.0
+    logits = torch.tensor([[[1.0, 0.0]] * 3])
+    assert torch.allclose(decision.calibrated(logits), torch.softmax(logits / 2, dim=2))
+
+
+def test_one_known_row_is_enough_for_the_fit_over_everything() -> None:
+    decision = Decision("weighted", 2)
+    logits = torch.tensor([[[3.0, 0.0], [0.0, 3.0]]])
+    decision.fit(logits, torch.ones(1, 2, dtype=torch.bool), torch.tensor([0]))
+    assert decision.weights_ZS[0, 0] > 0.9
+    assert decision.temperature_ZS[0, 0] < 0.5
+
+
+def test_a_logproduct_is_fitted_by_its_exponents() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(30) % 2
+    logits = F.one_hot(label, 2)[:, None] + torch.randn(30, 2, 2, generator=generator)
+    present = torch.ones(30, 2, dtype=torch.bool)
+    decision = Decision("logproduct", 2)
+    decision.fit(logits, present, label)
+    probs = torch.softmax(logits / decision.temperature_ZS[1][:, None], dim=2)
+    assert torch.allclose(decision.weights_ZS[1], fit_exponents(probs, present, label))
+    assert decision.sharpness_Z.tolist() == [1.0, 1.0]
+
+
 def test_numbers_are_averaged_by_weight_or_their_median_is_taken() -> None:
     numbers = torch.tensor([[[1.0], [5.0], [90.0]]] * 2)
     present = torch.tensor([[True, True, False], [True, True, True]])
@@ -113,16 +146,18 @@ def test_numbers_are_averaged_by_weight_or_their_median_is_taken() -> None:
 
 
 def test_a_fit_sets_its_rows_and_leaves_unknown_targets_out() -> None:
+    assert MIN_ROWS == 20
     generator = torch.Generator().manual_seed(0)
     label = torch.arange(MIN_ROWS) % 2
     logits = 3.0 * F.one_hot(label, 2)[:, None] + torch.randn(MIN_ROWS, 3, 2, generator=generator)
     present = torch.ones(MIN_ROWS, 3, dtype=torch.bool)
     present[:, 1] = False
     decision = Decision("weighted", 3)
+    decision.temperature_ZS[0, 1] = 3.0
     decision.fit_subset(1, logits[:-1], present[:-1], label[:-1])
     assert torch.equal(decision.weights_ZS, Decision("weighted", 3).weights_ZS), "too few rows"
     decision.fit_subset(1, logits, present, label)
-    assert decision.temperature_ZS[1, 1] == 1.0, "no row has this source"
+    assert decision.temperature_ZS[1, 1] == 3.0, "no row has this source"
     for source in (0, 2):
         fitted = fit_temperature(logits[:, source], label)
         assert float(decision.temperature_ZS[1, source]) == pytest.approx(fitted)
@@ -133,7 +168,7 @@ def test_a_fit_sets_its_rows_and_leaves_unknown_targets_out() -> None:
     sharp = 1 / fit_temperature(combined.log(), label)
     assert float(decision.sharpness_Z[1]) == pytest.approx(sharp, rel=1e-4)
     for z in (0, 2, 3):
-        assert decision.temperature_ZS[z].tolist() == [1.0] * 3
+        assert decision.temperature_ZS[z].tolist() == [1.0, 1.0 if z else 3.0, 1.0]
     more = torch.cat([logits, 100 * torch.randn(5, 3, 2, generator=generator)])
     again = Decision("weighted", 3)
     unknown = torch.cat([label, torch.full((5,), -1)])
@@ -160,6 +195,19 @@ def test_a_fit_of_several_labels_is_one_of_yes_or_no() -> None:
     part[:, 0] = math.nan  # a row with an unknown label is left out
     decision.fit(logits, present, part)
     assert torch.equal(decision.weights_ZS, kept)
+
+
+def test_a_fit_of_numbers_is_the_average_of_the_least_error() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(30, generator=generator)
+    values = target[:, None] + torch.randn(30, 2, generator=generator) * torch.tensor([0.3, 1.0])
+    present = torch.ones(30, 2, dtype=torch.bool)
+    target[0] = math.nan
+    decision = Decision("weighted", 2, "regression")
+    decision.fit_subset(1, values[:, :, None], present, target)
+    expected = fit_average(values[1:], present[1:], target[1:])
+    assert torch.allclose(decision.weights_ZS[1], expected)
+    assert decision.weights_ZS[0].tolist() == [0.5, 0.5]
 
 
 def test_a_temperature_stays_in_its_range() -> None:

@@ -367,6 +367,15 @@ def test_a_label_of_0_is_a_label() -> None:
     assert whole[0].tolist() == pytest.approx([0.5, 0.5, 0.0])
 
 
+def test_unknown_labels_are_not_alike_and_each_row_shares_among_its_own_positives() -> None:
+    apart = positives(torch.tensor([0, 1, 2]), torch.tensor([-1, -1, 4]), 0.5)
+    assert torch.equal(apart, torch.eye(3))
+    linked = positives(torch.tensor([0, 0, 1]), torch.tensor([5, -1, 5]), 1.0)
+    third, half = 1 / 3, 0.5
+    for row, shares in zip(linked, ([third] * 3, [half, half, 0], [half, 0, half]), strict=True):
+        assert row.tolist() == pytest.approx(shares)
+
+
 def test_labels_are_scored_one_by_one_where_they_are_known() -> None:
     logits = torch.tensor([[1.0, -2.0], [9.0, 9.0], [0.5, 0.0]])
     target = torch.tensor([[1.0, 0.0], [math.nan, 0.0], [0.0, 1.0]])
