@@ -22,7 +22,7 @@ from tests.stream.worker.test_hot_swap import braid, labelled, searchable
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600)]
 
-RECORDS = 20_000
+RECORDS, LAST = 20_000, 500
 # Few records are evidence enough, and a version must embed in no time at all.
 STRICT = {"least": 2, "resamples": 100, "rounds": 1, "latency": 0.0}
 
@@ -71,17 +71,18 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
     deployment.index(model=None)
     spaces = {its["name"]: its["space"] for its in (first, same, other)}
     sent: list[str] = [f"c{number}" for number in range(60)]
-    hurry, enough = threading.Event(), threading.Event()
+    hurry = threading.Event()
 
     def flowing() -> Iterator[dict[str, Any]]:
-        number = 0
-        while not enough.is_set():
+        """RECORDS, or more on a slow machine: LAST at least come after the last flip."""
+        number, end = 0, None
+        while end is None or number < end:
             id_ = f"flow-{number}"
             sent.append(id_)
             number += 1
             yield {"id": id_, "text": f"a {('red', 'blue', 'green')[number % 3]} tile {number}"}
-            if number == RECORDS:
-                return
+            if end is None and hurry.is_set():
+                end = max(RECORDS, number + LAST)
 
     with Client(deployment.url) as client:
         wait_for("the first are searchable", lambda: searchable(client) >= 60, timeout=90)
