@@ -114,7 +114,6 @@ class Publisher:
         if self._records.lease is not None:
             self._decide()
             self.publish()
-            self._finish_open()
         self.on_lost(partitions)
 
     def on_lost(self, partitions: list[int]) -> None:

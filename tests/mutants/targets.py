@@ -64,6 +64,7 @@ TARGETS: dict[str, Target] = {
         ("tests/stream/worker/test_batcher.py",),
         only=("MicroBatcher",),
     ),
+    "publisher": Target("stream/worker/publisher.py", ("tests/stream/worker/test_publisher.py",)),
     "handover": Target(
         "stream/registry/handover.py", ("tests/stream/registry/test_handover.py",), ("LOOK_S",)
     ),
