@@ -92,6 +92,8 @@ class CallCost:
 
     def failed(self, records: int, seconds: float) -> None:
         """A call that raised."""
+        if not self._passed:
+            return
         faded = 0.5 ** (records / MEMORY_RECORDS)
         self._failed = faded * self._failed + seconds
         self._complete = faded * self._complete + self.seconds(records)
@@ -107,7 +109,7 @@ class CallCost:
     @property
     def done_when_failing(self) -> float:
         """What share of its time a call has taken when it raises; 1 while that is unknown."""
-        if not self._passed or self._complete <= 0:
+        if self._complete <= 0:
             return 1.0
         return min(1.0, self._failed / self._complete)
 
