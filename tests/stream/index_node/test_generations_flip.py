@@ -20,7 +20,7 @@ from braid.stream.registry.handover import Handovers
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.worker.test_hot_swap import braid, labelled, searchable
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(900)]
 
 RECORDS, LAST = 20_000, 500
 # Few records are evidence enough, and a version must embed in no time at all.

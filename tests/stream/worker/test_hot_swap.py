@@ -27,7 +27,7 @@ from tests.stream.conftest import coloured
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.running import running, wait_until_idle
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 
 
 def braid(deployment: Deployment, *arguments: str, status: int = 0, **env: str) -> Any:
@@ -37,7 +37,7 @@ def braid(deployment: Deployment, *arguments: str, status: int = 0, **env: str) 
         env={"PATH": "/usr/bin:/bin", **deployment.settings.environment(), **env},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == status, done.stderr
