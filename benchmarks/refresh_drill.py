@@ -55,7 +55,14 @@ EPOCHS = {"stamps": 30, "digits": 6}
 RECORDS = 2000  # digits
 AGAIN = 128
 OPEN = Gates(
-    accuracy=1.0, error=1e6, recall=1.0, calibration=1.0, rank=0.0, latency=1e6, least=20, rounds=1
+    accuracy=1.0,
+    error=1e6,
+    recall=1.0,
+    calibration=1.0,
+    rank=0.0,
+    latency=1e6,
+    min_records=20,
+    rounds=1,
 )
 """The drill asks about spaces: no version is refused."""
 EVERY = Compatibility(ratio=2.0)

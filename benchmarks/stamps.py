@@ -81,7 +81,7 @@ def captions(
         epochs=EPOCHS,
         model=replace(
             config.model,
-            tasks={"caption": TaskConfig(kind="generation", source="text", least=1)},
+            tasks={"caption": TaskConfig(kind="generation", source="text", min_count=1)},
         ),
     )
     alone = [only(sample, ["image"]) for sample in unseen]

@@ -79,14 +79,14 @@ class TaskConfig:
         source: "text" makes each sample's own text the caption; None takes it from the labels
             (generation).
         length: most words of a caption (generation).
-        least: occurrences in the training captions that a word needs to be in the vocabulary
+        min_count: occurrences in the training captions that a word needs to be in the vocabulary
             (generation).
     """
 
     kind: str
     source: str | None = None
     length: int = 16
-    least: int = 2
+    min_count: int = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -38,22 +38,24 @@ class Limits:
             reference's standard deviations. 0.5 is Cohen's "medium".
         embedding: of the shift of the mean vector, in the reference's spread.
         missing: of the change of a modality's missing rate, 0.1 being ten in a hundred.
-        least: records that a window needs; with fewer, nothing counts as drift.
+        min_records: records that a window needs; with fewer, nothing counts as drift.
     """
 
     labels: float = 0.25
     confidence: float = 0.5
     embedding: float = 0.25
     missing: float = 0.1
-    least: int = 500
+    min_records: int = 500
 
     def __post_init__(self) -> None:
         for name in ("labels", "confidence", "embedding", "missing"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"drift.{name} must be a number above 0, is {value}")
-        if self.least < 1 or self.least != int(self.least):
-            raise ValueError(f"drift.least must be a whole number from 1 on, is {self.least}")
+        if self.min_records < 1 or self.min_records != int(self.min_records):
+            raise ValueError(
+                f"drift.min_records must be a whole number from 1 on, is {self.min_records}"
+            )
 
     @classmethod
     def names(cls) -> list[str]:
@@ -84,7 +86,7 @@ class Statistic:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drift:
-    """All statistics of a window; `enough`: whether it had `Limits.least` records."""
+    """All statistics of a window; `enough`: whether it had `Limits.min_records` records."""
 
     statistics: tuple[Statistic, ...]
     enough: bool
@@ -117,7 +119,7 @@ def compare(reference: Tally, window: Tally, limits: Limits) -> Drift:
     Raises:
         ValueError: their vectors are of different dimensions.
     """
-    enough = window.count >= limits.least
+    enough = window.count >= limits.min_records
     statistics = tuple(
         Statistic(
             name=name,

@@ -97,7 +97,7 @@ def choose_space(
     samples: Sequence[Sample],
     limits: Compatibility,
     *,
-    least: int = 30,
+    min_records: int = 30,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Choice:
@@ -112,12 +112,12 @@ def choose_space(
         new=pair[1],
         group_N=group_of(judged),
         limits=limits,
-        least=least,
+        min_records=min_records,
         seed=seed,
         bootstrap=Bootstrap(len(judged), resamples=resamples, seed=seed),
     )
     if not comparison.base.known:
-        reason = f"no direction has {least} judge records"
+        reason = f"no direction has {min_records} judge records"
         return new_space(champion, challenger, f"not enough evidence: {reason}")
     report: dict[str, Any] = {
         "champion": champion.name,
@@ -237,7 +237,7 @@ class _SpaceComparison:
     new: ModelOutputs
     group_N: Tensor
     limits: Compatibility
-    least: int
+    min_records: int
     seed: int
     bootstrap: Bootstrap
 
@@ -254,7 +254,7 @@ class _SpaceComparison:
             new,
             self.group_N,
             k=self.limits.k,
-            least=self.least,
+            min_records=self.min_records,
             stored=stored,
             seed=self.seed,
         )

@@ -93,7 +93,7 @@ def cross_version_recall(
     group_N: Tensor,
     *,
     k: int,
-    least: int = 2,
+    min_records: int = 2,
     stored: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
 ) -> CrossVersionRecall:
@@ -101,7 +101,7 @@ def cross_version_recall(
 
     Args:
         stored: maps the old vectors before they are searched by the new model.
-        least: a direction with fewer records is left out.
+        min_records: a direction with fewer records is left out.
     """
     result = CrossVersionRecall()
     first_N = torch.from_numpy(np.random.default_rng([seed, 50]).permutation(len(group_N)) % 2 == 0)
@@ -109,7 +109,7 @@ def cross_version_recall(
     for name, query, target in directions(old.modalities):
         members = target.partition(" ")[2] or target
         here_N = old.has(query) & old.has(members) & new.has(query) & new.has(members)
-        if int(here_N.sum()) < least:
+        if int(here_N.sum()) < min_records:
             continue
         result.known[name] = here_N
         group_n = group_N[here_N]

@@ -75,9 +75,17 @@ def examiner(
             reason = f"not measured, the verdict is: {verdict['reason']}"
             choice = across.new_space(old, new, reason)
         else:
-            least, resamples = gates.least, gates.resamples
+            min_records, resamples = gates.min_records, gates.resamples
             choice = across.choose_space(
-                old, new, kept, pair, samples, limits, least=least, resamples=resamples, seed=seed
+                old,
+                new,
+                kept,
+                pair,
+                samples,
+                limits,
+                min_records=min_records,
+                resamples=resamples,
+                seed=seed,
             )
         carried = new.manifest.compatibility.get("adapter")
         compatibility_report = dict(choice.report)

@@ -25,8 +25,8 @@ class Gates:
         rank: least effective rank of the vectors, as a share of the champion's; a lower one means
             that the space collapses.
         latency: most time to embed a record, as a multiple of the champion's.
-        least: judge records that a metric needs; with fewer in total there is not enough evidence,
-            and the verdict is not passed.
+        min_records: judge records that a metric needs; with fewer in total there is not enough
+            evidence, and the verdict is not passed.
         most: judge records that are used at most; those with the lowest hashes of their ids.
         resamples: of the bootstrap.
         rounds: of the latency, alternating; `batch` records each.
@@ -38,7 +38,7 @@ class Gates:
     calibration: float = 0.02
     rank: float = 0.8
     latency: float = 1.5
-    least: int = 30
+    min_records: int = 30
     most: int = 5000
     resamples: int = 2000
     rounds: int = 9
@@ -46,7 +46,7 @@ class Gates:
 
     def __post_init__(self) -> None:
         shares = ("accuracy", "error", "recall", "calibration", "rank", "latency")
-        counts = {"least": 2, "most": 2, "resamples": 100, "rounds": 1, "batch": 1}
+        counts = {"min_records": 2, "most": 2, "resamples": 100, "rounds": 1, "batch": 1}
         check_minima(self, dict.fromkeys(shares, 0) | counts, "gates.")
 
 

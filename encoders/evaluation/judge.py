@@ -120,7 +120,7 @@ def judge(
         The verdict: `passed`, `decision` ("passed", "failed", "not enough evidence"), `reason`,
             `records`, `limits`, and `gates`, one for each metric: {"metric", "champion",
             "challenger", "difference", "interval", "limit", "passed", "records"}. Metrics with
-            fewer than `gates.least` records are not judged; `unjudged` has their record counts.
+            fewer than `gates.min_records` records are not judged; `unjudged` has their counts.
         The judged records, and the outputs of both; None if nothing was judged.
 
     Raises:
@@ -134,8 +134,8 @@ def judge(
     def say(decision: str, reason: str, **more: Any) -> dict[str, Any]:
         return verdict(decision, reason, gates, champion=name, records=count, **more)
 
-    if count < gates.least:
-        reason = f"not enough evidence: {count} judge records, the gates want {gates.least}"
+    if count < gates.min_records:
+        reason = f"not enough evidence: {count} judge records, the gates want {gates.min_records}"
         return say(TOO_LITTLE, reason), kept, None
     if not bool(old.finite.all()):
         raise CheckpointError(f"{name}, the champion, gives values that are not finite")
@@ -213,7 +213,7 @@ class _MetricComparison:
     ) -> None:
         """A gate on a mean over records; `falls`: lower is better."""
         records = int(known_N.sum())
-        if records < self.gates.least:
+        if records < self.gates.min_records:
             self.unjudged[metric] = records
             return
         before, after = float(old_N[known_N].mean()), float(new_N[known_N].mean())
@@ -250,7 +250,7 @@ class _MetricComparison:
     def calibration(self, name: str, truth: Sequence[Label | None], known_N: Tensor) -> None:
         """The gate on the calibration error of the decision, with all modalities of each record."""
         metric, records = f"calibration error {name}", int(known_N.sum())
-        if records < self.gates.least:
+        if records < self.gates.min_records:
             self.unjudged[metric] = records
             return
         errors, drawn = [], []
@@ -303,7 +303,7 @@ class _MetricComparison:
                 int(here_N.sum()),
                 f"effective rank {'fused' if name == ALL else name}",
             )
-            if records < self.gates.least:
+            if records < self.gates.min_records:
                 self.unjudged[metric] = records
                 continue
             before, after = (

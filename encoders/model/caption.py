@@ -29,10 +29,10 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
-def vocabulary(captions: Iterable[str], least: int = 2, most: int = 10_000) -> tuple[str, ...]:
-    """`SPECIAL`, then the words that occur `least` times or more, the most frequent first."""
+def vocabulary(captions: Iterable[str], min_count: int = 2, most: int = 10_000) -> tuple[str, ...]:
+    """`SPECIAL`, then the words that occur `min_count` times or more, the most frequent first."""
     counts = Counter(word for caption in captions for word in words_of(caption))
-    kept = sorted((w for w in counts if counts[w] >= least), key=lambda w: (-counts[w], w))
+    kept = sorted((w for w in counts if counts[w] >= min_count), key=lambda w: (-counts[w], w))
     return (*SPECIAL, *kept[:most])
 
 

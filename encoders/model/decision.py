@@ -137,23 +137,28 @@ class Decision(nn.Module):
             target: int[B], -1 unknown; for several labels float[B, C] and for numbers float[B],
                 NaN where unknown.
         """
-        self._fit(slice(None), logits_BSC, present_BS, target, least=1)
+        self._fit(slice(None), logits_BSC, present_BS, target, min_rows=1)
 
     def fit_subset(
         self, subset: int, logits_BSC: Tensor, present_BS: Tensor, target: Tensor
     ) -> None:
         """As `fit`, for one subset, where every row has just these modalities. Fewer than
         `MIN_ROWS` rows change nothing: the fit over everything stays."""
-        self._fit(subset, logits_BSC, present_BS, target, least=MIN_ROWS)
+        self._fit(subset, logits_BSC, present_BS, target, min_rows=MIN_ROWS)
 
     def _fit(
-        self, rows: int | slice, logits_BSC: Tensor, present_BS: Tensor, target: Tensor, least: int
+        self,
+        rows: int | slice,
+        logits_BSC: Tensor,
+        present_BS: Tensor,
+        target: Tensor,
+        min_rows: int,
     ) -> None:
         known_B = target >= 0 if target.dtype == torch.long else ~target.isnan()
         if known_B.ndim == 2:
             known_B = known_B.all(1)
         logits_BSC, present_BS, target = logits_BSC[known_B], present_BS[known_B], target[known_B]
-        if len(target) < least:
+        if len(target) < min_rows:
             return
         if self.kind == "regression":
             values_BS = logits_BSC[:, :, 0]

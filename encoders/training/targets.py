@@ -133,7 +133,7 @@ def _number_targets(labels: _TaskLabels) -> TaskTargets:
 def _caption_targets(labels: _TaskLabels) -> TaskTargets:
     declaration = labels.declaration
     assert declaration is not None, "captions are declared"
-    words = vocabulary(labels.known, declaration.least)
+    words = vocabulary(labels.known, declaration.min_count)
     task = Task(
         kind="generation", words=words, source=declaration.source, length=declaration.length
     )

@@ -15,7 +15,7 @@ JSON path itself, guarded by the tag of its kind.
 
 An expression matches every record that the filter matches, and may match more: if the field of a
 range has a name that Milvus may not parse, if numbers exceed 2^53 (Milvus compares doubles), and
-for rows without tags (`told` is false: see `tags_of`). The caller applies the filter to each hit.
+for rows without tags (`tagged` is false: see `tags_of`). The caller applies the filter to each hit.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ INT64 = 2**63
 _PATH = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _OPERATORS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _OPPOSITE = {"gt": "lte", "gte": "lt", "lt": "gte", "lte": "gt"}
-_ALL = "(told == true or told == false)"
-_NONE = "(told == true and told == false)"
+_ALL = "(tagged == true or tagged == false)"
+_NONE = "(tagged == true and tagged == false)"
 
 
 def quoted(text: str) -> str:
@@ -80,7 +80,7 @@ def tags_of(meta: Mapping[str, Any]) -> list[str] | None:
 
 def expression(filter: Filter) -> str:
     """An expression that is true for every row that the filter matches."""
-    return f"(told == false or {_condition(filter, True)})"
+    return f"(tagged == false or {_condition(filter, True)})"
 
 
 def _condition(filter: Filter, matches: bool) -> str:

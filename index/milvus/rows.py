@@ -4,8 +4,8 @@
     lot              position in samples, see `braid.index.milvus.sample`
     alive            whether the row is a record; a deletion is a row that is not alive
     partition_no, version, ts, model     of its last write
-    meta, told, tags the meta, whether it is stored as JSON, and tags for filters (see
-                     `braid.index.milvus.filters`); if `told` is false, meta is {"packed":
+    meta, tagged, tags the meta, whether it is stored as JSON, and tags for filters (see
+                     `braid.index.milvus.filters`); if `tagged` is false, meta is {"packed":
                      msgpack in base64} and has no tags
     vector_NAME      float32[D] for `fused` and each modality, zeros where the record has none
     has_NAME         whether it has one: zeros have an inner product with everything
@@ -36,7 +36,7 @@ MAX_ID_BYTES = 1024
 MAX_MODEL_BYTES = 256
 MAX_PACKED_BYTES = 60_000
 MOST_VECTORS = 4  # of one collection: a server's default limit
-HIT_FIELDS = ["id", "partition_no", "version", "model", "meta", "told"]
+HIT_FIELDS = ["id", "partition_no", "version", "model", "meta", "tagged"]
 LAST_FIELDS = ["id", "partition_no", "version", "ts", "alive"]
 
 
@@ -89,7 +89,7 @@ def schema(client: Any, *, dim: int, names: Sequence[str]) -> Any:
         max_length=16,
         max_capacity=MAX_TAGS,
     )
-    for field in ("told", "alive", *map(flag_field, names)):
+    for field in ("tagged", "alive", *map(flag_field, names)):
         made.add_field(field, DataType.BOOL)
     for name in (FUSED, *names):
         made.add_field(vector_field(name), DataType.FLOAT_VECTOR, dim=dim)
@@ -130,7 +130,7 @@ def encode(write: Upsert | Delete, *, dim: int, names: Sequence[str]) -> dict[st
         "ts": write.ts,
         "model": upsert.model if upsert else "",
         "meta": meta if tags is not None else _packed(write.id, meta),
-        "told": tags is not None,
+        "tagged": tags is not None,
         "tags": tags or [],
         "alive": upsert is not None,
         vector_field(FUSED): _floats(upsert.fused) if upsert else nothing_D,
@@ -223,7 +223,7 @@ def _packed(id_: str, meta: Mapping[str, Any]) -> dict[str, str]:
 
 def _meta(row: Mapping[str, Any]) -> Mapping[str, Any]:
     meta = row["meta"]
-    if row["told"]:
+    if row["tagged"]:
         return dict(meta)
     unpacked: Mapping[str, Any] = msgpack.unpackb(
         base64.b64decode(meta["packed"]), unicode_errors="surrogatepass", strict_map_key=False

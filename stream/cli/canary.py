@@ -109,9 +109,9 @@ def _begin(
     from ..registry.announcements import announce
 
     limits = limits_of(settings)
-    if records is not None and records < limits.least:
+    if records is not None and records < limits.min_records:
         raise ConfigError(
-            f"--records is {records}, the limit canary.least wants at least {limits.least}"
+            f"--records is {records}, canary.min_records wants at least {limits.min_records}"
         )
     name = registry.resolve(version)
     registry.admit(name, force=force)

@@ -38,7 +38,7 @@ DECISIONS = {"classification": "label", "multilabel": "labels", "generation": "t
 class CanaryLimits:
     """What a challenger must reach; the setting `canary` changes them."""
 
-    least: int = 100  # records to compare before there is a verdict
+    min_records: int = 100  # records to compare before there is a verdict
     failures: float = 0.001  # largest share of them that the challenger may fail at
     accuracy: float = 0.02  # of labels: largest fall of accuracy or F1, by the interval's lower end
     error: float = (
@@ -47,8 +47,8 @@ class CanaryLimits:
     agreement: float = 0.0  # without labels: least share of records for which both decide alike
 
     def __post_init__(self) -> None:
-        if self.least < 2:
-            raise ValueError(f"least must be at least 2, is {self.least}")
+        if self.min_records < 2:
+            raise ValueError(f"min_records must be at least 2, is {self.min_records}")
         for name, most in (("failures", 1), ("accuracy", 1), ("error", math.inf), ("agreement", 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be 0 to {most:g}, is {getattr(self, name)}")
@@ -176,8 +176,8 @@ class Comparing:
         self, limits: CanaryLimits, tasks: Mapping[str, TaskCompared]
     ) -> tuple[bool | None, str]:
         failed, seen = self._reasons.total(), self.seen
-        if seen < limits.least:
-            return None, f"not enough evidence: {seen} records, {limits.least} are wanted"
+        if seen < limits.min_records:
+            return None, f"not enough evidence: {seen} records, {limits.min_records} are wanted"
         within: list[str] = []
         beyond: list[str] = []
         if failed > limits.failures * seen:

@@ -152,14 +152,14 @@ class Judge:
         reference, origin = self._of_manifest(model), "manifest"
         if reference is None:
             reference, origin = kept, "first window"
-        drift, note = Drift(statistics=(), enough=tally.count >= self._limits.least), ""
+        drift, note = Drift(statistics=(), enough=tally.count >= self._limits.min_records), ""
         if reference is not None:
             try:
                 drift = compare(reference, tally, self._limits)
             except ValueError as error:
                 note = f"not comparable: {error}"
         if not drift.enough:
-            note = f"too few records, {self._limits.least} are needed"
+            note = f"too few records, {self._limits.min_records} are needed"
         elif reference is None:
             note = "this window is the reference of the next"
         return {

@@ -227,8 +227,8 @@ def test_each_change_is_seen_and_nothing_else(change: dict[str, Any], names: set
     assert {one.name for one in drift.exceeded} == names
     first = drift.exceeded[0]
     assert str(drift).startswith(f"{first.name} {first.value:.2g}, limit {first.limit:g}")
-    assert not compare(reference, window, Limits(least=601)).exceeded, "too few records"
-    assert not compare(reference, window, Limits(least=601)).enough
+    assert not compare(reference, window, Limits(min_records=601)).exceeded, "too few records"
+    assert not compare(reference, window, Limits(min_records=601)).enough
     wide = Limits(labels=9, confidence=9, embedding=9, missing=0.9)
     assert not compare(reference, window, wide).exceeded
 
@@ -247,8 +247,8 @@ def test_what_cannot_be_compared() -> None:
 def test_limits_name_what_is_wrong() -> None:
     with pytest.raises(ValueError, match=r"drift.missing must be a number above 0, is -1"):
         Limits(missing=-1)
-    with pytest.raises(ValueError, match=r"drift.least must be a whole number"):
-        Limits(least=0)
+    with pytest.raises(ValueError, match=r"drift.min_records must be a whole number"):
+        Limits(min_records=0)
 
 
 # ---- what a version says of itself

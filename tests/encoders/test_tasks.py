@@ -161,7 +161,7 @@ def test_words_and_captions() -> None:
 def test_how_often_a_word_must_occur_is_the_tasks_to_say() -> None:
     texts = ["a red bird", "a blue bird", "a rare one"]
     for least, wanted in ((1, {"a", "bird", "blue", "one", "rare", "red"}), (2, {"a", "bird"})):
-        declared = {"say": TaskConfig(kind="generation", source="text", least=least)}
+        declared = {"say": TaskConfig(kind="generation", source="text", min_count=least)}
         tiny = preset("tiny")
         config = replace(tiny, model=replace(tiny.model, tasks=declared))
         tasks, _ = targets([{}] * 3, texts, [True] * 3, config, Counter())

@@ -36,7 +36,7 @@ KEY = "braid:trainer:braid"
 COUNT = 48
 PARTITIONS = 3
 # Few records are to be evidence enough, and a busy machine no slower model.
-GATES = {"least": 2, "resamples": 100, "rounds": 1, "latency": 1000.0}
+GATES = {"min_records": 2, "resamples": 100, "rounds": 1, "latency": 1000.0}
 # So few records that each is among the first ten: only the very first counts.
 SPACES = {"k": 1, "adapters": []}
 

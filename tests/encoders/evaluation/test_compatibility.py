@@ -33,7 +33,7 @@ from tests.encoders.spaces import LIMITS, D, answers_of, made_up, mapped, rotati
 
 SHORT = replace(preset("tiny"), epochs=2, refit=False)
 EASY = Gates(
-    least=6,
+    min_records=6,
     accuracy=1.0,
     recall=1.0,
     calibration=1.0,
@@ -105,7 +105,7 @@ def test_each_limit_of_staying_is_told_when_it_is_missed() -> None:
             new=new,
             group_N=torch.arange(60),
             limits=Compatibility(k=3, **limits),
-            least=2,
+            min_records=2,
             seed=0,
             bootstrap=Bootstrap(60, resamples=100, seed=0),
         )
@@ -126,7 +126,7 @@ def test_each_limit_of_staying_is_told_when_it_is_missed() -> None:
         new=old,
         group_N=torch.arange(60),
         limits=Compatibility(k=3),
-        least=2,
+        min_records=2,
         seed=0,
         bootstrap=Bootstrap(60, resamples=100, seed=0),
     )
@@ -367,7 +367,7 @@ def test_stored_vectors_are_mapped_where_that_is_allowed(
     def choose_space(stored: bool) -> across.Choice:
         limits = replace(LIMITS, stored=stored, adapters=("procrustes",))
         return across.choose_space(
-            champion, other, kept, (pair[0], pair[1]), made, limits, least=6, resamples=100
+            champion, other, kept, (pair[0], pair[1]), made, limits, min_records=6, resamples=100
         )
 
     assert choose_space(False).report["choice"] == "new space"

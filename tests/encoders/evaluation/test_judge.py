@@ -36,7 +36,7 @@ from braid.encoders.types import Examination
 from tests.encoders.material import samples
 
 SHORT = replace(preset("tiny"), epochs=1, refit=False)
-EASY = Gates(least=8, latency=1e6, resamples=200, rounds=1, batch=2)
+EASY = Gates(min_records=8, latency=1e6, resamples=200, rounds=1, batch=2)
 N = 200
 
 
@@ -272,7 +272,7 @@ def test_a_machine_that_is_busy_now_and_then_fails_no_version(model: TorchModel)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"least": 1}, "gates.least must be at least 2, is 1"),
+        ({"min_records": 1}, "gates.min_records must be at least 2, is 1"),
         ({"accuracy": -0.1}, "gates.accuracy must be at least 0, is -0.1"),
         ({"latency": float("nan")}, "gates.latency"),
         ({"resamples": 5}, "gates.resamples must be at least 100"),
@@ -374,7 +374,7 @@ def test_a_challenger_that_cannot_take_the_place_is_refused(manifest: Manifest) 
 
 
 def test_too_few_judge_records_are_a_verdict(model: TorchModel) -> None:
-    verdict, _, _ = court.judge(model, model, samples(40), replace(EASY, least=30))
+    verdict, _, _ = court.judge(model, model, samples(40), replace(EASY, min_records=30))
     few = len(court.judged(samples(40)))
     assert (verdict["passed"], verdict["decision"]) == (False, "not enough evidence")
     assert verdict["reason"] == f"not enough evidence: {few} judge records, the gates want 30"

@@ -104,10 +104,10 @@ def test_for_plain_names_and_numbers_milvus_finds_nothing_more(
     store: MilvusStore, filter: Filter
 ) -> None:
     """So that no search has to look further; but for rows whose meta has no tags."""
-    condition = f"alive == true and told == true and {expression(filter)}"
+    condition = f"alive == true and tagged == true and {expression(filter)}"
     result = query(store._client, store.collection, condition, ["id"], timeout_s=10)
-    told = {id_ for id_, meta in stored().items() if tags_of(meta) is not None}
-    assert {row["id"] for row in result} == admitted(filter) & told
+    tagged = {id_ for id_, meta in stored().items() if tags_of(meta) is not None}
+    assert {row["id"] for row in result} == admitted(filter) & tagged
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_a_range_that_ends_at_a_stored_value_is_as_sharp_as_the_filter(store: Mi
         ("lt", 2**53 + 1, '(meta["n"] <= 9007199254740994.0)'),
         ("lte", -(2**53), '(meta["n"] <= -9007199254740991.0)'),
         ("gte", 1e308, '(meta["n"] >= 9.999999999999998e+307)'),
-        ("gt", 10**400, "(told == true or told == false)"),
+        ("gt", 10**400, "(tagged == true or tagged == false)"),
     ],
 )
 def test_a_bound_that_a_double_may_miss_lets_its_neighbours_in(
@@ -161,7 +161,7 @@ def test_no_name_of_a_query_stands_in_an_expression_as_it_was_given() -> None:
     """But for the plain name and the quoted bound of a range."""
     evil = 'x" or alive == false or "'
     parts = (Equals(evil, evil), OneOf(evil, (evil, 1)), Exists(evil, True), Range(evil, "gt", 1))
-    assert "false" not in expression(And(parts)).replace("told == false", "")
+    assert "false" not in expression(And(parts)).replace("tagged == false", "")
     condition = expression(Range("n", "gt", 'a"\\\n'))
     assert condition.endswith('(meta["n"] > "a\\"\\\\\\n")))')
     assert quoted("it's\x00é") == '"it\'s\x00é"'

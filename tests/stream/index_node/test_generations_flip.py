@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(900)]
 
 RECORDS, LAST = 20_000, 500
 # Few records are evidence enough, and a version must embed in no time at all.
-STRICT = {"least": 2, "resamples": 100, "rounds": 1, "latency": 0.0}
+STRICT = {"min_records": 2, "resamples": 100, "rounds": 1, "latency": 0.0}
 
 
 class Asking:

@@ -124,7 +124,7 @@ def test_the_reference_outlives_windows_and_a_model_of_another_width_begins_anew
 
 
 def test_the_first_window_of_enough_records_is_the_reference(tmp_path: Path) -> None:
-    judge = Judge(Settings(home=tmp_path, model={"spec": "null:16"}), Limits(least=50))
+    judge = Judge(Settings(home=tmp_path, model={"spec": "null:16"}), Limits(min_records=50))
     few = judge(VERSION, Window(start=0.0, tally=tallies(49)), None)
     assert (few["became_reference"], few["drifted"]) == (False, False)
     assert "50 are needed" in few["note"]
@@ -150,7 +150,7 @@ def test_metrics_show_the_last_window_of_a_few_versions(tmp_path: Path) -> None:
 
     registry = CollectorRegistry()
     metrics = DriftMetrics(registry)
-    judge = Judge(Settings(home=tmp_path), Limits(least=10))
+    judge = Judge(Settings(home=tmp_path), Limits(min_records=10))
     for number in range(SHOWN + 2):
         window = Window(start=0.0, tally=tallies(20))
         metrics.show(judge(f"g0001/m{number}", window, tallies(30)))
@@ -168,7 +168,7 @@ def test_metrics_show_the_last_window_of_a_few_versions(tmp_path: Path) -> None:
     [
         ({"label": 0.2}, "label.*the limits are labels, confidence"),
         ({"labels": 0.0}, r"drift.labels must be a number above 0, is 0"),
-        ({"least": 2.5}, "drift.least must be a whole number from 1 on, is 2.5"),
+        ({"min_records": 2.5}, "drift.min_records must be a whole number from 1 on, is 2.5"),
     ],
 )
 def test_a_wrong_limit_is_named(drift: dict[str, Any], words: str) -> None:
@@ -183,10 +183,10 @@ def test_the_readmes_settings_are_settings(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     Path("braid.toml").write_text(shown)
     settings = load()
-    assert limits_of(settings) == Limits(labels=0.4, least=1000)
+    assert limits_of(settings) == Limits(labels=0.4, min_records=1000)
     assert settings.drift.retrain
     told = load(home=tmp_path).environment()
-    assert json.loads(told["BRAID_DRIFT__LIMITS"]) == {"labels": 0.4, "least": 1000}
+    assert json.loads(told["BRAID_DRIFT__LIMITS"]) == {"labels": 0.4, "min_records": 1000}
 
 
 # ---- the worker's half
@@ -253,7 +253,7 @@ def test_drift_is_seen_everywhere_and_starts_a_trainer(
         kafka,
         tmp_path,
         redis={"url": valkey},
-        drift={"limits": {"least": 40}, "window_s": 1, "retrain": True},
+        drift={"limits": {"min_records": 40}, "window_s": 1, "retrain": True},
         refresh={"retrain_options": ["--preset", "tiny"]},
         metrics={"port": port},
     ) as deployed:

@@ -369,7 +369,7 @@ def test_a_rejected_version_is_kept_announced_and_never_served(copy: Path) -> No
 
 @pytest.mark.slow
 def test_a_version_that_could_not_be_judged_waits_for_a_person(copy: Path) -> None:
-    outcome = judged(copy, least=1000)
+    outcome = judged(copy, min_records=1000)
     assert not outcome.serves
     assert "not enough evidence: 8 judge records, the gates want 1000" in outcome.failed
     assert told(copy)[-1]["status"] == "candidate"

@@ -350,11 +350,12 @@ def test_what_is_not_this_canarys_and_what_came_twice_is_left_out() -> None:
 
 
 def test_limits_come_from_the_settings_and_are_checked() -> None:
-    assert limits_of(Settings(refresh={"canary": {"least": 7, "accuracy": 0.1}})).least == 7
+    limits = limits_of(Settings(refresh={"canary": {"min_records": 7, "accuracy": 0.1}}))
+    assert limits.min_records == 7
     for wrong, words in (
         ({"unheard": 1}, "canary: .*unheard"),
         ({"failures": 1.5}, "canary: failures must be 0 to 1, is 1.5"),
-        ({"least": 1}, "canary: least must be at least 2, is 1"),
+        ({"min_records": 1}, "canary: min_records must be at least 2, is 1"),
     ):
         with pytest.raises(ConfigError, match=words):
             limits_of(Settings(refresh={"canary": wrong}))
@@ -364,7 +365,7 @@ def test_limits_come_from_the_settings_and_are_checked() -> None:
     ("given", "words"),
     [
         ("2 --promote", "--promote needs --records"),
-        ("2 --records 99", "--records is 99, the limit canary.least wants at least 100"),
+        ("2 --records 99", "--records is 99, canary.min_records wants at least 100"),
         ("2 --stop", "--stop, and the state without a version, take --json only"),
         ("--share 0.5", "--stop, and the state without a version, take --json only"),
     ],

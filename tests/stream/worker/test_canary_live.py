@@ -96,7 +96,7 @@ class Traffic:
 def test_a_challenger_of_another_space_serves_a_share_and_then_all(
     kafka: str, tmp_path: Path, tiny_model: Path
 ) -> None:
-    limits = {"least": 40, "accuracy": 0.2}
+    limits = {"min_records": 40, "accuracy": 0.2}
     with Deployment(
         kafka, tmp_path, model={"name": "tiny"}, refresh={"canary": limits}
     ) as deployment:
