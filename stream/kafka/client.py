@@ -113,6 +113,11 @@ PERMANENT = {  # a new producer would fare no better
 }
 
 
+# Of a consumer's request, such as the Java client's request.timeout.ms. The default, 60 s, is how
+# long a connection that no longer answers would hold its partitions.
+REQUEST_TIMEOUT_MS = 30_000
+
+
 def client_config(settings: Settings) -> dict[str, Any]:
     return {
         "bootstrap.servers": settings.kafka.bootstrap,
@@ -155,6 +160,7 @@ def lone_consumer(settings: Settings, **config: object) -> Consumer:
             "enable.partition.eof": True,
             "auto.offset.reset": "earliest",
             "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
+            "socket.timeout.ms": REQUEST_TIMEOUT_MS,
         }
         | own
     )

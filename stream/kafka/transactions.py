@@ -22,6 +22,7 @@ from ..errors import Unreachable
 from ..settings import Settings
 from .client import (
     MAX_MESSAGE_BYTES,
+    REQUEST_TIMEOUT_MS,
     UNREACHABLE,
     Message,
     client_config,
@@ -92,6 +93,7 @@ class RecordSource:
                 "queued.max.messages.kbytes": 64 * 1024,
                 "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
                 "fetch.wait.max.ms": 50,
+                "socket.timeout.ms": REQUEST_TIMEOUT_MS,
             }
         )
         self._consumer.subscribe(
