@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -34,6 +35,10 @@ except OSError as error:
     print(f"cannot start {sys.argv[2]}: {error}", file=sys.stderr)
     os._exit(127)
 """
+
+# Below the ephemeral ports of Linux (ip_local_port_range: from 32768 on) and of RFC 6335 (49152).
+SERVER_PORTS = 20_000, 32_768
+PORT_TRIES = 20
 
 
 class ChildError(StreamError):
@@ -179,10 +184,20 @@ def stop_all(children: Sequence[Child], grace: float) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that was free a moment ago.
+
+    It is below the ephemeral ports: while a server is down, an outgoing connection, even one to
+    that port itself, might take an ephemeral one.
+    """
+    chance = random.SystemRandom()  # processes with the same seed must not try the same ports
+    for number in (*chance.sample(range(*SERVER_PORTS), PORT_TRIES), 0):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", number))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError("127.0.0.1 has no free port")
 
 
 def port_answers(port: int) -> bool:
@@ -227,7 +242,9 @@ def start_server(
         ChildError: it ended or did not answer; the message carries the end of its log.
     """
     for attempt in range(attempts):
-        preferred = None if attempt or prefer is None or port_answers(prefer) else prefer
+        last = port is not None or attempt + 1 == attempts
+        # The preferred one twice: what keeps it may end meanwhile.
+        preferred = prefer if attempt < 2 and prefer and not port_answers(prefer) else None
         chosen = port or preferred or free_port()
         if port_answers(chosen):
             raise ChildError(f"{name} cannot start: another process answers on port {chosen}")
@@ -236,7 +253,6 @@ def start_server(
             child.wait_until(lambda port=chosen: port_answers(port), timeout=timeout)  # type: ignore[misc]
         except BaseException as error:
             child.stop(grace=0)
-            last = port is not None or attempt + 1 == attempts
             if isinstance(error, ChildError) and not last:
                 continue
             raise

@@ -296,5 +296,30 @@ def test_an_unknown_program_is_named(tmp_path: Path) -> None:
     assert "no-such-program" in child.tail()
 
 
-def test_free_ports_are_free() -> None:
-    assert 1024 <= free_port() <= 65535
+def test_free_ports_are_free_and_not_those_of_outgoing_connections() -> None:
+    ports = {free_port() for _ in range(50)}
+    assert len(ports) > 40
+    assert all(20_000 <= port < 32_768 for port in ports)
+
+
+@pytest.mark.parametrize(("failures", "moves"), [(0, False), (1, False), (2, True)])
+def test_a_server_that_fails_to_bind_tries_its_port_once_more(
+    tmp_path: Path, failures: int, moves: bool
+) -> None:
+    """An outgoing connection may have had the port for a moment."""
+    tried: list[int] = []
+    code = (
+        "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1])));"
+        "time.sleep(600)"
+    )
+
+    def command(port: int) -> list[str]:
+        tried.append(port)
+        fails = len(tried) <= failures
+        return ["sh", "-c", "exit 1"] if fails else [sys.executable, "-c", code, str(port)]
+
+    kept = free_port()
+    child, port = start_server("server", command, log=tmp_path / "log", prefer=kept)
+    child.stop(grace=0)
+    assert (port != kept) == moves
+    assert tried[: failures or 1] == [kept] * (failures or 1)
