@@ -82,24 +82,6 @@ class DeviceThread:
                 except Full:
                     continue  # release the lock, so that close() can take it
 
-    def try_submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T] | None:
-        """As `submit`, but None instead of blocking.
-
-        Raises:
-            RuntimeError: the thread is closed.
-        """
-        future: Future[T] = Future()
-        if not self._lock.acquire(blocking=False):
-            return None  # another thread is in submit()
-        try:
-            self._refuse_if_closed()
-            self._queue.put_nowait((future, lambda: fn(*args, **kwargs)))
-        except Full:
-            return None
-        finally:
-            self._lock.release()
-        return future
-
     def close(self, timeout: float | None = None) -> bool:
         """Finish the submitted work, then end the thread. Idempotent.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from braid.encoders.config import Limits
@@ -40,6 +40,7 @@ class RedisShowcase:
     Args:
         media.bytes: the budget of `braid.index.media_cache.MediaCache`; 0 makes no thumbnails and
             snippets.
+        dropped: called with "text" or "media" for what found no room in its queue.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class RedisShowcase:
         *,
         media_bytes: int = DEFAULT_BUDGET,
         limits: Limits | None = None,
+        dropped: Callable[[str], None] = lambda what: None,
     ) -> None:
         self._payloads = Payloads(url)
         self._media_cache = MediaCache(self._payloads, budget=media_bytes)
@@ -56,11 +58,8 @@ class RedisShowcase:
         self._media: queue.Queue[tuple[str, Record | None] | None] = queue.Queue(MEDIA_QUEUE)
         self._media_lock = threading.Lock()
         self._media_bytes = 0
-        self._skipped: set[str] = (
-            set()
-        )  # ids whose newest media were dropped: older ones are deleted
-        self.dropped = 0
-        self.media_dropped = 0
+        self._skipped: set[str] = set()  # ids whose newest media were dropped: older ones go too
+        self._dropped = dropped
         self._threads: list[threading.Thread] = []
         if url is not None:
             works = [(self._write, "showcase")]
@@ -101,7 +100,7 @@ class RedisShowcase:
         try:
             self._queue.put_nowait(entry)
         except queue.Full:
-            self.dropped += 1
+            self._dropped("text")
 
     def _offer_media(self, id_: str, record: Record | None) -> None:
         if len(self._threads) < 2:
@@ -118,7 +117,7 @@ class RedisShowcase:
                 self._media_bytes += size
                 self._skipped.discard(id_)
             elif len(self._skipped) < MAX_SKIPPED:
-                self.media_dropped += 1
+                self._dropped("media")
                 self._skipped.add(id_)
 
     def _write(self) -> None:

@@ -153,6 +153,16 @@ class WorkerMetrics(ByGeneration["GenerationMetrics"]):
         self.lag = self._gauge("braid_lag", "Offsets behind the end", by_generation, "partition")
         self.drift = DriftMetrics(self.registry)
         self.join = JoinMetrics(self.registry)
+        self._not_shown = Counter(
+            "braid_showcase_dropped",
+            "Texts and media of records that are not kept for display: their queue was full",
+            ["what"],
+            registry=self.registry,
+        )
+
+    def not_shown(self, what: str) -> None:
+        """Count what the showcase dropped: "text" or "media"."""
+        self._not_shown.labels(what).inc()
 
 
 class GenerationMetrics:

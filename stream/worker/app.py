@@ -129,7 +129,11 @@ class EmbedService(Service):
         self._slot = claim_slot(settings)
         self._join = JoinThread(settings, slot=self._slot.name, metrics=self.metrics.join).start()
         generation, model = await self._first()
-        self._showcase = RedisShowcase(settings.redis.url, media_bytes=settings.media.bytes)
+        self._showcase = RedisShowcase(
+            settings.redis.url,
+            media_bytes=settings.media.bytes,
+            dropped=self.metrics.not_shown,
+        )
         self._heartbeat = Heartbeat(settings, self._slot.name, self.metrics)
         host = Host(
             settings,

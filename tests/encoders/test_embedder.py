@@ -42,7 +42,6 @@ def test_one_runs_and_one_waits_and_then_it_is_full() -> None:
     assert not device.full
     waiting = device.submit(lambda: "waited")
     assert device.full
-    assert device.try_submit(lambda: "refused") is None
     blocked = threading.Thread(target=lambda: results.append(device.submit(lambda: "last")))
     results: list = []
     blocked.start()
@@ -113,7 +112,7 @@ def test_close_finishes_what_was_submitted_and_may_be_repeated() -> None:
     device.close()
     assert [future.result(0) for future in result] == [0, 1]
     with pytest.raises(RuntimeError, match="closed"):
-        device.try_submit(lambda: 1)
+        device.submit(lambda: 1)
 
 
 def test_a_cancelled_piece_of_work_is_not_done() -> None:

@@ -25,6 +25,7 @@ from braid.stream.kafka.schemas import Blob, Record, encode_record
 from braid.stream.media.payload_writer import RedisShowcase
 from braid.stream.media.rebuild import Rebuilder
 from braid.stream.media.thumbnails import SECONDS, SIDE, snippet, thumb
+from braid.stream.monitoring.metrics import WorkerMetrics
 from braid.stream.settings import Settings
 from tests.stream.conftest import picture, tone
 from tests.stream.harness import Deployment
@@ -156,10 +157,12 @@ def test_no_room_for_media_leaves_texts_and_no_older_picture(
     assert old is not None
     media_cache.put_many({("thumb", "a"): old})
     monkeypatch.setattr(braid.stream.media.payload_writer, "MEDIA_QUEUE_BYTES", 10)
-    showcase = RedisShowcase(valkey)
+    metrics = WorkerMetrics()
+    showcase = RedisShowcase(valkey, dropped=metrics.not_shown)
     showcase.put(record("a", image=Blob(data=picture("red"))), embedding("a"))
     showcase.close()
-    assert showcase.media_dropped == 1
+    count = metrics.registry.get_sample_value
+    assert count("braid_showcase_dropped_total", {"what": "media"}) == 1
     found = payloads.get_many(["a"])
     assert found is not None
     assert found["a"].text == "words"
