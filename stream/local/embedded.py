@@ -382,6 +382,6 @@ def _kept_port(path: Path) -> int | None:
 def _works(call: Callable[[], object]) -> bool:
     try:
         call()
-    except KafkaException:
+    except (KafkaException, TimeoutError):
         return False
     return True

@@ -27,6 +27,7 @@ from braid.index.store import Array, Delete, Upsert
 from braid.stream.media.thumbnails import media_of
 from tests.index.conftest import serve as serve_app
 from tests.stream.conftest import tone
+from tests.stream.harness import wait_for
 
 DIM = 4
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
@@ -148,8 +149,11 @@ class Site:
         )
         self.log[0, version] = rebuilt
         if shown:
-            assert self.payloads.put_many({id: rebuilt.payload})
-            assert self.media_cache.put_many({(kind, id): m for kind, m in rebuilt.media.items()})
+            texts = {id: rebuilt.payload}
+            media = {(kind, id): one for kind, one in rebuilt.media.items()}
+            # Best effort, with a short timeout: on a busy machine it may take more than one.
+            wait_for("its payload", lambda: self.payloads.put_many(texts), timeout=30)
+            wait_for("its media", lambda: self.media_cache.put_many(media), timeout=30)
         write = Upsert(
             id=id,
             partition=0,

@@ -99,7 +99,7 @@ def test_a_search_finds_what_the_filter_admits(store: MilvusStore, filter: Filte
 
 @pytest.mark.slow
 @MANY
-@given(trees(leaves(PLAIN, NUMBERS)))
+@given(trees(leaves(PLAIN, [n for n in NUMBERS if abs(n) < 1e300])))  # inexact in Milvus Lite
 def test_for_plain_names_and_numbers_milvus_finds_nothing_more(
     store: MilvusStore, filter: Filter
 ) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import redis
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from braid.stream.errors import EmbeddedError
 from braid.stream.local.child import Child, ChildError, free_port, start_server
-from braid.stream.local.embedded import EmbeddedServices, Kafka
+from braid.stream.local.embedded import EmbeddedServices, Kafka, _works
 from braid.stream.local.filelock import FileLockError
 
 MAX_BYTES = 17_825_792
@@ -323,3 +323,12 @@ def test_a_server_that_fails_to_bind_tries_its_port_once_more(
     child.stop(grace=0)
     assert (port != kept) == moves
     assert tried[: failures or 1] == [kept] * (failures or 1)
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), KafkaException("not yet")])
+def test_a_broker_that_does_not_answer_in_time_is_asked_again(error: Exception) -> None:
+    def call() -> None:
+        raise error
+
+    assert not _works(call)
+    assert _works(lambda: None)
