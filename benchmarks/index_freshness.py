@@ -1,13 +1,15 @@
 """How long from producing a record until a search finds it: a worker and an index node on a broker.
 
-    python -m benchmarks.index_freshness [--seconds 30] [--rounds 3] [--model null:16] [--json]
+    python -m benchmarks.index_freshness [--seconds 30] [--rounds 3] [--model null:16|demo] [--json]
 
 The broker is the one that KAFKA_BOOTSTRAP names, else the embedded one. First `--burst` records at
 once: until the last is searchable, that is full load. Then records at half that rate, among them
 PROBES a second that are looked for: a probe is sent, its partition and offset come back, and a
 search over HTTP for its own vector waits with `min_offsets` until they are reflected; the time is
 from before sending to the answer, which must hold the record. The model null:16 hashes instead of
-computing, so that this is the time of the pipeline and not of an encoder.
+computing, so that this is the time of the pipeline and not of an encoder; `demo` has the demo
+preset's encoders, without a cache. A full micro-batch is `batch.records` of these records, encoded
+while nothing else is at work: the median of three.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from braid.encoders import Sample, load
 from braid.index.client import AsyncClient, Client
 from braid.stream.kafka.producer import Producer
 from braid.stream.kafka.topics import ensure
@@ -29,6 +32,7 @@ from braid.stream.local.fleet import Fleet, services
 from braid.stream.settings import Settings
 
 from .common import arguments, finish
+from .throughput import demo_model
 from .vectors import machine, percentiles
 
 PROBES = 10  # a second
@@ -41,13 +45,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--burst", type=int, default=20_000, help="records that measure full load")
     parser.add_argument("--seconds", type=float, default=30.0, help="of one round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model", default="null:16")
+    parser.add_argument("--model", default="null:16", help="null:16, demo, or a version")
     given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
+        spec = given.model
+        if spec == "demo":
+            demo_model(home / "version")
+            spec = str(home / "version")
         settings = Settings(
             home=home,
-            model={"spec": given.model},
+            model={"spec": spec},
+            cache={"local_bytes": 0},
             prefix=f"f{uuid.uuid4().hex[:8]}-",
             http={"port": free_port()},
         )
@@ -88,8 +97,15 @@ def _measured(fleet: Fleet, settings: Settings, given: Any) -> dict[str, Any]:
         taken, sent = asyncio.run(_half(settings, url, full / 2, given.seconds, number))
         rounds.append({**percentiles(taken), "probes": len(taken), "records_per_s": sent})
         fleet.check()
-    rows["half load"] = {
+    half = rows["half load"] = {
         name: round(statistics.median(figures[name] for figures in rounds), 1) for name in rounds[0]
+    }
+    fleet.stop()
+    full_ms = 1000 * _full_batch_s(settings)
+    rows["full micro-batch"] = {
+        "records": settings.batch.records,
+        "ms": round(full_ms, 1),
+        "p99 / full micro-batch": round(half["p99_ms"] / full_ms, 2),
     }
     return {
         "machine": machine(),
@@ -98,6 +114,19 @@ def _measured(fleet: Fleet, settings: Settings, given: Any) -> dict[str, Any]:
         "seconds": given.seconds,
         "rows": rows,
     }
+
+
+def _full_batch_s(settings: Settings) -> float:
+    assert settings.model.spec is not None
+    model = load(settings.model.spec, device="cpu")
+    samples = [Sample(id=str(n), text=f"half-0-{n}") for n in range(settings.batch.records)]
+    prepared = [model.prepare(sample) for sample in samples]
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        model.encode(prepared)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
 
 
 async def _burst(settings: Settings, name: str, count: int) -> None:

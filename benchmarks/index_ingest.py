@@ -1,12 +1,13 @@
 """Searching while rows stream in, against searching an idle index.
 
     python -m benchmarks.index_ingest [--rows 1000000] [--dim 256] [--rounds 5] [--threads 1]
-        [--per-second 1000] [--seconds 20] [--json]
+        [--per-second 1000] [--seconds 20] [--encode 0] [--json]
 
 One thread searches, query after query; idle and ingesting periods take turns, and what is left to
 seal is sealed before an idle period begins. While ingesting, another thread applies `--per-second`
 rows a second, a tenth of a second's worth at a time, a tenth of them new versions of rows that are
-there, and compaction seals and merges as it does in the index node.
+there, and compaction seals and merges as it does in the index node. With `--encode` the demo
+preset's text encoder encodes so many queries a second meanwhile, in the same process.
 
 Every apply also rewrites MARKS marked rows, all pointing where no other row does. A search that
 sees another number of them, or marks of two applies, saw a half-written state: those are counted.
@@ -14,6 +15,7 @@ sees another number of them, or marks of two applies, saw a half-written state: 
 
 from __future__ import annotations
 
+import random
 import sys
 import tempfile
 import threading
@@ -24,11 +26,14 @@ from typing import Any
 
 import numpy as np
 
+from braid.encoders import Embedder, Sample
 from braid.index.segments.compaction import Compactor, maintain
 from braid.index.segments.live_store import LiveStore
 from braid.index.store import Array, Upsert
 
 from .common import finish
+from .poison import WORDS
+from .throughput import demo_model
 from .vectors import clustered, filled, machine, name_of, options, percentiles
 
 K = 10
@@ -106,6 +111,39 @@ class Writer:
         )
 
 
+class Encoding:
+    """A thread that encodes text queries at a rate until it is stopped; at a rate of 0 none.
+
+    Attributes:
+        encoded: how many queries.
+    """
+
+    def __init__(self, embedder: Embedder | None, *, per_second: float) -> None:
+        self._embedder, self._per_second = embedder, per_second
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="encode")
+        self.encoded = 0
+
+    def __enter__(self) -> Encoding:
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, name="encode")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        chance, due = random.Random(0), time.monotonic()
+        while self._embedder is not None and not self._stopping.is_set():
+            text = " ".join(chance.choices(WORDS, k=5))
+            self._embedder.query([Sample(id="query", text=text)]).result()
+            self.encoded += 1
+            due += 1 / self._per_second
+            self._stopping.wait(max(0.0, due - time.monotonic()))
+
+
 def half_written(store: LiveStore, mark_D: Array) -> bool:
     """Whether a search for the marks sees anything but all of one apply."""
     (hits,) = store.search(mark_D[None], k=MARKS)
@@ -135,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = options(__doc__, vectors=1_000_000, rounds=5, threads=1)
     parser.add_argument("--per-second", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=20.0, help="of one period")
+    parser.add_argument("--encode", type=float, default=0.0, help="text queries a second")
     parser.add_argument(
         "--switch-ms",
         type=float,
@@ -147,15 +186,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     queries_BD = clustered(QUERIES, given.dim, seed=given.seed, queries=True)
     mark_D = _apart(rows_ND)
     with tempfile.TemporaryDirectory() as folder:
-        store, _ = filled(rows_ND[:-1], threads=given.threads, folder=Path(folder))
+        store, _ = filled(rows_ND[:-1], threads=given.threads, folder=Path(folder) / "store")
         writer = Writer(store, rows_ND, mark_D, per_second=given.per_second)
-        report = _measured(store, writer, queries_BD, mark_D, given)
+        embedder = Embedder(demo_model(Path(folder) / "model")) if given.encode else None
+        encoding = Encoding(embedder, per_second=given.encode)
+        report = _measured(store, writer, encoding, queries_BD, mark_D, given)
+        if embedder is not None:
+            embedder.close()
         store.close()
     return finish(report, given.json)
 
 
 def _measured(
-    store: LiveStore, writer: Writer, queries_BD: Array, mark_D: Array, given: Any
+    store: LiveStore,
+    writer: Writer,
+    encoding: Encoding,
+    queries_BD: Array,
+    mark_D: Array,
+    given: Any,
 ) -> dict[str, Any]:
     writer.mark()
     idle: list[list[float]] = []
@@ -169,7 +217,7 @@ def _measured(
         before = len(store.segments())
         compactor = Compactor(store)
         compactor.start()
-        with writer:
+        with writer, encoding:
             taken, its_wrong = searching(store, queries_BD, mark_D, given.seconds)
         compactor.stop()
         if compactor.error is not None:
@@ -197,6 +245,7 @@ def _measured(
         "seconds": given.seconds,
         "switch_ms": given.switch_ms,
         "applied_per_s": round(writer.applied / (given.rounds * given.seconds)),
+        "encoded_per_s": round(encoding.encoded / (given.rounds * given.seconds), 1),
         "late_applies": writer.late,
         "periods_that_sealed": sealed,
         "checked": checks,

@@ -32,8 +32,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from braid.encoders.backbones.base import Array, Encoder, encode_all
+from braid.encoders.backbones.base import Array, Encoder
 from braid.encoders.backbones.registry import encoder_class
+from braid.encoders.backbones.sub_batches import encode_all
 from braid.encoders.config import EncoderConfig
 from braid.encoders.model.null import NullModel
 from braid.encoders.types import Embedding, Prepared, Sample
@@ -74,7 +75,7 @@ class OneEncoder(NullModel):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__(encoder.width)
-        self.late = False
+        self.late, self.lanes = False, 2
         self.modality = encoder.modality
         self._encoder = encoder.eval().requires_grad_(False)
         self.began: float | None = None
@@ -133,7 +134,7 @@ def measured(settings: Settings, model: OneEncoder, sent: list[dict[str, Any]]) 
     """One run, checked."""
     run = settings.replace(prefix=f"p{uuid.uuid4().hex[:8]}-")
     ensure(run, run.generation)
-    asyncio.run(_send(run, sent))
+    send(run, sent)
     model.began, model.calls = None, 0
     cpu_s = time.process_time()
     metrics = WorkerMetrics()
@@ -181,10 +182,15 @@ def _until_done(
     return time.perf_counter() - model.began
 
 
-async def _send(settings: Settings, sent: Sequence[dict[str, Any]]) -> None:
-    async with Producer(settings) as producer:
-        for record in sent:
-            await producer.send(**record, wait=False)
+def send(settings: Settings, records: Sequence[dict[str, Any]]) -> None:
+    """Produce records to `records`."""
+
+    async def produce() -> None:
+        async with Producer(settings) as producer:
+            for record in records:
+                await producer.send(**record, wait=False)
+
+    asyncio.run(produce())
 
 
 def _keys(settings: Settings, name: str) -> list[str]:

@@ -44,7 +44,7 @@ from benchmarks.common import arguments, finish, spread
 from benchmarks.data_digits import TASK, default_folder, known_split, load, paired
 from braid.encoders import Embedder, Manifest, Sample, TrainConfig, preset, train
 from braid.encoders.backbones.base import Array, Encoder, Features
-from braid.encoders.backbones.base import encode_all as encode_anew
+from braid.encoders.backbones.sub_batches import encode_all as encode_anew
 from braid.encoders.evaluation.examine import Compatibility, Gates, examiner
 from braid.encoders.training.embeddings import ALL
 from braid.stream.datasets.sources import default_cache, stamps

@@ -27,7 +27,7 @@ from braid.index.segments.compaction import maintain
 from braid.index.segments.live_store import LiveStore
 from braid.index.store import Array, Upsert
 
-from .common import arguments
+from .common import arguments, finish
 
 Found = npt.NDArray[np.int64]
 
@@ -178,6 +178,13 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """p50 and p99 in milliseconds."""
     p50, p99 = np.percentile(np.asarray(seconds) * 1000, (50, 99))
     return {"p50_ms": round(float(p50), 2), "p99_ms": round(float(p99), 2)}
+
+
+def finish_here(name: str, given: argparse.Namespace, rows: dict[str, Any]) -> dict[str, Any]:
+    """Print the rows with the arguments and the machine that they were measured with."""
+    asked = {key: value for key, value in vars(given).items() if key != "json"}
+    report = {"benchmark": name, **asked, "machine": machine(), "rows": rows}
+    return finish(report, given.json)
 
 
 def machine() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 from .config import Limits as Limits
 from .config import TrainConfig as TrainConfig
 from .config import preset as preset
-from .embedder import DeviceThread as DeviceThread
+from .embedder import DeviceThreads as DeviceThreads
 from .embedder import Embedder as Embedder
 from .embedder import load as load
 from .errors import BadInput as BadInput

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .errors import BadInput, check_minima
@@ -96,6 +96,7 @@ class ModelConfig:
     Attributes:
         encoders: modality to its encoder; their keys are the model's modalities.
         dim: D, the width of the shared space.
+        projection: "learnt", or "none": an encoder's features are its vectors, as wide as D.
         hidden: width of the projectors' hidden layer; 0 makes them linear.
         dropout: in front of the projectors.
         fusion: "mean", "early" or "intermediate"; see `braid.encoders.model.fusion`.
@@ -103,10 +104,13 @@ class ModelConfig:
         heads_on: the input of a modality's own heads: "features" or "unit" (its projected vector).
         head_dropout: in front of the heads.
         tasks: tasks that must be declared; the others are inferred from the labels.
+        origin: of an imported model, what names its space beside its weights; JSON values. See
+            `braid.encoders.importing`.
     """
 
     encoders: Mapping[str, EncoderConfig]
     dim: int = 256
+    projection: str = "learnt"
     hidden: int = 0
     dropout: float = 0.0
     fusion: str = "mean"
@@ -115,12 +119,17 @@ class ModelConfig:
     head_dropout: float = 0.0
     tasks: Mapping[str, TaskConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.projection not in ("learnt", "none"):
+            raise ValueError(f"projection must be learnt or none, is {self.projection!r}")
 
 
 _WEIGHTS = ("task", "align", "fuse", "match", "monotone", "teach", "compatible")
 _MINIMA = {
     **dict.fromkeys(("epochs", "batch", "encoder_batch"), 1),
-    **dict.fromkeys((*_WEIGHTS, "drop", "same_label", "balance", "chunk", "patience"), 0),
+    **dict.fromkeys((*_WEIGHTS, "drop", "same_label", "balance", "chunk", "patience", "folds"), 0),
 }
 """Minimum values of the fields of a `TrainConfig`."""
 
@@ -147,7 +156,11 @@ class TrainConfig:
         pairs: weight of a pair of modalities ("text-audio") in the alignment and in the canonical
             start, where it is not 1.
         refit: after validation, train once more on train and validation together. Decisions and
-            metrics stay those of the first run, whose validation samples were held out.
+            metrics are of models that had not learnt the samples that they come from.
+        folds: where every encoder is frozen, `refit` is on and `patience` is 0, so many models are
+            trained in place of one, each without one fold of train and validation together, and
+            decisions are fitted on all samples left out; 0 or 1: one model, and the validation
+            samples only, as where an encoder is trained.
         one_core: on a CPU, train on one core: small models are not faster on more. (Frozen encoders
             use all cores, each for a sub-batch.)
         calibration_copies: augmented copies of each validation sample, beside the sample itself,
@@ -155,8 +168,9 @@ class TrainConfig:
         contrast: the alignment loss, "info_nce" or "siglip".
         learn_weights: learn the weights of task, align and fuse (bounded Kendall); the configured
             ones multiply their terms before.
-        balance: alpha of OGM-GE, which scales down the gradient of a modality whose own head is
-            more confident than the others'; 0 turns it off.
+        balance: alpha of OGM-GE, which scales down the updates of a modality whose own head is more
+            confident than the others' (`braid.encoders.training.loss_weights.update_scales`); 0
+            turns it off.
         monotone: weight, within fuse, of the penalty on a fused head that is more confident with
             fewer modalities (`braid.encoders.training.losses.confidence_penalty`).
         teach: weight, within fuse, of the distillation of each modality's own head into the fused
@@ -196,6 +210,7 @@ class TrainConfig:
     encoder_batch: int = 64
     pairs: Mapping[str, float] = field(default_factory=dict)
     refit: bool = True
+    folds: int = 3
     one_core: bool = True
     calibration_copies: int = 0
     contrast: str = "info_nce"
@@ -306,6 +321,17 @@ def demo() -> TrainConfig:
     )
 
 
+def demo_scratch_audio() -> TrainConfig:
+    """`demo` without `openwakeword`, whose licence is disputed (`docs/licences.md`): the sound
+    encoder is a CNN over log-mel, trained from scratch."""
+    config = demo()
+    audio = EncoderConfig(
+        kind="logmel-cnn", options={"rate": 8000, "seconds": 3.0, "mels": 40, "channels": 16}
+    )
+    encoders = {**config.model.encoders, "audio": audio}
+    return replace(config, model=replace(config.model, encoders=encoders))
+
+
 def base() -> TrainConfig:
     """ViT-B/16, BERT-base and AST from the hub, their last blocks trained, cross-attention, bf16.
 
@@ -342,7 +368,12 @@ def base() -> TrainConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], TrainConfig]] = {"tiny": tiny, "demo": demo, "base": base}
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "tiny": tiny,
+    "demo": demo,
+    "demo-scratch-audio": demo_scratch_audio,
+    "base": base,
+}
 
 
 def preset(name: str) -> TrainConfig:

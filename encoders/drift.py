@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -56,10 +56,6 @@ class Limits:
             raise ValueError(
                 f"drift.min_records must be a whole number from 1 on, is {self.min_records}"
             )
-
-    @classmethod
-    def names(cls) -> list[str]:
-        return [one.name for one in fields(cls)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@
       BadInput         one sample cannot be used: too large, not decodable, no modality. Also a
                        ValueError. Trying again never helps; the record is a dead letter.
       CheckpointError  a version folder is torn, altered, of another shape, fails its golden check.
+      EngineError      an engine lacks its package, does not run here, or is too far from torch.
       TrainingError    training cannot go on: a non-finite loss, too few samples, unknown labels.
 
 Any other exception from this package is a bug and should stop the process.
@@ -32,6 +33,10 @@ class BadInput(EncodersError, ValueError):
 
 class CheckpointError(EncodersError):
     """A model folder that must not be served."""
+
+
+class EngineError(EncodersError):
+    """An engine that cannot, or must not, replace torch."""
 
 
 class TrainingError(EncodersError):

@@ -117,6 +117,11 @@ class Manifest:
         return cls(**{name: value for name, value in raw.items() if name in known})
 
 
+def engines_folder(version: Path) -> Path:
+    """Where the exports of a version for engines are: beside its folder, which is never written."""
+    return version.with_name(f"{version.name}.engines")
+
+
 def read_manifest(folder: str | Path) -> Manifest:
     """The manifest of a version folder.
 

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -116,10 +117,12 @@ class Tally:
         self._add_vectors(fused_BD.sum(0))
         self.norms += float(np.sqrt(np.einsum("bd,bd->b", fused_BD, fused_BD)).sum())
         self.count += len(embeddings)
+        self.present.update(chain.from_iterable(embedding.by for embedding in embeddings))
         for embedding in embeddings:
-            self.present.update(embedding.by.keys())
             for name, prediction in embedding.tasks.items():
-                self.tasks.setdefault(name, TaskTally()).add(prediction)
+                if name not in self.tasks:
+                    self.tasks[name] = TaskTally()
+                self.tasks[name].add(prediction)
 
     def merge(self, other: Tally) -> None:
         """Count what `other` has counted.

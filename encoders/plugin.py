@@ -2,7 +2,8 @@
 
     from braid.encoders.plugin import Features, TextEncoder, joined, masked_mean
 
-A package registers a kind by an entry point of the group `braid.encoders`; see the README.
+A package registers a kind by an entry point of the group `braid.encoders`:
+docs/how-to/encoder.md.
 """
 
 from __future__ import annotations

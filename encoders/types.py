@@ -34,6 +34,8 @@ class Sample:
         image: the bytes of a picture *file* (png, jpeg, ...).
         audio: the bytes of a sound *file* (wav, ogg, flac, ...).
         labels: task name to a class name (or caption), a number, or several class names.
+        query: whether it is a search query, which some models encode differently from a record.
+        group: records of one group are in one split; None: its own.
     """
 
     id: str
@@ -41,11 +43,18 @@ class Sample:
     image: bytes | None = None
     audio: bytes | None = None
     labels: Mapping[str, Label] = field(default_factory=dict)
+    query: bool = False
+    group: str | None = None
 
     @property
     def present(self) -> tuple[str, ...]:
         """The modalities that this sample has, in the order of `MODALITIES`."""
         return tuple(name for name in MODALITIES if getattr(self, name) is not None)
+
+    @property
+    def content(self) -> str:
+        """Equal for samples with the same text, which are no negatives of each other."""
+        return f"id {self.id}" if self.text is None else f"text {self.text}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +80,7 @@ class Prepared:
     Attributes:
         preprocessing: the hash of the settings that made it; a model with another hash refuses it.
         nbytes: its approximate size in memory.
+        digests: a hash of each input, for a model with a cache of features.
     """
 
     id: str
@@ -78,6 +88,7 @@ class Prepared:
     inputs: Mapping[str, object]
     preprocessing: str
     nbytes: int = 0
+    digests: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,15 +117,37 @@ class TaskPrediction:
     text: str | None = None
     by: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
+    def to_map(self) -> dict[str, Any]:
+        """Its fields by name, for a message; not copied, as `dataclasses.asdict` would."""
+        return {
+            "kind": self.kind,
+            "rule": self.rule,
+            "label": self.label,
+            "labels": self.labels,
+            "prob": self.prob,
+            "probs": self.probs,
+            "value": self.value,
+            "text": self.text,
+            "by": self.by,
+        }
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Embedding:
-    """One record in the shared space: `fused` and each of `by` are unit vectors, float32[D]."""
+    """One record in the shared space: `fused` and each of `by` are unit vectors, float32[D].
+
+    Attributes:
+        cached: whether no encoder ran for it: all its features came from a cache.
+        engine: modality to the engine and precision of its encoder, as "openvino bf16"; only where
+            that is not torch in float32.
+    """
 
     id: str
     fused: Vector
     by: Mapping[str, Vector]
     tasks: Mapping[str, TaskPrediction]
+    cached: bool = False
+    engine: Mapping[str, str] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -130,6 +163,7 @@ class Model(Protocol):
             (`braid.encoders.evaluation.compatibility`).
         dim: D.
         preprocessing: a hash. A model may encode what another with the same hash has prepared.
+        lanes: how many calls of `encode` fill the device, each on a thread of its own.
     """
 
     @property
@@ -144,6 +178,8 @@ class Model(Protocol):
     def manifest(self) -> Manifest: ...
     @property
     def preprocessing(self) -> str: ...
+    @property
+    def lanes(self) -> int: ...
 
     def prepare(self, sample: Sample) -> Prepared:
         """Decode, resize, resample and tokenise on the CPU. Thread-safe.
@@ -156,7 +192,12 @@ class Model(Protocol):
         ...
 
     def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
-        """Embed, fuse and decide, in the order given. Called on the device thread only."""
+        """Embed, fuse and decide, in the order given. Called on device threads only, at most
+        `lanes` calls at a time."""
+        ...
+
+    def encode_queries(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        """As `encode`; predictions may be left out."""
         ...
 
     def check(self) -> None:

@@ -42,6 +42,7 @@ class Query(TypedDict, total=False):
     min_offsets: Mapping[int, int] | None  # partition of `records` -> offset
     timeout_ms: int | None
     generation: str | None
+    explain: bool  # adds `scores` to each hit and `cutoff` to the answer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +54,11 @@ class Call:
     content: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, tuple[str | None, bytes]] | None = None  # an upload: file name and data
+
+
+STATUS = Call(method="GET", path="/v1/status")
+GENERATIONS = Call(method="GET", path="/v1/generations")
+READY = Call(method="GET", path="/readyz")
 
 
 def search(query: Query, *, pack: bool) -> Call:
@@ -139,18 +145,6 @@ def delete(
     )
 
 
-def status() -> Call:
-    return Call(method="GET", path="/v1/status")
-
-
-def generations() -> Call:
-    return Call(method="GET", path="/v1/generations")
-
-
-def ready() -> Call:
-    return Call(method="GET", path="/readyz")
-
-
 def headers(api_key: str | None) -> dict[str, str]:
     """Headers of every call. Raises ServiceError for a key that no header can hold."""
     if api_key is None:
@@ -202,7 +196,7 @@ def _fields(query: Query) -> dict[str, Any]:
     unknown = sorted(set(query) - set(Query.__annotations__))
     if unknown:
         raise BadQuery(unknown[0], f"is no part of a query; those are {', '.join(_NAMES)}")
-    names = ("text", "id", "k", "vector", "filter", "timeout_ms", "generation")
+    names = ("text", "id", "k", "vector", "filter", "timeout_ms", "generation", "explain")
     body = {name: query[name] for name in names if query.get(name) is not None}  # type: ignore[literal-required]
     if (values := query.get("values")) is not None:
         body["query"] = {"values": list(values), "space": query.get("space")}

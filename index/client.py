@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 import httpx
 
@@ -20,6 +20,8 @@ from . import calls
 from .calls import Answer, Call, Query
 from .errors import BraidIndexError, ServiceError
 from .redact import redacted
+
+A = TypeVar("A")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +53,8 @@ class Options(TypedDict, total=False):
     retry: Retry
 
 
-class _Common:
-    """Base of both clients.
+class _Common(ABC, Generic[A]):
+    """Base of both clients: the calls, each of which `_call` answers.
 
     Args:
         url: address of the service, for example http://127.0.0.1:8077.
@@ -82,8 +84,54 @@ class _Common:
         }
         self._url, self._pack, self._retry = url, gzip, retry
 
+    def search(self, **query: Unpack[Query]) -> A:
+        """Similar records; pass any of text, image and audio, or id, or values with space."""
+        return self._call(lambda: calls.search(query, pack=self._pack))
+
+    def get(
+        self,
+        id: str,
+        *,
+        generation: str | None = None,
+        min_offsets: Mapping[int, int] | None = None,
+        timeout_ms: int | None = None,
+    ) -> A:
+        """One record: its meta, model, version and vectors.
+
+        Args:
+            min_offsets: partition of `records` -> the next offset: all before it must be reflected.
+            timeout_ms: how long to wait for the offsets.
+        """
+        return self._call(lambda: calls.get(id, generation, min_offsets, timeout_ms))
+
+    def delete(
+        self,
+        id: str,
+        *,
+        min_offsets: Mapping[int, int] | None = None,
+        timeout_ms: int | None = None,
+    ) -> A:
+        """Request a record's deletion; the answer holds its offset in `records`."""
+        return self._call(lambda: calls.delete(id, min_offsets, timeout_ms))
+
+    def status(self) -> A:
+        """Rows, offsets, model and space."""
+        return self._call(lambda: calls.STATUS)
+
+    def generations(self) -> A:
+        """The generations that can be searched, and the serving one."""
+        return self._call(lambda: calls.GENERATIONS)
+
+    def _batch(self, queries: Sequence[Query]) -> A:
+        return self._call(lambda: calls.search_batch(queries, pack=self._pack))
+
+    @abstractmethod
+    def _call(self, make: Callable[[], Call]) -> A:
+        """The answer to the call that `make` returns; it is repeated as `retry` says."""
+
     def _unreachable(self, error: Exception) -> ServiceError:
-        return ServiceError(f"no answer from {redacted(self._url)}: {redacted(repr(error))}")
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        return ServiceError(f"no answer from {redacted(self._url)}: {redacted(reason)}")
 
     def _no_address(self, error: Exception) -> ServiceError:
         return ServiceError(f"{redacted(self._url)!r} is no address: {redacted(error)}")
@@ -99,7 +147,7 @@ def _request(call: Call) -> dict[str, Any]:
     }
 
 
-class Client(_Common):
+class Client(_Common[Answer]):
     __doc__ = f"Calls a query service and waits for the answer.\n{_Common.__doc__}"
 
     def __init__(
@@ -112,55 +160,17 @@ class Client(_Common):
         except httpx.InvalidURL as error:
             raise self._no_address(error) from error
 
-    def search(self, **query: Unpack[Query]) -> Answer:
-        """Similar records; pass any of text, image and audio, or id, or values with space."""
-        return self._call(calls.search(query, pack=self._pack))
-
     def search_many(self, queries: Sequence[Query]) -> list[Answer | BraidIndexError]:
         """An answer for each query, or the error that the query would have raised alone."""
         answers: list[Answer | BraidIndexError] = []
         for part in calls.batches(queries):
-            answers += calls.answers(self._call(calls.search_batch(part, pack=self._pack)))
+            answers += calls.answers(self._batch(part))
         return answers
-
-    def get(
-        self,
-        id: str,
-        *,
-        generation: str | None = None,
-        min_offsets: Mapping[int, int] | None = None,
-        timeout_ms: int | None = None,
-    ) -> Answer:
-        """One record: its meta, model, version and vectors.
-
-        Args:
-            min_offsets: partition of `records` -> offset that must be reflected.
-            timeout_ms: how long to wait for the offsets.
-        """
-        return self._call(calls.get(id, generation, min_offsets, timeout_ms))
-
-    def delete(
-        self,
-        id: str,
-        *,
-        min_offsets: Mapping[int, int] | None = None,
-        timeout_ms: int | None = None,
-    ) -> Answer:
-        """Request a record's deletion; the answer holds its offset in `records`."""
-        return self._call(calls.delete(id, min_offsets, timeout_ms))
-
-    def status(self) -> Answer:
-        """Rows, offsets, model and space."""
-        return self._call(calls.status())
-
-    def generations(self) -> Answer:
-        """The generations that can be searched, and the serving one."""
-        return self._call(calls.generations())
 
     def ready(self) -> bool:
         """Whether the node has caught up; false if it does not answer."""
         try:
-            return self._client.request(**_request(calls.ready())).status_code == 200
+            return self._client.request(**_request(calls.READY)).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -170,16 +180,11 @@ class Client(_Common):
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(self, call: Call) -> Answer:
-        tried = 0
+    def _call(self, make: Callable[[], Call]) -> Answer:
+        call, tried = make(), 0
         while True:
             try:
                 answer = self._client.request(**_request(call))
@@ -192,7 +197,7 @@ class Client(_Common):
             self._sleep(wait_s)
 
 
-class AsyncClient(_Common):
+class AsyncClient(_Common[Coroutine[Any, Any, Answer]]):
     __doc__ = f"Calls a query service from asyncio.\n{_Common.__doc__}"
 
     def __init__(
@@ -209,50 +214,17 @@ class AsyncClient(_Common):
         except httpx.InvalidURL as error:
             raise self._no_address(error) from error
 
-    async def search(self, **query: Unpack[Query]) -> Answer:
-        """See Client.search."""
-        return await self._call(calls.search(query, pack=self._pack))
-
     async def search_many(self, queries: Sequence[Query]) -> list[Answer | BraidIndexError]:
         """See Client.search_many."""
         answers: list[Answer | BraidIndexError] = []
         for part in calls.batches(queries):
-            answers += calls.answers(await self._call(calls.search_batch(part, pack=self._pack)))
+            answers += calls.answers(await self._batch(part))
         return answers
-
-    async def get(
-        self,
-        id: str,
-        *,
-        generation: str | None = None,
-        min_offsets: Mapping[int, int] | None = None,
-        timeout_ms: int | None = None,
-    ) -> Answer:
-        """See Client.get."""
-        return await self._call(calls.get(id, generation, min_offsets, timeout_ms))
-
-    async def delete(
-        self,
-        id: str,
-        *,
-        min_offsets: Mapping[int, int] | None = None,
-        timeout_ms: int | None = None,
-    ) -> Answer:
-        """See Client.delete."""
-        return await self._call(calls.delete(id, min_offsets, timeout_ms))
-
-    async def status(self) -> Answer:
-        """See Client.status."""
-        return await self._call(calls.status())
-
-    async def generations(self) -> Answer:
-        """See Client.generations."""
-        return await self._call(calls.generations())
 
     async def ready(self) -> bool:
         """See Client.ready."""
         try:
-            return (await self._client.request(**_request(calls.ready()))).status_code == 200
+            return (await self._client.request(**_request(calls.READY))).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -262,16 +234,11 @@ class AsyncClient(_Common):
     async def __aenter__(self) -> AsyncClient:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _call(self, call: Call) -> Answer:
-        tried = 0
+    async def _call(self, make: Callable[[], Call]) -> Answer:
+        call, tried = make(), 0
         while True:
             try:
                 answer = await self._client.request(**_request(call))

@@ -78,13 +78,23 @@ def sealed_json(content: dict[str, Any]) -> bytes:
 def unsealed_json(path: Path, format: int) -> dict[str, Any]:
     """Read what `sealed_json` wrote. Raises SnapshotError if it is damaged or of another format."""
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-        if content.pop("sha256") != _sum(content):
-            raise SnapshotError(f"{path}: it does not fit its own sha256")
-        if content["format"] != format:
-            raise SnapshotError(f"{path}: format {content['format']}, expected {format}")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return unsealed(path.read_bytes(), format)
+    except OSError as error:
         raise SnapshotError(f"{path}: {error!r}") from error
+    except SnapshotError as error:
+        raise SnapshotError(f"{path}: {error}") from error
+
+
+def unsealed(data: bytes, format: int) -> dict[str, Any]:
+    """What `sealed_json` wrote. Raises SnapshotError if it is damaged or of another format."""
+    try:
+        content: dict[str, Any] = json.loads(data)
+        if content.pop("sha256") != _sum(content):
+            raise SnapshotError("it does not fit its own sha256")
+        if content["format"] != format:
+            raise SnapshotError(f"format {content['format']}, expected {format}")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise SnapshotError(repr(error)) from error
     return content
 
 

@@ -1,6 +1,7 @@
 """Filters on meta: a small JSON language, parsed into a tree of conditions.
 
     {"lang": "de"}                          equality; a list in meta matches if it holds the value
+    {"labels.category": "animals"}          a label: meta holds it under this name
     {"year": {"gte": 2020, "lt": 2030}}     ranges, of numbers or of strings
     {"lang": {"in": ["de", "fr"]}}          one of
     {"lang": {"exists": true}}              present and not null

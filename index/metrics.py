@@ -23,32 +23,34 @@ class ServiceMetrics(ByGeneration["GenerationMetrics"]):
         super().__init__(GenerationMetrics)
         self._searches = self._histogram(
             "braid_search_seconds",
-            "One answered search, by what it asked with; waiting included",
+            "Seconds of one search, waiting included, by the kind of its query",
             SEARCH_S,
             "kind",
         )
         for kind in KINDS:
             self._searches.labels(kind)  # exported as 0 before the first search
-        self._in_flight = self._gauge("braid_searches_in_flight", "Searches under way")
-        self._waiting = self._gauge("braid_searches_waiting", "Searches in line for their turn")
-        self._offset_waits = self._gauge(
+        self.in_flight = self._gauge("braid_searches_in_flight", "Searches under way")
+        self.waiting = self._gauge("braid_searches_waiting", "Searches that wait for a free place")
+        self.offset_waits = self._gauge(
             "braid_searches_waiting_for_offsets", "Searches that wait for their min_offsets"
         )
-        self._polls = self._gauge("braid_polls", "Pages that wait for what arrives")
+        self.polls = self._gauge("braid_polls", "Long polls of pages that wait for new records")
         self._refused = self._counter("braid_refused", "Requests refused, by reason", "reason")
         for reason in REFUSALS:
             self._refused.labels(reason)
         self.serving = self._gauge(
-            "braid_index_serving", "1: this generation answers where none is named", GENERATION
+            "braid_index_serving", "1 for the generation that is searched by default", GENERATION
         )
         self.records = self._gauge("braid_index_records", "Searchable records", GENERATION)
         self.segments = self._gauge(
             "braid_index_segment_rows", "Rows held, by kind of segment", GENERATION, "kind"
         )
-        self.writes = self._counter("braid_index_writes", "Writes taken from vectors", GENERATION)
+        self.writes = self._counter(
+            "braid_index_writes", "Writes of vectors that were applied", GENERATION
+        )
         self.freshness = self._histogram(
             "braid_freshness_seconds",
-            "From a record's ts to being searchable",
+            "Seconds from a record's ts until it is searchable",
             FRESHNESS_S,
             GENERATION,
         )
@@ -59,10 +61,10 @@ class ServiceMetrics(ByGeneration["GenerationMetrics"]):
             "partition",
         )
         self.snapshot_age = self._gauge(
-            "braid_snapshot_age_seconds", "Since the last snapshot", GENERATION
+            "braid_snapshot_age_seconds", "Seconds since the last snapshot", GENERATION
         )
         self.snapshot_took = self._histogram(
-            "braid_snapshot_seconds", "Writing one snapshot", SNAPSHOT_S, GENERATION
+            "braid_snapshot_seconds", "Seconds of writing one snapshot", SNAPSHOT_S, GENERATION
         )
         self.recall = self._gauge(
             "braid_recall_last", "Recall of the last probe against exact search", GENERATION
@@ -74,18 +76,6 @@ class ServiceMetrics(ByGeneration["GenerationMetrics"]):
     def searched(self, seconds: float, kind: str) -> None:
         """A search of that kind (one of KINDS) was answered."""
         self._searches.labels(kind).observe(seconds)
-
-    def in_flight(self, count: int) -> None:
-        self._in_flight.set(count)
-
-    def waiting(self, count: int) -> None:
-        self._waiting.set(count)
-
-    def offset_waits(self, count: int) -> None:
-        self._offset_waits.set(count)
-
-    def polls(self, count: int) -> None:
-        self._polls.set(count)
 
     def refused(self, reason: str) -> None:
         """A request was refused, for one of REFUSALS."""

@@ -29,12 +29,28 @@ PATIENCE_S = 2 * TIMEOUT_S  # a trial call connects and reads
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Payload:
-    """Display data of one record: text, links, its own labels, and predictions by task."""
+    """Display data of one record: text, links, its own labels, and predictions by task.
+
+    Attributes:
+        predicted: task -> the predicted class, classes or number.
+        predictions: task -> `prob`, `text` and `by`: {modality: {label, labels or value, prob}}, as
+            far as the task has them.
+    """
 
     text: str | None = None
     uri: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
     predicted: Mapping[str, Any] = field(default_factory=dict)
+    predictions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def links(self) -> dict[str, str]:
+        """`uri` for answers: without paths on the producer's machine, which open nowhere else."""
+        return {
+            name: uri
+            for name, uri in self.uri.items()
+            if not uri.lstrip().lower().startswith("file:")
+        }
 
 
 class Payloads:
@@ -162,6 +178,7 @@ def _pack(payload: Payload) -> bytes:
             "uri": dict(payload.uri),
             "labels": dict(payload.labels),
             "predicted": dict(payload.predicted),
+            "predictions": dict(payload.predictions),
         }
     )
     return packed
@@ -173,14 +190,17 @@ def _unpack(raw: bytes) -> Payload | None:
         value = msgpack.unpackb(raw)
         text, uri = value["text"], value["uri"]
         labels, predicted = value.get("labels", {}), value.get("predicted", {})
+        predictions = value.get("predictions", {})
     except (ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException):
         return None
     if not isinstance(text, str | None):
         return None
-    if not all(isinstance(names, dict) for names in (uri, labels, predicted)):
+    if not all(isinstance(names, dict) for names in (uri, labels, predicted, predictions)):
         return None
     if not all(isinstance(part, str) for pair in uri.items() for part in pair):
         return None
-    if not all(isinstance(name, str) for name in (*labels, *predicted)):
+    if not all(isinstance(name, str) for name in (*labels, *predicted, *predictions)):
         return None
-    return Payload(text=text, uri=uri, labels=labels, predicted=predicted)
+    if not all(isinstance(task, dict) for task in predictions.values()):
+        return None
+    return Payload(text=text, uri=uri, labels=labels, predicted=predicted, predictions=predictions)

@@ -5,10 +5,14 @@ StreamError
 ├── ConfigError        a setting or a topic is not what it must be: the process does not start
 ├── BrokerError        Kafka answered with an error that braid cannot mend
 │   ├── Unreachable    no broker answered in time
+│   ├── AccessError    TLS, the credentials or an ACL: also a ConfigError
 │   ├── Fenced         this worker's slot is another's now, or was taken back: it must stop
 │   └── PublishRefused the transaction was aborted; its records are read again
+│       └── StaleLease the group has another generation; its records are published again
+├── SchemaRegistryAway the schema registry does not answer: the message is decoded later
 ├── WorkerError        the worker stops; what it had not committed is read again
 ├── RegistryError      a model version is missing, damaged or not allowed
+│   └── RegistryAway   the registry's object store does not answer
 ├── WindowError        a training window is missing or damaged
 ├── LockError          another trainer runs, or whether one runs cannot be known
 ├── EmbeddedError      a part of the embedded services is not installed or cannot be fetched
@@ -55,6 +59,11 @@ class BadRecord(StreamError, ValueError):
         self.kind = bounded(kind, KIND_CHARS)
         super().__init__(f"{self.field}: {self.reason}")
 
+    @property
+    def brief(self) -> str:
+        """The error without its reason, which may quote the record: for logs."""
+        return f"{self.kind} in {self.field}, found by {self.stage}"
+
 
 def bad_record(error: Exception, *, stage: str, field: str = "record") -> BadRecord:
     """The BadRecord for any exception that one record caused, to be raised or published.
@@ -80,6 +89,19 @@ def bad_record(error: Exception, *, stage: str, field: str = "record") -> BadRec
     return BadRecord(field, f"{kind}: {text}" if text else kind, stage=stage, kind=kind)
 
 
+_PATH = re.compile(r"\b(?:Posix|Windows|Pure\w+)?Path\((['\"])(.*?)\1\)")
+_STREAMS = {"BytesIO": "the data", "BufferedReader": "the file"}
+
+
+def plain(error: Exception) -> str:
+    """What an error says to a person: no objects as Python writes them, no errno in brackets."""
+    if isinstance(error, OSError) and error.strerror:
+        files = " -> ".join(str(file) for file in (error.filename, error.filename2) if file)
+        return f"{files}: {error.strerror}" if files else error.strerror
+    text = str(error) or type(error).__name__
+    return _OBJECT.sub(lambda match: _STREAMS.get(match[1], match[1]), _PATH.sub(r"\2", text))
+
+
 def bounded(text: object, limit: int) -> str:
     """A text as one printable line of at most `limit` characters, without addresses of objects."""
     plain = text if isinstance(text, str) else type(text).__name__
@@ -95,11 +117,24 @@ class ConfigError(StreamError, ValueError):
 
 
 class BrokerError(StreamError):
-    """Kafka refused something for good."""
+    """Kafka refused something for good.
+
+    Args:
+        text: the whole message.
+        reason: its last part, which names no address; by default the whole message.
+    """
+
+    def __init__(self, text: str, *, reason: str | None = None) -> None:
+        super().__init__(text)
+        self.reason = text if reason is None else reason
 
 
 class Unreachable(BrokerError):
     """No broker answered within the time allowed."""
+
+
+class AccessError(BrokerError, ConfigError):
+    """The broker's certificate is not accepted, or this client's credentials or rights are not."""
 
 
 class Fenced(BrokerError):
@@ -110,12 +145,25 @@ class PublishRefused(BrokerError):
     """The transaction was aborted: nothing of it is visible, its records are read again."""
 
 
+class StaleLease(PublishRefused):
+    """Not committed, for the member has another epoch by now. While the partitions stay, what it
+    would have published is published again."""
+
+
+class SchemaRegistryAway(StreamError):
+    """The schema registry does not answer, or refuses: nothing is wrong with the message."""
+
+
 class WorkerError(StreamError):
     """The worker cannot go on; nothing that it had not committed is lost."""
 
 
 class RegistryError(StreamError):
     """A model version is missing, damaged, or not allowed to serve."""
+
+
+class RegistryAway(RegistryError):
+    """The registry's object store does not answer, or not in time: what was known still holds."""
 
 
 class WindowError(StreamError):

@@ -22,8 +22,11 @@ INDEX = (
     *(f"segment-{step}" for step in ("begin", "vectors", "files", "sealed", "publish")),
 )
 JOIN = ("join-before-publish", "join-in-transaction", "join-after-publish")
-FLIP = ("flip-handed-over", "flip-promoted", "flip-settling")
-NAMES = (*WORKER, *INDEX, *JOIN, *FLIP)
+INGEST = ("ingest-before-publish", "ingest-after-publish")
+FLIP = ("flip-handed-over", "flip-promoted")
+UPLOAD = ("upload-file", "upload-manifest", "upload-published")
+LOG = ("log-before-event", "log-event")
+NAMES = (*WORKER, *INDEX, *JOIN, *INGEST, *FLIP, *UPLOAD, *LOG)
 
 
 class Failpoints:

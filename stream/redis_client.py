@@ -13,8 +13,6 @@ def best_effort_redis(settings: Settings, timeout_s: float) -> redis.Redis | Non
     Args:
         timeout_s: of connecting, and of each answer.
     """
-    if settings.redis.url is None:
+    if (address := settings.redis.address) is None:
         return None
-    return redis.Redis.from_url(
-        settings.redis.url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s
-    )
+    return redis.Redis.from_url(address, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)

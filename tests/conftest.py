@@ -4,6 +4,7 @@
 `own_kafka` a broker of the test's own, which it may stop, pause and start again.
 `valkey`  url of an empty Valkey: `REDIS_URL` (its database is flushed!), else one started here.
 `own_valkey` a Valkey of the test's own, which it may stop, pause and start again.
+`s3`      an S3-compatible server with a bucket; take a prefix of your own.
 `topics`  makes topics with unique names on `kafka` and deletes them at the end.
 `chromium` a headless Chromium: `CHROMIUM`, else one found on the path.
 `tab`     a tab of it, of which console errors and refused scripts fail the test.
@@ -11,8 +12,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
@@ -21,24 +24,34 @@ from typing import NoReturn, TypeVar
 
 import pytest
 import redis
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from braid.stream.errors import EmbeddedError
+from braid.stream.local.embedded import Server
 from braid.stream.local.filelock import file_lock
+from tests.object_storage import S3Server
 from tests.services import KafkaBroker, Valkey, chromium_path, in_ci
+from tests.time_limit import TimeLimit
 
-S = TypeVar("S", KafkaBroker, Valkey)
+S = TypeVar("S", bound=Server)
 
-NEEDS = ("kafka", "redis", "browser")  # marks whose tests may not be skipped in CI
+NEEDS = ("kafka", "redis", "browser", "s3")  # marks whose tests may not be skipped in CI
+
+CI_LIMIT_S = 75 * 60  # of all tests; CI as a whole has 90 minutes
 
 # Files of a minute and more, the longest first.
 LONGEST = (
-    "test_readme.py",
+    "test_docs.py",
+    "simulation/test_simulation.py",
+    "stream/kafka/test_hanging.py",
     "chaos/test_chaos.py",
     "stream/index_node/test_generations_flip.py",
+    "stream/test_acls.py",
     "stream/cli/test_up.py",
     "index/segments/test_crashes.py",
+    "stream/registry/test_object_store.py",
     "stream/worker/test_hot_swap.py",
     "fuzz/test_fuzz.py",
     "stream/worker/test_lost_broker.py",
@@ -46,6 +59,8 @@ LONGEST = (
     "stream/trainer/test_retrain_job.py",
     "encoders/training/test_fit.py",
     "stream/worker/test_health.py",
+    "stream/test_secured_servers.py",
+    "stream/worker/ingest/test_every_format.py",
     "index/test_soak.py",
 )
 
@@ -57,8 +72,16 @@ def pytest_configure(config: pytest.Config) -> None:
     other: one each, in children too.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    gc.disable()  # it would look at what the modules of all tests import, again and again
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if in_ci() and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(TimeLimit(CI_LIMIT_S))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -73,7 +96,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (longest.get(item.path, len(LONGEST)), item.path not in starts))
 
 
-def _missing(reason: str) -> NoReturn:
+def missing(reason: str) -> NoReturn:
     if in_ci():
         pytest.fail(f"in CI nothing is skipped: {reason}", pytrace=False)
     pytest.skip(reason)
@@ -112,13 +135,19 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield given
         return
     with KafkaBroker(tmp_path_factory.mktemp("kafka")) as broker:
-        yield _started(broker).address
+        yield started(broker).address
 
 
 @pytest.fixture
 def own_kafka(tmp_path: Path) -> Iterator[KafkaBroker]:
     with KafkaBroker(tmp_path / "kafka") as broker:
-        yield _started(broker)
+        yield started(broker)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield started(server)
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +157,7 @@ def _shared_valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield given
         return
     with Valkey(tmp_path_factory.mktemp("valkey")) as server:
-        yield _started(server).address
+        yield started(server).address
 
 
 @pytest.fixture
@@ -141,14 +170,15 @@ def valkey(_shared_valkey: str) -> str:
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
     with Valkey(tmp_path / "valkey") as server:
-        yield _started(server)
+        yield started(server)
 
 
-def _started(server: S) -> S:
+def started(server: S) -> S:
+    """The server, running; without a part of it the test is skipped, in CI it fails."""
     try:
         server.start()
     except EmbeddedError as error:
-        _missing(str(error))
+        missing(str(error))
     return server
 
 
@@ -165,8 +195,16 @@ class Topics:
         settings = {key.replace("_", "."): value for key, value in config.items()}
         topic = NewTopic(full, num_partitions=partitions, replication_factor=1, config=settings)
         admin = self._admin()  # its futures fail when it is collected
-        admin.create_topics([topic])[full].result(30)
-        return full
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                admin.create_topics([topic])[full].result(30)
+                return full
+            except KafkaException as error:  # a broker that answers, and is fenced still
+                code = error.args[0].code()
+                if code != KafkaError.INVALID_REPLICATION_FACTOR or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def delete_all(self) -> None:
         admin = self._admin()
@@ -207,7 +245,7 @@ def chromium() -> Iterator[Browser]:
     try:
         path = chromium_path()
     except EmbeddedError as error:
-        _missing(str(error))
+        missing(str(error))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM.split())
         yield browser

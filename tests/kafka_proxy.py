@@ -173,6 +173,7 @@ class KafkaProxy:
         self._server.close()
         for connection in list(self._connections):
             connection.reset()
+        self._gate.set()  # or what a blackhole holds back is waited for
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -27,8 +27,6 @@ from braid.stream.local import embedded
 # Timeouts short enough that crash tests are quick.
 PROPERTIES = {
     "group.min.session.timeout.ms": "1000",
-    "group.consumer.min.session.timeout.ms": "1000",
-    "group.consumer.min.heartbeat.interval.ms": "300",
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
 }
 

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-import benchmarks
-from benchmarks import av_digits, index_exact, stamps, xor
-from benchmarks.common import spread
-from benchmarks.stamps import chrf
-from braid.stream.datasets.sources import DatasetError
+import benchmarks.__main__
+from benchmarks import av_digits, imbalance, index_exact, scaling, stamps, training, xor
+from benchmarks.__main__ import Target, figure, run, verdicts
+from benchmarks.cache import repeating
+from benchmarks.common import by_item, paired, spread
+from benchmarks.stamps import chrf, grouped
+from benchmarks.throughput import operations
+from braid.encoders import Sample, preset
+from braid.encoders.backbones.bert import Bert
+from braid.encoders.model.checkpoint import make_net
+from braid.encoders.tasks import Task
+from braid.stream.datasets.sources import DatasetError, held_out
+from tests.documents import pages
 from tests.stream.conftest import COLOURS, picture, tone
 from tests.test_data_digits import made
 
@@ -23,6 +36,45 @@ def test_spread_is_the_samples() -> None:
         "sd": pytest.approx(2**0.5, abs=1e-4),
     }
     assert spread([{"a": 1.0}])["a"] == {"mean": 1.0, "sd": 0.0}
+
+
+def test_a_figure_spreads_over_trainings_and_over_items() -> None:
+    runs = [
+        {"a": [1.0, 1.0, 0.0, 0.0], "b": [0.0] * 4},
+        {"a": [1.0, 0.0, 0.0, 0.0], "b": [1.0] * 4},
+    ]
+    figures = by_item(runs)
+    assert figures["a"]["mean"] == 0.375
+    assert figures["a"]["sd"] == pytest.approx(0.125 * 2**0.5, abs=1e-4)
+    of_items = [1.0, 0.5, 0.0, 0.0]
+    assert figures["a"]["se"] == pytest.approx(np.std(of_items, ddof=1) / 2, abs=1e-4)
+    assert figures["b"] == {"mean": 0.5, "sd": pytest.approx(0.5 * 2**0.5, abs=1e-4), "se": 0.0}
+    difference = paired(runs * 3, "a", "b")  # a run more is no item more
+    assert difference["mean"] == -0.125
+    assert difference["half"] == pytest.approx(1.96 * np.std(of_items, ddof=1) / 2, abs=1e-4)
+
+
+def test_stamps_of_one_caption_or_picture_are_on_one_side() -> None:
+    samples = [
+        Sample(id=f"s{n}", text=f"A bird{'.' * (n % 2)} {n // 3}", image=b"%d" % (n // 6))
+        for n in range(400)
+    ]
+    known, unseen = grouped(samples)
+    assert len(known) + len(unseen) == 400
+    for content in ("text", "image"):
+        sides = [{getattr(sample, content) for sample in side} for side in (known, unseen)]
+        assert not sides[0] & sides[1]
+    apart = [Sample(id=f"s{n}", text=f"bird {n}") for n in range(400)]
+    assert 50 < len(grouped(apart)[1]) < 110
+    assert [s.id for s in grouped(apart)[1]] == [s.id for s in apart if held_out(s.id)]
+
+
+def test_a_share_of_the_contents_repeats() -> None:
+    samples = [Sample(id=f"r{n}", text=f"text {n}") for n in range(100)]
+    for share, distinct in ((0.0, 100), (0.5, 50), (0.9, 10)):
+        made = repeating(samples, share)
+        assert [sample.id for sample in made] == [f"r{n}" for n in range(100)]
+        assert len({sample.text for sample in made}) == distinct
 
 
 def test_chrf_is_one_for_the_same_and_counts_case_for_nothing() -> None:
@@ -46,7 +98,7 @@ def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     deaf = report["rows"]["known, sound missing"]
     assert "sound" not in deaf
     assert any(name.startswith("decision - picture") for name in deaf)
-    for part, rows in (("unseen", 7), ("align", 1), ("sweep", 8)):
+    for part, rows in (("unseen", 7), ("development", 13), ("align", 1), ("sweep", 8)):
         assert len(av_digits.main([*small(folder), "--part", part])["rows"]) == rows
     with pytest.raises(SystemExit):
         av_digits.main([*small(folder), "--part", "nothing"])
@@ -90,9 +142,17 @@ def test_stamps_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.slow
 def test_a_fusion_of_xor() -> None:
-    report = xor.main(["--part", "early", "--seeds", "1", "--json"])
-    assert report["rows"].keys() == {"early"}
-    assert report["rows"]["early"]["decision"]["mean"] > 0.9
+    report = xor.main(["--part", "early, two", "--seeds", "1", "--json"])
+    assert report["rows"].keys() == {"early, two"}
+    assert report["rows"]["early, two"]["decision"]["mean"] > 0.9
+
+
+@pytest.mark.slow
+def test_ways_of_imbalance(tmp_path: Path) -> None:
+    report = imbalance.main(small(made(tmp_path)))
+    assert report["rows"].keys() == imbalance.ways(1).keys()
+    assert {"fused - joint", "sound - joint", "sound", "picture"} < report["rows"]["OGM-GE"].keys()
+    assert report["rows"]["alone"].keys() == {"sound", "picture"}
 
 
 def test_a_command_line_names_what_it_does_not_know(
@@ -106,9 +166,101 @@ def test_a_command_line_names_what_it_does_not_know(
         av_digits.main(["--data", str(tmp_path)])
 
 
+def test_a_verdict_compares_a_figure_with_its_target() -> None:
+    rows = {"a": {"ratio": 0.8, "ms": 5.0}}
+    targets = [
+        Target(name="high enough", of=figure("a", "ratio"), bound=0.8),
+        Target(name="too low", of=figure("a", "ratio"), bound=0.81),
+        Target(name="low enough", of=figure("a", "ms"), bound=5, most=True),
+        Target(name="too high", of=figure("a", "ms"), bound=4.9, most=True),
+    ]
+    table = verdicts({"rows": rows}, targets)
+    assert [row["reached"] for row in table] == [True, False, True, False]
+    assert [row["value"] for row in table] == [0.8, 0.8, 5.0, 5.0]
+    assert [row["target"] for row in table] == [">= 0.8", ">= 0.81", "<= 5", "<= 4.9"]
+    assert not any("error" in row for row in table)
+    failed = verdicts({"error": "no broker"}, targets)
+    assert [(row["reached"], row["value"]) for row in failed] == [(False, None)] * 4
+    assert {row["error"] for row in failed} == {"no broker"}
+    (absent,) = verdicts({"rows": rows}, [Target(name="absent", of=figure("a", "s"), bound=1)])
+    assert (absent["reached"], absent["value"], absent["error"]) == (False, None, "no figure 's'")
+
+
+def test_a_benchmark_that_fails_is_a_row_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = run(["vectors", "--json"])  # has no main: prints nothing
+    assert report["error"].startswith("printed no report")
+    assert run(["no_such_benchmark"])["error"].endswith(
+        "No module named benchmarks.no_such_benchmark"
+    )
+    monkeypatch.setattr(benchmarks.__main__, "TIMEOUT_S", 0.01)
+    assert run(["vectors"])["error"] == "took over 0.01 s"
+
+
+def test_more_workers_are_expected_to_do_more_while_there_are_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scaling, "CORES", 3)
+    runs = {
+        "1 worker": scaling.Run(8.0, 1.2),
+        "2 workers": scaling.Run(4.0, 2.4),
+        "4 workers": scaling.Run(4.0, 3.0),
+        "10 times the records": scaling.Run(64.0, 1.0),
+        "short texts": scaling.Run(1.0, 1.0),
+        "long texts": scaling.Run(5.0, 1.0),
+    }
+    rows = scaling.summary([runs] * 3, 1000)
+    assert rows["10 times the records"]["records a second"] == round(10_000 / 64)
+    assert rows["10 times the records"]["core ms a record"] == 6.4
+    assert [rows[f"{n} workers"]["times one worker"] for n in (2, 4)] == [2.0, 2.0]
+    assert [rows[f"{n} workers"]["expected"] for n in (2, 4)] == [2.0, 2.5]
+    assert [rows[f"{n} workers"]["times one worker / expected"] for n in (2, 4)] == [1.0, 0.8]
+    assert rows["10 times the records"]["rate / before"] == 1.25
+    assert rows["10 times the text"]["rate / before"] == 2.0
+
+
+def test_operations_of_texts_are_what_torch_counts() -> None:
+    bert = Bert(
+        {
+            "vocab_size": 50,
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 96,
+            "max_position_embeddings": 40,
+            "type_vocab_size": 2,
+            "pad_token_id": 0,
+            "layer_norm_eps": 1e-12,
+            "hidden_dropout_prob": 0.1,
+            "attention_probs_dropout_prob": 0.1,
+        }
+    ).eval()
+    lengths = [7, 7, 20]
+    ids_BT = torch.ones(3, 20, dtype=torch.long)
+    mask_BT = torch.arange(20) < torch.tensor(lengths)[:, None]
+    # The counter knows the products that attention is made of, but not its kernel for a CPU.
+    kernel = sdpa_kernel(SDPBackend.MATH)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), kernel:
+        bert(ids_BT, mask_BT, [-1])
+    blocks = list(bert.encoder["layer"].children())
+    assert operations(blocks, 32, lengths) == counter.get_total_flops()
+
+
+def test_the_plain_training_step_has_the_same_loss() -> None:
+    config = replace(preset("tiny"), batch=8, match=0.3, pairs={"text-audio": 0.1})
+    frozen = {
+        name: replace(encoder, frozen=True) for name, encoder in config.model.encoders.items()
+    }
+    config = replace(config, model=replace(config.model, encoders=frozen, fusion="early"))
+    net = make_net(config, {"category": Task(classes=tuple("abcdefghijklmnop"))})
+    data = training.dataset(net, config, 16)
+    training.check_same_loss(net, data, config)
+    with pytest.raises(AssertionError, match="not close"):
+        training.check_same_loss(net, data, replace(config, batch=9, contrast="siglip"))
+
+
 def test_the_commands_of_the_documents_are_there() -> None:
     root = Path(benchmarks.__file__).parent
-    texts = [path.read_text() for path in (root / "RESULTS.md", root.parent / "README.md")]
+    texts = [path.read_text() for path in (root / "RESULTS.md", *pages())]
     named = set(re.findall(r"python -m benchmarks\.(\w+)", "\n".join(texts)))
     assert {"xor", "stamps", "av_digits", "index_exact"} <= named
     for name in named:

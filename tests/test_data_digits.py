@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import wave
 from collections import Counter
 from pathlib import Path
 
@@ -111,3 +112,26 @@ def test_xor_is_fair_and_repeats() -> None:
             red, _, blue = np.asarray(picture, dtype=float).reshape(-1, 3).mean(0)
         warm[(red > blue, sample.labels[data_xor.TASK])] += 1
     assert set(warm.values()) == {100}
+
+
+def test_a_parity_of_three_is_fair_and_two_of_three_say_nothing() -> None:
+    result = data_xor.samples(800, 3, sounds=True)
+    own = ("animal", "warm", "high")
+    cases = Counter(
+        tuple(str(sample.labels[name]) for name in (*own, data_xor.TASK)) for sample in result
+    )
+    assert set(cases.values()) == {100}
+    assert {(case[:3].count("1") % 2 == 1) == (case[3] == "odd") for case in cases} == {True}
+    pitches: Counter[tuple[bool, object]] = Counter()
+    for sample in result:
+        with wave.open(io.BytesIO(sample.audio or b"")) as file:
+            sound_n = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+        peak = np.abs(np.fft.rfft(sound_n)).argmax() * data_digits.RATE / len(sound_n)
+        pitches[(bool(peak > 650), sample.labels["high"])] += 1
+    assert set(pitches) == {(True, "1"), (False, "0")}
+    wrong = data_xor.samples(2000, 3, sounds=True, wrong=0.05)
+    parity = [sum(int(str(s.labels[name])) for name in own) % 2 == 1 for s in wrong]
+    flipped = [
+        odd != (s.labels[data_xor.TASK] == "odd") for odd, s in zip(parity, wrong, strict=True)
+    ]
+    assert 60 < sum(flipped) < 140

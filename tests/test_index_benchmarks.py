@@ -131,3 +131,4 @@ def test_freshness() -> None:
     half = report["rows"]["half load"]
     assert half["probes"] >= 10
     assert 0 < half["p50_ms"] <= half["p99_ms"]
+    assert report["rows"]["full micro-batch"]["p99 / full micro-batch"] > 0

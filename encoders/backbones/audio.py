@@ -7,7 +7,7 @@ Shapes: B sounds, N samples of the waveform, T frames, F features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +22,11 @@ from ..decoding.isolation import wave
 from ..errors import BadInput
 from ..types import Cost
 from .audio_augment import WaveAugmentation
-from .base import Array, Encoder, Features, joined, masked_mean, no_source, one_thread
+from .base import Array, Encoder, Features, joined, masked_mean, no_source
 from .spectrogram import LogMel, strided
+from .sub_batches import one_thread
+
+Decode = Callable[[bytes, int, float, Limits], Array]
 
 
 def decode_audio(data: bytes, rate: int, seconds: float, limits: Limits) -> Array:
@@ -36,6 +39,22 @@ def decode_audio(data: bytes, rate: int, seconds: float, limits: Limits) -> Arra
     wave_N = _resampled(wave_N, recorded, rate)
     whole_N: Array = np.round(np.clip(wave_N, -1.0, 1.0) * 32767.0).astype(np.int16)
     return whole_N
+
+
+def decode_exact(data: bytes, rate: int, seconds: float, limits: Limits) -> Array:
+    """As `decode_audio`, as float32, without the noise of rounding."""
+    wave_N, recorded = wave(data, seconds, limits)
+    return _resampled(wave_N, recorded, rate)[: int(seconds * rate)]
+
+
+def prepared_audio(
+    value: Any, rate: int, seconds: float, limits: Limits, decode: Decode = decode_audio
+) -> tuple[Array, Cost]:
+    """As `decode`, with its cost; also raises BadInput if the value is not bytes."""
+    if not isinstance(value, bytes):
+        raise BadInput("audio", f"must be bytes, is {type(value).__name__}")
+    wave_N = decode(value, rate, seconds, limits)
+    return wave_N, Cost(seconds=len(wave_N) / rate)
 
 
 def _resampled(wave_N: Array, recorded_rate: int, rate: int) -> Array:
@@ -122,10 +141,7 @@ class WaveEncoder(Encoder):
         return cls(**config.options)
 
     def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
-        if not isinstance(value, bytes):
-            raise BadInput("audio", f"must be bytes, is {type(value).__name__}")
-        wave_N = decode_audio(value, self.rate, self.seconds, limits)
-        return wave_N, Cost(seconds=len(wave_N) / self.rate)
+        return prepared_audio(value, self.rate, self.seconds, limits)
 
     def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
         # A window of silence follows even the longest sound, so that the last frame of a sound does

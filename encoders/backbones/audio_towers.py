@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import EncoderConfig, Limits
-from ..errors import BadInput, CheckpointError
+from ..errors import CheckpointError
 from ..types import Cost
-from .audio import decode_audio, padded
+from .audio import decode_exact, padded, prepared_audio
 from .audio_augment import WaveAugmentation
 from .audio_frames import ast_frames, whisper_frames
 from .base import Array, Encoder, Features, joined, masked_mean
@@ -140,18 +140,16 @@ class AudioTower(Encoder):
             net = make(cls.tower.model, tower_config)
             return cls(net, extractor_class(**extractor_settings), **options)
         net, extractor = cls.tower.read(config.source)
-        for name, value in extractor_options.items():
-            actual = getattr(extractor, name, None)
-            if actual != value:
-                raise CheckpointError(
-                    f"extractor.{name} is {value!r} in the options, {actual!r} in {config.source!r}"
-                )
-        for name, value in fields.items():
-            actual = getattr(net.config, name, None)
-            if actual != value:
-                raise CheckpointError(
-                    f"config.{name} is {value!r} in the options, {actual!r} in {config.source!r}"
-                )
+        for part, asked, stored in (
+            ("extractor", extractor_options, extractor),
+            ("config", fields, net.config),
+        ):
+            for name, value in asked.items():
+                if (actual := getattr(stored, name, None)) != value:
+                    raise CheckpointError(
+                        f"{part}.{name} is {value!r} in the options, "
+                        f"{actual!r} in {config.source!r}"
+                    )
         return cls(net, extractor, **options)
 
     @classmethod
@@ -174,10 +172,7 @@ class AudioTower(Encoder):
         return list(self.tower.blocks(self.net))
 
     def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
-        if not isinstance(value, bytes):
-            raise BadInput("audio", f"must be bytes, is {type(value).__name__}")
-        wave_N = decode_audio(value, self.rate, self.seconds, limits)
-        return wave_N, Cost(seconds=len(wave_N) / self.rate)
+        return prepared_audio(value, self.rate, self.seconds, limits)
 
     def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
         longest = max(self.shortest, *(len(wave_N) for wave_N in inputs))
@@ -319,3 +314,44 @@ class ClapAudio(AudioTower):
         config: Any = net.config
         self.token_width = int(config.patch_embeds_hidden_size * 2 ** (len(config.depths) - 1))
         self.width = self.token_width
+
+
+class ClapProjectedAudio(ClapAudio):
+    """CLAP's audio tower into the space that its two towers share, on what its extractor makes of
+    the waveform as it was decoded.
+
+    A model with fusion sees a sound as transformers shows it one alone: as a longer one. Of sounds
+    that are longer than it takes, the beginning is heard; transformers draws a part.
+
+    Options:
+        seconds: longer sounds are cut; at most, and by default, what the extractor takes.
+    """
+
+    tower = replace(ClapAudio.tower, model="ClapAudioModelWithProjection", whole=("", "", ""))
+
+    def __init__(self, net: nn.Module, extractor: Any, seconds: float | None = None) -> None:
+        super().__init__(net, extractor, seconds)
+        config: Any = net.config
+        self.width = int(config.projection_dim)
+        self.fused = extractor.truncation == "fusion"
+        self.settings = {**self.settings, "scale": "float32"}
+
+    def trainable_blocks(self) -> list[nn.Module]:
+        net: Any = self.net
+        return list(net.audio_model.audio_encoder.layers)
+
+    def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
+        return prepared_audio(value, self.rate, self.seconds, limits, decode_exact)
+
+    def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
+        extracted = self.extractor(list(inputs), sampling_rate=self.rate, return_tensors="pt")
+        return (extracted["input_features"].float(),)
+
+    def forward(self, *batch: Tensor) -> Features:
+        (frames,) = batch
+        longer_B1 = torch.full((len(frames), 1), self.fused, device=frames.device)
+        out = self.net(input_features=frames, is_longer=longer_B1)
+        return Features(
+            pooled_BF=joined(out.audio_embeds),
+            tokens_BTF=out.last_hidden_state.flatten(2).transpose(1, 2),
+        )

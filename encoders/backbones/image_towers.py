@@ -1,7 +1,8 @@
 """Picture encoders from `transformers`: ResNet, ViT, and the vision towers of CLIP and SigLIP.
 
-Pictures are decoded like those of other encoders (whole, on white) and normalised on the device
-with the mean and standard deviation of the checkpoint.
+Pictures are decoded like those of other encoders (whole, on white), or brought to size as the
+checkpoint's own image processor does, and normalised on the device with the mean and standard
+deviation of the checkpoint.
 
 Shapes: B pictures, C channels, H and W sides, T patches or cells of the feature map, F features.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import EncoderConfig
+from ..decoding.pictures import Fit
 from ..errors import CheckpointError
 from .base import Features, joined
 from .hf import (
@@ -36,6 +39,8 @@ HALF = (0.5, 0.5, 0.5)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 Triple = Sequence[float]
+PROCESSORS = ("CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor")
+"""The image processors of transformers that `Fit` describes."""
 
 
 class VisionModel(ImageEncoder):
@@ -46,6 +51,8 @@ class VisionModel(ImageEncoder):
             `image_size`, or 224.
         mean, std: three numbers each, of pixels between 0 and 1; must agree with the checkpoint.
         config: with random weights (`source` is None), fields of the transformers config.
+        fit: "checkpoint" brings pictures to size as the checkpoint's image processor does, by its
+            resizing and cropping; None shows the whole picture on white.
 
     `source` is a hub name or a local folder with `preprocessor_config.json`.
     """
@@ -80,7 +87,20 @@ class VisionModel(ImageEncoder):
             CheckpointError: nothing there, a weight or the preprocessing is missing, or an option
                 contradicts it.
         """
-        return cls._create(config.source, **config.options)
+        options = dict(config.options)
+        if (fit := options.pop("fit", None)) is None:
+            return cls._create(config.source, **options)
+        if config.source is None or fit != "checkpoint":
+            raise CheckpointError(f"fit must be 'checkpoint', with a source, is {fit!r}")
+        own_fit, mean, std = processing(config.source)
+        model, more = cls.architecture(**options)
+        encoder = cls(read(model, config.source, **more), own_fit.side, mean, std, **options)
+        return encoder.fitting(own_fit)
+
+    def fitting(self, fit: Fit) -> Self:
+        """This encoder, for pictures that are brought to size by `fit`."""
+        self.fit, self.settings = fit, {**self.settings, "fit": asdict(fit)}
+        return self
 
     @classmethod
     def _create(
@@ -110,16 +130,22 @@ class VisionModel(ImageEncoder):
     @classmethod
     def restore(cls, config: EncoderConfig, assets: Path) -> Self:
         own = {
-            k: v for k, v in config.options.items() if k not in ("config", "side", "mean", "std")
+            k: v
+            for k, v in config.options.items()
+            if k not in ("config", "side", "mean", "std", "fit")
         }
         model, more = cls.architecture(**own)
         net = make(model, read_config(assets, cls.config_class), **more)
         settings = json.loads((assets / PREPROCESSING).read_text(encoding="utf-8"))
-        return cls(net, **settings, **own)
+        fit = settings.pop("fit", None)
+        encoder = cls(net, **settings, **own)
+        return encoder if fit is None else encoder.fitting(Fit(**fit))
 
     def save_assets(self, folder: Path) -> None:
         write_config(self.net, folder)
         settings = {name: self.settings[name] for name in ("side", "mean", "std")}
+        if self.fit is not None:
+            settings["fit"] = asdict(self.fit)
         (folder / PREPROCESSING).write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
     @classmethod
@@ -127,9 +153,12 @@ class VisionModel(ImageEncoder):
         """The class in transformers and its further arguments, by the encoder's own options."""
         return cls.model, {}
 
-    def forward(self, *batch: Tensor) -> Features:
+    def trunk(self, *batch: Tensor) -> tuple[Tensor, ...]:
         (pixels_BCHW,) = batch
-        pooled_BF, tokens_BTF = self.see((pixels_BCHW.float() - self.mean) / self.std)
+        return self.see((pixels_BCHW.float() - self.mean) / self.std)
+
+    def forward(self, *batch: Tensor) -> Features:
+        pooled_BF, tokens_BTF = self.trunk(*batch)
         return Features(pooled_BF=joined(pooled_BF), tokens_BTF=tokens_BTF)
 
     def see(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,6 +267,44 @@ class SiglipImage(VisionModel):
     def see(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         out = self.net(pixels_BCHW)
         return out.pooler_output, out.last_hidden_state
+
+
+def processing(source: str) -> tuple[Fit, list[float], list[float]]:
+    """How the image processor at `source` brings pictures to size; mean and standard deviation of
+    pixels between 0 and 1.
+
+    Raises:
+        CheckpointError: there is none, or it does more than resize, crop, scale and normalise.
+    """
+    from transformers import AutoImageProcessor
+
+    place, local = locate(source)
+    with errors_only():
+        try:
+            one = AutoImageProcessor.from_pretrained(place, local_files_only=local)
+        except (OSError, ValueError, ImportError) as error:
+            raise CheckpointError(f"no image processor at {source!r}: {error}") from error
+    name = type(one).__name__.removesuffix("Fast").removesuffix("Pil")
+    size, crop = dict(one.size or {}), dict(one.crop_size or {})
+    side = _square(crop if one.do_center_crop else size)
+    shortest = size.get("shortest_edge")
+    named = sorted(key for key, value in size.items() if value)
+    if (
+        name not in PROCESSORS
+        or side is None
+        or not one.do_resize
+        or named not in (["shortest_edge"], ["height", "width"])
+        or (shortest is not None and not one.do_center_crop)
+        or (shortest is None and _square(size) != side)
+    ):
+        raise CheckpointError(
+            f"{source!r}: pictures are resized to {size} and cropped to {crop} by "
+            f"{type(one).__name__}; computed is a square that {', '.join(PROCESSORS)} makes"
+        )
+    scale = 255.0 * float(one.rescale_factor) if one.do_rescale else 255.0
+    mean, std = (one.image_mean, one.image_std) if one.do_normalize else (0.0, 1.0)
+    fit = Fit(side=side, shortest=shortest, resample=int(one.resample))
+    return fit, *([v / scale for v in _three(values) or ()] for values in (mean, std))  # type: ignore[return-value]
 
 
 def preprocessing(source: str, options: Mapping[str, Any]) -> dict[str, Any]:

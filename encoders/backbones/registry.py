@@ -9,22 +9,25 @@ from importlib.metadata import EntryPoint, entry_points
 
 from ..config import EncoderConfig
 from .audio import LogMelCnn, LogMelRnn
-from .audio_towers import Ast, ClapAudio, Whisper
+from .audio_towers import Ast, ClapAudio, ClapProjectedAudio, Whisper
 from .base import Encoder
 from .efficientnet import EfficientNetLite0, EfficientNetLite1, EfficientNetLite2
 from .image import SmallCnn
 from .image_towers import ClipImage, ResNet, SiglipImage, Vit
+from .sentence_transformer import SentenceTransformerText
 from .speech_embedding import SpeechEmbedding
 from .text import HashedWords, TransformerText
-from .text_towers import ClipText, SiglipText
+from .text_towers import ClapText, ClipText, SiglipText
 from .word_vectors import StaticWords
 
 ENCODERS: dict[str, dict[str, type[Encoder]]] = {
     "text": {
         "hashed": HashedWords,
         "transformer": TransformerText,
+        "sentence-transformer": SentenceTransformerText,
         "clip-text": ClipText,
         "siglip-text": SiglipText,
+        "clap-text": ClapText,
         "words": StaticWords,
     },
     "image": {
@@ -44,6 +47,7 @@ ENCODERS: dict[str, dict[str, type[Encoder]]] = {
         "ast": Ast,
         "whisper": Whisper,
         "clap-audio": ClapAudio,
+        "clap-audio-projected": ClapProjectedAudio,
     },
 }
 

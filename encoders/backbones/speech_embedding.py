@@ -2,14 +2,13 @@
 
 Network and training: Lin et al. 2020 (arXiv 2002.01322). The package `openwakeword` ships it as
 ONNX, with batch norm folded into all but one layer, and defines its input frames. Here it runs over
-a whole sound at once. The weights are Google's, under Apache-2.0 according to the package.
+a whole sound at once. Two licences claim the weights: see `docs/licences.md`.
 
 Shapes: B sounds, N samples of the waveform, M mel bands, T frames, C channels, F features.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,11 +22,11 @@ from torch import Tensor, nn
 from ..config import EncoderConfig
 from ..errors import CheckpointError
 from .audio import WaveEncoder
-from .base import Array, Features, joined, masked_mean
+from .base import Array, Features, channels_last, joined, masked_mean
+from .packages import PREFIX, verified_files
 from .spectrogram import LogMel
 
 PACKAGE = "openwakeword"
-FILE = "resources/models/embedding_model.onnx"
 RATE, MELS, WINDOW, HOP = 16_000, 32, 512, 160
 WIDTHS = (24, 24, 48, 72, 96, 96)  # of the stem and of the five blocks
 POOLS = ((2, 2), (1, 2), (2, 2), (1, 2), (2, 2))  # frames and bands, after each block
@@ -129,7 +128,8 @@ class SpeechEmbedding(WaveEncoder):
         ):  # with torch's default, activations of a network this deep would vanish
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=0.2)
-        self.to(memory_format=torch.channels_last)  # half as fast again on a CPU
+        # Half as fast again on a CPU.
+        self.register_load_state_dict_post_hook(channels_last)
 
     @classmethod
     def create(cls, config: EncoderConfig) -> SpeechEmbedding:
@@ -143,6 +143,7 @@ class SpeechEmbedding(WaveEncoder):
         if config.source is not None:
             weights = read(weights_file(config.source), encoder)
             encoder.load_state_dict(weights, strict=False)  # all but the mel filters
+        channels_last(encoder)
         return encoder
 
     @classmethod
@@ -180,15 +181,14 @@ class SpeechEmbedding(WaveEncoder):
 
 
 def weights_file(source: str) -> Path:
-    if not source.startswith("package:"):
+    """The ONNX file of a source. Raises CheckpointError."""
+    if not source.startswith(PREFIX):
         return Path(source)
-    package = source.partition(":")[2]
+    package = source.removeprefix(PREFIX)
     if package != PACKAGE:
         raise CheckpointError(f"source: {package!r} holds no speech embedding; {PACKAGE!r} does")
-    spec = importlib.util.find_spec(package)  # not imported: it would load a whole runtime
-    if spec is None or not spec.submodule_search_locations:
-        raise CheckpointError(f"install {package!r} (extra [demo])")
-    return Path(spec.submodule_search_locations[0]) / FILE
+    (file,) = verified_files(package)
+    return file
 
 
 def read(path: Path, encoder: SpeechEmbedding) -> dict[str, Tensor]:

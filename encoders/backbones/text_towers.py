@@ -1,4 +1,4 @@
-"""The text towers of CLIP and SigLIP.
+"""The text towers of CLIP, SigLIP and CLAP.
 
 Shapes: B texts, T tokens, F features.
 """
@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..config import EncoderConfig, Limits
@@ -34,7 +32,7 @@ PADDING = "padding.json"
 
 
 class TextTower(SubwordText):
-    """Base class of both towers.
+    """Base class of the towers.
 
     Options:
         config: with random weights (`source` is None), fields of the transformers config.
@@ -193,13 +191,7 @@ class SiglipText(TextTower):
         return ids_T, Cost(tokens=self.longest)
 
     def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
-        ids_BT = np.full((len(inputs), self.longest), self.padding, dtype=np.int64)
-        mask_BT = np.zeros((len(inputs), self.longest), dtype=bool)
-        for row, ids_T in enumerate(inputs):
-            start = self.longest - len(ids_T) if self.left else 0
-            ids_BT[row, start : start + len(ids_T)] = ids_T
-            mask_BT[row, start : start + len(ids_T)] = True
-        return torch.from_numpy(ids_BT), torch.from_numpy(mask_BT)
+        return self._padded(inputs, self.longest, left=self.left)
 
     def size(self, value: Array) -> int:
         return self.longest
@@ -213,6 +205,41 @@ class SiglipText(TextTower):
         out = self.net(input_ids=ids_BT)
         return Features(
             pooled_BF=joined(out.pooler_output), tokens_BTF=out.last_hidden_state, mask_BT=mask_BT
+        )
+
+
+class ClapText(TextTower):
+    """Wu et al. 2022, arXiv 2211.06687: the text tower of CLAP, a RoBERTa, in the space that its
+    two towers share.
+
+    Options, besides those of `TextTower`:
+        max_tokens: longer texts are cut; what the positions of the network allow at most.
+    """
+
+    model, config_class = "ClapTextModelWithProjection", "ClapTextConfig"
+
+    def __init__(
+        self,
+        net: nn.Module,
+        tokenizer: str,
+        padding: Mapping[str, Any],
+        *,
+        max_tokens: int | None = None,
+    ) -> None:
+        config = _config(net)
+        places = int(config.max_position_embeddings) - int(config.pad_token_id) - 1
+        super().__init__(net, tokenizer, padding, min(max_tokens or places, places))
+        self.width, self.token_width = int(config.projection_dim), int(config.hidden_size)
+
+    def trainable_blocks(self) -> list[nn.Module]:
+        net: Any = self.net
+        return list(net.text_model.encoder.layer)
+
+    def forward(self, *batch: Tensor) -> Features:
+        ids_BT, mask_BT = batch
+        out = self.net(input_ids=ids_BT, attention_mask=mask_BT.long())
+        return Features(
+            pooled_BF=joined(out.text_embeds), tokens_BTF=out.last_hidden_state, mask_BT=mask_BT
         )
 
 

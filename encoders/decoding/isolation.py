@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from ..config import Limits
 from ..errors import BadInput
-from .pictures import decode_image
+from .pictures import Fit, decode_fitted, decode_image
 from .waves import decode_wave
 
 log = logging.getLogger(__name__)
@@ -55,24 +55,27 @@ _START = (
 )
 
 
-def _wave(data: bytes, seconds: float, limits: Limits) -> tuple[Array, int]:
-    return decode_wave(data, seconds, limits)
+Size = float | Mapping[str, Any]
+"""The side of a picture in pixels, or the fields of its `Fit`; the seconds of a sound."""
 
 
-def _image(data: bytes, side: float, limits: Limits) -> tuple[Array, int]:
-    return decode_image(data, int(side), limits), 0
+def _image(data: bytes, size: Any, limits: Limits) -> tuple[Array, int]:
+    if isinstance(size, Mapping):
+        return decode_fitted(data, Fit(**size), limits), 0
+    return decode_image(data, int(size), limits), 0
 
 
-_KINDS: Mapping[str, Callable[[bytes, float, Limits], tuple[Array, int]]] = {
+_KINDS: Mapping[str, Callable[[bytes, Any, Limits], tuple[Array, int]]] = {
     "image": _image,
-    "audio": _wave,
+    "audio": decode_wave,
 }
 _pool: DecodePool | None = None
 
 
-def picture(data: bytes, side: int, limits: Limits) -> Array:
-    """`braid.encoders.decoding.pictures.decode_image`, in a child where `isolate` was called."""
-    return _decode("image", data, side, limits)[0]
+def picture(data: bytes, size: int | Fit, limits: Limits) -> Array:
+    """`decode_image` of `braid.encoders.decoding.pictures`, or `decode_fitted`, in a child where
+    `isolate` was called."""
+    return _decode("image", data, asdict(size) if isinstance(size, Fit) else size, limits)[0]
 
 
 def wave(data: bytes, seconds: float, limits: Limits) -> tuple[Array, int]:
@@ -80,7 +83,7 @@ def wave(data: bytes, seconds: float, limits: Limits) -> tuple[Array, int]:
     return _decode("audio", data, seconds, limits)
 
 
-def _decode(kind: str, data: bytes, size: float, limits: Limits) -> tuple[Array, int]:
+def _decode(kind: str, data: bytes, size: Size, limits: Limits) -> tuple[Array, int]:
     pool = _pool
     if pool is None:
         return _KINDS[kind](data, size, limits)
@@ -112,7 +115,7 @@ class DecodePool:
         # The kernel ends a child with the thread that started it, so one thread starts all of them.
         self._starter = ThreadPoolExecutor(1, "decode-start")
 
-    def decode(self, kind: str, data: bytes, size: float, limits: Limits) -> tuple[Array, int]:
+    def decode(self, kind: str, data: bytes, size: Size, limits: Limits) -> tuple[Array, int]:
         """One record's picture or sound, and the sampling rate of a sound.
 
         Raises:

@@ -7,8 +7,10 @@ a JPEG. No pixel is decoded twice; large pictures are converted and reduced in b
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,33 @@ _TURNS = {
 _BITS, _PHOTOMETRIC, _SAMPLES, _ROWS, _KIND = 258, 262, 277, 278, 339  # TIFF tags
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """How the image processors of `transformers` bring a picture to size.
+
+    Attributes:
+        side: of the result, in pixels.
+        shortest: the shorter side's length before the centre is cut out; None: both sides become
+            `side`, whatever their ratio.
+        resample: the filter, as Pillow numbers them.
+    """
+
+    side: int
+    shortest: int | None
+    resample: int
+
+
+def decode_fitted(data: bytes, fit: Fit, limits: Limits) -> Array:
+    """A picture file as uint8[3, side, side] as `transformers` makes it: EXIF rotation is applied,
+    transparency dropped, of an animation the first frame is taken.
+
+    Raises:
+        BadInput: as `decode_image`.
+    """
+    with open_image(data, LONGEST_SIDE, limits, alpha=False) as picture:
+        return _fitted(picture, fit)
+
+
 def decode_image(data: bytes, side: int, limits: Limits) -> Array:
     """A picture file as uint8[3, side, side], scaled to fit and centred on white.
 
@@ -64,9 +93,14 @@ def decode_image(data: bytes, side: int, limits: Limits) -> Array:
 
 
 @contextmanager
-def open_image(data: bytes, side: int, limits: Limits) -> Iterator[Image.Image]:
+def open_image(
+    data: bytes, side: int, limits: Limits, *, alpha: bool = True
+) -> Iterator[Image.Image]:
     """A picture file, upright, as RGB or RGBA with 8 bits, at least about `side` pixels wide or
     high, or as large as it is.
+
+    Args:
+        alpha: whether transparency is kept; False: always RGB.
 
     What goes wrong inside the block becomes BadInput too.
 
@@ -90,7 +124,8 @@ def open_image(data: bytes, side: int, limits: Limits) -> Iterator[Image.Image]:
             numbers = {tag: _number(tags, tag) for tag in (_BITS, _PHOTOMETRIC, _KIND)}
             picture.load()
             _check_whole(picture, contained)
-            yield _upright(_plain(picture, contained, numbers), contained.orientation, side)
+            plain = _plain(picture, contained, numbers)
+            yield _upright(plain, contained.orientation, side, alpha=alpha)
     except BadInput:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -246,10 +281,10 @@ def _span(picture: Image.Image, tags: dict[int, int], unsigned: bool) -> tuple[f
     return (float(least) if least < -0.01 * high else 0.0), high
 
 
-def _upright(picture: Image.Image, orientation: int, side: int) -> Image.Image:
+def _upright(picture: Image.Image, orientation: int, side: int, *, alpha: bool) -> Image.Image:
     """`picture` turned upright, as RGB or RGBA; a large one reduced to no less than 2 `side`."""
     clear = "A" in picture.getbands() or "transparency" in picture.info
-    mode = "RGBA" if clear else "RGB"
+    mode = "RGBA" if clear and alpha else "RGB"
     if picture.width * picture.height > REDUCED_FROM:
         picture = _reduced(picture, mode, max(1, max(picture.size) // (2 * side)))
     turn = _TURNS.get(orientation)
@@ -267,6 +302,36 @@ def _reduced(picture: Image.Image, mode: str, factor: int) -> Image.Image:
         band = picture.crop((0, top, picture.width, min(top + lines, picture.height)))
         small.paste(band.convert(mode).reduce(factor), (0, top // factor))
     return small
+
+
+def _fitted(picture: Image.Image, fit: Fit) -> Array:
+    """Resized and cropped as in `image_processing_backends.py` of transformers, rows first, as
+    torchvision does: Pillow takes the order that costs less, and rounds in between.
+
+    Only what is seen is resized, with a margin for the filter: a narrow picture would become very
+    long.
+    """
+    ratio = (fit.side if fit.shortest is None else fit.shortest) / min(picture.size)
+    boxes: list[float] = []
+    starts: list[tuple[int, int]] = []  # of what is resized, and of the result in it
+    sizes: list[int] = []
+    for length in picture.size:
+        scaled = fit.side
+        if fit.shortest is not None:
+            scaled = int(fit.shortest * length / min(picture.size))
+        start = (scaled - fit.side) // 2 if scaled >= fit.side else -((fit.side - scaled) // 2)
+        margin = 1 + 3 * math.ceil(max(1.0, ratio))
+        low, high = max(0, start - margin), min(scaled, start + fit.side + margin)
+        boxes += [low * length / scaled, high * length / scaled]
+        starts.append((low, start))
+        sizes.append(high - low)
+    (left, right, top, bottom), (columns, rows) = boxes, sizes
+    resample = Image.Resampling(fit.resample)
+    wide = picture.resize((columns, picture.height), resample, (left, 0, right, picture.height))
+    small = wide.resize((columns, rows), resample, (0, top, columns, bottom))
+    canvas = Image.new("RGB", (fit.side, fit.side))
+    canvas.paste(small, tuple(low - start for low, start in starts))  # type: ignore[arg-type]
+    return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1))
 
 
 def _on_white(picture: Image.Image, side: int) -> Array:

@@ -3,9 +3,9 @@
     R = min(new queries -> old vectors, new queries -> a gallery half old, half new) / (old -> old)
 
 is measured on the judge records (`braid.encoders.evaluation.cross_version_recall`). The space stays
-and nothing is embedded again if three values are within their limits: R, the share of old vectors
-among the first k hits of the mixed gallery, and the recall lost against a space of the challenger's
-own.
+and nothing is embedded again if three values are within their limits: R (by the lower end of its
+interval), the share of old vectors among the first k hits of the mixed gallery, and the recall lost
+against a space of the challenger's own.
 
 Else adapters are fitted on the training records and measured in the same way. Of each kind one maps
 the new model's vectors into the old space (stored vectors do not change), and one maps stored
@@ -19,7 +19,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from torch import Tensor
 from ..model.adapter import FILE, Adapter
 from ..model.torch_model import TorchModel
 from ..training.embeddings import ALL, ModelOutputs, group_of, run_models
-from ..training.splits import split
+from ..training.splits import records_of
 from ..types import Sample
 from .bootstrap import Bootstrap
 from .cross_version_recall import CrossVersionRecall, cross_version_recall
@@ -66,27 +65,19 @@ def mapped(outputs: ModelOutputs, adapter: Adapter) -> ModelOutputs:
 
 def same_space(champion: TorchModel, limits: Compatibility) -> Choice:
     """The choice if encoders, projections and fusion are unchanged; nothing is measured."""
-    report = {
-        "champion": champion.name,
-        "choice": SAME,
-        "space": champion.space,
-        "limits": _plain(limits),
-        "tried": [],
-        "reason": "encoders, projections and fusion are unchanged",
-    }
-    return Choice(report=report, space=champion.space)
+    report = {"champion": champion.name, "limits": _plain(limits), "tried": []}
+    return _choice(report, SAME, champion.space, "encoders, projections and fusion are unchanged")
 
 
 def new_space(champion: TorchModel, challenger: TorchModel, reason: str) -> Choice:
     """The choice of a new space without measurement."""
-    report = {
-        "champion": champion.name,
-        "choice": NEW,
-        "space": challenger.space,
-        "tried": [],
-        "reason": reason,
-    }
-    return Choice(report=report, space=challenger.space)
+    return _choice({"champion": champion.name, "tried": []}, NEW, challenger.space, reason)
+
+
+def _choice(report: Mapping[str, Any], choice: str, space: str, reason: str) -> Choice:
+    return Choice(
+        report={**report, "choice": choice, "space": space, "reason": reason}, space=space
+    )
 
 
 def choose_space(
@@ -142,39 +133,26 @@ def choose_space(
     )
     report["tried"] = tried
     if tried[0]["passed"]:
-        return Choice(
-            report={
-                **report,
-                "choice": SAME,
-                "space": champion.space,
-                "reason": f"R {tried[0]['ratio']:.3f}, share of old {tried[0]['share']:.3f}",
-            },
-            space=champion.space,
-        )
+        reason = f"R {tried[0]['ratio']:.3f}, at least {tried[0]['interval'][0]:.3f}"
+        reason += f", share of old {tried[0]['share']:.3f}"
+        return _choice(report, SAME, champion.space, reason)
     if adapted is None:
         reason = "neither as it is nor through an adapter are the limits reached"
-        return Choice(
-            report={**report, "choice": NEW, "space": challenger.space, "reason": reason},
-            space=challenger.space,
-        )
+        return _choice(report, NEW, challenger.space, reason)
     adapter, maps = adapted
     applied = maps == QUERIES
-    space = champion.space if applied else challenger.space
-    here, there = challenger.space, champion.space
-    info = {
+    spaces = (challenger.space, champion.space)
+    here, there = spaces if applied else spaces[::-1]
+    report["adapter"] = {
         "kind": adapter.kind,
         "file": FILE,
         "maps": maps,
         "applied": applied,
-        "from": here if applied else there,
-        "to": there if applied else here,
+        "from": here,
+        "to": there,
     }
     reason = f"{adapter.kind} on {maps} reaches the limits"
-    return Choice(
-        report={**report, "choice": ADAPTER, "space": space, "reason": reason, "adapter": info},
-        space=space,
-        adapter=adapter,
-    )
+    return replace(_choice(report, ADAPTER, there, reason), adapter=adapter)
 
 
 def _adapters(
@@ -186,7 +164,7 @@ def _adapters(
 ) -> tuple[Adapter, str] | None:
     """The first adapter that passes, and what it maps. Each result is appended to `tried`."""
     limits = comparison.limits
-    known = training_records(samples, limits.pairs) if limits.adapters else []
+    known = records_of(samples, "train", limits.pairs) if limits.adapters else []
     _, (old, new) = run_models((champion, challenger), known, predict=False)
     old_nD, new_nD = pairs(old, new)
     if len(old_nD) == 0:
@@ -207,13 +185,6 @@ def _adapters(
         if limits.stored and tried[-1]["passed"] and spare is None:
             spare = back, STORED
     return spare
-
-
-def training_records(samples: Sequence[Sample], most: int) -> list[Sample]:
-    """The train split, the last sample of a repeated id; at most `most`, chosen by hash."""
-    latest = {sample.id: sample for sample in samples if split(sample.id) == "train"}
-    ids = sorted(latest, key=lambda id_: sha256(id_.encode()).hexdigest())[:most]
-    return [latest[id_] for id_ in sorted(ids)]
 
 
 def pairs(old: ModelOutputs, new: ModelOutputs) -> tuple[Tensor, Tensor]:
@@ -264,8 +235,9 @@ class _SpaceComparison:
         is the recall lost against the new model in its own space, or as it is if that is better."""
         limits = self.limits
         cost = self.best - measured.recall("mixed")
+        interval = measured.interval(self.bootstrap)
         checks = {
-            "ratio": measured.ratio >= limits.ratio,
+            "ratio": interval[0] >= limits.ratio,
             "share": abs(measured.share - 0.5) <= limits.even,
             "cost": cost <= limits.cost,
         }
@@ -273,7 +245,7 @@ class _SpaceComparison:
             "choice": choice,
             **more,
             "ratio": _round(measured.ratio),
-            "interval": [_round(value) for value in measured.interval(self.bootstrap)],
+            "interval": [_round(value) for value in interval],
             "new_to_old": _round(measured.recall("cross")),
             "recall": _round(measured.recall("mixed")),
             "share": _round(measured.share),

@@ -8,11 +8,11 @@ Importing this module is cheap: torch is imported when a version is examined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..manifest import digest, verify
+from ..manifest import Manifest, digest, verify
 from ..types import Examination as Examination
 from ..types import Examine as Examine
 from ..types import Sample
@@ -20,6 +20,7 @@ from .gates import Compatibility as Compatibility
 from .gates import Gates as Gates
 
 if TYPE_CHECKING:
+    from ..model.learnt import Learnt
     from ..model.torch_model import TorchModel
 
 
@@ -30,19 +31,21 @@ def examiner(
     compatibility: Compatibility | None = None,
     device: str | None = None,
     seed: int = 0,
+    level: Callable[[], float] | None = None,
 ) -> Examine:
     """A callable for `train(examine=...)` that judges the version against `champion` on the judge
-    split of the samples, and chooses its space.
+    split of the samples, without what one of both or an ancestor has learnt, and chooses its space.
 
     A challenger that fails, or that cannot replace the champion (another dimension, a missing task,
     values that are not finite), gets a verdict that is not passed: it is kept but not served, and
-    has a space of its own.
+    has a space of its own. Of one of which there is not enough evidence the space is chosen.
 
     Args:
         champion: its version folder. It is verified now, before a long training.
         gates, compatibility: the limits; None for the defaults.
         device: as for `braid.encoders.load`.
         seed: of the bootstrap, the galleries and the MLP adapter.
+        level: gives the error that the judgement may make, when it begins; None for `gates.level`.
 
     Raises:
         CheckpointError: the champion is damaged. The callable raises it too, if the challenger's
@@ -52,26 +55,33 @@ def examiner(
     gates, limits = gates or Gates(), compatibility or Compatibility()
 
     def examine(folder: Path, samples: Sequence[Sample]) -> Examination:
-        from ..config import from_dict
         from ..model.checkpoint import load_folder
         from . import compatibility as across
         from . import judge as judging
+        from .verdict import PASSED, REFUSED, TOO_LITTLE
+        from .verdict import verdict as verdict_of
 
         old = load_folder(champion, device=device)
         new = load_folder(folder, device=device)
         kept: list[Sample] = []
         pair = None
         try:
-            if not from_dict(new.manifest.config).judge:
-                reason = "not enough evidence: it was trained on the judge split too (judge=False)"
-                verdict = judging.verdict(judging.TOO_LITTLE, reason, gates, champion=old.name)
+            judging.check_can_replace(old.manifest, new.manifest)
+            learnt, unknown = learnt_by({champion: old.manifest, folder: new.manifest})
+            if unknown:
+                reason = f"what {unknown} or an ancestor has learnt is not known"
+                reason = f"{TOO_LITTLE}: {reason} (imported, or written by an earlier braid)"
+                verdict = verdict_of(TOO_LITTLE, reason, gates, champion=old.name)
             else:
-                verdict, kept, pair = judging.judge(old, new, samples, gates, seed=seed)
+                spent = gates.level if level is None else level()
+                verdict, kept, pair = judging.judge(
+                    old, new, samples, gates, learnt=learnt, level=spent, seed=seed
+                )
         except judging.IncompatibleChallenger as error:
-            verdict = judging.verdict(judging.REFUSED, str(error), gates, champion=old.name)
+            verdict = verdict_of(REFUSED, str(error), gates, champion=old.name)
         if _vectors(old) == _vectors(new):
             choice = across.same_space(old, limits)
-        elif not verdict["passed"] or pair is None:
+        elif verdict["decision"] not in (PASSED, TOO_LITTLE) or pair is None:
             reason = f"not measured, the verdict is: {verdict['reason']}"
             choice = across.new_space(old, new, reason)
         else:
@@ -99,6 +109,18 @@ def examiner(
         )
 
     return examine
+
+
+def learnt_by(versions: Mapping[Path, Manifest]) -> tuple[list[Learnt], str]:
+    """What versions and their ancestors have learnt; the name of one of which it is unknown."""
+    from ..model.learnt import Learnt
+
+    learnt = []
+    for folder, manifest in versions.items():
+        if (one := Learnt.read(folder, manifest)) is None:
+            return [], manifest.name
+        learnt.append(one)
+    return learnt, ""
 
 
 def _vectors(model: TorchModel) -> str:

@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..model.adapter import Adapter
+from ..model.optimizers import AdamW
 from .gates import Compatibility
 
 RIDGE = 1e-2  # times the mean variance of a direction
@@ -84,7 +85,7 @@ def _mlp(
     with torch.enable_grad():
         for tensor in parameters.values():
             tensor.requires_grad_(True)
-        optimizer = torch.optim.AdamW(parameters.values(), lr=RATE, weight_decay=DECAY)
+        optimizer = AdamW(parameters.values(), lr=RATE, weight_decay=DECAY)
         for _ in range(limits.steps):
             rows_B = torch.randint(len(source_nD), (BATCH,), generator=generator)
             mapped_BD = Adapter(kind="mlp", tensors={"R": r_DD, **parameters})(source_nD[rows_B])

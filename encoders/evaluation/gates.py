@@ -14,8 +14,8 @@ ADAPTERS = ("procrustes", "affine", "mlp")
 class Gates:
     """The limits of `braid.encoders.evaluation.judge`.
 
-    A metric that is measured record by record fails if the whole 95 % interval of its paired
-    difference is beyond its limit, so that chance alone does not fail a version.
+    The first three are margins of non-inferiority: a version passes only if the interval of each
+    metric that decides shows that it did not fall by more (`braid.encoders.evaluation.verdict`).
 
     Attributes:
         accuracy: how far accuracy (F1 of several labels) may fall, 0.01 being one point.
@@ -25,20 +25,26 @@ class Gates:
         rank: least effective rank of the vectors, as a share of the champion's; a lower one means
             that the space collapses.
         latency: most time to embed a record, as a multiple of the champion's.
-        min_records: judge records that a metric needs; with fewer in total there is not enough
-            evidence, and the verdict is not passed.
+        min_records: judge records that a metric needs; with fewer there is not enough evidence,
+            and the verdict is not passed.
+        budget: how likely one of the judgements of 30 days may pass a version that is worse by more
+            than a margin, all together.
+        planned: judgements in 30 days that the budget is spread over; the others do not pass. One
+            every six hours by default.
         most: judge records that are used at most; those with the lowest hashes of their ids.
         resamples: of the bootstrap.
         rounds: of the latency, alternating; `batch` records each.
     """
 
-    accuracy: float = 0.01
+    accuracy: float = 0.02
     error: float = 0.02
     recall: float = 0.02
     calibration: float = 0.02
     rank: float = 0.8
     latency: float = 1.5
     min_records: int = 30
+    budget: float = 0.05
+    planned: int = 120
     most: int = 5000
     resamples: int = 2000
     rounds: int = 9
@@ -47,7 +53,15 @@ class Gates:
     def __post_init__(self) -> None:
         shares = ("accuracy", "error", "recall", "calibration", "rank", "latency")
         counts = {"min_records": 2, "most": 2, "resamples": 100, "rounds": 1, "batch": 1}
+        counts |= {"planned": 1, "budget": 0}
         check_minima(self, dict.fromkeys(shares, 0) | counts, "gates.")
+        if self.budget > 0.5:
+            raise ValueError(f"gates.budget must be at most 0.5, is {self.budget}")
+
+    @property
+    def level(self) -> float:
+        """The error that one judgement may make."""
+        return self.budget / self.planned
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +70,7 @@ class Compatibility:
     `braid.encoders.evaluation.compatibility`.
 
     Attributes:
-        ratio: least cross-version recall R.
+        ratio: least cross-version recall R, by the lower end of its 95 % interval.
         even: how far the share of old vectors in the top k of a gallery that is half old may be
             from a half.
         cost: most recall that may be lost against a space of its own, or without an adapter if that
@@ -71,7 +85,7 @@ class Compatibility:
         hidden, steps: width and steps of the MLP.
     """
 
-    ratio: float = 0.99
+    ratio: float = 0.97
     even: float = 0.05
     cost: float = 0.01
     k: int = 10

@@ -1,18 +1,18 @@
 """The judge: compares champion and challenger metric by metric, with gates.
 
-The records are those of the judge split, which neither training nor calibration touches
-(`braid.encoders.training.splits`). Differences are paired, record by record, under one bootstrap.
+The records are those of the judge split (`braid.encoders.training.splits`) that neither version
+nor an ancestor has learnt (`braid.encoders.model.learnt`). Differences are paired, record by
+record. What decides (`braid.encoders.evaluation.verdict`): accuracy of each task (F1 of several
+labels, error of a number) with all modalities of a record, and recall@10 of each direction.
 
 Shapes: N records, n of them with what a metric needs, D the shared space, C classes, R resamples.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from hashlib import sha256
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
 
@@ -22,30 +22,34 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..manifest import Manifest
+from ..model.learnt import Learnt
 from ..model.torch_model import TorchModel
 from ..tasks import FITS, Task, is_number
 from ..training.embeddings import ALL, ModelOutputs, TaskOutput, group_of, run_models
 from ..training.metrics import RECALL_AT, bins_of, effective_rank, ranks
-from ..training.splits import split
+from ..training.splits import by_hash, unlearnt_records
 from ..types import Label, Sample
 from .bootstrap import Bootstrap, interval_of
 from .gates import Gates
+from .paired import Sums
+from .verdict import (
+    FAILED,
+    LIMIT,
+    TOO_LITTLE,
+    decide,
+    gate_result,
+    paired_result,
+    verdict,
+)
 
 Clock = Callable[[], float]
 
-PASSED, FAILED, REFUSED = "passed", "failed", "refused"
-TOO_LITTLE = "not enough evidence"
+DECIDING_K = 10
+"""recall@k of a direction that decides; the k of `Compatibility`."""
 
 
 class IncompatibleChallenger(CheckpointError):
     """A challenger that cannot replace the champion, whatever its metrics."""
-
-
-def judged(samples: Sequence[Sample], most: int | None = None) -> list[Sample]:
-    """The judge split of `samples`, the last of a repeated id; at most `most`, chosen by hash."""
-    latest = {sample.id: sample for sample in samples if split(sample.id) == "judge"}
-    ids = sorted(latest, key=lambda id_: sha256(id_.encode()).hexdigest())[:most]
-    return [latest[id_] for id_ in sorted(ids)]
 
 
 def check_can_replace(champion: Manifest, challenger: Manifest) -> None:
@@ -59,7 +63,9 @@ def check_can_replace(champion: Manifest, challenger: Manifest) -> None:
     if challenger.dim != champion.dim:
         raise IncompatibleChallenger(
             f"{name} makes vectors of {challenger.dim} dimensions, {champion.name} of "
-            f"{champion.dim}: it cannot take its place"
+            f"{champion.dim}, so they cannot be compared: retrain with the preset of "
+            f"{champion.name}, or build a generation for the new width with braid models promote "
+            f"{challenger.version} --force"
         )
     missing = [m for m in champion.modalities if m not in challenger.modalities]
     if missing:
@@ -79,48 +85,29 @@ def check_can_replace(champion: Manifest, challenger: Manifest) -> None:
             )
 
 
-def verdict(
-    decision: str,
-    reason: str,
-    gates: Gates,
-    *,
-    champion: str,
-    records: int = 0,
-    gate_results: Sequence[Mapping[str, Any]] = (),
-    unjudged: Mapping[str, int] | None = None,
-) -> dict[str, Any]:
-    """A verdict as the manifest keeps it, plain JSON."""
-    return {
-        "passed": decision == PASSED,
-        "decision": decision,
-        "reason": reason,
-        "champion": champion,
-        "records": records,
-        "limits": asdict(gates),
-        "gates": [dict(gate) for gate in gate_results],
-        "unjudged": dict(unjudged or {}),
-    }
-
-
 def judge(
     champion: TorchModel,
     challenger: TorchModel,
     samples: Sequence[Sample],
     gates: Gates,
     *,
+    learnt: Sequence[Learnt] = (),
+    level: float | None = None,
     seed: int = 0,
     clock: Clock = time.perf_counter,
 ) -> tuple[dict[str, Any], list[Sample], tuple[ModelOutputs, ModelOutputs] | None]:
     """Compare the challenger with the champion and decide whether it may replace it.
 
     Args:
-        samples: any; only their judge split is used.
+        samples: any; only their judge split is used, without what is learnt.
+        learnt: by the champion, the challenger and their ancestors.
+        level: the error that this judgement may make; None for that of the gates.
 
     Returns:
         The verdict: `passed`, `decision` ("passed", "failed", "not enough evidence"), `reason`,
-            `records`, `limits`, and `gates`, one for each metric: {"metric", "champion",
-            "challenger", "difference", "interval", "limit", "passed", "records"}. Metrics with
-            fewer than `gates.min_records` records are not judged; `unjudged` has their counts.
+            `records`, `learnt` (records of the split that were left out), `level`, `power`,
+            `limits`, and `gates`, see `gate_result`. Metrics with fewer than `gates.min_records`
+            records are not judged; `unjudged` has their counts.
         The judged records, and the outputs of both; None if nothing was judged.
 
     Raises:
@@ -128,79 +115,66 @@ def judge(
         CheckpointError: the champion's outputs are not finite.
     """
     check_can_replace(champion.manifest, challenger.manifest)
-    kept, (old, new) = run_models((champion, challenger), judged(samples, gates.most))
+    records, left_out = unlearnt_records(samples, learnt)
+    kept, (old, new) = run_models((champion, challenger), by_hash(records, gates.most))
     count, name = len(kept), champion.name
+    level = gates.level if level is None else level
 
     def say(decision: str, reason: str, **more: Any) -> dict[str, Any]:
-        return verdict(decision, reason, gates, champion=name, records=count, **more)
+        return verdict(
+            decision,
+            reason,
+            gates,
+            champion=name,
+            records=count,
+            learnt=left_out,
+            level=level,
+            **more,
+        )
 
     if count < gates.min_records:
-        reason = f"not enough evidence: {count} judge records, the gates want {gates.min_records}"
+        reason = f"{TOO_LITTLE}: {count} judge records, the gates want {gates.min_records}"
+        if left_out:
+            reason += f"; {left_out} more were learnt by one of the versions or an ancestor"
         return say(TOO_LITTLE, reason), kept, None
     if not bool(old.finite.all()):
         raise CheckpointError(f"{name}, the champion, gives values that are not finite")
     wrong = int((~new.finite).sum())
-    finite = _gate("values that are not finite", 0, wrong, wrong, 0, wrong == 0, count)
+    finite = gate_result("values that are not finite", 0, wrong, 0, wrong == 0, count, role=LIMIT)
     if wrong:
         reason = f"{wrong} of {count} judge records give a value that is not finite (NaN or inf)"
         return say(FAILED, reason, gate_results=[finite]), kept, None
-    comparison = _MetricComparison(
-        old, new, kept, gates, Bootstrap(count, resamples=gates.resamples, seed=seed)
-    )
+    bootstrap = Bootstrap(count, resamples=gates.resamples, seed=seed)
+    comparison = _MetricComparison(old, new, kept, gates, bootstrap, level)
     comparison.scores()
     comparison.recalls()
-    if not comparison.results:
-        reason = "not enough evidence: no metric has as many judge records as the gates want"
-        return say(TOO_LITTLE, reason, unjudged=comparison.unjudged), kept, (old, new)
     comparison.ranks()
-    comparison.results.append(_latency(champion, challenger, kept, gates, clock))
-    gate_results = [finite, *comparison.results]
-    lost = [gate["metric"] for gate in gate_results if not gate["passed"]]
-    reason = f"failed: {', '.join(lost)}" if lost else "every gate is passed"
-    shown = say(
-        FAILED if lost else PASSED, reason, gate_results=gate_results, unjudged=comparison.unjudged
-    )
+    latency = _latency(champion, challenger, kept, gates, clock)
+    results = [finite, *comparison.results, latency]
+    decision, reason = decide(results, comparison.short, gates, level)
+    shown = say(decision, reason, gate_results=results, unjudged=comparison.unjudged)
     return shown, kept, (old, new)
-
-
-def _gate(
-    metric: str,
-    champion: float,
-    challenger: float,
-    difference: float,
-    limit: float,
-    passed: bool,
-    records: int,
-    interval: tuple[float, float] | None = None,
-) -> dict[str, Any]:
-    """One gate's verdict; numbers that JSON cannot hold become None."""
-
-    def plain(value: float) -> float | None:
-        return round(float(value), 6) if math.isfinite(value) else None
-
-    return {
-        "metric": metric,
-        "champion": plain(champion),
-        "challenger": plain(challenger),
-        "difference": plain(difference),
-        "limit": plain(limit),
-        "passed": bool(passed),
-        "interval": None if interval is None else [plain(value) for value in interval],
-        "records": records,
-    }
 
 
 @dataclass(kw_only=False)
 class _MetricComparison:
-    """Compares the outputs of two models metric by metric and collects the gates' results."""
+    """Compares the outputs of two models metric by metric and collects the gates' results.
+
+    Attributes:
+        level: the error that the judgement may make.
+        unjudged: the records of metrics that have too few; `short`: those of primary metrics, if
+            there are some.
+    """
 
     old: ModelOutputs
     new: ModelOutputs
     samples: Sequence[Sample]
     gates: Gates
     bootstrap: Bootstrap
+    level: float
     results: list[dict[str, Any]] = field(default_factory=list)
     unjudged: dict[str, int] = field(default_factory=dict)
+    short: dict[str, int] = field(default_factory=dict)
 
     def better(
         self,
@@ -209,19 +183,21 @@ class _MetricComparison:
         new_N: Tensor,
         known_N: Tensor,
         margin: float,
+        *,
+        primary: bool,
         falls: bool = False,
     ) -> None:
         """A gate on a mean over records; `falls`: lower is better."""
-        records = int(known_N.sum())
-        if records < self.gates.min_records:
-            self.unjudged[metric] = records
+        if self._enough(metric, known_N) is None:
+            if primary and (count := int(known_N.sum())):
+                self.short[metric] = count
             return
-        before, after = float(old_N[known_N].mean()), float(new_N[known_N].mean())
-        low, high = interval_of(self.bootstrap.mean(new_N - old_N, known_N))
-        passed = low <= margin if falls else high >= -margin
-        limit = margin if falls else -margin
+        old_n, new_n = old_N[known_N], new_N[known_N]
+        gain = Sums.of(old_n - new_n if falls else new_n - old_n)
+        level = self.level if primary else None
+        before, after = float(old_n.mean()), float(new_n.mean())
         self.results.append(
-            _gate(metric, before, after, after - before, limit, passed, records, (low, high))
+            paired_result(metric, before, after, gain, margin, falls=falls, level=level)
         )
 
     def scores(self) -> None:
@@ -242,16 +218,21 @@ class _MetricComparison:
                     for outputs in (self.old, self.new)
                 )
                 self.better(
-                    f"{metric} {name}: {subset}", old_N, new_N, both_N, margin, kind is _error
+                    f"{metric} {name}: {subset}",
+                    old_N,
+                    new_N,
+                    both_N,
+                    margin,
+                    primary=subset == ALL,
+                    falls=kind is _error,
                 )
             if task.kind == "classification":
                 self.calibration(name, truth, known_N)
 
     def calibration(self, name: str, truth: Sequence[Label | None], known_N: Tensor) -> None:
         """The gate on the calibration error of the decision, with all modalities of each record."""
-        metric, records = f"calibration error {name}", int(known_N.sum())
-        if records < self.gates.min_records:
-            self.unjudged[metric] = records
+        metric = f"calibration error {name}"
+        if (records := self._enough(metric, known_N)) is None:
             return
         errors, drawn = [], []
         for outputs in (self.old, self.new):
@@ -266,16 +247,7 @@ class _MetricComparison:
         low, high = interval_of(drawn[1] - drawn[0])
         limit = self.gates.calibration
         self.results.append(
-            _gate(
-                metric,
-                errors[0],
-                errors[1],
-                errors[1] - errors[0],
-                limit,
-                low <= limit,
-                records,
-                (low, high),
-            )
+            gate_result(metric, errors[0], errors[1], limit, low <= limit, records, (low, high))
         )
 
     def recalls(self) -> None:
@@ -292,28 +264,30 @@ class _MetricComparison:
                 rank.append(rank_N)
             for k in RECALL_AT:
                 old_N, new_N = ((rank_N < k).float() for rank_N in rank)
-                metric = f"recall@{k} {left}->{right}"
-                self.better(metric, old_N, new_N, both_N, self.gates.recall)
+                metric, primary = f"recall@{k} {left}->{right}", k == DECIDING_K
+                self.better(metric, old_N, new_N, both_N, self.gates.recall, primary=primary)
 
     def ranks(self) -> None:
         """The effective rank of the fused vectors and of each modality's."""
         for name in (ALL, *self.old.modalities):
             here_N = self.old.has(name)
-            records, metric = (
-                int(here_N.sum()),
-                f"effective rank {'fused' if name == ALL else name}",
-            )
-            if records < self.gates.min_records:
-                self.unjudged[metric] = records
+            metric = f"effective rank {'fused' if name == ALL else name}"
+            if (records := self._enough(metric, here_N)) is None:
                 continue
             before, after = (
                 effective_rank((outputs.fused[ALL] if name == ALL else outputs.by[name])[here_N])
                 for outputs in (self.old, self.new)
             )
             least = self.gates.rank * before
-            self.results.append(
-                _gate(metric, before, after, after - before, least, after >= least, records)
-            )
+            self.results.append(gate_result(metric, before, after, least, after >= least, records))
+
+    def _enough(self, metric: str, known_N: Tensor) -> int | None:
+        """The number of records that a metric has; None, and noted as unjudged: too few."""
+        records = int(known_N.sum())
+        if records >= self.gates.min_records:
+            return records
+        self.unjudged[metric] = records
+        return None
 
 
 def _latency(
@@ -343,15 +317,15 @@ def _latency(
     ratio_K = np.array(spent[1]) / np.array(spent[0])
     chosen_RK = np.random.default_rng(0).integers(len(ratio_K), size=(1000, len(ratio_K)))
     low, high = np.quantile(np.median(ratio_K[chosen_RK], axis=1), (0.025, 0.975)).tolist()
-    return _gate(
+    return gate_result(
         "embed ms a record",
         before,
         after,
-        after - before,
         gates.latency * before,
         low <= gates.latency,
         len(batch),
         ((low - 1) * before, (high - 1) * before),
+        role=LIMIT,
     )
 
 

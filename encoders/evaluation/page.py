@@ -37,6 +37,9 @@ svg text { fill: var(--ink); font: 12px system-ui, sans-serif; }
 svg .axis { stroke: var(--line); } figure { margin: 0; }
 """
 
+OWN_VECTOR = "recall@1, @5 and @10: is the record's own vector among the first hits?"
+FUSED_QUERY = "the query is the fused vector of what stands left of the arrow"
+
 
 def page(report: Mapping[str, Any], title: str) -> str:
     """The report of `braid.encoders.evaluation.report.report` as an HTML page."""
@@ -45,26 +48,13 @@ def page(report: Mapping[str, Any], title: str) -> str:
         f"<h1>{escape(title)}</h1>",
         f"<p>{report['samples']} samples, space {escape(str(model.get('space', '')))}</p>",
     ]
-    if report["recall"]:
-        rows = [
-            (way, [recall["1"], recall["5"], recall["10"]])
-            for way, recall in report["recall"].items()
-        ]
-        parts += [
-            "<h2>Retrieval between modalities</h2>",
-            "<p>recall@1, @5 and @10: is the record's own vector among the first hits?</p>",
-            bars(rows, ("@1", "@5", "@10")),
-        ]
-    if report["recall_fused"]:
-        rows = [
-            (way, [recall["1"], recall["5"], recall["10"]])
-            for way, recall in report["recall_fused"].items()
-        ]
-        parts += [
-            "<h2>Retrieval by fused queries</h2>",
-            "<p>the query is the fused vector of what stands left of the arrow</p>",
-            bars(rows, ("@1", "@5", "@10")),
-        ]
+    for recalls, heading, about in (
+        ("recall", "Retrieval between modalities", OWN_VECTOR),
+        ("recall_fused", "Retrieval by fused queries", FUSED_QUERY),
+    ):
+        rows = [(way, [by[k] for k in ("1", "5", "10")]) for way, by in report[recalls].items()]
+        if rows:
+            parts += [f"<h2>{heading}</h2><p>{about}</p>", bars(rows, ("@1", "@5", "@10"))]
     for task, scores in report["accuracy"].items():
         rows = [(subset, [value]) for subset, value in scores["subsets"].items()]
         rows += [("fused vector alone", [scores["fused head"]])] if "fused head" in scores else []

@@ -5,22 +5,25 @@ Shapes: B samples, M modalities, D the shared space.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ..backbones.base import Features, encode_all, one_thread
-from ..config import TrainConfig, from_dict
+from ..backbones.base import Features
+from ..backbones.sub_batches import encode_all, one_thread
 from ..errors import BadInput
 from ..model.net import Net
 from ..model.torch_model import TorchModel
-from ..tasks import Task
-from ..training.evaluate import EncodedSamples, accuracies, compute_metrics
+from ..training.decisions import accuracies, decided_tasks
+from ..training.embeddings import group_of
+from ..training.encoded import EncodedSamples
+from ..training.evaluate import compute_metrics
+from ..training.targets import targets_of
 from ..types import Sample
 from .corruptions import LEVELS, corrupted
 
@@ -107,64 +110,25 @@ def encode_samples(
             )
     if beside is not None:
         return kept, replace(beside, features=features)
-    groups = {text: place for place, text in enumerate(sorted({_content(s) for s in kept}))}
     return kept, EncodedSamples(
         features=features,
         present_BM=present_BM.to(model.device),
         kept_BM=present_BM.to(model.device),
-        group_B=torch.tensor([groups[_content(sample)] for sample in kept]),
-        target=_targets(net.tasks, kept),
+        group_B=group_of(kept),
+        target={
+            name: targets_of(task, [sample.labels.get(name) for sample in kept])
+            for name, task in net.tasks.items()
+            if task.kind != "generation"
+        },
     )
-
-
-def config_of(model: TorchModel) -> TrainConfig:
-    """The configuration that the version was trained with."""
-    return from_dict(model.manifest.config)
-
-
-def _content(sample: Sample) -> str:
-    return f"text {sample.text}" if sample.text is not None else f"id {sample.id}"
-
-
-def _targets(tasks: Mapping[str, Task], samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """As in training, with the version's own classes and scales."""
-    targets_by_task: dict[str, Tensor] = {}
-    for name, task in tasks.items():
-        labels = [sample.labels.get(name) for sample in samples]
-        if task.kind == "classification":
-            place = {label: i for i, label in enumerate(task.classes)}
-            targets_by_task[name] = torch.tensor(
-                [place.get(label, -1) if isinstance(label, str) else -1 for label in labels]
-            )
-        elif task.kind == "multilabel":
-            unknown = [float("nan")] * len(task.classes)
-            targets_by_task[name] = torch.tensor(
-                [
-                    [float(one in label) for one in task.classes]
-                    if isinstance(label, (list, tuple))
-                    else unknown
-                    for label in labels
-                ]
-            )
-        elif task.kind == "regression":
-            targets_by_task[name] = torch.tensor(
-                [
-                    (float(label) - task.mean) / task.spread
-                    if isinstance(label, (int, float))
-                    else float("nan")
-                    for label in labels
-                ]
-            )
-    return targets_by_task
 
 
 def _scores(net: Net, seen: EncodedSamples) -> dict[str, Any]:
     scores_by_task = {}
-    for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
-        if task.kind != "generation":
-            scores = accuracies(net, name, task, decision, seen)
-            if scores is not None:
-                scores_by_task[name] = scores
+    for name, _, decision in decided_tasks(net):
+        scores = accuracies(net, name, copy.deepcopy(decision).cpu(), seen)
+        if scores:
+            scores_by_task[name] = scores
     return scores_by_task
 
 

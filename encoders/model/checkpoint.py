@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..backbones.base import Encoder
 from ..backbones.registry import encoder_class
@@ -29,9 +31,12 @@ from ..manifest import FILE_NAME, WEIGHTS, Manifest, digest, sha256_of
 from ..manifest import read_manifest as read_manifest
 from ..manifest import verify as verify
 from ..tasks import Task
-from ..types import FUSED, Examination
+from ..types import FUSED, Examination, Sample
 from .adapter import load_adapter
+from .frozen_queries import QUERIES, FrozenQueries
 from .golden import golden_batch
+from .learnt import FILE as LEARNT
+from .learnt import Learnt
 from .net import Net
 from .torch_model import TorchModel
 
@@ -58,6 +63,8 @@ def save(
     unchanged_from: Path | None = None,
     examine: Callable[[Path], Examination] | None = None,
     reference: Callable[[TorchModel], Mapping[str, Any]] | None = None,
+    queries: Sequence[Sample] = (),
+    learnt: Learnt | None = None,
 ) -> Manifest:
     """Write `net` as the version folder `folder`, which must not exist yet.
 
@@ -68,6 +75,8 @@ def save(
             manifest.
         reference: makes the manifest's `reference` from the model as it will be loaded, with its
             adapter, if it has one.
+        queries: held-out records to keep as frozen queries; see `HeldOut`.
+        learnt: the records that it and its ancestors have learnt; None: unknown.
 
     Raises:
         CheckpointError: it exists already.
@@ -90,9 +99,13 @@ def save(
             metrics=metrics,
             unchanged_from=unchanged_from,
             reference=reference,
+            queries=queries,
+            learnt=learnt,
         )
         if examine is not None:
-            manifest = _examined(draft, manifest, examine(draft), device_of(net), reference)
+            manifest = _examined(
+                draft, manifest, examine(draft), device_of(net), reference, queries
+            )
         for path in [*draft.rglob("*"), draft]:
             sync(path)
         try:
@@ -117,6 +130,8 @@ def _write(
         net.encoder(modality).save_assets(assets)
         if not any(assets.iterdir()):
             assets.rmdir()
+    if provenance["learnt"] is not None:
+        (draft / LEARNT).write_bytes(provenance["learnt"].to_bytes())
     kept, adapter = None, None
     if provenance["unchanged_from"] is not None:
         kept = read_manifest(provenance["unchanged_from"])
@@ -156,6 +171,7 @@ def _write(
         manifest,
         golden=_golden(model),
         reference={} if make_reference is None else make_reference(model),
+        files={**manifest.files, **_frozen_queries(model, provenance["queries"], draft)},
     )
     net.requires_grad_(True).train(training)
     (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
@@ -168,6 +184,7 @@ def _examined(
     examination: Examination,
     device: torch.device,
     reference: Callable[[TorchModel], Mapping[str, Any]] | None,
+    queries: Sequence[Sample],
 ) -> Manifest:
     """Write the results of its examination into a draft."""
     for name, content in examination.files.items():
@@ -181,10 +198,11 @@ def _examined(
     )
     (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     if examination.files:
-        # An adapter changes the version's vectors, hence the golden outputs and the reference.
+        # An adapter changes the version's vectors, hence all that was made from them.
         model = load_folder(draft, device=str(device))
         again = manifest.reference if reference is None else reference(model)
-        manifest = replace(manifest, golden=_golden(model), reference=again)
+        files = {**manifest.files, **_frozen_queries(model, queries, draft)}
+        manifest = replace(manifest, golden=_golden(model), reference=again, files=files)
         (draft / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 
@@ -192,6 +210,21 @@ def _examined(
 def device_of(net: Net) -> torch.device:
     """The device that the weights are on."""
     return next(net.parameters()).device
+
+
+class _LeftEmpty(TorchFunctionMode):
+    """Makes modules without drawing their parameters, all of which a file brings."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        first = next(iter((*args, *(kwargs or {}).values())), None)
+        if isinstance(first, torch.nn.Parameter) and (
+            getattr(func, "__module__", None) == "torch.nn.init"
+            or func in (Tensor.normal_, Tensor.uniform_)
+        ):
+            return first
+        return func(*args, **(kwargs or {}))
 
 
 def load_folder(folder: Path, *, device: str | None = None) -> TorchModel:
@@ -203,7 +236,8 @@ def load_folder(folder: Path, *, device: str | None = None) -> TorchModel:
     manifest = verify(folder)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        net = restore_net(folder, manifest)
+        with _LeftEmpty():
+            net = restore_net(folder, manifest)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} does not load: {type(error).__name__}: {error}") from error
     return TorchModel(net, manifest, chosen, load_adapter(folder, manifest, applied=True))
@@ -218,7 +252,7 @@ def restore_net(folder: Path, manifest: Manifest) -> Net:
     }
     tasks = {name: Task.from_dict(raw) for name, raw in manifest.tasks.items()}
     net = Net(config.model, encoders, tasks)
-    net.load_state_dict(load_file(folder / WEIGHTS))
+    net.load_state_dict(load_file(folder / WEIGHTS), assign=True)  # mapped, not copied
     if net.preprocessing() != manifest.preprocessing:
         raise ValueError(
             f"this code prepares as {net.preprocessing()}, the version as {manifest.preprocessing}"
@@ -229,6 +263,16 @@ def restore_net(folder: Path, manifest: Manifest) -> Net:
 def _golden(model: TorchModel) -> dict[str, Any]:
     with model.exact():
         return golden_batch(model)
+
+
+def _frozen_queries(model: TorchModel, samples: Sequence[Sample], draft: Path) -> dict[str, str]:
+    """Write the file of the frozen queries, if there are some; its name and sha256."""
+    if not samples:
+        return {}
+    with model.exact():
+        frozen = FrozenQueries.of(model, samples)
+    (draft / QUERIES).write_text(frozen.to_json(), encoding="utf-8")
+    return {QUERIES: sha256_of(draft / QUERIES)}
 
 
 def _calibration(net: Net) -> dict[str, Any]:

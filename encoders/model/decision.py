@@ -5,8 +5,9 @@ the modalities (2^M; subset z holds modality m where bit m of z is set).
 
 Each rule takes calibrated probabilities and which sources are present:
 
-    weighted   p = sum_s w_s p_s / sum_s w_s over the sources present; w is learnt on validation
-               data, so an uninformative modality gets a weight near 0.
+    weighted   p = sum_s w_s p_s / sum_s w_s over the sources present; w is learnt on rows that the
+               sources' model has not, with a prior for the fused vector alone: a modality that adds
+               nothing to it gets a weight of exactly 0.
     logproduct p ~ prod_s p_s^(w_s) over the sources present: a logarithmic opinion pool. With
                weights 1 it is the product rule, Bayes' answer where sources err independently and
                classes are equally frequent (Kittler et al. 1998, "On combining classifiers").
@@ -28,12 +29,10 @@ from torch import Tensor, nn
 
 from .calibration import PROB_FLOOR, fit_average, fit_exponents, fit_temperature, fit_weights
 
-WEIGHT_FLOOR = 1e-6  # so that a record with only an uninformative modality is still predicted
-
 
 def weighted(probs_BSC: Tensor, present_BS: Tensor, weights_BS: Tensor) -> tuple[Tensor, Tensor]:
     """The combined probabilities, float[B, C], and the class decided on, int[B]."""
-    weights_BS = weights_BS.clamp(min=WEIGHT_FLOOR) * present_BS
+    weights_BS = _of_those_here(weights_BS, present_BS)
     combined_BC = torch.einsum("bs,bsc->bc", weights_BS, probs_BSC)
     combined_BC = combined_BC / weights_BS.sum(1, keepdim=True)
     return combined_BC, combined_BC.argmax(1)
@@ -41,7 +40,7 @@ def weighted(probs_BSC: Tensor, present_BS: Tensor, weights_BS: Tensor) -> tuple
 
 def logproduct(probs_BSC: Tensor, present_BS: Tensor, weights_BS: Tensor) -> tuple[Tensor, Tensor]:
     """The combined probabilities, float[B, C], and the class decided on, int[B]."""
-    weights_BS = weights_BS.clamp(min=WEIGHT_FLOOR) * present_BS
+    weights_BS = _of_those_here(weights_BS, present_BS)
     logs_BSC = probs_BSC.clamp(min=PROB_FLOOR).log()
     combined_BC = torch.softmax(torch.einsum("bs,bsc->bc", weights_BS, logs_BSC), dim=1)
     return combined_BC, combined_BC.argmax(1)
@@ -57,6 +56,12 @@ def vote(probs_BSC: Tensor, present_BS: Tensor, weights_BS: Tensor) -> tuple[Ten
     return votes_BC / votes_BC.sum(1, keepdim=True), winner_B
 
 
+def _of_those_here(weights_BS: Tensor, present_BS: Tensor) -> Tensor:
+    """The weights, 0 where a source is absent; where all of them are 0, those present have 1."""
+    weights_BS = weights_BS * present_BS
+    return torch.where(weights_BS.sum(1, keepdim=True) > 0, weights_BS, present_BS)
+
+
 Rule = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 RULES: dict[str, Rule] = {"weighted": weighted, "logproduct": logproduct, "vote": vote}
 
@@ -66,8 +71,8 @@ class Decision(nn.Module):
 
     Attributes:
         temperature_ZS: of each source under each subset of the modalities.
-        weights_ZS: likewise; row 0 is the fit over all validation data, which is also used for
-            subsets with too few samples.
+        weights_ZS: likewise; row 0 is the fit over all rows, which is also used for subsets with
+            too few of them.
         sharpness_Z: exponent that calibrates the combined probabilities: an average of calibrated
             probabilities is underconfident.
     """
@@ -126,25 +131,35 @@ class Decision(nn.Module):
         combined_BC, winner_B = RULES[self.rule](outputs_BSC, here_BS, weights_BS)
         return outputs_BSC, _sharpened(combined_BC, sharpness_B1), winner_B
 
-    def fit(self, logits_BSC: Tensor, present_BS: Tensor, target: Tensor) -> None:
-        """Fit temperatures, then weights, on validation data; no change without data.
+    def fit(
+        self, logits_BSC: Tensor, present_BS: Tensor, target: Tensor, *, copies: int = 1
+    ) -> None:
+        """Fit temperatures, then weights, on rows that the logits' model has not learnt; no change
+        without rows.
 
         A source's temperature minimises its negative log-likelihood (Guo et al. 2017, arXiv
-        1706.04599); the weights maximise the likelihood under the rule
+        1706.04599); the weights maximise the likelihood under the rule and a prior
         (`braid.encoders.model.calibration`).
 
         Args:
             target: int[B], -1 unknown; for several labels float[B, C] and for numbers float[B],
                 NaN where unknown.
+            copies: how many rows there are of each record.
         """
-        self._fit(slice(None), logits_BSC, present_BS, target, min_rows=1)
+        self._fit(slice(None), logits_BSC, present_BS, target, copies, min_rows=1)
 
     def fit_subset(
-        self, subset: int, logits_BSC: Tensor, present_BS: Tensor, target: Tensor
+        self,
+        subset: int,
+        logits_BSC: Tensor,
+        present_BS: Tensor,
+        target: Tensor,
+        *,
+        copies: int = 1,
     ) -> None:
         """As `fit`, for one subset, where every row has just these modalities. Fewer than
         `MIN_ROWS` rows change nothing: the fit over everything stays."""
-        self._fit(subset, logits_BSC, present_BS, target, min_rows=MIN_ROWS)
+        self._fit(subset, logits_BSC, present_BS, target, copies, min_rows=MIN_ROWS)
 
     def _fit(
         self,
@@ -152,17 +167,17 @@ class Decision(nn.Module):
         logits_BSC: Tensor,
         present_BS: Tensor,
         target: Tensor,
+        copies: int,
+        *,
         min_rows: int,
     ) -> None:
-        known_B = target >= 0 if target.dtype == torch.long else ~target.isnan()
-        if known_B.ndim == 2:
-            known_B = known_B.all(1)
+        known_B = known(target)
         logits_BSC, present_BS, target = logits_BSC[known_B], present_BS[known_B], target[known_B]
         if len(target) < min_rows:
             return
         if self.kind == "regression":
             values_BS = logits_BSC[:, :, 0]
-            self.weights_ZS[rows] = fit_average(values_BS, present_BS, target)
+            self.weights_ZS[rows] = fit_average(values_BS, present_BS, target, copies=copies)
             return
         if self.kind == "multilabel":
             classes = logits_BSC.shape[2]
@@ -170,6 +185,7 @@ class Decision(nn.Module):
             pairs = torch.stack([zero, logits_BSC], dim=3)  # no, yes
             logits_BSC = pairs.transpose(1, 2).flatten(0, 1)
             present_BS, target = _each(present_BS, classes), target.flatten().long()
+            copies *= classes
         temperature_S = self.temperature_ZS[0].clone()
         for source in range(present_BS.shape[1]):
             here_B = present_BS[:, source]
@@ -178,10 +194,10 @@ class Decision(nn.Module):
         self.temperature_ZS[rows] = temperature_S
         probs_BSC = torch.softmax(logits_BSC / temperature_S[:, None], dim=2)
         if self.rule == "logproduct":
-            self.weights_ZS[rows] = fit_exponents(probs_BSC, present_BS, target)
+            self.weights_ZS[rows] = fit_exponents(probs_BSC, present_BS, target, copies=copies)
         elif self.rule == "weighted":
             right_BS = probs_BSC[torch.arange(len(target)), :, target]
-            weights_S = fit_weights(right_BS, present_BS)
+            weights_S = fit_weights(right_BS, present_BS, copies=copies)
             self.weights_ZS[rows] = weights_S
             combined_BC, _ = weighted(probs_BSC, present_BS.float(), weights_S[None])
             log_BC = combined_BC.clamp(min=PROB_FLOOR).log()
@@ -189,6 +205,12 @@ class Decision(nn.Module):
 
 
 MIN_ROWS = 20  # with fewer rows, the fit over all data is better
+
+
+def known(target: Tensor) -> Tensor:
+    """Which samples have a label, bool[B]."""
+    here = target >= 0 if target.dtype == torch.long else ~target.isnan()
+    return here if here.ndim == 1 else here.all(1)
 
 
 def subset_of(present_BS: Tensor) -> Tensor:
@@ -217,5 +239,5 @@ def _number(rule: str, values_BS: Tensor, here_BS: Tensor, weights_BS: Tensor) -
     if rule == "vote":
         absent_BS = values_BS.masked_fill(here_BS == 0, float("nan"))
         return absent_BS.nanmedian(1).values
-    weights_BS = weights_BS.clamp(min=WEIGHT_FLOOR) * here_BS
+    weights_BS = _of_those_here(weights_BS, here_BS)
     return (weights_BS * values_BS).sum(1) / weights_BS.sum(1)

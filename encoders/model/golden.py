@@ -18,18 +18,22 @@ TOLERANCE = 2e-3
 float32, 1e-3 with TF32); a wrong weight or preprocessing shows as 1e-1."""
 
 
-def check_golden(model: Model) -> None:
-    """See `braid.encoders.types.Model.check`."""
+def check_golden(model: Model, tolerance: float = 0.0) -> None:
+    """See `braid.encoders.types.Model.check`.
+
+    Args:
+        tolerance: allowed at least; that of the engines that the model runs on.
+    """
     golden = model.manifest.golden
     try:
-        samples = [_golden_sample(raw) for raw in golden["inputs"]]
+        samples = [golden_sample(raw) for raw in golden["inputs"]]
         expected = golden["outputs"]
-        tolerance = float(golden["tolerance"])
+        tolerance = max(tolerance, float(golden["tolerance"]))
         embeddings = model.encode([model.prepare(sample) for sample in samples])
         pairs = [
             (f"{sample.id}.{name}", vector_D, np.asarray(want[name], dtype=np.float32))
             for sample, got, want in zip(samples, embeddings, expected, strict=True)
-            for name, vector_D in _compared_values(got).items()
+            for name, vector_D in compared_values(got).items()
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{model.name}: no usable golden batch: {error!r}") from error
@@ -52,18 +56,18 @@ def golden_batch(model: Model) -> dict[str, Any]:
         }
         for name, names in [("all", model.modalities), *((m, (m,)) for m in model.modalities)]
     ]
-    embeddings = model.encode([model.prepare(_golden_sample(raw)) for raw in inputs])
+    embeddings = model.encode([model.prepare(golden_sample(raw)) for raw in inputs])
     outputs = [
         {
             name: [round(float(value), 6) for value in vector_D]
-            for name, vector_D in _compared_values(embedding).items()
+            for name, vector_D in compared_values(embedding).items()
         }
         for embedding in embeddings
     ]
     return {"inputs": inputs, "outputs": outputs, "tolerance": TOLERANCE}
 
 
-def _compared_values(embedding: Embedding) -> dict[str, Vector]:
+def compared_values(embedding: Embedding) -> dict[str, Vector]:
     """The values that are compared: the vectors, and each task's probabilities in class order.
 
     Predicted numbers and captions' likelihoods are not compared, since their scale does not suit
@@ -77,7 +81,8 @@ def _compared_values(embedding: Embedding) -> dict[str, Vector]:
     return {**embedding.by, FUSED: embedding.fused, **probs}
 
 
-def _golden_sample(raw: Mapping[str, str]) -> Sample:
+def golden_sample(raw: Mapping[str, str]) -> Sample:
+    """A sample as the manifest has it: the bytes of files in base64."""
     files = {key: base64.b64decode(raw[key]) for key in ("image", "audio") if key in raw}
     return Sample(id=raw["id"], text=raw.get("text"), **files)  # type: ignore[arg-type]
 

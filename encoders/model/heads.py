@@ -60,8 +60,11 @@ class Heads(nn.Module):
 
     def forward(self, task: str, source: str, vector_BF: Tensor) -> Tensor:
         """The output of `source` for `task`, float[B, C]: logits, or a scaled number."""
-        heads = cast(nn.ModuleDict, self._of(task))
-        return cast(Tensor, heads[source](vector_BF))
+        return cast(Tensor, self.head(task, source)(vector_BF))
+
+    def head(self, task: str, source: str) -> Head:
+        """The head of `source` for a task that is not generation."""
+        return cast(Head, cast(nn.ModuleDict, self._of(task))[source])
 
     def captioner(self, task: str) -> Captioner:
         """The decoder of a generation task."""

@@ -6,14 +6,14 @@ F features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..backbones.base import Array, Encoder, Features, spread
+from ..backbones.base import Encoder, Features, spread
 from ..config import Limits, ModelConfig
 from ..errors import BadInput
 from ..manifest import canonical, digest
@@ -45,12 +45,8 @@ class Net(nn.Module):
         self.modalities = tuple(name for name in MODALITIES if name in encoders)
         self.sources = sources_of(self.modalities)
         self.encoders = nn.ModuleDict({name: encoders[name] for name in self.modalities})
-        size = {"hidden": config.hidden, "dropout": config.dropout}
         self.projectors = nn.ModuleDict(
-            {
-                name: Projector(self.encoder(name).width, config.dim, **size)  # type: ignore[arg-type]
-                for name in self.modalities
-            }
+            {name: Projector(self.encoder(name).width, config) for name in self.modalities}
         )
         self.fusion = make_fusion(
             config.fusion, config.dim, [self.encoder(name).token_width for name in self.modalities]
@@ -101,11 +97,12 @@ class Net(nn.Module):
         """
         columns: list[Tensor] = []
         for position, name in enumerate(self.modalities):
-            unit_BD = torch.zeros(len(present_BM), self.config.dim, device=present_BM.device)
             if name in features:
                 projected = self.projectors[name](features[name].pooled_BF)
-                unit_BD = spread(projected.float(), present_BM[:, position])
-            columns.append(unit_BD)
+                columns.append(spread(projected.float(), present_BM[:, position]))
+            else:
+                shape = len(present_BM), self.config.dim
+                columns.append(torch.zeros(shape, device=present_BM.device))
         return torch.stack(columns, dim=1)
 
     def tokens(self, features: Mapping[str, Features], present_BM: Tensor) -> Tokens:
@@ -140,17 +137,17 @@ class Net(nn.Module):
         """The outputs of each source for `task`, float[B, S, C]; zeros where it is absent. Not for
         captions, see `caption_input`."""
         rows: list[Tensor] = []
-        for position, name in enumerate(self.modalities):
-            here_B = present_BM[:, position]
-            out_BC = torch.zeros(len(here_B), self.tasks[task].outputs, device=fused_BD.device)
-            if bool(here_B.any()):
-                seen = (
-                    features[name].pooled_BF
-                    if self.config.heads_on == "features"
-                    else unit_BMD[here_B, position]
-                )
-                out_BC[here_B] = self.heads(task, name, seen).float()
-            rows.append(out_BC)
+        on_features = self.config.heads_on == "features"
+        columns = zip(self.modalities, unit_BMD.unbind(1), present_BM.unbind(1), strict=True)
+        for name, unit_BD, here_B in columns:
+            if name not in features:
+                outputs = self.tasks[task].outputs
+                rows.append(torch.zeros(len(here_B), outputs, device=fused_BD.device))
+                continue
+            seen = features[name].pooled_BF
+            if not on_features:
+                seen = unit_BD if len(seen) == len(here_B) else unit_BD[here_B]
+            rows.append(spread(self.heads(task, name, seen).float(), here_B))
         rows.append(self.heads(task, FUSED, fused_BD).float())
         return torch.stack(rows, dim=1)
 
@@ -185,51 +182,68 @@ class Net(nn.Module):
         limits = self.config.limits
         return digest([settings, {f: getattr(limits, f) for f in limits.__slots__}], 16)
 
+    def encoder_hashes(self) -> dict[str, str]:
+        """Modality to a hash of its encoder: equal ones give equal features of equal inputs."""
+        hashes = {}
+        for name in self.modalities:
+            config, encoder = self.config.encoders[name], self.encoder(name)
+            known = [config.kind, dict(config.options), dict(encoder.settings)]
+            hasher = sha256(canonical(known).encode())
+            for content in weight_bytes(encoder):
+                hasher.update(content)
+            hashes[name] = hasher.hexdigest()
+        return hashes
+
     def space(self) -> str:
-        """The name of the space: a hash of encoders, projectors, fusion and preprocessing.
+        """The name of the space: a hash of encoders, projectors, fusion and preprocessing, and of
+        an imported model's origin.
 
         Heads and decisions are left out, so that retraining them keeps the space.
         """
-        hasher = sha256(canonical([self.preprocessing(), self.config.fusion]).encode())
+        named: list[Any] = [self.preprocessing(), self.config.fusion]
+        if self.config.origin:
+            named.append(self.config.origin)
+        hasher = sha256(canonical(named).encode())
         for part in (self.encoders, self.projectors, self.fusion):
-            for name, tensor in sorted(part.state_dict().items()):
-                values = tensor.detach().cpu().contiguous()
-                hasher.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-                hasher.update(values.numpy().tobytes())
+            for content in weight_bytes(part):
+                hasher.update(content)
         return "s-" + hasher.hexdigest()[:12]
 
 
-def prepare_one(encoder: Encoder, name: str, value: Any, limits: Limits) -> tuple[Array, Cost]:
-    """One modality of one sample, ready to encode; see `Encoder.prepare`.
-
-    Raises:
-        BadInput: it cannot be used. Any other exception of the encoder, except MemoryError, is
-            converted to BadInput, so that a library's failure on one sample does not stop the rest.
-    """
-    try:
-        return encoder.prepare(value, limits)
-    except (BadInput, MemoryError):
-        raise
-    except Exception as error:
-        raise BadInput(name, f"{type(error).__name__}: {error}") from error
+def weight_bytes(part: nn.Module) -> Iterator[bytes]:
+    """The names, shapes and values of a part's weights, for a hash."""
+    for name, tensor in sorted(part.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        yield f"{name} {values.dtype} {tuple(values.shape)}\n".encode()
+        yield values.numpy().tobytes()
 
 
 def prepare(net: Net, sample: Sample, limits: Limits, preprocessing: str) -> Prepared:
     """One sample, ready to encode.
 
     Raises:
-        BadInput: a modality cannot be used, or there is none of the model's modalities.
+        BadInput: a modality cannot be used, or there is none of the model's modalities. Any other
+            exception of an encoder, except MemoryError, is converted to BadInput, so that a
+            library's failure on one sample does not stop the rest.
     """
     cost = Cost()
     inputs: dict[str, object] = {}
     nbytes = 0
     for name in net.modalities:
         value = getattr(sample, name)
-        if value is not None:
-            array, value_cost = prepare_one(net.encoder(name), name, value, limits)
-            inputs[name] = array
-            cost += value_cost
-            nbytes += array.nbytes
+        if value is None:
+            continue
+        try:
+            encoder = net.encoder(name)
+            prepare_value = encoder.prepare_query if sample.query else encoder.prepare
+            array, value_cost = prepare_value(value, limits)
+        except (BadInput, MemoryError):
+            raise
+        except Exception as error:
+            raise BadInput(name, f"{type(error).__name__}: {error}") from error
+        inputs[name] = array
+        cost += value_cost
+        nbytes += array.nbytes
     if not inputs:
         has = ", ".join(sample.present) or "none"
         raise BadInput("sample", f"needs one of {', '.join(net.modalities)}, has {has}")

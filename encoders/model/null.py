@@ -7,9 +7,12 @@ can be recomputed on any machine.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import shake_256
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..config import Limits
 from ..errors import BadInput, CheckpointError
@@ -21,9 +24,21 @@ PREFIX = "null:"
 
 def hashed_unit(content: bytes, dim: int) -> Vector:
     """`content` as a unit vector, float32[dim]: SHAKE-256 bits in [-1, 1), normalised."""
-    raw = np.frombuffer(shake_256(content).digest(4 * dim), dtype="<u4")
-    values_D = raw.astype(np.float64) / 2**31 - 1.0
-    return (values_D / np.linalg.norm(values_D)).astype(np.float32)
+    unit_D: Vector = _units([shake_256(content).digest(4 * dim)])[0]
+    return unit_D
+
+
+def _units(digests: Sequence[bytes]) -> Vector:
+    """Digests of equal size as unit vectors, float32[B, D]."""
+    raw_BD = np.frombuffer(b"".join(digests), dtype="<u4").reshape(len(digests), -1)
+    return _normalised(raw_BD.astype(np.float64) / 2**31 - 1.0)
+
+
+def _normalised(values_BD: NDArray[np.float64]) -> Vector:
+    """Rows scaled to length 1, each on its own: no other row changes its rounding."""
+    norm_B1 = np.sqrt((values_BD**2).sum(1, keepdims=True))
+    unit_BD: Vector = (values_BD / norm_B1).astype(np.float32)
+    return unit_BD
 
 
 class NullModel:
@@ -42,6 +57,7 @@ class NullModel:
         self.modalities = MODALITIES
         self.limits = limits or Limits()
         self.preprocessing = digest({"null": dim}, 16)
+        self.lanes = 1
         self.space = "s-" + digest({"null": dim, "space": 1}, 12)
         probe_D = hashed_unit(b"text\0golden", dim)
         self.manifest = Manifest(
@@ -83,7 +99,7 @@ class NullModel:
         if not contents:
             raise BadInput("sample", f"has no modality; needs one of {', '.join(MODALITIES)}")
         inputs = {
-            name: hashed_unit(name.encode() + b"\0" + content, self.dim)
+            name: shake_256(name.encode() + b"\0" + content).digest(4 * self.dim)
             for name, content in contents.items()
         }
         tokens = len(contents.get("text", b"")) // 4 + 1
@@ -97,7 +113,21 @@ class NullModel:
 
     def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
         """Mean of the hashed vectors, and the parity task."""
-        return [self._embed_one(item) for item in prepared]
+        for item in prepared:
+            if item.preprocessing != self.preprocessing:
+                raise ValueError(f"prepared by {item.preprocessing}, not by {self.preprocessing}")
+        by: list[dict[str, Vector]] = [{} for _ in prepared]
+        for name in self.modalities:
+            here = [row for row, item in enumerate(prepared) if name in item.inputs]
+            if here:
+                unit_BD = _units([cast(bytes, prepared[row].inputs[name]) for row in here])
+                for row, unit_D in zip(here, unit_BD, strict=True):
+                    by[row][name] = unit_D.copy()  # not a view, which keeps the batch in memory
+        return [_embedding(item.id, vectors) for item, vectors in zip(prepared, by, strict=True)]
+
+    def encode_queries(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        """As `encode`."""
+        return self.encode(prepared)
 
     def check(self) -> None:
         """The golden text must give the golden vector."""
@@ -106,22 +136,22 @@ class NullModel:
         if got.shape != want.shape or not np.allclose(got, want, atol=1e-6):
             raise CheckpointError(f"{self.name}: the golden text gives another vector")
 
-    def _embed_one(self, item: Prepared) -> Embedding:
-        if item.preprocessing != self.preprocessing:
-            raise ValueError(f"prepared by {item.preprocessing}, not by {self.preprocessing}")
-        by: dict[str, Vector] = {
-            name: np.asarray(vector, dtype=np.float32) for name, vector in item.inputs.items()
-        }
-        mean_D = np.mean(list(by.values()), axis=0)
-        norm = float(np.linalg.norm(mean_D))
-        fused_D = (mean_D / norm).astype(np.float32) if norm > 1e-6 else next(iter(by.values()))
-        return Embedding(id=item.id, fused=fused_D, by=by, tasks={"parity": _parity(fused_D, by)})
+
+def _embedding(id_: str, by: dict[str, Vector]) -> Embedding:
+    fused_D = next(iter(by.values()))
+    if len(by) > 1:
+        mean_1D = np.stack([*by.values()]).mean(0, dtype=np.float64, keepdims=True)
+        if np.linalg.norm(mean_1D) > 1e-6:
+            (fused_D,) = _normalised(mean_1D)
+    odd = tuple((name, bool(vector_D[0] > 0)) for name, vector_D in by.items())
+    parity = _parity((*odd, (FUSED, bool(fused_D[0] > 0))))
+    return Embedding(id=id_, fused=fused_D, by=by, tasks={"parity": parity})
 
 
-def _parity(fused_D: Vector, by: dict[str, Vector]) -> TaskPrediction:
-    odd = {name: 1.0 if vector_D[0] > 0 else 0.0 for name, vector_D in by.items()}
-    odd[FUSED] = 1.0 if fused_D[0] > 0 else 0.0
-    prob_odd = 0.05 + 0.9 * sum(odd.values()) / len(odd)  # never 0 or 1
+@lru_cache(maxsize=64)  # every combination of modalities and signs: 52
+def _parity(odd: tuple[tuple[str, bool], ...]) -> TaskPrediction:
+    """The prediction by whether each source's first value is positive."""
+    prob_odd = 0.05 + 0.9 * sum(is_odd for _, is_odd in odd) / len(odd)  # never 0 or 1
     probs = {"even": 1.0 - prob_odd, "odd": prob_odd}
     label = max(probs, key=lambda name: probs[name])
     return TaskPrediction(
@@ -130,7 +160,5 @@ def _parity(fused_D: Vector, by: dict[str, Vector]) -> TaskPrediction:
         label=label,
         prob=probs[label],
         probs=probs,
-        by={
-            name: {"label": "odd" if value else "even", "prob": 0.95} for name, value in odd.items()
-        },
+        by={name: {"label": "odd" if is_odd else "even", "prob": 0.95} for name, is_odd in odd},
     )

@@ -8,23 +8,34 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from ..config import ModelConfig
+
 
 class Projector(nn.Module):
-    """Features to unit vectors: dropout, then a linear map or one hidden layer."""
+    """Features to unit vectors: dropout, then a linear map or one hidden layer; or neither, where
+    the configuration has no projection.
 
-    def __init__(self, width: int, dim: int, *, hidden: int = 0, dropout: float = 0.0) -> None:
+    Raises:
+        ValueError: no projection, and features that are not as wide as D.
+    """
+
+    def __init__(self, width: int, config: ModelConfig) -> None:
         super().__init__()
-        self.layers = (
-            nn.Sequential(nn.Dropout(dropout), nn.Linear(width, dim))
-            if hidden == 0
-            else nn.Sequential(
-                nn.Dropout(dropout),
+        dim, hidden = config.dim, config.hidden
+        if config.projection == "none":
+            if width != dim:
+                raise ValueError(f"dim must be {width} without a projection, is {dim}")
+            self.layers = nn.Sequential()
+        elif hidden == 0:
+            self.layers = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(width, dim))
+        else:
+            self.layers = nn.Sequential(
+                nn.Dropout(config.dropout),
                 nn.Linear(width, hidden),
                 nn.GELU(),
-                nn.Dropout(dropout),
+                nn.Dropout(config.dropout),
                 nn.Linear(hidden, dim),
             )
-        )
 
     def forward(self, features_BF: Tensor) -> Tensor:
         """Unit vectors, float32[B, D], of length 1 under autocast too."""

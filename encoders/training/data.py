@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 from zlib import crc32
 
 import numpy as np
@@ -19,15 +20,18 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..backbones.base import Array, Features, encode_all
+from ..backbones.base import Array, Features
+from ..backbones.sub_batches import encode_all
 from ..config import TrainConfig
 from ..errors import BadInput, TrainingError
 from ..manifest import digest
-from ..model.net import Net, prepare_one
+from ..model.frozen_queries import HeldOut
+from ..model.learnt import Learnt
+from ..model.net import Net, prepare
 from ..tasks import Task
 from ..types import Label, Sample
 from . import parallel
-from .splits import split
+from .splits import Splits, marks_of
 from .targets import targets
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
@@ -98,6 +102,7 @@ class Dataset:
         left_out: how many samples or labels were not used, by reason.
         old_NSD: the champion's vectors of each modality and the fused one, zeros where it has none;
             None where the configuration does not need them.
+        learnt: the hashes of all samples.
     """
 
     ids: list[str]
@@ -110,14 +115,29 @@ class Dataset:
     content: str = ""
     left_out: Counter[str] = field(default_factory=Counter)
     old_NSD: Tensor | None = None
+    learnt: Learnt = field(default_factory=Learnt)
 
     def rows(self, *splits: str) -> Tensor:
         """Positions of the samples in one of `splits`, int[n]."""
         return torch.from_numpy(np.flatnonzero(np.isin(self.split_N, splits)))
 
+    def without(self, left_N: Tensor) -> Dataset:
+        """The same samples, of which all but those in `left_N`, bool[N], train.
+
+        A class that only these have is unknown to a training without them.
+        """
+        target = {}
+        for name, values in self.target.items():
+            target[name] = values
+            if self.tasks[name].kind == "classification":
+                unlearnt_N = ~torch.isin(values, values[~left_N])
+                target[name] = values.masked_fill(unlearnt_N, -1)
+        split_N = np.where(left_N.numpy(), "left out", "train")
+        return replace(self, split_N=split_N, target=target)
+
 
 def gather(
-    samples: Iterable[Sample],
+    samples: Sequence[Sample],
     net: Net,
     config: TrainConfig,
     *,
@@ -125,14 +145,18 @@ def gather(
     device: torch.device,
     progress: Progress,
     shared: bool = False,
+    held_out: HeldOut | None = None,
 ) -> Dataset:
-    """Read the samples once; frozen encoders run while reading, so that only features are kept.
+    """Read the samples; frozen encoders run while reading, so that only features are kept.
+
+    They are read twice, first for their splits (`braid.encoders.training.splits`).
 
     A repeated id keeps its last sample. Bad samples and labels are left out and counted.
 
     Args:
         shared: each process reads its own samples; rows are then exchanged, so that every process
             has all of them.
+        held_out: gets the samples of the judge split, or of validation if there is no judge.
 
     Raises:
         TrainingError: no sample is left in the train split.
@@ -140,10 +164,11 @@ def gather(
     frozen = {name: all_frozen or config.model.encoders[name].frozen for name in net.modalities}
     left_out: Counter[str] = Counter()
     kept: dict[str, Row] = {}
-    total = len(samples) if isinstance(samples, Sized) else 0
+    total = len(samples)
     done = 0
+    splits = _splits(samples, config.judge, device if shared else None)
     net.eval()
-    for window in _prepared(samples, net, left_out, config.judge):
+    for window in _prepared(samples, net, left_out, splits, config.judge, held_out):
         for name in net.modalities:
             if frozen[name]:
                 having = [row for row in window if name in row.inputs]
@@ -166,7 +191,19 @@ def gather(
     ]  # independent of the order of arrival: the result must be reproducible
     if not any(row.split == "train" for row in rows):
         raise TrainingError("there is no usable sample in the train split")
-    return _assemble(rows, net, frozen, config, left_out)
+    data = _assemble(rows, net, frozen, config, left_out)
+    data.learnt = Learnt.of(key for id_ in data.ids for key in splits.keys[id_])
+    return data
+
+
+def _splits(samples: Iterable[Sample], judge: bool, device: torch.device | None) -> Splits:
+    """The splits among the samples of all processes; `device`: None if this one has them all."""
+    marks = marks_of(samples)
+    if device is not None:
+        packed = json.dumps(marks).encode()
+        for other in parallel.all_gather_bytes(packed, device):
+            marks |= {id_: (group, tuple(some)) for id_, (group, some) in json.loads(other).items()}
+    return Splits.among(marks, judge)
 
 
 def _store_features(features: Features, rows: Sequence[Row], name: str) -> None:
@@ -181,34 +218,38 @@ def _store_features(features: Features, rows: Sequence[Row], name: str) -> None:
 
 
 def _prepared(
-    samples: Iterable[Sample], net: Net, left_out: Counter[str], judge: bool
+    samples: Iterable[Sample],
+    net: Net,
+    left_out: Counter[str],
+    splits: Splits,
+    judge: bool,
+    held_out: HeldOut | None,
 ) -> Iterator[list[Row]]:
     """Windows of prepared rows; the next window is prepared while the caller encodes this one."""
-    with ThreadPoolExecutor(4, "prepare") as pool:
+
+    def pending() -> Iterator[Future[Row | None]]:
         waiting: deque[Future[Row | None]] = deque()
-        window: list[Row] = []
-
-        def take() -> None:
-            row = waiting.popleft().result()
-            if row is None:
-                left_out["bad input"] += 1
-            else:
-                window.append(row)
-
         for sample in samples:
-            place = split(sample.id, judge)
+            place = splits.of[sample.id]
+            if held_out is not None and place == ("judge" if judge else "validation"):
+                held_out.add(sample)
             if place == "judge":
                 left_out["judge split"] += 1
                 continue
             waiting.append(pool.submit(_prepare, net, sample, place))
             if len(waiting) > 2 * WINDOW:
-                take()
-            if len(window) >= WINDOW:
-                yield window
-                window = []
+                yield waiting.popleft()
         while waiting:
-            take()
-            if len(window) >= WINDOW:
+            yield waiting.popleft()
+
+    with ThreadPoolExecutor(4, "prepare") as pool:
+        window: list[Row] = []
+        for future in pending():
+            if (row := future.result()) is None:
+                left_out["bad input"] += 1
+                continue
+            window.append(row)
+            if len(window) == WINDOW:
                 yield window
                 window = []
         if window:
@@ -216,25 +257,17 @@ def _prepared(
 
 
 def _prepare(net: Net, sample: Sample, place: str) -> Row | None:
-    limits = net.config.limits
-    inputs: dict[str, Array] = {}
     try:
-        for name in net.modalities:
-            value = getattr(sample, name)
-            if value is not None:
-                inputs[name] = prepare_one(net.encoder(name), name, value, limits)[0]
+        inputs = cast(dict[str, Array], prepare(net, sample, net.config.limits, "").inputs)
     except BadInput:
-        return None
-    if not inputs:
         return None
     content = 0
     for name, array in inputs.items():
         content = crc32(array.tobytes(), crc32(name.encode(), content))
-    group = f"text {sample.text}" if sample.text is not None else f"id {sample.id}"
     return Row(
         sample_id=sample.id,
         split=place,
-        group=group,
+        group=sample.content,
         text=sample.text,
         labels=sample.labels,
         inputs=inputs,

@@ -8,19 +8,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..backbones.base import Array, Features, encode_all, one_thread
+from ..backbones.base import Array, Features
+from ..backbones.sub_batches import encode_all, one_thread
 from ..errors import BadInput
-from ..model.net import Net
 from ..model.torch_model import TorchModel
 from ..tasks import Task
 from ..types import Prepared, Sample
-from .evaluate import EncodedSamples, name_of, source_logits, subsets
+from .encoded import EncodedSamples, name_of, source_logits, subsets
 
 CHUNK = 64  # records prepared and encoded together
 ALL = "as it comes"
@@ -102,7 +101,7 @@ def run_models(
 def _views(
     models: Sequence[TorchModel], samples: Sequence[Sample]
 ) -> Iterator[tuple[list[Sample], list[EncodedSamples]]]:
-    shared = [encoder_hashes(model.net) for model in models]
+    shared = [model.net.encoder_hashes() for model in models]
     for start in range(0, len(samples), CHUNK):
         chosen, prepared = _prepared(models, samples[start : start + CHUNK])
         if not chosen:
@@ -154,18 +153,6 @@ def _prepared(
         kept.append(sample)
         prepared.append([by_hash[model.preprocessing] for model in models])
     return kept, prepared
-
-
-def encoder_hashes(net: Net) -> dict[str, str]:
-    """Modality to a hash of its encoder: equal ones give equal features."""
-    prints = {}
-    for name in net.modalities:
-        hasher = sha256(repr(sorted(net.encoder(name).settings.items())).encode())
-        for key, tensor in sorted(net.encoder(name).state_dict().items()):
-            hasher.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            hasher.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        prints[name] = hasher.hexdigest()
-    return prints
 
 
 def _model_outputs(model: TorchModel, view: EncodedSamples, predict: bool) -> ModelOutputs:
@@ -234,6 +221,6 @@ def _joined(model: TorchModel, parts: Sequence[ModelOutputs]) -> ModelOutputs:
 
 def group_of(samples: Sequence[Sample]) -> Tensor:
     """Equal for records with the same text, int[N], which are correct results for each other."""
-    names = [f"text {s.text}" if s.text is not None else f"id {s.id}" for s in samples]
+    names = [sample.content for sample in samples]
     place = {name: number for number, name in enumerate(sorted(set(names)))}
     return torch.tensor([place[name] for name in names], dtype=torch.long)

@@ -6,7 +6,7 @@ Shapes: B samples of a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from ..config import TrainConfig
 from ..errors import TrainingError
 from ..model.caption import Captioner
 from ..model.net import Net
+from ..model.optimizers import AdamW
 from . import parallel
 from .batches import batches
 from .data import Dataset, Progress
 from .ema import Ema
 from .evaluate import held_out_loss
-from .loss_weights import damp, gradient_scales
+from .loss_weights import update_scales
 from .objective import Objective
 from .resume import FitCheckpoints, FitResult, running_statistics
 from .step import backward
@@ -59,7 +60,9 @@ def fit(
     check_has_targets(data, config, rows, heads_only)
     objective = Objective(net.modalities, config, heads_only=heads_only).to(device)
     groups = parameter_groups(net, data, config, objective, heads_only, warm)
-    optimizer = torch.optim.AdamW(groups)
+    if config.balance > 0:
+        groups = [part for group in groups for part in _by_modality(group, net)]
+    optimizer = AdamW(groups)
     trained = [p for group in groups for p in group["params"]]
     starts = [group["lr"] for group in groups]
     per_epoch = math.ceil(len(rows) / config.batch)
@@ -77,13 +80,11 @@ def fit(
         for batch_no, (batch_B, inputs) in enumerate(batches(rows, data, net, config, seed, epoch)):
             step = epoch * per_epoch + batch_no
             rate = schedule(step, config.epochs * per_epoch)
-            for group, start in zip(optimizer.param_groups, starts, strict=True):
-                group["lr"] = start * rate
             optimizer.zero_grad(set_to_none=True)
             terms = backward(net, objective, data, config, batch_B, inputs, seed=seed, step=step)
-            if config.balance > 0:
-                scales_M = gradient_scales(terms.confidence_M, config.balance)
-                damp(_by_modality(net), scales_M)
+            scales_M = update_scales(terms.confidence_M, config.balance)
+            for group, start in zip(optimizer.param_groups, starts, strict=True):
+                group["lr"] = start * rate * (float(scales_M[group["of"]]) if "of" in group else 1)
             norm = nn.utils.clip_grad_norm_(trained, config.clip)
             loss = float(terms.loss.detach())
             if not (math.isfinite(loss) and math.isfinite(float(norm))):
@@ -98,6 +99,7 @@ def fit(
             seen += len(batch_B)
             state.parts = terms.parts
         parallel.average_buffers(running_statistics(net, moving=True))
+        parallel.copy_first([*_moments(optimizer), *(p.data for p in trained), *ema.shadow])
         state.losses.append(total / max(seen, 1))
         figures = {"loss": state.losses[-1]}
         if held is not None and len(held) > 0:
@@ -117,6 +119,12 @@ def fit(
             for tensor, value in zip([*trained, *statistics], best, strict=True):
                 tensor.copy_(value)
     return state
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The optimiser's averages, in the order of its parameters."""
+    slots = (optimizer.state[p] for group in optimizer.param_groups for p in group["params"])
+    return [slot[name] for slot in slots for name in ("exp_avg", "exp_avg_sq") if name in slot]
 
 
 def check_has_targets(data: Dataset, config: TrainConfig, rows: Tensor, heads_only: bool) -> None:
@@ -240,8 +248,19 @@ def parameter_groups(
     return groups
 
 
-def _by_modality(net: Net) -> Mapping[int, list[nn.Parameter]]:
-    return {
-        place: [*net.encoder(name).parameters(), *net.projectors[name].parameters()]
+def _by_modality(group: dict[str, Any], net: Net) -> list[dict[str, Any]]:
+    """The group in parts: those of each modality's encoder and projector, which have the modality's
+    place as "of", and the rest."""
+    places = {
+        id(parameter): place
         for place, name in enumerate(net.modalities)
+        for part in (net.encoder(name), net.projectors[name])
+        for parameter in part.parameters()
     }
+    parts: dict[int, list[nn.Parameter]] = {}
+    for parameter in group["params"]:
+        parts.setdefault(places.get(id(parameter), -1), []).append(parameter)
+    return [
+        {**group, "params": parameters, **({"of": place} if place >= 0 else {})}
+        for place, parameters in parts.items()
+    ]

@@ -1,4 +1,4 @@
-"""Learnt weights of the loss terms, and modulation of the modalities' gradients.
+"""Learnt weights of the loss terms, and modulation of the modalities' updates.
 
 Shapes: M modalities, K terms of the loss.
 """
@@ -43,12 +43,14 @@ class LearnedWeights(nn.Module):
         return torch.stack(parts).sum()
 
 
-def gradient_scales(confidence_M: Tensor, alpha: float) -> Tensor:
-    """Scale of each modality's gradient, float[M] in (0, 1].
+def update_scales(confidence_M: Tensor, alpha: float) -> Tensor:
+    """Scale of the updates of each modality's encoder and projector, float[M] in (0, 1].
 
     On-the-fly gradient modulation (OGM-GE, Peng et al. 2022, arXiv 2203.15332, equation 10): with
     rho_m = confidence_m / mean of the others' confidence, 1 - tanh(alpha rho_m) where rho_m > 1,
-    else 1; for two modalities this is their equation. (Without their added noise, "GE".)
+    else 1; for two modalities this is their equation. (Without their added noise, "GE".) They scale
+    gradients, for SGD; Adam divides a constant scale of the gradient out, so learning rates are
+    scaled here, which is the same under SGD.
 
     Args:
         confidence_M: the mean probability that each modality's own head gives the true class; NaN
@@ -65,11 +67,3 @@ def gradient_scales(confidence_M: Tensor, alpha: float) -> Tensor:
         if rho > 1.0:
             scales_M[m] = 1.0 - torch.tanh(alpha * rho)
     return scales_M
-
-
-def damp(parameters: Mapping[int, Iterable[nn.Parameter]], scales_M: Tensor) -> None:
-    """Multiply the gradients of each modality's parameters by its scale."""
-    for m, modality_parameters in parameters.items():
-        for parameter in modality_parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(scales_M[m])

@@ -6,6 +6,7 @@ Shapes: B samples, D the shared space, C classes.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -63,9 +64,31 @@ def info_nce(left_BD: Tensor, right_BD: Tensor, log_scale: Tensor, target_BB: Te
     if len(left_BD) < 2:
         return (left_BD.sum() + right_BD.sum()) * 0.0
     scores_BB = _scores(log_scale.exp() * left_BD.float(), right_BD)
-    back_BB = target_BB.T / target_BB.T.sum(1, keepdim=True)
-    forth = F.cross_entropy(scores_BB, target_BB)
-    return 0.5 * (forth + F.cross_entropy(scores_BB.T, back_BB))
+    loss: Tensor = _BothCrossEntropies.apply(scores_BB, target_BB)
+    return loss
+
+
+class _BothCrossEntropies(torch.autograd.Function):
+    """1/2 [mean_i CE(S_i, Q_i) + mean_j CE(S.T_j, Q.T_j / sum)], computed without S.T.
+
+    A transposed copy of the scores, and of its log-softmax, costs as much as the product that makes
+    them. dS_ij = (softmax_j S_ij + softmax_i S_ij - Q_ij - Q_ij / sum_i Q_ij) / 2B.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores_BB: Tensor, target_BB: Tensor) -> Tensor:
+        row_B1 = scores_BB.logsumexp(1, keepdim=True)
+        column_1B = scores_BB.logsumexp(0, keepdim=True)
+        weight_BB = target_BB + target_BB / target_BB.sum(0)
+        ctx.save_for_backward(scores_BB, row_B1, column_1B, weight_BB)
+        true = torch.dot(scores_BB.flatten(), weight_BB.flatten())
+        return (row_B1.sum() + column_1B.sum() - true) / (2 * len(scores_BB))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        scores_BB, row_B1, column_1B, weight_BB = ctx.saved_tensors
+        grad_BB = (scores_BB - row_B1).exp_().add_((scores_BB - column_1B).exp_()).sub_(weight_BB)
+        return grad_BB.mul_(grads[0] / (2 * len(scores_BB))), None
 
 
 def sigmoid_loss(

@@ -11,24 +11,44 @@ from torch import Tensor
 RECALL_AT = (1, 5, 10)
 
 
-def recall(query_BD: Tensor, target_BD: Tensor, group_B: Tensor) -> dict[str, float]:
-    """recall@k of row i of `query_BD` finding row i of `target_BD`, k as a string (for JSON)."""
-    rank_B = ranks(query_BD, target_BD, group_B)
+TIE = 1e-5
+"""Scores of unit vectors that are this close count as equal: equal inputs differ by 1e-7 where
+they were encoded in other batches."""
+
+
+def recall(
+    query_BD: Tensor, target_BD: Tensor, group_B: Tensor, *, ties_right: bool = False
+) -> dict[str, float]:
+    """recall@k of row i of `query_BD` finding row i of `target_BD`, k as a string (for JSON).
+
+    Args:
+        ties_right: as `ranks` takes it.
+    """
+    rank_B = ranks(query_BD, target_BD, group_B, ties_right=ties_right)
     return {str(k): float((rank_B < k).float().mean()) for k in RECALL_AT}
 
 
-def ranks(query_BD: Tensor, target_BD: Tensor, group_B: Tensor) -> Tensor:
+def ranks(
+    query_BD: Tensor, target_BD: Tensor, group_B: Tensor, *, ties_right: bool = False
+) -> Tensor:
     """The number of wrong targets before the right one of each query, int[B]; a hit at k: rank < k.
 
-    Targets of the same group (identical captions) are right too. A wrong target with the same score
-    as the right one counts as before it.
+    Targets of the same group (identical captions) are right too. A score that is not finite counts
+    as the lowest one, and a right target without a finite score has the last rank.
+
+    Args:
+        ties_right: whether wrong targets within `TIE` of the right one count as behind it; else
+            they are before it. The two bound what any order of them gives.
     """
     if len(query_BD) == 0:  # no record has this modality of the model
         return torch.zeros(0, dtype=torch.long)
     scores_BB = query_BD @ target_BD.T
+    scores_BB = scores_BB.masked_fill(~scores_BB.isfinite(), -torch.inf)
     right_BB = group_B[:, None] == group_B[None]
-    best_B1 = scores_BB.masked_fill(~right_BB, -2.0).amax(1, keepdim=True)
-    return ((scores_BB >= best_B1) & ~right_BB).sum(1)
+    best_B1 = scores_BB.masked_fill(~right_BB, -torch.inf).amax(1, keepdim=True)
+    before_BB = scores_BB > best_B1 + TIE if ties_right else scores_BB >= best_B1 - TIE
+    before_BB = (before_BB | best_B1.isinf()) & ~right_BB
+    return before_BB.sum(1)
 
 
 def effective_rank(vectors_BD: Tensor) -> float:
@@ -55,6 +75,44 @@ def calibration_error(probs_BC: Tensor, label_B: Tensor, bins: int = 15) -> floa
             gap = (right_B[here_B].mean() - confidence_B[here_B].mean()).abs()
             error += float(here_B.float().mean() * gap)
     return error
+
+
+def calibration_interval(
+    probs_BC: Tensor, label_B: Tensor, *, resamples: int = 200, seed: int = 0
+) -> list[float]:
+    """95 % interval of `calibration_error`: the percentiles over resampled samples."""
+    if len(label_B) == 0:
+        return [0.0, 0.0]
+    generator = torch.Generator().manual_seed(seed)
+    errors = [
+        calibration_error(probs_BC[rows_B], label_B[rows_B])
+        for rows_B in torch.randint(len(label_B), (resamples, len(label_B)), generator=generator)
+    ]
+    return torch.tensor(errors).quantile(torch.tensor([0.025, 0.975])).tolist()
+
+
+def nll_of(probs_BC: Tensor, label_B: Tensor) -> Tensor:
+    """Each sample's negative log-likelihood, float[B]; probabilities are at least 1e-9."""
+    return -probs_BC[torch.arange(len(label_B)), label_B].clamp(min=1e-9).log()
+
+
+def mean_nll(probs_BC: Tensor, label_B: Tensor) -> float:
+    """The mean of `nll_of`; 0 for no sample."""
+    return float(nll_of(probs_BC, label_B).mean()) if len(label_B) else 0.0
+
+
+def share_interval(right_B: Tensor) -> list[float]:
+    """95 % interval of a share by Wilson's score (Wilson 1927), which holds near 0 and 1 too.
+
+    Args:
+        right_B: 0 or 1, at least one.
+    """
+    count, z = len(right_B), 1.96
+    share = float(right_B.double().mean())
+    middle = share + z * z / (2 * count)
+    half = z * ((share * (1 - share) + z * z / (4 * count)) / count) ** 0.5
+    scale = 1 + z * z / count
+    return [(middle - half) / scale, (middle + half) / scale]
 
 
 def bins_of(confidence_B: Tensor, bins: int = 15) -> Tensor:

@@ -53,7 +53,8 @@ class Terms:
         loss: the weighted sum, a scalar.
         parts: "task", "align", "fuse" (and "compatible") without their weights.
         confidence_M: the mean probability of the true class by each modality's own heads, over the
-            classification tasks; NaN for a modality without labelled samples.
+            classification tasks; NaN for a modality without labelled samples, and where nothing is
+            balanced by it.
     """
 
     loss: Tensor
@@ -142,15 +143,16 @@ class Objective(nn.Module):
                 fuse = fuse + self._captions(net, name, batch, unit_BMD, rng)
                 continue
             logits_BSC = net.logits(name, batch.features, unit_BMD, fused_BD, present_BM)
-            for position in range(len(net.modalities)):
-                here_B = present_BM[:, position]
-                task = task + LOSSES[kind](logits_BSC[:, position], target, here_B)
-            fuse = fuse + LOSSES[kind](logits_BSC[:, -1], target, every_B)
+            *own, fused_BC = logits_BSC.unbind(1)
+            for logits_BC, here_B in zip(own, present_BM.unbind(1), strict=True):
+                task = task + LOSSES[kind](logits_BC, target, here_B)
+            fuse = fuse + LOSSES[kind](fused_BC, target, every_B)
             if kind == "classification":
-                sure.append(_confidence(logits_BSC.detach(), target, present_BM))
+                if config.balance > 0:
+                    sure.append(_confidence(logits_BSC.detach(), target, present_BM))
                 if whole_BD is not None:
                     whole_BC = net.heads(name, FUSED, whole_BD)
-                    fuse = fuse + config.monotone * confidence_penalty(logits_BSC[:, -1], whole_BC)
+                    fuse = fuse + config.monotone * confidence_penalty(fused_BC, whole_BC)
                 if config.teach > 0:
                     fuse = fuse + config.teach * _distillation(logits_BSC, kept_BM)
         fuse = fuse + config.match * match
@@ -171,11 +173,11 @@ class Objective(nn.Module):
     def _align(self, net: Net, unit_BMD: Tensor, batch: Batch) -> Tensor:
         """The contrast summed over the pairs of modalities; each over the samples with both."""
         total = torch.zeros((), device=unit_BMD.device)
-        for left, right in combinations(range(len(net.modalities)), 2):
-            both_B = batch.present_BM[:, left] & batch.present_BM[:, right]
-            names = net.modalities[left], net.modalities[right]
-            total = total + self.config.pair_weight(*names) * self._contrast(
-                unit_BMD[:, left], unit_BMD[:, right], "-".join(names), both_B, batch
+        # Unbound at once: the gradient of each column taken alone is as large as all of them.
+        columns = zip(net.modalities, unit_BMD.unbind(1), batch.present_BM.unbind(1), strict=True)
+        for (a, left_BD, has_a_B), (b, right_BD, has_b_B) in combinations(columns, 2):
+            total = total + self.config.pair_weight(a, b) * self._contrast(
+                left_BD, right_BD, f"{a}-{b}", has_a_B & has_b_B, batch
             )
         return total
 
@@ -184,8 +186,8 @@ class Objective(nn.Module):
     ) -> Tensor:
         """The contrast of fuse(A) with fuse(B), over the samples with two modalities or more."""
         left_BD, right_BD = (
-            cast(Tensor, net.fusion(unit_BMD, subset(batch.present_BM, 0.5, rng), tokens))
-            for _ in range(2)
+            cast(Tensor, net.fusion(unit_BMD, kept_BM, tokens))
+            for kept_BM in two_subsets(batch.present_BM, rng)
         )
         return self._contrast(left_BD, right_BD, FUSED, batch.present_BM.sum(1) > 1, batch)
 
@@ -196,7 +198,8 @@ class Objective(nn.Module):
         target_BB = positives(
             batch.group_B[kept_B], self._label(batch)[kept_B], self.config.same_label
         )
-        left_BD, right_BD = left_BD[kept_B], right_BD[kept_B]
+        if not bool(kept_B.all()):  # the gradient of indexing by a mask costs as much as the loss
+            left_BD, right_BD = left_BD[kept_B], right_BD[kept_B]
         if pair in self.bias:
             return sigmoid_loss(left_BD, right_BD, self.log_scale[pair], self.bias[pair], target_BB)
         return info_nce(left_BD, right_BD, self.log_scale[pair], target_BB)
@@ -268,8 +271,33 @@ def subset(present_BM: Tensor, keep: float, rng: np.random.Generator) -> Tensor:
     Args:
         keep: the probability of each to be kept; if none is kept, one of them is drawn.
     """
-    chance_BM = torch.from_numpy(rng.random(tuple(present_BM.shape))).to(present_BM.device)
+    chance_BM = _chances(present_BM, rng)
     kept_BM = present_BM & (chance_BM < keep)
-    last_B = chance_BM.masked_fill(~present_BM, 2.0).argmin(1, keepdim=True)
-    one_BM = torch.zeros_like(present_BM).scatter_(1, last_B, True) & present_BM
-    return torch.where(kept_BM.any(1, keepdim=True), kept_BM, one_BM)
+    return torch.where(kept_BM.any(1, keepdim=True), kept_BM, _lowest(chance_BM))
+
+
+def two_subsets(present_BM: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Two random non-empty subsets of the modalities present, bool[B, M] each. Where a sample has
+    two modalities or more they differ: equal ones would have nothing to learn."""
+    chance_BM = _chances(present_BM, rng)
+    left_BM = present_BM & (chance_BM < 0.5)
+    left_BM = torch.where(left_BM.any(1, keepdim=True), left_BM, _lowest(chance_BM))
+    right_BM = subset(present_BM, 0.5, rng)
+    others_BM = present_BM & ~left_BM
+    others_BM = torch.where(others_BM.any(1, keepdim=True), others_BM, _lowest(chance_BM))
+    same_B1 = (left_BM == right_BM).all(1, keepdim=True)
+    return left_BM, torch.where(same_B1, others_BM, right_BM)
+
+
+def _chances(present_BM: Tensor, rng: np.random.Generator) -> Tensor:
+    """A number from 0 to 1 for each modality; 2 where it is absent."""
+    chance_BM = torch.from_numpy(rng.random(tuple(present_BM.shape))).to(present_BM.device)
+    return chance_BM.masked_fill(~present_BM, 2.0)
+
+
+def _lowest(chance_BM: Tensor) -> Tensor:
+    """The modality with the lowest number, bool[B, M]; none where all are absent."""
+    lowest_B1 = chance_BM.argmin(1, keepdim=True)
+    return torch.zeros_like(chance_BM, dtype=torch.bool).scatter_(1, lowest_B1, True) & (
+        chance_BM < 2
+    )

@@ -3,7 +3,8 @@
 Each process encodes its share of a batch; the features are gathered, and every process computes
 the loss of the *whole* batch from them. So negatives come from all processes, and the loss equals
 that of a single process. Heads, projectors and fusion get the same gradient in every process; an
-encoder's gradient is summed over the processes.
+encoder's gradient is summed over the processes. After each epoch all take the first one's weights
+and moments, which rounding may have moved apart.
 
 One thing differs: batch norms see only their process's share, so that with batch norm the loss is
 not exactly that of a single process. Running statistics are averaged over the processes after each
@@ -84,15 +85,10 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, local_nF: Tensor) -> Tensor:
-        counts = _counts(len(local_nF), local_nF.device)
-        longest = max(counts)
-        padded = local_nF.new_zeros(longest, *local_nF.shape[1:])
-        padded[: len(local_nF)] = local_nF
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded.contiguous())
-        rank = dist.get_rank()
-        ctx.bounds = (sum(counts[:rank]), sum(counts[: rank + 1]))  # type: ignore[attr-defined]
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        parts = _gathered(local_nF)
+        start = sum(map(len, parts[: dist.get_rank()]))
+        ctx.bounds = (start, start + len(local_nF))  # type: ignore[attr-defined]
+        return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
@@ -125,13 +121,10 @@ def all_gather_bytes(mine: bytes, device: torch.device) -> list[bytes]:
     """Each process's bytes, in every process, in rank order."""
     if world()[1] == 1:
         return [mine]
-    counts = _counts(len(mine), device)
-    padded = torch.zeros(max(counts), dtype=torch.uint8, device=device)
+    local_n = torch.zeros(0, dtype=torch.uint8)
     if mine:
-        padded[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(device)
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return [part[:count].cpu().numpy().tobytes() for part, count in zip(parts, counts, strict=True)]
+        local_n = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+    return [part.cpu().numpy().tobytes() for part in _gathered(local_n.to(device))]
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -154,6 +147,16 @@ def average_buffers(buffers: Iterable[Tensor]) -> None:
             buffer.div_(size)
 
 
+def copy_first(tensors: Iterable[Tensor]) -> None:
+    """Make each tensor that of the first process, in place.
+
+    What every process computes from the same gradients is equal up to rounding only where sums have
+    no fixed order (a GPU's), and differences would grow.
+    """
+    for tensor in tensors if world()[1] > 1 else ():
+        dist.broadcast(tensor, 0)
+
+
 def broadcast_first(value: float, device: torch.device) -> float:
     """The first process's number, in every process, so that all decide alike."""
     if world()[1] == 1:
@@ -166,6 +169,16 @@ def broadcast_first(value: float, device: torch.device) -> float:
 def rank_slice(items: int, rank: int, size: int) -> slice:
     """The rows of `items` that this rank encodes: nearly equal parts, in order."""
     return slice(items * rank // size, items * (rank + 1) // size)
+
+
+def _gathered(local_nF: Tensor) -> list[Tensor]:
+    """The rows of each process, in rank order; padded on the way, since their numbers differ."""
+    counts = _counts(len(local_nF), local_nF.device)
+    padded = local_nF.new_zeros(max(counts), *local_nF.shape[1:])
+    padded[: len(local_nF)] = local_nF
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return [part[:count] for part, count in zip(parts, counts, strict=True)]
 
 
 def _counts(count: int, device: torch.device) -> list[int]:

@@ -28,8 +28,6 @@ from ..model.caption import Captioner, vocabulary
 from ..tasks import FITS, Task
 from ..types import Label
 
-TaskTargets = tuple[Task, Tensor] | None
-
 
 def targets(
     labels: Sequence[Mapping[str, Label]],
@@ -64,9 +62,11 @@ def targets(
         known = [row for row, here in zip(kept, train, strict=True) if row is not None and here]
         if declaration and not known:
             raise TrainingError(f"task {name!r} is declared, but no sample to train on has a label")
-        made = _MAKE[kind](_TaskLabels(name, kept, known, config.max_classes, declaration))
-        if made is not None:
-            tasks[name], target_by_task[name] = made
+        of_task = _TaskLabels(name, kept, known, config.max_classes, declaration)
+        if kind == "generation":
+            tasks[name], target_by_task[name] = _caption_targets(of_task)
+        elif (task := _TASK[kind](of_task)) is not None:
+            tasks[name], target_by_task[name] = task, targets_of(task, kept)
     return tasks, target_by_task
 
 
@@ -101,36 +101,44 @@ class _TaskLabels:
         return tuple(sorted(seen))
 
 
-def _class_targets(labels: _TaskLabels) -> TaskTargets:
+def targets_of(task: Task, rows: Sequence[Label | None]) -> Tensor:
+    """The targets of a task with known classes and scales, not a caption's.
+
+    Labels of another kind, and classes that the task does not have, count as unknown.
+    """
+    labels: list[Any] = [row if FITS[task.kind](row) else None for row in rows]
+    if task.kind == "classification":
+        place = {label: i for i, label in enumerate(task.classes)}
+        return torch.tensor([place.get(label, -1) for label in labels])
+    if task.kind == "multilabel":
+        target_NC = torch.full((len(rows), len(task.classes)), float("nan"))
+        for i, label in enumerate(labels):
+            if label is not None:
+                target_NC[i] = torch.tensor([float(one in label) for one in task.classes])
+        return target_NC
+    value_N = np.array([np.nan if label is None else float(label) for label in labels])
+    return torch.from_numpy((value_N - task.mean) / task.spread).float()
+
+
+def _class_task(labels: _TaskLabels) -> Task | None:
     classes = labels.classes(labels.known)
-    if len(classes) < 2:
-        return None  # a single class: nothing to predict
-    place = {label: i for i, label in enumerate(classes)}
-    return Task(classes=classes), torch.tensor([place.get(row, -1) for row in labels.rows])
+    return Task(classes=classes) if len(classes) > 1 else None  # one class: nothing to predict
 
 
-def _label_targets(labels: _TaskLabels) -> TaskTargets:
+def _label_task(labels: _TaskLabels) -> Task | None:
     classes = labels.classes(chain.from_iterable(labels.known))
-    if not classes:
-        return None
-    target_NC = torch.full((len(labels.rows), len(classes)), float("nan"))
-    for i, row in enumerate(labels.rows):
-        if row is not None:
-            target_NC[i] = torch.tensor([float(label in row) for label in classes])
-    return Task(kind="multilabel", classes=classes), target_NC
+    return Task(kind="multilabel", classes=classes) if classes else None
 
 
-def _number_targets(labels: _TaskLabels) -> TaskTargets:
+def _number_task(labels: _TaskLabels) -> Task | None:
     if not labels.known:
         return None
     known_n = np.array(labels.known, np.float64)
     mean, spread = float(known_n.mean()), float(known_n.std()) or 1.0
-    value_N = np.array([np.nan if row is None else float(row) for row in labels.rows])
-    scaled_N = torch.from_numpy((value_N - mean) / spread).float()
-    return Task(kind="regression", mean=mean, spread=spread), scaled_N
+    return Task(kind="regression", mean=mean, spread=spread)
 
 
-def _caption_targets(labels: _TaskLabels) -> TaskTargets:
+def _caption_targets(labels: _TaskLabels) -> tuple[Task, Tensor]:
     declaration = labels.declaration
     assert declaration is not None, "captions are declared"
     words = vocabulary(labels.known, declaration.min_count)
@@ -146,9 +154,8 @@ def _caption_targets(labels: _TaskLabels) -> TaskTargets:
     return task, ids_NL
 
 
-_MAKE: dict[str, Callable[[_TaskLabels], TaskTargets]] = {
-    "classification": _class_targets,
-    "multilabel": _label_targets,
-    "regression": _number_targets,
-    "generation": _caption_targets,
+_TASK: dict[str, Callable[[_TaskLabels], Task | None]] = {
+    "classification": _class_task,
+    "multilabel": _label_task,
+    "regression": _number_task,
 }

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
@@ -19,11 +20,15 @@ RETRY_S = 0.25
 CONNECT_FAILED = 2  # pymilvus.client.types.Status
 
 
-def connect(uri: str, *, token: str = "", timeout_s: float = CONNECT_TIMEOUT_S) -> Any:
-    """A client of a Milvus server (`http://host:port`), or of Milvus Lite (a path, `*.db`).
+def connect(
+    uri: str, *, token: str = "", ca: Path | None = None, timeout_s: float = CONNECT_TIMEOUT_S
+) -> Any:
+    """A client of a Milvus server (`http://host:port`, `https://` for TLS), or of Milvus Lite (a
+    path, `*.db`).
 
     Args:
         token: user:password, or an API key.
+        ca: a PEM file of the authorities that sign the server; None: those of the system.
         timeout_s: how long to wait for the server.
 
     Raises:
@@ -41,10 +46,11 @@ def connect(uri: str, *, token: str = "", timeout_s: float = CONNECT_TIMEOUT_S) 
     # pymilvus logs a traceback of each error before it raises it.
     logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
     until = time.monotonic() + timeout_s
+    tls = {} if ca is None else {"server_pem_path": str(ca)}
     with errors(f"connecting to {redacted(uri)}"):
         while True:
             try:
-                client = MilvusClient(uri, token=token, timeout=timeout_s)
+                client = MilvusClient(uri, token=token, timeout=timeout_s, **tls)
                 client.list_collections(timeout=timeout_s)
                 return client
             except MilvusException as error:

@@ -6,8 +6,10 @@ const KEY = "braid-key";
 
 export class Refused extends Error {
   constructor(status, field, reason) {
-    super(field && !["request", "body", "id"].includes(field) ? `${field}: ${reason}` : reason);
+    super(field && !["request", "body", "id", "model"].includes(field) ? `${field}: ${reason}` : reason);
     this.status = status;
+    this.field = field;
+    this.reason = reason;
   }
 }
 
@@ -71,16 +73,23 @@ function askForKey(refused) {
   return asking;
 }
 
-const address = (kind, record) =>
+export const address = (kind, record) =>
   `/v1/${kind}?id=${encodeURIComponent(record.id)}&v=${record.version}`;
 
-// The URL of a record's thumb or snippet. With a key the bytes are fetched here, because an element
-// cannot send headers.
-export async function source(kind, record) {
-  if (!hasKey()) return address(kind, record);
-  const answer = await fetched(address(kind, record), {});
+// The URL of a record's thumb, picture, snippet or sound. The bytes are fetched here with a key, because an element
+// cannot send headers, and after an element has failed, because it does not tell why.
+export async function source(kind, record, { here = hasKey(), signal } = {}) {
+  if (!here) return address(kind, record);
+  const answer = await fetched(address(kind, record), { signal });
   return URL.createObjectURL(await answer.blob());
 }
+
+// Why a record's text, picture or sound is not shown.
+export const absence = (what, error) => `${what} ${error.status === 404 ? "is not kept any more" : "cannot be read now"}`;
+
+export const bytes = async (path) => (await fetched(path, {})).blob();
+
+export const text = async (path, { signal } = {}) => (await fetched(path, { signal })).text();
 
 export function release(url) {
   if (url.startsWith("blob:")) URL.revokeObjectURL(url);

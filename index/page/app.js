@@ -1,13 +1,17 @@
 // Entry point of the page: query state, results, keyboard.
 
 import { call } from "./api.js";
-import { askLike, asked, clearAsking, prepareAsking } from "./ask.js";
+import { askLike, askShared, asked, clearAsking, keysOf, mediaParts, prepareAsking } from "./ask.js";
 import { arrival, card, ghosts } from "./cards.js";
-import { watchDead } from "./dead.js";
-import { $, el } from "./dom.js";
+import { belowLine, divide, hideCutoff, noGoodMatch, ownCutoff, prepareCutoff, setCutoff } from "./cutoff.js";
+import { closeDetail, detailShown, prepareDetail, showDetail } from "./detail.js";
+import { $, el, empty, say } from "./dom.js";
 import { filter, prepareFilters, setFields, setFilter } from "./filters.js";
+import { healthShown, prepareHealth, toggle as toggleHealth } from "./health.js";
+import { build, go, parse } from "./links.js";
 import { follow, keepTime } from "./live.js";
 import { light, loadMap, mapShown, prepareMap, showArrivals, showHits } from "./map.js";
+import { prepareSharing } from "./share.js";
 
 const KEPT = 24; // of what has just arrived
 const LISTED = 6;
@@ -15,40 +19,47 @@ const WIDE = matchMedia("(min-width: 901px)");
 
 let latest = []; // records, newest first
 let searching = null; // the AbortController of the search that runs
-let found = false; // whether results are shown, not what has just arrived
-let known = false; // whether the service has told what there is
+let searched = false; // whether results are shown, not what has just arrived
+let known = false; // whether the service has answered what there is
 let payloads = true;
+let answer = null; // the last one
+let all = false; // whether hits below the cut-off are shown, too
+let records = null; // how many there are
+let inAddress = null; // the search that the address shows
 
 // ---- searching
 
-async function search() {
+const vectorName = () => document.querySelector("#vector input:checked").value;
+
+// `options` are of the address: a search of a link replaces it and keeps its record.
+async function search(options) {
   searching?.abort();
   const what = asked();
   if (what === null) {
     if (filterOrNote() !== undefined && filter() !== null) note("Filters narrow a search: type words, or add a picture or a sound.");
     else note("");
-    home();
+    home(options);
     return;
   }
   const where = filterOrNote();
   if (where === undefined) return;
-  const vector = document.querySelector("#vector input:checked").value;
-  const body = { ...what, k: Number($("k").value), vector };
+  const body = { ...what, k: Number($("k").value), vector: vectorName(), explain: true };
   if (where !== null) body.filter = where;
-  link(what, vector, where);
+  link(options);
   const mine = (searching = new AbortController());
   $("results").setAttribute("aria-busy", "true");
-  if (!found) {
+  if (!searched) {
     heading("Searching", "");
     $("empty").hidden = true;
     $("results").replaceChildren(...ghosts(8));
   }
-  found = true;
+  searched = true;
   try {
-    const answer = await call("/v1/search", { body, signal: mine.signal });
+    const latest = await call("/v1/search", { body, signal: mine.signal });
     if (mine !== searching) return;
     note("");
-    show(answer);
+    all = false;
+    show(latest);
   } catch (error) {
     if (error.name === "AbortError") return;
     refused(error);
@@ -61,51 +72,101 @@ function filterOrNote() {
   try {
     return filter();
   } catch (error) {
-    note(error.message, true);
-    return undefined;
+    return note(error.message, true); // undefined
   }
 }
 
-function show(answer) {
-  const count = answer.hits.length;
+function show(latest) {
+  answer = latest;
+  const { good, rest, cut } = divide(answer);
+  const hits = all ? answer.hits : good;
+  const none = answer.hits.length > 0 && !hits.length;
   heading(
-    count === 1 ? "1 result" : `${count} results`,
+    none ? "No good match" : hits.length === 1 ? "1 result" : `${hits.length} results`,
     [`${answer.took_ms.toFixed(answer.took_ms < 10 ? 1 : 0)} ms`, answer.model].filter(Boolean).join(" · "),
   );
-  $("results").replaceChildren(...answer.hits.map((hit, place) => card(hit, { rank: place + 1, like })));
-  empty(count ? null : ["Nothing like that", "No record has that kind of vector and passes the filters. Compare with all, or remove a filter."]);
+  $("results").replaceChildren(...hits.map((hit, place) => card(hit, { rank: place + 1, like, open: openRecord })));
+  if (all && cut !== null) for (const node of [...$("results").children].slice(good.length)) node.classList.add("weak");
+  const showAll = () => {
+    all = true;
+    show(latest);
+    focusCard($("results").children[good.length]);
+  };
+  if (none) say(noGoodMatch(answer, cut, records, showAll));
+  else empty(hits.length ? null : ["Nothing like that", "No record has that kind of vector and passes the filters. Compare with everything, or remove a filter."]);
+  $("below").hidden = none || all || rest.length === 0;
+  $("below").replaceChildren(...(rest.length ? belowLine(answer, rest, cut, showAll) : []));
   withoutPayloads(answer.payloads === "unavailable");
-  $("arrivals").hidden = false;
+  $("arrivals").hidden = $("share").hidden = false;
   listArrivals([]);
-  showHits(answer.hits).catch(() => {});
+  showHits(hits).catch(() => {});
 }
 
 function refused(error) {
   note("");
+  forgetAnswer();
   $("results").replaceChildren();
   heading("No results", "");
-  empty([sentence(error.message), error.status === 0 ? "The page goes on by itself as soon as the index is back." : "Change the question and try again."], true);
+  empty([sentence(error.message), error.status === 0 || error.field === "model" ? "The page goes on by itself as soon as the index is back." : "Change the question and try again."], true);
   showHits([]).catch(() => {});
+}
+
+function forgetAnswer() {
+  answer = null;
+  hideCutoff();
+  $("below").hidden = true;
+  $("share").hidden = asked() === null;
 }
 
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 function like(record) {
+  closeDetail();
   askLike(record.id, (record.text || record.id).slice(0, 60));
   scrollTo({ top: 0 });
   search();
 }
 
+// ---- one record
+
+function openRecord(record) {
+  goTo(parse().search, { record: record.id });
+  showRecord(record.id);
+}
+
+function showRecord(id) {
+  const hit = answer?.hits.find((one) => one.id === id) ?? null;
+  const cut = ownCutoff() ?? answer?.cutoff ?? null;
+  const steps = cards().length > 1 && cards().some((node) => node.dataset.id === id);
+  showDetail(id, { hit, cut, steps });
+}
+
+function stepRecord(step) {
+  const ids = cards().map((node) => node.dataset.id);
+  const next = ids[ids.indexOf(detailShown()) + step];
+  if (!ids.includes(detailShown()) || next === undefined) return;
+  goTo(parse().search, { record: next, replace: true });
+  showRecord(next);
+}
+
+function recordClosed() {
+  const { record, search: rest } = parse();
+  if (record === null) return;
+  goTo(rest, { replace: true });
+  focusCard(cards().find((node) => node.dataset.id === record));
+}
+
 // ---- recent writes
 
-function home() {
-  found = false;
+function home(options = { record: parse().record }) {
+  searched = false;
   searching?.abort();
   $("results").setAttribute("aria-busy", "false");
-  if (location.hash) history.pushState(null, "", location.pathname);
+  goTo("", options);
+  forgetAnswer();
   heading("Just arrived", "");
   $("arrivals").hidden = true;
-  $("results").replaceChildren(...(known ? latest.map((record, place) => card(record, { rank: place + 1, like })) : ghosts(8)));
+  $("results").replaceChildren(...(known ? latest.map((record, place) => card(record, { rank: place + 1, like, open: openRecord })) : ghosts(8)));
   if (known) nothingYet();
   showHits([]).catch(() => {});
 }
@@ -115,10 +176,10 @@ function arrived(records, atStart) {
   latest = [...records, ...latest.filter((record) => !fresh.has(record.id))].slice(0, KEPT);
   if (!atStart) showArrivals(records);
   known = true;
-  if (atStart && !found) home();
-  else if (!found) {
+  if (atStart && !searched) home();
+  else if (!searched) {
     for (const old of [...$("results").children]) if (fresh.has(old.dataset.id)) old.remove();
-    $("results").prepend(...records.map((record) => card(record, { like, fresh: true })));
+    $("results").prepend(...records.map((record) => card(record, { like, open: openRecord, fresh: true })));
     while ($("results").childElementCount > KEPT) $("results").lastElementChild.remove();
     nothingYet();
   }
@@ -126,15 +187,23 @@ function arrived(records, atStart) {
 }
 
 function listArrivals(fresh) {
-  if (!found) return;
+  if (!searched) return;
   const list = latest.slice(0, LISTED);
-  $("arrivals-list").replaceChildren(...list.map((record) => arrival(record, { open: like, fresh: fresh.includes(record.id) })));
+  $("arrivals-list").replaceChildren(...list.map((record) => arrival(record, { open: openRecord, fresh: fresh.includes(record.id) })));
 }
 
 function counted(counters) {
   if (counters === null) return;
+  records = counters.records;
   if (counters.payloads !== payloads) withoutPayloads(!counters.payloads);
   if (mapShown() || !$("filters").hidden) loadMap().catch(() => {});
+}
+
+function waiting(reason) {
+  known = false;
+  if (searched) return;
+  $("results").replaceChildren();
+  empty([sentence(reason), "The page goes on by itself as soon as the node is ready."]);
 }
 
 function nothingYet() {
@@ -146,15 +215,7 @@ function nothingYet() {
 function heading(text, summary) {
   $("heading").textContent = text;
   $("summary").textContent = summary;
-  document.title = found && text !== "Searching" ? `${$("words").value || text} – braid` : "braid";
-}
-
-function empty(words, alert = false) {
-  $("empty").hidden = words === null;
-  $("empty").setAttribute("role", alert ? "alert" : "status");
-  if (words === null) return;
-  const [head, text, code] = words;
-  $("empty").replaceChildren(el("img", { src: "/page/icon.svg", alt: "" }), el("h2", {}, head), el("p", {}, text), ...(code ? [el("code", {}, code)] : []));
+  document.title = searched && text !== "Searching" ? `${$("words").value || text} – braid` : "braid";
 }
 
 function note(text, bad = false) {
@@ -171,32 +232,36 @@ function withoutPayloads(missing) {
 
 // ---- links
 
-function link(what, vector, where) {
-  const parts = new URLSearchParams();
-  if (what.text) parts.set("q", what.text);
-  if (what.id) parts.set("id", what.id);
-  if (vector !== "fused") parts.set("vector", vector);
-  if ($("k").value !== "24") parts.set("k", $("k").value);
-  if (where) parts.set("filter", JSON.stringify(where));
-  const hash = `#${parts}`;
-  if (hash !== location.hash && (what.text || what.id)) history.pushState(null, "", hash);
+function goTo(search, options) {
+  inAddress = search;
+  go(search, options);
 }
 
-function followLink() {
-  const parts = new URLSearchParams(location.hash.slice(1));
-  clearAsking();
-  $("words").value = parts.get("q") ?? "";
-  if (parts.has("id")) askLike(parts.get("id"), parts.get("id"));
-  const vector = parts.get("vector") ?? "fused";
-  for (const input of document.querySelectorAll("#vector input")) input.checked = input.value === vector;
-  $("k").value = [...$("k").options].some((option) => option.value === parts.get("k")) ? parts.get("k") : "24";
-  try {
-    setFilter(parts.has("filter") ? JSON.parse(parts.get("filter")) : null);
-  } catch {
-    setFilter(null);
+const current = () => ({ what: asked(), keys: keysOf(mediaParts()), vector: vectorName(), k: $("k").value, where: filter(), min: ownCutoff() });
+
+const link = (options) => goTo(build(current()), options);
+
+async function followLink() {
+  const state = parse();
+  if (state.search !== inAddress) {
+    inAddress = state.search;
+    clearAsking();
+    $("words").value = state.text;
+    if (state.id !== null) askLike(state.id, state.id);
+    for (const input of document.querySelectorAll("#vector input")) input.checked = input.value === state.vector;
+    $("k").value = [...$("k").options].some((option) => option.value === state.k) ? state.k : "24";
+    setFilter(state.where);
+    setCutoff(state.min);
+    searched = true; // so that what has just arrived does not replace it
+    const lost = await askShared(state.keys).then(() => null, (error) => error);
+    if (state.search !== inAddress) return; // another link meanwhile
+    if (lost) state.wrong.push(lost.status === 404 ? "The picture or sound of this link is no longer kept. Add it again to repeat the search." : lost.message);
+    await search({ replace: true, record: state.record });
+    if (state.wrong.length) note(state.wrong.join(" "), true);
   }
-  if (parts.has("q") || parts.has("id")) search();
-  else home();
+  const { record } = parse(); // of the newest link
+  if (record === null) closeDetail();
+  else if (detailShown() !== record) showRecord(record);
 }
 
 // ---- the map
@@ -210,7 +275,7 @@ function toggleMap(on) {
 function openFromMap(record) {
   const there = [...$("results").children].find((node) => node.dataset.id === record.id);
   if (!there) {
-    like(record);
+    openRecord(record);
     return;
   }
   there.scrollIntoView({ block: "nearest" });
@@ -226,36 +291,36 @@ function focusCard(node) {
   node.focus();
 }
 
+const cards = () => [...$("results").querySelectorAll(".card:not(.ghost)")];
+
 function move(key) {
-  const cards = [...$("results").querySelectorAll(".card:not(.ghost)")];
-  const now = cards.findIndex((node) => node.contains(document.activeElement));
+  const there = cards();
+  const now = there.findIndex((node) => node.contains(document.activeElement));
   if (now < 0) {
-    focusCard(cards[0]);
-    return cards.length > 0;
+    focusCard(there[0]);
+    return there.length > 0;
   }
-  const across = cards.filter((node) => node.offsetTop === cards[0].offsetTop).length;
+  const across = there.filter((node) => node.offsetTop === there[0].offsetTop).length;
   const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across };
   const next = now + steps[key];
   if (next < 0) $("words").focus();
-  else focusCard(cards[Math.min(next, cards.length - 1)]);
+  else focusCard(there[Math.min(next, there.length - 1)]);
   return true;
 }
 
 function keys(event) {
-  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || $("key-dialog").open) return;
+  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const typing = event.target.closest("input:not([type=radio]):not([type=range]), textarea, select");
   const inBox = event.target === $("words");
   if (event.key === "Escape") {
-    if (!$("filters").hidden && $("filters").contains(event.target)) $("filter-button").click();
+    if (healthShown()) toggleHealth(false);
+    else if (!$("filters").hidden && $("filters").contains(event.target)) $("filter-button").click();
     else {
-      clearAsking();
-      setFilter(null);
-      note("");
-      home();
+      startAgain();
       $("words").focus();
     }
   } else if (inBox && event.key === "ArrowDown") move("ArrowDown");
-  else if (typing) return;
+  else if (typing || event.target.closest("#health")) return;
   else if (event.key === "/") {
     $("words").focus();
     $("words").select();
@@ -266,24 +331,46 @@ function keys(event) {
   } else {
     const focused = event.target.closest(".card");
     if (!focused) return;
-    if (event.key === "l" || (event.key === "Enter" && event.target === focused)) focused.querySelector(".like").click();
+    if (event.key === "Enter" && event.target === focused) focused.querySelector(".open").click();
+    else if (event.key === "l") focused.querySelector(".like").click();
     else if (event.key === "p") focused.querySelector(".player button")?.click();
     else return;
   }
   event.preventDefault();
 }
 
+function startAgain() {
+  clearAsking();
+  setFilter(null);
+  setCutoff(null);
+  note("");
+  home();
+}
+
 // ---- start
 
 function begin() {
-  prepareAsking({ asked: search, failed: (text) => note(text, true) });
-  prepareFilters(() => (asked() ? search() : undefined));
+  prepareAsking({ asked: () => search(), failed: (text) => note(text, true) });
+  prepareFilters(() => asked() && search());
   prepareMap({ opened: openFromMap, fieldsFound: setFields });
   $("form").addEventListener("submit", (event) => {
     event.preventDefault();
     search();
   });
   for (const input of [...document.querySelectorAll("#vector input"), $("k")]) input.addEventListener("change", () => asked() && search());
+  // A minimum means something for the vector that it was chosen for.
+  $("vector").addEventListener("change", () => setCutoff(null), { capture: true });
+  prepareCutoff({
+    moved: () => {
+      if (answer === null) return;
+      all = false;
+      show(answer);
+    },
+    settled: () => link({ replace: true }),
+  });
+  prepareDetail({ like, open: openRecord, closed: recordClosed, step: stepRecord });
+  const shared = (hash) => build(current()) === hash && goTo(hash, { replace: true }); // unless the search has changed
+  prepareSharing({ current, shared, failed: (text) => note(text, true) });
   $("map-button").onclick = () => toggleMap(!mapShown());
   $("filter-button").addEventListener("click", () => loadMap().catch(() => {}));
   $("results").addEventListener("focusin", (event) => light(event.target.closest(".card")?.dataset.id ?? null));
@@ -293,19 +380,17 @@ function begin() {
   document.addEventListener("keydown", keys);
   document.querySelector(".brand").addEventListener("click", (event) => {
     event.preventDefault();
-    clearAsking();
-    setFilter(null);
-    note("");
-    home();
+    startAgain();
   });
   addEventListener("popstate", followLink);
   if (matchMedia("(max-width: 560px)").matches) $("words").placeholder = "Words, a picture, a sound";
   $("results").replaceChildren(...ghosts(8));
-  if (location.hash.length > 1) followLink();
+  inAddress = location.hash.length > 1 ? null : "";
+  if (inAddress === null) followLink();
   toggleMap(WIDE.matches);
   keepTime();
-  follow({ arrived, counted });
-  watchDead();
+  follow({ arrived, counted, waiting });
+  prepareHealth();
 }
 
 begin();

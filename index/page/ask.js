@@ -1,5 +1,6 @@
 // Query input: text, and media that are dropped, pasted, chosen or recorded.
 
+import { bytes } from "./api.js";
 import { $, NEAR, WAVE, el, icon } from "./dom.js";
 import { record, toWav } from "./record.js";
 
@@ -10,6 +11,7 @@ const SIDE = 1280;
 
 // At most one part of each kind; "more like this" stands alone.
 const parts = new Map();
+let cleared = 0; // how often: what was being read before is not attached
 let recording = null;
 let changed = () => {};
 
@@ -55,8 +57,8 @@ async function takeFiles(files) {
   let taken = 0;
   for (const file of files) {
     const kind = file.type.split("/")[0];
-    if (kind === "image") await attach("image", file.name || "a picture", await smaller(file));
-    else if (kind === "audio" || kind === "video") await attach("audio", file.name || "a sound", await readable(file));
+    if (kind === "image") await attach("image", file.name || "a picture", smaller(file));
+    else if (kind === "audio" || kind === "video") await attach("audio", file.name || "a sound", readable(file));
     else continue;
     taken += 1;
   }
@@ -92,17 +94,23 @@ async function readable(file) {
   }
 }
 
-function attach(kind, name, blob) {
+// `blob` may be a promise. Nothing is attached if the query is cleared meanwhile.
+async function attach(kind, name, blob, key = null) {
+  const before = cleared;
+  const file = await blob;
+  const data = await base64(name, file);
+  if (cleared !== before) return;
+  parts.delete("id");
+  forget(kind);
+  parts.set(kind, { name, key, data, url: kind === "image" ? URL.createObjectURL(file) : null });
+  draw();
+}
+
+function base64(name, blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onerror = () => reject(new Error(`${name}: cannot be read`));
-    reader.onload = () => {
-      parts.delete("id");
-      forget(kind);
-      parts.set(kind, { name, data: reader.result.split(",")[1], url: kind === "image" ? URL.createObjectURL(blob) : null });
-      draw();
-      resolve();
-    };
+    reader.onload = () => resolve(reader.result.split(",")[1]);
     reader.readAsDataURL(blob);
   });
 }
@@ -183,6 +191,17 @@ export function asked() {
   return Object.keys(body).length ? body : null;
 }
 
+// The query's picture and sound, [kind, {data, key}] each: bytes in base64, and the key in the service once shared.
+export const mediaParts = () => ["image", "audio"].filter((kind) => parts.has(kind)).map((kind) => [kind, parts.get(kind)]);
+export const keysOf = (media) => Object.fromEntries(media.map(([kind, part]) => [kind, part.key]));
+
+// Take the picture and sound of a shared link. Throws Refused if they are no longer kept.
+export async function askShared(keys) {
+  const fetched = ([kind, key]) => attach(kind, kind === "image" ? "Shared picture" : "Shared sound", bytes(`/v1/shared?key=${encodeURIComponent(key)}`), key);
+  const ends = await Promise.allSettled(Object.entries(keys).map(fetched)); // also the other one of a failed one
+  for (const end of ends) if (end.status === "rejected") throw end.reason;
+}
+
 export function askLike(id, name) {
   clearAsking();
   parts.set("id", { id, name: `Like “${name}”` });
@@ -190,6 +209,7 @@ export function askLike(id, name) {
 }
 
 export function clearAsking() {
+  cleared += 1;
   recording?.cancel();
   for (const kind of [...parts.keys()]) forget(kind);
   $("words").value = "";

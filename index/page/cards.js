@@ -1,13 +1,14 @@
 // A record as a card: picture, caption, player, score, matched modality, meta.
 
-import { call, release, source } from "./api.js";
-import { PAUSE, PLAY, WAVE, ago, el, icon, iso, number, said } from "./dom.js";
+import { absence, call, release, source } from "./api.js";
+import { PAUSE, PLAY, WAVE, ago, el, icon, iso, modalityName, number } from "./dom.js";
+import { recordHash } from "./links.js";
 
 const MAX_META = 6;
 const MAX_TASKS = 12; // whose labels, and whose predictions, are shown
 const MAX_TEXT = 28; // characters of a name or a value of meta; a title shows more
 const MAX_TITLE = 300;
-const ABSENT_TEXT = "Its text is not kept any more";
+const GONE = { status: 404 };
 
 const seen = new IntersectionObserver(
   (entries) => {
@@ -27,20 +28,21 @@ export function well(record, { rank, words = true } = {}) {
     const image = el("img", { alt: "", decoding: "async", width: 224, height: 168 });
     node.classList.add("pictured");
     node.append(image);
-    const gone = () => {
+    const absent = (error) => {
       image.remove();
       node.classList.remove("pictured");
-      node.append(el("span", { class: "absent" }, words ? "Picture not kept" : "–"));
+      node.append(el("span", { class: "absent" }, words ? absence("Its picture", error) : "–"));
     };
+    const put = (here) => source("thumb", record, { here }).then((url) => (image.src = url), absent);
     image.addEventListener("load", () => {
       image.classList.add("there");
       release(image.src);
     });
-    image.addEventListener("error", gone);
-    node.show = () => source("thumb", record).then((url) => (image.src = url), gone);
+    image.addEventListener("error", () => (image.src.startsWith("blob:") ? absent(GONE) : put(true)));
+    node.show = () => put();
     seen.observe(node);
   } else if (words && record.text) {
-    node.append(el("p", { class: "said", "aria-hidden": "true" }, record.text));
+    node.append(el("p", { class: "quote", "aria-hidden": "true" }, record.text));
   } else {
     node.append(icon(record.modalities.includes("audio") ? WAVE : "M5 7h14M5 12h14M5 17h9", "wave"));
   }
@@ -61,7 +63,7 @@ export function card(hit, options = {}) {
   }
 }
 
-function drawn(hit, { rank, like, fresh }) {
+function drawn(hit, { rank, like, open, fresh }) {
   const scored = typeof hit.score === "number";
   const name = hit.text || hit.id;
   const node = el(
@@ -72,7 +74,7 @@ function drawn(hit, { rank, like, fresh }) {
       data: { id: hit.id },
       "aria-label": scored ? `${rank}. ${name}, score ${hit.score.toFixed(3)}` : name,
     },
-    well(hit, { rank: scored ? rank : null }),
+    opener(hit, open, well(hit, { rank: scored ? rank : null })),
   );
   const body = el("div", { class: "body" }, caption(hit));
   if (hit.modalities.includes("audio")) body.append(player(hit));
@@ -83,22 +85,36 @@ function drawn(hit, { rank, like, fresh }) {
   body.append(
     el("button", { class: "like", type: "button", tabindex: -1, onclick: () => like(hit) }, "More like this"),
   );
+  // Anywhere but on a control, and not while text is selected.
+  node.addEventListener("click", (event) => {
+    if (!event.target.closest("a, button, input") && !String(getSelection())) open(hit);
+  });
   node.append(body);
   return node;
 }
 
+// A link to the record, so that it can be copied or opened in another tab.
+function opener(hit, open, content) {
+  const follow = (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+    event.preventDefault();
+    open(hit);
+  };
+  return el("a", { class: "open", href: recordHash(hit.id), tabindex: -1, "aria-label": `Open ${hit.text || hit.id}`, onclick: follow }, content);
+}
+
 function caption(hit) {
   const line = el("p", { class: "caption" });
-  const put = (text) => {
+  const put = ({ text, unread }) => {
     line.classList.toggle("absent", !text);
-    line.textContent = text || ABSENT_TEXT;
+    line.textContent = text || absence("Its text", unread ? {} : GONE);
     if (text) line.title = text;
   };
-  if (hit.text) put(hit.text);
+  if (hit.text) put(hit);
   else if (hit.modalities.includes("text")) {
     // Redis does not have it: it may be rebuilt from Kafka.
     line.textContent = " ";
-    line.show = () => call(`/v1/shown?id=${encodeURIComponent(hit.id)}`).then((shown) => put(shown.text), () => put(null));
+    line.show = () => call(`/v1/shown?id=${encodeURIComponent(hit.id)}`).then(put, (error) => put({ unread: error.status !== 404 }));
     seen.observe(line);
   } else {
     line.textContent = hit.id;
@@ -108,24 +124,33 @@ function caption(hit) {
 }
 
 function score(hit) {
-  const fill = el("i", { data: { modality: hit.matched ?? "" } });
-  fill.style.width = `${Math.round(Math.min(1, Math.max(0.01, hit.score)) * 100)}%`;
-  return el(
-    "div",
-    { class: "score", title: "Cosine similarity, 1 is the same direction" },
-    el("div", { class: "bar", "aria-hidden": "true" }, fill),
-    el("span", {}, hit.score.toFixed(3)),
-  );
+  return el("div", { class: "score", title: "Cosine similarity of the query and the vector that was searched; 1 is the same direction" }, bar(hit.score, hit.matched), el("span", {}, hit.score.toFixed(3)));
 }
+
+// A similarity as a bar in the colour of its modality; a cut-off is a mark on it.
+export function bar(value, modality, cut = null) {
+  const fill = el("i", { data: { modality: modality ?? "" } });
+  fill.style.width = `${Math.round(Math.min(1, Math.max(0.01, value)) * 100)}%`;
+  const node = el("div", { class: "bar", "aria-hidden": "true" }, fill);
+  if (cut === null || cut <= 0 || cut >= 1) return node;
+  const mark = el("b");
+  mark.style.left = `${cut * 100}%`;
+  node.append(mark);
+  return node;
+}
+
+// Why it matched: the query's similarity with each of the record's own vectors, the closest first.
+export const reasons = (hit) => Object.entries(hit.scores ?? {}).sort((a, b) => b[1] - a[1]);
 
 function tags(hit) {
   const list = el("div", { class: "tags" });
-  if (hit.matched) {
+  for (const [modality, value] of reasons(hit)) {
+    const best = modality === hit.matched;
     list.append(
       el(
         "span",
-        { class: "tag", data: { modality: hit.matched }, title: "Which of the record's own vectors is nearest to the query" },
-        `matched its ${said(hit.matched)}`,
+        { class: best ? "tag" : "tag other", data: { modality }, title: `Similarity of the query and this record's ${modalityName(modality)}${best ? ", the closest" : ""}` },
+        `${modalityName(modality)} ${value.toFixed(2)}`,
       ),
     );
   }
@@ -148,8 +173,8 @@ function meta(hit, scored) {
     if (line.childNodes.length) line.append(" · ");
     line.append(node);
   };
-  const told = (name, value) => String(hit.labels?.[name]) === String(value); // as a tag already
-  for (const [name, value] of Object.entries(hit.meta).filter(([n, v]) => v !== null && !told(n, v)).slice(0, MAX_META)) {
+  const tagged = (name, value) => name.startsWith("labels.") || String(hit.labels?.[name]) === String(value); // as a tag already
+  for (const [name, value] of Object.entries(hit.meta).filter(([n, v]) => v !== null && !tagged(n, v)).slice(0, MAX_META)) {
     const text = [value].flat().join(", ");
     put(el("span", { title: short(`${name}: ${text}`, MAX_TITLE) }, `${short(name)} `, el("b", {}, short(text))));
   }
@@ -158,9 +183,12 @@ function meta(hit, scored) {
   return line;
 }
 
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+
 let playing = null; // one sound at a time
 
-function player(hit) {
+// `kind` is snippet, its first seconds, or sound. It stops when `signal` is aborted.
+export function player(hit, { kind = "snippet", signal } = {}) {
   const button = el("button", { type: "button", tabindex: -1, "aria-label": "Play its sound" }, icon(PLAY));
   const range = el("input", { type: "range", min: 0, max: 1000, value: 0, tabindex: -1, "aria-label": "Position in the sound" });
   const time = el("time", {}, "");
@@ -171,22 +199,23 @@ function player(hit) {
     const share = audio && audio.duration ? audio.currentTime / audio.duration : 0;
     range.value = Math.round(share * 1000);
     range.style.setProperty("--done", `${share * 100}%`);
-    time.textContent = audio?.duration ? `0:${String(Math.ceil(audio.duration)).padStart(2, "0")}` : "";
+    time.textContent = audio?.duration ? clock(Math.ceil(audio.duration)) : "";
     const on = Boolean(audio && !audio.paused);
     button.replaceChildren(icon(on ? PAUSE : PLAY));
     button.setAttribute("aria-label", on ? "Pause" : "Play its sound");
     if (on) requestAnimationFrame(draw);
   };
-  const gone = () => node.replaceChildren(el("span", { class: "absent" }, "Sound not kept"));
+  const absent = (error) => node.replaceChildren(el("span", { class: "absent" }, absence("Its sound", error)));
+  const again = () => source(kind, hit, { here: true }).then((url) => release(url) ?? absent({}), absent);
   button.addEventListener("click", async () => {
     if (!audio) {
       audio = new Audio();
       for (const event of ["play", "pause", "ended", "loadedmetadata"]) audio.addEventListener(event, draw);
-      audio.addEventListener("error", gone);
+      audio.addEventListener("error", again);
       try {
-        audio.src = await source("snippet", hit);
-      } catch {
-        gone();
+        audio.src = await source(kind, hit);
+      } catch (error) {
+        absent(error);
         return;
       }
     }
@@ -198,6 +227,7 @@ function player(hit) {
     playing = audio;
     audio.play().catch(() => {});
   });
+  signal?.addEventListener("abort", () => audio?.pause());
   range.addEventListener("input", () => {
     if (audio?.duration) audio.currentTime = (range.value / 1000) * audio.duration;
     draw();

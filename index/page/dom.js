@@ -15,6 +15,18 @@ export function el(tag, attributes = {}, ...children) {
   return node;
 }
 
+// What stands in place of results. `words` are a headline, a sentence and a command, or null for nothing.
+export function empty(words, alert = false) {
+  const [head, text, code] = words ?? [];
+  say(words && [el("img", { src: "/page/icon.svg", alt: "" }), el("h2", {}, head), el("p", {}, text), ...(code ? [el("code", {}, code)] : [])], alert);
+}
+
+export function say(nodes, alert = false) {
+  $("empty").hidden = nodes === null;
+  $("empty").setAttribute("role", alert ? "alert" : "status");
+  $("empty").replaceChildren(...(nodes ?? []));
+}
+
 const SVG = "http://www.w3.org/2000/svg";
 
 export function icon(path, className = "") {
@@ -34,7 +46,7 @@ export const WAVE = "M2 12v.01M5 9v6M8 5v14M11 8.5v7M14 3.5v17M17 8v8M20 10.5v3M
 export const NEAR = "M12 4v3M12 17v3M4 12h3M17 12h3M12 9.5a2.5 2.5 0 1 0 0 5 2.5 2.5 0 0 0 0-5z";
 
 const MODALITIES = { text: "text", image: "picture", audio: "sound" };
-export const said = (modality) => MODALITIES[modality] ?? modality;
+export const modalityName = (modality) => MODALITIES[modality] ?? modality;
 
 export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 

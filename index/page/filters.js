@@ -20,9 +20,9 @@ export function prepareFilters(run) {
   };
 }
 
-export function setFields(found) {
+export function setFields(all) {
   const before = JSON.stringify(fields.map((field) => [field.name, field.choices]));
-  fields = found.filter((field) => field.kind === "meta");
+  fields = all.filter((field) => field.kind === "meta");
   const now = JSON.stringify(fields.map((field) => [field.name, field.choices]));
   if (before !== now && !$("filters").hidden && !$("filters").contains(document.activeElement)) draw();
 }
@@ -38,26 +38,26 @@ export function filter() {
   }
   const simple = Object.keys(flat).length ? flat : null;
   if (!expert) return simple;
-  let given;
+  let own;
   try {
-    given = JSON.parse(expert);
+    own = JSON.parse(expert);
   } catch {
     throw new Error("the filter is not JSON");
   }
-  return simple ? { and: [simple, given] } : given;
+  return simple ? { and: [simple, own] } : own;
 }
 
 // From a link: conditions that chips can express become chips, the others stay JSON.
-export function setFilter(given) {
+export function setFilter(conditions) {
   chosen.clear();
   expert = "";
   const plain = (value) => ["string", "number", "boolean"].includes(typeof value);
-  const entries = Object.entries(given ?? {});
+  const entries = Object.entries(conditions ?? {});
   const simple = entries.every(
     ([name, value]) => !["and", "or", "not"].includes(name) && (plain(value) || (Array.isArray(value?.in) && value.in.every(plain))),
   );
   if (simple) for (const [name, value] of entries) chosen.set(name, { values: new Set(plain(value) ? [value] : value.in) });
-  else expert = JSON.stringify(given);
+  else expert = JSON.stringify(conditions);
   drawActive();
   if (!$("filters").hidden) draw();
 }
@@ -157,15 +157,15 @@ function json() {
     placeholder: '{"year": {"gte": 2020}, "lang": {"in": ["de", "fr"]}}',
     spellcheck: "false",
     onchange: (event) => {
-      const given = event.target.value.trim();
+      const text = event.target.value.trim();
       try {
-        if (given) JSON.parse(given);
+        if (text) JSON.parse(text);
       } catch {
         wrong.hidden = false;
         return;
       }
       wrong.hidden = true;
-      expert = given;
+      expert = text;
       drawActive();
       changed();
     },

@@ -9,8 +9,9 @@ const AWAY_MS = 1500;
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-// `arrived(records, first)` gets new records, newest first; `counted` the counters, null without the index.
-export async function follow({ arrived, counted }) {
+// `arrived(records, first)` gets new records, newest first; `counted` the counters, null without the index;
+// `waiting` why the node is not ready, while it starts.
+export async function follow({ arrived, counted, waiting }) {
   let since = null;
   for (;;) {
     if (document.hidden) {
@@ -28,8 +29,13 @@ export async function follow({ arrived, counted }) {
       if (first || answer.records.length) arrived(answer.records, first);
       await sleep(Math.max(0, LEAST_MS - (performance.now() - began)));
     } catch (error) {
-      away(error);
+      const starts = error.status === 503 && error.field === "model";
+      away(error, starts);
       counted(null);
+      if (starts) {
+        since = null;
+        waiting(error.reason);
+      }
       await sleep(AWAY_MS);
     }
   }
@@ -39,6 +45,7 @@ function show(counters) {
   $("c-records").textContent = number(counters.records);
   $("c-rate").textContent = rate(counters.per_second);
   $("c-fresh").textContent = duration(counters.freshness_s);
+  $("c-fresh").parentElement.hidden = counters.freshness_s === null; // nothing arrived in the last minute
   $("c-model").textContent = counters.model ?? "–";
   $("c-generation").textContent = counters.generation;
   $("c-state").textContent = counters.not_ready ? "catching up" : "live";
@@ -46,10 +53,10 @@ function show(counters) {
   $("state").dataset.state = counters.not_ready ? "behind" : "ready";
 }
 
-function away(error) {
-  $("c-state").textContent = error.status === 429 ? "asked too often" : "no answer";
-  $("state").title = error.message;
-  $("state").dataset.state = "away";
+function away(error, starts) {
+  $("c-state").textContent = starts ? "waiting" : error.status === 429 ? "asked too often" : "no answer";
+  $("state").title = starts ? error.reason : error.message;
+  $("state").dataset.state = starts ? "waiting" : "away";
 }
 
 function rate(value) {

@@ -14,7 +14,7 @@ const ALL = { kind: "none", name: "", choices: [], of: [] };
 
 let drawing = { revision: 0, ids: [], x: [], y: [], ts: [], version: [], fields: [] };
 let added = new Map(); // id -> record, arrived since the drawing was made
-let wanted = []; // the records of the last search, best first
+let lastHits = []; // the records of the last search, best first
 let hits = new Map(); // those of them that have a place: id -> {x, y, rank, record}
 let pulses = [];
 let colourBy = ALL;
@@ -39,7 +39,7 @@ export function prepareMap({ opened, fieldsFound }) {
     byHand = true;
     colour(drawing.fields[event.target.value] ?? ALL);
   };
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view.redraw());
+  addEventListener("themechange", () => view.redraw());
 }
 
 export const mapShown = () => $("columns").classList.contains("mapped");
@@ -59,16 +59,16 @@ const colourOf = (choice) => COLOURS[paint(colourBy.choices[choice]) % COLOURS.l
 export async function loadMap({ now = false } = {}) {
   if (!now && performance.now() - loadedAt < EVERY_MS) return;
   loadedAt = performance.now();
-  const found = await call(`/v1/map?revision=${drawing.revision}`);
-  if (found === null) return;
-  drawing = found;
-  places = new Map(found.ids.map((id, place) => [id, place]));
+  const newest = await call(`/v1/map?revision=${drawing.revision}`);
+  if (newest === null) return;
+  drawing = newest;
+  places = new Map(drawing.ids.map((id, place) => [id, place]));
   for (const id of added.keys()) if (places.has(id)) added.delete(id);
-  view.setFrame(frameOf(found.x, found.y));
-  $("nomap").hidden = found.ids.length > 0;
+  view.setFrame(frameOf(drawing.x, drawing.y));
+  $("nomap").hidden = drawing.ids.length > 0;
   choices();
-  onFields(found.fields);
-  if (wanted.length) await showHits(wanted);
+  onFields(drawing.fields);
+  if (lastHits.length) await showHits(lastHits);
   view.redraw();
 }
 
@@ -86,21 +86,21 @@ function frameOf(x, y) {
 
 // Ring these hits on the map, best first.
 export async function showHits(records) {
-  wanted = records;
-  const found = new Map();
+  lastHits = records;
+  const placed = new Map();
   const elsewhere = [];
   records.forEach((record, rank) => {
     const place = places.get(record.id);
     if (place === undefined) elsewhere.push({ record, rank });
-    else found.set(record.id, { x: drawing.x[place], y: drawing.y[place], rank, record });
+    else placed.set(record.id, { x: drawing.x[place], y: drawing.y[place], rank, record });
   });
-  hits = found;
+  hits = placed;
   ringed();
   if (!elsewhere.length || !drawing.revision) return;
   const answer = await call("/v1/map", { body: { ids: elsewhere.map(({ record }) => record.id) } });
   for (const { record, rank } of elsewhere) {
     const at = answer.places[record.id];
-    if (at && hits === found) found.set(record.id, { x: at[0], y: at[1], rank, record });
+    if (at && hits === placed) placed.set(record.id, { x: at[0], y: at[1], rank, record });
   }
   ringed();
 }
@@ -133,7 +133,8 @@ function choices() {
   const first = drawing.fields.findIndex((field) => field.choices.length > 1);
   const chosen = same >= 0 ? same : byHand ? -1 : first;
   const options = drawing.fields.map((field, place) =>
-    field.choices.length ? el("option", { value: place }, field.kind === "predicted" ? `${field.name}, predicted` : field.name) : null,
+    // Labels are in meta too, for filters.
+    field.choices.length && !(field.kind === "meta" && field.name.startsWith("labels.")) ? el("option", { value: place }, field.kind === "predicted" ? `${field.name}, predicted` : field.name) : null,
   );
   $("colour").replaceChildren(el("option", { value: "" }, "one colour"), ...options.filter(Boolean));
   $("colour").value = chosen >= 0 ? String(chosen) : "";
@@ -268,10 +269,10 @@ const known = new Map(); // id -> what is shown of it, fetched when the pointer 
 async function describe(point) {
   const record = hits.get(point.id)?.record ?? point.record ?? known.get(point.id);
   if (record) return record;
-  const found = await call(`/v1/shown?id=${encodeURIComponent(point.id)}`);
-  known.set(point.id, found);
+  const shown = await call(`/v1/shown?id=${encodeURIComponent(point.id)}`);
+  if (shown.unread === null) known.set(point.id, shown);
   if (known.size > 300) known.delete(known.keys().next().value);
-  return found;
+  return shown;
 }
 
 let resting = 0;

@@ -45,8 +45,8 @@ export function prepareView(canvas, box, { draw, hover, press }) {
     redraw();
   }
 
-  function setFrame(found) {
-    frame = found;
+  function setFrame(bounds) {
+    frame = bounds;
     if (!own) Object.assign(view, { x: frame.x, y: frame.y, zoom: 1 });
     redraw();
   }

@@ -59,9 +59,9 @@ def maintain(store: LiveStore, policy: Policy | None = None) -> bool:
     """
     policy = policy or policy_for(store)
     for segment in store.segments():
-        for name in sorted(segment.float16_requests):
-            segment.float16_requests.discard(name)
-            segment.build_float16(name)
+        for name in sorted(segment.int8_requests):
+            segment.int8_requests.discard(name)
+            segment.build_int8(name)
     due = _due(store.view, policy)
     if not due:
         return False
@@ -160,14 +160,18 @@ def _tier(rows: int, base: int) -> int:
 
 
 class Compactor:
-    """A thread that runs due compaction steps until it is stopped."""
+    """A thread that runs due compaction steps until it is stopped.
+
+    Attributes:
+        error: the error that ended the thread; its owner must then stop, too.
+    """
 
     def __init__(
         self, store: LiveStore, *, policy: Policy | None = None, every_s: float = 0.25
     ) -> None:
         self._store, self._policy, self._every_s = store, policy, every_s
         self._stopping = threading.Event()
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="compactor", daemon=True)
 
     def start(self) -> None:
@@ -178,11 +182,6 @@ class Compactor:
         self._stopping.set()
         self._thread.join()
 
-    @property
-    def error(self) -> BaseException | None:
-        """The error that ended the thread; its owner must then stop, too."""
-        return self._error
-
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
@@ -192,7 +191,7 @@ class Compactor:
                 busy = False
                 self._stopping.wait(10.0)
             except BaseException as error:  # handed to the owner
-                self._error = error
+                self.error = error
                 log.exception("sealing stopped")
                 return
             if not busy:

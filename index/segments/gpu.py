@@ -28,7 +28,7 @@ import numpy as np
 from ..filters import Filter
 from ..store import Array
 from .growing import Block
-from .scan import Candidates, RowNumbers, ScanRequest, Scores, eligible_rows, scan
+from .scan import Candidates, RowNumbers, ScanRequest, Scores, eligible_rows, scan, scan_part
 from .sealed import Segment
 from .view import Part, Rows, View
 
@@ -384,9 +384,5 @@ def probe(kernel: Kernel) -> float:
 def _on_cpu(
     view: View, request: ScanRequest, filter: Filter | None
 ) -> list[tuple[Part, Candidates]]:
-    results = []
-    for part in view.parts.values():
-        mask, count = eligible_rows(part, request.name, filter)
-        if count:
-            results.append((part, scan(part, request, mask, count)))
-    return results
+    scanned = (scan_part(part, request, filter) for part in view.parts.values())
+    return [result for result in scanned if result is not None]

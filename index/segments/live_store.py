@@ -28,14 +28,14 @@ from .gpu import Gpu
 from .growing import Block
 from .id_map import TOMBSTONE, IdMap, Int64, LastWrite, split
 from .rescoring import Answer, merge
-from .scan import Candidates, ScanRequest, eligible_rows, scan
+from .scan import Candidates, ScanRequest, scan_part
 from .sealed import Recipe, Segment
 from .view import Edit, Mask, Part, View
 
 log = logging.getLogger(__name__)
 
 BLOCK = 8192  # rows; a block fits the CPU's cache
-SPARE = 16  # candidates of each part beyond k; float16 rarely shifts a row by more ranks
+SPARE = 16  # candidates of each part beyond k
 MORE = 8  # times as many candidates for an answer that is not proven
 # Width of the arrays in `braid.index.segments.id_map`, without the sign.
 BITS = {"partition": 31, "version": 63, "ts": 63}
@@ -75,7 +75,7 @@ class LiveStore:
         if not 0 < recall <= 1:
             raise ValueError(f"recall must be above 0 and at most 1, is {recall}")
         self.recipe = Recipe(dim=dim, recall=recall, folder=folder, failpoint=failpoint)
-        self._space, self._dim, self.block = space, dim, block
+        self.space, self.dim, self.block = space, dim, block
         self._pool = ThreadPoolExecutor(threads, "search") if threads > 1 else None
         self._gpu = gpu
         self.view = View()
@@ -88,14 +88,6 @@ class LiveStore:
         self._second_partition = 0
         self._ignored = 0
         self._unproven = 0
-
-    @property
-    def space(self) -> str:
-        return self._space
-
-    @property
-    def dim(self) -> int:
-        return self._dim
 
     @property
     def positions(self) -> Mapping[int, int]:
@@ -185,7 +177,7 @@ class LiveStore:
         Args:
             exact: do not use approximate indexes.
         """
-        queries_BD = checked_queries(queries_BD, dim=self._dim, k=k)
+        queries_BD = checked_queries(queries_BD, dim=self.dim, k=k)
         view = self.view
         answers: list[Answer | None] = [None] * len(queries_BD)
         left = np.arange(len(queries_BD))
@@ -257,8 +249,8 @@ class LiveStore:
             "second_partition": self._second_partition,
             "unproven": self._unproven,
             "device": "cpu" if self._gpu is None or self._gpu.broken else "gpu",
-            "space": self._space,
-            "dim": self._dim,
+            "space": self.space,
+            "dim": self.dim,
         }
 
     def adopt(self, segments: Sequence[tuple[Segment, Mask]], next_number: int) -> None:
@@ -290,15 +282,11 @@ class LiveStore:
     ) -> list[tuple[Part, Candidates]]:
         if self._gpu is not None:
             return self._gpu.scan(self._now, request, filter)
-
-        def one(part: Part) -> tuple[Part, Candidates] | None:
-            mask, count = eligible_rows(part, request.name, filter)
-            return (part, scan(part, request, mask, count)) if count else None
-
         # The largest first, so that threads finish at about the same time.
         parts = sorted(view.parts.values(), key=lambda part: -part.count)
         run = map if self._pool is None or len(parts) == 1 else self._pool.map
-        return [result for result in run(one, parts) if result is not None]
+        scanned = run(lambda part: scan_part(part, request, filter), parts)
+        return [result for result in scanned if result is not None]
 
     def _now(self) -> View:
         return self.view
@@ -314,7 +302,7 @@ class LiveStore:
         for name in write.by:
             if not name.isidentifier() or name == FUSED:
                 raise ValueError(f"{write.id}: {name!r} cannot name a modality's vector")
-        check_vectors(write, self._dim)
+        check_vectors(write, self.dim)
 
     def _supersedes(self, write: Upsert | Delete, known: LastWrite) -> bool:
         if known.partition != write.partition:

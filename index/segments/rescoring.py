@@ -1,9 +1,9 @@
 """Exact rescoring of candidates, and the check that no other row can be a hit.
 
-Fast scores (float16, float32 sums in another order) only select the candidates that are rescored in
-float64. Each part gives an upper bound on the scores of the rows that it left out. An answer is
+Fast scores (8-bit rows, float32 sums in another order) only select the candidates that are rescored
+in float64. Each part gives an upper bound on the scores of the rows that it left out. An answer is
 proven if its last hit scores at least as high as all these bounds; the store repeats the search for
-an answer that is not, with more candidates and then without float16.
+an answer that is not, with more candidates and then by float32 rows.
 
 Shapes: B queries, D dimensions, K candidates of a part, N pairs of a query and a row.
 """

@@ -3,9 +3,10 @@
 The method depends on the part and the filter (`benchmarks.index_filters` compares the methods):
 
     few rows are eligible        score those rows in float32
-    sealed, few queries          float16 index; if most rows are eligible, fetch more hits and drop
+    sealed                       8-bit index; if most rows are eligible, fetch more hits and drop
                                  the others, else pass a selector to FAISS
     growing, or many queries     float32 rows, in chunks that fit the CPU's cache
+    of a part of the rows
     sealed and approximate       the index of `braid.index.segments.ann`
 
 Shapes: B queries, D dimensions, N rows that have the vector, K hits, M rows.
@@ -22,8 +23,8 @@ import numpy.typing as npt
 
 from ..filters import Filter
 from ..store import Array
-from .float16 import longest
 from .growing import Block
+from .int8 import longest
 from .sealed import Segment, Vectors
 from .view import Mask, Part
 
@@ -35,6 +36,7 @@ FEW_ROWS = 2048
 FEW_SHARE = 0.005
 MANY_QUERIES = 12
 MOST_WANTED = 0.25
+INT8_FACTOR = 4  # times as many candidates by 8-bit scores, which tell fewer rows apart
 MOST_FETCHED = 1024
 FEW_OUT = 256  # up to so many excluded rows times queries, fetch more hits instead of selecting
 SELECT_QUERIES = 16
@@ -49,7 +51,7 @@ class ScanRequest:
     Attributes:
         count: candidates of each part, a few more than the hits of the answer.
         exact: do not use approximate indexes.
-        careful: do not use float16 either.
+        careful: do not use 8-bit rows either.
     """
 
     queries_BD: Array
@@ -118,6 +120,14 @@ def scan(part: Part, request: ScanRequest, mask: Mask | None, count: int) -> Can
     return Candidates(candidates.score_BK, row_BK, candidates.above_B, candidates.off_B)
 
 
+def scan_part(
+    part: Part, request: ScanRequest, filter: Filter | None
+) -> tuple[Part, Candidates] | None:
+    """The part with its candidates on the CPU; None: no row may be a hit."""
+    mask, count = eligible_rows(part, request.name, filter)
+    return (part, scan(part, request, mask, count)) if count else None
+
+
 def _score_rows(part: Part, request: ScanRequest, row_M: RowNumbers) -> Candidates:
     """Score all eligible rows, and keep the best."""
     raw_MD = part.rows.raw(request.name, row_M)
@@ -135,21 +145,23 @@ def _search_segment(
         if np.count_nonzero(row_BK >= 0, axis=1).min() >= min(request.count, count):
             nothing_B = np.full(len(score_BK), -np.inf, np.float32)
             return Candidates(score_BK, row_BK, nothing_B, np.full_like(nothing_B, np.inf))
-    if vectors.float16 is None:
-        segment.float16_requests.add(request.name)
-    float16, off_B = vectors.float16, _rounding_error(request, segment.longest(request.name))
-    many = len(request.queries_BD) >= MANY_QUERIES
-    if float16 is None or not isfinite(float16.lost) or request.careful or many:
+    if vectors.int8 is None:
+        segment.int8_requests.add(request.name)
+    int8, off_B = vectors.int8, _rounding_error(request, segment.longest(request.name))
+    total, wanted, selection = len(vectors.raw_ND), INT8_FACTOR * request.count, mask
+    most = mask is None or count >= MOST_WANTED * total
+    many = len(request.queries_BD) >= MANY_QUERIES and not most
+    if int8 is None or not isfinite(int8.lost) or request.careful or many:
         return _search_float32(vectors.raw_ND, request, mask, off_B)
-    total, fetch, selection = len(vectors.raw_ND), request.count, mask
-    off_B = off_B + request.norm_B * np.float32(float16.lost)
-    if mask is not None and count >= MOST_WANTED * total:
-        fetch = ceil(1.3 * request.count * total / count) + 16
+    off_B = off_B + request.norm_B * np.float32(int8.lost)
+    fetch = wanted
+    if mask is not None and most:
+        fetch = ceil(1.3 * wanted * total / count) + 16
         if fetch <= MOST_FETCHED:
             selection = None
         else:
-            fetch = request.count
-    score_BK, row_BK = float16.search(request.queries_BD, min(fetch, total), selection)
+            fetch = wanted
+    score_BK, row_BK = int8.search(request.queries_BD, min(fetch, total), selection)
     above_B = _bound_on_rest(score_BK, row_BK, total if selection is None else count) + off_B
     if mask is not None and selection is None:
         row_BK, score_BK = _keep_masked(row_BK, score_BK, mask)

@@ -34,9 +34,9 @@ from ..filters import Filter
 from ..store import FUSED, Array, Upsert
 from . import meta_columns as columns
 from .ann import Approximate, approximate, load_approximate
-from .float16 import Float16Index, longest
 from .growing import Facts
 from .id_map import Int64
+from .int8 import Int8Index, longest
 from .view import Mask
 
 log = logging.getLogger(__name__)
@@ -52,13 +52,13 @@ class Vectors:
     Attributes:
         raw_ND: float32, mapped from its file.
         row_N: the rows that have a vector, ascending; None if all rows have one.
-        float16: the same in float16 for exact search; None until a search has requested it.
+        int8: the same in 8 bits for exact search; None until a search has requested it.
         approximate: an approximate index; None if search is exact.
     """
 
     raw_ND: Array
     row_N: Int64 | None
-    float16: Float16Index | None = None
+    int8: Int8Index | None = None
     approximate: Approximate | None = None
 
 
@@ -98,7 +98,7 @@ class Segment:
         self.folder = folder
         self.slots: Int64 = np.zeros(0, np.int64)
         self.worn = False  # its files are damaged: compaction rewrites it
-        self.float16_requests: set[str] = set()  # names of vectors
+        self.int8_requests: set[str] = set()  # names of vectors
         self._meta = packed_meta
         self._having: dict[str, Mask] = {}
         self._longest: dict[str, float] = {}
@@ -180,8 +180,8 @@ class Segment:
 
     def longest(self, name: str) -> float:
         vectors = self.vectors[name]
-        if vectors.float16 is not None:
-            return vectors.float16.longest
+        if vectors.int8 is not None:
+            return vectors.int8.longest
         if name not in self._longest:
             self._longest[name] = longest(vectors.raw_ND)
         return self._longest[name]
@@ -191,12 +191,12 @@ class Segment:
         row_N = self.vectors[name].row_N
         return row_M if row_N is None else np.searchsorted(row_N, row_M)
 
-    def build_float16(self, name: str) -> None:
-        """Build the float16 index of one name's vectors, if there is none."""
+    def build_int8(self, name: str) -> None:
+        """Build the 8-bit index of one name's vectors, if there is none."""
         with self._lock:
             vectors = self.vectors[name]
-            if vectors.float16 is None and vectors.approximate is None:
-                ready = replace(vectors, float16=Float16Index(vectors.raw_ND))
+            if vectors.int8 is None and vectors.approximate is None:
+                ready = replace(vectors, int8=Int8Index(vectors.raw_ND))
                 self.vectors = {**self.vectors, name: ready}
 
     def _has_row(self, name: str, row: int) -> bool:
@@ -242,7 +242,7 @@ def open_segment(folder: Path, recipe: Recipe) -> Segment:
         raise SnapshotError(f"{folder}: {error!r}") from error
     if f"{FUSED}.faiss" in manifest["files"] and recipe.recall < 1:
         _load_index(segment, recipe, damaged=bool(caches))
-    segment.build_float16(FUSED)
+    segment.build_int8(FUSED)
     return segment
 
 

@@ -94,6 +94,24 @@ def segments_folder(folder: Path) -> Path:
     return folder / SEGMENTS
 
 
+def newest(folder: Path) -> Path | None:
+    """The newest snapshot in a folder."""
+    return next(reversed(_existing(folder)), None)
+
+
+def files_of(path: Path) -> dict[str, Path]:
+    """The files of a snapshot and of its segments, by their names below the snapshot folder.
+
+    Raises SnapshotError: its manifest is damaged.
+    """
+    manifest = unsealed_json(path / MANIFEST, FORMAT)
+    files = {str(file.relative_to(path)): file for file in path.rglob("*") if file.is_file()}
+    for entry in manifest["segments"]:
+        for file in (segments_folder(path.parent) / entry["name"]).iterdir():
+            files[f"{SEGMENTS}/{entry['name']}/{file.name}"] = file
+    return files
+
+
 def save(
     store: LiveStore,
     folder: Path,

@@ -71,7 +71,7 @@ def write(name: str, parts: Sequence[tuple[Part, Int64]], recipe: Recipe) -> Seg
     index = approximate(vectors[FUSED].raw_ND, recipe.recall)
     if index is not None:
         made.vectors[FUSED] = replace(vectors[FUSED], approximate=index)
-    made.build_float16(FUSED)
+    made.build_int8(FUSED)
     if folder is None:
         return made
     _write_files(made, folder, packed)

@@ -1,4 +1,4 @@
-"""The FastAPI application of the query service, and its uvicorn configuration.
+"""The FastAPI application of the query service.
 
 A request passes these checks, in order: connection limits (`connections`), the host header
 (`hosts`), API key and rate (`auth`), size, time and encoding of the body (`body_limit`), its fields
@@ -8,30 +8,23 @@ A request passes these checks, in order: connection limits (`connections`), the 
 
 from __future__ import annotations
 
-import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 
-from .dependencies import (
-    CONNECTION,
-    Limiters,
-    Limits,
-    QueryInput,
-    QueryVectors,
-    ServiceDeps,
-    Serving,
-)
+from .dependencies import Limiters, Limits, QueryInput, QueryVectors, ServiceDeps, Serving
 from .limits.auth import Access, RateLimit
 from .limits.body_budget import BodyBudget
 from .limits.body_limit import BodyLimit, Gunzip
-from .limits.connections import HEADER_BYTES, ConnectionLimitMiddleware, ConnectionLimits, protocol
+from .limits.connections import ConnectionLimitMiddleware
 from .limits.hosts import TrustedHosts
 from .openapi import describe
 from .problems import add_problems
+from .routes.embeddings import add_embeddings
 from .routes.node import add_node
 from .routes.page import add_page
 from .routes.records import add_records
 from .routes.search import add_search
+from .routes.shared import add_shared
 
 __all__ = [
     "Limits",
@@ -40,14 +33,12 @@ __all__ = [
     "ServiceDeps",
     "Serving",
     "create_app",
-    "server_config",
 ]
 
 VERSION = "1"  # of the API, not of braid
 GZIP_FROM = 1024  # bytes; a shorter answer fits in one packet
 GZIP_LEVEL = 4
 GZIP_APART = 16 * 1024  # bytes from which a thread compresses the answer, not the event loop
-BACKLOG = 256  # connections that wait in the kernel to be accepted
 
 
 def create_app(deps: ServiceDeps) -> FastAPI:
@@ -63,41 +54,13 @@ def create_app(deps: ServiceDeps) -> FastAPI:
     add_problems(app, deps.metrics)
     limiters = Limiters.of(deps)
     add_search(app, deps, limiters)
+    add_embeddings(app, deps, limiters)
     add_records(app, deps, limiters)
     add_node(app, deps)
     add_page(app, deps, limiters)
+    add_shared(app, deps)
     describe(app, keys=deps.keys is not None)
     return app
-
-
-def server_config(
-    app: FastAPI,
-    *,
-    host: str,
-    port: int,
-    limits: ConnectionLimits = CONNECTION,
-    log_level: str = "warning",
-) -> uvicorn.Config:
-    """The uvicorn configuration of the application.
-
-    `x-forwarded-for` is not trusted: a client could name another address in each request and evade
-    the rate limit.
-    """
-    return uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_level=log_level,
-        lifespan="off",
-        http=protocol(limits),
-        ws="none",
-        proxy_headers=False,
-        backlog=BACKLOG,
-        limit_concurrency=4 * limits.connections,  # `limits.connections` refuses before
-        h11_max_incomplete_event_size=HEADER_BYTES,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=5,
-    )
 
 
 def _add_middleware(app: FastAPI, deps: ServiceDeps) -> None:

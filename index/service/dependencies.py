@@ -17,7 +17,8 @@ from ..media_cache import MediaCache
 from ..metrics import ServiceMetrics
 from ..payloads import Payloads
 from ..store import Array, VectorStore
-from .hit_details import Rebuild
+from .explain import UnrelatedScores
+from .hit_details import Enlarge, Rebuild
 from .limits.admission import ConcurrencyLimiter
 from .limits.auth import ApiKeys
 from .limits.connections import ConnectionLimits
@@ -131,7 +132,7 @@ class Limits:
     json_bytes: int = 8 * MIB
     bodies_bytes: int = 128 * MIB
     answer_bytes: int = 32 * MIB
-    searches: int = 8
+    searches: int = 64
     queue_size: int = 64
     offset_waits: int = 256
     polls: int = 64
@@ -168,8 +169,11 @@ class ServiceDeps:
         keys: the API keys; None: no key is required.
         hosts: the accepted host names.
         recent: where queries are kept for the recall probe.
+        unrelated: finds the cut-off of queries that ask to `explain`.
         media_cache: thumbnails and snippets; None looks where `payloads` are.
         rebuild: makes what is shown of a record again from `records`.
+        enlarge: reads a record's large picture, sound or text; None: only the small ones are shown.
+        shared: pictures and sounds of queries that a link names; None: they cannot be shared.
         dead_letters: counts those of the last hour, as `DeadLettersAnswer`. Raises BadQuery.
     """
 
@@ -184,8 +188,11 @@ class ServiceDeps:
     metrics: ServiceMetrics = field(default_factory=ServiceMetrics)
     limits: Limits = field(default_factory=Limits)
     recent: RecentQueries = field(default_factory=RecentQueries)
+    unrelated: UnrelatedScores = field(default_factory=UnrelatedScores)
     media_cache: MediaCache | None = None
     rebuild: Rebuild | None = None
+    enlarge: Enlarge | None = None
+    shared: MediaCache | None = None
     dead_letters: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
 
     def store(self) -> VectorStore:
@@ -206,12 +213,16 @@ class Limiters:
         limits, metrics = deps.limits, deps.metrics
         return cls(
             searching=ConcurrencyLimiter(
-                "searches", limits.searches, limits.queue_size, metrics.in_flight, metrics.waiting
+                "searches",
+                limits.searches,
+                limits.queue_size,
+                metrics.in_flight.set,
+                metrics.waiting.set,
             ),
             waiting=ConcurrencyLimiter(
-                "searches that wait for offsets", limits.offset_waits, 0, metrics.offset_waits
+                "searches that wait for offsets", limits.offset_waits, 0, metrics.offset_waits.set
             ),
             polling=ConcurrencyLimiter(
-                "pages that wait for what arrives", limits.polls, 0, metrics.polls
+                "pages that wait for what arrives", limits.polls, 0, metrics.polls.set
             ),
         )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..media_cache import Kind, Media, MediaCache
 from ..payloads import Payload, Payloads
 from ..store import Row
 
 KEPT = 256  # rebuilt records in memory, about 10 kB each
-ABSENT_S = 30.0  # until a record that could not be rebuilt is tried again
+ABSENT_S = 30.0  # until a record that could not be rebuilt, or not whole, is tried again
+KIND_OF: Mapping[str, Kind] = {"image": "thumb", "audio": "snippet"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +28,14 @@ class Rebuilt:
 
 
 Rebuild = Callable[[str, int, int], Awaitable[Rebuilt | None]]
-"""(id, partition, version) -> data from that message; None if it is gone. Never raises."""
+"""(id, partition, version) -> data from that message; None if it is gone. Raises BadQuery (503): it
+cannot be read now."""
+
+Large = Literal["picture", "sound", "text"]
+Enlarge = Callable[[Large, str, int, int], Awaitable[Media | None]]
+"""(what, id, partition, version) -> a record's large picture, its sound up to a bound, or its whole
+text (as UTF-8) from that message; None if it is gone or has none. Raises BadQuery (503): it cannot
+be read now."""
 
 
 class HitDetails:
@@ -50,7 +60,7 @@ class HitDetails:
         self._running: dict[tuple[str, int], asyncio.Task[Rebuilt | None]] = {}
 
     async def payload(self, row: Row) -> Payload | None:
-        """Text, links and labels of a record, or None."""
+        """Text, links and labels of a record, or None. Raises BadQuery (503)."""
         payloads = await asyncio.to_thread(self._payloads.get_many, [row.id])
         if payloads:
             return payloads[row.id]
@@ -58,8 +68,9 @@ class HitDetails:
         return None if rebuilt is None else rebuilt.payload
 
     async def media(self, kind: Kind, row: Row) -> Media | None:
-        """The record's thumbnail or snippet, or None."""
-        cached = await asyncio.to_thread(self._media_cache.get, kind, row.id)
+        """The record's thumbnail or snippet, or None. Raises BadQuery (503)."""
+        get = self._media_cache.get
+        cached = await asyncio.to_thread(get, kind, row.id, version=row.version)
         if cached is not None:
             return cached
         rebuilt = await self._rebuilt(row)
@@ -70,7 +81,7 @@ class HitDetails:
         if (known := self._known.get(key)) is not None:
             self._known.move_to_end(key)
             until, rebuilt = known
-            if rebuilt is not None or self._clock() < until:
+            if self._clock() < until:
                 return rebuilt
         if self._rebuild is None:
             return None
@@ -83,15 +94,19 @@ class HitDetails:
         try:
             rebuilt = await self._rebuild(row.id, row.partition, row.version)
             if rebuilt is not None:
-                await asyncio.to_thread(self._keep, row.id, rebuilt)
-            self._known[key] = (self._clock() + ABSENT_S, rebuilt)
+                await asyncio.to_thread(self._keep, row, rebuilt)
+            # A link, for example, may be readable later.
+            whole = rebuilt is not None and all(
+                kind in rebuilt.media for name, kind in KIND_OF.items() if name in row.vectors
+            )
+            self._known[key] = (math.inf if whole else self._clock() + ABSENT_S, rebuilt)
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
             return rebuilt
         finally:
             del self._running[key]
 
-    def _keep(self, id: str, rebuilt: Rebuilt) -> None:
-        self._payloads.add(id, rebuilt.payload)
-        media = {(kind, id): one for kind, one in rebuilt.media.items()}
-        self._media_cache.put_many(media, only_missing=True)
+    def _keep(self, row: Row, rebuilt: Rebuilt) -> None:
+        self._payloads.add(row.id, rebuilt.payload)
+        media = {(kind, row.id): one for kind, one in rebuilt.media.items()}
+        self._media_cache.put_many(media, version=row.version)

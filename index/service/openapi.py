@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from .requests import MEDIA, BatchBody, SearchBody
+from .requests import MEDIA, BatchBody, EmbeddingsBody, SearchBody
 
 REF = "#/components/schemas/"
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -46,6 +46,15 @@ BATCH_BODY: dict[str, Any] = {
         }
     },
 }
+EMBEDDINGS_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {"$ref": f"{REF}EmbeddingsBody"},
+            "example": {"model": "champion", "input": ["a red bird", "a planet"]},
+        }
+    },
+}
 KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -73,7 +82,7 @@ def _complete(app: FastAPI, keys: bool) -> dict[str, Any]:
     )
     components: dict[str, Any] = described.setdefault("components", {})
     schemas: dict[str, Any] = components.setdefault("schemas", {})
-    for model in (SearchBody, BatchBody):
+    for model in (SearchBody, BatchBody, EmbeddingsBody):
         schema = model.model_json_schema(ref_template=REF + "{model}")
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema

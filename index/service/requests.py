@@ -15,6 +15,7 @@ from pydantic import (
     FailFast,
     Field,
     PrivateAttr,
+    SkipValidation,
     model_validator,
 )
 
@@ -27,6 +28,7 @@ MAX_BATCH = 64
 MAX_BATCH_HITS = 10_000  # of all queries of a batch together
 MAX_NAMES = 64  # of one object, before each is checked
 MAX_PARTITIONS = 1024
+MAX_INPUTS = 2048  # to embed, as OpenAI's API
 MEDIA = ("image", "audio")
 
 Kind = Literal["media", "id", "query"]
@@ -53,6 +55,14 @@ Offsets = Annotated[
     Field(max_length=MAX_PARTITIONS),
     BeforeValidator(lambda value: _few(value, MAX_PARTITIONS)),
 ]
+
+
+def from_base64(name: str, encoded: str) -> bytes:
+    """The bytes of a field. Raises BadQuery."""
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadQuery(name, f"is not base64: {error}") from None
 
 
 class RawVector(_Bounded):
@@ -86,7 +96,9 @@ class SearchBody(_Bounded):
         "exists, and `and`, `or`, `not`",
     )
     min_offsets: Offsets | None = Field(
-        None, description="partition of `records` -> offset that must be reflected"
+        None,
+        description="partition of `records` -> the next offset: all before must be reflected; for "
+        "a record of one's own, the offset that producing returned plus one",
     )
     timeout_ms: int = Field(
         2000, ge=0, le=MAX_WAIT_MS, description="how long to wait for min_offsets"
@@ -94,6 +106,7 @@ class SearchBody(_Bounded):
     generation: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
         None, description="the generation to search; without it the serving one"
     )
+    explain: bool = Field(False, description="adds `scores` to each hit and `cutoff` to the answer")
 
     _files: dict[str, bytes] = PrivateAttr(default_factory=dict)
 
@@ -103,16 +116,12 @@ class SearchBody(_Bounded):
 
     def kind(self) -> Kind:
         """The kind of the query. Raises BadQuery unless it is exactly one of the three."""
-        media = bool(self._files) or any(
-            part is not None for part in (self.text, self.image, self.audio)
-        )
-        kinds: list[Kind] = []
-        if media:
-            kinds.append("media")
-        if self.id is not None:
-            kinds.append("id")
-        if self.query is not None:
-            kinds.append("query")
+        asked: dict[Kind, Any] = {
+            "media": self._given() or None,
+            "id": self.id,
+            "query": self.query,
+        }
+        kinds = [kind for kind, value in asked.items() if value is not None]
         if len(kinds) != 1:
             what = "none of them" if not kinds else " and ".join(kinds)
             raise BadQuery(
@@ -125,8 +134,8 @@ class SearchBody(_Bounded):
         kind = self.kind()
         if kind != "media":
             return kind
-        asked = [name for name in ("text", "image", "audio") if self._has(name)]
-        return asked[0] if len(asked) == 1 else "composed"
+        modalities = self._given()
+        return modalities[0] if len(modalities) == 1 else "composed"
 
     def offsets(self) -> dict[int, int]:
         """min_offsets with numbers as keys. Raises BadQuery."""
@@ -144,14 +153,9 @@ class SearchBody(_Bounded):
         """The bytes of image or audio. Raises BadQuery."""
         encoded = self.image if name == "image" else self.audio
         data = self._files.get(name)
-        if data is None and encoded is None:
-            return None
-        if data is None:
-            try:
-                data = base64.b64decode(encoded or "", validate=True)
-            except (binascii.Error, ValueError) as error:
-                raise BadQuery(name, f"is not base64: {error}") from None
-        if not data:
+        if data is None and encoded is not None:
+            data = from_base64(name, encoded)
+        if data == b"":
             raise BadQuery(name, "is empty")
         return data
 
@@ -163,12 +167,94 @@ class SearchBody(_Bounded):
                 raise BadQuery(f"query.values[{position}]", f"must be finite, got {value}")
         return self.query.values
 
-    def _has(self, name: str) -> bool:
-        return name in self._files or getattr(self, name) is not None
+    def _given(self) -> list[str]:
+        """The modalities of the query."""
+        names = ("text", *MEDIA)
+        return [name for name in names if name in self._files or getattr(self, name) is not None]
 
 
 class BatchBody(_Bounded):
     """Several queries; each is checked and answered by itself."""
 
     # Each is a SearchBody, validated later, so that one bad query does not reject the others.
-    queries: list[Any] = Field(min_length=1, max_length=MAX_BATCH)
+    queries: list[Any] = Field(
+        min_length=1, max_length=MAX_BATCH, description="the queries, each as for /v1/search"
+    )
+
+
+class TextPart(_Bounded):
+    """Words."""
+
+    type: Literal["text"] = Field(description="says what the part is")
+    text: str = Field(min_length=1, max_length=MAX_TEXT, description="words")
+
+
+class ImageUrl(_Bounded):
+    """A picture file in a data URI."""
+
+    url: str = Field(description="`data:image/png;base64,...`; links are not fetched")
+    detail: str | None = Field(None, description="ignored")
+
+
+class ImagePart(_Bounded):
+    """A picture."""
+
+    type: Literal["image_url"] = Field(description="says what the part is")
+    image_url: ImageUrl = Field(description="the picture")
+
+
+class InputAudio(_Bounded):
+    """A sound file."""
+
+    data: str = Field(description="a sound file, base64")
+    format: str | None = Field(None, description="ignored: the file says it")
+
+
+class AudioPart(_Bounded):
+    """A sound."""
+
+    type: Literal["input_audio"] = Field(description="says what the part is")
+    input_audio: InputAudio = Field(description="the sound")
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+
+
+Together = Annotated[list[Part], Field(min_length=1, max_length=3)]
+Input = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] | Part | Together
+
+
+class Parts(_Bounded):
+    """Parts that make one vector together, each type at most once."""
+
+    parts: Together = Field(description="text, picture, sound")
+
+
+def _listed(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
+
+
+def _or_text(schema: dict[str, Any]) -> None:
+    """Describe what `_listed` takes."""
+    listed = {name: schema.pop(name) for name in ("type", "items", "minItems", "maxItems")}
+    schema["anyOf"] = [listed, {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}]
+
+
+class EmbeddingsBody(_Bounded):
+    """Texts, pictures and sounds to embed."""
+
+    model: str = Field(
+        min_length=1, max_length=200, description="a model, a generation, or `champion`"
+    )
+    # Each is validated later, with its place in the reason.
+    input: Annotated[list[SkipValidation[Input]], BeforeValidator(_listed)] = Field(
+        min_length=1,
+        max_length=MAX_INPUTS,
+        description="a text, or a list of texts, content parts and lists of parts",
+        json_schema_extra=_or_text,
+    )
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="`base64`: of the float32 values, little-endian"
+    )
+    dimensions: int | None = Field(None, description="if given, the width of the space")
+    user: str | None = Field(None, description="ignored")

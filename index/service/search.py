@@ -2,7 +2,8 @@
 
 1 check ─► 2 wait, by id ─► 3 vectors ─► 4 wait, the others ─► 5 search ─► 6 show
 
-Queries with the same generation, k, vector and filter are one call of the store's search.
+Queries with the same generation, k, vector and filter are one call of the store's search. Steps 5
+and 6 are in `searcher`.
 """
 
 from __future__ import annotations
@@ -10,48 +11,35 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import BadQuery, OffsetsNotReached, SpaceMismatch
 from ..filters import compile_filter
-from ..payloads import Payload
-from ..store import FUSED, Array, Hit, Row, VectorStore, is_exact, rows_of
+from ..store import Array, VectorStore
 from .dependencies import Limiters, QueryInput, QueryVectors, ServiceDeps, Serving
-from .requests import Kind, SearchBody
+from .requests import SearchBody
+from .searcher import PendingQuery, Request
 from .waiting import missing, reflected
 
 ENCODE_AT_ONCE = 4  # queries of one batch, where the node embeds them one at a time
 
-
-@dataclass(kw_only=True, slots=True)
-class PendingQuery:
-    """The state of one query; after a `problem` it is not processed further."""
-
-    body: SearchBody
-    serving: Serving
-    kind: Kind
-    offsets: Mapping[int, int]
-    keep: Any  # the compiled filter, or None
-    filter_key: str  # equal for equal filters
-    vector_D: Array | None = None
-    model: str | None = None
-    as_of: Mapping[int, int] | None = None
-    hits: list[Hit] | None = None
-    exact: bool = False
-    problem: BadQuery | None = None
-
-
-Outcome = dict[str, Any] | BadQuery
+T = TypeVar("T")
+Finish = Callable[[Request], Awaitable[T]]
 
 
 async def answer(
-    deps: ServiceDeps, limiters: Limiters, bodies: Sequence[SearchBody | BadQuery]
-) -> list[Outcome]:
-    """The answer or the error of each query, in order.
+    deps: ServiceDeps,
+    limiters: Limiters,
+    bodies: Sequence[SearchBody | BadQuery],
+    finish: Finish[T],
+) -> T:
+    """The answers to the queries.
+
+    Args:
+        finish: searches and renders the queries; see `Searcher`.
 
     Raises:
         Busy: a concurrency limit is reached; no query is answered.
@@ -61,28 +49,19 @@ async def answer(
         queries = await asyncio.to_thread(_check, deps, bodies)  # a filter may be long
     else:
         queries = _check(deps, bodies)
-    pending = [query for query in queries if isinstance(query, PendingQuery)]
+    request = Request(queries=queries, began=began)
+    pending = request.pending
     await _wait_all([one for one in pending if one.kind == "id"], limiters)
     others = [one for one in pending if one.kind != "id"]
     waits = [one for one in others if _missing(one)]
     async with limiters.searching.slot():
         await _resolve_vectors(pending)
         if not waits:
-            await _search(deps, pending)
-    if waits:  # without a slot; and after embedding, so that a bad query is refused at once
-        await _wait_all(others, limiters)
-        async with limiters.searching.slot():
-            await _search(deps, pending)
-    payloads = await asyncio.to_thread(deps.payloads.get_many, _ids(pending))
-    took_ms = round((time.perf_counter() - began) * 1000, 3)
-
-    def render_all() -> list[Outcome]:
-        return [
-            query if isinstance(query, BadQuery) else _render(query, payloads, took_ms)
-            for query in queries
-        ]
-
-    return await asyncio.to_thread(render_all)  # each hit's row is looked up
+            return await finish(request)
+    # Without a slot; and after embedding, so that a bad query is refused at once.
+    await _wait_all(others, limiters)
+    async with limiters.searching.slot():
+        return await finish(request)
 
 
 def of_record(store: VectorStore, id: str, vector: str) -> tuple[Array, str]:
@@ -98,44 +77,6 @@ def of_record(store: VectorStore, id: str, vector: str) -> tuple[Array, str]:
 
 def unknown_record(id: str) -> BadQuery:
     return BadQuery("id", f"no record {id[:256]!r}", status=404)
-
-
-def render_hit(
-    hit: Hit, payload: Payload | None, row: Row | None, pending: PendingQuery
-) -> dict[str, Any]:
-    """A hit in the answer's form. `row` is None if the record was deleted since the search.
-
-    `matched` is the searched modality; in a search by fused vectors it is the modality whose
-    vector is nearest to the query.
-    """
-    by = {} if row is None else {n: v for n, v in row.vectors.items() if n != FUSED}
-    query_D, vector = pending.vector_D, pending.body.vector
-    assert query_D is not None
-    nearest = max(by, key=lambda name: float(by[name] @ query_D), default=None)
-    return {
-        "id": hit.id,
-        "score": hit.score,
-        "meta": dict(hit.meta),
-        "model": hit.model,
-        "version": hit.version,
-        "partition": hit.partition,
-        **payload_fields(payload),
-        "ts": None if row is None else row.ts,
-        "modalities": sorted(by),
-        "matched": vector if vector in by else nearest,
-    }
-
-
-def payload_fields(payload: Payload | None) -> dict[str, Any]:
-    """A payload's fields in an answer; null where there is none."""
-    if payload is None:
-        return {"text": None, "uri": None, "labels": None, "predicted": None}
-    return {
-        "text": payload.text,
-        "uri": dict(payload.uri),
-        "labels": dict(payload.labels),
-        "predicted": dict(payload.predicted),
-    }
 
 
 # ---- 1 check
@@ -276,64 +217,3 @@ def _raw_vector(body: SearchBody, store: VectorStore) -> Array:
         raise BadQuery("query.values", "are all 0: such a vector points nowhere")
     vector_D /= largest  # first, so that no square overflows or underflows
     return (vector_D / np.linalg.norm(vector_D)).astype(np.float32)
-
-
-# ---- 5 search
-
-
-async def _search(deps: ServiceDeps, pending: Sequence[PendingQuery]) -> None:
-    groups: dict[Any, list[PendingQuery]] = {}
-    for one in pending:
-        if one.problem is None:
-            key = (id(one.serving), one.body.k, one.body.vector, one.filter_key)
-            groups.setdefault(key, []).append(one)
-    for group in groups.values():
-        await _search_group(deps, group)
-
-
-async def _search_group(deps: ServiceDeps, group: Sequence[PendingQuery]) -> None:
-    first = group[0]
-    store, k, vector = first.serving.store, first.body.k, first.body.vector
-    queries_BD = np.stack([one.vector_D for one in group if one.vector_D is not None])
-    as_of = store.progress  # before the search, which may reflect more
-    exact = is_exact(store)
-    try:
-        hit_lists = await asyncio.to_thread(
-            store.search, queries_BD, k=k, vector=vector, filter=first.keep
-        )
-    except BadQuery as error:
-        for one in group:
-            one.problem = error
-        return
-    for one, query_D, hits in zip(group, queries_BD, hit_lists, strict=True):
-        one.hits, one.as_of = hits, as_of
-        one.exact = exact and is_exact(store)  # it may have changed meanwhile
-        deps.recent.add(one.serving.generation, query_D, k=k, vector=vector)
-
-
-# ---- 6 show
-
-
-def _ids(pending: Iterable[PendingQuery]) -> list[str]:
-    return list(dict.fromkeys(hit.id for one in pending for hit in one.hits or ()))
-
-
-def _render(one: PendingQuery, payloads: Mapping[str, Payload] | None, took_ms: float) -> Outcome:
-    if one.problem is not None:
-        return one.problem
-    assert one.hits is not None
-    assert one.as_of is not None
-    store = one.serving.store
-    rows = rows_of(store, [hit.id for hit in one.hits])
-    return {
-        "hits": [
-            render_hit(hit, (payloads or {}).get(hit.id), rows.get(hit.id), one) for hit in one.hits
-        ],
-        "model": one.model,
-        "space": store.space,
-        "generation": one.serving.generation,
-        "as_of": {str(number): next_ for number, next_ in sorted(one.as_of.items())},
-        "exact": one.exact,
-        "payloads": "unavailable" if payloads is None else "ok",
-        "took_ms": took_ms,
-    }

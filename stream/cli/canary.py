@@ -13,9 +13,9 @@ import typer
 
 from ..errors import ConfigError, RegistryError
 from ..registry.canaries import KEY, Canaries, Canary
-from ..registry.versions import Champion, Registry
+from ..registry.versions import Champion, Registry, registry_of
 from ..settings import Settings
-from .common import AsJson, bar, proven
+from .common import AsJson, bar
 
 if TYPE_CHECKING:
     from ..monitoring.canary_comparison import Comparison
@@ -65,7 +65,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         Example: braid models canary 2 --share 0.05 --records 1000 --promote
         """
         settings = settings_of(context)
-        registry = Registry(settings.models_dir, base=settings.model.name)
+        registry = registry_of(settings)
         if version is None or stop:
             options = (version, share, partitions, records, promote or None, force or None)
             if any(option is not None for option in options):
@@ -81,7 +81,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
                 if not comparison.passed:
                     state, why = "failed", comparison.reason
                 elif promote:
-                    state, why = _promoted(settings, registry, shown, force=force)
+                    state, why = _promoted(settings, registry, shown, comparison, force=force)
                 shown = _ended(settings, registry, shown, state, why, asdict(comparison))
         if as_json:
             print(json.dumps(None if shown is None else asdict(shown)))
@@ -107,6 +107,7 @@ def _begin(
     from ..kafka.topics import ensure
     from ..monitoring.canary_comparison import limits_of
     from ..registry.announcements import announce
+    from ..trainer.job import prove
 
     limits = limits_of(settings)
     if records is not None and records < limits.min_records:
@@ -114,16 +115,16 @@ def _begin(
             f"--records is {records}, canary.min_records wants at least {limits.min_records}"
         )
     name = registry.resolve(version)
-    registry.admit(name, force=force)
-    proven(registry, name, settings)
+    registry.admit(name, force=force, unproven=True)
+    prove(registry, name, settings.model.device)
     numbers = (
-        _numbers(partitions, ensure(settings, settings.generation))
+        _numbers(partitions, ensure(settings, settings.generation, role="operator"))
         if partitions is not None
         else []
     )
     if share is None:
         share = 1.0 if numbers else SHARE
-    began = Canaries(registry.root).begin(
+    began = Canaries(registry.log).begin(
         registry, name, share=share, partitions=numbers, force=force
     )
     announce(settings, KEY, began.facts())
@@ -150,11 +151,11 @@ def _watched(
     """
     from ..monitoring.canary_comparison import Comparing, limits_of
 
-    canaries, comparing = Canaries(registry.root), Comparing(canary)
+    canaries, comparing = Canaries(registry.log), Comparing(canary)
     with bar("canary", quiet) as progress:
         while True:
             comparing.read(settings)
-            seen, now = comparing.seen, canaries.reconcile(registry.champion())
+            seen, now = comparing.seen, canaries.last()
             if now is None or now.number != canary.number or now.state != "running":
                 why = "it is gone" if now is None else now.why
                 raise RegistryError(f"canary {canary.number} ended after {seen} records: {why}")
@@ -165,13 +166,25 @@ def _watched(
 
 
 def _promoted(
-    settings: Settings, registry: Registry, canary: Canary, *, force: bool
+    settings: Settings,
+    registry: Registry,
+    canary: Canary,
+    comparison: Comparison,
+    *,
+    force: bool,
 ) -> tuple[str, str]:
-    """Promote the challenger; returns the canary's state and the reason."""
+    """Promote the challenger; returns the canary's state and the reason.
+
+    A canary that compared labels is the evidence that the judge did not have.
+    """
     from ..registry.promotion import promote
 
     why = f"passed canary {canary.number}"
     try:
+        labelled = any(task.interval is not None for task in comparison.tasks.values())
+        if labelled:
+            registry.admit(canary.model, force=force, unproven=True)
+            force = True
         done = promote(settings, registry, canary.model, after=canary.seq, force=force, why=why)
     except RegistryError as error:
         return "failed", f"it passed, but {error}"
@@ -191,7 +204,7 @@ def _ended(
     """End the canary and notify the workers, which would notice at their next poll."""
     from ..registry.announcements import announce
 
-    ended = Canaries(registry.root).end(canary, state, why=why, comparison=comparison)
+    ended = Canaries(registry.log).end(canary, state, why=why, comparison=comparison)
     announce(settings, KEY, ended.facts())
     return ended
 
@@ -200,8 +213,8 @@ def _compared(settings: Settings, registry: Registry, *, stop: bool) -> Canary |
     """The last canary with its comparison: now if it runs, else at its end."""
     from ..monitoring.canary_comparison import compared
 
-    canaries = Canaries(registry.root)
-    canary = canaries.reconcile(registry.champion())
+    canaries = Canaries(registry.log)
+    canary = canaries.last()
     if stop:
         if canary is None or canary.state != "running":
             raise RegistryError("no canary runs")

@@ -1,4 +1,4 @@
-"""`braid produce` and `braid search`."""
+"""`braid produce`, `braid delete` and `braid search`."""
 
 from __future__ import annotations
 
@@ -24,35 +24,118 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     def produce(
         context: typer.Context,
         paths: Annotated[
-            list[Path], typer.Argument(help="Folders, .jsonl files, or single files.")
+            list[str],
+            typer.Argument(
+                help="Folders, pictures, sounds, .txt, .jsonl, .csv, .parquet or .tar files; "
+                "also URLs such as s3://bucket/train-{000..127}.tar."
+            ),
         ],
         label: Annotated[
             str | None,
-            typer.Option(help="Send each top folder's name as the label of this task."),
+            typer.Option(help="Send the names of top folders, or .cls, as labels of this task."),
+        ] = None,
+        source: Annotated[
+            str | None,
+            typer.Option(help="Map the columns of tables as the messages of this source."),
+        ] = None,
+        checkpoint: Annotated[
+            Path | None,
+            typer.Option(help="Keep in this file how far it came, and go on from there."),
+        ] = None,
+        rate: Annotated[
+            float | None, typer.Option(min=0.01, help="At most so many records a second.")
         ] = None,
         as_json: AsJson = False,
     ) -> None:
-        """Send files or JSON lines as records.
+        """Send files, JSON lines, CSV, Parquet or WebDataset shards as records.
 
-        In a folder, files of one stem are one record: bird.png, bird.txt and bird.ogg. A JSON
-        line is {"id": ..., "text": ..., "image": PATH or link, "audio": ..., "labels": {...},
-        "meta": {...}}.
+        Files of one folder and stem are one record: bird.png, bird.txt and bird.ogg; its id is
+        the path below PATHS without the ending, preceded by the folder where two of PATHS hold
+        the same. A JSON line is {"id": ..., "text": ..., "image": PATH or link, "audio": ...,
+        "labels": {...}, "meta": {...}}. Columns of a table are id, text, image, audio, labels.TASK
+        and meta.FIELD, or what --source maps. Members of one key in a .tar are one record.
 
-        Example: braid produce pictures/ events.jsonl --label category
+        What cannot be sent is listed at the end, with its line; the exit status is 1 then.
+
+        Example: braid produce pictures/ events.jsonl table.csv --label category
         """
-        from .sending import send_all
+        from .produce.sending import send_all
 
         settings = settings_of(context)
-        with bar("producing", as_json) as progress:
-            report = asyncio.run(send_all(settings, paths, label=label, progress=progress))
+        with bar("producing", as_json, unit="B") as progress:
+            report = asyncio.run(
+                send_all(
+                    settings,
+                    paths,
+                    label=label,
+                    progress=progress,
+                    source=source,
+                    checkpoint=checkpoint,
+                    rate=rate,
+                )
+            )
+        refused, count = report["refused"], report["refused_count"]
         if as_json:
             print(json.dumps(report))
         else:
-            print(f"sent {report['sent']} records, refused {len(report['refused'])}")
-            for line in report["refused"][:MAX_LISTED]:
+            print(f"sent {report['sent']} records, refused {count}")
+            for line in refused[:MAX_LISTED]:
                 print(f"  refused {line}", file=sys.stderr)
-        if report["refused"]:
+            if (more := count - len(refused[:MAX_LISTED])) > 0:
+                print(f"  and {more} more; --json lists all", file=sys.stderr)
+        if count:
             raise SystemExit(1)
+
+    @app.command()
+    def delete(
+        context: typer.Context,
+        ids: Annotated[list[str], typer.Argument(help="The ids of the records.")],
+        as_json: AsJson = False,
+    ) -> None:
+        """Delete records: send a null to `records` for each id.
+
+        Workers and index nodes follow: the record leaves the index when its deletion is read. An
+        id that there is no record of is deleted just the same.
+
+        Example: braid delete bird-1 bird-2
+        """
+        from .produce.sending import delete_all
+
+        settings = settings_of(context)
+        sent = asyncio.run(delete_all(settings, ids))
+        if as_json:
+            print(json.dumps(sent))
+            return
+        topic = settings.topic("records")
+        for one in sent:
+            at = f"partition {one['partition']}, offset {one['offset']}"
+            print(f"{one['id']}: its deletion is sent to {topic}, {at}")
+
+    @app.command()
+    def mcp(
+        context: typer.Context,
+        url: Annotated[str | None, typer.Option(help="The query service.")] = None,
+        http: Annotated[
+            bool, typer.Option("--http", help="Streamable HTTP on loopback; else stdio.")
+        ] = False,
+        port: Annotated[int, typer.Option(help="Port for --http.")] = 8078,
+        allow_delete: Annotated[
+            bool, typer.Option("--allow-delete", help="Also offer a tool that deletes records.")
+        ] = False,
+    ) -> None:
+        """Serve search to programs that speak the Model Context Protocol.
+
+        Example: braid mcp --url http://127.0.0.1:8077
+        """
+        from ..mcp_server import mcp_server
+
+        settings = settings_of(context)
+        key = settings.client_key(own=url is None)
+        server = mcp_server(url or service_url(settings), api_key=key, deletes=allow_delete)
+        if http:
+            server.run("streamable-http", host="127.0.0.1", port=port)
+        else:
+            server.run("stdio")
 
     @app.command()
     def search(
@@ -66,7 +149,10 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             str, typer.Option(help="Which vector to search: fused, text, image or audio.")
         ] = "fused",
         filter: Annotated[
-            str | None, typer.Option(help='On meta, as JSON: {"lang": "de"}.')
+            str | None,
+            typer.Option(
+                help='On meta and labels, as JSON: {"lang": "de", "labels.category": "animals"}.'
+            ),
         ] = None,
         url: Annotated[str | None, typer.Option(help="The query service.")] = None,
         as_json: AsJson = False,

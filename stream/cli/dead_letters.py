@@ -258,8 +258,7 @@ def _cuts(settings: Settings, before: str) -> dict[int, tuple[int, int]]:
     from ..kafka.admin import Admin
 
     admin, topic = Admin(settings), settings.topic(TOPIC)
-    counts = admin.partition_counts()
-    ends = admin.ends(topic, counts.get(topic, 0))
+    ends = admin.ends(topic)
     partition, _, offset = before.partition(":")
     if partition.isdecimal() and offset.isdecimal():
         stays = {int(partition): int(offset)}
@@ -275,12 +274,10 @@ def _cuts(settings: Settings, before: str) -> dict[int, tuple[int, int]]:
 
 def _groups(settings: Settings) -> dict[str, str]:
     """Origin topic -> the consumer group that processes it."""
-    from ..registry.versions import Registry
+    from ..registry.versions import registry_of, serving_generation
 
-    generation = settings.generation
-    champion = Registry(settings.models_dir, base=settings.model.name).champion()
-    if champion is not None and settings.model.spec is None:
-        generation = champion.generation
+    champion = registry_of(settings).champion()
+    generation = serving_generation(settings, champion)
     parts = f"{settings.prefix}braid-join"
     return {settings.topic("records"): settings.group(generation), settings.topic("parts"): parts}
 

@@ -1,9 +1,9 @@
 """`braid demo`: produce, train, embed, index and measure once, with real processes.
 
     1  get the data set
-    2  start Apache Kafka and Valkey, make the topics
+    2  start Apache Kafka and Valkey, make the topics; start the embed worker and the index node
     3  produce four fifths with their labels; train version 1 from Kafka
-    4  start the embed worker and the index node; produce the held-out fifth without labels
+    4  produce the held-out fifth without labels; worker and index node take the version
     5  wait until all are searchable; read `predictions`; measure; report
 
 Messages and progress go to standard error, the report to standard output; its last line is JSON.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import sys
@@ -26,9 +27,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tqdm import tqdm
-
 from braid.index.client import Client
+from braid.index.errors import BraidIndexError
 from braid.index.redact import redacted
 
 from ..datasets.sources import DatasetError, Item, default_cache, digits, folder, held_out, stamps
@@ -42,6 +42,7 @@ from ..local.child import free_port, port_answers
 from ..local.fleet import Fleet, bar, services
 from ..monitoring.heartbeat import workers
 from ..settings import Settings
+from .common import bar as staged_bar
 from .common import service_url
 from .demo_figures import (
     TASK,
@@ -133,27 +134,24 @@ def main_job(fleet: Fleet, dataset: Dataset, *, preset: str, seed: int) -> dict[
     say(f"{dataset.name}: {len(known)} labelled records, {len(unseen)} held out")
 
     partitions = ensure(settings, settings.generation)
+    fleet.start("embed")  # they import what they need while the first version is trained
+    fleet.start("index", "--port", str(settings.http.port))
     produce(settings, known, split="train", labelled=True)
     say("training version 1 from what is on Kafka")
     fleet.run("retrain", "--preset", preset, "--seed", str(seed), timeout=TRAIN_S)
-
-    fleet.start("embed")
-    fleet.start("index", "--port", str(settings.http.port))
+    produce(  # after the training, which must not see them
+        settings,
+        unseen,
+        split="held-out",
+        labelled=False,
+        captions_name_label=dataset.captions_name_label,
+    )
     with Client(service_url(settings), api_key=settings.client_key()) as client:
 
         def searchable() -> int:
             return int(client.status()["records"])
 
         begun = until_ready(fleet, client)
-        fleet.wait("embedding what is there", searchable, len(known), stalled=STALLED_S)
-        pause = _now_ms()
-        produce(
-            settings,
-            unseen,
-            split="held-out",
-            labelled=False,
-            captions_name_label=dataset.captions_name_label,
-        )
         fleet.wait("searchable", searchable, len(dataset.items), stalled=STALLED_S)
         predictions = until_predicted(fleet, partitions, len(dataset.items))
         dead = read(settings, "dead-letters", partitions)
@@ -164,9 +162,7 @@ def main_job(fleet: Fleet, dataset: Dataset, *, preset: str, seed: int) -> dict[
             "vectors_indexed": searchable(),
             "predictions_out": len(predictions),
             "dead_letters": len(dead),
-            "records_per_s": throughput(
-                [message.ts for message in predictions], begun=begun, pause=pause
-            ),
+            "records_per_s": throughput([message.ts for message in predictions], begun=begun),
             "model": client.status()["model"],
             "accuracy": held_out_accuracy(predictions, dataset, unseen),
             "recall": held_out_recall(client, dataset, unseen),
@@ -176,10 +172,14 @@ def main_job(fleet: Fleet, dataset: Dataset, *, preset: str, seed: int) -> dict[
 def choose(data: Path | None) -> Dataset:
     """The user's folder, else the stamps, or digits if the stamps cannot be fetched."""
     if data is not None:
-        return Dataset(name=data.resolve().name, items=folder(data))
-    with _download_bar() as progress:
+        return Dataset(name=Path(os.path.abspath(data)).name, items=folder(data))
+    with staged_bar("stamps", quiet=False) as progress:
+
+        def megabytes(what: str, done: int, total: int) -> None:
+            progress(f"{what} (MB)", done // 10**6, total // 10**6, {})
+
         try:
-            return Dataset(name="stamps", items=stamps(default_cache(), progress))
+            return Dataset(name="stamps", items=stamps(default_cache(), megabytes))
         except DatasetError as error:
             say(f"{error}")
     say("falling back to scikit-learn's digits, whose captions name the label:")
@@ -262,9 +262,8 @@ def held_out_recall(
 ) -> dict[str, dict[str, float | None]]:
     """Recall of the query service among the held-out records; prints the examples, too."""
 
-    def search(**query: Any) -> Sequence[Mapping[str, Any]]:
-        hits: Sequence[Mapping[str, Any]] = client.search(**query)["hits"]
-        return hits
+    def search(queries: Sequence[Mapping[str, Any]]) -> list[Sequence[Mapping[str, Any]]]:
+        return [hits_of(answer) for answer in client.search_many(queries)]  # type: ignore[arg-type]
 
     both = (
         []
@@ -278,13 +277,20 @@ def held_out_recall(
     }
     measured = {}
     for way, query in ways.items():
-        shown = bar(f"recall {way}", both) if both else []
-        measured[way] = recall(search, ((item.id, query(item) | among) for item in shown))
+        measured[way] = recall(search, [(item.id, query(item) | among) for item in both])
     own = [item.text for item in dataset.items if item.text][:5]
     words = EXAMPLES if dataset.name == "stamps" else own
     asked = [(f"{text!r}", {"text": text, "vector": "image"}) for text in words]
     print("\n".join(["words -> pictures, the three best hits:", *example_lines(search, asked)]))
     return measured
+
+
+def hits_of(answer: Mapping[str, Any] | BraidIndexError) -> Sequence[Mapping[str, Any]]:
+    """The hits of one answer. Raises the error of its query."""
+    if isinstance(answer, BraidIndexError):
+        raise answer
+    hits: Sequence[Mapping[str, Any]] = answer["hits"]
+    return hits
 
 
 def say(line: str) -> None:
@@ -352,19 +358,3 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _download_bar() -> Iterator[Callable[[str, int, int], None]]:
-    shown: dict[str, tqdm] = {}
-
-    def update(what: str, done: int, total: int) -> None:
-        if what not in shown:
-            shown[what] = bar(f"{what} (MB)", total=total // 10**6 or None)
-        shown[what].update(done // 10**6 - shown[what].n)
-
-    try:
-        yield update
-    finally:
-        for line in shown.values():
-            line.close()

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-Search = Callable[..., Sequence[Mapping[str, Any]]]  # keyword arguments of a query -> its hits
+Hits = Sequence[Mapping[str, Any]]
+Search = Callable[[Sequence[Mapping[str, Any]]], Sequence[Hits]]  # arguments of queries -> hits
 
 TASK = "category"
 DEPTHS = (1, 5, 10)
@@ -41,17 +42,18 @@ def accuracy(
 
 
 def recall(
-    search: Search, queries: Iterable[tuple[str, Mapping[str, Any]]]
+    search: Search, queries: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> dict[str, float | None]:
     """Recall@1, 5 and 10: the share of queries whose own record is among the first hits.
 
     Args:
-        search: runs one query.
+        search: runs the queries.
         queries: the id of the one right record, and the query's keyword arguments.
     """
     ranks: list[int | None] = []
-    for expected, query in queries:
-        ids = [hit["id"] for hit in search(k=max(DEPTHS), **query)]
+    answers = search([{"k": max(DEPTHS), **query} for _, query in queries])
+    for (expected, _), hits in zip(queries, answers, strict=True):
+        ids = [hit["id"] for hit in hits]
         ranks.append(ids.index(expected) if expected in ids else None)
     return {
         str(depth): round(sum(rank is not None and rank < depth for rank in ranks) / len(ranks), 4)
@@ -61,19 +63,14 @@ def recall(
     }
 
 
-def throughput(times_ms: Sequence[int], *, begun: int, pause: int) -> float:
-    """Records a second while there were records to embed.
+def throughput(times_ms: Sequence[int], *, begun: int) -> float:
+    """Records a second.
 
     Args:
         times_ms: when each prediction was published.
-        begun: when the worker got its partitions, with records in the topic.
-        pause: when production of the second part began; before it the worker was idle.
+        begun: when the worker got its partitions, with all records in the topic.
     """
-    first = [at for at in times_ms if at <= pause]
-    second = [at for at in times_ms if at > pause]
-    busy_ms = (max(first) - min(begun, *first) if first else 0) + (
-        max(second) - pause if second else 0
-    )
+    busy_ms = max(times_ms) - min(begun, *times_ms)
     return round(len(times_ms) * 1000 / max(busy_ms, 1), 1)
 
 
@@ -94,9 +91,10 @@ def mismatches(figures: Mapping[str, Any], *, ids: int) -> list[str]:
 def example_lines(search: Search, queries: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """Each query (its title, its arguments) with its three best hits, as lines to print."""
     lines = []
-    for name, query in queries:
+    answers = search([{"k": 3, **query} for _, query in queries])
+    for (name, _), hits in zip(queries, answers, strict=True):
         lines.append(f"  {name}")
-        for hit in search(k=3, **query):
+        for hit in hits:
             lines.append(f"    {hit['score']:.3f}  {hit['id']}: {hit.get('text') or '(no text)'}")
     return lines
 

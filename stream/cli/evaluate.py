@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from ..errors import ConfigError
-from ..registry.versions import Registry
+from ..registry.versions import registry_of
 from ..settings import Settings
 from .common import AsJson, bar
+from .model_card import calibrated
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
@@ -36,7 +37,8 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     ) -> None:
         """Measure a version: recall, accuracy by subset, calibration, robustness, a map.
 
-        It reads the judge split of `records` (a tenth that no training touches) or all of a folder.
+        It reads the judge split of `records` (a tenth, without what the version or an ancestor has
+        learnt) or all of a folder.
 
         Example: braid eval --data pictures/ --out report/
         """
@@ -50,20 +52,22 @@ def _version(
 ) -> dict[str, Any]:
     from braid.encoders.evaluation.page import page
     from braid.encoders.evaluation.report import report
+    from braid.encoders.manifest import read_manifest
     from braid.encoders.model.checkpoint import load_folder
-    from braid.encoders.training.splits import split
+    from braid.encoders.model.learnt import Learnt
+    from braid.encoders.training.splits import unlearnt_records
     from braid.encoders.types import Sample
 
     from ..datasets.sources import folder
 
-    registry = Registry(settings.models_dir, base=settings.model.name)
+    registry = registry_of(settings)
     place = Path(model) if model and Path(model).is_dir() else None
     if place is None:
         champion = registry.champion()
         if model is None and champion is None:
             raise ConfigError("--model: there is no champion yet; name a version or a folder")
         name = registry.resolve(model) if model else champion.name if champion else ""
-        place = registry.path(name)
+        place = registry.folder(name)
     with bar("eval", quiet) as progress:
         if data is not None:
             samples = [
@@ -75,7 +79,10 @@ def _version(
 
             with tempfile.TemporaryDirectory(prefix="braid-eval-") as window_at:
                 seen = read_records(settings, Path(window_at), progress).samples()
-                samples = [sample for sample in seen if split(sample.id) == "judge"]
+                learnt = Learnt.read(place, read_manifest(place))
+                samples, _ = unlearnt_records(
+                    cast(Sequence[Sample], seen), [] if learnt is None else [learnt]
+                )
         if not samples:
             raise ConfigError("there is no record in the judge split; try --data DIR")
         loaded = load_folder(place, device=settings.model.device)
@@ -100,10 +107,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     for task, scores in result["accuracy"].items():
         shown.append(f"  {task}:")
         shown += [f"    {subset:20s} {value:.3f}" for subset, value in scores["subsets"].items()]
-        errors = result["calibration_error"].get(task)
-        if errors:
-            before, after = errors["before"]["decision"], errors["after"]["decision"]
-            shown.append(f"    calibration error    {after:.3f} (before: {before:.3f})")
+        shown += [f"    {line}" for line in calibrated(result, task)]
         fall = ", ".join(
             f"{name} {scores['fused'] - values[task]:+.3f}"
             for name, values in result["shuffled"].items()

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from braid.index.redact import RedactingFormatter, redacted
-
-from ..errors import ConfigError, StreamError
+from ..collector import collect_rarely
+from ..errors import ConfigError, StreamError, plain
 from ..local.child import ChildError
+from ..logs import say, set_up
 from ..settings import Settings, load
-from . import config, dead_letters, evaluate, models, retrain, status
+from . import bench, config, dead_letters, evaluate, ingest, models, retrain, simulate, status
 from . import data as cli_data
+from .common import check_model
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+log = logging.getLogger(__name__)
+
+NO_SETTINGS = ("context", "version")  # parameters of settings_from_flags
 
 app = typer.Typer(
     name="braid",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Kafka streams of text, pictures and sound become one live, searchable space.\n\n"
+    "The options below may stand before or after the command.\n\n"
     "Example: braid demo",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"braid {version('braid-stream')}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -39,6 +52,11 @@ def settings_from_flags(
     redis: Annotated[str | None, typer.Option(help="Redis, as redis://host:port.")] = None,
     prefix: Annotated[str | None, typer.Option(help="Prefix of every topic's name.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
 ) -> None:
     """Settings that every command takes; others come from BRAID_* and braid.toml."""
     context.obj = {
@@ -47,17 +65,26 @@ def settings_from_flags(
         "redis": {"url": redis},
         "prefix": prefix,
         "log_level": log_level,
+        "log_format": log_format,
     }
 
 
-def settings_of(context: typer.Context, **flags: Any) -> Settings:
-    """The settings of one command: its own flags over the common ones."""
+def settings_of(context: typer.Context, *, service: bool = False, **flags: Any) -> Settings:
+    """The settings of one command: its own flags over the common ones.
+
+    Args:
+        service: the process runs until it is stopped; it logs what it works with.
+    """
     settings = load(**(context.obj | flags))
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(RedactingFormatter(LOG_FORMAT))
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-    for noisy in ("aiokafka", "faiss", "httpx", "httpcore", "faust", "mode"):
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+    set_up(settings)
+    if service:
+        check_model(settings)
+        log.info(
+            "home %s, broker %s, registry %s",
+            settings.home,
+            settings.kafka.bootstrap,
+            settings.model.registry or settings.models_dir,
+        )
     return settings
 
 
@@ -70,6 +97,9 @@ def embed(
     slot: Annotated[str | None, typer.Option(help="Name of this worker; see slots.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Serve /metrics here.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write a Chrome trace of each batch's steps here.")
+    ] = None,
 ) -> None:
     """Embed records: one worker of the group; start as many as you have GPUs.
 
@@ -80,8 +110,9 @@ def embed(
     run(
         settings_of(
             context,
+            service=True,
             model={"spec": model, "device": device},
-            worker={"slot": slot},
+            worker={"slot": slot, "profile": profile},
             metrics={"port": metrics_port},
         ),
     )
@@ -104,11 +135,12 @@ def index(
 
     Example: braid index --port 8077
     """
-    from ..index_node.node import run
+    from ..index_node.start import run
 
     run(
         settings_of(
             context,
+            service=True,
             http={"host": host, "port": port},
             model={"spec": model},
             index={"folder": folder, "store": store},
@@ -117,8 +149,13 @@ def index(
 
 
 @app.command()
-def up(context: typer.Context) -> None:
-    """Everything on this machine: broker, Redis, one worker and the index node.
+def up(
+    context: typer.Context,
+    secured: Annotated[
+        bool, typer.Option(help="With TLS, passwords and ACLs, a user for each role.")
+    ] = False,
+) -> None:
+    """Everything on this machine: broker, Redis, one worker, the index node and the sources.
 
     Nothing has to be installed first. The broker, Apache Kafka, keeps its data in the home's
     folder. What ends is started again. With KAFKA_BOOTSTRAP and REDIS_URL set, those are used.
@@ -127,7 +164,7 @@ def up(context: typer.Context) -> None:
     """
     from .up import run
 
-    run(settings_of(context))
+    run(settings_of(context, service=True), secured=secured)
 
 
 @app.command()
@@ -137,20 +174,28 @@ def demo(
         Path | None, typer.Option(help="Your own folder: CATEGORY/NAME.{txt,png,ogg}.")
     ] = None,
     keep: Annotated[bool, typer.Option(help="Answer queries at the end until Ctrl-C.")] = False,
+    preset: Annotated[
+        str, typer.Option(help="Of the training: demo, demo-scratch-audio, ...")
+    ] = "demo",
 ) -> None:
     """Run the main job once on real pictures, captions and spoken captions.
+
+    Without --data the first run needs the network: apt-get downloads the pictures (161 MB).
 
     Example: braid demo --keep
     """
     from .demo import run_demo
 
-    raise SystemExit(run_demo(settings_of(context), data=data, keep=keep))
+    raise SystemExit(run_demo(settings_of(context), data=data, keep=keep, preset=preset))
 
 
 cli_data.add(app, settings_of)
+ingest.add(app, settings_of)
 retrain.add(app, settings_of)
 models.add(app, settings_of)
 evaluate.add(app, settings_of)
+bench.add(app, settings_of)
+simulate.add(app, settings_of)
 status.add(app, settings_of)
 config.add(app, settings_of)
 dead_letters.add(app, settings_of)
@@ -161,11 +206,33 @@ def main() -> None:
 
     The exit status is `os.EX_CONFIG` (78) for errors that a restart does not fix, else 1.
     """
+    collect_rarely()
     from braid.encoders.errors import EncodersError
     from braid.index.errors import BraidIndexError
 
     try:
-        app()
-    except (StreamError, EncodersError, BraidIndexError, ChildError) as error:
-        print(f"braid: {redacted(error)}", file=sys.stderr)
+        app(args=common_first(sys.argv[1:]))
+    except (StreamError, EncodersError, BraidIndexError, ChildError, OSError) as error:
+        say(f"braid: {plain(error)}", logging.CRITICAL)
         raise SystemExit(os.EX_CONFIG if isinstance(error, ConfigError) else 1) from None
+
+
+def common_first(words: Sequence[str]) -> list[str]:
+    """The command line with the flags of `settings_from_flags` before the command's name.
+
+    They may stand behind it as well: `braid status --home X`.
+    """
+    parameters = inspect.signature(settings_from_flags).parameters
+    names = {f"--{name.replace('_', '-')}" for name in parameters if name not in NO_SETTINGS}
+    first: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, assigned, _ = word.partition("=")
+        if word == "--":
+            others += [word, *rest]
+        elif name in names:
+            first += [word] if assigned else [word, *islice(rest, 1)]
+        else:
+            others.append(word)
+    return [*first, *others]

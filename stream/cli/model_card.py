@@ -5,6 +5,8 @@ Facts come from the manifest and the registry; `lines` prints them, `plots` draw
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,6 +14,7 @@ from html import escape
 from typing import Any
 
 from braid.encoders.evaluation.page import bars, curves, page
+from braid.encoders.evaluation.verdict import outcome
 from braid.encoders.manifest import Manifest
 
 from ..registry.canaries import Canaries
@@ -29,6 +32,10 @@ NO_MEASURES: Mapping[str, Any] = {
 
 AS_THEY_COME = ": as it comes"
 """The suffix of a gate's metric over records with all modalities."""
+FOREMOST = 10  # changes of each part of a difference that are shown
+LEAST_CHANGE = 0.01  # of a number, relative, that is shown
+MOST_SHOWN = 60  # characters of a list
+_CHECKSUM = re.compile("[0-9a-f]{16,}")
 CHOICES = {
     "way": "way",
     "ratio": "R",
@@ -52,7 +59,7 @@ def model_card(registry: Registry, name: str) -> dict[str, Any]:
         "created_at": manifest.created_at,
         "champion": now is not None and now.name == name,
         "served": [asdict(one) for one in registry.history() if one.name == name],
-        "canaries": [asdict(one) for one in Canaries(registry.root).all() if one.model == name],
+        "canaries": [asdict(one) for one in Canaries(registry.log).all() if one.model == name],
         "space": manifest.space,
         "dim": manifest.dim,
         "modalities": list(manifest.modalities),
@@ -180,7 +187,7 @@ def _judged(verdict: Mapping[str, Any]) -> Iterator[str]:
     )
     gates = verdict.get("gates") or []
     if gates:
-        head = ("gate", "champion", "challenger", "difference", "95 % interval", "limit", "")
+        head = ("gate", "champion", "challenger", "difference", "interval", "limit", "", "")
         rows: list[tuple[str, ...]] = [head]
         rows += [
             (
@@ -188,11 +195,16 @@ def _judged(verdict: Mapping[str, Any]) -> Iterator[str]:
                 *(_number(gate.get(key)) for key in ("champion", "challenger", "difference")),
                 " to ".join(map(_number, gate.get("interval") or ())),
                 _number(gate.get("limit")),
-                "ok" if gate.get("passed") else "FAILED",
+                str(gate.get("role", "")),
+                outcome(gate),
             )
             for gate in gates
         ]
         yield from _table(rows)
+    if verdict.get("power"):
+        yield f"{verdict['power']} (error of this judgement: {verdict['level']:.2g})"
+    if learnt := verdict.get("learnt"):
+        yield f"{learnt} judge records were left out: learnt by one of both or an ancestor"
     for metric, count in (verdict.get("unjudged") or {}).items():
         yield f"{metric} was not judged: {count} records are too few"
 
@@ -212,14 +224,34 @@ def _measured(metrics: Mapping[str, Any]) -> Iterator[str]:
     for task, scores in metrics.get("accuracy", {}).items():
         subsets = ", ".join(f"{s} {v:.3f}" for s, v in scores.get("subsets", {}).items())
         yield f"{task}, by what is present: {subsets}"
-        errors = metrics.get("calibration_error", {}).get(task)
-        if errors:
-            yield (
-                f"{task}, calibration error: {errors['after']['decision']:.3f} "
-                f"(before calibration {errors['before']['decision']:.3f})"
-            )
+        yield from (f"{task}, {line}" for line in calibrated(metrics, task))
+        if of := metrics.get("out_of_fold", {}).get(task):
+            yield f"{task}: cross-fitted on {of['samples']} records in {of['folds']} folds"
     for way, depths in metrics.get("recall", {}).items():
         yield f"recall {way}: " + ", ".join(f"@{k} {value:.3f}" for k, value in depths.items())
+
+
+def calibrated(metrics: Mapping[str, Any], task: str) -> Iterator[str]:
+    """Lines on a task's decision: what manifests and reports have of it, with 95 % intervals."""
+    interval = metrics.get("interval", {}).get(task, {})
+
+    def within(key: str) -> str:
+        return " (95 %: {:.3f} to {:.3f})".format(*interval[key]) if key in interval else ""
+
+    if "accuracy" in interval:
+        yield f"accuracy: {metrics['accuracy'][task]['fused']:.3f}{within('accuracy')}"
+    for key, name in (
+        ("nll", "negative log-likelihood"),
+        ("calibration_error", "calibration error"),
+    ):
+        if found := metrics.get(key, {}).get(task):
+            yield (
+                f"{name}: {found['after']['decision']:.3f}{within(key)}, "
+                f"before calibration {found['before']['decision']:.3f}"
+            )
+    if "best" in interval:
+        low, high = interval["decision - best"]
+        yield f"decision less {interval['best']}, the best source: {low:+.3f} to {high:+.3f}"
 
 
 def plots(card: Mapping[str, Any]) -> str:
@@ -272,19 +304,53 @@ def difference(left: Manifest, right: Manifest) -> dict[str, Any]:
     }
 
 
-def difference_lines(changes: Mapping[str, Any]) -> list[str]:
-    """A difference as lines of text."""
+def difference_lines(changes: Mapping[str, Any], *, every: bool = False) -> list[str]:
+    """A difference as lines of text: of each part what matters most.
+
+    Args:
+        every: all of it.
+    """
     space = "the same space" if changes["same_space"] else "different spaces"
     shown = [f"{changes['left']} and {changes['right']}: {space}"]
     for part in ("facts", "config", "metrics", "verdict", "compatibility", "calibration"):
-        changed = changes[part]
+        changed: Mapping[str, Sequence[Any]] = changes[part]
         shown += ["", part if changed else f"{part}: no difference"]
-        rows = [
-            (path, _number(left), _number(right), _gain(left, right))
-            for path, (left, right) in changed.items()
-        ]
+        paths = list(changed) if every else _foremost(changed)
+        rows = [(path, *map(_number, changed[path]), _gain(*changed[path])) for path in paths]
         shown += [f"  {line}" for line in _table(rows)]
+        if left_out := len(changed) - len(paths):
+            shown += [f"  and {left_out} more: braid models diff --all"]
     return shown
+
+
+def _foremost(changed: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The paths of the largest changes of numbers, and of what is short and not two numbers.
+
+    A number that is not finite is the largest change.
+    """
+
+    def relative(path: str) -> float:
+        left, right = changed[path]
+        if not (math.isfinite(left) and math.isfinite(right)):
+            return math.inf
+        return float(abs(right - left) / max(abs(left), abs(right), 1e-9))
+
+    numbers = [path for path, pair in changed.items() if all(map(_is_number, pair))]
+    moved = [path for path in numbers if relative(path) >= LEAST_CHANGE]
+    largest = sorted(moved, key=relative, reverse=True)[:FOREMOST]
+    words = [
+        path
+        for path, pair in changed.items()
+        if path not in numbers and not any(_bulky(value) for value in pair)
+    ]
+    return sorted([*largest, *words[:FOREMOST]])
+
+
+def _bulky(value: Any) -> bool:
+    """Whether nobody reads it: a checksum, or a list of numbers such as the losses."""
+    if isinstance(value, str):
+        return _CHECKSUM.fullmatch(value) is not None
+    return isinstance(value, list) and len(f"{value}") > MOST_SHOWN
 
 
 def _changes(left: Any, right: Any) -> dict[str, list[Any]]:
@@ -292,7 +358,7 @@ def _changes(left: Any, right: Any) -> dict[str, list[Any]]:
     return {
         path: [ours.get(path), theirs.get(path)]
         for path in sorted({*ours, *theirs})
-        if ours.get(path) != theirs.get(path)
+        if not _same(ours.get(path), theirs.get(path))
     }
 
 
@@ -305,9 +371,17 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, list(value) if isinstance(value, tuple) else value
 
 
+def _same(left: Any, right: Any) -> bool:
+    """Whether two values are equal; NaN is NaN."""
+    return bool(left == right) or repr(left) == repr(right)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _gain(left: Any, right: Any) -> str:
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (left, right))
-    return f"{right - left:+.4g}" if numbers else ""
+    return f"{right - left:+.4g}" if _is_number(left) and _is_number(right) else ""
 
 
 def _number(value: Any) -> str:

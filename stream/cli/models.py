@@ -1,9 +1,9 @@
-"""`braid models`: list, promote, rollback, generations, drop."""
+"""`braid models`: import, list, promote, rollback, generations, drop."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -11,10 +11,17 @@ import typer
 
 from ..errors import RegistryError
 from ..registry.generations import GenerationRecords
-from ..registry.versions import Champion, Registry, failures
+from ..registry.versions import (
+    Champion,
+    Registry,
+    failures,
+    registry_of,
+    status_line,
+    status_of,
+)
 from ..settings import Settings
-from . import canary, versions
-from .common import AsJson, proven
+from . import canary, import_model, versions
+from .common import AsJson
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
@@ -28,6 +35,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
     versions.add(models, settings_of)
     canary.add(models, settings_of)
+    import_model.add(models, settings_of)
 
     @models.command("list")
     def list_(context: typer.Context, as_json: AsJson = False) -> None:
@@ -37,7 +45,9 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         """
         registry = registry_of(settings_of(context))
         champion = registry.champion()
-        rows = [_row(registry, name, champion) for name in registry.names()]
+        entries = GenerationRecords(registry.log).all()
+        building = {entry.model: entry.generation for entry in entries if entry.state == "building"}
+        rows = [_row(registry, name, champion, building) for name in registry.names()]
         if as_json:
             print(json.dumps(rows))
             return
@@ -46,8 +56,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             if "damaged" in row:
                 print(f"{mark} {row['name']}  DAMAGED: {row['damaged']}")
                 continue
-            failed = f"  rejected: {row['failed']}" if row["failed"] else ""
-            print(f"{mark} {row['name']}  space {row['space']}  {row['created_at']}{failed}")
+            print(f"{mark} {row['name']}  space {row['space']}  {row['created_at']}  {row['line']}")
         if not rows:
             print("no versions yet: braid retrain")
 
@@ -74,12 +83,13 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         Example: braid models promote 2
         """
         from ..registry.promotion import promote as run
+        from ..trainer.job import prove
 
         settings = settings_of(context)
         registry = registry_of(settings)
         name = registry.resolve(version)
         registry.admit(name, force=force)
-        proven(registry, name, settings)
+        prove(registry, name, settings.model.device)
         done = run(settings, registry, name, drop_missing=drop_missing, force=force)
         if isinstance(done, Champion):
             print_champion(done, as_json)
@@ -111,7 +121,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         Example: braid models generations
         """
         registry = registry_of(settings_of(context))
-        rows = [asdict(entry) for entry in GenerationRecords(registry.root).all()]
+        rows = [asdict(entry) for entry in GenerationRecords(registry.log).all()]
         if as_json:
             print(json.dumps(rows))
             return
@@ -139,18 +149,13 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         from ..registry.promotion import drop as run
 
         settings = settings_of(context)
-        registry = registry_of(settings)
-        entry = GenerationRecords(registry.root).get(generation)
-        champion = registry.champion()
-        if champion is not None and champion.generation == generation:
-            raise RegistryError(f"{generation} serves: promote or roll back first")
-        if entry is None:
-            raise RegistryError(f"no generation {generation!r}: braid models generations")
-        run(settings, registry, entry, why="dropped by hand", force=force)
+        run(settings, registry_of(settings), generation, why="dropped by hand", force=force)
         print(json.dumps({"dropped": generation}) if as_json else f"{generation} is dropped")
 
 
-def _row(registry: Registry, name: str, champion: Champion | None) -> dict[str, Any]:
+def _row(
+    registry: Registry, name: str, champion: Champion | None, building: Mapping[str, str]
+) -> dict[str, Any]:
     """A version's row in the list; also of one whose manifest cannot be read."""
     serves = champion is not None and champion.name == name
     try:
@@ -163,13 +168,11 @@ def _row(registry: Registry, name: str, champion: Champion | None) -> dict[str, 
         "space": manifest.space,
         "created_at": manifest.created_at,
         "champion": serves,
+        "status": status_of(manifest, serves=serves, building=building.get(name, "")),
+        "line": status_line(manifest, serves=serves, building=building.get(name, "")),
         "failed": failures(manifest),
         "metrics": manifest.metrics,
     }
-
-
-def registry_of(settings: Settings) -> Registry:
-    return Registry(settings.models_dir, base=settings.model.name)
 
 
 def print_champion(champion: Champion, as_json: bool) -> None:

@@ -7,20 +7,26 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import redis
+
 from braid.index.redact import redacted
 
 from ..dead_letters.letters import recent
 from ..errors import StreamError
+from ..kafka.access import check_access
 from ..kafka.admin import Admin
+from ..kafka.topics import differences
 from ..monitoring.drift_results import reports
 from ..monitoring.heartbeat import workers
+from ..redis_client import best_effort_redis
 from ..registry.canaries import Canaries
 from ..registry.ownership import unfinished
-from ..registry.versions import Registry
+from ..registry.versions import registry_of, serving_generation
 from ..settings import Settings
 from ..trainer.lock import holder
 from .common import service_url
 
+BROKER_S, REDIS_S = 5.0, 2.0
 PACKAGES = ("torch", "torchaudio", "transformers", "faust-streaming", "aiokafka", "msgpack")
 
 
@@ -33,26 +39,23 @@ def status(settings: Settings) -> dict[str, Any]:
     Raises:
         Unreachable: the broker does not answer.
     """
-    registry = Registry(settings.models_dir, base=settings.model.name)
+    registry = registry_of(settings)
     champion = registry.champion()
-    generation = settings.generation
-    if champion is not None and settings.model.spec is None:  # as the workers
-        generation = champion.generation
+    generation = serving_generation(settings, champion)
     admin = Admin(settings)
     topic = settings.topic("records")
-    partitions = admin.partition_counts().get(topic, 0)
-    ends = admin.ends(topic, partitions)
-    committed = admin.committed(settings.group(generation), topic, partitions)
-    canary = Canaries(registry.root).running(champion)
+    ends = admin.ends(topic)
+    canary = Canaries(registry.log).running(champion)
     return {
         "generation": generation,
         "vectors_topic": settings.vectors_topic(generation),
-        "partitions": partitions,
+        "partitions": len(ends),
         "lag": {
-            str(number): max(0, end - max(start, committed.get(number, start)))
-            for number, (start, end) in ends.items()
+            str(number): behind
+            for number, behind in admin.lag(settings.group(generation), topic).items()
         },
-        "handover": unfinished(settings, registry, ends, admin) if partitions else {},
+        "sources": _sources(settings, admin),
+        "handover": unfinished(settings, registry, ends, admin) if ends else {},
         "dead_letters": recent(settings),
         "workers": workers(settings),
         "trainer": holder(settings),
@@ -64,6 +67,17 @@ def status(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _sources(settings: Settings, admin: Admin) -> dict[str, dict[str, Any]]:
+    """The topic of each source, and its lag by partition; none: there is no such topic."""
+    return {
+        source.title: {
+            "topic": source.topic,
+            "lag": admin.lag(settings.ingest_group(source.title), source.topic),
+        }
+        for source in settings.sources
+    }
+
+
 def doctor(settings: Settings) -> dict[str, dict[str, Any]]:
     """Each check with `ok` and its message `says`; that of a failed one names the remedy."""
     return {
@@ -72,6 +86,8 @@ def doctor(settings: Settings) -> dict[str, dict[str, Any]]:
             "python": _python,
             "packages": _packages,
             "broker": _broker,
+            "acls": _acls,
+            "topics": _topics,
             "redis": _redis,
             "faiss": _faiss,
             "torch": _torch,
@@ -96,17 +112,36 @@ def _packages(_: Settings) -> str:
 
 
 def _broker(settings: Settings) -> str:
-    counts = Admin(settings, timeout_s=5.0).partition_counts()
+    counts = Admin(settings, timeout_s=BROKER_S).partition_counts()
     ours = {name: counts[name] for name in sorted(counts) if name == settings.topic("records")}
     return f"{settings.kafka.bootstrap} answers, {len(counts)} topics, {ours or 'none of ours yet'}"
 
 
+def _acls(settings: Settings) -> str:
+    check_access(settings, "operator", _generation(settings), timeout_s=BROKER_S)
+    return "what this command line does is allowed"
+
+
+def _topics(settings: Settings) -> str:
+    if unlike := differences(settings, _generation(settings), "operator", timeout_s=BROKER_S):
+        raise StreamError("; ".join(unlike))
+    return "as braid makes them"
+
+
+def _generation(settings: Settings) -> str:
+    return serving_generation(settings, registry_of(settings).champion())
+
+
 def _redis(settings: Settings) -> str:
-    if settings.redis.url is None:
+    client = best_effort_redis(settings, REDIS_S)
+    if client is None:
         return "not set (REDIS_URL): hits come without text, workers are not listed"
-    if workers(settings) is None:
-        raise StreamError(f"{redacted(settings.redis.url)} does not answer")
-    return f"{redacted(settings.redis.url)} answers"
+    try:
+        with client:
+            client.ping()
+    except redis.RedisError as error:
+        raise StreamError(f"{settings.redis.url} does not answer: {error}") from error
+    return f"{settings.redis.url} answers"
 
 
 def _faiss(_: Settings) -> str:
@@ -135,10 +170,10 @@ def _torch(settings: Settings) -> str:
 
 
 def _registry(settings: Settings) -> str:
-    registry = Registry(settings.models_dir, base=settings.model.name)
+    registry = registry_of(settings)
     champion = registry.champion()
     serves = champion.name if champion else "no champion yet"
-    return f"{len(registry.names())} versions in {settings.models_dir}, {serves}"
+    return f"{len(registry.names())} versions in {registry.place}, {serves}"
 
 
 def _index_status(settings: Settings) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import typer
 
 from ..errors import ConfigError
 from ..local.child import Child
+from ..logs import say
 from ..settings import Settings
 from .common import AsJson, bar
 
@@ -29,7 +30,9 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     @app.command()
     def retrain(
         context: typer.Context,
-        preset: Annotated[str, typer.Option(help="tiny, demo or base.")] = "demo",
+        preset: Annotated[
+            str, typer.Option(help="tiny, demo, demo-scratch-audio or base.")
+        ] = "demo",
         heads_only: Annotated[
             bool, typer.Option(help="Keep the space: train only heads and decision.")
         ] = False,
@@ -68,7 +71,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         """
         from ..trainer.job import Options
 
-        settings = settings_of(context, metrics={"port": metrics_port})
+        settings = settings_of(context, service=True, metrics={"port": metrics_port})
         if every is not None:
             _again_and_again(settings, seconds_of(every), as_json)
             return
@@ -98,21 +101,24 @@ def repeated(settings: Settings, options: Any, explicit: dict[str, Any]) -> Any:
     """The options of the run that `options.window` names, with the `explicit` ones replaced."""
     from dataclasses import replace
 
-    from ..trainer.runs import Runs
+    from ..trainer.runs import runs_of
 
-    run = Runs(settings.home / "training").resolve(options.window)
+    run = runs_of(settings).resolve(options.window)
     return replace(options, **{name: run.asked[name] for name in SHAPING} | explicit)
 
 
 def _once(settings: Settings, options: Any, as_json: bool) -> None:
+    from ..collector import collect_as_usual
     from ..media.thumbnails import isolated_decoding
-    from ..registry.versions import rejected
+    from ..registry.versions import status_line, status_of
     from ..trainer.retrain import retrain as run
 
     signal.signal(signal.SIGTERM, _terminated)  # so that the lock is released
+    collect_as_usual()
     started = time.monotonic()
     first = os.environ.get("RANK", "0") == "0"
-    with isolated_decoding(settings), bar("retrain", as_json or not first) as progress:
+    quiet = as_json or not first or settings.log_format == "json"
+    with isolated_decoding(settings), bar("retrain", quiet) as progress:
         outcome = run(settings, options, progress=progress)
     if not first:
         return
@@ -124,6 +130,7 @@ def _once(settings: Settings, options: Any, as_json: bool) -> None:
         "parent": manifest.parent,
         "run": outcome.run,
         "resumed": outcome.resumed,
+        "status": status_of(manifest, serves=outcome.serves, building=outcome.building),
         "champion": outcome.serves,
         "building": outcome.building,
         "failed": outcome.failed,
@@ -133,14 +140,8 @@ def _once(settings: Settings, options: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report), flush=True)
         return
-    state = "is champion" if outcome.serves else f"waits: braid models promote {manifest.version}"
-    if outcome.building:
-        state = f"serves when {outcome.building} is built for it: braid models generations"
-    elif rejected(manifest) and not outcome.serves:
-        state = f"is kept but was rejected: {outcome.failed}"
-    elif outcome.failed and not outcome.serves:
-        state += f" ({outcome.failed})"
-    print(f"{manifest.name} (space {manifest.space}) {state}", flush=True)
+    state = status_line(manifest, serves=outcome.serves, building=outcome.building)
+    print(f"{manifest.name} (space {manifest.space}) is {state}", flush=True)
 
 
 def _again_and_again(settings: Settings, period_s: int, as_json: bool) -> None:
@@ -153,13 +154,10 @@ def _again_and_again(settings: Settings, period_s: int, as_json: bool) -> None:
         log = settings.home / "logs" / "retrain.log"
         return Child("retrain", line, log=log, env=settings.environment())
 
-    def say(line: str) -> None:
-        print(f"braid: {line}", file=sys.stderr, flush=True)
-
     try:
-        every(period_s, make, say=say, first=FirstVersion(settings))
+        every(period_s, make, say=lambda line: say(f"braid: {line}"), first=FirstVersion(settings))
     except KeyboardInterrupt:
-        say("the schedule stops")
+        say("braid: the schedule stops")
 
 
 def without_every(line: Sequence[str]) -> list[str]:

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from pydantic_core import to_json
 
-from ..registry.versions import Registry
+from ..registry.versions import registry_of
 from ..settings import Settings
 from .common import AsJson
 
@@ -31,7 +32,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
         from .model_card import lines, model_card, plots
 
-        registry = _registry(settings_of(context))
+        registry = registry_of(settings_of(context))
         name = registry.resolve(version)
         card = model_card(registry, name)
         page = registry.page(name)
@@ -41,7 +42,13 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
     @models.command()
     def diff(
-        context: typer.Context, left: Version, right: Version, as_json: AsJson = False
+        context: typer.Context,
+        left: Version,
+        right: Version,
+        every: Annotated[
+            bool, typer.Option("--all", help="Every difference, not the largest.")
+        ] = False,
+        as_json: AsJson = False,
     ) -> None:
         """Compare two versions: configuration, metrics, verdict, calibration.
 
@@ -49,16 +56,19 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         """
         from .model_card import difference, difference_lines
 
-        registry = _registry(settings_of(context))
+        registry = registry_of(settings_of(context))
         changes = difference(*(registry.manifest(registry.resolve(one)) for one in (left, right)))
-        print(json.dumps(changes) if as_json else "\n".join(difference_lines(changes)))
+        if as_json:
+            print(to_json(changes, inf_nan_mode="null").decode())  # JSON has no NaN
+        else:
+            print("\n".join(difference_lines(changes, every=every)))
 
     @models.command()
     def gc(
         context: typer.Context,
         keep: Annotated[int, typer.Option(min=0, help="Number of newest versions to keep.")] = 5,
         champions: Annotated[
-            int, typer.Option(min=2, help="Number of last champion files whose versions to keep.")
+            int, typer.Option(min=2, help="Number of last promotions whose versions to keep.")
         ] = 10,
         dry_run: Annotated[bool, typer.Option(help="Only list what would be removed.")] = False,
         as_json: AsJson = False,
@@ -70,13 +80,13 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         from ..registry.generations import GenerationRecords
         from ..trainer.gc import RemovalPlan, plan, remove
         from ..trainer.lock import TrainerLock
-        from ..trainer.runs import Runs
+        from ..trainer.runs import runs_of
 
         settings = settings_of(context)
-        registry, runs = _registry(settings), Runs(settings.home / "training")
+        registry, runs = registry_of(settings), runs_of(settings)
 
         def planned() -> RemovalPlan:
-            needed = GenerationRecords(registry.root).fed(registry).values()
+            needed = GenerationRecords(registry.log).fed().values()
             return plan(registry, runs, newest=keep, champions=champions, needed=list(needed))
 
         if dry_run:
@@ -94,7 +104,3 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         for name in [*garbage.versions, *(f"run {id_}" for id_ in garbage.windows)]:
             print(f"{verb}  {name}")
         print(f"{garbage.bytes / 1e6:.1f} MB")
-
-
-def _registry(settings: Settings) -> Registry:
-    return Registry(settings.models_dir, base=settings.model.name)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import StreamError
 
+APT = ("apt-get", "-q", "-oAPT::Sandbox::User=root")
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much (0: unknown)
 
 
@@ -30,7 +31,7 @@ def fetch_package(package: str, part: Path, target: Path, progress: Progress | N
     Raises:
         AptError: apt-get or dpkg-deb is not there, or apt cannot get the package.
     """
-    tell = progress or _silent
+    tell = progress or (lambda what, done, total: None)
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
             raise AptError(f"{program} is not on this machine")
@@ -38,7 +39,7 @@ def fetch_package(package: str, part: Path, target: Path, progress: Progress | N
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}-") as name:
         work = Path(name)
         options = _options(package, work, tell)
-        size = _apt(["--print-uris", *options, "download", package], work).split()[2]
+        size = _run([*APT, "--print-uris", *options, "download", package], work).split()[2]
         _download(package, options, work, int(size), tell)
         archive = next(work.glob("*.deb"))
         tell("unpacking", 0, 0)
@@ -51,10 +52,6 @@ def fetch_package(package: str, part: Path, target: Path, progress: Progress | N
                 raise AptError(f"{package} is not what was expected: {error}") from error
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    return
-
-
 def _options(package: str, work: Path, progress: Progress) -> list[str]:
     """None where apt knows the package, else those for package lists of our own in `work`.
 
@@ -62,19 +59,15 @@ def _options(package: str, work: Path, progress: Progress) -> list[str]:
     place; into a folder of one's own anybody may.
     """
     try:
-        _apt(["--print-uris", "download", package], work)
+        _run([*APT, "--print-uris", "download", package], work)
     except AptError:
         (work / "lists" / "partial").mkdir(parents=True)
         (work / "archives" / "partial").mkdir(parents=True)
         own = [f"-oDir::State::Lists={work / 'lists'}", f"-oDir::Cache={work}"]
         progress("fetching apt's package lists", 0, 0)
-        _apt([*own, "update"], work)
+        _run([*APT, *own, "update"], work)
         return own
     return []
-
-
-def _apt(arguments: Sequence[str], work: Path) -> str:
-    return _run(["apt-get", "-q", "-oAPT::Sandbox::User=root", *arguments], work)
 
 
 def _run(command: Sequence[str], work: Path) -> str:
@@ -92,7 +85,7 @@ def _download(
     package: str, options: Sequence[str], work: Path, size: int, progress: Progress
 ) -> None:
     """`apt-get download`, telling how far it is by the size of the growing file."""
-    command = ["apt-get", "-q", "-oAPT::Sandbox::User=root", *options, "download", package]
+    command = [*APT, *options, "download", package]
     log = work / "apt.log"
     with log.open("wb") as out:
         running = subprocess.Popen(command, cwd=work, stdout=out, stderr=out)

@@ -13,9 +13,10 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Protocol
 
 from braid.encoders.types import Label
 
@@ -39,6 +40,7 @@ AUDIO_TYPES = {
     ".flac": "audio/flac",
     ".mp3": "audio/mpeg",
 }
+FILE_TYPES = {".txt", *IMAGE_TYPES, *AUDIO_TYPES}
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -46,20 +48,37 @@ class DatasetError(StreamError):
     """A data set cannot be had or read; the message says what is missing or wrong."""
 
 
+class File(Protocol):
+    """A file that is read when its content is asked for, such as a Path."""
+
+    @property
+    def suffix(self) -> str: ...
+    def read_bytes(self) -> bytes: ...
+    def read_text(self, encoding: str, errors: str) -> str: ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
     """One record to be: what a data set knows of it, before it gets a time stamp.
 
-    `image_source` and `audio_source` are the encoded file's bytes or the path to read them from.
+    `text_source` is the text, `image_source` and `audio_source` the encoded file's bytes, or each
+    the file to read it from.
     """
 
     id: str
-    text: str | None = None
-    image_source: bytes | Path | None = None
-    audio_source: bytes | Path | None = None
+    text_source: str | File | None = None
+    image_source: bytes | File | None = None
+    audio_source: bytes | File | None = None
     image_type: str | None = None
     audio_type: str | None = None
     labels: Mapping[str, Label] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str | None:
+        source = self.text_source
+        if source is None or isinstance(source, str):
+            return source
+        return source.read_text("utf-8", "replace").strip()
 
     @property
     def image(self) -> bytes | None:
@@ -100,7 +119,7 @@ def stamps(cache: Path, progress: Progress | None = None) -> list[Item]:
             fetch_package(PACKAGE, Path("usr/share/tuxpaint/stamps"), root, progress)
         except AptError as error:
             raise DatasetError(f"the stamps cannot be had: {error}") from error
-    placed: list[tuple[Path, Item]] = []
+    placed: list[tuple[PurePath, Item]] = []
     for picture in sorted(root.rglob("*.png")):
         caption = picture.with_suffix(".txt")
         if not caption.is_file():  # a mirrored variant of another stamp
@@ -111,7 +130,7 @@ def stamps(cache: Path, progress: Progress | None = None) -> list[Item]:
             text = lines.readline().strip()
         item = Item(
             id=picture.stem,
-            text=text,
+            text_source=text,
             image_source=picture,
             image_type="image/png",
             audio_source=sound,
@@ -121,12 +140,15 @@ def stamps(cache: Path, progress: Progress | None = None) -> list[Item]:
     return _named(placed)
 
 
-def folder(path: Path) -> list[Item]:
+def folder(path: Path, *, whole: bool = False) -> list[Item]:
     """The records in a folder laid out as `<category>/<...>/<stem>.<suffix>`.
 
     Files of one folder and stem form one record: its `.txt`, one picture (png, jpg, jpeg, webp)
     and one sound (ogg, wav, flac, mp3), any of them missing. Files at the top have no category.
     Other and hidden files are left out.
+
+    Args:
+        whole: as in `_named`.
 
     Raises:
         DatasetError: not a folder, or nothing in it is a record's, or two pictures (or sounds)
@@ -134,16 +156,57 @@ def folder(path: Path) -> list[Item]:
     """
     if not path.is_dir():
         raise DatasetError(f"{path} is not a folder")
-    items: dict[Path, Item] = {}
-    for file in sorted(path.rglob("*")):
-        place = file.relative_to(path)
-        suffix = file.suffix.lower()
-        if any(part.startswith(".") for part in place.parts) or not file.is_file():
-            continue
-        stem = place.with_suffix("")
+    placed = [(file.relative_to(path), file) for file in sorted(path.rglob("*"))]
+    files = [
+        (place, file)
+        for place, file in placed
+        if not any(part.startswith(".") for part in place.parts) and file.is_file()
+    ]
+    return folder_of(files, str(path), whole=whole)
+
+
+def folder_of(
+    files: Iterable[tuple[PurePath, File]], name: str, *, whole: bool = False
+) -> list[Item]:
+    """The same from the files of a folder.
+
+    Args:
+        files: (path in the folder, file).
+        name: of the folder, for messages.
+    """
+    items = _grouped(files)
+    if not items:
+        raise DatasetError(f"{name} holds no .txt, picture or sound")
+    return _named(list(items.items()), whole=whole)
+
+
+def single_files(files: Sequence[tuple[PurePath, File]]) -> list[tuple[PurePath, Item]]:
+    """The records of single files, each with its folder; those of one folder and stem are one.
+
+    Args:
+        files: (whole path, file).
+
+    Raises:
+        DatasetError: a file is no text, picture or sound, or two pictures share a stem.
+    """
+    for path, _ in files:
+        if path.suffix.lower() not in FILE_TYPES:
+            raise DatasetError(f"{path}: is none of {', '.join(sorted(FILE_TYPES))}")
+    return [(place.parent, item) for place, item in _grouped(files).items()]
+
+
+def _grouped(files: Iterable[tuple[PurePath, File]]) -> dict[PurePath, Item]:
+    """Place without suffix -> the record of its files; other kinds of files are left out.
+
+    Args:
+        files: (place, file).
+    """
+    items: dict[PurePath, Item] = {}
+    for place, file in files:
+        suffix, stem = file.suffix.lower(), place.with_suffix("")
         item = items.get(stem, Item(id=stem.name))
         if suffix == ".txt":
-            item = replace(item, text=file.read_text("utf-8", "replace").strip())
+            item = replace(item, text_source=file)
         elif suffix in IMAGE_TYPES:
             _only_one(item.image_source, file)
             item = replace(item, image_source=file, image_type=IMAGE_TYPES[suffix])
@@ -153,9 +216,7 @@ def folder(path: Path) -> list[Item]:
         else:
             continue
         items[stem] = item
-    if not items:
-        raise DatasetError(f"{path} holds no .txt, picture or sound")
-    return _named(list(items.items()))
+    return items
 
 
 def digits() -> list[Item]:
@@ -180,7 +241,7 @@ def digits() -> list[Item]:
         items.append(
             Item(
                 id=f"digit-{number:04d}",
-                text=f"A handwritten {name}.",
+                text_source=f"A handwritten {name}.",
                 image_source=buffer.getvalue(),
                 image_type="image/png",
                 labels={"category": name},
@@ -189,32 +250,35 @@ def digits() -> list[Item]:
     return items
 
 
-def _named(placed: Sequence[tuple[Path, Item]]) -> list[Item]:
+def _named(placed: Sequence[tuple[PurePath, Item]], *, whole: bool = False) -> list[Item]:
     """Give items their ids and categories from their places, `<category>/<...>/<stem>`.
 
-    The category stays out of the id. Where that makes two ids equal (cats/001, dogs/001), each
-    gets the hash of its whole path behind it, so that an id depends on its own place only.
+    Args:
+        placed: (place, item); the item's id is its stem, which may hold dots.
+        whole: ids are whole paths, which depend on the item's own place only. Else the category
+            stays out of the id, and equal ids (cats/001, dogs/001) get the hash of the whole path
+            behind them, which does not tell the category.
     """
 
-    def below(place: Path) -> str:
-        parts = place.with_suffix("").parts
+    def below(place: PurePath, item: Item) -> str:
+        parts = place.with_name(item.id).parts
         return "/".join(parts[1:] if len(parts) > 1 else parts)
 
-    counts = Counter(below(place) for place, _ in placed)
+    counts = Counter(below(place, item) for place, item in placed)
     items = []
     for place, item in placed:
-        id_ = below(place)
-        if counts[id_] > 1:
+        id_ = place.with_name(item.id).as_posix() if whole else below(place, item)
+        if not whole and counts[id_] > 1:
             id_ += "~" + hashlib.sha256(place.as_posix().encode()).hexdigest()[:8]
         labels = {"category": place.parts[0]} if len(place.parts) > 1 else {}
         items.append(replace(item, id=id_, labels=labels))
     return items
 
 
-def _content(source: bytes | Path | None) -> bytes | None:
-    return source.read_bytes() if isinstance(source, Path) else source
+def _content(source: bytes | File | None) -> bytes | None:
+    return source if source is None or isinstance(source, bytes) else source.read_bytes()
 
 
-def _only_one(there: bytes | Path | None, file: Path) -> None:
+def _only_one(there: bytes | File | None, file: File) -> None:
     if there is not None:
         raise DatasetError(f"two files for one record: {there!s} and {file}")

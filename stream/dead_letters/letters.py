@@ -57,7 +57,7 @@ class DeadLetter:
 
     def without_value(self) -> DeadLetter:
         """The letter without its value."""
-        return replace(self, message=replace(self.message, value=None))
+        return replace(self, message=self.message._replace(value=None))
 
     def plain(self) -> dict[str, Any]:
         """As a JSON object, without its value."""
@@ -247,8 +247,8 @@ def replayed(settings: Settings) -> set[str]:
     """The ids of the letters of the current topic that were sent to their origin again."""
     admin, name = Admin(settings), settings.topic(REPLAYED)
     identity, _ = admin.identity(settings.topic(TOPIC))
-    ends = admin.ends(name, admin.partition_counts().get(name, 0))
-    marks = replay(settings, name, stop_at={number: end for number, (_, end) in ends.items()})
+    ends = {number: end for number, (_, end) in admin.ends(name).items()}
+    marks = replay(settings, name, stop_at=ends)
     keys = (_text(message.key or b"", 200).rpartition("/") for message in marks)
     return {id for topic, _, id in keys if topic == identity}
 
@@ -289,11 +289,10 @@ def _shown(value: Any, depth: int) -> Any:
 def _spans(settings: Settings, admin: Admin, selection: Selection) -> dict[int, tuple[int, int]]:
     """The offsets of each partition, first and end, between which selected letters may be."""
     topic = settings.topic(TOPIC)
-    partitions = admin.partition_counts().get(topic, 0)
-    ends = admin.ends(topic, partitions)
+    ends = admin.ends(topic)
     since: Mapping[int, int] = {}
     if selection.since_ms is not None:
-        since = admin.offsets_at(topic, partitions, selection.since_ms)
+        since = admin.offsets_at(topic, len(ends), selection.since_ms)
     spans = {}
     for number, (first, end) in ends.items():
         offsets = [offset for partition, offset in selection.ids if partition == number]

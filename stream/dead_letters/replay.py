@@ -24,9 +24,10 @@ from confluent_kafka import Consumer
 
 from ..errors import PublishRefused
 from ..kafka.admin import Admin
-from ..kafka.client import Output, client_config, replay
+from ..kafka.client import Output, create, replay
 from ..kafka.schemas import MIB
 from ..kafka.sink import TransactionalSink
+from ..kafka.topics import ensure
 from ..settings import Settings
 from .letters import REPLAYED, TOPIC, DeadLetter, Selection, letter_of, letters, replayed
 from .origins import MARK, Origins, Place
@@ -112,6 +113,7 @@ class Replayer:
         report = Replay()
         sink = None
         if not dry:
+            ensure(self._settings, self._settings.generation, role="operator")
             sink = TransactionalSink(
                 self._settings,
                 transactional_id=self._group,
@@ -224,7 +226,7 @@ class Replayer:
             outputs.append(Output(topic=marks, partition=0, key=mark, value=b"\x80"))
             offsets[message.partition] = message.offset + 1
         # The transaction needs a group; this one has no members, and its offsets are not used.
-        member = Consumer(client_config(self._settings) | {"group.id": self._group})
+        member = create(Consumer, self._settings, {"group.id": self._group})
         try:
             lease = member.consumer_group_metadata()
             sink.publish(outputs, offsets=offsets, lease=lease)
@@ -274,6 +276,4 @@ class Replayer:
         }
 
     def _ends(self) -> dict[int, int]:
-        counts = self._admin.partition_counts()
-        ends = self._admin.ends(self._topic, counts.get(self._topic, 0))
-        return {number: end for number, (_, end) in ends.items()}
+        return {number: end for number, (_, end) in self._admin.ends(self._topic).items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,10 +30,10 @@ class Readiness:
     """
 
     behind: int
-    missing: int
-    recall: Mapping[str, float]
-    waits_for: str | None
-    stops: str | None
+    missing: int = 0
+    recall: Mapping[str, float] = field(default_factory=dict)
+    waits_for: str | None = None
+    stops: str | None = None
 
 
 def readiness(
@@ -58,9 +58,6 @@ def readiness(
     if behind > settings.refresh.flip_lag:
         return Readiness(
             behind=behind,
-            missing=0,
-            recall={},
-            stops=None,
             waits_for=f"{behind} offsets of records are not embedded, "
             f"{settings.refresh.flip_lag} may be",
         )
@@ -69,8 +66,6 @@ def readiness(
         return Readiness(
             behind=behind,
             missing=missing,
-            recall={},
-            waits_for=None,
             stops=f"{missing} records of {serving} cannot be embedded again: they are no longer in "
             "records; promote with --drop-missing to go on without them",
         )
@@ -78,8 +73,6 @@ def readiness(
         return Readiness(
             behind=behind,
             missing=missing,
-            recall={},
-            stops=None,
             waits_for=f"{unsure} records are missing, or deleted as {serving} has not read yet",
         )
     both = recall(old, new)
@@ -90,7 +83,7 @@ def readiness(
             f"recall@{AT} of {entry.generation} is {recalls[entry.generation]:.3f}, of {serving} "
             f"{recalls[serving]:.3f}: it may be {settings.refresh.flip_recall_drop:g} lower"
         )
-    return Readiness(behind=behind, missing=missing, recall=recalls, waits_for=None, stops=stops)
+    return Readiness(behind=behind, missing=missing, recall=recalls, stops=stops)
 
 
 def absent(old: VectorStore, new: VectorStore) -> tuple[int, int]:

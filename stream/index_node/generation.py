@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from braid.encoders.embedder import Embedder
+from braid.encoders.embedder import MAX_QUERIES, Embedder
 from braid.encoders.errors import BadInput
 from braid.encoders.types import Model, Sample
+from braid.index.batching import Batcher
 from braid.index.errors import BadQuery
 from braid.index.service.app import QueryInput, QueryVectors, Serving
 from braid.index.service.recent_writes import RecentWrites
 
 from .reader import Reader
+
+LINGER_S = 0.02  # that a text waits for others at most, after a batch of several
 
 
 class Generation:
@@ -28,6 +31,8 @@ class Generation:
         self.name, self.reader, self.recent_writes = name, reader, recent_writes
         self.embedder = Embedder(model)
         self.stopping = asyncio.Event()
+        # One batch, which all cores share: two at once would be half as large.
+        self._texts = Batcher(self._encode_many, at_once=1, size=MAX_QUERIES, linger_s=LINGER_S)
 
     def serving(self) -> Serving:
         return Serving(
@@ -40,7 +45,9 @@ class Generation:
         )
 
     async def _encode(self, query: QueryInput) -> QueryVectors:
-        (vectors,) = await self._encode_many([query])
+        if query.image is None and query.audio is None:
+            return await self._texts(query)
+        (vectors,) = await self._encode_many([query])  # its preparation would hold up the others
         return vectors
 
     async def _encode_many(self, queries: Sequence[QueryInput]) -> list[QueryVectors]:
@@ -50,7 +57,8 @@ class Generation:
             for query in queries
         ]
         try:
-            model, embeddings = await asyncio.to_thread(self.embedder.embed_with, samples)
+            query = await asyncio.to_thread(self.embedder.query, samples)
+            model, embeddings = await asyncio.wrap_future(query)
         except BadInput as error:
             raise BadQuery(error.field, error.reason) from error
         return [

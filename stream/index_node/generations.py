@@ -1,6 +1,6 @@
 """Opens, refreshes, flips and drops the generations of one index node.
 
-The registry decides: the champion's file names the serving generation, and
+The registry decides: the champion names the serving generation, and
 `braid.stream.registry.generations` the generations that are fed. The first node that finds a built
 generation ready flips to it (`braid.stream.registry.promotion`); the others follow.
 """
@@ -15,19 +15,21 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from braid.encoders.embedder import load
+from braid.encoders.feature_cache import FeatureCache
 from braid.encoders.types import Model
 from braid.index.generations import Generations
 from braid.index.metrics import ServiceMetrics
 from braid.index.segments.gpu import Gpu
 from braid.index.service.recent_writes import RecentWrites
 
-from ..errors import RegistryError
+from ..errors import RegistryError, StreamError
 from ..failpoints import Failpoints
 from ..kafka.admin import Admin
 from ..kafka.topics import ensure
+from ..registry.announcements import announce_anew
 from ..registry.generations import GenerationRecord, GenerationRecords
 from ..registry.ownership import finish, return_ownership
-from ..registry.promotion import delete_resources, end_grace, flip, reconcile, superseded_by
+from ..registry.promotion import delete_resources, end_grace, flip, return_abandoned, superseded_by
 from ..registry.versions import Champion, Registry
 from ..settings import Settings
 from .flip_check import Readiness, readiness
@@ -43,6 +45,7 @@ class Manager:
 
     Args:
         first: the generation that serves until the node has an alias.
+        cache: of features, which all models share; None: there is none.
         wall: seconds since 1970.
     """
 
@@ -55,15 +58,17 @@ class Manager:
         metrics: ServiceMetrics,
         failpoint: Failpoints,
         gpu: Gpu | None,
+        cache: FeatureCache | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings, self._registry = settings, registry
         self._metrics, self._failpoint, self._gpu = metrics, failpoint, gpu
-        self._wall = wall
-        self._generation_records = GenerationRecords(registry.root)
+        self._cache, self._wall = cache, wall
+        self._generation_records = GenerationRecords(registry.log)
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._readiness: dict[str, Readiness] = {}
         self._handed_over: int | None = None  # the champion whose generation owns all predictions
+        self._announced = False  # the champion, once after the start
         self._deleted: set[str] = set()  # dropped generations whose topic and group are deleted
         self._changed = asyncio.Event()
         self._stopping = False
@@ -109,7 +114,10 @@ class Manager:
             for name, task in list(self._readers.items()):
                 if task.done():
                     del self._readers[name]
-                    task.result()
+                    if (error := task.exception()) is not None:
+                        kind = type(error).__name__
+                        log.critical("the reader of %s failed: %s: %s", name, kind, error)
+                        raise error
             if self._stopping and not self._readers:
                 return
 
@@ -136,8 +144,8 @@ class Manager:
         if champion is None or self._stopping or not self.partitions:
             return
         now_ms = 1000 * self._wall()
-        await asyncio.to_thread(reconcile, self._settings, self._registry, now_ms=now_ms)
-        fed = await asyncio.to_thread(self._generation_records.fed, self._registry)
+        await asyncio.to_thread(return_abandoned, self._settings, self._registry, now_ms=now_ms)
+        fed = await asyncio.to_thread(self._generation_records.fed)
         problems = []
         for name, model in fed.items():
             try:
@@ -164,6 +172,12 @@ class Manager:
                 continue
             if await asyncio.to_thread(delete_resources, self._settings, entry):
                 self._deleted.add(name)
+        if not self._announced:
+            self._announced = True
+            try:
+                await asyncio.to_thread(announce_anew, self._settings, self._registry)
+            except StreamError as error:  # processes look into the registry, too
+                log.warning("the champion is not announced again: %s", error)
         if problems:
             raise RegistryError("; ".join(problems))
 
@@ -171,7 +185,7 @@ class Manager:
         """Open a generation, or switch it to its present version."""
         if name not in self.generations.names:
             model = await self._loaded(model_name)
-            await asyncio.to_thread(ensure, self._settings, name)
+            await asyncio.to_thread(ensure, self._settings, name, role="index")
             self.open(name, model)
             log.info("generation %s is open, embedded by %s", name, model_name)
             return
@@ -218,7 +232,8 @@ class Manager:
             if not self.generations.get(name).reader.caught_up:
                 continue
             current = await asyncio.to_thread(self._readiness_of, entry, serving)
-            if current.waits_for is None and (by := superseded_by(self._registry, entry)):
+            by = await asyncio.to_thread(superseded_by, self._registry, entry)
+            if current.waits_for is None and by:
                 await asyncio.to_thread(return_ownership, self._settings, self._registry, entry)
                 current = replace(current, stops=by)
             before = self._readiness.get(name)
@@ -250,7 +265,10 @@ class Manager:
 
     async def _loaded(self, name: str) -> Model:
         model = await asyncio.to_thread(
-            load, self._registry.path(name), device=self._settings.model.device
+            load,
+            self._registry.folder(name),
+            cache=self._cache,
+            **self._settings.loading,
         )
         await asyncio.to_thread(model.check)
         return model

@@ -15,6 +15,7 @@ from braid.index.milvus.collections import MilvusGenerations
 
 from ..errors import ConfigError
 from ..settings import Settings
+from ..settings.group import secret
 from .snapshot_check import SnapshotFacts
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,9 @@ class MilvusBackedStore:
                 "milvus.uri: is needed with the store milvus: http://host:port of a server, or a "
                 "path ending in .db for Milvus Lite"
             )
-        client = connect(settings.milvus.uri, token=settings.milvus.token.get_secret_value())
+        milvus = settings.milvus
+        token = secret(milvus.token, milvus.token_file, "milvus.token") or ""
+        client = connect(str(milvus.uri), token=token, ca=milvus.ca)
         generations = MilvusGenerations(client, prefix=settings.prefix)
         self._generations = generations
         self.store = generations.open(

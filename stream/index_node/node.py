@@ -8,39 +8,41 @@ neither Kafka nor the model.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import resource
 import signal
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import uvicorn
-
-from braid.encoders.embedder import load
+from braid.encoders.embedder import import_ahead, load
+from braid.encoders.feature_cache import FeatureCache
 from braid.encoders.types import Model
 from braid.index.errors import NotServing, UnknownGeneration
 from braid.index.generations import GenerationError
-from braid.index.home_lock import home_lock
-from braid.index.media_cache import MediaCache
+from braid.index.media_cache import SHARED_PREFIX, MediaCache
 from braid.index.metrics import ServiceMetrics
 from braid.index.payloads import Payloads
-from braid.index.service.app import ServiceDeps, Serving, create_app, server_config
+from braid.index.service.app import ServiceDeps, Serving, create_app
 from braid.index.service.dependencies import RecentQueries
-from braid.index.service.no_model import waiting_app
 from braid.index.service.recall_probe import probe_for_ever
+from braid.index.service.server import NodeServer
 
+from ..collector import collect_as_usual
 from ..failpoints import Failpoints
+from ..feature_cache import CacheMetrics, feature_cache_of
+from ..kafka.access import prepare
 from ..kafka.producer import Producer
-from ..kafka.topics import ensure
-from ..kafka.waiting import until_reachable_async
+from ..kafka.waiting import until_reachable_async, where
 from ..liveness.ending import STOP_WITHIN_S, end_within
 from ..liveness.progress_watch import Watchdog, Watched
 from ..media.rebuild import Rebuilder
 from ..media.thumbnails import isolated_decoding
-from ..registry.announcements import check_partitions, first_champion, follow_news
-from ..registry.versions import Champion, Registry
+from ..registry.announcements import answered, check_partitions, first_champion, follow_news
+from ..registry.versions import registry_of
 from ..settings import Settings
 from .dead_letter_counts import DeadLetterCounts
 from .generations import Manager
@@ -55,28 +57,28 @@ SLOW_DISK = 10
 OTHER_FILES = 1024  # open beside connections: segments, the broker, Redis
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals alone: uvicorn's own handling ends the process before the snapshot."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class IndexNode:
     """The state of one index node and its tasks.
 
     Args:
         model: embeds queries to the generation; its space is that store's.
+        cache: of features, which all models share; None: there is none.
     """
 
-    def __init__(self, settings: Settings, generation: str, model: Model) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        generation: str,
+        model: Model,
+        cache: FeatureCache | None = None,
+    ) -> None:
         self.settings, self._generation = settings, generation
         self._keys, self._hosts, self._limits = settings.keys(), settings.hosts(), settings.limits()
-        self.registry = Registry(settings.models_dir, base=settings.model.name)
-        self._payloads = Payloads(settings.redis.url)
+        self.registry = registry_of(settings)
+        self._payloads = Payloads(settings.redis.address)
         self._rebuilder = Rebuilder(settings)
         self._metrics = ServiceMetrics()
+        CacheMetrics(self._metrics.registry).show(cache)
         self._recent = RecentQueries()
         self._stopping = asyncio.Event()
         self._manager = Manager(
@@ -86,10 +88,11 @@ class IndexNode:
             metrics=self._metrics,
             failpoint=Failpoints.from_environment(),
             gpu=gpu_for(settings),
+            cache=cache,
         )
         self._manager.open(generation, model)
 
-    async def run(self) -> None:
+    async def run(self, server: NodeServer) -> None:
         """Serve until SIGTERM or SIGINT; a snapshot is taken on the way out."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
@@ -102,10 +105,12 @@ class IndexNode:
             return
         stopped.cancel()
         partitions, producer = await starting
+        gc.collect()
+        gc.freeze()  # the model and the modules: to visit them stops all queries for 0.3 s
+        server.app = create_app(self._deps(producer))
         async with AsyncExitStack() as stack:
             stack.push_async_exit(producer)
-            server = self._server(producer)
-            served = asyncio.create_task(server.serve(), name="serve")
+            served = server.served
             stopped = asyncio.create_task(self._stopping.wait(), name="signal")
             for_ever = self._background()
             reading = asyncio.create_task(self._manager.run(partitions), name="reading")
@@ -115,6 +120,9 @@ class IndexNode:
                 )
                 for task in done:
                     task.result()  # an error of one task ends the process
+            except Exception:
+                end_within(STOP_WITHIN_S, status=1, why="a part of the index node failed")
+                raise
             finally:
                 server.should_exit = True
                 stopped.cancel()
@@ -131,7 +139,7 @@ class IndexNode:
 
         async def partitions_of(bound_s: float) -> int:
             partitions = await asyncio.to_thread(
-                ensure, settings, self._generation, timeout_s=bound_s
+                prepare, settings, self._generation, "index", timeout_s=bound_s
             )
             await check_partitions(settings, partitions, timeout_s=bound_s)
             return partitions
@@ -189,16 +197,6 @@ class IndexNode:
             tasks.append(asyncio.create_task(probing, name="probe"))
         return tasks
 
-    def _server(self, producer: Producer) -> uvicorn.Server:
-        return _Server(
-            server_config(
-                create_app(self._deps(producer)),
-                host=self.settings.http.host,
-                port=self.settings.http.port,
-                limits=self._limits.connection,
-            )
-        )
-
     def _serving(self, name: str | None) -> Serving:
         generations = self._manager.generations
         try:
@@ -237,6 +235,13 @@ class IndexNode:
             recent=self._recent,
             media_cache=MediaCache(self._payloads, budget=self.settings.media.bytes),
             rebuild=self._rebuilder.rebuild,
+            enlarge=self._rebuilder.enlarge,
+            shared=MediaCache(
+                # Megabytes that come late: searches must not take Redis for unavailable.
+                Payloads(self.settings.redis.address),
+                budget=self.settings.media.shared_bytes,
+                prefix=SHARED_PREFIX,
+            ),
             dead_letters=DeadLetterCounts(self.settings),
         )
 
@@ -257,32 +262,6 @@ class IndexNode:
         }
 
 
-async def _served_champion(settings: Settings, registry: Registry) -> Champion:
-    """The champion; while there is none, the node answers that it waits for the first model."""
-    if (champion := await asyncio.to_thread(registry.champion)) is not None:
-        return champion
-    app = waiting_app("there is no model yet: braid retrain makes the first", settings.hosts())
-    server = _Server(
-        server_config(
-            app,
-            host=settings.http.host,
-            port=settings.http.port,
-            limits=settings.limits().connection,
-        )
-    )
-    served = asyncio.create_task(server.serve(), name="serve")
-    first = asyncio.create_task(first_champion(settings, registry), name="first champion")
-    try:
-        await asyncio.wait({served, first}, return_when=asyncio.FIRST_COMPLETED)
-        if served.done():
-            served.result()  # the port is taken, which ends the process
-        return await first
-    finally:
-        first.cancel()
-        server.should_exit = True
-        await asyncio.wait({served})
-
-
 def _allow_files(count: int) -> None:
     """Raise this process's limit on open files to what is needed, as far as the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -291,21 +270,28 @@ def _allow_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
 
 
-def run(settings: Settings) -> None:
-    """The process: wait for a model, then serve."""
-
-    async def main(settings: Settings) -> None:
-        # What is wrong ends the process now, not when a model has come.
-        settings.keys(), settings.hosts(), settings.limits()
-        source, generation = settings.model.spec, settings.generation
-        if source is None:
-            registry = Registry(settings.models_dir, base=settings.model.name)
-            champion = await _served_champion(settings, registry)
-            source = str(registry.path(champion.name))
-            generation = champion.generation
-        model = await asyncio.to_thread(load, source, device=settings.model.device)
-        _allow_files(OTHER_FILES + 2 * settings.http.connections)
-        await IndexNode(settings, generation, model).run()
-
-    with home_lock(settings.index_home), isolated_decoding(settings):
-        asyncio.run(main(settings))
+async def run_node(settings: Settings, server: NodeServer) -> None:
+    """Wait for a model and the broker, then serve; the server's reason says what is waited for."""
+    source, generation = settings.model.spec, settings.generation
+    if source is None:
+        import_ahead(source)
+        registry = registry_of(settings)
+        server.reason = f"waiting for the registry at {registry.place}"
+        if await answered(settings, registry.champion) is None:
+            server.reason = "waiting for the first model: braid retrain makes it"
+        champion = await first_champion(settings, registry)
+        server.reason = f"fetching {champion.name} from {registry.place}"
+        source = str(await answered(settings, partial(registry.folder, champion.name)))
+        generation = champion.generation
+    server.reason = f"loading the model {Path(source).name}"
+    cache = feature_cache_of(settings)
+    model = await asyncio.to_thread(load, source, cache=cache, **settings.loading)
+    _allow_files(OTHER_FILES + 2 * settings.http.connections)
+    server.reason = f"waiting for Kafka at {where(settings)}"
+    collect_as_usual()
+    with isolated_decoding(settings):
+        try:
+            await IndexNode(settings, generation, model, cache).run(server)
+        finally:
+            if cache is not None:
+                await asyncio.to_thread(cache.close)

@@ -17,20 +17,23 @@ from typing import Any
 
 import numpy as np
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, UnsupportedCodecError
 from confluent_kafka import OFFSET_BEGINNING
 
 from braid.index.metrics import GenerationMetrics
 from braid.index.store import Delete, Upsert
 
-from ..errors import BadRecord, Unreachable
+from ..errors import BadRecord, BrokerError, Unreachable
 from ..failpoints import Failpoints
+from ..kafka import security
 from ..kafka.admin import Admin
+from ..kafka.client import mapped_aiokafka
 from ..kafka.schemas import PROGRESS_KEY, Vector, decode_progress, decode_vector
 from ..kafka.waiting import Waiting
 from ..liveness.progress import Progress
 from ..liveness.progress_watch import readable
 from ..settings import Settings
+from ..tracing import has_context, tracing_of
 from .lag import Lag
 from .snapshot_check import SnapshotFacts, TopicFacts, stale_reason
 from .stores import DurableStore
@@ -131,12 +134,14 @@ class Reader:
         self._metrics, self._failpoint, self._applied = metrics, failpoint, applied
         self._wall = wall
         self._ends: dict[int, int] = {}
+        self._unread: dict[int, int] = {}  # messages of `vectors` that are not applied yet
         self._current_ms: dict[int, int] = dict(kept.known.current_ms)
         self._facts: TopicFacts | None = None
         self._kept_at = time.monotonic()
         self.caught_up = False
         self._lag = Lag(settings.index.ready_lag_s)
         self.progress = Progress()
+        self._tracing = tracing_of(settings, "braid-index")
         self.unreadable = 0
         self.rebuilt: str | None = None
 
@@ -153,16 +158,16 @@ class Reader:
                     await self._read(partitions, stopping, waiting)
                 except Unreachable as error:
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(stopping.wait(), waiting.failed(str(error)))
+                        await asyncio.wait_for(stopping.wait(), waiting.failed(error))
         finally:
             self.progress.end()
             await asyncio.to_thread(self._end)
 
     async def _read(self, partitions: int, stopping: asyncio.Event, waiting: Waiting) -> None:
-        """Read from where the store is. Raises Unreachable."""
+        """Read from where the store is. Raises Unreachable, or BrokerError for an unknown codec."""
         parts = [TopicPartition(self.topic, number) for number in range(partitions)]
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.settings.kafka.bootstrap,
+            **security.aiokafka(self.settings),
             enable_auto_commit=False,
             isolation_level="read_committed",
             auto_offset_reset="none",
@@ -178,9 +183,11 @@ class Reader:
                 batches = await consumer.getmany(timeout_ms=READ_MS, max_records=READ_RECORDS)
                 messages = [message for batch in batches.values() for message in batch]
                 if messages:
-                    store = self.kept.store
+                    began, store = time.monotonic(), self.kept.store
                     applied = translate(messages, space=store.space, dim=store.dim)
                     await asyncio.to_thread(self._write, applied)
+                    if self._tracing is not None:
+                        self._trace(messages, began)
                     self.progress.moved()
                     self._failpoint("after-apply")
                 await self._note(consumer, batches)
@@ -189,8 +196,10 @@ class Reader:
                 self._metrics.snapshot_age(age_s)
                 if age_s > self.settings.index.snapshot_every_s:
                     await asyncio.to_thread(self._keep)
+        except UnsupportedCodecError as error:
+            raise BrokerError(f"reading {self.topic}: {error} (the package cramjam)") from error
         except KafkaError as error:
-            raise Unreachable(f"reading {self.topic}: {error!r}") from error
+            raise mapped_aiokafka(error, f"reading {self.topic}") from error
         finally:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(consumer.stop(), STOP_S)
@@ -216,6 +225,7 @@ class Reader:
         return {
             "topic": self.topic,
             "caught_up": self.caught_up,
+            "lag": {str(number): lag for number, lag in sorted(self._unread.items())},
             "unreadable": self.unreadable,
             "rebuilt": self.rebuilt,
         }
@@ -226,11 +236,10 @@ class Reader:
         ranges = {part.partition: (beginnings[part], ends[part]) for part in parts}
         self._facts = await asyncio.to_thread(self._described, ranges)
         now_ms = 1000 * self._wall()
-        self.rebuilt = stale_reason(
-            self.kept.store.positions, self.kept.known, self._facts, now_ms=now_ms
-        )
-        if self.rebuilt is not None:
-            log.warning("the snapshot is not used: %s; rebuilding from the beginning", self.rebuilt)
+        stale = stale_reason(self.kept.store.positions, self.kept.known, self._facts, now_ms=now_ms)
+        if stale is not None:
+            self.rebuilt = stale  # kept when the consumer begins again: the status shows it
+            log.warning("the snapshot is not used: %s; rebuilding from the beginning", stale)
             await asyncio.to_thread(self.kept.renew)
             self._current_ms = {}
         positions = self.kept.store.positions
@@ -253,6 +262,22 @@ class Reader:
             self._metrics.fresh(now_s - write.ts / 1000)
         self._applied(applied.writes)
 
+    def _trace(self, messages: Sequence[ConsumerRecord], began: float) -> None:
+        """The spans of the messages that belong to a trace, which are searchable now."""
+        assert self._tracing is not None
+        for message in filter(lambda each: has_context(each.headers), messages):
+            span = self._tracing.received(
+                f"apply {self.topic}",
+                message.headers,
+                began=began,
+                topic=self.topic,
+                partition=message.partition,
+                offset=message.offset,
+                id=message.key.decode(errors="replace"),
+            )
+            if span is not None:
+                span.end()
+
     async def _note(
         self, consumer: AIOKafkaConsumer, batches: Mapping[TopicPartition, Sequence[ConsumerRecord]]
     ) -> None:
@@ -262,7 +287,8 @@ class Reader:
             at = await consumer.position(part)
             end = consumer.highwater(part) or 0
             number = part.partition
-            self._metrics.lag(number, max(0, end - at))
+            self._unread[number] = max(0, end - at)
+            self._metrics.lag(number, self._unread[number])
             polled_ms = consumer.last_poll_timestamp(part)
             age_s = max(0.0, self._wall() - polled_ms / 1000) if polled_ms else None
             self._lag.seen(number, at, consumer.last_stable_offset(part) or 0, age_s=age_s)

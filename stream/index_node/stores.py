@@ -13,12 +13,13 @@ from braid.index.metrics import GenerationMetrics
 from braid.index.segments.compaction import Compactor
 from braid.index.segments.gpu import Gpu, gpu_found, open_gpu
 from braid.index.segments.live_store import LiveStore
-from braid.index.segments.snapshot import restore, save, segments_folder
+from braid.index.segments.snapshot import newest, restore, save, segments_folder
 from braid.index.store import VectorStore
 
-from ..errors import ConfigError
+from ..errors import ConfigError, RegistryError
 from ..settings import Settings
 from .milvus_store import MilvusBackedStore
+from .remote_snapshots import remote_snapshots_of
 from .snapshot_check import SnapshotFacts
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,9 @@ class LocalStore:
             "failpoint": failpoint,
         }
         self.known = SnapshotFacts()
+        self._remote, self._stopped = remote_snapshots_of(settings, generation), False
+        if self._remote is not None and newest(self._folder) is None:
+            self._remote.restore()
         self.store = self._first()
         self._compactor = Compactor(self.store)
 
@@ -146,7 +150,12 @@ class LocalStore:
         """Nothing to do: the node has its own alias."""
 
     def drop(self) -> None:
-        """Nothing to do: the folder is deleted with the generation."""
+        """The folder is deleted with the generation; so are its uploads."""
+        if self._remote is not None:
+            try:
+                self._remote.drop()
+            except RegistryError as error:
+                log.warning("the snapshots of %s stay: %s", self._generation, error)
 
     def check(self) -> None:
         if self._compactor.error is not None:
@@ -167,6 +176,8 @@ class LocalStore:
         except SnapshotError as error:  # such as a full disk; the index continues
             log.error("no snapshot was written, the last one stays: %s", error)
             return
+        if self._remote is not None:  # also if nothing is new: the last upload may have failed
+            (self._remote.stop if self._stopped else self._remote.offer)()
         if info is not None:
             self._metrics.snapshot_took(time.perf_counter() - began)
             log.debug(
@@ -181,8 +192,10 @@ class LocalStore:
         self._compactor.start()
 
     def stop(self) -> None:
+        """A last `keep` may follow; its snapshot is uploaded before it returns."""
         self._compactor.stop()
         self.store.close()
+        self._stopped = True
 
     def _first(self) -> LiveStore:
         restored = restore(self._folder, **self._options)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from confluent_kafka import (
-    Consumer,
+    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -17,20 +17,17 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
     ConfigResource,
     NewTopic,
     OffsetSpec,
+    ResourceType,
 )
 
 from ..errors import Unreachable
-from ..settings import Settings
-from .client import PASSING, client_config, mapped, topic_partitions
-
-R = TypeVar("R")
-
-RETRY_S = 0.1
-CONNECT_S = 3.0
+from .client import DENIED, PASSING, UNKNOWN, mapped, topic_partitions
+from .connection import RETRY_S, Connection
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,37 +40,16 @@ class Topic:
     config: dict[str, str]
 
 
-def check_listens(bootstrap: str) -> None:
-    """Raises Unreachable if no server of a bootstrap list accepts a connection."""
-    reason = "no address"
-    for address in bootstrap.split(","):
-        host, _, port = address.strip().rpartition(":")
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S):
-                return
-        except (OSError, ValueError) as error:
-            reason = f"{address.strip()}: {error}"
-    raise Unreachable(f"no broker at {bootstrap} (KAFKA_BOOTSTRAP): {reason}")
-
-
-class Admin:
+class Admin(Connection):
     """Topics, consumer groups and offsets.
 
     Args:
         timeout_s: bounds each call; None: `kafka.broker_timeout_s`.
     """
 
-    def __init__(self, settings: Settings, *, timeout_s: float | None = None) -> None:
-        self._timeout = settings.kafka.broker_timeout_s if timeout_s is None else timeout_s
-        self._bootstrap = settings.kafka.bootstrap
-        self._client = AdminClient(client_config(settings))
-        self._connected = False
-
     def partition_counts(self) -> dict[str, int]:
         """Every topic's partition count. Raises Unreachable."""
-        metadata = self._call(
-            "listing topics", lambda: self._client.list_topics(timeout=self._timeout)
-        )
+        metadata = self._call("listing topics", self._metadata)
         return {name: len(topic.partitions) for name, topic in metadata.topics.items()}
 
     def create(self, topics: Sequence[Topic]) -> None:
@@ -89,24 +65,16 @@ class Admin:
             )
             for topic in topics
         ]
-        for name, future in self._client.create_topics(
+        made = self._client.create_topics(
             new, operation_timeout=self._timeout, request_timeout=self._timeout
-        ).items():
-            try:
-                future.result()
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise mapped(error, f"making topic {name}") from error
+        )
+        _await_all(made, "making topic", KafkaError.TOPIC_ALREADY_EXISTS)
         self._wait_for_leaders({topic.name for topic in topics})
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete topics; missing ones are ignored."""
-        for name, future in self._client.delete_topics(list(names)).items():
-            try:
-                future.result()
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise mapped(error, f"deleting topic {name}") from error
+        deleted = self._client.delete_topics(list(names))
+        _await_all(deleted, "deleting topic", KafkaError.UNKNOWN_TOPIC_OR_PART)
 
     def delete_group(self, group: str) -> None:
         """Delete a consumer group; a missing one is ignored.
@@ -114,44 +82,98 @@ class Admin:
         Raises:
             BrokerError: it still has members.
         """
-        for name, future in self._client.delete_consumer_groups([group]).items():
-            try:
-                future.result()
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
-                    raise mapped(error, f"deleting group {name}") from error
+        deleted = self._client.delete_consumer_groups([group])
+        _await_all(deleted, "deleting group", KafkaError.GROUP_ID_NOT_FOUND)
+
+    def set_group_timeouts(self, group: str, session_timeout_s: float) -> None:
+        """Set the session timeout of a group of the protocol of KIP-848, and a fifth of it between
+        heartbeats.
+
+        Raises:
+            BrokerError: the broker's own bounds do not allow it.
+            AccessError: AlterConfigs on the group is missing.
+        """
+        session_ms = int(1000 * session_timeout_s)
+        entries = [
+            ConfigEntry(
+                f"consumer.{name}.ms",
+                str(value),
+                incremental_operation=AlterConfigOpType.SET,
+            )
+            for name, value in (
+                ("session.timeout", session_ms),
+                ("heartbeat.interval", max(100, session_ms // 5)),
+            )
+        ]
+        resource = ConfigResource(ResourceType.GROUP, group, incremental_configs=entries)
+        done = self._client.incremental_alter_configs([resource], request_timeout=self._timeout)
+        _await_all({str(name): future for name, future in done.items()}, "setting timeouts of")
 
     def committed(self, group: str, topic: str, partitions: int) -> dict[int, int]:
         """The group's committed offsets; partitions without one are left out."""
-        consumer = Consumer(
-            {"bootstrap.servers": self._bootstrap, "group.id": group, "log_level": 3}
+        if partitions == 0:
+            return {}
+        positions = self._call(
+            f"committed offsets of {group}",
+            lambda: _answered(self._positions(group, topic, range(partitions), settled=False)),
+            needs=f"Describe on group {group}",
         )
-        try:
-            positions = self._call(
-                "committed offsets",
-                lambda: consumer.committed(
-                    topic_partitions(topic, range(partitions)), timeout=self._timeout
-                ),
-            )
-            return {part.partition: part.offset for part in positions if part.offset >= 0}
-        finally:
-            consumer.close()
+        return {part.partition: part.offset for part in positions if part.offset >= 0}
 
-    def ends(self, topic: str, partitions: int) -> dict[int, tuple[int, int]]:
-        """(first offset, end offset) of each partition."""
-        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "_", "log_level": 3})
-        try:
+    def group_offsets(
+        self, group: str, topic: str, *, settled: bool
+    ) -> tuple[dict[int, int], set[int]]:
+        """The committed offset of each partition, 0 without one, and the unsettled partitions.
+
+        Args:
+            settled: partitions with offsets that were sent in a transaction, and wait for its end
+                marker, are unsettled and left out; else they have the offset before.
+        """
+        numbers = range(self.partition_counts().get(topic, 0))
+
+        def answer() -> tuple[dict[int, int], set[int]]:
+            positions = self._positions(group, topic, numbers, settled=settled)
+            waiting = {one.partition for one in positions if _is_unsettled(one)}
+            known = _answered([one for one in positions if one.partition not in waiting])
+            return {one.partition: max(0, one.offset) for one in known}, waiting
+
+        if not numbers:
+            return {}, set()
+        return self._call(f"offsets of {topic}", answer, needs=f"Describe on group {group}")
+
+    def _positions(
+        self, group: str, topic: str, numbers: Iterable[int], *, settled: bool
+    ) -> list[TopicPartition]:
+        asked = ConsumerGroupTopicPartitions(group, topic_partitions(topic, numbers))
+        answers = self._client.list_consumer_group_offsets(
+            [asked], require_stable=settled, request_timeout=self._timeout
+        )
+        positions: list[TopicPartition] = answers[group].result().topic_partitions
+        return positions
+
+    def ends(self, topic: str, partitions: int | None = None) -> dict[int, tuple[int, int]]:
+        """(first offset, end offset) of each partition; None: of all that the topic has, if any."""
+        count = self.partition_counts().get(topic, 0) if partitions is None else partitions
+        with self._consumer() as consumer:
             return self._call(
-                "end offsets",
+                f"end offsets of {topic}",
                 lambda: {
                     number: consumer.get_watermark_offsets(
                         TopicPartition(topic, number), timeout=self._timeout
                     )
-                    for number in range(partitions)
+                    for number in range(count)
                 },
+                PASSING | UNKNOWN,
             )
-        finally:
-            consumer.close()
+
+    def lag(self, group: str, topic: str) -> dict[int, int]:
+        """The offsets of each partition that a group has not committed."""
+        ends = self.ends(topic)
+        committed = self.committed(group, topic, len(ends))
+        return {
+            number: max(0, end - max(first, committed.get(number, first)))
+            for number, (first, end) in ends.items()
+        }
 
     def open_ends(self, topics: Iterable[str]) -> dict[tuple[str, int], tuple[int, int]]:
         """(last stable offset, end offset) of the partitions with open transactions.
@@ -165,7 +187,11 @@ class Admin:
             for number in range(counts.get(topic, 0))
         }
         stable, ends = (
-            self._call("end offsets", lambda level=level: self._latest(latest, level))  # type: ignore[misc]
+            self._call(
+                "end offsets",
+                lambda level=level: self._latest(latest, level),  # type: ignore[misc]
+                PASSING | UNKNOWN,
+            )
             for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
         )
         return {place: (stable[place], end) for place, end in ends.items() if stable[place] < end}
@@ -182,15 +208,13 @@ class Admin:
 
     def offsets_at(self, topic: str, partitions: int, ts_ms: int) -> dict[int, int]:
         """Each partition's first offset at or after a time; partitions without one are left out."""
-        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "_", "log_level": 3})
         times = [TopicPartition(topic, number, ts_ms) for number in range(partitions)]
-        try:
+        with self._consumer() as consumer:
             positions = self._call(
                 f"offsets of {topic} by time",
-                lambda: consumer.offsets_for_times(times, timeout=self._timeout),
+                lambda: _answered(consumer.offsets_for_times(times, timeout=self._timeout)),
+                PASSING | UNKNOWN,
             )
-        finally:
-            consumer.close()
         return {part.partition: part.offset for part in positions if part.offset >= 0}
 
     def truncate(self, topic: str, before: Mapping[int, int]) -> None:
@@ -201,28 +225,64 @@ class Admin:
         """
         positions = [TopicPartition(topic, number, offset) for number, offset in before.items()]
         futures = self._client.delete_records(positions, request_timeout=self._timeout)
-        for partition, future in futures.items():
-            try:
-                future.result()
-            except KafkaException as error:
-                raise mapped(error, f"truncating {topic}[{partition.partition}]") from error
+        _await_all({f"{topic}[{at.partition}]": one for at, one in futures.items()}, "truncating")
 
     def identity(self, topic: str) -> tuple[str, float]:
         """The topic's id and its delete.retention.ms. Raises Unreachable."""
-        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
         names = TopicCollection([topic])
         described = self._call(
             f"describing {topic}",
             lambda: self._client.describe_topics(names)[topic].result(self._timeout),
         )
-        config = self._call(
-            f"configuration of {topic}",
-            lambda: self._client.describe_configs([resource])[resource].result(self._timeout),
-        )
-        return str(described.topic_id), float(config["delete.retention.ms"].value)
+        return str(described.topic_id), float(self.configs([topic])[topic]["delete.retention.ms"])
 
-    def close(self) -> None:
-        """Does nothing: the client needs no close."""
+    def configs(self, topics: Sequence[str]) -> dict[str, dict[str, str]]:
+        """The configuration of each topic.
+
+        Raises:
+            AccessError: DescribeConfigs on one is not allowed.
+            Unreachable: no broker answered.
+        """
+        resources = {name: ConfigResource(ConfigResource.Type.TOPIC, name) for name in topics}
+
+        def answer() -> dict[str, dict[str, str]]:
+            asked = self._client.describe_configs(list(resources.values()))
+            return {
+                name: {
+                    key: str(entry.value)
+                    for key, entry in asked[resource].result(self._timeout).items()
+                }
+                for name, resource in resources.items()
+            }
+
+        return self._call("configuration of topics", answer) if topics else {}
+
+    def allowed_on_topics(self, names: Sequence[str]) -> dict[str, set[str] | None]:
+        """The operations that this client may do on each existing topic, as READ, WRITE.
+
+        Empty for one that it may not even describe; None: the broker does not tell.
+        """
+
+        def answer() -> dict[str, set[str] | None]:
+            asked = self._client.describe_topics(
+                TopicCollection(list(names)),
+                include_authorized_operations=True,
+                request_timeout=self._timeout,
+            )
+            return dict(_operations(asked))
+
+        return self._call("describing topics", answer) if names else {}
+
+    def allowed_on_groups(self, names: Sequence[str]) -> dict[str, set[str] | None]:
+        """As `allowed_on_topics`, for consumer groups, whether they exist or not."""
+
+        def answer() -> dict[str, set[str] | None]:
+            asked = self._client.describe_consumer_groups(
+                list(names), include_authorized_operations=True, request_timeout=self._timeout
+            )
+            return dict(_operations(asked))
+
+        return self._call("describing groups", answer) if names else {}
 
     def _wait_for_leaders(self, names: set[str]) -> None:
         """Wait until every partition of a new topic has a leader."""
@@ -241,16 +301,38 @@ class Admin:
             time.sleep(RETRY_S)
         raise Unreachable(f"topics without a leader after {self._timeout:g} s: {names - led}")
 
-    def _call(self, doing: str, call: Callable[[], R]) -> R:
-        """The call's result; transient errors are retried until the timeout."""
-        if not self._connected:  # the client retries a closed port for as long
-            check_listens(self._bootstrap)
-            self._connected = True
-        deadline = time.monotonic() + self._timeout
-        while True:
-            try:
-                return call()
-            except KafkaException as error:
-                if error.args[0].code() not in PASSING or time.monotonic() > deadline:
-                    raise mapped(error, f"{doing} at {self._bootstrap}") from error
-            time.sleep(RETRY_S)
+
+def _operations(asked: Mapping[str, Future[Any]]) -> Iterator[tuple[str, set[str] | None]]:
+    for name, future in asked.items():
+        try:
+            operations = future.result().authorized_operations
+        except KafkaException as error:
+            if error.args[0].code() in DENIED:
+                yield name, set()
+            elif error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+        else:
+            yield name, {operation.name for operation in operations} if operations else None
+
+
+def _answered(positions: list[TopicPartition]) -> list[TopicPartition]:
+    """The positions. Raises KafkaException for the first one that carries an error."""
+    for position in positions:
+        if position.error is not None:
+            raise KafkaException(position.error)
+    return positions
+
+
+def _is_unsettled(position: TopicPartition) -> bool:
+    error = position.error
+    return error is not None and error.code() == KafkaError.UNSTABLE_OFFSET_COMMIT
+
+
+def _await_all(futures: Mapping[str, Future[Any]], doing: str, ignored: int | None = None) -> None:
+    """Wait for all of them. Raises BrokerError for any error but that of the code `ignored`."""
+    for name, future in futures.items():
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].code() != ignored:
+                raise mapped(error, f"{doing} {name}") from error

@@ -6,11 +6,9 @@ path's consumer is in `braid.stream.kafka.transactions`, its producer in `braid.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -20,19 +18,20 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from ..errors import BrokerError, ConfigError, Fenced, Unreachable
+from ..errors import AccessError, BrokerError, ConfigError, Fenced, Unreachable
 from ..settings import Settings
 from .schemas import MAX_DEAD_LETTER_BYTES, MIB
+from .security import librdkafka
 
-log = logging.getLogger(__name__)
+C = TypeVar("C")
 
 MAX_MESSAGE_BYTES = MAX_DEAD_LETTER_BYTES + MIB
+HOW = "(KAFKA_BOOTSTRAP, or bootstrap below [kafka])"  # where its address comes from
 # librdkafka's own default differs from Java's and aiokafka's: all of ours agree on murmur2.
 PARTITIONER = "murmur2_random"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message as it came from Kafka; `ts` is the broker's timestamp in ms."""
 
     topic: str
@@ -51,8 +50,7 @@ class Message:
 BY_KEY = -1  # for librdkafka: the partition that its partitioner finds for the key
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """One message to publish, to an explicit partition or `BY_KEY`."""
 
     topic: str
@@ -62,8 +60,23 @@ class Output:
     headers: Sequence[tuple[str, bytes | None]] = ()
 
 
-def mapped(error: KafkaException | KafkaError, doing: str) -> BrokerError | ConfigError:
-    """The braid error for a client's error."""
+def mapped_aiokafka(error: Exception, doing: str, *, needs: str = "") -> BrokerError | ConfigError:
+    """The braid error for one of aiokafka's: Unreachable, unless an ACL is missing."""
+    code = getattr(error, "errno", None)
+    if code in DENIED:
+        return mapped(KafkaError(code), doing, needs=needs)
+    kind = type(error).__name__
+    return Unreachable(f"{doing}: {kind}", reason=kind)
+
+
+def mapped(
+    error: KafkaException | KafkaError, doing: str, *, needs: str = ""
+) -> BrokerError | ConfigError:
+    """The braid error for a client's error.
+
+    Args:
+        needs: the operation and the resource to name where an ACL is missing.
+    """
     cause = error.args[0] if isinstance(error, KafkaException) else error
     name, text = cause.name(), cause.str()
     if cause.code() in FENCED:
@@ -72,11 +85,23 @@ def mapped(error: KafkaException | KafkaError, doing: str) -> BrokerError | Conf
             "opened the same transactional id (give each worker its own --slot), or a transaction "
             "of this id was open for longer than BRAID_KAFKA__TRANSACTION_TIMEOUT_S and was aborted"
         )
+    if cause.code() in REFUSED:
+        return AccessError(f"{doing}: {_refusal(cause, needs)}", reason=text)
     if cause.code() in UNREACHABLE | PASSING:
-        return Unreachable(f"{doing}: no answer from the broker ({name}: {text})")
+        return Unreachable(f"{doing}: no answer from the broker {HOW}: {text}", reason=text)
     if cause.code() in (KafkaError._INVALID_ARG, KafkaError.INVALID_CONFIG):
         return ConfigError(f"{doing}: {text}")
     return BrokerError(f"{doing}: {name}: {text}")
+
+
+def _refusal(error: KafkaError, needs: str) -> str:
+    """Why a broker refuses this client, or the client the broker."""
+    text = error.str().strip(". ")
+    if error.code() == KafkaError._SSL:
+        return f"TLS fails: {text} (kafka.ssl_*)"
+    if kind := DENIED.get(error.code()):
+        return f"not authorised, {needs or f'an ACL of the {kind}'} is missing: {text}"
+    return f"not authenticated: {text} (kafka.security_protocol, kafka.sasl_*)"
 
 
 FENCED = {
@@ -94,22 +119,48 @@ UNREACHABLE = {
     KafkaError._MSG_TIMED_OUT,
 }
 
+# Of a broker that starts, ends or moves a partition: those that Kafka's protocol calls retriable.
 PASSING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.REQUEST_TIMED_OUT,
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.UNSTABLE_OFFSET_COMMIT,
+    KafkaError.STALE_MEMBER_EPOCH,
+}
+# Also of a topic that does not exist, so they pass only for one that is known to.
+UNKNOWN = {
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+}
+DENIED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "consumer group",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "cluster",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "transactional id",
+}
+REFUSED = {
+    *DENIED,
+    KafkaError._SSL,
+    KafkaError._AUTHENTICATION,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.UNSUPPORTED_SASL_MECHANISM,
+    KafkaError.ILLEGAL_SASL_STATE,
 }
 PERMANENT = {  # a new producer would fare no better
+    *REFUSED,
     KafkaError._INVALID_ARG,
     KafkaError.INVALID_CONFIG,
     KafkaError.INVALID_TRANSACTION_TIMEOUT,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
 }
 
 
@@ -118,13 +169,23 @@ PERMANENT = {  # a new producer would fare no better
 REQUEST_TIMEOUT_MS = 30_000
 
 
-def client_config(settings: Settings) -> dict[str, Any]:
-    return {
-        "bootstrap.servers": settings.kafka.bootstrap,
-        "client.id": "braid",
-        "log_level": 3,
-        "logger": logging.getLogger("librdkafka"),
-    }
+def create(
+    kind: Callable[[dict[str, Any]], C], settings: Settings, own: Mapping[str, Any] | None = None
+) -> C:
+    """A client of librdkafka: a Consumer, a Producer or an AdminClient.
+
+    Args:
+        own: its properties; `kafka.properties` go before them. None: without a property.
+
+    Raises:
+        ConfigError: a property or a file does not fit.
+    """
+    values = librdkafka(settings) | dict(own or {})
+    values |= {name: text.get_secret_value() for name, text in settings.kafka.properties.items()}
+    try:
+        return kind({name: value for name, value in values.items() if value is not None})
+    except KafkaException as error:
+        raise mapped(error, "kafka") from None
 
 
 def topic_partitions(topic: str, numbers: Iterable[int]) -> list[TopicPartition]:
@@ -150,20 +211,17 @@ def lone_consumer(settings: Settings, **config: object) -> Consumer:
     Args:
         config: differs from or adds to it, with "_" for ".".
     """
-    own = {name.replace("_", "."): value for name, value in config.items()}
-    return Consumer(
-        client_config(settings)
-        | {
-            "group.id": "_",
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed",
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
-            "socket.timeout.ms": REQUEST_TIMEOUT_MS,
-        }
-        | own
-    )
+    own = {
+        "group.id": settings.reading_group,
+        "enable.auto.commit": False,
+        "isolation.level": "read_committed",
+        "enable.partition.eof": True,
+        "auto.offset.reset": "earliest",
+        "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
+        "socket.timeout.ms": REQUEST_TIMEOUT_MS,
+    }
+    config = {name.replace("_", "."): value for name, value in config.items()}
+    return create(Consumer, settings, own | config)
 
 
 def replay(

@@ -7,11 +7,13 @@ is unpacked, at each complete map and list. An ordinary record has about five ob
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import msgpack
 
 from ..errors import BadRecord
+from ..strict_json import strict_json
 
 MAX_OBJECTS = 65_536  # in a value, without names
 MAX_DEPTH = 16
@@ -19,15 +21,31 @@ MAX_NAME_BYTES = 128
 SHOWN_CHARS = 60
 
 
+class _OwnPacker(threading.local):
+    """A packer for each thread: to make one, with its buffer, costs as much as to pack a row."""
+
+    def __init__(self) -> None:
+        self.pack = msgpack.Packer(use_bin_type=True).pack
+
+
+_packer = _OwnPacker()
+
+
 def pack(value: Any) -> bytes:
     """msgpack bytes of a value made of maps, lists, strings, bytes and numbers."""
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    packed: bytes = _packer.pack(value)
     return packed
 
 
 def unpack_map(value: bytes) -> dict[str, Any]:
-    """Unpack a value that braid's processes wrote. Raises BadRecord."""
-    return _unpack(value, {})
+    """Unpack a value that braid's processes wrote, msgpack or JSON. Raises BadRecord."""
+    if value[:1] != b"{":  # which begins no map of msgpack
+        return _unpack(value, {})
+    try:
+        raw: dict[str, Any] = strict_json(value.decode())
+    except (ValueError, RecursionError) as error:
+        raise BadRecord("value", f"is not JSON ({len(value)} bytes): {error}") from None
+    return raw
 
 
 def unpack_bounded(value: bytes) -> dict[str, Any]:

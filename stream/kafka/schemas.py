@@ -1,7 +1,8 @@
 """The schemas of braid's topics and their limits.
 
-Values are msgpack maps with a version field `v`; keys are the UTF-8 record id. Unknown fields are
-left out and counted; an unknown `v` is an error. Times (`ts`) are milliseconds since 1970.
+Values are msgpack maps with a version field `v`, or JSON for vectors and predictions
+(`braid.stream.kafka.value_format`); keys are the UTF-8 record id. Unknown fields are left out and
+counted; an unknown `v` is an error. Times (`ts`) are milliseconds since 1970.
 `braid.stream.kafka.packing` bounds the memory of a value.
 
     records        Record       of producers; a null value deletes the id
@@ -14,81 +15,73 @@ left out and counted; an unknown `v` is an error. Times (`ts`) are milliseconds 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from braid.encoders.output_statistics import Tally
 from braid.encoders.types import MODALITIES, Label
 
 from ..errors import BadRecord
+from .arrays import FLOAT32, packed_array, unpacked_array
+from .arrays import Vector32 as Vector32
 from .fields import MAX_LABELS as MAX_LABELS
 from .fields import MAX_META_BYTES as MAX_META_BYTES
-from .fields import checked_labels, checked_meta
-from .packing import MAX_NAME_BYTES, kind, shown, unpack_bounded, unpack_map
+from .fields import MAX_TEXT_BYTES as MAX_TEXT_BYTES
+from .fields import MAX_URI_BYTES as MAX_URI_BYTES
+from .fields import Blob as Blob
+from .fields import checked_blob, checked_labels, checked_meta, checked_text, count_unknown
+from .packing import kind, shown, unpack_bounded, unpack_map
 from .packing import pack as pack
+from .value_format import MSGPACK, ValueFormat
 
 SCHEMA_VERSION = 1
 MIB = 1024 * 1024
 MAX_RECORD_BYTES = 16 * MIB  # topic and clients are set to match (topics.py)
 MAX_DEAD_LETTER_BYTES = 17 * MIB
 MAX_ID_BYTES = 256
-MAX_TEXT_BYTES = 1 * MIB
 MAX_TS = 8_640_000_000_000_000  # the largest Date of JavaScript, in milliseconds
-MAX_UNKNOWN_NAMES = 32  # counted by name; others are counted together
-MAX_URI_BYTES = 2048
 RESERVED_PREFIX = "__"
 PROGRESS_KEY = b"__progress"
-OTHER_NAMES = "..."
 
 Scalar = str | int | float | bool | None
-Vector32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Blob:
-    """A picture or a sound: the bytes of its file, or a link to them, or both.
-
-    With both, the bytes are embedded and hits show the link.
-    """
-
-    data: bytes | None = None
-    uri: str | None = None
-    media_type: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """One multimodal event. At least one of text, image and audio is present."""
 
-    id: str
-    ts: int
-    text: str | None = None
-    image: Blob | None = None
-    audio: Blob | None = None
-    labels: Mapping[str, Label] = field(default_factory=dict)
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    id: Annotated[str, "the record's id, which the message's key must be, too"]
+    ts: Annotated[int, "milliseconds since 1970; without it the message's timestamp"]
+    text: Annotated[str | None, "the text"] = None
+    image: Annotated[Blob | None, "the picture"] = None
+    audio: Annotated[Blob | None, "the sound"] = None
+    labels: Annotated[
+        Mapping[str, Label], "task name to class name, list of class names, number or caption"
+    ] = field(default_factory=dict)
+    meta: Annotated[Mapping[str, Any], "fields to filter by: strings, numbers, booleans, lists"] = (
+        field(default_factory=dict)
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vector:
     """One row for the index: unit vectors (float32, D values) and where they came from."""
 
-    id: str
-    ts: int
-    space: str
-    model: str
-    fused: Vector32
-    by: Mapping[str, Vector32]
-    meta: Mapping[str, Any]
-    source: int
+    id: Annotated[str, "the record's id"]
+    ts: Annotated[int, "the record's ts"]
+    space: Annotated[str, "the space of the vectors; only those of one space can be compared"]
+    model: Annotated[str, "the version that embedded the record"]
+    fused: Annotated[Vector32, "the vector of all modalities together"]
+    by: Annotated[Mapping[str, Vector32], "modality to its own vector, for those that are present"]
+    meta: Annotated[Mapping[str, Any], "the record's meta"]
+    source: Annotated[int, "the record's offset in its partition of `records`"]
+    engine: Annotated[Mapping[str, str], "engine by modality"] = field(default_factory=dict)
 
 
 _RECORD_FIELDS = frozenset({"v", "id", "ts", "text", "image", "audio", "labels", "meta"})
-_BLOB_FIELDS = frozenset({"data", "uri", "media_type"})
 
 
 def check_id(id_: object) -> str:
@@ -180,13 +173,13 @@ def decode_record(
             "ts", f"must be milliseconds since 1970, from 0 to {MAX_TS}, got {shown(ts)}"
         )
     if unknown is not None and not _RECORD_FIELDS.issuperset(raw):
-        _count_unknown(unknown, (name for name in raw if name not in _RECORD_FIELDS))
+        count_unknown(unknown, (name for name in raw if name not in _RECORD_FIELDS))
     record = Record(
         id=id_,
         ts=ts,
-        text=_text(raw.get("text")),
-        image=_blob("image", raw.get("image"), unknown),
-        audio=_blob("audio", raw.get("audio"), unknown),
+        text=checked_text(raw.get("text")),
+        image=checked_blob("image", raw.get("image"), unknown),
+        audio=checked_blob("audio", raw.get("audio"), unknown),
         labels=checked_labels(raw.get("labels")),
         meta=checked_meta(raw.get("meta")),
     )
@@ -202,19 +195,38 @@ def plain_modality(modality: str | Blob | None) -> Any:
     return {name: value for name, value in asdict(modality).items() if value is not None}
 
 
-def encode_vector(vector: Vector) -> bytes:
-    """The msgpack value of a `vectors` message."""
-    return pack(
+def encode_vector(vector: Vector, *, form: ValueFormat = MSGPACK) -> bytes:
+    """The value of a `vectors` message."""
+    return encode_row(**{name: getattr(vector, name) for name in Vector.__slots__}, form=form)
+
+
+def encode_row(
+    *,
+    id: str,
+    ts: int,
+    space: str,
+    model: str,
+    fused: Vector32,
+    by: Mapping[str, Vector32],
+    meta: Mapping[str, Any],
+    source: int,
+    engine: Mapping[str, str],
+    dtype: str = FLOAT32,
+    form: ValueFormat = MSGPACK,
+) -> bytes:
+    """The same from its fields; the vectors in the message are FLOAT32 or FLOAT16."""
+    return form.pack(
         {
             "v": SCHEMA_VERSION,
-            "id": vector.id,
-            "ts": vector.ts,
-            "space": vector.space,
-            "model": vector.model,
-            "fused": _pack_array(vector.fused),
-            "by": {name: _pack_array(array) for name, array in vector.by.items()},
-            "meta": dict(vector.meta),
-            "source": vector.source,
+            "id": id,
+            "ts": ts,
+            "space": space,
+            "model": model,
+            "fused": form.array(fused, dtype),
+            "by": {name: form.array(array, dtype) for name, array in by.items()},
+            "meta": meta,
+            "source": source,
+            **({"engine": engine} if engine else {}),
         }
     )
 
@@ -230,18 +242,19 @@ def decode_vector(value: bytes) -> Vector:
             ts=raw["ts"],
             space=raw["space"],
             model=raw["model"],
-            fused=_unpack_array(raw["fused"]),
-            by={name: _unpack_array(array) for name, array in raw["by"].items()},
+            fused=unpacked_array(raw["fused"]),
+            by={name: unpacked_array(array) for name, array in raw["by"].items()},
             meta=raw["meta"],
             source=raw["source"],
+            engine=raw.get("engine", {}),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadRecord("value", f"is not a vectors message: {error!r}") from None
 
 
-def encode_progress(next_source: int) -> bytes:
+def encode_progress(next_source: int, *, form: ValueFormat = MSGPACK) -> bytes:
     """The value of PROGRESS_KEY: the offset in `records` before which all is published."""
-    return pack({"v": SCHEMA_VERSION, "next": next_source})
+    return form.pack({"v": SCHEMA_VERSION, "next": next_source})
 
 
 def decode_progress(value: bytes) -> int:
@@ -261,8 +274,9 @@ def encode_prediction(
     source: tuple[int, int],
     latency_ms: float,
     canary: Mapping[str, Any] | None = None,
+    form: ValueFormat = MSGPACK,
 ) -> bytes:
-    """The msgpack value of a `predictions` message; source is (partition, offset) in `records`.
+    """The value of a `predictions` message; source is (partition, offset) in `records`.
 
     Args:
         canary: of a record that a canary takes: `{number, model: the champion}`. If the challenger
@@ -276,18 +290,18 @@ def encode_prediction(
         "id": id,
         "ts": ts,
         "model": model,
-        "tasks": {name: dict(task) for name, task in tasks.items()},
+        "tasks": tasks,
         "source": {"partition": source[0], "offset": source[1]},
         "latency_ms": latency_ms,
     }
-    return pack(value if canary is None else value | {"canary": dict(canary)})
+    return form.pack(value if canary is None else value | {"canary": dict(canary)})
 
 
 def encode_tally(tally: Tally) -> bytes:
     """The msgpack value of a `statistics` message; the key is GENERATION/MODEL."""
     plain = tally.to_plain()
     if tally.vectors_D is not None:
-        plain["vectors"] = _pack_array(tally.vectors_D.astype(np.float32))
+        plain["vectors"] = packed_array(tally.vectors_D.astype(np.float32))
     return pack({"v": SCHEMA_VERSION, **plain})
 
 
@@ -298,7 +312,7 @@ def decode_tally(value: bytes) -> Tally:
         raise _wrong_version(raw.get("v"))
     try:
         if raw["vectors"] is not None:
-            raw["vectors"] = _unpack_array(raw["vectors"])
+            raw["vectors"] = unpacked_array(raw["vectors"])
         return Tally.from_plain(raw)
     except (KeyError, TypeError, ValueError) as error:
         raise BadRecord("value", f"is not a statistics message: {error}") from None
@@ -332,55 +346,3 @@ def dead_letter_headers(
 
 def _wrong_version(version: object) -> BadRecord:
     return BadRecord("v", f"is {shown(version)}, this braid reads version {SCHEMA_VERSION}")
-
-
-def _count_unknown(unknown: Counter[str], names: Iterable[str]) -> None:
-    for name in names:
-        if name not in unknown and len(unknown) >= MAX_UNKNOWN_NAMES:
-            name = OTHER_NAMES
-        unknown[name] += 1
-
-
-def _text(text: object) -> str | None:
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        raise BadRecord("text", f"must be a string, got {kind(text)}")
-    if (size := len(text.encode(errors="surrogatepass"))) > MAX_TEXT_BYTES:
-        raise BadRecord("text", f"is {size} bytes of UTF-8, the limit is {MAX_TEXT_BYTES}")
-    return text
-
-
-def _blob(name: str, raw: object, unknown: Counter[str] | None) -> Blob | None:
-    if raw is None:
-        return None
-    if not isinstance(raw, dict):
-        raise BadRecord(name, f"must be a map with data or uri, got {kind(raw)}")
-    data, uri, media_type = raw.get("data"), raw.get("uri"), raw.get("media_type")
-    if data is None and uri is None:
-        raise BadRecord(name, "has neither data nor uri")
-    if data is not None and not isinstance(data, bytes):
-        raise BadRecord(f"{name}.data", f"must be bytes, got {kind(data)}")
-    if data is not None and not data:
-        raise BadRecord(f"{name}.data", "is empty")
-    for key, part, limit in (
-        ("uri", uri, MAX_URI_BYTES),
-        ("media_type", media_type, MAX_NAME_BYTES),
-    ):
-        if part is not None and not isinstance(part, str):
-            raise BadRecord(f"{name}.{key}", f"must be a string, got {kind(part)}")
-        if part is not None and len(part.encode(errors="replace")) > limit:
-            raise BadRecord(f"{name}.{key}", f"is longer than the limit of {limit} bytes")
-    if unknown is not None and not _BLOB_FIELDS.issuperset(raw):
-        _count_unknown(unknown, (f"{name}.{key}" for key in raw if key not in _BLOB_FIELDS))
-    return Blob(data=data, uri=uri, media_type=media_type)
-
-
-def _pack_array(array: Vector32) -> dict[str, Any]:
-    return {"dtype": "<f4", "data": np.ascontiguousarray(array, dtype="<f4").tobytes()}
-
-
-def _unpack_array(raw: Mapping[str, Any]) -> Vector32:
-    if raw["dtype"] not in ("<f4", "<f2"):
-        raise ValueError(f"dtype {raw['dtype']!r} is neither <f4 nor <f2")
-    return np.frombuffer(raw["data"], dtype=raw["dtype"]).astype(np.float32)

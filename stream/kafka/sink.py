@@ -16,11 +16,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
-from ..errors import BrokerError, PublishRefused, Unreachable
+from ..errors import BrokerError, PublishRefused, StaleLease, Unreachable
 from ..settings import Settings
 from . import hanging
 from .client import (
@@ -29,14 +29,20 @@ from .client import (
     PARTITIONER,
     PERMANENT,
     Output,
-    client_config,
-    lone_consumer,
+    create,
     mapped,
-    topic_partitions,
 )
+from .transactions import Lease
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
+
+# The epoch of a member (KIP-848) had changed; the broker maps the last two to the first.
+STALE = {
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.STALE_MEMBER_EPOCH,
+    KafkaError.FENCED_MEMBER_EPOCH,
+}
 
 # librdkafka retries an unanswered request after retry.backoff.ms less 20 %, at least 500 ms for
 # TxnOffsetCommit. A faster answer belongs to a request that was sent once.
@@ -74,33 +80,40 @@ class TransactionalSink:
         self._bound = settings.worker.publish_timeout_s
         self._clock = clock
         self._producer: Producer | None = None
-        self._config = client_config(settings)
-        # The Python client sets an exception for a fatal error inside `flush`, and would then call
-        # the logger with it set: a SystemError instead of the error.
-        del self._config["logger"]
-        self._config |= {
+        self._config: dict[str, Any] = {
+            # The Python client sets an exception for a fatal error inside `flush`, and would then
+            # call the logger with it set: a SystemError instead of the error.
+            "logger": None,
             "transactional.id": transactional_id,
             "transaction.timeout.ms": int(settings.kafka.transaction_timeout_s * 1000),
             "delivery.timeout.ms": int(settings.kafka.transaction_timeout_s * 1000),
             "partitioner": PARTITIONER,
             "linger.ms": 1,
+            # The join and replays publish to `records`, which the broker keeps uncompressed.
+            "compression.type": settings.kafka.compression if source is None else "none",
             "message.max.bytes": MAX_MESSAGE_BYTES,
             "queue.buffering.max.kbytes": 256 * 1024,
             "retry.backoff.ms": int(RETRY_BACKOFF_S * 1000),
         }
 
-    def open(self) -> None:
+    def open(self, *, doubted: bool = False) -> None:
         """Make a producer with a new epoch, unless there is one whose last outcome is known.
 
         Afterwards every earlier transaction of this id is committed or aborted.
+
+        Args:
+            doubted: whether end markers of the last one may be lost though it was committed.
 
         Raises:
             Unreachable: no answer within worker.publish_timeout_s.
             Fenced: another producer of this id was opened meanwhile.
         """
+        if doubted:
+            self._retire()
+            self._settled = False
         if self._producer is not None:
             return
-        producer = Producer(self._config)
+        producer = create(Producer, self._settings, self._config)
         try:
             self._until_done("opening transactions", producer.init_transactions, self._deadline())
             if not self._settled:
@@ -108,7 +121,8 @@ class TransactionalSink:
                 self._settled = True
         except KafkaException as error:
             _discard(producer)
-            raise mapped(error, "opening transactions") from error
+            needs = f"Write on transactional-id {self._id}"
+            raise mapped(error, "opening transactions", needs=needs) from error
         except BrokerError:
             _discard(producer)
             raise
@@ -128,6 +142,7 @@ class TransactionalSink:
         `metadata` is stored with each offset, `starts` are the first covered offsets.
 
         Raises:
+            StaleLease: not committed; see there.
             PublishRefused: aborted, or the outcome is unknown until the next `open`. Read the
                 records again from the committed offsets.
             Fenced: the broker refused the producer's epoch, though the transaction was short.
@@ -149,9 +164,12 @@ class TransactionalSink:
                 TopicPartition(self._source, number, next_, metadata)
                 for number, next_ in offsets.items()
             ]
+            held = lease.metadata if isinstance(lease, Lease) else lease
+            if held is None:
+                raise PublishRefused("the partitions were taken away meanwhile")
             self._until_done(
                 "sending offsets",
-                lambda left: producer.send_offsets_to_transaction(positions, lease, left),
+                lambda left: producer.send_offsets_to_transaction(positions, held, left),
                 deadline,
             )
             sent = self._clock()
@@ -160,6 +178,8 @@ class TransactionalSink:
             doubtful = max(sent - sending, self._clock() - sent) > DOUBTFUL_S
         except KafkaException as error:
             self._retire()
+            if isinstance(lease, Lease) and lease.renewed and error.args[0].code() in STALE:
+                raise StaleLease(f"{error.args[0].name()}: {error.args[0].str()}") from error
             raise self._refused(error, self._clock() - began) from error
         except Unreachable as error:
             self._retire()
@@ -173,39 +193,25 @@ class TransactionalSink:
 
     def _end_hanging(self, producer: Producer, deadline: float) -> None:
         """Write the end markers of the last transaction that the broker lost."""
-        open_ends = hanging.find(self._settings, self._id, self._topics)
-        if not open_ends:
-            return
-        where = ", ".join(f"{part.topic} {part.partition}" for part in open_ends)
-        member = lone_consumer(
-            self._settings, group_id=self._group, isolation_level="read_uncommitted"
+        ending = hanging.ending(
+            self._settings, self._id, self._topics, group=self._group, source=self._source
         )
-        try:  # read uncommitted: does not wait for a missing marker
-            positions = member.committed(
-                topic_partitions(self._source, {part.covered.partition for part in open_ends}),
-                timeout=self._settings.kafka.broker_timeout_s,
-            )
-            if not hanging.aborted(open_ends, {part.partition: part.offset for part in positions}):
-                log.warning("committed by %s, shown with its next commit: %s", self._id, where)
-                return
-            log.warning("left open by %s, aborted now: %s", self._id, where)
-            for position in positions:
-                position.offset = max(0, position.offset)
-            producer.begin_transaction()
-            key = hanging.HEADER.encode()  # a compacted topic refuses messages without a key
-            for part in open_ends:
-                nothing = Output(topic=part.topic, partition=part.partition, key=key, value=None)
-                self._produce(producer, nothing, deadline)
-            self._flush(producer, deadline)
-            lease = member.consumer_group_metadata()
-        finally:
-            member.close()
+        if ending is None:
+            return
+        producer.begin_transaction()
+        key = hanging.HEADER.encode()  # a compacted topic refuses messages without a key
+        for topic, partition in ending.places:
+            nothing = Output(topic=topic, partition=partition, key=key, value=None)
+            self._produce(producer, nothing, deadline)
+        self._flush(producer, deadline)
+        positions = [TopicPartition(self._source, *offset) for offset in ending.offsets.items()]
         self._until_done(
             "sending offsets",
-            lambda left: producer.send_offsets_to_transaction(positions, lease, left),
+            lambda left: producer.send_offsets_to_transaction(positions, ending.lease, left),
             deadline,
         )
-        self._until_done("aborting", producer.abort_transaction, deadline)
+        end = producer.commit_transaction if ending.commit else producer.abort_transaction
+        self._until_done("ending a transaction", end, deadline)
 
     def close(self) -> None:
         """Discard the producer; between publishes no transaction is open."""
@@ -227,7 +233,7 @@ class TransactionalSink:
                     partition=output.partition,
                     key=output.key,
                     value=output.value,
-                    headers=list(output.headers) or None,
+                    headers=list(output.headers) if output.headers else None,
                 )
                 return
             except BufferError:

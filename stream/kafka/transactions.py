@@ -1,13 +1,16 @@
 """The worker's consumer: `records` as a member of the consumer group.
 
-A transaction is fenced by the group's generation (KIP-447), which is taken with the partitions.
+A transaction is fenced by the group's generation (KIP-447), which is taken with the partitions. By
+the protocol of KIP-848 the generation, there the epoch of the member, also changes while partitions
+stay: see `Lease`.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from confluent_kafka import (
@@ -25,7 +28,7 @@ from .client import (
     REQUEST_TIMEOUT_MS,
     UNREACHABLE,
     Message,
-    client_config,
+    create,
     mapped,
     to_message,
     topic_partitions,
@@ -34,7 +37,34 @@ from .waiting import attempt_s
 
 log = logging.getLogger(__name__)
 
+# Its session timeout and heartbeats are the broker's, or those of `Admin.set_group_timeouts`.
+INCREMENTAL = {"group.protocol": "consumer", "group.remote.assignor": "uniform"}
+
 MAX_POLL_S = 45.0  # between two polls; a revocation during a hanging publish takes about 20 s
+
+
+class Lease:
+    """The group metadata under which partitions are owned, for the sink's thread.
+
+    By the protocol of KIP-848 it is renewed while no partition is taken away, by the loop alone. A
+    member that was fenced gets no other epoch before its loop has served the callback that ends
+    the lease, so that an old lease never holds the metadata of a later membership. When any
+    partition goes away the lease ends, and those that stay get another one: a transaction that was
+    given up, and whose thread goes on, finds None.
+    """
+
+    __slots__ = ("metadata", "renewed")
+
+    def __init__(self, metadata: bytes, *, renewed: bool = False) -> None:
+        self.metadata: bytes | None = metadata
+        self.renewed = renewed  # while it lasts
+
+
+def generation_of(metadata: bytes) -> int:
+    """The generation, or the epoch of the member; 0 or -1: it is no member."""
+    head = b"CGMDv2:"  # rd_kafka_consumer_group_metadata_write
+    assert metadata.startswith(head)
+    return int.from_bytes(metadata[len(head) : len(head) + 4], sys.byteorder, signed=True)
 
 
 class RecordSource:
@@ -44,12 +74,17 @@ class RecordSource:
     commit. The broker checks its generation, not the owner of a partition: metadata that a worker
     fetched after a pause longer than its session would pass.
 
+    Attributes:
+        lease: under which the owned partitions were assigned.
+
     Args:
         on_assigned: called with the new partitions, before their first message.
         on_revoked: called before partitions are reassigned; may still publish.
         on_lost: called after they were reassigned; must not publish.
         group: the consumer group.
         topic: its full name; by default `records`.
+        incremental: whether to take `kafka.group_protocol`. By "consumer" the callbacks get those
+            partitions alone that come or go.
     """
 
     def __init__(
@@ -61,7 +96,9 @@ class RecordSource:
         on_lost: Callable[[list[int]], None],
         group: str,
         topic: str | None = None,
+        incremental: bool = False,
     ) -> None:
+        self._incremental = incremental and settings.kafka.group_protocol == "consumer"
         self._settings = settings
         self.topic = topic or settings.topic("records")
         self._polled: dict[int, int] = {}  # partition -> offset after the last message polled
@@ -69,44 +106,47 @@ class RecordSource:
         self._ends: dict[int, int] = {}  # partition -> its end, if all before it has been polled
         self._callbacks = (on_assigned, on_revoked, on_lost)
         self._failure: BaseException | None = None
-        self._lease: object | None = None
+        self.lease: Lease | None = None
         self.owned: list[int] = []
         self._paused = False
-        self._consumer = Consumer(
-            client_config(settings)
-            | {
+        self._consumer = create(
+            Consumer,
+            settings,
+            {
                 "group.id": group,
                 "isolation.level": "read_committed",
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,
-                # Eager on purpose: every rebalance drops the records in flight anyway, and the
-                # generation cannot change under a lease without both callbacks in between.
-                "partition.assignment.strategy": "roundrobin",
-                "session.timeout.ms": int(settings.kafka.session_timeout_s * 1000),
+                **(INCREMENTAL if self._incremental else _eager(settings)),
                 # Also how long a rebalance waits for a hanging member.
                 "max.poll.interval.ms": int(
                     max(MAX_POLL_S, settings.kafka.session_timeout_s) * 1000
                 ),
-                "heartbeat.interval.ms": max(100, int(settings.kafka.session_timeout_s * 1000 / 5)),
                 "queued.max.messages.kbytes": 64 * 1024,
                 "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
                 "fetch.wait.max.ms": 50,
                 "socket.timeout.ms": REQUEST_TIMEOUT_MS,
-            }
+            },
         )
         self._consumer.subscribe(
             [self.topic],
             on_assign=lambda _, parts: self._assigned([part.partition for part in parts]),
-            on_revoke=lambda _, parts: self._gone(1),
-            on_lost=lambda _, parts: self._gone(2),
+            on_revoke=lambda _, parts: self._gone(1, [part.partition for part in parts]),
+            on_lost=lambda _, parts: self._gone(2, [part.partition for part in parts]),
         )
 
     @property
     def at_end(self) -> list[int]:
         """The owned partitions that are polled to their end."""
         return list(self._ends)
+
+    @property
+    def unheard(self) -> list[int]:
+        """The owned partitions that gave neither a message nor their end, since they were assigned
+        or read again."""
+        return [n for n in self.owned if n not in self._polled and n not in self._ends]
 
     def note_committed(self, offsets: Mapping[int, int]) -> None:
         """Note the offsets that a transaction has committed."""
@@ -130,11 +170,6 @@ class RecordSource:
         self._committed.update(marks)
         return marks
 
-    @property
-    def lease(self) -> object | None:
-        """The group metadata under which the owned partitions were assigned."""
-        return self._lease
-
     def poll(self, limit: int, *, wait_s: float) -> list[Message]:
         """Up to `limit` messages; returns at once if there are any, else after wait_s at most.
 
@@ -149,6 +184,7 @@ class RecordSource:
             raw += self._consumer.consume(limit - 1, timeout=0)
         if self._failure is not None:
             raise self._failure
+        self._renew()
         messages = [message for message in map(self._message, raw) if message is not None]
         # A callback may have run while the messages were collected.
         return [message for message in messages if message.partition in self.owned]
@@ -161,6 +197,7 @@ class RecordSource:
         message = self._consumer.poll(0)
         if self._failure is not None:
             raise self._failure
+        self._renew()
         self._mark_end(message)
         if message is not None and message.error() is None:  # fetched before the pause
             self._consumer.seek(
@@ -242,6 +279,12 @@ class RecordSource:
         self._guard(self._take_lease, partitions)
 
     def _take_lease(self, partitions: list[int]) -> None:
+        if self._incremental:
+            self._forget_positions(partitions)
+            self.owned = sorted({*self.owned, *partitions})
+            self._renew()
+            self._callbacks[0](partitions)
+            return
         self.owned = sorted(partitions)
         self._forget_positions()
         # The same non-empty member id before and after: the metadata in between is this member's.
@@ -249,22 +292,43 @@ class RecordSource:
         before = self._consumer.memberid()
         lease = self._consumer.consumer_group_metadata()
         valid = before and before == self._consumer.memberid()
-        self._lease = lease if valid else None
+        self.lease = Lease(lease) if valid else None
         self._callbacks[0](self.owned)
 
-    def _forget_positions(self) -> None:
-        self._ends.clear()
-        self._polled.clear()
-        self._committed.clear()
+    def _renew(self) -> None:
+        """Put the metadata of the present epoch into the lease. Only after callbacks were run."""
+        if not self._incremental:
+            return
+        metadata = self._consumer.consumer_group_metadata()
+        if generation_of(metadata) <= 0:
+            return
+        if self.lease is None:
+            self.lease = Lease(metadata, renewed=True)
+        else:
+            self.lease.metadata = metadata
 
-    def _gone(self, callback: int) -> None:
+    def _forget_positions(self, partitions: Iterable[int] | None = None) -> None:
+        for positions in (self._ends, self._polled, self._committed):
+            for number in list(positions) if partitions is None else partitions:
+                positions.pop(number, None)
+
+    def _gone(self, callback: int, partitions: list[int]) -> None:
         def forget() -> None:
-            self._forget_positions()
-            partitions, self.owned = self.owned, []
+            gone = partitions if self._incremental else self.owned
+            self._forget_positions(gone)
+            self.owned = [number for number in self.owned if number not in gone]
             if self._paused:  # librdkafka keeps partitions paused across assignments
-                self._consumer.resume(topic_partitions(self.topic, partitions))
-            self._callbacks[callback](partitions)
-            self._lease, self._paused = None, False
+                self._consumer.resume(topic_partitions(self.topic, gone))
+            lease, lost = self.lease, callback == 2
+            if lost and self._incremental and lease is not None:
+                lease.metadata = None
+            self._callbacks[callback](gone)
+            if lease is not None:
+                lease.metadata = None
+            self.lease = None
+            if not lost:
+                self._renew()
+            self._paused = self._paused and self._incremental
 
         self._guard(forget)
 
@@ -274,3 +338,14 @@ class RecordSource:
             function(*args)
         except BaseException as error:  # noqa: BLE001
             self._failure = self._failure or error
+
+
+def _eager(settings: Settings) -> dict[str, Any]:
+    """Of the classic protocol. The generation cannot change under a lease without both callbacks in
+    between."""
+    timeout_ms = int(settings.kafka.session_timeout_s * 1000)
+    return {
+        "partition.assignment.strategy": "roundrobin",
+        "session.timeout.ms": timeout_ms,
+        "heartbeat.interval.ms": max(100, timeout_ms // 5),
+    }

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from ..kafka.client import client_config, lone_consumer
+from ..kafka.client import create, lone_consumer
 from ..kafka.waiting import ATTEMPT_S
 from ..settings import Settings
 from .progress import Progress
@@ -139,7 +139,7 @@ class BrokerWatch:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._admin = AdminClient(client_config(settings))
+        self._admin = create(AdminClient, settings)
         self._topic = settings.topic("records")
         self._stopped = threading.Event()
         self.reason: str | None = None

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import StreamError
@@ -135,6 +135,21 @@ class Child:
         except OSError:
             return "(no log)"
         return "\n".join(text.splitlines()[-lines:]) or "(empty log)"
+
+    def copy_output(self, start: int = 0) -> Iterator[None]:
+        """Copy the log from byte `start` on to standard error until the child ends.
+
+        Yields after each piece: the caller pauses, or stops.
+        """
+        with self.log.open("rb") as output:
+            output.seek(start)
+            running = True
+            while running:
+                running = self.running  # before the last piece is read
+                sys.stderr.write(output.read().decode("utf-8", "replace"))
+                sys.stderr.flush()
+                if running:
+                    yield
 
     def check(self) -> None:
         """Raise `ChildError` with the end of the log if the child has ended."""

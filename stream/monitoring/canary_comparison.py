@@ -19,12 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import BadRecord, ConfigError
+from ..errors import BadRecord
 from ..kafka.admin import Admin
 from ..kafka.client import replay
 from ..kafka.schemas import decode_map
 from ..registry.canaries import Canary
-from ..settings import Settings
+from ..settings import Settings, configured
 
 CLOCKS_MS = 60_000  # a worker's clock, which stamps its predictions, may be behind so much
 Z = 1.959964  # of the normal distribution's middle 95 %
@@ -86,10 +86,7 @@ class Comparison:
 
 def limits_of(settings: Settings) -> CanaryLimits:
     """The limits with those that the settings change. Raises ConfigError: unknown or invalid."""
-    try:
-        return CanaryLimits(**settings.refresh.canary)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"canary: {error}") from None
+    return configured(CanaryLimits, settings.refresh.canary, "canary")
 
 
 def compared(settings: Settings, canary: Canary) -> Comparison:
@@ -121,11 +118,10 @@ class Comparing:
         """Read `predictions` up to its current end. Raises BrokerError."""
         self._admin = admin = self._admin or Admin(settings)
         topic = settings.topic("predictions")
-        partitions = admin.partition_counts().get(topic, 0)
-        ends = {n: end for n, (_, end) in admin.ends(topic, partitions).items()}
+        ends = {number: end for number, (_, end) in admin.ends(topic).items()}
         if self._next is None:
             since_ms = max(0, self._canary.since_ms - CLOCKS_MS)
-            starts = admin.offsets_at(topic, partitions, since_ms)
+            starts = admin.offsets_at(topic, len(ends), since_ms)
             self._next = {number: starts.get(number, ends[number]) for number in ends}
         for message in replay(settings, topic, stop_at=ends, start_at=self._next):
             # Not the end: a transaction may be open before it.

@@ -27,10 +27,10 @@ from mode import Service
 from braid.encoders.drift import Drift, Limits, compare
 from braid.encoders.output_statistics import Tally
 
-from ..errors import BadRecord, ConfigError, RegistryError
+from ..errors import BadRecord, RegistryError
 from ..kafka.schemas import decode_tally
-from ..registry.versions import Registry
-from ..settings import Settings
+from ..registry.versions import registry_of
+from ..settings import Settings, configured
 from ..trainer.schedule import Trigger
 from .drift_results import LastWindows
 from .metrics import WorkerMetrics
@@ -38,9 +38,6 @@ from .metrics import WorkerMetrics
 log = logging.getLogger(__name__)
 
 WINDOWS_KEPT = 4
-SEGMENT_BYTES = 16 * 1024 * 1024
-"""Segment size of the table's changelog. Kafka compacts closed segments only: with its default of a
-gigabyte a restarted worker would read days of windows again."""
 REFERENCE_LEAST = 30
 """Fewer records are no reference; the same number as the judge's (evaluation.gates)."""
 TOP_LABELS = 20
@@ -49,16 +46,8 @@ Range = tuple[float, float]
 
 
 def limits_of(settings: Settings) -> Limits:
-    """The limits of drift, with what `settings.drift.limits` changes.
-
-    Raises:
-        ConfigError: an unknown limit, or an invalid value.
-    """
-    try:
-        return Limits(**cast(dict[str, Any], settings.drift.limits))
-    except (TypeError, ValueError) as error:
-        known = ", ".join(Limits.names())
-        raise ConfigError(f"drift: {error}; the limits are {known}") from None
+    """The limits of drift, with what the settings change. Raises ConfigError: as `configured`."""
+    return configured(Limits, settings.drift.limits, "drift")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +127,7 @@ class Judge:
 
     def __init__(self, settings: Settings, limits: Limits) -> None:
         self._settings, self._limits = settings, limits
-        self._registry = Registry(settings.models_dir, base=settings.model.name)
+        self._registry = registry_of(settings)
 
     def __call__(self, version: str, window: Window, kept: Tally | None) -> dict[str, Any]:
         """The report on a window: plain values, for Redis and the metrics.
@@ -227,10 +216,6 @@ def add_drift(app: faust.App, settings: Settings, metrics: WorkerMetrics, trigge
     windows = app.Table(
         f"{settings.prefix}drift-windows",
         partitions=settings.kafka.partitions,
-        extra_topic_configs={
-            "segment.bytes": SEGMENT_BYTES,
-            "segment.ms": max(60, settings.drift.window_s) * 1000,
-        },
     )
     windows.tumbling(settings.drift.window_s, expires=WINDOWS_KEPT * settings.drift.window_s)
     versions = app.Table(

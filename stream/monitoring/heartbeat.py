@@ -30,29 +30,39 @@ class Heartbeat:
         self._client = best_effort_redis(settings, TIMEOUT_S)
         self._key = f"{_prefix(settings)}{slot}"
         self._metrics = metrics
-        self._last: tuple[str, float, int] | None = None
+        self._last: tuple[str, float, list[float]] | None = None
 
     def beat(self, generation: str, owned: list[int], problems: Mapping[str, str]) -> None:
         """Write the state of the serving generation's worker, and the problems of all.
 
-        The rate is records a second since the last heartbeat.
+        Rates, the mean micro-batch, how busy the device is (the cores in encoders, else the calls
+        of encode) and the share of what was encoded that is no padding are since the last
+        heartbeat.
 
         Args:
             problems: generation -> why feeding it fails.
         """
         state = self._metrics.of(generation).snapshot()
-        now, records = time.monotonic(), int(str(state["records"]))
-        rate = 0.0
+        counts = [float(str(state.pop(name))) for name in ("batches", "encoded", "encode_ms")]
+        totals = [float(str(state["records"])), *counts, *self._metrics.sub_batches.totals]
+        now, rates = time.monotonic(), [0.0] * len(totals)
         if self._last is not None and self._last[0] == generation and now > self._last[1]:
-            rate = (records - self._last[2]) / (now - self._last[1])
-        self._last = (generation, now, records)
+            pairs = zip(totals, self._last[2], strict=True)
+            rates = [(total - before) / (now - self._last[1]) for total, before in pairs]
+        self._last = (generation, now, totals)
+        rate, batches, encoded, encode_ms, cores, size, computed = rates
+        busy = cores / len(os.sched_getaffinity(0)) if cores else encode_ms / 1000
         state |= {
+            "busy": round(min(1.0, busy), 2),
+            "batch_records": round(encoded / batches, 1) if batches else None,
+            "padding_efficiency": round(size / computed, 3) if computed else None,
             "generation": generation,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "partitions": owned,
             "records_per_s": round(rate, 1),
             "problems": dict(problems),
+            "cache": self._metrics.cache.facts(),
         }
         if self._client is not None:
             with contextlib.suppress(redis.RedisError):

@@ -14,20 +14,33 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from confluent_kafka import KafkaException, Producer
 
-from ..errors import BadRecord, ConfigError, RegistryError, Unreachable
-from ..kafka.client import client_config, mapped
+from ..errors import (
+    BadRecord,
+    BrokerError,
+    ConfigError,
+    RegistryAway,
+    RegistryError,
+    Unreachable,
+)
+from ..kafka import security
+from ..kafka.admin import Admin
+from ..kafka.client import HOW, create, mapped, mapped_aiokafka
 from ..kafka.schemas import SCHEMA_VERSION, decode_map, pack
 from ..settings import Settings
 from .notice import listen, notify
-from .versions import Champion, Registry
+from .versions import Champion, Registry, registry_of
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SAY_EVERY_S = 60.0
 
@@ -52,7 +65,7 @@ def announce(
     timeout_s = settings.kafka.broker_timeout_s if timeout_s is None else timeout_s
     failures: list[Any] = []
     try:
-        producer = Producer(client_config(settings) | {"acks": "all"})
+        producer = create(Producer, settings, {"acks": "all"})
         producer.produce(
             settings.topic("models"),
             key=key.encode(),
@@ -60,7 +73,7 @@ def announce(
             on_delivery=lambda error, _: failures.append(error) if error else None,
         )
         if producer.flush(timeout_s):
-            raise Unreachable(f"announcing {key}: no answer from {settings.kafka.bootstrap}")
+            raise Unreachable(f"announcing {key}: no answer from {settings.kafka.bootstrap} {HOW}")
     except KafkaException as error:
         raise mapped(error, f"announcing {key}") from error
     if failures:
@@ -80,12 +93,28 @@ def announce_champion(
         CHAMPION_KEY,
         asdict(champion)
         | {
-            "uri": registry.path(champion.name).as_uri(),
+            "uri": registry.uri_of(champion.name),
             "sha256": manifest.files.get("model.safetensors"),
             "status": "champion",
             "metrics": manifest.metrics,
         },
     )
+
+
+def announce_anew(settings: Settings, registry: Registry, tell: Tell = announce) -> None:
+    """Announce the champion of the log: who promoted it may have been killed before it did.
+
+    A promotion that comes in between is announced, too, so that the last announcement is of the
+    last champion.
+
+    Raises:
+        StreamError: the broker or the registry does not answer, or the version is damaged.
+    """
+    announced: Champion | None = None
+    while (champion := registry.champion()) not in (None, announced):
+        assert champion is not None
+        announce_champion(settings, champion, registry, tell)
+        announced = champion
 
 
 async def read_all(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -123,8 +152,11 @@ async def follow_news(settings: Settings, look: Callable[[], Awaitable[None]]) -
     """
     news = asyncio.Event()
 
+    others = _OtherRegistries(settings)
+
     async def read() -> None:
-        async for _ in _facts(settings, follow=True):
+        async for key, value in _facts(settings, follow=True):
+            await asyncio.to_thread(others.warn, key, value)
             news.set()
 
     listener = asyncio.create_task(read())
@@ -148,17 +180,101 @@ async def follow_news(settings: Settings, look: Callable[[], Awaitable[None]]) -
     finally:
         listener.cancel()
         hearing.cancel()
+        await asyncio.wait({listener, hearing})  # which close their connections
+
+
+async def answered(settings: Settings, call: Callable[[], T]) -> T:
+    """The result of a call to the registry, on a thread; waits for an object store that is away."""
+    logged_at: float | None = None
+    while True:
+        try:
+            return await asyncio.to_thread(call)
+        except RegistryAway as error:
+            if logged_at is None or time.monotonic() - logged_at >= SAY_EVERY_S:
+                logged_at = time.monotonic()
+                log.warning("waiting for the registry: %s", error)
+        await asyncio.sleep(min(1.0, settings.model.poll_s))
 
 
 async def first_champion(settings: Settings, registry: Registry) -> Champion:
-    """The champion; waits for the first promotion, with a log line every minute."""
-    said_at: float | None = None
-    while (champion := await asyncio.to_thread(registry.champion)) is None:
-        if said_at is None or time.monotonic() - said_at >= SAY_EVERY_S:
-            said_at = time.monotonic()
-            log.warning("no champion in the registry yet: waiting for `braid retrain`")
-        await asyncio.sleep(min(1.0, settings.model.poll_s))
+    """The champion; waits for the first promotion, with a log line every minute.
+
+    An object store that is away is waited for, too. Meanwhile the announcements are read: the
+    first model may be in another registry.
+    """
+    logged_at: float | None = None
+    watching = asyncio.create_task(_warn_of_others(settings), name="other registries")
+    try:
+        while (champion := await answered(settings, registry.champion)) is None:
+            if logged_at is None or time.monotonic() - logged_at >= SAY_EVERY_S:
+                logged_at = time.monotonic()
+                log.warning("no champion in the registry yet: waiting for `braid retrain`")
+            await asyncio.sleep(min(1.0, settings.model.poll_s))
+    finally:
+        watching.cancel()
     return champion
+
+
+class _OtherRegistries:
+    """Warns of champions that are announced from another registry, once of each registry."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._own = registry_of(settings)
+        self._warned: set[str] = set()
+
+    def warn(self, key: str, fact: Mapping[str, Any]) -> None:
+        if key != CHAMPION_KEY:
+            return
+        name = str(fact.get("name"))
+        try:
+            other = self._other(name, fact)
+        except (ValueError, RuntimeError, OSError) as error:
+            log.error("the announced champion %.100r is not readable: %s", name, error)
+            return
+        if other is None or other in self._warned:
+            return
+        self._warned.add(other)
+        log.warning(
+            "the champion %s is announced from the registry at %s, this process reads %s: "
+            "give both the same home (--home or BRAID_HOME) or model.registry",
+            name,
+            other,
+            self._own.place,
+        )
+
+    def _other(self, name: str, fact: Mapping[str, Any]) -> str | None:
+        """The registry that a champion is in, if it is another one.
+
+        Raises ValueError, RuntimeError, OSError: the fact names no file.
+        """
+        uri = str(fact.get("uri") or "")
+        parts = urlsplit(uri)
+        other = uri.rpartition("/versions/")[0]  # of REGISTRY/versions/NAME
+        if parts.scheme == "file":
+            folder = Path(unquote(parts.path)).parent.parent
+            other = str(folder)
+            if folder.resolve() == self._own.root.resolve():
+                return None
+        if not other or other == self._own.place:
+            return None
+        try:  # the same registry is elsewhere in a container
+            same = self._own.manifest(name).files.get("model.safetensors") == fact.get("sha256")
+        except RegistryError:
+            same = False
+        return None if same else other
+
+
+async def _warn_of_others(settings: Settings) -> None:
+    """Read the announcements as soon as there is a broker with the topic, until cancelled."""
+    others, topic = _OtherRegistries(settings), settings.topic("models")
+    while True:
+        with contextlib.suppress(BrokerError):
+            admin = Admin(settings, timeout_s=1.0)
+            # A consumer of a topic that is not there yet would make it, with other settings.
+            if topic in await asyncio.to_thread(admin.partition_counts):
+                async for key, value in _facts(settings, follow=True):
+                    await asyncio.to_thread(others.warn, key, value)
+        await asyncio.sleep(settings.model.poll_s)
 
 
 async def _later(read: Callable[[], Awaitable[None]], seconds: float) -> None:
@@ -167,9 +283,10 @@ async def _later(read: Callable[[], Awaitable[None]], seconds: float) -> None:
 
 
 async def _facts(settings: Settings, *, follow: bool) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """The latest fact of each key up to where `models` ends now, then, to follow, the new ones."""
     partition = TopicPartition(settings.topic("models"), 0)
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.kafka.bootstrap,
+        **security.aiokafka(settings),
         enable_auto_commit=False,
         auto_offset_reset="earliest",
     )
@@ -178,27 +295,23 @@ async def _facts(settings: Settings, *, follow: bool) -> AsyncIterator[tuple[str
         consumer.assign([partition])
         await consumer.seek_to_beginning(partition)
         end = (await consumer.end_offsets([partition]))[partition]
-        while follow or await consumer.position(partition) < end:
+        latest: dict[str, dict[str, Any]] = {}
+        while True:
+            if await consumer.position(partition) >= end:
+                for key, value in latest.items():
+                    yield key, value
+                if not follow:
+                    return
+                latest = {}
             for messages in (await consumer.getmany(timeout_ms=200)).values():
                 for message in messages:
                     try:
-                        yield (message.key or b"").decode(), decode_map(message.value or b"\x80")
+                        key = (message.key or b"").decode()
+                        latest[key] = decode_map(message.value or b"\x80")
                     except (BadRecord, UnicodeDecodeError) as error:
                         log.error("models@%d is not readable: %s", message.offset, error)
     except KafkaError as error:
-        raise Unreachable(f"reading models at {settings.kafka.bootstrap}: {error!r}") from error
+        where = f"{settings.kafka.bootstrap} {HOW}"
+        raise mapped_aiokafka(error, f"reading models at {where}") from error
     finally:
         await consumer.stop()
-
-
-__all__ = [
-    "CHAMPION_KEY",
-    "Tell",
-    "RegistryError",
-    "announce",
-    "announce_champion",
-    "check_partitions",
-    "first_champion",
-    "follow_news",
-    "read_all",
-]

@@ -10,58 +10,37 @@ that offset:
    worker reads the proposal before it publishes such a record.
 2. *decide*: confirmed in that case, else void; then the next proposal has a margin for the
    partitions that received records meanwhile. A worker that reaches an offset of an undecided
-   proposal waits, and so does the next proposer; after a timeout they void it. The decision is an
-   exclusive create, so there is only one.
+   proposal waits, and so does the next proposer; after a timeout they void it.
 
-Offsets are valid in one topic only: a handover has the id of `records`. If the topic was recreated,
-all records come after the handover.
-
-    models/handovers/00000001.json       the proposal
-    models/handovers/00000001.decision   confirmed or void
+Both steps are events of the registry's log, which holds one undecided proposal at most, and one
+decision of each. Offsets are valid in one topic only: a handover has the id of `records`. If the
+topic was recreated, all records come after the handover.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import replace
 
-from braid.index.files import created
-
-from ..errors import RegistryError
+from ..errors import RegistryAway, RegistryError
+from .log import EventLog
+from .state import CONFIRMED as CONFIRMED
+from .state import VOID as VOID
+from .state import Event, State
+from .state import Handover as Handover
 
 log = logging.getLogger(__name__)
 
-CONFIRMED, VOID = "confirmed", "void"
-FOLDER = "handovers"
 MARGIN = 2  # factor of the records that came during the previous try; at least 4 times its margin
 TRIES = 8
 PATIENCE_S = 5.0
 LOOK_S = 0.05
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Handover:
-    """From `offsets` on (partition -> offset in `records`) `after` owns predictions, not `before`.
-
-    Attributes:
-        topic: the id of `records` of these offsets; None: unknown.
-    """
-
-    number: int
-    before: str
-    after: str
-    offsets: Mapping[int, int]
-    topic: str | None = None
-
-
 class Handovers:
-    """The handovers below a registry's folder, shared by all processes.
+    """The handovers in a registry's log, shared by all processes.
 
     Args:
         topic: the present id of `records`; offsets of a handover with another id are 0. None:
@@ -73,50 +52,39 @@ class Handovers:
 
     def __init__(
         self,
-        root: Path,
+        registry_log: EventLog,
         *,
         topic: str | None = None,
         patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._folder, self._topic = root / FOLDER, topic
+        self._log, self._topic = registry_log, topic
         self._patience_s, self._clock, self._sleep = patience_s, clock, sleep
-        self._read: dict[int, Handover] = {}
-        self._decided: dict[int, str] = {}
         self._since: dict[int, float] = {}
 
-    def all(self) -> list[tuple[Handover, str | None]]:
-        """All proposals, oldest first, with their decisions. Reads only new files, since files
-        never change."""
-        # Listed each time: the folder's mtime may be too coarse to show a new file.
-        try:
-            names = set(os.listdir(self._folder))
-        except FileNotFoundError:
-            return []
-        proposals = []
-        for name in sorted(name for name in names if name.endswith(".json")):
-            number = int(name.removesuffix(".json"))
-            decided = f"{number:08d}.decision" in names
-            proposals.append((self._handover(number), self._decision(number) if decided else None))
-        return proposals
+    def all(self) -> list[Handover]:
+        """All proposals, oldest first, with their decisions."""
+        return [self._in_topic(handover) for handover in self._log.state().handovers]
 
     def confirmed(self) -> list[Handover]:
         """Confirmed handovers, oldest first."""
-        return [handover for handover, decision in self.all() if decision == CONFIRMED]
+        return [handover for handover in self.all() if handover.decision == CONFIRMED]
 
-    def undecided(self) -> list[Handover]:
-        return [proposal for proposal, decision in self.all() if decision is None]
-
-    def decided_ms(self, number: int) -> float:
-        """When it was decided, in milliseconds since 1970."""
-        return 1000 * (self._folder / f"{number:08d}.decision").stat().st_mtime
+    def undecided(self) -> Handover | None:
+        """The proposal that waits for its decision, if there is one."""
+        undecided = self._log.state().undecided
+        return None if undecided is None else self._in_topic(undecided)
 
     def decide(self, number: int, decision: str) -> str:
         """Confirm or void a proposal; returns the decision, which may be another process's."""
-        with contextlib.suppress(FileExistsError):
-            self._create(self._folder / f"{number:08d}.decision", decision)
-        return self._decision(number) or decision
+
+        def decided(state: State) -> Event | None:
+            if state.handovers[number - 1].decision is not None:
+                return None
+            return self._log.event("decision", number=number, decision=decision)
+
+        return self._log.append(decided).handovers[number - 1].decision or decision
 
     def void_if_expired(self, proposal: Handover) -> bool:
         """Void an undecided proposal after its timeout; returns whether it did.
@@ -143,8 +111,8 @@ class Handovers:
         """
         margins: dict[int, int] = {}
         for _ in range(TRIES):
-            while left := self.undecided():
-                if not all(self.void_if_expired(other) for other in left):
+            while (other := self.undecided()) is not None:
+                if not self.void_if_expired(other):
                     self._sleep(LOOK_S)
             began = ends()
             offsets = {number: end + margins.get(number, 0) for number, end in began.items()}
@@ -162,45 +130,26 @@ class Handovers:
         )
 
     def _propose(self, before: str, after: str, offsets: Mapping[int, int]) -> Handover:
-        number = 1 + max((other.number for other, _ in self.all()), default=0)
-        proposal = Handover(
-            number=number, before=before, after=after, offsets=dict(offsets), topic=self._topic
-        )
-        try:
-            self._create(self._folder / f"{number:08d}.json", json.dumps(asdict(proposal)))
-        except FileExistsError:
-            raise RegistryError(f"another process makes handover {number}; look again") from None
-        return proposal
+        def proposed(state: State) -> Event:
+            if (other := state.undecided) is not None:
+                raise RegistryError(
+                    f"another process makes handover {other.number} at the same moment; look again"
+                )
+            return self._log.event(
+                "handover",
+                number=len(state.handovers) + 1,
+                before=before,
+                after=after,
+                offsets=dict(offsets),
+                topic=self._topic,
+            )
 
-    def _handover(self, number: int) -> Handover:
-        if number not in self._read:
-            path = self._folder / f"{number:08d}.json"
-            try:
-                plain = json.loads(path.read_text())
-                offsets = {int(n): int(at) for n, at in plain["offsets"].items()}
-                topic = plain.get("topic")
-                if None not in (topic, self._topic) and topic != self._topic:
-                    offsets = dict.fromkeys(offsets, 0)
-                self._read[number] = Handover(**plain | {"offsets": offsets})
-            except (OSError, ValueError, TypeError, LookupError) as error:
-                raise RegistryError(f"{path} is no handover: {error}") from error
-        return self._read[number]
+        return self._log.append(proposed).handovers[-1]
 
-    def _decision(self, number: int) -> str | None:
-        if number not in self._decided:
-            path = self._folder / f"{number:08d}.decision"
-            try:
-                decision = path.read_text()
-            except FileNotFoundError:
-                return None
-            if decision not in (CONFIRMED, VOID):
-                raise RegistryError(f"{path} says {decision!r:.40}, not {CONFIRMED} or {VOID}")
-            self._decided[number] = decision
-        return self._decided[number]
-
-    def _create(self, target: Path, content: str) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        created(target, content.encode())
+    def _in_topic(self, handover: Handover) -> Handover:
+        if None in (handover.topic, self._topic) or handover.topic == self._topic:
+            return handover
+        return replace(handover, offsets=dict.fromkeys(handover.offsets, 0))
 
 
 class Ownership:
@@ -214,21 +163,32 @@ class Ownership:
     def __init__(self, handovers: Handovers, *, generation: str, first: str) -> None:
         self._handovers = handovers
         self._generation, self._first = generation, first
+        self._away = False
 
     def owns(self, records: Sequence[tuple[int, int]]) -> list[bool] | None:
         """Whether each record (partition, offset) is owned; None: undecided, call again.
 
-        Call it after the records were read and before their outputs are published.
+        Call it after the records were read and before their outputs are published. It is undecided,
+        too, while the registry's object store is away: a proposal may be there that it hides.
         """
+        try:
+            return self._owned(records)
+        except RegistryAway as error:
+            if not self._away:
+                log.warning("nothing is published until the registry answers: %s", error)
+            self._away = True
+            return None
+
+    def _owned(self, records: Sequence[tuple[int, int]]) -> list[bool] | None:
         known = self._handovers.all()
-        for proposal, decision in known:
-            if decision is None and any(
-                offset >= proposal.offsets.get(number, 0) for number, offset in records
-            ):
-                if not self._handovers.void_if_expired(proposal):
-                    return None
-                known = self._handovers.all()
-        confirmed = [handover for handover, decision in known if decision == CONFIRMED]
+        self._away = False
+        if known and known[-1].decision is None:
+            proposal = known[-1]
+            reached = any(offset >= proposal.offsets.get(number, 0) for number, offset in records)
+            if reached and not self._handovers.void_if_expired(proposal):
+                return None
+            known = self._handovers.all() if reached else known
+        confirmed = [handover for handover in known if handover.decision == CONFIRMED]
         if not confirmed:
             return [self._first == self._generation] * len(records)
         return [owner_of(confirmed, *record) == self._generation for record in records]

@@ -42,12 +42,12 @@ def notify(settings: Settings, key: str) -> None:
 
 async def listen(settings: Settings, heard: Callable[[], None]) -> None:
     """Call `heard` at each notice, until cancelled. Reconnects at the interval of the poll."""
-    if settings.redis.url is None:
+    if (address := settings.redis.address) is None:
         return
     last_error = ""
     while True:
         client = redis.asyncio.Redis.from_url(
-            settings.redis.url, socket_connect_timeout=TIMEOUT_S, health_check_interval=10
+            address, socket_connect_timeout=TIMEOUT_S, health_check_interval=10
         )
         try:
             async with client.pubsub(ignore_subscribe_messages=True) as subscription:

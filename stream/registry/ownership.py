@@ -28,7 +28,7 @@ def handovers_of(settings: Settings, registry: Registry) -> Handovers:
     Raises Unreachable.
     """
     topic, _ = Admin(settings).identity(settings.topic("records"))
-    return Handovers(registry.root, topic=topic)
+    return Handovers(registry.log, topic=topic)
 
 
 def hand_over(settings: Settings, registry: Registry, before: str, to: str) -> None:
@@ -37,10 +37,10 @@ def hand_over(settings: Settings, registry: Registry, before: str, to: str) -> N
     Raises:
         RegistryError: no handover could be made.
     """
-    confirmed = Handovers(registry.root).confirmed()
+    confirmed = Handovers(registry.log).confirmed()
     if confirmed and confirmed[-1].after == to:
         return  # done by a process that died afterwards
-    partitions = ensure(settings, to)
+    partitions = ensure(settings, to, role="trainer")
     handovers = handovers_of(settings, registry)
     handovers.hand_over(before, to, lambda: _ends(settings, partitions))
 
@@ -56,17 +56,17 @@ def finish(settings: Settings, registry: Registry, *, now_ms: float) -> bool:
     Raises:
         RegistryError: no handover could be made.
     """
-    champion, handovers = registry.champion(), Handovers(registry.root)
+    champion, handovers = registry.champion(), Handovers(registry.log)
     newest = handovers.confirmed()[-1:]
     if champion is None or not newest or newest[0].after != champion.generation:
         return not newest
-    partitions = ensure(settings, champion.generation)
+    partitions = ensure(settings, champion.generation, role="trainer")
     confirmed = handovers_of(settings, registry).confirmed()
     ends = _ends(settings, partitions)
     left = [n for n, end in ends.items() if owner_of(confirmed, n, end) != champion.generation]
     if not left:
         return True
-    if now_ms - handovers.decided_ms(newest[0].number) < FINISH_AFTER_MS:
+    if now_ms - (newest[0].decided_ms or 0) < FINISH_AFTER_MS:
         return False
     log.info("too few records came to %s of records: handed over at their ends", left)
     handovers_of(settings, registry).hand_over(
@@ -88,7 +88,7 @@ def unfinished(
         predicts, how many records `to_come` before it and how many `to_predict` there are.
     """
     champion = registry.champion()
-    if champion is None or not Handovers(registry.root).confirmed():
+    if champion is None or not Handovers(registry.log).confirmed():
         return {}
     confirmed = handovers_of(settings, registry).confirmed()
     before, after = confirmed[-1].before, champion.generation
@@ -115,7 +115,7 @@ def unfinished(
 def return_ownership(settings: Settings, registry: Registry, entry: GenerationRecord) -> None:
     """Return predictions from a generation that did not take over to the serving one."""
     champion = registry.champion()
-    confirmed = Handovers(registry.root).confirmed()
+    confirmed = Handovers(registry.log).confirmed()
     if champion is None or not confirmed or confirmed[-1].after != entry.generation:
         return
     if champion.generation != entry.generation:
@@ -133,10 +133,10 @@ def pending_predictions(settings: Settings, registry: Registry, generation: str)
         RegistryError: no handover could be made.
     """
     champion = registry.champion()
-    if champion is None or not Handovers(registry.root).confirmed():
+    if champion is None or not Handovers(registry.log).confirmed():
         return None
     admin, topic = Admin(settings), settings.topic("records")
-    partitions = ensure(settings, champion.generation)
+    partitions = ensure(settings, champion.generation, role="trainer")
     handovers = handovers_of(settings, registry)
 
     def untils() -> dict[int, int | None]:

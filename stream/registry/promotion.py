@@ -1,17 +1,15 @@
 """Promotions: flips to another generation, rollbacks, the end of the rollback window.
 
-A flip, like every promotion, is the exclusive create of the next champion file, which names the new
-generation. Before it, predictions are handed over (`braid.stream.registry.handover`). Any process
-may flip; only the first one succeeds. If it dies afterwards, the next process completes the flip
-(`reconcile`).
+A flip, like every promotion, is one event of the registry's log: the champion, and with it the
+states of both generations. Before it, predictions are handed over
+(`braid.stream.registry.handover`). Any process may flip; only the first one succeeds. If it dies
+between the two, another process returns the predictions (`return_abandoned`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from dataclasses import replace
 from typing import Any
 
 from ..errors import RegistryError, StreamError
@@ -27,7 +25,7 @@ from .versions import Champion, Registry
 
 log = logging.getLogger(__name__)
 
-ABANDONED_MS = 60_000.0  # a flip's champion file follows its handover in moments
+ABANDONED_MS = 60_000.0  # a flip's promotion follows its handover in moments
 
 
 def promote(
@@ -51,7 +49,7 @@ def promote(
         RegistryError: the version is damaged or failed its judge, or another one is being built.
     """
     now_ms = 1000 * time.time()
-    reconcile(settings, registry, now_ms=now_ms, tell=tell)
+    return_abandoned(settings, registry, now_ms=now_ms)
     champion = registry.champion()
     manifest = registry.admit(name, after=after, force=force)
     if champion is None or manifest.space == champion.space:
@@ -59,7 +57,7 @@ def promote(
         promoted = registry.promote(name, generation=generation, why=why, after=after, force=force)
         announce_champion(settings, promoted, registry, tell)
         return promoted
-    for entry in GenerationRecords(registry.root).all():
+    for entry in GenerationRecords(registry.log).all():
         if entry.state == "grace" and entry.space == manifest.space:
             why = f"{entry.generation} is still fed"
             return flip(
@@ -79,20 +77,14 @@ def begin(
     Raises:
         RegistryError: nothing serves yet, or another generation is being built or opened.
     """
-    generation_records = GenerationRecords(registry.root)
+    generation_records = GenerationRecords(registry.log)
     champion = registry.champion()
     if champion is None:
         raise RegistryError("nothing serves yet: a first version is promoted, not built beside")
-    generation = generation_records.next(
-        serving=champion.generation
-    )  # first, so that one opened meanwhile is seen below
     for entry in generation_records.all():
         if entry.state == "building" and entry.model == name:
-            again = replace(
-                entry, seq=champion.seq, drop_missing=entry.drop_missing or drop_missing
-            )
-            generation_records.put(again)
-            return again
+            drop_missing = entry.drop_missing or drop_missing
+            return generation_records.change(entry, seq=champion.seq, drop_missing=drop_missing)
         if entry.state == "building":
             raise RegistryError(
                 f"{entry.generation} is being built for {entry.model}; "
@@ -103,7 +95,7 @@ def begin(
     stored = not adapter.get("applied", True) and adapter.get("from") == champion.space
     source = champion.generation if stored else None
     entry = GenerationRecord(
-        generation=generation,
+        generation=generation_records.next(serving=champion.generation),
         model=name,
         space=manifest.space,
         state="building",
@@ -113,8 +105,8 @@ def begin(
         why=f"a new space beside {champion.space}"
         + (f", mapped from {source}" if source is not None else ""),
     )
-    ensure(settings, entry.generation)
-    generation_records.add(entry)
+    ensure(settings, entry.generation, role="trainer")
+    generation_records.open(entry)
     announce(settings, f"generation/{entry.generation}", _facts(entry))
     return entry
 
@@ -155,24 +147,22 @@ def flip(
         RegistryError: another process was first, or no handover could be made.
     """
     failpoint = Failpoints.from_environment()
-    reconcile(settings, registry, now_ms=now_ms)
+    return_abandoned(settings, registry, now_ms=now_ms)
     champion = registry.champion()
     assert champion is not None
     registry.follows(name, after)  # before predictions are handed over
-    generation, space = champion.generation, champion.space
-    before = GenerationRecord(
-        generation=generation, model=champion.name, space=space, state="serving"
-    )
-    with contextlib.suppress(
-        RegistryError
-    ):  # the first generation has no record yet; with one it is still fed
-        GenerationRecords(registry.root).add(before)
-    hand_over(settings, registry, generation, to)
+    hand_over(settings, registry, champion.generation, to)
     failpoint("flip-handed-over")
     try:
         # The version was judged when its generation was opened, or has served before.
         flipped = registry.promote(
-            name, generation=to, why=why, after=champion.seq, force=True, back_to=back_to
+            name,
+            generation=to,
+            why=why,
+            after=champion.seq,
+            force=True,
+            back_to=back_to,
+            until_ms=int(now_ms + 1000 * settings.refresh.rollback_window_s),
         )
     except RegistryError:
         serves = registry.champion()
@@ -180,59 +170,21 @@ def flip(
             hand_over(settings, registry, to, serves.generation)
         raise
     failpoint("flip-promoted")
-    reconcile(settings, registry, now_ms=now_ms)
+    announce_champion(settings, flipped, registry)
     return flipped
 
 
-def reconcile(
-    settings: Settings, registry: Registry, *, now_ms: float, tell: Tell = announce
-) -> None:
-    """Update all generation records to the champion's file, and announce the champion.
-
-    The champion's generation serves; one that served before enters its rollback window. Idempotent.
-    Predictions handed over for a flip that never happened are returned to the serving generation.
-
-    Args:
-        tell: announces it.
+def return_abandoned(settings: Settings, registry: Registry, *, now_ms: float) -> None:
+    """Return predictions that were handed over for a flip that never happened.
 
     Raises:
         RegistryError: the predictions could not be returned.
     """
-    generation_records = GenerationRecords(registry.root)
-    known = (
-        generation_records.all()
-    )  # read before the champion: a flip in between reconciles itself
-    champion = registry.champion()
-    if champion is None:
+    newest, champion = Handovers(registry.log).confirmed()[-1:], registry.champion()
+    if champion is None or not newest or newest[0].after == champion.generation:
         return
-    late = [
-        entry
-        for entry in known
-        if entry.state != "dropped"
-        and (entry.state == "serving") != (entry.generation == champion.generation)
-    ]
-    failpoint = Failpoints.from_environment()
-    if late:
-        announce_champion(settings, champion, registry, tell)
-    last = {entry.generation: entry.name for entry in registry.history()}
-    for entry in late:
-        if entry.generation == champion.generation:
-            updated = replace(entry, state="serving", until_ms=None, why=champion.why)
-        else:
-            updated = replace(
-                entry,
-                state="grace",
-                model=last.get(entry.generation, entry.model),
-                why=champion.why,
-                until_ms=int(now_ms + 1000 * settings.refresh.rollback_window_s),
-            )
-        generation_records.put(updated)
-        failpoint("flip-settling")
-    handovers = Handovers(registry.root)
-    for newest in handovers.confirmed()[-1:]:
-        abandoned = now_ms - handovers.decided_ms(newest.number) > ABANDONED_MS
-        if newest.after != champion.generation and abandoned:
-            hand_over(settings, registry, newest.after, champion.generation)
+    if now_ms - (newest[0].decided_ms or 0) > ABANDONED_MS:
+        hand_over(settings, registry, newest[0].after, champion.generation)
 
 
 def end_grace(settings: Settings, registry: Registry, *, now_ms: float) -> list[str]:
@@ -243,7 +195,7 @@ def end_grace(settings: Settings, registry: Registry, *, now_ms: float) -> list[
     Returns:
         Their names.
     """
-    generation_records = GenerationRecords(registry.root)
+    generation_records = GenerationRecords(registry.log)
     champion = registry.champion()
     dropped = []
     for entry in generation_records.all():
@@ -260,7 +212,7 @@ def end_grace(settings: Settings, registry: Registry, *, now_ms: float) -> list[
 def drop(
     settings: Settings,
     registry: Registry,
-    entry: GenerationRecord,
+    generation: str,
     *,
     why: str,
     force: bool = False,
@@ -271,11 +223,14 @@ def drop(
         force: even if its pending predictions are lost.
 
     Raises:
-        RegistryError: it serves, or has pending predictions.
+        RegistryError: there is none, it serves, or has pending predictions.
     """
     champion = registry.champion()
-    if champion is not None and champion.generation == entry.generation:
-        raise RegistryError(f"{entry.generation} serves: promote or roll back first")
+    if champion is not None and champion.generation == generation:
+        raise RegistryError(f"{generation} serves: promote or roll back first")
+    entry = GenerationRecords(registry.log).get(generation)
+    if entry is None:
+        raise RegistryError(f"no generation {generation!r}: braid models generations")
     if entry.state != "dropped":
         left = pending_predictions(settings, registry, entry.generation)
         if left is not None and not force:
@@ -287,8 +242,7 @@ def drop(
 
 
 def _drop(settings: Settings, registry: Registry, entry: GenerationRecord, *, why: str) -> None:
-    gone = replace(entry, state="dropped", until_ms=None, why=why)
-    GenerationRecords(registry.root).put(gone)
+    gone = GenerationRecords(registry.log).change(entry, state="dropped", until_ms=None, why=why)
     announce(settings, f"generation/{entry.generation}", _facts(gone))
     delete_resources(settings, gone)
 
@@ -327,7 +281,7 @@ def rollback(settings: Settings, registry: Registry, *, now_ms: float | None = N
         )
         announce_champion(settings, back, registry)
         return back
-    entry = GenerationRecords(registry.root).get(earlier.generation)
+    entry = GenerationRecords(registry.log).get(earlier.generation)
     if entry is None or entry.state == "dropped":
         raise RegistryError(
             f"{earlier.name} served generation {earlier.generation}, which was dropped when its "

@@ -1,119 +1,139 @@
-"""Model versions: immutable folders, and the champion pointer, which only moves forward.
+"""Model versions: immutable folders, and the champion, of which the log has every change.
 
     models/versions/braid-0001/     model.safetensors, manifest.json
-    models/champion/00000001.json   who became champion, and when; the highest number holds
-    models/numbers/0001             which run writes the version of this number; given once
+    models/versions/braid-0001.engines/  its encoders as engines take them; made when it is loaded
+    models/log/00000001.json        the events: champions, generations, ... (`log`)
 
-The pointer's sequence number is the fencing token of promotions: its file is created exclusively,
-so of two that promote at once one fails. A rollback is a new number that names an older version.
-The `models` topic carries the same facts to every process; the folder is what they fall back on.
+The champion's number is the fencing token of promotions: it is decided on the log, so of two that
+promote at once one fails. A rollback is a new number that names an older version. The `models`
+topic carries the same facts to every process; the log is what they fall back on.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
+import hashlib
 import time
-import uuid
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
 
 from braid.encoders.errors import CheckpointError
-from braid.encoders.manifest import Manifest, read_manifest, verify
-from braid.index.files import created
+from braid.encoders.manifest import Manifest, verify
 
 from ..errors import RegistryError
+from ..settings import Settings
+from .log import EventLog
+from .object_store import ObjectStore
+from .state import Champion as Champion
+from .state import Event, State
+from .store import FolderStore
+from .version_files import CachedVersions, LocalVersions, VersionFiles, is_version
 
-ABANDONED_S = 3600.0
-TOO_LITTLE = "not enough evidence"  # the judge's decision where it has too few records
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Champion:
-    """Which version serves, since when; `seq` only grows.
-
-    Attributes:
-        back_to: of a rollback, the number of the promotion that it went back to.
-    """
-
-    seq: int
-    name: str
-    version: int
-    space: str
-    generation: str
-    at_ms: int
-    why: str
-    back_to: int | None = None
+TOO_LITTLE = "not enough evidence"
+"""The judge's decision where its records do not show enough, and the status of such a version."""
+REFUSED = "refused"
 
 
 class Registry:
-    """The versions and the champion below one folder.
+    """The versions and the log of one registry.
 
     Args:
-        root: the registry's folder; made when the first version is written.
+        root: the registry's folder, or the cache of one in an object store; made when the first
+            version is written.
         base: what versions are called: `braid` makes braid-0001, braid-0002, ...
         wall: seconds since 1970.
+        store: the object store; None: the registry is the folder.
     """
 
     def __init__(
-        self, root: Path, *, base: str = "braid", wall: Callable[[], float] = time.time
+        self,
+        root: Path,
+        *,
+        base: str = "braid",
+        wall: Callable[[], float] = time.time,
+        store: ObjectStore | None = None,
     ) -> None:
         self.root = root
-        self._versions = root / "versions"
-        self._champions = root / "champion"
-        self._numbers = root / "numbers"
-        self._base = base
-        self._wall = wall
+        self.log = EventLog(FolderStore(root) if store is None else store, wall=wall)
+        self._folders, self._base, self._store = root / "versions", base, store
+        self._versions: VersionFiles = (
+            LocalVersions(self._folders)
+            if store is None
+            else CachedVersions(self._folders, self.log, store)
+        )
+
+    @property
+    def uri(self) -> str:
+        """Where the registry is: file:///..., s3://..., gs://... or az://..."""
+        return self.root.absolute().as_uri() if self._store is None else str(self._store)
+
+    @property
+    def place(self) -> str:
+        """Where the registry is, as a person names it: a folder, or the address of the store."""
+        return str(self.log.store)
+
+    def uri_of(self, name: str) -> str:
+        """Where a version is."""
+        return f"{self.uri}/versions/{quote(name)}"
 
     def path(self, name: str) -> Path:
-        """The folder of a version."""
-        return self._versions / name
+        """The folder that a version is written to."""
+        return self._folders / name
+
+    def folder(self, name: str) -> Path:
+        """A version's folder, to read; downloaded where the registry is in an object store.
+
+        Raises:
+            RegistryError: the object store has no such version, or it is damaged there.
+            RegistryAway: it is not in the cache, and the object store does not answer.
+        """
+        return self._versions.folder(name)
+
+    def written(self, name: str) -> bool:
+        """Whether a version was written here to its end, published or not."""
+        return is_version(self.path(name))
+
+    def publish(self, name: str) -> None:
+        """Let every process see a version that was written to `path`. Idempotent.
+
+        Raises:
+            RegistryError: it is damaged, or was removed.
+            RegistryAway: the object store was away for too long; another call goes on.
+        """
+        self._versions.publish(name)
 
     def page(self, name: str) -> Path:
         """Where a version's plots are: beside its folder, which is never written again."""
-        return self._versions / f"{name}.html"
+        return self._folders / f"{name}.html"
 
     def names(self) -> list[str]:
         """All finished versions, oldest first."""
-        if not self._versions.is_dir():
-            return []
-        names = [folder.name for folder in self._versions.iterdir() if _is_version(folder)]
-        return sorted(names, key=lambda name: (self._number(name), name))
+        return sorted(self._versions.names(), key=lambda name: (self._number(name), name))
 
     def next(self) -> tuple[str, int]:
         """Name and number for a new version, one above every version there is or will be."""
-        taken = [int(file.name) for file in self._numbers.glob("[0-9]*")]
-        number = 1 + max([*taken, *map(self._number, self.names())], default=0)
+        return self._next(self.log.state())
+
+    def _next(self, state: State) -> tuple[str, int]:
+        number = 1 + max([*state.claims, *map(self._number, self.names())], default=0)
         return f"{self._base}-{number:04d}", number
 
     def claim(self, run: str) -> tuple[str, int]:
         """`next`, for `run` alone: no number is given twice, not even that of a removed version."""
-        self._numbers.mkdir(parents=True, exist_ok=True)
-        while True:
-            name, number = self.next()
-            try:
-                with open(self._numbers / f"{number:04d}", "x") as file:
-                    file.write(run)
-            except FileExistsError:
-                continue
-            return name, number
+        state = self.log.append(
+            lambda state: self.log.event("claim", number=self._next(state)[1], run=run)
+        )
+        number = max(state.claims)
+        return f"{self._base}-{number:04d}", number
 
     def sweep(self, living: Collection[str]) -> None:
         """Remove what killed trainers left of versions, except of those that `living` write."""
-        for draft in self._versions.glob(".*.tmp"):  # .NAME.RANDOM.tmp
-            if draft.name[1:].rsplit(".", 2)[0] not in living:
-                _remove(draft)
-        for draft in self._champions.glob(".[0-9]*"):
-            if self._wall() - draft.stat().st_mtime > ABANDONED_S:  # else it is being linked
-                _remove(draft)
+        self._versions.sweep(living)
+        self.log.store.sweep()
 
     def remove(self, name: str) -> None:
         """Remove a version: it is out of sight at once, and gone when this returns."""
-        gone = self._versions / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
-        self.path(name).rename(gone)
-        self.page(name).unlink(missing_ok=True)
-        _remove(gone)
+        self._versions.remove(name)
 
     def resolve(self, version: str) -> str:
         """A version's name from its name or its number ("braid-0002", "2").
@@ -129,19 +149,15 @@ class Registry:
 
     def manifest(self, name: str) -> Manifest:
         """Raises RegistryError if the version is missing or its manifest does not parse."""
-        try:
-            return read_manifest(self.path(name))
-        except CheckpointError as error:
-            raise RegistryError(f"{name}: {error}") from error
+        return self._versions.manifest(name)
 
     def champion(self) -> Champion | None:
         """Who serves now; None before the first promotion."""
-        seqs = self._seqs()
-        return self._read(seqs[-1]) if seqs else None
+        return self.log.state().champion
 
     def history(self) -> list[Champion]:
         """Every champion that ever was, oldest first."""
-        return [self._read(seq) for seq in self._seqs()]
+        return list(self.log.state().champions)
 
     def check(self, name: str) -> Manifest:
         """A version's manifest, if it may serve.
@@ -151,7 +167,7 @@ class Registry:
         """
         manifest = self.manifest(name)
         try:
-            verify(self.path(name))
+            verify(self.folder(name))
         except CheckpointError as error:
             raise RegistryError(f"{name} is damaged and cannot serve: {error}") from error
         return manifest
@@ -167,13 +183,21 @@ class Registry:
                 f"kept: braid models diff, then braid models promote {name}"
             )
 
-    def admit(self, name: str, *, after: int | None = None, force: bool = False) -> Manifest:
+    def admit(
+        self,
+        name: str,
+        *,
+        after: int | None = None,
+        force: bool = False,
+        unproven: bool = False,
+    ) -> Manifest:
         """A version's manifest, if it may become champion now, in its own space or another.
 
         Args:
             after: only as the successor of this champion number, the one that the caller saw when
                 it began; None: of whoever serves now.
-            force: although its examination failed.
+            force: although it did not pass its examination.
+            unproven: although there was not enough evidence; for a canary, which collects some.
 
         Raises:
             RegistryError: missing, damaged, not passed, of another dimension in the champion's
@@ -182,7 +206,7 @@ class Registry:
         self.follows(name, after)
         manifest = self.check(name)
         now = self.champion()
-        if not force and rejected(manifest):
+        if not force and failures(manifest) and not (unproven and not refused(manifest)):
             raise RegistryError(
                 f"{name} did not pass its examination: {failures(manifest)} (--force insists)"
             )
@@ -204,18 +228,22 @@ class Registry:
         after: int | None = None,
         force: bool = False,
         back_to: int | None = None,
+        until_ms: int | None = None,
     ) -> Champion:
         """Make a version champion, after checking its files against their checksums.
 
         Args:
             after, force: see `admit`.
             back_to: see `Champion`.
+            until_ms: when the rollback window of the generation ends that serves until now, if
+                another one takes over; in milliseconds since 1970.
 
         Raises:
-            RegistryError: `admit` refuses it, it is of another space than the champion, or another
-                process promoted at the same moment.
+            RegistryError: `admit` refuses it, it is of another space than the champion, its
+                generation was dropped, or another process promoted at the same moment.
         """
         now = self.champion()  # before it is admitted: who comes in between takes this number
+        seq = now.seq if now else 0
         manifest = self.admit(name, after=after, force=force)
         if now is not None and now.space != manifest.space and now.generation == generation:
             raise RegistryError(
@@ -223,18 +251,28 @@ class Registry:
                 f"(from {now.name}): serving it would answer queries of one space with vectors "
                 "of another. A new space needs a new generation"
             )
-        champion = Champion(
-            seq=(now.seq if now else 0) + 1,
-            name=name,
-            version=manifest.version,
-            space=manifest.space,
-            generation=generation,
-            at_ms=int(self._wall() * 1000),
-            why=why,
-            back_to=back_to,
-        )
-        self._create(champion)
-        return champion
+
+        def next_champion(state: State) -> Event:
+            if state.seq != seq:
+                raise RegistryError(
+                    f"another process promoted as number {state.seq} at the same moment; look again"
+                )
+            record = state.generations.get(generation)
+            if record is not None and record.state == "dropped":
+                raise RegistryError(f"{generation} was dropped: {record.why}")
+            return self.log.event(
+                "champion",
+                seq=seq + 1,
+                name=name,
+                version=manifest.version,
+                space=manifest.space,
+                generation=generation,
+                why=why,
+                back_to=back_to,
+                until_ms=until_ms,
+            )
+
+        return self.log.append(next_champion).champions[seq]
 
     def earlier(self) -> Champion:
         """The promotion before that of the champion, which a rollback goes back to.
@@ -259,34 +297,37 @@ class Registry:
         return promotion if back_to is None else by_seq.get(back_to)
 
     def _number(self, name: str) -> int:
-        """By the manifest, else by the name: one damaged version must not hide the others."""
-        try:
-            return self.manifest(name).version
-        except RegistryError:
-            return int(name.rpartition("-")[2]) if name[-1:].isdigit() else 0
+        return self._versions.number(name)
 
-    def _seqs(self) -> list[int]:
-        if not self._champions.is_dir():
-            return []
-        return sorted(int(file.stem) for file in self._champions.glob("[0-9]*.json"))
 
-    def _read(self, seq: int) -> Champion:
-        file = self._champions / f"{seq:08d}.json"
-        try:
-            return Champion(**json.loads(file.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise RegistryError(f"{file} is not a champion file: {error}") from error
+def registry_of(settings: Settings) -> Registry:
+    """The registry below the settings' home, or where `model.registry` says.
 
-    def _create(self, champion: Champion) -> None:
-        self._champions.mkdir(parents=True, exist_ok=True)
-        try:
-            created(
-                self._champions / f"{champion.seq:08d}.json", json.dumps(asdict(champion)).encode()
-            )
-        except FileExistsError:
-            raise RegistryError(
-                f"another promotion took number {champion.seq} at the same moment; look again"
-            ) from None
+    Raises ConfigError: the object store's address or options are invalid.
+    """
+    base, place = settings.model.name, settings.model.registry
+    if place is None:
+        return Registry(settings.models_dir, base=base)
+    store = object_store_of(settings)
+    if store is None:
+        return Registry(Path(unquote(urlsplit(place).path)), base=base)
+    cache = settings.home / "registry" / hashlib.sha256(str(store).encode()).hexdigest()[:12]
+    return Registry(cache, base=base, store=store)
+
+
+def object_store_of(settings: Settings) -> ObjectStore | None:
+    """The object store of the registry; None: it is a folder. Raises ConfigError."""
+    place = settings.model.registry
+    if place is None or urlsplit(place).scheme == "file":
+        return None
+    return ObjectStore(place, settings.model.registry_options)
+
+
+def serving_generation(settings: Settings, champion: Champion | None) -> str:
+    """The generation whose workers publish: the champion's, or the one that the settings name."""
+    if champion is None or settings.model.spec is not None:
+        return settings.generation
+    return champion.generation
 
 
 def failures(manifest: Manifest) -> str:
@@ -296,18 +337,37 @@ def failures(manifest: Manifest) -> str:
     return str(manifest.verdict.get("reason") or "not passed")
 
 
-def rejected(manifest: Manifest) -> bool:
-    """Whether it failed its examination. Where there was too little to judge it by, a person may
-    decide; nothing promotes it by itself."""
+def refused(manifest: Manifest) -> bool:
+    """Whether it failed its examination, other than for want of evidence."""
     return bool(failures(manifest)) and manifest.verdict.get("decision") != TOO_LITTLE
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def status_of(manifest: Manifest, *, serves: bool, building: str = "") -> str:
+    """The status of a version, everywhere: champion, building, refused, not enough evidence, or
+    candidate, which is one that may be promoted.
+
+    Args:
+        serves: it is the champion, whatever its examination said.
+        building: the generation that is built for it.
+    """
+    if serves:
+        return "champion"
+    if building:
+        return "building"
+    if refused(manifest):
+        return REFUSED
+    return TOO_LITTLE if failures(manifest) else "candidate"
 
 
-def _is_version(folder: Path) -> bool:
-    return not folder.name.startswith(".") and (folder / "manifest.json").is_file()
+def status_line(manifest: Manifest, *, serves: bool, building: str = "") -> str:
+    """The status with what it means, for a person."""
+    status, why = status_of(manifest, serves=serves, building=building), failures(manifest)
+    if status == "building":
+        return f"{status}: serves when {building} is built: braid models generations"
+    if status == "candidate":
+        return f"{status}, waits: braid models promote {manifest.version}"
+    if status == TOO_LITTLE:
+        number = manifest.version
+        ways = f"braid models canary {number}, or braid models promote {number} --force"
+        return f"{status}: {why.removeprefix(f'{status}: ')}; {ways}"
+    return f"{status}: {why}" if status == REFUSED else status

@@ -1,6 +1,6 @@
 """The settings of every braid process: `Settings`, and `load`, which reads their sources."""
 
-from .groups import MIB
-from .settings import Settings, load, origins
+from .group import MIB
+from .settings import Settings, configured, load, origins
 
-__all__ = ["MIB", "Settings", "load", "origins"]
+__all__ = ["MIB", "Settings", "configured", "load", "origins"]

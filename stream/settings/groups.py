@@ -2,104 +2,79 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    SecretStr,
-    SerializationInfo,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator
 
-MIB = 1024 * 1024
-REVEAL = "reveal"  # the context of a dump to JSON that shows secrets
-
-
-def _shown(secret: SecretStr, info: SerializationInfo) -> str:
-    return secret.get_secret_value() if info.context == REVEAL else str(secret)
-
-
-Secret = Annotated[SecretStr, PlainSerializer(_shown, when_used="json")]
-
-
-def absolute(path: Path | None) -> Path | None:
-    return None if path is None else path.expanduser().absolute()
-
-
-class Group(BaseModel):
-    """Settings of one subject. Times are in seconds unless the name says otherwise."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _parsed(cls, value: Any, info: ValidationInfo) -> Any:
-        """Lists and tables are JSON in the environment."""
-        assert info.field_name is not None
-        annotation = cls.model_fields[info.field_name].annotation
-        if isinstance(value, str) and get_origin(annotation) in (list, dict):
-            try:
-                return json.loads(value)
-            except ValueError as error:
-                raise ValueError(f"must be JSON: {error}") from None
-        return value
-
-
-class Kafka(Group):
-    bootstrap: str = "127.0.0.1:9092"
-    partitions: int = Field(6, ge=1, le=1024, description="used when the topics are made")
-    replication: int = Field(1, ge=1, le=9)
-    session_timeout_s: float = Field(10.0, ge=0.5)
-    transaction_timeout_s: float = Field(10.0, ge=1.0)
-    broker_timeout_s: float = Field(
-        30.0, ge=1.0, description="how long a command waits for a broker; services wait for ever"
-    )
-
-
-class Redis(Group):
-    url: str | None = Field(None, repr=False)  # it may hold a password
-
-
-class Model(Group):
-    spec: str | None = Field(
-        None, description="a model folder or null:16; without it the champion of the registry"
-    )
-    name: str = Field("braid", pattern=r"^[A-Za-z0-9_-]{1,40}$")
-    device: str | None = Field(
-        None, description="a torch device; without it cuda where there is one"
-    )
-    poll_s: float = Field(5.0, gt=0, description="how often the registry is looked at")
+from .group import MIB, Group, Secret, absolute
 
 
 class Batch(Group):
-    """One micro-batch."""
+    """One micro-batch: it closes when one of these limits is reached."""
 
-    records: int = Field(128, ge=1, le=4096)
-    tokens: int = Field(16_384, ge=1)
-    pixels: int = Field(32_000_000, ge=1)
+    records: int = Field(256, ge=1, le=4096, description="records in one micro-batch")
+    tokens: int = Field(32_768, ge=1, description="tokens of text in one micro-batch")
+    pixels: int = Field(32_000_000, ge=1, description="pixels of pictures in one micro-batch")
     seconds: float = Field(600.0, gt=0, description="seconds of sound in one micro-batch")
-    wait_s: float = Field(0.05, ge=0, description="age of the oldest that closes a batch")
+    wait_s: float = Field(
+        0.05,
+        ge=0,
+        description="how long the oldest record of a micro-batch waits for others; while the "
+        "device is at work and more records wait in Kafka, until the micro-batch is full",
+    )
+    latency_ms: float | None = Field(
+        None,
+        ge=10,
+        description="target of the time from a record's poll to its publication, p99, in "
+        "milliseconds: micro-batches, their waits and the records in flight adapt to it, and "
+        "wait_s is not used; without it micro-batches are as large as the other limits allow",
+    )
+
+
+class Cache(Group):
+    """Features of texts, pictures and sounds that were encoded before, by their content. Encoders
+    whose weights did not change share them across versions."""
+
+    local_bytes: int = Field(
+        64 * MIB, ge=0, description="features in the memory of a process; 0 caches nothing"
+    )
+    redis_bytes: int = Field(
+        256 * MIB,
+        ge=0,
+        description="while Redis uses more memory than this, for whatever, no features are "
+        "written to it; 0 keeps none there",
+    )
+    ttl_s: int = Field(86_400, ge=1, description="how long features stay in Redis")
 
 
 class Worker(Group):
     slot: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9_.-]{1,80}$", description="names the worker's transactional id"
+        None,
+        pattern=r"^[A-Za-z0-9_.-]{1,80}$",
+        description="names the worker's transactional id; of two workers with one name the later "
+        "fences the other; without it the first free number on this machine",
     )
-    inflight_records: int = Field(1024, ge=1)
-    inflight_bytes: int = Field(256 * MIB, ge=16 * MIB)
-    prepare_threads: int = Field(2, ge=1, le=256)
+    inflight_records: int = Field(
+        4096,
+        ge=1,
+        description="records that are read and not committed; beyond it reading pauses. Half of a "
+        "backlog is sorted by size over several micro-batches, the other half prepared",
+    )
+    inflight_bytes: int = Field(
+        256 * MIB,
+        ge=16 * MIB,
+        description="bytes of them, as read and as prepared; beyond it reading pauses",
+    )
+    prepare_threads: int = Field(
+        2, ge=1, le=256, description="threads that decode, resize, resample and tokenise"
+    )
     prepare_isolation: Literal["thread", "process"] = Field(
         "process",
         description="where pictures and sounds are decoded: process, where a file that crashes a "
         "codec or takes too much ends a child and becomes a dead letter (no slower in "
-        "benchmarks/RESULTS.md; each of prepare_threads + 1 children takes 41 MB), or thread",
+        "benchmarks/RESULTS.md; each of prepare_threads children takes 41 MB), or thread",
     )
     encode_timeout_s: float = Field(
         300.0,
@@ -124,6 +99,24 @@ class Worker(Group):
     poison_window: int = Field(
         200, ge=10, description="the last decoded records, of which poison_share is a share"
     )
+    vectors: Literal["float32", "float16"] = Field(
+        "float32",
+        description="the numbers of vectors on Kafka; float16 takes half the bytes and rounds each "
+        "to 11 bits",
+    )
+    vectors_format: Literal["msgpack", "json"] = Field(
+        "msgpack", description="of the values of `vectors`; index nodes read both"
+    )
+    predictions_format: Literal["msgpack", "json"] = Field(
+        "msgpack", description="of the values of `predictions`"
+    )
+    profile: Path | None = Field(
+        None,
+        description="a file for a Chrome trace of each batch's steps, 256 MB at most, for "
+        "chrome://tracing or ui.perfetto.dev; without it none is written",
+    )
+
+    _absolute = field_validator("profile", mode="after")(absolute)
 
 
 class Join(Group):
@@ -167,61 +160,92 @@ class Index(Group):
         30.0, ge=0, description="how often a query is searched exactly, too; 0: never"
     )
     faiss_threads: int = Field(
-        default_factory=lambda: min(8, os.cpu_count() or 1), ge=1, description="of one search"
+        default_factory=lambda: min(8, os.cpu_count() or 1),
+        ge=1,
+        description="threads of one search; computed: one for each CPU, at most 8",
     )
     faiss_gpu: bool | None = Field(
         None, description="search on the GPU; without it where FAISS finds one"
     )
-    snapshot_every_s: float = Field(30.0, gt=0)
+    snapshot_every_s: float = Field(
+        30.0, gt=0, description="seconds between two snapshots, where there is something new"
+    )
+    upload_every_s: float | None = Field(
+        None,
+        gt=0,
+        description="seconds between two uploads of a snapshot to the object store of "
+        "model.registry, from which a node with an empty disk begins; without it none",
+    )
     ready_lag_s: float = Field(
-        10.0, gt=0, description="how far behind vectors an index node may be and still be ready"
+        10.0,
+        gt=0,
+        description="an index node that is further behind vectors answers 503 at /readyz",
     )
 
     _absolute = field_validator("folder", mode="after")(absolute)
 
 
-class Milvus(Group):
-    uri: str | None = Field(
-        None, repr=False, description="http://host:port, or a path ending in .db for Milvus Lite"
-    )
-    token: Secret = Field(SecretStr(""), description="user:password, or an API key")
-
-
 class Http(Group):
-    """The query service, and those who ask it."""
+    """The query service of an index node, and its clients."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(8077, ge=0, le=65535)
+    host: str = Field("127.0.0.1", description="the address that the query service listens on")
+    port: int = Field(8077, ge=0, le=65535, description="its port; 0: any free one")
     hosts: list[str] = Field(
-        [], description="names, beside host and loopback's, under which it may be asked; *: any"
+        [],
+        description="names that the host header may have, beside host and loopback's; *: any; "
+        "others are answered with 421",
     )
     api_keys: list[Secret] = Field(
-        [], description="who may ask the query service: keys, or sha256: and a key's digest"
+        [],
+        description="accepted keys, of 16 characters or more, or sha256: and the digest of one; "
+        "without keys everyone may search and delete",
     )
-    api_keys_file: Path | None = Field(None, description="the same, one a line")
+    api_keys_file: Path | None = Field(
+        None, description="a file with further accepted keys, one on each line"
+    )
     api_key: Secret | None = Field(
-        None, description="what this process sends when it asks the query service"
+        None, description="the key that this process sends to a query service"
     )
-    body_bytes: int = Field(32 * MIB, ge=1024, description="the largest upload")
-    json_bytes: int = Field(8 * MIB, ge=1024, description="the largest other request's body")
+    body_bytes: int = Field(
+        32 * MIB, ge=1024, description="size of an upload, also after gzip is unpacked; else 413"
+    )
+    json_bytes: int = Field(8 * MIB, ge=1024, description="size of any other body; else 413")
     bodies_bytes: int = Field(
-        128 * MIB, ge=1024, description="all bodies together; beyond them it answers 503"
+        128 * MIB, ge=1024, description="size of all bodies in memory; else 503"
     )
-    connections: int = Field(1024, ge=1, description="open at once; beyond them it answers 503")
-    header_s: float = Field(10.0, gt=0, description="how long a request's headers may take")
-    body_s: float = Field(300.0, gt=0, description="how long a request's body may take")
+    connections: int = Field(
+        1024, ge=1, description="connections open at once; else 503, probes excepted"
+    )
+    header_s: float = Field(
+        10.0, gt=0, description="how long the headers of a request may take; else 408"
+    )
+    body_s: float = Field(
+        300.0,
+        gt=0,
+        description="how long the body of a request may take, at 16 KiB/s or more; else 408",
+    )
     rate_per_s: float | None = Field(
-        None, gt=0, description="queries a second of one key, or address; without it any number"
+        None,
+        gt=0,
+        description="queries a second of one key, or of one address where there are no keys; a "
+        "query for k hits counts k / 10, 1 at least; else 429; without it any number",
     )
-    burst: int = Field(50, ge=1, description="how many of them may come at once")
-    searches: int = Field(8, ge=1, description="embedded and searched at once")
-    polls: int = Field(64, ge=1, description="pages that may wait for what arrives at once")
-    queue_size: int = Field(64, ge=0, description="more that may wait; beyond them it answers 503")
+    burst: int = Field(50, ge=1, description="queries of rate_per_s that may arrive at once")
+    searches: int = Field(64, ge=1, description="queries that are embedded and searched at once")
+    polls: int = Field(64, ge=1, description="pages that may wait for new records; else 503")
+    queue_size: int = Field(
+        64, ge=0, description="queries that may wait for searches; else 503 with retry-after"
+    )
 
 
 class Media(Group):
     bytes: int = Field(
         256 * MIB, ge=0, description="thumbnails and snippets in Redis, all together; 0 keeps none"
+    )
+    shared_bytes: int = Field(
+        32 * MIB,
+        ge=0,
+        description="pictures and sounds of shared searches in Redis, all together; 0 keeps none",
     )
 
 
@@ -240,8 +264,10 @@ class Links(Group):
 class Metrics(Group):
     """`/metrics` of a worker or a trainer."""
 
-    host: str = "127.0.0.1"
-    port: int | None = Field(None, ge=0, le=65535)
+    host: str = Field("127.0.0.1", description="the address that /metrics is served on")
+    port: int | None = Field(
+        None, ge=0, le=65535, description="its port; without it /metrics is not served"
+    )
     file: Path | None = Field(
         None, description="a trainer's metrics, for the textfile collector of Prometheus"
     )
@@ -262,6 +288,17 @@ class Refresh(Group):
     windows_kept: int = Field(
         3, ge=1, description="finished runs whose windows are kept, so that they can be repeated"
     )
+    upload_windows: bool = Field(
+        False,
+        description="whether windows are copied to the object store of model.registry, too, where "
+        "a trainer on another machine finds them for retrain --window",
+    )
+    frozen_queries: int = Field(
+        200,
+        ge=0,
+        description="held-out records, with their texts and files, that a version keeps to compare "
+        "engines with torch; at most 16 MiB",
+    )
     gates: dict[str, int | float] = Field(
         {}, description="limits of the judge that differ from braid.encoders.evaluation.gates.Gates"
     )
@@ -274,7 +311,10 @@ class Refresh(Group):
         "braid.stream.monitoring.canary_comparison.CanaryLimits",
     )
     backfill_duty_cycle: float = Field(
-        0.5, gt=0, le=1, description="of its time that a new generation works beside live traffic"
+        0.5,
+        gt=0,
+        le=1,
+        description="share of its time that a worker spends on a new generation's backfill",
     )
     rollback_window_s: float = Field(
         86_400.0, ge=0, description="how long the generation before is fed after a flip"

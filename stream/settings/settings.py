@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -20,16 +21,21 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from braid.index.redact import redacted
 
 from ..errors import ConfigError
-from . import groups
-from .groups import REVEAL, Group
+from . import groups, servers, source_groups
+from .group import REVEAL, Group, absolute, has_secret, parsed
+from .model_group import Model
+from .source_groups import Source, unique
 from .sources import CUSTOMARY, Environment, File, config_file, flat, names, variable
+from .tracing import Tracing
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from braid.index.service.dependencies import Limits
     from braid.index.service.limits.auth import ApiKeys
     from braid.index.service.limits.hosts import Hosts
 
-SECRET = {("http", "api_keys"), ("http", "api_key"), ("milvus", "token")}
+T = TypeVar("T", bound="DataclassInstance")
 
 
 class Settings(BaseSettings):
@@ -50,24 +56,39 @@ class Settings(BaseSettings):
         pattern=r"^g\d{4}$",
         description="the first one, and that of model.spec; later ones come from the registry",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="the least severe messages that are logged, on standard error; those of debug "
+        "may quote records",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="lines of text, or one JSON object a line"
+    )
 
-    kafka: groups.Kafka = groups.Kafka()
-    redis: groups.Redis = groups.Redis()
-    model: groups.Model = groups.Model()
+    kafka: servers.Kafka = servers.Kafka()
+    redis: servers.Redis = servers.Redis()
+    model: Model = Model()
     batch: groups.Batch = groups.Batch()
+    cache: groups.Cache = groups.Cache()
     worker: groups.Worker = groups.Worker()
     join: groups.Join = groups.Join()
     index: groups.Index = groups.Index()
-    milvus: groups.Milvus = groups.Milvus()
+    milvus: servers.Milvus = servers.Milvus()
     http: groups.Http = groups.Http()
     media: groups.Media = groups.Media()
     links: groups.Links = groups.Links()
     metrics: groups.Metrics = groups.Metrics()
+    tracing: Tracing = Tracing()
     refresh: groups.Refresh = groups.Refresh()
     drift: groups.Drift = groups.Drift()
+    schema_registry: source_groups.SchemaRegistry = source_groups.SchemaRegistry()
+    sources: list[Source] = Field(
+        [], description="topics that braid ingest turns into records: tables [[sources]]"
+    )
 
-    _absolute = field_validator("home", mode="after")(groups.absolute)
+    _absolute = field_validator("home", mode="after")(absolute)
+    _json = field_validator("sources", mode="before")(parsed)
+    _unique = field_validator("sources", mode="after")(unique)
 
     @classmethod
     def settings_customise_sources(
@@ -95,6 +116,12 @@ class Settings(BaseSettings):
         return self.model_copy(update=update)
 
     @property
+    def loading(self) -> dict[str, Any]:
+        """The options of `braid.encoders.load` for a version that serves."""
+        model = self.model
+        return {"device": model.device, "engine": model.engine, "precision": model.precision}
+
+    @property
     def models_dir(self) -> Path:
         return self.home / "models"
 
@@ -115,6 +142,24 @@ class Settings(BaseSettings):
     def group(self, generation: str) -> str:
         """The hot path's consumer group: one per generation, never the Faust app's id."""
         return f"{self.prefix}braid-embed-{generation}"
+
+    def ingest_group(self, source: str) -> str:
+        """The consumer group of a source."""
+        return f"{self.prefix}braid-ingest-{source}"
+
+    @property
+    def reading_group(self) -> str:
+        """Of consumers without a group: librdkafka asks for a name, and for its coordinator."""
+        return f"{self.prefix}braid-reader"
+
+    @property
+    def app_id(self) -> str:
+        """The Faust app's id, which is its consumer group."""
+        return f"{self.prefix}braid-app"
+
+    def changelog(self, table: str) -> str:
+        """The topic in which Faust keeps a table of its app."""
+        return f"{self.app_id}-{self.prefix}{table}-changelog"
 
     def keys(self) -> ApiKeys | None:
         """Who may ask the query service; None: everyone.
@@ -194,6 +239,15 @@ class Settings(BaseSettings):
         }
 
 
+SECRET = {
+    (name, part)
+    for name, field in Settings.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Group)
+    for part, setting in field.annotation.model_fields.items()
+    if has_secret(setting.annotation)
+} | {("model", "registry_options")}  # which may be given a secret, and refuses it
+
+
 def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -228,7 +282,9 @@ def _described(error: ErrorDetails) -> str:
     """The setting, what is wrong with it, and the value unless it is secret or holds a secret."""
     place = error["loc"]
     hidden = any(place[:2] == secret or place == secret[: len(place)] for secret in SECRET)
-    value = "" if hidden else f" (got {error['input']!r})"
+    given = error["input"]  # a table as JSON, as it was written
+    shown = json.dumps(given, default=str) if isinstance(given, dict | list) else repr(given)
+    value = "" if hidden else f" (got {shown})"
     return redacted(f"{'.'.join(map(str, place))}: {error['msg']}{value}")
 
 
@@ -249,3 +305,16 @@ def origins(flags: Mapping[str, Any]) -> dict[str, str]:
         | from_environment
         | dict.fromkeys(flat(_set_flags(flags), known), "flag")
     )
+
+
+def configured(kind: type[T], changed: Mapping[str, Any], setting: str) -> T:
+    """A dataclass of limits with those that a setting changes.
+
+    Raises:
+        ConfigError: the setting names an unknown field, or has an invalid value.
+    """
+    try:
+        return kind(**changed)
+    except (TypeError, ValueError) as error:
+        known = ", ".join(field.name for field in fields(kind))
+        raise ConfigError(f"{setting}: {error}; the limits are {known}") from None

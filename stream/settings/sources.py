@@ -16,17 +16,18 @@ from pydantic import BaseModel
 from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
 
 from ..errors import ConfigError
-from .groups import Group
+from .group import Group
 
 PREFIX = "BRAID_"
 CUSTOMARY = {"kafka.bootstrap": "KAFKA_BOOTSTRAP", "redis.url": "REDIS_URL"}
-# Read elsewhere: here, by failpoints, data sets, benchmarks and tests.
+# Read elsewhere: here, by failpoints, data sets, benchmarks, tests and Docker Compose.
 NO_SETTINGS = {
     "BRAID_CONFIG",
     "BRAID_FAILPOINT",
     "BRAID_CACHE",
     "BRAID_DATA",
     "BRAID_SOAK_SECONDS",
+    "BRAID_IMAGE",
 }
 # Kubernetes sets these in each pod for a service that is called braid-something.
 _SERVICE = re.compile(r"BRAID_\w*?(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|SCTP)\w*)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from ..registry.versions import Registry
 from .runs import Runs
 
 CHAMPIONS = 10
-"""The number of last champion files whose versions are kept for rollbacks."""
+"""The number of last promotions whose versions are kept for rollbacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ def plan(
 
     Args:
         newest: the number of newest versions that are kept.
-        champions: the number of last champion files whose versions are kept; so is the last
+        champions: the number of last promotions whose versions are kept; so is the last
             champion of every generation that is not dropped.
         needed: other versions that are kept; so is the challenger of a running canary.
     """
@@ -49,7 +48,7 @@ def plan(
         kept[name] = f"one of the newest {newest}"
     for name in needed:
         kept[name] = "in use"
-    generation_records = GenerationRecords(registry.root).all()
+    generation_records = GenerationRecords(registry.log).all()
     dropped = {entry.generation for entry in generation_records if entry.state == "dropped"}
     for one in {one.generation: one for one in history if one.generation not in dropped}.values():
         kept[one.name] = f"the last champion of generation {one.generation}"
@@ -61,7 +60,7 @@ def plan(
                 kept.setdefault(name, f"run {run.id} needs it")
     if history:
         kept[history[-1].name] = "the champion"
-        if (canary := Canaries(registry.root).running(history[-1])) is not None:
+        if (canary := Canaries(registry.log).running(history[-1])) is not None:
             kept[canary.model] = f"canary {canary.number} runs with it"
     gone = [name for name in names if name not in kept]
     windows = [
@@ -87,7 +86,7 @@ def remove(registry: Registry, runs: Runs, garbage: RemovalPlan) -> None:
         if now is None or now.name != name:
             registry.remove(name)
     for id_ in garbage.windows:
-        shutil.rmtree(runs.folder(id_), ignore_errors=True)
+        runs.remove(id_)
 
 
 def _size(folder: Path) -> int:

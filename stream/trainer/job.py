@@ -5,7 +5,7 @@
     3. window     `records` as immutable shards, once (`window`)
     4. train      from the champion's weights where they fit; the state is kept after each epoch
     5. examine    the champion and the challenger on the judge split, which nothing else touches
-    6. announce   the version on `models`, as candidate or rejected
+    6. announce   the version on `models`, with its status
     7. promote    where asked, and only as the successor of the champion that step 2 saw
 
 A run that is killed at any moment, or that a failed service or machine ends, leaves the champion
@@ -20,25 +20,27 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from braid.encoders.config import TrainConfig, from_dict
 from braid.encoders.config import preset as preset_named
 from braid.encoders.errors import BadInput, EncodersError, TrainingError
-from braid.encoders.manifest import Manifest, digest
+from braid.encoders.manifest import Manifest, digest, read_manifest
 from braid.encoders.types import Sample
 
-from ..errors import ConfigError, RegistryError, WindowError
-from ..registry.announcements import Tell, announce, announce_champion
+from ..errors import ConfigError, RegistryError, StreamError, WindowError
+from ..registry.announcements import Tell, announce, announce_anew, announce_champion
 from ..registry.generations import GenerationRecords
+from ..registry.judgements import level_of_judgement
 from ..registry.promotion import promote as promote_version
-from ..registry.versions import Champion, Registry, failures, rejected
-from ..settings import Settings
+from ..registry.versions import Champion, Registry, failures, registry_of, status_of
+from ..settings import Settings, configured
 from .lock import TrainerLock
 from .metrics import TrainerMetrics, progress_to, served
-from .runs import STATE, Run, Runs, differs
-from .window import Progress, Window, open_window, read_records
+from .runs import STATE, Run, Runs, differs, runs_of
+from .window import Progress, Window, read_records
 
 if TYPE_CHECKING:
     from braid.encoders.types import Examine
@@ -108,13 +110,13 @@ class Job:
     read: Read = read_records
     tell: Tell = announce
 
-    @property
+    @cached_property
     def registry(self) -> Registry:
-        return Registry(self.settings.models_dir, base=self.settings.model.name)
+        return registry_of(self.settings)
 
-    @property
+    @cached_property
     def runs(self) -> Runs:
-        return Runs(self.settings.home / "training")
+        return runs_of(self.settings)
 
 
 def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
@@ -126,6 +128,10 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
         stack.enter_context(served(metrics, settings))
         job = replace(job, progress=progress_to(lock, metrics, job.progress))
         job.runs.sweep(registry, keep=settings.refresh.windows_kept)
+        try:
+            announce_anew(settings, registry, job.tell)
+        except StreamError as error:
+            log.warning("the champion is not announced again: %s", error)
         champion = registry.champion()
         run, resumed = _begin(job, champion)  # 2
         stack.enter_context(job.runs.owned(run))
@@ -137,9 +143,11 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
                 window = job.read(settings, job.runs.folder(run.id), job.progress)
             else:
                 window.check()
+            job.runs.upload(run, keep=settings.refresh.windows_kept)
             manifest = train_it(job, run, window)  # 4 and 5
+            registry.publish(run.name)
         failed = failures(manifest)
-        announce_version(job, manifest, "rejected" if rejected(manifest) else "candidate")  # 6
+        announce_version(job, manifest, status_of(manifest, serves=False))  # 6
         try:
             serves, building = _promote(job, run, failed)  # 7
         except (
@@ -148,13 +156,7 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
             job.runs.write(replace(run, state="done", note=f"not promoted: {error}"))
             raise
         job.runs.write(replace(run, state="done", note=failed))
-        if serves:
-            result = "champion"
-        elif building:
-            result = "building"
-        else:
-            result = "rejected" if rejected(manifest) else "candidate"
-        metrics.ended(result)
+        metrics.ended(status_of(manifest, serves=serves, building=building))
     return Outcome(
         manifest=manifest,
         run=run.id,
@@ -170,7 +172,7 @@ def _closed_on_final_errors(job: Job, run: Run) -> Iterator[None]:
     try:
         yield
     except FINAL_ERRORS as error:
-        job.runs.fail(run, str(error))
+        job.runs.close(run, "failed", str(error))
         log.warning("run %s failed; the next one begins anew", run.id)
         raise
 
@@ -180,31 +182,39 @@ def train(job: Job, run: Run, window: Window, rank: int = 0, size: int = 1) -> M
     from braid.encoders.training import train as train_on
 
     registry = job.registry
-    if run.name in registry.names():
-        return registry.manifest(run.name)
+    if registry.written(run.name):
+        return read_manifest(registry.path(run.name))
     return train_on(
         window.samples(rank, size),
-        config_of(job.options) if run.champion else preset_named(job.options.preset),
+        config_of(job.options) if run.champion else _preset(job.options),
         out=registry.path(run.name),
         name=run.name,
         version=run.version,
-        parent=registry.path(run.parent) if run.parent else None,
+        parent=registry.folder(run.parent) if run.parent else None,
         heads_only=bool(run.asked["heads_only"]),
         window=window.provenance() | {"run": run.id, "shards_of": run.window_of},
         seed=int(run.asked["seed"]),
         progress=job.progress,
         device=job.settings.model.device,
         resume=job.runs.folder(run.id) / STATE,
-        champion=registry.path(run.champion) if run.champion else None,
+        champion=registry.folder(run.champion) if run.champion else None,
         examine=_examine(job, run, window) if rank == 0 else None,
         shared=size > 1,
+        queries=job.settings.refresh.frozen_queries,
     )
 
 
 def config_of(options: Options) -> TrainConfig:
     """The training configuration that the options name."""
-    config = preset_named(options.preset)
+    config = _preset(options)
     return config if options.compatible == 0 else replace(config, compatible=options.compatible)
+
+
+def _preset(options: Options) -> TrainConfig:
+    try:
+        return preset_named(options.preset)
+    except ValueError as error:
+        raise ConfigError(f"--preset: {error}") from None
 
 
 def _examine(job: Job, run: Run, window: Window) -> Examine | None:
@@ -216,22 +226,19 @@ def _examine(job: Job, run: Run, window: Window) -> Examine | None:
     from braid.encoders.evaluation.examine import Compatibility, Gates, examiner
 
     settings = job.settings
-    try:
-        gates = Gates(**cast(dict[str, Any], settings.refresh.gates))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"gates: {error}") from None
-    try:
-        limits = Compatibility(**settings.refresh.compatibility)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"compatibility: {error}") from None
+    gates = configured(Gates, settings.refresh.gates, "gates")
+    limits = configured(Compatibility, settings.refresh.compatibility, "compatibility")
     if run.champion is None:
         return None
     examine = examiner(
-        job.registry.path(run.champion),
+        job.registry.folder(run.champion),
         gates=gates,
         compatibility=limits,
         device=settings.model.device,
         seed=int(run.asked["seed"]),
+        level=lambda: level_of_judgement(
+            job.registry.log, run.name, budget=gates.budget, planned=gates.planned
+        ),
     )
     # On the whole window, also where each process reads only its partitions.
     return lambda folder, _: examine(folder, cast(Sequence[Sample], window.samples()))
@@ -249,7 +256,7 @@ def announce_version(job: Job, manifest: Manifest, status: str) -> None:
         "version": manifest.version,
         "space": manifest.space,
         "generation": generation,
-        "uri": job.registry.path(manifest.name).as_uri(),
+        "uri": job.registry.uri_of(manifest.name),
         "sha256": manifest.files.get("model.safetensors"),
         "status": status,
         "metrics": manifest.metrics,
@@ -257,14 +264,17 @@ def announce_version(job: Job, manifest: Manifest, status: str) -> None:
     job.tell(job.settings, f"version/{manifest.name}", facts)
 
 
-def prove(folder: Path, device: str | None = None) -> None:
+def prove(registry: Registry, name: str, device: str | None = None) -> None:
     """Load a version and encode its golden batch, as a worker does before it serves it.
 
-    Raises CheckpointError: damaged, or the outputs differ from those kept with it.
+    Raises RegistryError: damaged, or the outputs differ from those kept with it.
     """
     from braid.encoders.embedder import load
 
-    load(folder, device=device).check()
+    try:
+        load(registry.folder(name), device=device).check()
+    except EncodersError as error:
+        raise RegistryError(f"{name} cannot serve: {error}") from error
 
 
 def _begin(job: Job, champion: Champion | None) -> tuple[Run, bool]:
@@ -274,7 +284,7 @@ def _begin(job: Job, champion: Champion | None) -> tuple[Run, bool]:
     if options.heads_only and champion is None and repeat is None:
         raise RegistryError("--heads-only keeps the champion's space, but there is no champion")
     if repeat is not None:
-        open_window(runs.folder(repeat.window_of))  # raises if the window is gone
+        runs.whole_window(repeat.window_of)  # raises if the window is gone
         parent = repeat.parent
     else:
         parent = _parent(registry, champion, options)
@@ -293,7 +303,7 @@ def _begin(job: Job, champion: Champion | None) -> tuple[Run, bool]:
         if why is None:
             log.info("going on with run %s, begun %s", unfinished.id, unfinished.began_at)
             return unfinished, True
-        runs.give_up(unfinished, why)
+        runs.close(unfinished, "given up", why)
         log.warning("run %s is given up: %s; beginning anew", unfinished.id, why)
     return runs.begin(
         registry, champion, asked, parent=parent, repeat=repeat, reason=options.reason
@@ -305,7 +315,7 @@ def _parent(registry: Registry, champion: Champion | None, options: Options) -> 
     if champion is None or (options.from_scratch and not options.heads_only):
         return None
     theirs = from_dict(registry.manifest(champion.name).config)
-    if options.heads_only or theirs.model == preset_named(options.preset).model:
+    if options.heads_only or theirs.model == _preset(options).model:
         return champion.name
     log.warning("%s has another model configuration: starting from scratch", champion.name)
     return None
@@ -325,7 +335,7 @@ def _promote(job: Job, run: Run, failed: str) -> tuple[bool, str]:
     if champion is not None and champion.name == run.name:  # killed after its promotion
         announce_champion(settings, champion, registry, job.tell)
         return True, ""
-    for entry in GenerationRecords(registry.root).all():
+    for entry in GenerationRecords(registry.log).all():
         if entry.model == run.name and entry.state == "building":
             return False, entry.generation
     promotes = run.seq == 0 and champion is None if options.promote is None else options.promote
@@ -334,15 +344,9 @@ def _promote(job: Job, run: Run, failed: str) -> tuple[bool, str]:
     if failed and not options.force:
         log.warning("%s is kept and not promoted: %s", run.name, failed)
         return False, ""
-    try:
-        prove(registry.path(run.name), settings.model.device)
-    except EncodersError as error:
-        raise RegistryError(f"{run.name} cannot serve: {error}") from error
+    prove(registry, run.name, settings.model.device)
     why = "promoted" if run.reason == "asked for" else f"promoted: {run.reason}"
     done = promote_version(
         settings, registry, run.name, after=run.seq, force=options.force, why=why, tell=job.tell
     )
     return (True, "") if isinstance(done, Champion) else (False, done.generation)
-
-
-__all__ = ["Job", "Options", "Outcome", "lead", "prove", "train"]

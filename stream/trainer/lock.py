@@ -2,8 +2,8 @@
 
 It keeps two trainers from training at once. It does not make a promotion safe: a trainer that was
 suspended, or whose Redis was flushed, may have lost the lock without knowing. A promotion is fenced
-by the registry's numbers (`Registry.promote(after=...)`): a trainer creates only the champion file
-that follows the one it saw when it began.
+by the registry's numbers (`Registry.promote(after=...)`): a trainer's version only succeeds the
+champion that it saw when it began.
 
 In Redis the key holds the holder's process, host, start and progress. It has no TTL, which is why
 `redis.lock.Lock` is not used: a full Redis evicts keys with a TTL (`volatile-lru`). The value
@@ -25,7 +25,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, cast
 
 import redis
@@ -96,12 +95,7 @@ class TrainerLock:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(2 * TIMEOUT_S)
         with contextlib.suppress(redis.RedisError):  # it expires

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge, start_http_server, write_to_textfile
 
@@ -26,16 +25,23 @@ class TrainerMetrics:
         self._stage = Gauge(
             "braid_trainer_stage", "1 for the stage that runs", ["stage"], registry=self.registry
         )
-        self._done = Gauge("braid_trainer_done", "Of the stage", registry=self.registry)
+        self._done = Gauge(
+            "braid_trainer_done", "Work done of the stage, in its unit", registry=self.registry
+        )
         self._total = Gauge(
-            "braid_trainer_total", "Of the stage; 0: unknown", registry=self.registry
+            "braid_trainer_total",
+            "Work of the whole stage, in its unit; 0: unknown",
+            registry=self.registry,
         )
         self._figure = Gauge(
-            "braid_trainer_figure", "loss, held out, ...", ["name"], registry=self.registry
+            "braid_trainer_figure",
+            "Figures of the training, such as the loss",
+            ["name"],
+            registry=self.registry,
         )
         self._run = Gauge(
             "braid_trainer_info",
-            "1 for the run in hand",
+            "1 for the current run",
             ["run", "version"],
             registry=self.registry,
         )
@@ -59,7 +65,8 @@ class TrainerMetrics:
             self._figure.labels(name).set(value)
 
     def ended(self, result: str) -> None:
-        """Set the result: `champion`, `building`, `candidate`, `rejected` or `failed`."""
+        """Set the result: `champion`, `building`, `candidate`, `refused`, `not enough
+        evidence` or `failed`."""
         self._stage.clear()
         self._ended.clear()
         self._ended.labels(result).set_to_current_time()
@@ -74,7 +81,9 @@ def served(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
 
     Raises ConfigError: the port is taken, or the file cannot be written.
     """
-    _can_write(settings.metrics.file)  # fails now, not after hours of training
+    file = settings.metrics.file
+    if file is not None and not os.access(file.parent, os.W_OK):  # not after hours of training
+        raise ConfigError(f"metrics.file: {file}: nothing can be written to {file.parent}")
     try:
         with _answering(metrics, settings):
             yield
@@ -83,11 +92,6 @@ def served(metrics: TrainerMetrics, settings: Settings) -> Iterator[None]:
         raise
     finally:
         _write(metrics, settings)
-
-
-def _can_write(path: Path | None) -> None:
-    if path is not None and not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"metrics.file: {path}: nothing can be written to {path.parent}")
 
 
 def _write(metrics: TrainerMetrics, settings: Settings) -> None:

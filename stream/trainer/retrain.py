@@ -43,7 +43,7 @@ def retrain(
         RegistryError: heads_only without a champion, a damaged champion, or the promotion is
             refused: another came first.
         WindowError: the window to use again is gone or damaged.
-        TrainingError: too few samples, no labels, or a loss that is not finite.
+        TrainingError: no usable record to train on, or a loss that is not finite.
     """
     job = Job(settings=settings, options=options, progress=progress, read=read, tell=tell)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:

@@ -31,13 +31,15 @@ from braid.index.files import replaced, sync_folder
 
 from ..errors import RegistryError
 from ..registry.versions import Champion, Registry
+from ..settings import Settings
+from .remote_windows import RUN as FILE_NAME
+from .remote_windows import RemoteWindows, remote_windows_of
 from .window import FILE_NAME as WINDOW_FILE
 from .window import SHARDS, Window, open_window, sweep
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-FILE_NAME = "run.json"
 LOCK_NAME = "run.lock"
 STATE = "state"
 
@@ -75,12 +77,19 @@ class Runs:
 
     Args:
         root: made when the first run begins.
+        remote: copies of windows; None: there are none.
         wall: seconds since 1970.
     """
 
-    def __init__(self, root: Path, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        remote: RemoteWindows | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self.root = root
-        self._wall = wall
+        self._remote, self._wall = remote, wall
 
     def folder(self, id_: str) -> Path:
         return self.root / id_
@@ -97,22 +106,21 @@ class Runs:
         """Raises RegistryError: there is no such run, or its file does not parse."""
         path = self.folder(id_) / FILE_NAME
         try:
-            raw = json.loads(path.read_bytes())
-            if raw["format"] != FORMAT:
-                raise RegistryError(f"{path}: format {raw['format']}, this braid reads {FORMAT}")
-            return Run(**raw)
+            return _run(json.loads(path.read_bytes()), str(path))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RegistryError(f"no run {id_!r} in {self.root}: {error!r}") from error
 
     def resolve(self, name: str) -> Run:
-        """The run of that id, or the one that made the version of that name.
+        """The run of that id, or the one that made the version of that name; here, or a copy.
 
-        Raises RegistryError: there is none; the message lists those that are there.
+        Raises RegistryError: there is none; the message lists those that are here.
         """
         runs = self.all()
         for run in reversed(runs):
             if name in (run.id, run.name):
                 return run
+        if self._remote is not None and (raw := self._remote.run(name)) is not None:
+            return _run(raw, f"the copy of run {raw['id']}")
         known = ", ".join(f"{run.id} ({run.name})" for run in runs) or "none yet"
         raise RegistryError(f"no run {name!r}; there are: {known}")
 
@@ -133,6 +141,34 @@ class Runs:
         if run.window_of == run.id and not (folder / WINDOW_FILE).is_file():
             return None
         return open_window(folder)
+
+    def whole_window(self, id_: str) -> Window:
+        """A run's window, downloaded if it is not here.
+
+        Raises:
+            WindowError: it is gone or damaged.
+            RegistryAway: it is not here, and the object store does not answer.
+        """
+        folder = self.folder(id_)
+        if self._remote is not None and not (folder / WINDOW_FILE).is_file():
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._remote.fetch(id_, folder)
+        return open_window(folder)
+
+    def upload(self, run: Run, *, keep: int) -> None:
+        """Copy a run's window to the object store, if asked; the newest `keep` are kept there.
+
+        Raises RegistryError: the store refuses it, or is away for too long.
+        """
+        if self._remote is not None:
+            self._remote.upload(asdict(run), self.folder(run.window_of))
+            self._remote.forget(keep)
+
+    def remove(self, id_: str) -> None:
+        """Remove a run with its window, and the copy. Raises RegistryError: the store is away."""
+        if self._remote is not None:
+            self._remote.remove(id_)
+        shutil.rmtree(self.folder(id_), ignore_errors=True)
 
     def begin(
         self,
@@ -167,16 +203,21 @@ class Runs:
         """The newest open run whose trainer has ended; older ones are given up."""
         dead = [run for run in self.all() if run.state == "open" and not self.is_running(run)]
         for run in dead[:-1]:
-            self.give_up(run, f"{dead[-1].id} began after it")
+            self.close(run, "given up", f"{dead[-1].id} began after it")
         return dead[-1] if dead else None
 
-    def give_up(self, run: Run, why: str) -> Run:
-        """Give the run up: its state and its window are removed, its file stays."""
-        return self._closed(replace(run, state="given up", note=why))
+    def close(self, run: Run, state: Literal["given up", "failed"], why: str) -> None:
+        """End a run that made no version: its state and its window are removed, its file stays.
 
-    def fail(self, run: Run, why: str) -> Run:
-        """Close a run that its own data or training ended: as `give_up`, but `failed`."""
-        return self._closed(replace(run, state="failed", note=why))
+        `failed`: its own data or training ended it.
+        """
+        self.write(replace(run, state=state, note=why))
+        self._empty(run.id)
+        if self._remote is not None:
+            try:
+                self._remote.remove(run.id)
+            except RegistryError as error:  # `forget` removes it later
+                log.warning("the copy of run %s's window stays for now: %s", run.id, error)
 
     def is_running(self, run: Run) -> bool:
         """Whether the process that owns the run exists, running or stopped."""
@@ -213,6 +254,8 @@ class Runs:
         runs = self.all()
         living = {run.name for run in runs if run.state == "open" and self.is_running(run)}
         registry.sweep(living)
+        for draft in self.root.glob(".*.tmp"):  # of a download
+            shutil.rmtree(draft, ignore_errors=True)
         kept = {run.window_of for run in runs if run.state == "open"}
         kept |= {run.window_of for run in [r for r in runs if r.state == "done"][-keep:]}
         for run in runs:
@@ -227,17 +270,26 @@ class Runs:
                 if run.id not in kept:
                     self._empty(run.id)
 
-    def _closed(self, run: Run) -> Run:
-        self.write(run)
-        self._empty(run.id)
-        return run
-
     def _empty(self, id_: str) -> None:
         """Remove the window, its file first, and the state."""
         folder = self.folder(id_)
         (folder / WINDOW_FILE).unlink(missing_ok=True)
         for name in (SHARDS, STATE):
             shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def runs_of(settings: Settings) -> Runs:
+    """The runs below the settings' home, with the copies of windows that they ask for.
+
+    Raises ConfigError: copies without an object store.
+    """
+    return Runs(settings.home / "training", remote=remote_windows_of(settings))
+
+
+def _run(raw: dict[str, Any], where: str) -> Run:
+    if raw["format"] != FORMAT:
+        raise RegistryError(f"{where}: format {raw['format']}, this braid reads {FORMAT}")
+    return Run(**raw)
 
 
 def differs(run: Run, asked: Mapping[str, Any], champion: Champion | None) -> str | None:
@@ -256,6 +308,3 @@ def differs(run: Run, asked: Mapping[str, Any], champion: Champion | None) -> st
         serves = champion.name if champion else "nobody"
         return f"it saw champion number {run.seq} ({run.champion}), now it is {seq} ({serves})"
     return None
-
-
-__all__ = ["STATE", "Run", "Runs", "differs"]

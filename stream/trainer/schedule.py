@@ -14,13 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, LockError, StreamError
 from ..kafka.admin import Admin
 from ..local.child import Child
-from ..registry.versions import Registry
+from ..registry.versions import registry_of
 from ..settings import Settings
 from .lock import described, first_in, holder
 
@@ -48,7 +47,7 @@ class FirstVersion:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._registry = Registry(settings.models_dir, base=settings.model.name)
+        self._registry = registry_of(settings)
 
     def serves(self) -> bool:
         """Whether there is a champion; without one nothing is embedded."""
@@ -64,15 +63,12 @@ class FirstVersion:
             return None
         settings, admin = self._settings, Admin(self._settings)
         topic = settings.topic("records")
-        ends = admin.ends(topic, admin.partition_counts().get(topic, 0))
-        count, least = (
-            sum(end - start for start, end in ends.values()),
-            settings.refresh.retrain_first,
-        )
+        count = sum(end - start for start, end in admin.ends(topic).values())
+        least = settings.refresh.retrain_first
         if count >= least:
             return None
         return (
-            f"the first model waits for labelled records: {topic} has {count}, and the first "
+            f"the first model waits for records: {topic} has {count}, and the first "
             f"training begins with {least} (BRAID_REFRESH__RETRAIN_FIRST)"
         )
 
@@ -102,7 +98,7 @@ def every(
         KeyboardInterrupt: on SIGTERM and Ctrl-C; the trainer that runs is stopped before.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     due, count, pause_s = clock(), 0, RETRY_S
     while runs is None or count < runs:
         sleep(max(0.0, due - clock()))
@@ -113,7 +109,8 @@ def every(
         log_start = child.log.stat().st_size if child.log.is_file() else 0
         child.start()
         try:
-            _copy_output(child, log_start, sleep)
+            for _ in child.copy_output(log_start):
+                sleep(POLL_S)
         finally:
             child.stop(GRACE_S)
         if child.status != 0:
@@ -145,21 +142,6 @@ def _await_first(
             reported_at = clock()
             say(missing)
         sleep(LOOK_S)
-
-
-def _copy_output(child: Child, start: int, sleep: Callable[[float], None]) -> None:
-    """Copy the trainer's output to standard error until it ends."""
-    with child.log.open("rb") as output:
-        output.seek(start)
-        while child.running:
-            _write(output.read())
-            sleep(POLL_S)
-        _write(output.read())
-
-
-def _write(output: bytes) -> None:
-    sys.stderr.write(output.decode("utf-8", "replace"))
-    sys.stderr.flush()
 
 
 class Trigger:
@@ -248,7 +230,3 @@ def add_schedule(app: faust.App, settings: Settings, trigger: Trigger | None = N
     @app.crontab(settings.refresh.retrain_cron, timezone=UTC)
     async def retrain() -> None:
         log.info("retraining %s", started("crontab", name="cron", least_s=CRON_S))
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -30,10 +30,10 @@ from braid.encoders.types import Sample
 from braid.index.files import replaced, sync_folder, synced
 
 from ..errors import BadRecord, WindowError, bad_record
+from ..kafka.access import prepare
 from ..kafka.admin import Admin
 from ..kafka.client import Message, replay
 from ..kafka.schemas import MIB, Blob, Record, check_deletion, decode_record, pack
-from ..kafka.topics import ensure
 from ..media.links import Links
 from ..settings import Settings
 
@@ -156,7 +156,7 @@ def read_records(settings: Settings, folder: Path, progress: Progress | None = N
         Unreachable, ConfigError: the broker, or the topics.
     """
     topic = settings.topic("records")
-    spans = Admin(settings).ends(topic, ensure(settings, settings.generation))
+    spans = Admin(settings).ends(topic, prepare(settings, settings.generation, "trainer"))
     messages = replay(settings, topic, stop_at={n: end for n, (_, end) in spans.items()})
     links = Links(settings)
     try:
@@ -337,6 +337,7 @@ class _Reading:
             "image": self._bytes_of("image", record.image),
             "audio": self._bytes_of("audio", record.audio),
             "labels": dict(record.labels) or None,
+            "group": group if isinstance(group := record.meta.get("group"), str) else None,
         }
         return {name: value for name, value in whole.items() if value is not None}
 

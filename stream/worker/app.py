@@ -10,39 +10,44 @@ Faust provides the lifecycle, supervision and the agents, such as the windows of
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import re
 import signal as signal_
-import socket
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import faust
 from mode import Service
 from mode.types import ServiceT
 
-from braid.encoders.embedder import load
+from braid.encoders.embedder import import_ahead, load
+from braid.encoders.feature_cache import FeatureCache
+from braid.encoders.timings import watchers
 from braid.encoders.types import Model
 
-from ..errors import ConfigError, RegistryError
+from ..feature_cache import feature_cache_of
+from ..kafka.access import prepare
+from ..kafka.security import faust_credentials
+from ..kafka.slots import claim_slot
 from ..kafka.topics import ensure
 from ..kafka.waiting import until_reachable, until_reachable_async
 from ..liveness.ending import STOP_WITHIN_S, end_within
+from ..liveness.interpreter import tune_interpreter
 from ..liveness.progress_watch import Watchdog
 from ..media.payload_writer import RedisShowcase
 from ..media.thumbnails import isolated_decoding
 from ..monitoring import metrics as metrics_
 from ..monitoring.drift import add_drift
 from ..monitoring.heartbeat import Heartbeat
-from ..registry.announcements import check_partitions, first_champion, follow_news
-from ..registry.canaries import Canaries, Canary
+from ..monitoring.steps import traced
+from ..monitoring.trace import trace_of
+from ..registry.announcements import answered, check_partitions, first_champion, follow_news
+from ..registry.canaries import Canaries
 from ..registry.generations import GenerationRecords
-from ..registry.versions import Champion, Registry
+from ..registry.versions import registry_of
 from ..settings import Settings
 from ..settings import load as load_settings
+from ..tracing import tracing_of
 from ..trainer.schedule import Trigger, add_schedule
 from .health import health, watched_worker
 from .join.loop import JoinThread
@@ -51,8 +56,12 @@ from .supervisor import Host
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
-MAX_SLOTS = 256
 END_WITHIN_S = 30.0  # a shutdown after an error takes a few seconds
+
+
+METADATA_MS = 5_000
+"""Faust learns of the partitions of a changelog, which it has just made, no later; until then the
+agent of drift fails on each message (PartitionsMismatch). aiokafka's default is five minutes."""
 
 
 def create_app(settings: Settings) -> faust.App:
@@ -60,16 +69,19 @@ def create_app(settings: Settings) -> faust.App:
     datadir = settings.home / "faust"
     datadir.mkdir(parents=True, exist_ok=True)
     app = WorkerApp(
-        f"{settings.prefix}braid-app",
-        broker=f"aiokafka://{settings.kafka.bootstrap}",
+        settings.app_id,
+        broker=[f"aiokafka://{address}" for address in settings.kafka.bootstrap.split(",")],
+        broker_credentials=faust_credentials(settings),
         web_enabled=False,  # Faust's own server listens on every address
         topic_disable_leader=True,
+        topic_allow_declare=False,  # `ensure` has made all topics
         topic_partitions=settings.kafka.partitions,
         topic_replication_factor=settings.kafka.replication,
         datadir=str(datadir),
         consumer_auto_offset_reset="earliest",
         broker_session_timeout=settings.kafka.session_timeout_s,
         broker_heartbeat_interval=settings.kafka.session_timeout_s / 5,
+        consumer_metadata_max_age_ms=METADATA_MS,
     )
     metrics, trigger = metrics_.WorkerMetrics(), Trigger(settings)
     add_schedule(app, settings, trigger)
@@ -101,9 +113,10 @@ class EmbedService(Service):
     def __init__(self, settings: Settings, metrics: metrics_.WorkerMetrics, **options: Any) -> None:
         super().__init__(**options)
         self.settings = settings
-        self.registry = Registry(settings.models_dir, base=settings.model.name)
+        self.registry = registry_of(settings)
         self.metrics = metrics
         self.host: Host | None = None
+        self._cache: FeatureCache | None = None
         self._join: JoinThread | None = None
         self._ended: asyncio.Future[None] | None = None
         self._serves = asyncio.Event()
@@ -121,19 +134,23 @@ class EmbedService(Service):
         assert self._ended is not None
         settings = self.settings
         if settings.metrics.port is not None:
-            metrics_.serve(self.metrics, settings.metrics.host, settings.metrics.port, self._health)
+            metrics_.serve(
+                self.metrics.registry, settings.metrics.host, settings.metrics.port, self._health
+            )
         partitions = await until_reachable_async(settings, partial(_ensure, settings))
         await until_reachable_async(
             settings, lambda bound_s: check_partitions(settings, partitions, timeout_s=bound_s)
         )
         self._slot = claim_slot(settings)
-        self._join = JoinThread(settings, slot=self._slot.name, metrics=self.metrics.join).start()
+        watchers.append(self.metrics.sub_batches.add)
+        if (trace := trace_of(settings)) is not None:
+            watchers.append(traced(trace))
+        self._join = JoinThread(settings, slot=self._slot.name, metrics=self.metrics.join)
+        self._join.start()
+        self._cache = feature_cache_of(settings)
+        self.metrics.cache.show(self._cache)
         generation, model = await self._first()
-        self._showcase = RedisShowcase(
-            settings.redis.url,
-            media_bytes=settings.media.bytes,
-            dropped=self.metrics.not_shown,
-        )
+        self._showcase = RedisShowcase(settings.redis.address, dropped=self.metrics.not_shown)
         self._heartbeat = Heartbeat(settings, self._slot.name, self.metrics)
         host = Host(
             settings,
@@ -142,17 +159,20 @@ class EmbedService(Service):
             metrics=self.metrics,
             showcase=self._showcase,
             ended=self._end,
+            cache=self._cache,
         )
         self._watchdog = Watchdog(
             settings, lambda: [watched_worker(settings, *each) for each in host.watched()]
         ).start()
         known = settings.model.spec is None
+        tune_interpreter()
         await asyncio.to_thread(host.start, generation, model, serves=True, known=known)
         self.host = host
         self._serves.set()
         await asyncio.shield(self._ended)
 
     async def on_stop(self) -> None:
+        watchers.clear()
         if self._join is not None:
             self._join.stop()
         if self.host is not None:
@@ -160,6 +180,8 @@ class EmbedService(Service):
             await asyncio.to_thread(self.host.close)
             self._showcase.close()
             self._heartbeat.close()
+        if self._cache is not None:
+            self._cache.close()
         if self._join is not None:
             await asyncio.to_thread(self._join.close)
             self._slot.release()
@@ -193,29 +215,24 @@ class EmbedService(Service):
         source = self.settings.model.spec
         generation = self.settings.generation
         if source is None:
-            self._without_model = await asyncio.to_thread(self.registry.champion) is None
-            champion = await first_champion(self.settings, self.registry)
+            registry = self.registry
+            self._without_model = await answered(self.settings, registry.champion) is None
+            champion = await first_champion(self.settings, registry)
             self._without_model = False
-            source = str(self.registry.path(champion.name))
+            folder = await answered(self.settings, partial(registry.folder, champion.name))
+            source = str(folder)
             generation = champion.generation
-        return generation, await asyncio.to_thread(load, source, device=self.settings.model.device)
+        model = await asyncio.to_thread(load, source, cache=self._cache, **self.settings.loading)
+        return generation, model
 
     async def _look(self) -> None:
         """Follow the registry: load new versions, check them, and switch between two batches."""
         assert self.host is not None
         champion = await asyncio.to_thread(self.registry.champion)
         if champion is not None:
-            fed = await asyncio.to_thread(GenerationRecords(self.registry.root).fed, self.registry)
-            canary = await asyncio.to_thread(self._canary, champion)
+            fed = await asyncio.to_thread(GenerationRecords(self.registry.log).fed)
+            canary = await asyncio.to_thread(Canaries(self.registry.log).running, champion)
             await asyncio.to_thread(self.host.follow, fed, champion.generation, canary)
-
-    def _canary(self, champion: Champion) -> Canary | None:
-        """The running canary; a damaged file is logged and ignored."""
-        try:
-            return Canaries(self.registry.root).running(champion)
-        except RegistryError as error:
-            log.error("no canary is followed: %s", error)
-            return None
 
     def _end(self, error: BaseException | None) -> None:
         """End the process after the serving worker has ended."""
@@ -228,55 +245,22 @@ class EmbedService(Service):
 
 
 async def _ensure(settings: Settings, bound_s: float) -> int:
-    return await asyncio.to_thread(ensure, settings, settings.generation, timeout_s=bound_s)
+    return await asyncio.to_thread(
+        ensure, settings, settings.generation, role="worker", timeout_s=bound_s
+    )
 
 
 class _Process(faust.Worker):
-    """Faust's worker, with a time limit for its end after a signal."""
+    """Faust's worker, with a time limit for its end after a signal, and with braid's logging.
+
+    Faust's own would replace the handlers of `logs.set_up`, which redact secrets.
+    """
+
+    def _setup_logging(self) -> None: ...
 
     def _schedule_shutdown(self, signal: signal_.Signals) -> None:
         end_within(STOP_WITHIN_S, status=0, why=signal.name)
         super()._schedule_shutdown(signal)
-
-
-class Slot:
-    """A claimed name, held until `release` or the process ends."""
-
-    def __init__(self, name: str, lock: IO[str] | None) -> None:
-        self.name = name
-        self._lock = lock
-
-    def release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-
-
-def claim_slot(settings: Settings) -> Slot:
-    """The slot of `--slot`, else the first that is free on this host.
-
-    A slot is part of the transactional ids, which survive a restart by it: with the same id the
-    broker completes or aborts a killed worker's transaction at once, instead of after the
-    transaction timeout, during which read_committed consumers are blocked. On one host the slot is
-    the first free lock file; the kernel releases it when its holder dies. A slot is independent of
-    generations: its worker has one transactional id for each generation.
-
-    Raises:
-        ConfigError: MAX_SLOTS workers share this home.
-    """
-    if settings.worker.slot is not None:
-        return Slot(settings.worker.slot, None)
-    folder: Path = settings.home / "slots"
-    folder.mkdir(parents=True, exist_ok=True)
-    host = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:60]
-    for number in range(MAX_SLOTS):
-        lock = open(folder / f"{settings.prefix}braid-{host}-{number}.lock", "w")  # noqa: SIM115
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            continue
-        return Slot(f"{host}-{number}", lock)
-    raise ConfigError(f"{MAX_SLOTS} workers of one prefix share {folder}")
 
 
 def _set_ended(ended: asyncio.Future[None], error: BaseException | None) -> None:
@@ -294,19 +278,24 @@ def run(settings: Settings) -> None:
     Waits for the broker.
 
     Raises:
-        ConfigError: the topics do not match the settings.
+        ConfigError: the topics do not match the settings, or worker.profile cannot be written.
     """
-    # Before Faust looks at its topics.
-    until_reachable(
-        settings, lambda bound_s: ensure(settings, settings.generation, timeout_s=bound_s)
+    trace_of(settings)
+    tracing_of(settings, "braid-embed")
+    import_ahead(settings.model.spec)  # while Kafka is connected to, or the first model trained
+    # Before Faust looks at its topics, and counts on as many partitions.
+    partitions = until_reachable(
+        settings,
+        lambda bound_s: prepare(settings, settings.generation, "worker", timeout_s=bound_s),
     )
+    settings = settings.replace(kafka={"partitions": partitions})
     worker = _Process(
         create_app(settings),
-        loglevel=settings.log_level,
         redirect_stdouts=False,
         quiet=True,
         debug=False,
     )
+    worker.spinner = None  # writes terminal codes to standard output
     with isolated_decoding(settings):
         worker.execute_from_commandline()
 

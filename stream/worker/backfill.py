@@ -37,6 +37,7 @@ from ..kafka.schemas import (
     decode_vector,
     encode_vector,
 )
+from ..kafka.value_format import FORMATS
 from ..settings import Settings
 
 if TYPE_CHECKING:
@@ -239,8 +240,10 @@ class Backfill:
             else:
                 rows.append(self._decoded(message))
                 reached = max(reached, rows[-1].source + 1)
+        form = FORMATS[self._settings.worker.vectors_format]
         keyed = [
-            self._output(partition, row.id.encode(), encode_vector(row)) for row in self._map(rows)
+            self._output(partition, row.id.encode(), encode_vector(row, form=form))
+            for row in self._map(rows)
         ]
         following = messages[-1].offset + 1 if messages else place.next
         return Chunk(
@@ -333,7 +336,7 @@ def backfill_for(
 
     manifest = registry.manifest(entry.model)
     try:
-        adapter = load_adapter(registry.path(entry.model), manifest, applied=False)
+        adapter = load_adapter(registry.folder(entry.model), manifest, applied=False)
     except CheckpointError as error:
         raise RegistryError(str(error)) from error
     if adapter is None:

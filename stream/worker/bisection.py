@@ -138,6 +138,11 @@ class Bisection:
         return len(self._waiting)
 
     @property
+    def records(self) -> int:
+        """How many records are in them."""
+        return sum(len(piece.items) for piece in list(self._waiting))
+
+    @property
     def share(self) -> float:
         """What part of the full budget a batch may take, by memory."""
         return self._share
@@ -154,6 +159,10 @@ class Bisection:
             pixels=max(1, int(full.pixels * share)),
             seconds=full.seconds * share,
         )
+
+    def seconds(self, records: int) -> float:
+        """What a call with so many records takes on the device."""
+        return self._calls.seconds(records)
 
     def take(self) -> Piece | None:
         """The next piece of a failed batch; they go before new ones."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from ..errors import PublishRefused
 from ..kafka.client import Output
 from ..kafka.sink import TransactionalSink
+from ..monitoring.steps import Steps
 
 SLACK_S = 3.0  # beyond the sink's own bound, which the client usually keeps
 
@@ -33,6 +34,7 @@ class BoundedSink:
         make: makes a sink, without waiting for the broker.
         bound_s: of one call; the sink's own bound.
         clock: monotonic seconds.
+        steps: None: the time of a call is not measured.
     """
 
     def __init__(
@@ -41,7 +43,9 @@ class BoundedSink:
         *,
         bound_s: float,
         clock: Callable[[], float] = time.monotonic,
+        steps: Steps | None = None,
     ) -> None:
+        self._steps = steps
         self._make, self._clock = make, clock
         self._bound_s = bound_s + SLACK_S
         self._sink = make()
@@ -64,12 +68,15 @@ class BoundedSink:
         call, sink = _Call(self._clock()), self._sink
 
         def run() -> None:
+            began = time.monotonic()
             try:
                 function(sink)
             except BaseException as error:  # noqa: BLE001 (raised by `result`)
                 call.future.set_exception(error)
             else:
                 call.future.set_result(None)
+            if self._steps is not None:
+                self._steps.took("transaction", began)
 
         self._call = call
         threading.Thread(target=run, name="publish", daemon=True).start()

@@ -3,7 +3,7 @@
 A failing challenger does no harm: the record keeps the champion's vector and prediction.
 
 1. on the CPU threads, `prepare` selects the canary's records and prepares them for the challenger
-2. on the device thread, after the champion's batch, `encode`
+2. on a device thread, after the champion's batch, `encode`
 3. when outputs are made, `published_prediction` chooses the prediction and its mark
 
 Not caught: a challenger that crashes the process, and a GPU without memory for both models.
@@ -16,7 +16,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from braid.encoders.types import Embedding, Label, Model, Prepared, Sample
@@ -75,7 +75,7 @@ class CanaryShadow:
         return shadow_result
 
     def encode(self, shadow_results: Iterable[ShadowResult], *, champion_s: float) -> None:
-        """Encode what is prepared, on the device thread.
+        """Encode what is prepared, on a device thread.
 
         Args:
             champion_s: seconds per record that the champion took.
@@ -90,7 +90,7 @@ class CanaryShadow:
             took_s = (time.perf_counter() - began) / len(ready)
             for result, embedding in zip(ready, embeddings, strict=True):
                 result.prepared = None
-                tasks = {name: asdict(task) for name, task in embedding.tasks.items()}
+                tasks = {name: task.to_map() for name, task in embedding.tasks.items()}
                 try:
                     json.dumps(tasks, allow_nan=False)
                 except ValueError:
@@ -107,7 +107,8 @@ class CanaryShadow:
         kind = type(error).__name__
         if kind not in self._logged:  # once: every record may fail alike
             self._logged.add(kind)
-            log.error("canary %d, %s: %s", self.canary.number, self.canary.model, reason)
+            log.error("canary %d, %s: %s", self.canary.number, self.canary.model, kind)
+            log.debug("the first %s of the canary: %s", kind, reason)
 
 
 @dataclass(slots=True, eq=False)

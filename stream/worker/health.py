@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from confluent_kafka import OFFSET_BEGINNING
 
 from ..kafka.admin import Admin
 from ..kafka.waiting import ATTEMPT_S
+from ..liveness.progress import Progress
 from ..liveness.progress_watch import Watched, readable
 from ..settings import Settings
 from .worker import Worker
@@ -28,21 +29,53 @@ def watched_worker(settings: Settings, generation: str, worker: Worker) -> Watch
     )
 
 
-def uncommitted(settings: Settings, group: str, owned: list[int]) -> bool:
-    """Whether an independent client reads a record at a committed offset of the group.
+def uncommitted(
+    settings: Settings, group: str, owned: list[int], *, topic: str | None = None
+) -> bool:
+    """Whether an independent client reads a message at a committed offset of the group.
 
     Args:
         owned: the partitions looked at; without any, all.
+        topic: its full name; by default `records`.
 
     Raises:
         StreamError, KafkaException: no answer from the broker.
     """
-    topic = settings.topic("records")
+    topic = topic or settings.topic("records")
     admin = Admin(settings, timeout_s=ATTEMPT_S)
     partitions = admin.partition_counts().get(topic, 0)
     committed = admin.committed(group, topic, partitions)
     starts = {n: committed.get(n, OFFSET_BEGINNING) for n in owned or range(partitions)}
     return readable(settings, topic, starts)
+
+
+class Member(Protocol):
+    """A loop that is a member of a consumer group."""
+
+    progress: Progress
+
+    @property
+    def waits_for(self) -> str | None: ...
+    @property
+    def is_member(self) -> bool: ...
+
+
+def status_of(settings: Settings, loop: Member, away: str | None) -> str:
+    """`ok`, or what is the matter with a loop.
+
+    Args:
+        away: why the broker does not answer, or None.
+    """
+    progress, bound_s = loop.progress, settings.worker.progress_timeout_s
+    if progress.ended:
+        return "stopping"
+    if (reason := loop.waits_for or away) is not None:
+        return f"waiting for Kafka: {reason}"
+    if not loop.is_member and progress.age_s > bound_s:
+        return f"the group has assigned nothing for {progress.age_s:.0f} s"
+    if progress.age_s > bound_s:
+        return f"no committed offset has moved for {progress.age_s:.0f} s"
+    return "ok"
 
 
 def health(
@@ -58,16 +91,7 @@ def health(
     """
     if worker is None:
         return False, {"status": "starting", "generation": serving}
-    progress, bound_s = worker.progress, settings.worker.progress_timeout_s
-    status = "ok"
-    if progress.ended:
-        status = "stopping"
-    elif (reason := worker.waits_for or away) is not None:
-        status = f"waiting for Kafka: {reason}"
-    elif not worker.is_member and progress.age_s > bound_s:
-        status = f"the group has assigned nothing for {progress.age_s:.0f} s"
-    elif progress.age_s > bound_s:
-        status = f"no committed offset has moved for {progress.age_s:.0f} s"
+    status, progress = status_of(settings, worker, away), worker.progress
     facts: Mapping[str, Any] = {
         "status": status,
         "generation": serving,

@@ -20,13 +20,20 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class Ticket(Generic[T]):
-    """One record in flight: `finish` it exactly once, with its outputs."""
+    """One record in flight: `finish` it exactly once, with its outputs.
+
+    Attributes:
+        since: when it was polled, in monotonic seconds.
+        dropped: from the ledger: what it comes to is of no effect.
+    """
 
     partition: int
     offset: int
     nbytes: int = 0
     result: T | None = None
     done: bool = False
+    since: float = 0.0
+    dropped: bool = False
 
     def finish(self, result: T) -> None:
         assert not self.done, f"offset {self.offset} of partition {self.partition} finished twice"
@@ -61,17 +68,25 @@ class OffsetLedger(Generic[T]):
     def __len__(self) -> int:
         return sum(len(tickets) for tickets in self._open.values())
 
-    def receive(self, partition: int, offset: int, nbytes: int = 0) -> Ticket[T]:
+    def receive(
+        self, partition: int, offset: int, nbytes: int = 0, *, since: float = 0.0
+    ) -> Ticket[T]:
         """A ticket for a record just polled. Offsets of a partition must strictly increase."""
         expected = self._next.get(partition, 0)
         assert offset >= expected, (
             f"partition {partition} went back from {expected} to {offset} without a drop"
         )
-        ticket = Ticket[T](partition, offset, nbytes)
+        ticket = Ticket[T](partition, offset, nbytes, since=since)
         self._open.setdefault(partition, deque()).append(ticket)
         self._next[partition] = offset + 1
         self.nbytes += nbytes
         return ticket
+
+    def hold(self, ticket: Ticket[T], nbytes: int) -> None:
+        """Count more bytes that a ticket's record holds in memory, unless it was dropped."""
+        if not ticket.dropped:
+            ticket.nbytes += nbytes
+            self.nbytes += nbytes
 
     def ready(self) -> list[Run[T]]:
         """The unbroken finished run of each partition; empty ones are left out."""
@@ -101,6 +116,8 @@ class OffsetLedger(Generic[T]):
         for partition in list(self._next) if partitions is None else partitions:
             tickets = self._open.pop(partition, deque())
             gone += len(tickets)
+            for ticket in tickets:
+                ticket.dropped = True
             self.nbytes -= sum(ticket.nbytes for ticket in tickets)
             self._next.pop(partition, None)
         return gone

@@ -5,36 +5,45 @@ Outputs go to the partition number of their record, so that a record and its vec
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from hashlib import sha256
+from typing import Any
 
 from braid.encoders.output_statistics import Tally
 from braid.encoders.types import Embedding, Model
 
 from ..errors import BadRecord
+from ..kafka.arrays import FLOAT16, FLOAT32
 from ..kafka.client import BY_KEY, Message, Output
 from ..kafka.schemas import (
     MAX_DEAD_LETTER_BYTES,
+    MAX_ID_BYTES,
     PROGRESS_KEY,
-    Vector,
+    Record,
     dead_letter_headers,
     encode_prediction,
     encode_progress,
+    encode_row,
     encode_tally,
-    encode_vector,
 )
+from ..kafka.value_format import FORMATS
+from ..logs import FIELDS
 from ..settings import Settings
 from .canary_shadow import published_prediction
 from .in_flight import Item, record_of
 
 # Of a window of output statistics: its edges are sharp, and a message is seldom.
 PARTS = 100
+MOST_FILTERED = 256  # characters of a label; longer ones are captions, which nobody filters by
 LEAST_S, MOST_S = 1.0, 10.0
 JOIN_HEADER = "join"
 """Header of a null that the join sends to `records`: the join has dropped the id already."""
 DELETED_HEADER = "deleted"
 """Header of a null sent to `parts` by a deletion on `records`: its time in ms since 1970."""
+
+
+log = logging.getLogger(__name__)
 
 
 class OutputTopics:
@@ -47,6 +56,9 @@ class OutputTopics:
         self.statistics = settings.topic("statistics")
         self.parts = settings.topic("parts")
         self._generation = generation
+        self._vectors_form = FORMATS[settings.worker.vectors_format]
+        self._predictions_form = FORMATS[settings.worker.predictions_format]
+        self._dtype = {"float32": FLOAT32, "float16": FLOAT16}[settings.worker.vectors]
 
     @property
     def committed(self) -> list[str]:
@@ -67,17 +79,20 @@ class OutputTopics:
         the mark.
         """
         message, record = item.message, record_of(item)
-        vector = Vector(
+        vector = encode_row(
             id=record.id,
             ts=record.ts,
             space=model.space,
             model=model.name,
             fused=embedding.fused,
             by=embedding.by,
-            meta=record.meta,
+            meta=filtered_meta(record),
             source=message.offset,
+            dtype=self._dtype,
+            engine=embedding.engine,
+            form=self._vectors_form,
         )
-        mine = {name: asdict(task) for name, task in embedding.tasks.items()}
+        mine = {name: task.to_map() for name, task in embedding.tasks.items()}
         name, tasks, mark = published_prediction(
             item.shadow_result, model.name, mine, record.labels
         )
@@ -89,18 +104,21 @@ class OutputTopics:
             source=(message.partition, message.offset),
             latency_ms=max(0.0, now_ms - record.ts),
             canary=mark,
+            form=self._predictions_form,
         )
+        trace = item.trace
         return [
-            self._beside(message, self.vectors, encode_vector(vector)),
-            self._beside(message, self.predictions, prediction),
+            Output(self.vectors, message.partition, message.key, vector, trace),
+            Output(self.predictions, message.partition, message.key, prediction, trace),
         ]
 
-    def deleted(self, message: Message) -> list[Output]:
+    def deleted(self, message: Message, *, trace: Sequence[tuple[str, bytes]] = ()) -> list[Output]:
         """A null on `records` becomes a null on `vectors`, with its version in the headers.
 
         The same transaction sends a null to `parts`, so that the join drops the id.
         """
-        headers = [("source", str(message.offset).encode()), ("ts", str(message.ts).encode())]
+        version = [("source", str(message.offset).encode()), ("ts", str(message.ts).encode())]
+        headers = [*version, *trace]
         outputs = [self._beside(message, self.vectors, None, headers)]
         if JOIN_HEADER not in dict(message.headers):
             when = (DELETED_HEADER, str(message.ts).encode())
@@ -112,12 +130,13 @@ class OutputTopics:
         return outputs
 
     def dead(self, message: Message, error: BadRecord, *, model: str | None = None) -> list[Output]:
-        """The original message, with the reason in its headers.
+        """The original message, with the reason in its headers; logs its place, but no content.
 
         A message from a compressed batch may exceed the limit: key and value over half the limit
         are cut, and headers give their size and sha256. `records` has the original at the offset
         in the headers, within its retention.
         """
+        _log_dead_letter(message, error)
         headers = dead_letter_headers(
             error,
             topic=message.topic,
@@ -146,7 +165,7 @@ class OutputTopics:
                 topic=self.vectors,
                 partition=partition,
                 key=PROGRESS_KEY,
-                value=encode_progress(next_offset),
+                value=encode_progress(next_offset, form=self._vectors_form),
             )
             for partition, next_offset in offsets.items()
         ]
@@ -175,6 +194,21 @@ class OutputTopics:
             value=value,
             headers=headers or (),
         )
+
+
+def filtered_meta(record: Record) -> Mapping[str, Any]:
+    """The meta of a record's row: its own, and each label as `labels.TASK`.
+
+    Filters thus have one rule for both (`braid.index.filters`).
+    """
+    if not record.labels:
+        return record.meta
+    labels = {
+        f"labels.{task}": label
+        for task, label in record.labels.items()
+        if not (isinstance(label, str) and len(label) > MOST_FILTERED)
+    }
+    return {**record.meta, **labels}
 
 
 def every_s(window_s: float) -> float:
@@ -216,6 +250,20 @@ class Tallies:
         one worker at a rebalance.
         """
         self._by_model.clear()
+
+
+def _log_dead_letter(message: Message, error: BadRecord) -> None:
+    place = f"{message.topic}[{message.partition}]@{message.offset}"
+    id_ = None if message.key is None else message.key[:MAX_ID_BYTES].decode(errors="replace")
+    record = {
+        "topic": message.topic,
+        "partition": message.partition,
+        "offset": message.offset,
+        "id": id_,
+    }
+    fields = {"record": record, "stage": error.stage, "field": error.field, "kind": error.kind}
+    log.warning("dead letter %s: %s", place, error.brief, extra={FIELDS: fields})
+    log.debug("dead letter %s: %s", place, error.reason)
 
 
 def _cut(name: str, part: bytes | None, headers: list[tuple[str, bytes]]) -> bytes | None:

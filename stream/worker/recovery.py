@@ -48,6 +48,7 @@ class Recovery:
         self._waiting = Waiting(address, clock)
         self._refusals = 0
         self._fencings: deque[float] = deque(maxlen=MAX_FENCINGS)
+        self._unread = False  # whether the committed offsets were not there to read
         self.pending = True
 
     @property
@@ -87,16 +88,22 @@ class Recovery:
         if self._sink.future is None:
             if not self._waiting.due:
                 return False
-            self._sink.submit(lambda sink: sink.open())
+            # Offsets that stay unsettled may be of a transaction whose end the broker confirmed
+            # and then lost.
+            doubted = self._unread
+            self._sink.submit(lambda sink: sink.open(doubted=doubted))
         if not self._sink.ended:
             return False
+        self._unread = False
         try:
             self._sink.result()
+            self._unread = True
             self._rewind()
+            self._unread = False
         except Fenced as error:
             self._fenced(error)
         except (Unreachable, PublishRefused) as error:
-            self._waiting.failed(str(error))
+            self._waiting.failed(error)
         else:
             self._waiting.over()
             self.pending = False

@@ -15,13 +15,18 @@ from typing import Protocol
 from ..kafka.client import Message
 from ..kafka.transactions import RecordSource
 from .backfill import Backfill
+from .latency import STAGES, LatencyTarget
 from .recovery import NOT_PUBLISHED
 from .shared import Shared
 
 POLL_RECORDS = 64
+POLL_SHARE = 8  # of what may be in flight, in one poll, if that is more
 CALLBACKS_EVERY_S = 1.0  # rebalance callbacks are served this often by a worker that does not poll
 LAG_EVERY_S = 1.0
 PAUSE_S = 0.005
+PATIENCE_S, MAX_PATIENCE_S = 0.002, 0.02
+"""How long new records may wait for a poll while others are encoded: a hundredth of the last
+batch's time, since each pass of the loop takes Python from the encoders' threads."""
 MAX_REST_S = 2.0
 
 
@@ -149,6 +154,7 @@ class Intake:
     def __init__(self, shared: Shared, source: Source) -> None:
         self._shared, self._source = shared, source
         self._max_records = shared.settings.worker.inflight_records
+        self._poll_records = max(POLL_RECORDS, self._max_records // POLL_SHARE)
         self._max_bytes = shared.settings.worker.inflight_bytes
         self._last_poll = self._last_lag = shared.clock()
 
@@ -162,8 +168,10 @@ class Intake:
         if not self._shared.recovery.step():
             self._rest(now)
             return []
-        ledger = self._shared.ledger
-        room = self._max_records - len(ledger)
+        shared, ledger = self._shared, self._shared.ledger
+        room = self._in_flight() - len(ledger)
+        # Without room, those in preparation are all that can fill a micro-batch.
+        shared.queue.backlog = room <= 0 and shared.preparation.next is not None
         if room <= 0 or ledger.nbytes >= self._max_bytes:
             self._wait_for_room()
             self._serve_callbacks(now)
@@ -173,18 +181,41 @@ class Intake:
             self._rest(now)
             return []
         self._last_poll = now
-        return self._source.poll(min(room, POLL_RECORDS), wait_s=self._patience(now))
+        limit = min(room, self._poll_records)
+        working = shared.at_work or shared.sink.future is not None
+        wait_s = PATIENCE_S if working else self._patience(now)
+        messages = self._source.poll(limit, wait_s=wait_s)
+        if shared.recovery.pending:  # begun by a callback of this poll: they are read again
+            return []
+        shared.queue.backlog = len(messages) == limit
+        if working and not messages:
+            self._wait_for_work(now)
+        return messages
+
+    def _in_flight(self) -> int:
+        """How many records may be polled and not committed."""
+        if self._shared.latency is None:
+            return self._max_records
+        return min(self._max_records, STAGES * self._shared.queue.records)
 
     def _report_lag(self, now: float) -> None:
         if now - self._last_lag > LAG_EVERY_S:
             self._last_lag = now
             self._shared.metrics.lag(lags := self._shared.records.lag())
-            self._shared.progress.note_lag(sum(lags.values()) + len(self._shared.ledger))
+            waiting = sum(lags.values())
+            self._shared.progress.note_lag(waiting + len(self._shared.ledger))
+            if self._shared.latency is not None:
+                self._check(self._shared.latency, waiting)
+
+    def _check(self, latency: LatencyTarget, waiting: int) -> None:
+        """Report whether the latency target is kept."""
+        shared = self._shared
+        why = latency.missed(waiting, shared.queue.record_s)
+        latency.report(why, generation=shared.generation)
+        shared.metrics.latency(latency.target_s, latency.p99_s(), why)
 
     def _patience(self, now: float) -> float:
         """The timeout of the next poll, in seconds."""
-        if self._shared.at_work or self._shared.sink.future is not None:
-            return 0.002
         due = self._shared.queue.due_in(now)
         return 0.1 if due is None else min(0.1, due)
 
@@ -198,16 +229,21 @@ class Intake:
             self._last_poll = now
             self._shared.records.idle_poll()
 
-    def _wait_for_room(self) -> None:
-        waiting: list[Future] = [*self._shared.queue.futures]
-        if (publishing := self._shared.sink.future) is not None:
-            waiting.append(publishing)
-        elif (preparing := self._shared.preparation.next) is not None:
-            waiting.append(preparing)
+    def _wait_for_work(self, now: float) -> None:
+        """Wait until a thread has ended its work, a batch is due or records may have come."""
+        rest_s = min(MAX_PATIENCE_S, max(PATIENCE_S, self._shared.queue.took_s / 100))
+        due = self._shared.queue.due_in(now)
+        self._wait_for_room(rest_s if due is None else min(rest_s, max(PATIENCE_S, due)))
+
+    def _wait_for_room(self, within_s: float = 0.01) -> None:
+        shared = self._shared
+        futures: list[Future | None] = [*shared.queue.futures]
+        futures += [shared.sink.future, shared.preparation.next]
+        waiting = [future for future in futures if future is not None]
         if waiting:
-            wait(waiting, timeout=0.01, return_when="FIRST_COMPLETED")
+            wait(waiting, timeout=within_s, return_when="FIRST_COMPLETED")
         else:  # all records wait for the micro-batch to close
-            time.sleep(0.002)
+            time.sleep(PATIENCE_S)
 
 
 def source_for(shared: Shared, *, throttle: Throttle | None, backfill: Backfill | None) -> Source:

@@ -16,9 +16,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from braid.encoders.embedder import load
+from braid.encoders.feature_cache import FeatureCache
 from braid.encoders.types import Model
 
-from ..errors import RegistryError
+from ..errors import BrokerError, RegistryError
+from ..kafka.admin import Admin
 from ..kafka.topics import ensure
 from ..kafka.waiting import until_reachable
 from ..monitoring.metrics import WorkerMetrics
@@ -56,6 +58,7 @@ class Host:
         slot: this process's part of the transactional ids.
         ended: called from the serving worker's thread when it ends, with the error; None: it was
             stopped.
+        cache: of features, which all models share; None: there is none.
         clock: monotonic seconds.
     """
 
@@ -68,11 +71,12 @@ class Host:
         metrics: WorkerMetrics,
         showcase: Showcase | None,
         ended: Callable[[BaseException | None], None],
+        cache: FeatureCache | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._registry = settings, registry
         self._slot, self._metrics, self._showcase = slot, metrics, showcase
-        self._ended = ended
+        self._ended, self._cache = ended, cache
         self._hosted: dict[str, Hosted] = {}
         self._serving = settings.generation
         self._building: frozenset[str] = frozenset()
@@ -116,13 +120,16 @@ class Host:
         settings = self._settings
         if serves:
             until_reachable(
-                settings, lambda bound_s: ensure(settings, generation, timeout_s=bound_s)
+                settings,
+                lambda bound_s: ensure(settings, generation, role="worker", timeout_s=bound_s),
             )
             self._serving = generation
         else:
-            ensure(settings, generation)
+            ensure(settings, generation, role="worker")
+        if settings.kafka.group_protocol == "consumer":
+            _set_timeouts(settings, generation)
         ownership = None
-        entry = GenerationRecords(self._registry.root).get(generation)
+        entry = GenerationRecords(self._registry.log).get(generation)
         if known:
             champion = self._registry.champion()
             first = champion.generation if champion is not None else generation
@@ -156,7 +163,7 @@ class Host:
             RegistryError: a generation could not be followed, and why; the others were.
         """
         self._serving = serving
-        generation_records = GenerationRecords(self._registry.root).all()
+        generation_records = GenerationRecords(self._registry.log).all()
         self._building = frozenset(
             item.generation for item in generation_records if item.state == "building"
         )
@@ -243,7 +250,7 @@ class Host:
             self.live.set_shadow(self._shadow)
 
     def _loaded(self, name: str) -> Model:
-        model = load(self._registry.path(name), device=self._settings.model.device)
+        model = load(self._registry.folder(name), cache=self._cache, **self._settings.loading)
         model.check()
         return model
 
@@ -269,6 +276,15 @@ class Host:
         else:
             if generation in self._hosted:  # else only this worker was stopped
                 self._ended(None)
+
+
+def _set_timeouts(settings: Settings, generation: str) -> None:
+    """Set the session timeout of the group; where that is not allowed, the broker's holds."""
+    group, timeout_s = settings.group(generation), settings.kafka.session_timeout_s
+    try:
+        Admin(settings).set_group_timeouts(group, timeout_s)
+    except BrokerError as error:
+        log.warning("the broker's own session timeout holds, not %g s: %s", timeout_s, error)
 
 
 def _described(error: BaseException) -> str:

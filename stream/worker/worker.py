@@ -3,15 +3,13 @@
 1. decode    bytes from `records` become a Record, or a dead letter with its reason
 2. prepare   on CPU threads: picture decoded and resized, sound resampled, text tokenised
 3. collect   a micro-batch closes when it is full or its oldest record has waited long enough
-4. encode    on the device thread, one batch prefetched; the model also fuses and decides there
+4. encode    on the device threads, two batches at a time; the model also fuses and decides there
 5. decide    embeddings become vectors and predictions
 6. publish   vectors, predictions, dead letters and the consumed offsets, in one transaction
 
-Each record ends in exactly one of three ways: outputs, a dead letter, or the worker stops and the
-record is read again. The worker stops if no single record is at fault, as decided by
-`braid.stream.worker.batcher` and `braid.stream.worker.burst`. The transaction of one batch runs on
-its own thread while the next batches are prepared and encoded. What a poll may return is decided by
-`braid.stream.worker.source`, what a transaction holds by `braid.stream.worker.publisher`.
+A record ends in one of three ways: outputs, a dead letter, or the worker stops and the record is
+read again. It stops if no single record is at fault (`batcher`, `burst`). `source` decides what a
+poll returns, `publisher` what a transaction holds, on a thread of its own.
 """
 
 from __future__ import annotations
@@ -21,17 +19,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from braid.encoders.types import Model
 
-from ..errors import BadRecord, RegistryError, WorkerError, bad_record
+from ..errors import BadRecord, RegistryError, bad_record
 from ..kafka.schemas import check_deletion, decode_record
 from ..monitoring.metrics import WorkerMetrics
+from ..monitoring.steps import step
 from ..registry.handover import Ownership
 from ..settings import Settings
+from . import in_flight
 from .backfill import Backfill
 from .canary_shadow import CanaryShadow
-from .in_flight import Item, NoShowcase, Showcase, future_of, record_of, where
+from .in_flight import Item, NoShowcase, Showcase, prepared_of, record_of
 from .publisher import Publisher
 from .shared import Shared
 from .source import Intake, Throttle, source_for
@@ -44,18 +45,15 @@ CLOSE_S = 5.0  # for leaving the group, also if the broker does not answer
 class Worker:
     """Reads `records` as one member of the group and publishes the outputs.
 
-    `run` is the loop and owns the consumer; preparation, encoding and publishing have threads.
-    `stop` and `offer` may be called from any thread.
+    `run` is the loop and owns the consumer. `stop` and `offer` may be called from any thread.
 
     Args:
         generation: names its group and the topic of its vectors.
         transactional_id: stable per worker slot.
         showcase: where records are kept for display; None: nowhere.
         ownership: for which records it publishes predictions and dead letters; None: for all.
-        throttle: limits a generation that is being built; None: no limit.
-        backfill: fills the partitions from another generation before it reads `records`.
-        clock: monotonic seconds.
-        wall: seconds since 1970.
+        throttle, backfill: of a generation that is being built; see `source`.
+        clock, wall: monotonic seconds, and those since 1970.
 
     Attributes:
         model: what new records are prepared for.
@@ -83,17 +81,15 @@ class Worker:
         self._unknown: Counter[str] = Counter()
         self._stopping = threading.Event()
         self._shared = shared = Shared(
-            settings, generation, transactional_id=transactional_id, metrics=metrics, clock=clock
+            settings, generation, transactional_id, lanes=model.lanes, metrics=metrics, clock=clock
         )
-        self.progress, self._metrics = shared.progress, shared.metrics
-        self._topics, self._burst = shared.topics, shared.burst
-        self._ledger, self._preparation = shared.ledger, shared.preparation
-        self._queue, self._records = shared.queue, shared.records
+        self.progress, self.steps, self._metrics = shared.progress, shared.steps, shared.metrics
+        self._topics, self._burst, self._ledger = shared.topics, shared.burst, shared.ledger
+        self._preparation, self._queue = shared.preparation, shared.queue
         self._source = source_for(shared, throttle=throttle, backfill=backfill)
         self._intake = Intake(shared, self._source)
-        self._publisher = Publisher(
-            shared, ownership=ownership, decide=self._decide, restart=self._source.forget
-        )
+        anew = None if backfill is None else self._source.forget
+        self._publisher = Publisher(shared, ownership=ownership, decide=self._decide, restart=anew)
         self.show(showcase)
         self._metrics.model(model.name)
 
@@ -126,8 +122,7 @@ class Worker:
         self._stopping.set()
 
     def offer(self, model: Model) -> None:
-        """Switch to `model` between two micro-batches; records prepared for the previous model's
-        preprocessing are still encoded by it.
+        """Switch between two micro-batches; what is prepared for the old model stays with it.
 
         Raises:
             RegistryError: its space differs; a generation must be built for it.
@@ -144,7 +139,7 @@ class Worker:
 
     def show(self, showcase: Showcase | None) -> None:
         """Set where records are kept for display; None: nowhere."""
-        self._showcase: Showcase = NoShowcase() if showcase is None else showcase
+        self._showcase: Showcase = showcase or NoShowcase()
 
     @property
     def busy(self) -> bool:
@@ -153,12 +148,12 @@ class Worker:
 
     @property
     def owned(self) -> list[int]:
-        return list(self._records.owned)
+        return list(self._shared.records.owned)
 
     @property
     def is_member(self) -> bool:
         """Whether the worker has an assignment from the group, possibly empty."""
-        return self._records.lease is not None
+        return self._shared.records.lease is not None
 
     @property
     def waits_for(self) -> str | None:
@@ -167,16 +162,20 @@ class Worker:
 
     # The steps.
 
+    @step("poll")
     def _receive(self) -> list[Item]:
         """Poll as many records as there is room for. Rebalance callbacks run in here."""
         now, receive = self._clock(), self._ledger.receive
         return [
-            Item(message, receive(message.partition, message.offset, message.nbytes), now)
-            for message in self._intake.receive(now)
+            Item(each, receive(each.partition, each.offset, each.nbytes, since=now), now)
+            for each in self._intake.receive(now)
         ]
 
+    @step("decode")
     def _decode(self, items: Sequence[Item]) -> None:
         """Step 1: bytes become a Record, a deletion or a dead letter."""
+        began = self._clock()
+        in_flight.begin_spans(self._shared.tracing, items, self._shared.generation)
         for item in items:
             message = item.message
             try:
@@ -190,35 +189,35 @@ class Worker:
                 raise
             except Exception as error:  # noqa: BLE001 (one record must not stop the others)
                 self._to_dead_letter(item, bad_record(error, stage="decode"))
-        if self._unknown:
-            self._metrics.unknown(self._unknown.total())
-            log.debug("unknown fields left out: %s", dict(self._unknown))
-            self._unknown.clear()
+        in_flight.trace_step(items, "decode", began, self._clock())
+        self._metrics.take_unknown(self._unknown)
 
+    @step("prepare")
     def _prepare(self, items: Sequence[Item]) -> None:
         """Step 2: hand the records to the CPU threads."""
         self._preparation.add(items, self.model)
 
+    @step("collect")
     def _collect(self) -> None:
         """Step 3: prepared records enter the micro-batcher, in order of arrival."""
         for item in self._preparation.finished():
-            try:
-                prepared = future_of(item).result()
-            except MemoryError as error:
-                raise WorkerError(f"preparing record {where(item)}: out of memory") from error
-            except Exception as error:  # noqa: BLE001 (as in _decode)
+            error = item.prepared
+            if isinstance(error, Exception):
                 self._to_dead_letter(item, bad_record(error, stage="prepare"))
             else:
-                self._queue.add(item, prepared)
+                self._queue.add(item)
+                self._ledger.hold(item.ticket, prepared_of(item).nbytes)
 
+    @step("encode")
     def _encode(self) -> None:
-        """Step 4: closed micro-batches go to the device thread; models are switched in between."""
+        """Step 4: closed micro-batches go to the device threads; models are switched in between."""
         if self._offered is not None:
             self.model, self._offered = self._offered, None
             self._metrics.model(self.model.name)
             log.info("model %s serves from here on", self.model.name)
         self._queue.submit(self.model)
 
+    @step("decide")
     def _decide(self) -> None:
         """Step 5: embeddings become output messages."""
         for batch in self._queue.finished():
@@ -227,13 +226,14 @@ class Worker:
                 self._to_dead_letter(*batch.condemned)
             self._publisher.tally(batch.model.name, [embedding for _, embedding in batch.made])
             self._burst.good(len(batch.made), self._clock())
+            batch.trace()
             now_ms = self._wall() * 1000
             for item, embedding in batch.made:
-                self._showcase.put(record_of(item), embedding)
-                item.ticket.finish(
-                    self._topics.embedded(item, embedding, batch.model, now_ms=now_ms)
-                )
+                outputs = self._topics.embedded(item, embedding, batch.model, now_ms=now_ms)
+                show = partial(self._showcase.put, record_of(item), embedding)
+                item.finish(outputs, show)
 
+    @step("publish")
     def _publish(self) -> None:
         """Step 6: one transaction for the unbroken run of every partition. Commits last."""
         self._publisher.publish()
@@ -242,19 +242,18 @@ class Worker:
 
     def _to_dead_letter(self, item: Item, error: BadRecord) -> None:
         self._metrics.dead_letter(error.stage, error.kind)
-        log.warning("dead letter %s: %s", where(item), error)
-        model = None if item.model is None else item.model.name
-        item.ticket.finish(self._topics.dead(item.message, error, model=model))
+        letter = self._topics.dead(item.message, error, model=item.model_name)
+        item.finish(letter, failure=error.brief)
         if error.stage != "decode":  # decode errors depend on the message alone, not on the model
             self._burst.bad(error, self._clock())
 
     def _delete(self, item: Item) -> None:
-        self._showcase.drop(check_deletion(item.message.key))
-        item.ticket.finish(self._topics.deleted(item.message))
+        drop = partial(self._showcase.drop, check_deletion(item.message.key))
+        item.finish(self._topics.deleted(item.message, trace=item.trace), drop)
 
     def _close(self) -> None:
         self._publisher.close(CLOSE_S)
-        self._records.close(CLOSE_S)
+        self._shared.records.close(CLOSE_S)
         self._queue.close()
         self._preparation.close()
         self._source.forget()

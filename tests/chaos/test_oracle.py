@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -104,6 +103,6 @@ def test_the_vector_of_another_record_is_seen(
     outputs: tuple[list[Read], dict[str, list[Read]]],
 ) -> None:
     records, result = outputs
-    other = [replace(records[0], key=records[1].key, value=records[1].value), *records[1:]]
+    other = [records[0]._replace(key=records[1].key, value=records[1].value), *records[1:]]
     with pytest.raises(AssertionError):
         check(other, result)

@@ -24,7 +24,7 @@ class ChaosModel(PoisonModel):
         return super().prepare(sample)
 
 
-def load(path: str | Path, *, device: str | None = None) -> Model:
+def load(path: str | Path, **options: object) -> Model:
     return ChaosModel(NullModel.parse(str(path)).dim)
 
 

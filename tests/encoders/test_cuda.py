@@ -17,6 +17,7 @@ from braid.encoders.config import TrainConfig
 from braid.encoders.manifest import read_manifest
 from braid.encoders.model.fusion import FUSIONS
 from braid.encoders.types import MODALITIES, Sample
+from tests.encoders.backbones.test_bert import pair, texts
 from tests.encoders.material import samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,3 +137,18 @@ def test_bf16_trains_and_serves_close_to_float32(fusion: str, tmp_path: Path) ->
         assert float(np.linalg.norm(got.fused)) == pytest.approx(1, abs=1e-5)
         assert float(got.fused @ wanted.fused) > 0.999
     assert any((a.fused != b.fused).any() for a, b in zip(served, exact, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bert_padded_on_the_gpu_is_bert_packed_on_the_cpu(seed: int) -> None:
+    encoder = pair()[1].eval()
+    batch = encoder.collate([np.array(ids_T) for ids_T in texts(seed)])
+    here = encoder(*batch)
+    there = encoder.cuda()(*(tensor.cuda() for tensor in batch))
+    assert here.tokens_BTF is not None
+    assert there.tokens_BTF is not None
+    torch.testing.assert_close(there.pooled_BF.cpu(), here.pooled_BF, atol=1e-5, rtol=1e-4)
+    real_BT = here.mask_BT
+    torch.testing.assert_close(
+        there.tokens_BTF.cpu()[real_BT], here.tokens_BTF[real_BT], atol=1e-5, rtol=1e-4
+    )

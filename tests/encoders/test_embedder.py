@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from braid.encoders import BadInput, CheckpointError, DeviceThread, Embedder, Model, Sample, load
+from braid.encoders import BadInput, CheckpointError, DeviceThreads, Embedder, Model, Sample, load
 from braid.encoders.model.null import NullModel, hashed_unit
 from braid.encoders.types import Embedding, Prepared
 from tests.encoders.material import samples
+from tests.stream.harness import wait_for
 
 WAIT = 30.0  # seconds; only a failing test waits as long
 
@@ -25,7 +28,7 @@ def hold(started: threading.Event, go: threading.Event) -> str:
 
 
 def test_work_is_done_in_order_on_one_thread() -> None:
-    device = DeviceThread()
+    device = DeviceThreads()
     result = [device.submit(lambda n: (n, threading.get_ident()), i) for i in range(20)]
     results = [future.result(WAIT) for future in result]
     device.close()
@@ -34,14 +37,12 @@ def test_work_is_done_in_order_on_one_thread() -> None:
     assert results[0][1] != threading.get_ident()
 
 
-def test_one_runs_and_one_waits_and_then_it_is_full() -> None:
-    device = DeviceThread()
+def test_one_runs_and_one_waits_and_a_third_blocks() -> None:
+    device = DeviceThreads()
     started, go = threading.Event(), threading.Event()
     running = device.submit(hold, started, go)
     assert started.wait(WAIT)
-    assert not device.full
     waiting = device.submit(lambda: "waited")
-    assert device.full
     blocked = threading.Thread(target=lambda: results.append(device.submit(lambda: "last")))
     results: list = []
     blocked.start()
@@ -57,7 +58,7 @@ def test_one_runs_and_one_waits_and_then_it_is_full() -> None:
 
 def test_the_next_batch_can_be_handed_over_while_one_runs() -> None:
     """Overlap: the producer is free to prepare while the device works."""
-    device = DeviceThread()
+    device = DeviceThreads()
     running, go = threading.Event(), threading.Event()
     first = device.submit(hold, running, go)
     assert running.wait(WAIT)
@@ -69,7 +70,7 @@ def test_the_next_batch_can_be_handed_over_while_one_runs() -> None:
 
 
 def test_an_exception_fails_its_waiter_and_the_thread_goes_on() -> None:
-    device = DeviceThread()
+    device = DeviceThreads()
 
     def fail() -> None:
         raise ZeroDivisionError("ours")
@@ -84,7 +85,7 @@ def test_an_exception_fails_its_waiter_and_the_thread_goes_on() -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_end_of_the_thread_fails_everyone_who_waits() -> None:
-    device = DeviceThread()
+    device = DeviceThreads()
     started, go = threading.Event(), threading.Event()
 
     def leave() -> None:
@@ -106,7 +107,7 @@ def test_the_end_of_the_thread_fails_everyone_who_waits() -> None:
 
 
 def test_close_finishes_what_was_submitted_and_may_be_repeated() -> None:
-    device = DeviceThread()
+    device = DeviceThreads()
     result = [device.submit(int, i) for i in range(2)]
     device.close()
     device.close()
@@ -116,7 +117,7 @@ def test_close_finishes_what_was_submitted_and_may_be_repeated() -> None:
 
 
 def test_a_cancelled_piece_of_work_is_not_done() -> None:
-    device = DeviceThread()
+    device = DeviceThreads()
     started, go = threading.Event(), threading.Event()
     device.submit(hold, started, go)
     assert started.wait(WAIT)
@@ -160,7 +161,7 @@ def test_a_batch_ends_with_the_model_that_it_began_with() -> None:
     with Embedder(slow) as embedder:
         names: list[str] = []
         thread = threading.Thread(
-            target=lambda: names.append(embedder.embed_with([Sample(id="1", text="a")])[0].name)
+            target=lambda: names.append(embedder.query([Sample(id="1", text="a")]).result()[0].name)
         )
         thread.start()
         assert slow.started.wait(WAIT)
@@ -168,8 +169,158 @@ def test_a_batch_ends_with_the_model_that_it_began_with() -> None:
         assert embedder.model.name == "null-16-v2"
         slow.go.set()
         thread.join(WAIT)
-        names.append(embedder.embed_with([Sample(id="2", text="b")])[0].name)
+        names.append(embedder.query([Sample(id="2", text="b")]).result()[0].name)
     assert names == ["null-16", "null-16-v2"]
+
+
+class Counting(Slow):
+    """Notes the ids of each call, and refuses one id."""
+
+    def __init__(self, lanes: int = 1, refused: str = "") -> None:
+        super().__init__()
+        self.lanes, self.refused = lanes, refused
+        self.calls: list[list[str]] = []
+
+    def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        ids = [item.id for item in prepared]
+        self.calls.append(ids)
+        embeddings = super().encode(prepared)
+        if self.refused in ids:
+            raise FloatingPointError("refused")
+        return embeddings
+
+
+def ask(embedder: Embedder, *ids: str) -> list[Future[tuple[Model, list[Embedding]]]]:
+    return [embedder.query([Sample(id=id_, text=id_)]) for id_ in ids]
+
+
+def test_queries_that_come_while_the_device_is_busy_are_encoded_together() -> None:
+    model = Counting()
+    with Embedder(model) as embedder:
+        first = ask(embedder, "a")
+        assert model.started.wait(WAIT)
+        rest = ask(embedder, "b", "c", "d")
+        model.go.set()
+        for id_, future in zip("abcd", [*first, *rest], strict=True):
+            used, (embedding,) = future.result(WAIT)
+            assert (used, embedding.id) == (model, id_)
+            assert np.array_equal(embedding.fused, hashed_unit(b"text\0" + id_.encode(), 16))
+    assert model.calls == [["a"], ["b", "c", "d"]]
+
+
+def test_two_lanes_share_the_queries_that_wait() -> None:
+    model = Counting(lanes=2)
+    with Embedder(model) as embedder:
+        asked = ask(embedder, "a")
+        assert model.started.wait(WAIT)
+        asked += ask(embedder, "b")
+        wait_for("both lanes are busy", lambda: len(model.calls) == 2, timeout=WAIT)
+        asked += ask(embedder, "c", "d", "e", "f")
+        model.go.set()
+        assert [future.result(WAIT)[1][0].id for future in asked] == list("abcdef")
+    assert max(len(call) for call in model.calls) == 2
+
+
+def test_queries_of_many_threads_are_all_answered() -> None:
+    """While two lanes take them from the same queue, and the model changes."""
+    models = [Counting(lanes=2), Counting(lanes=2)]
+    for model in models:
+        model.go.set()
+    with Embedder(models[0]) as embedder, ThreadPoolExecutor(16) as threads:
+
+        def asked(number: int) -> bool:
+            embedder.swap(models[number % 2])
+            return (
+                embedder.query([Sample(id=f"{number}", text="x")]).result(WAIT)[1][0].id
+                == f"{number}"
+            )
+
+        assert all(threads.map(asked, range(2000)))
+
+
+class Ending(Slow):
+    """A model that ends the device thread which it runs on."""
+
+    def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        super().encode(prepared)
+        raise SystemExit(3)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_the_end_of_a_device_thread_fails_the_queries_that_wait() -> None:
+    model = Ending()
+    embedder = Embedder(model)
+    first = ask(embedder, "a")
+    assert model.started.wait(WAIT)
+    rest = ask(embedder, "b", "c")
+    model.go.set()
+    for future in (*first, *rest):
+        assert isinstance(future.exception(WAIT), SystemExit | RuntimeError)
+    with pytest.raises(RuntimeError, match="closed"):
+        embedder.query([Sample(id="d", text="d")])
+    embedder.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_list_that_ends_a_device_thread_fails_the_queries_that_wait() -> None:
+    model = Ending()
+    embedder = Embedder(model)
+    thread = threading.Thread(target=lambda: embedder.embed(samples(3)))
+    thread.start()
+    assert model.started.wait(WAIT)
+    waiting = ask(embedder, "a", "b")
+    model.go.set()
+    for future in waiting:
+        assert isinstance(future.exception(WAIT), SystemExit | RuntimeError)
+    thread.join(WAIT)
+    embedder.close()
+
+
+def test_queries_beside_a_close_are_answered_or_refused() -> None:
+    for _ in range(50):
+        embedder = Embedder(load("null:16"))
+        asked: list[Future[tuple[Model, list[Embedding]]]] = []
+
+        def keep_asking(embedder: Embedder = embedder, asked: list = asked) -> None:
+            with suppress(RuntimeError):
+                while True:
+                    asked.extend(ask(embedder, "a"))
+
+        thread = threading.Thread(target=keep_asking)
+        thread.start()
+        embedder.close()
+        thread.join(WAIT)
+        assert not thread.is_alive()
+        assert all(isinstance(one.exception(WAIT), RuntimeError | None) for one in asked)
+
+
+def test_a_query_that_cannot_be_encoded_fails_alone() -> None:
+    model = Counting(refused="c")
+    with Embedder(model) as embedder:
+        first = ask(embedder, "a")
+        assert model.started.wait(WAIT)
+        b, c, d = ask(embedder, "b", "c", "d")
+        model.go.set()
+        assert [future.result(WAIT)[1][0].id for future in (*first, b, d)] == ["a", "b", "d"]
+        with pytest.raises(FloatingPointError, match="refused"):
+            c.result(WAIT)
+
+
+def test_a_query_is_answered_while_a_long_list_is_embedded() -> None:
+    """It does not wait for the end of the list, but for the micro-batches before it."""
+    model = Counting()
+    with Embedder(model, batch=1) as embedder:
+        done: list[list[Embedding]] = []
+        records = [Sample(id=f"r{number}", text="x") for number in range(6)]
+        thread = threading.Thread(target=lambda: done.append(embedder.embed(records)))
+        thread.start()
+        assert model.started.wait(WAIT)
+        (asked,) = ask(embedder, "q")
+        model.go.set()
+        assert asked.result(WAIT)[1][0].id == "q"
+        thread.join(WAIT)
+    assert [embedding.id for embedding in done[0]] == [f"r{number}" for number in range(6)]
+    assert ["q"] in model.calls[:4]
 
 
 def test_the_null_model_is_a_model_and_can_be_computed_again() -> None:

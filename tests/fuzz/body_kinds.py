@@ -49,7 +49,7 @@ def deep_json(rng: random.Random) -> HostileRequest:
     middle = rng.choice([b"1", b""])
     where = rng.choice([b"%b", b'{"text": "q", "filter": %b}', b'{"queries": [%b]}'])
     body = where % (opening * depth + middle + closing * (depth if rng.random() < 0.7 else 0))
-    path = rng.choice(["/v1/search", "/v1/search/batch", "/v1/map"])
+    path = rng.choice(["/v1/search", "/v1/search/batch", "/v1/embeddings", "/v1/map"])
     return _json(body, path=path, expect=REFUSED)
 
 
@@ -75,6 +75,13 @@ def huge_k(rng: random.Random) -> HostileRequest:
 def many_hits(rng: random.Random) -> HostileRequest:
     queries = [{"text": f"q{n}", "k": 1000} for n in range(rng.choice([10, 64, 65, 1000]))]
     return _json({"queries": queries}, path="/v1/search/batch")
+
+
+def odd_inputs(rng: random.Random) -> HostileRequest:
+    part = {"type": rng.choice(["text", "image_url", "input_audio", "video", 7]), "text": "q"}
+    one = rng.choice(["q", "", 7, None, [], [1, 2], part, [part] * 4, "q" * 2_000_000])
+    body = {"model": rng.choice(["champion", "x", ""]), "input": [one] * rng.choice([1, 3, 2049])}
+    return _json(body, path="/v1/embeddings")
 
 
 def bad_vector(rng: random.Random) -> HostileRequest:

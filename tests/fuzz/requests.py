@@ -43,6 +43,7 @@ RARE = (
     body_kinds.wide_json,
     body_kinds.huge_k,
     body_kinds.many_hits,
+    body_kinds.odd_inputs,
     body_kinds.bad_offsets,
     body_kinds.bomb,
     http_kinds.bad_start,

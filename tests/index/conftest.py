@@ -26,10 +26,10 @@ from braid.index.service.app import (
     ServiceDeps,
     Serving,
     create_app,
-    server_config,
 )
 from braid.index.service.dependencies import CONNECTION
 from braid.index.service.limits.connections import ConnectionLimits
+from braid.index.service.server import server_config
 from tests.index.oracle import DIM, SPACE, Oracle, unit, upsert
 
 IDS = [f"r{number}" for number in range(30)]
@@ -93,7 +93,13 @@ class Node:
 def serve(app: FastAPI, limits: ConnectionLimits = CONNECTION) -> Iterator[str]:
     """The application on a free port of loopback, as long as the context lasts; its address."""
     config = server_config(app, host="127.0.0.1", port=0, limits=limits, log_level="critical")
-    server = uvicorn.Server(config)
+    with running(uvicorn.Server(config)) as url:
+        yield url
+
+
+@contextmanager
+def running(server: uvicorn.Server) -> Iterator[str]:
+    """The server on a thread; its address."""
     thread = threading.Thread(target=server.run, name="service")
     thread.start()
     try:

@@ -84,8 +84,8 @@ def test_the_clients_have_the_same_calls() -> None:
     def public(client: type) -> dict[str, list[str]]:
         return {
             name: list(inspect.signature(call).parameters)
-            for name, call in vars(client).items()
-            if callable(call) and not name.startswith("_")
+            for name, call in inspect.getmembers(client, inspect.isfunction)
+            if not name.startswith("_")
         }
 
     assert public(Client) == public(AsyncClient)
@@ -103,7 +103,7 @@ def test_deleting_from_both(node: Node) -> None:
 
 
 def test_many_asynchronous_searches_at_once(node: Node) -> None:
-    async def ask() -> list[Any]:
+    async def ask() -> list[dict[str, Any]]:
         async with AsyncClient(node.url) as client:
             return await asyncio.gather(*[client.search(id=id_, k=1) for id_ in IDS])
 
@@ -168,10 +168,10 @@ def test_how_long_to_wait() -> None:
 )
 def test_another_service_behind_the_address(status: int, content: bytes) -> None:
     with pytest.raises(ServiceError, match="without JSON") as caught:
-        calls.read(calls.status(), status, content)
+        calls.read(calls.STATUS, status, content)
     assert caught.value.status == status
     with pytest.raises(ServiceError, match="None: None"):
-        calls.read(calls.status(), 500, b'{"error": "flat"}')
+        calls.read(calls.STATUS, 500, b'{"error": "flat"}')
 
 
 def test_the_package_exports_them_lazily() -> None:

@@ -7,9 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from braid.index.media_cache import AGES, OVERHEAD, PREFIX, SIZES, SUM, Media, MediaCache
-from braid.index.payloads import Payloads
+from braid.index.media_cache import (
+    OVERHEAD,
+    PREFIX,
+    SHARED_PREFIX,
+    Media,
+    MediaCache,
+)
+from braid.index.payloads import KEPT_S, Payloads
 
+AGES, SIZES, SUM = (PREFIX + name for name in ("ages", "sizes", "sum"))
 PICTURE = Media(data=b"RIFF\0\xff", type="image/webp")
 SOUND = Media(data=b"\xff\xfb\0", type="audio/mpeg")
 
@@ -33,12 +40,28 @@ def test_media_are_kept_found_and_dropped(valkey: str) -> None:
     assert media_cache.get("thumb", "a") == PICTURE
     assert media_cache.get("snippet", "ü/☃") == SOUND
     assert media_cache.get("snippet", "a") is None
+    assert media_cache.has("thumb", "a")
+    assert not media_cache.has("snippet", "a")
     assert media_cache.drop_many([("thumb", "a"), ("snippet", "nobody")])
     assert media_cache.get("thumb", "a") is None
     assert media_cache.drop_many([("snippet", "ü/☃")])
     with redis.Redis.from_url(valkey) as server:
         assert server.keys(PREFIX + "*") == [SUM.encode()]
     assert media_cache.nbytes() == 0
+
+
+@pytest.mark.redis
+def test_each_prefix_has_a_budget_of_its_own(valkey: str) -> None:
+    payloads = Payloads(valkey)
+    records, shared = MediaCache(payloads), MediaCache(payloads, prefix=SHARED_PREFIX, budget=3000)
+    assert records.put_many({("thumb", "a"): media(2000)})
+    for number in range(5):
+        assert shared.put_many({("query", str(number)): media(1000)})
+    assert [n for n in range(5) if shared.get("query", str(n)) is not None] == [3, 4]
+    assert records.get("thumb", "a") is not None
+    assert records.get("query", "4") is None
+    with redis.Redis.from_url(valkey) as server:
+        assert 0 < server.ttl(f"{SHARED_PREFIX}query:4") <= KEPT_S
 
 
 @pytest.mark.redis
@@ -93,13 +116,18 @@ def test_what_is_counted_is_what_is_there(valkey: str) -> None:
 
 
 @pytest.mark.redis
-def test_what_is_there_may_be_newer(valkey: str) -> None:
+def test_a_medium_belongs_to_one_version_and_the_newest_stays(valkey: str) -> None:
     media_cache = MediaCache(Payloads(valkey))
-    media_cache.put_many({("thumb", "a"): PICTURE})
+    media_cache.put_many({("thumb", "a"): PICTURE}, version=10)
     older = media(10)
-    assert media_cache.put_many({("thumb", "a"): older, ("thumb", "b"): older}, only_missing=True)
-    assert media_cache.get("thumb", "a") == PICTURE
-    assert media_cache.get("thumb", "b") == older
+    assert media_cache.put_many({("thumb", "a"): older, ("thumb", "b"): older}, version=9)
+    assert media_cache.get("thumb", "a", version=10) == PICTURE
+    assert media_cache.get("thumb", "a", version=9) is None
+    assert media_cache.get("thumb", "b", version=9) == older
+    assert media_cache.get("thumb", "b", version=10) is None
+    newer = media(12)
+    assert media_cache.put_many({("thumb", "b"): newer}, version=10)
+    assert media_cache.get("thumb", "b", version=10) == newer
 
 
 @pytest.mark.redis
@@ -127,7 +155,17 @@ def test_a_budget_of_nothing_keeps_nothing(valkey: str) -> None:
 
 
 @pytest.mark.redis
-@pytest.mark.parametrize("value", [b"", b"no type", b"text/html\0<script>", b"image/svg+xml\n\0x"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"no type",
+        b"image/webp\0no version",
+        b"image/webp\01\0another version",
+        b"text/html\00\0<script>",
+        b"image/svg+xml\n\00\0x",
+    ],
+)
 def test_what_something_else_wrote_is_not_served(valkey: str, value: bytes) -> None:
     with redis.Redis.from_url(valkey) as server:
         server.set(PREFIX + "thumb:a", value)

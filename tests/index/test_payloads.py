@@ -28,8 +28,9 @@ class Clock:
 
 BIRD = Payload(
     text="a red bird",
-    uri={"image": "file:///bird.png"},
+    uri={"image": "https://example.org/bird.png"},
     labels={"category": "animals", "tags": ["red", "bird"]},
+    predictions={"category": {"prob": 0.5, "by": {"text": {"label": "animals", "prob": 0.5}}}},
     predicted={"category": "animals"},
 )
 
@@ -125,6 +126,8 @@ def test_half_a_surrogate_pair_is_no_reason_to_leave_redis_alone(valkey: str) ->
         msgpack.packb({"text": "x", "uri": {"image": 1}}),
         msgpack.packb({"text": "x", "uri": {}, "labels": 3}),
         msgpack.packb({"text": "x", "uri": {}, "predicted": {1: "x"}}),
+        msgpack.packb({"text": "x", "uri": {}, "predictions": {"task": 1}}),
+        msgpack.packb({"text": "x", "uri": {}, "predictions": {2: {}}}),
         msgpack.packb({"text": "x", "uri": {}})[:-1],
     ],
 )

@@ -51,6 +51,7 @@ TARGETS: dict[str, Target] = {
             "MANY_QUERIES",
             "MOST_WANTED",
             "MOST_FETCHED",
+            "INT8_FACTOR",
             "FEW_OUT",
             "SELECT_QUERIES",
             "SELECT_SHARE",
@@ -60,11 +61,25 @@ TARGETS: dict[str, Target] = {
     "filters": Target("index/filters.py", ("tests/index/test_filters.py",)),
     "offsets": Target("stream/worker/offsets.py", ("tests/stream/worker/test_ledger.py",)),
     "batcher": Target(
-        "stream/worker/batcher.py",
-        ("tests/stream/worker/test_batcher.py",),
+        "stream/worker/micro_batches.py",
+        ("tests/stream/worker/test_batcher.py", "tests/stream/worker/test_look_ahead.py"),
         only=("MicroBatcher",),
     ),
-    "publisher": Target("stream/worker/publisher.py", ("tests/stream/worker/test_publisher.py",)),
+    "open_transaction": Target(
+        "stream/worker/open_transaction.py",
+        (
+            "tests/stream/worker/test_publisher.py",
+            "tests/stream/worker/test_publisher_rebalance.py",
+        ),
+    ),
+    "publisher": Target(
+        "stream/worker/publisher.py",
+        (
+            "tests/stream/worker/test_publisher.py",
+            "tests/stream/worker/test_publisher_rebalance.py",
+        ),
+        ("MAX_HOLD_S", "FULL"),
+    ),
     "handover": Target(
         "stream/registry/handover.py", ("tests/stream/registry/test_handover.py",), ("LOOK_S",)
     ),

@@ -17,11 +17,12 @@ import pytest
 from PIL import Image
 
 from braid.encoders.config import Limits
-from braid.index.media_cache import MediaCache
+from braid.index.errors import Busy
+from braid.index.media_cache import SHARED_PREFIX, Media, MediaCache
 from braid.index.payloads import Payload, Payloads
 from braid.index.segments.live_store import LiveStore
 from braid.index.service.app import QueryInput, QueryVectors, ServiceDeps, Serving, create_app
-from braid.index.service.hit_details import Rebuilt
+from braid.index.service.hit_details import Large, Rebuilt
 from braid.index.service.recent_writes import RecentWrites
 from braid.index.store import Array, Delete, Upsert
 from braid.stream.media.thumbnails import media_of
@@ -73,7 +74,10 @@ class Site:
     read_back: list[str] = field(default_factory=list)
     not_ready: str | None = None
     key: str | None = None
+    whole: dict[tuple[Large, str], Media] = field(default_factory=dict)
+    busy: bool = False  # whether no record can be read back now
     dead: dict[tuple[str, str], int] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.media_cache = MediaCache(self.payloads)
@@ -104,7 +108,14 @@ class Site:
 
     async def rebuild(self, id: str, partition: int, version: int) -> Rebuilt | None:
         self.read_back.append(id)
+        if self.busy:
+            raise Busy("many records are being read back; try again")
         return self.log.get((partition, version))
+
+    async def enlarge(self, what: Large, id: str, partition: int, version: int) -> Media | None:
+        if self.busy:
+            raise Busy("many records are being read back; try again")
+        return self.whole.get((what, id))
 
     async def dead_letters(self) -> Mapping[str, Any]:
         by = [
@@ -115,7 +126,7 @@ class Site:
         return {"since_ms": 0, "total": total, "complete": total < 2000, "by": by}
 
     def status(self) -> Mapping[str, Any]:
-        return {}
+        return self.state
 
     def put(
         self,
@@ -127,6 +138,7 @@ class Site:
         meta: Mapping[str, Any] | None = None,
         labels: Mapping[str, Any] | None = None,
         predicted: Mapping[str, Any] | None = None,
+        predictions: Mapping[str, Any] | None = None,
         shown: bool = True,
         ts: int | None = None,
     ) -> Upsert:
@@ -144,7 +156,12 @@ class Site:
             by["audio"] = of_audio(audio)
         version = self.store.positions.get(0, 0)
         rebuilt = Rebuilt(
-            payload=Payload(text=text, labels=labels or {}, predicted=predicted or {}),
+            payload=Payload(
+                text=text,
+                labels=labels or {},
+                predicted=predicted or {},
+                predictions=predictions or {},
+            ),
             media=media_of(image, audio, Limits()),
         )
         self.log[0, version] = rebuilt
@@ -153,7 +170,9 @@ class Site:
             media = {(kind, id): one for kind, one in rebuilt.media.items()}
             # Best effort, with a short timeout: on a busy machine it may take more than one.
             wait_for("its payload", lambda: self.payloads.put_many(texts), timeout=30)
-            wait_for("its media", lambda: self.media_cache.put_many(media), timeout=30)
+            wait_for(
+                "its media", lambda: self.media_cache.put_many(media, version=version), timeout=30
+            )
         write = Upsert(
             id=id,
             partition=0,
@@ -198,10 +217,9 @@ def serve(site: Site) -> Iterator[Site]:
         yield site
 
 
-@contextmanager
-def serving(site: Site, **options: Any) -> Iterator[str]:
-    """The site on a free port; its address. `options` are of ServiceDeps."""
-    deps = ServiceDeps(
+def deps_of(site: Site, **options: Any) -> ServiceDeps:
+    """What the site's service depends on. `options` are of ServiceDeps."""
+    return ServiceDeps(
         serving=site.serving,
         payloads=site.payloads,
         delete=site.delete,
@@ -209,8 +227,15 @@ def serving(site: Site, **options: Any) -> Iterator[str]:
         not_ready=lambda: site.not_ready,
         media_cache=site.media_cache,
         rebuild=site.rebuild,
+        enlarge=site.enlarge,
+        shared=MediaCache(site.payloads, prefix=SHARED_PREFIX),
         dead_letters=site.dead_letters,
         **options,
     )
-    with serve_app(create_app(deps)) as url:
+
+
+@contextmanager
+def serving(site: Site, **options: Any) -> Iterator[str]:
+    """The site on a free port; its address."""
+    with serve_app(create_app(deps_of(site, **options))) as url:
         yield url

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from braid.index.media_cache import Media
 from braid.index.service.app import Limits
 from braid.index.service.limits.auth import ApiKeys
 from braid.index.store import Delete
@@ -73,6 +74,32 @@ def test_thumbnails_and_snippets(site: Site, http: httpx.Client) -> None:
         assert set(answer.json()["error"]) == {"field", "reason"}
 
 
+def test_one_record_is_shown_large_or_as_small_as_it_is_kept(
+    site: Site, http: httpx.Client
+) -> None:
+    version = site.store.get("red-0").version  # type: ignore[union-attr]
+    for path, small in (("picture", "thumb"), ("sound", "snippet")):
+        kept = http.get(f"/v1/{small}", params={"id": "red-0"})
+        assert len(kept.content) > 50
+        instead = http.get(f"/v1/{path}", params={"id": "red-0", "v": version})
+        assert (instead.content, instead.headers["content-type"]) == (
+            kept.content,
+            kept.headers["content-type"],
+        )
+        assert instead.headers["cache-control"] == "private, no-cache"  # the large one may come
+    assert http.get("/v1/text", params={"id": "red-0"}).status_code == 404
+    assert http.get("/v1/sound", params={"id": "red-1"}).status_code == 404
+    site.whole["picture", "red-0"] = Media(data=b"large", type="image/webp")
+    site.whole["text", "red-0"] = Media(data="ü <b>".encode(), type="text/plain")
+    large = http.get("/v1/picture", params={"id": "red-0", "v": version})
+    assert (large.content, large.headers["content-type"]) == (b"large", "image/webp")
+    assert "immutable" in large.headers["cache-control"]
+    text = http.get("/v1/text", params={"id": "red-0"})
+    assert text.headers["content-type"] == "text/plain; charset=utf-8"
+    assert text.headers["x-content-type-options"] == "nosniff"
+    assert text.text == "ü <b>"
+
+
 @pytest.mark.parametrize("id_", ["../../x", "a/b", "..", "?#&", "line\nbreak", "ü☃"])
 def test_any_id_has_a_thumbnail(site: Site, http: httpx.Client, id_: str) -> None:
     site.put(id_, "x", picture("red"))
@@ -86,7 +113,7 @@ def test_what_redis_lost_is_rebuilt_once_and_kept(site: Site, http: httpx.Client
     assert http.get("/v1/snippet", params={"id": "lost"}).status_code == 200
     assert http.get("/v1/shown", params={"id": "lost"}).json()["text"] == "words"
     assert site.read_back == ["lost"]
-    assert site.media_cache.get("snippet", "lost") is not None
+    assert site.media_cache.get("snippet", "lost", version=lost.version) is not None
     site.media_cache.drop_many([("thumb", "lost")])  # evicted
     assert http.get("/v1/thumb", params={"id": "lost"}).status_code == 200
 
@@ -107,6 +134,39 @@ def test_a_newer_payload_is_not_overwritten(site: Site, http: httpx.Client) -> N
     rows = site.payloads.get_many(["a"])
     assert rows is not None
     assert rows["a"].text == "new words"
+
+
+def test_a_picture_of_an_older_version_is_not_served_as_the_new_one(
+    site: Site, http: httpx.Client
+) -> None:
+    """A thumbnail that was being made when the record changed is stored after the change."""
+    old = site.put("a", "words", picture("red"))
+    new = site.put("a", "words", picture("blue", (50, 30)), shown=False)
+    thumb = site.log[0, old.version].media["thumb"]
+    assert site.media_cache.put_many({("thumb", "a"): thumb}, version=old.version)
+    for _ in range(2):  # rebuilt, and then from Redis
+        answer = http.get("/v1/thumb", params={"id": "a", "v": new.version})
+        assert "immutable" in answer.headers["cache-control"]
+        with Image.open(io.BytesIO(answer.content)) as shown:
+            assert shown.size == (50, 30)
+    assert site.media_cache.get("thumb", "a", version=new.version) is not None
+
+
+def test_what_cannot_be_read_now_is_not_remembered_as_gone(site: Site, http: httpx.Client) -> None:
+    site.put("lost", "words", picture("blue"), shown=False)
+    site.busy = True
+    for path in ("thumb", "picture", "sound", "text"):
+        answer = http.get(f"/v1/{path}", params={"id": "lost"})
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+        assert answer.json()["error"]["reason"] == "many records are being read back; try again"
+    shown = http.get("/v1/shown", params={"id": "lost"}).json()
+    assert shown["text"] is None
+    assert "try again" in shown["unread"]
+    site.busy = False
+    assert http.get("/v1/thumb", params={"id": "lost"}).status_code == 200
+    shown = http.get("/v1/shown", params={"id": "lost"}).json()
+    assert (shown["text"], shown["unread"]) == ("words", None)
 
 
 def test_live_tells_what_is_new(site: Site, http: httpx.Client) -> None:
@@ -176,8 +236,18 @@ def test_hits_say_what_matched(site: Site, http: httpx.Client) -> None:
     assert hit["labels"] == {"colour": "red"}
 
 
+def test_large_media_cost_more_than_small_ones(site: Site) -> None:
+    """Each is read from Kafka and decoded anew."""
+    site.fill()
+    limits = Limits(rate_per_s=0.001, burst=2)
+    with serving(site, limits=limits) as url, httpx.Client(base_url=url) as http:
+        codes = [http.get("/v1/picture", params={"id": "red-0"}).status_code for _ in range(5)]
+        assert codes == [200] * 4 + [429]
+        assert http.post("/v1/search", json={"text": "red"}).status_code == 200
+
+
 def test_what_the_page_asks_by_itself_costs_no_query(site: Site) -> None:
-    """Twenty-four pictures and a look at the counters are not twenty-five searches."""
+    """Twenty-four cards and the counters are no search; and they are not free of limits."""
     site.fill()
     limits = Limits(rate_per_s=0.001, burst=2)
     keys = ApiKeys(["long-enough-a-key"])
@@ -185,8 +255,11 @@ def test_what_the_page_asks_by_itself_costs_no_query(site: Site) -> None:
         assert http.get("/").status_code == 200
         assert http.get("/v1/live").status_code == 401
         http.headers["authorization"] = "Bearer long-enough-a-key"
-        for _ in range(10):
-            assert http.get("/v1/thumb", params={"id": "red-0"}).status_code == 200
-            assert http.get("/v1/live").status_code == 200
+        for path in ("thumb", "snippet", "shown"):
+            for _ in range(24):
+                assert http.get(f"/v1/{path}", params={"id": "red-0"}).status_code == 200
+        assert http.get("/v1/live").status_code == 200
+        assert http.get("/v1/map").status_code == 200
         asked = [http.post("/v1/search", json={"text": "red"}).status_code for _ in range(3)]
         assert asked == [200, 200, 429]
+        assert [http.get("/v1/live").status_code for _ in range(30)].count(200) == 26

@@ -18,6 +18,7 @@ from braid.encoders.training import train
 from braid.encoders.types import Sample
 from braid.stream.registry.versions import Registry
 from tests.conftest import made_once
+from tests.object_storage import KEYS, Proxy, S3Server
 from tests.stream.harness import Deployment
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
@@ -106,3 +107,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
 
     return made_once(tmp_path_factory, "tiny-model", make) / "tiny-0001"
+
+
+@pytest.fixture
+def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    with Proxy(s3) as proxy:
+        yield proxy

@@ -23,8 +23,12 @@ from braid.stream.kafka.topics import ensure
 from braid.stream.local.child import Child, free_port
 from braid.stream.settings import Settings
 from braid.stream.worker.outputs import OutputTopics
+from tests.prepared import PreparedChild
 
 MODEL = "null:16"
+
+
+PATIENCE = 3  # of wait_for: other work may share the cores
 
 
 class Deployment:
@@ -71,7 +75,7 @@ class Deployment:
 
     def child(self, name: str, command: list[str], env: Mapping[str, str] | None = None) -> Child:
         """Start a process with these settings; its log is HOME/NAME.log."""
-        child = Child(
+        child = PreparedChild(
             name,
             [sys.executable, *command],
             log=self._home / f"{name}.log",
@@ -87,12 +91,18 @@ class Deployment:
             command += ["--model", model]
         return self.child(name, command, env)
 
-    def index(self, name: str = "index", *, model: str | None = MODEL) -> Child:
+    def index(
+        self,
+        name: str = "index",
+        *,
+        model: str | None = MODEL,
+        env: Mapping[str, str] | None = None,
+    ) -> Child:
         """A `braid index`."""
         command = ["-m", "braid", "index"]
         if model is not None:
             command += ["--model", model]
-        return self.child(name, command)
+        return self.child(name, command, env)
 
     @property
     def url(self) -> str:
@@ -207,7 +217,12 @@ def merged(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any
 
 
 def wait_for(what: str, ready: Callable[[], bool], *, timeout: float, every: float = 0.1) -> None:
-    """Wait until `ready()`; the error says what was waited for."""
+    """Wait until `ready()`; the error says what was waited for.
+
+    Args:
+        timeout: seconds on a machine with little else to do; PATIENCE times as long at the most.
+    """
+    timeout *= PATIENCE
     deadline = time.monotonic() + timeout
     while not ready():
         if time.monotonic() > deadline:
@@ -217,10 +232,8 @@ def wait_for(what: str, ready: Callable[[], bool], *, timeout: float, every: flo
 
 def assigned(child: Child) -> list[str]:
     """The partitions that a worker's log names last."""
-    lines = [line for line in child.tail(500).splitlines() if "] partitions " in line]
-    if not lines or "partitions gone" in lines[-1]:
-        return []
-    return re.findall(r"\d+", lines[-1].rpartition("assigned:")[2])
+    lines = [line for line in child.tail(500).splitlines() if "publisher: partitions " in line]
+    return re.findall(r"\d+", lines[-1].partition("assigned:")[2]) if lines else []
 
 
 def stopped(child: Child) -> bool:

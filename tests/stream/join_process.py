@@ -19,7 +19,8 @@ def main() -> None:
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(message)s")
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    join = JoinThread(load(), slot=sys.argv[1], metrics=WorkerMetrics().join).start()
+    join = JoinThread(load(), slot=sys.argv[1], metrics=WorkerMetrics().join)
+    join.start()
     stopping.wait()
     join.close()
 

@@ -103,7 +103,7 @@ def test_words_a_picture_and_a_new_event(site: Deployment, tiny_model: Path, tab
 
 def middle(tab: Page, image: Any) -> tuple[int, int, int]:
     """The colour of the pixel in the middle of an <img>."""
-    found: list[int] = image.evaluate(
+    rgba: list[int] = image.evaluate(
         """(image) => {
             const canvas = document.createElement("canvas");
             [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
@@ -113,4 +113,4 @@ def middle(tab: Page, image: Any) -> tuple[int, int, int]:
             return [...context.getImageData(...at, 1, 1).data];
         }"""
     )
-    return found[0], found[1], found[2]
+    return rgba[0], rgba[1], rgba[2]

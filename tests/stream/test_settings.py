@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from braid.stream.cli.main import app
 from braid.stream.errors import ConfigError
 from braid.stream.settings import Settings, load
 from braid.stream.settings.sources import NO_SETTINGS, names, variable
+from tests.documents import block, pages
 
 KEY = "a-key-of-sixteen-or-more"
 
@@ -85,7 +89,7 @@ def test_a_file_that_is_wrong_stops_the_start(
     [
         ("http_port = 1\n", r"braid\.toml: http_port: .* nearest is http\.port$"),
         ("[htp]\nport = 1\n", r"braid\.toml: htp: "),
-        ("kafka = 7\n", r"kafka: .*dictionary.*got 7"),
+        ("batch = 7\n", r"batch: .*dictionary.*got 7"),
     ],
 )
 def test_an_unknown_name_in_the_file_is_shown_with_the_nearest(content: str, words: str) -> None:
@@ -111,11 +115,29 @@ def test_an_unknown_variable_is_shown_with_the_nearest_and_without_its_value(
         load()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["BRAID_HTTP__PROT=1", "BRAID_HTTP__PORT=x"])
+def test_a_wrong_setting_ends_a_process_at_its_start(wrong: str) -> None:
+    name, _, value = wrong.partition("=")
+    done = subprocess.run(
+        [sys.executable, "-m", "braid", "index"],
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == os.EX_CONFIG
+    assert name in done.stderr or "http.port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_variables_of_the_documents_are_settings() -> None:
     known = {variable(name) for name in names(Settings)} | NO_SETTINGS
     root = Path(__file__).parents[2]
-    for file in ("README.md", "Dockerfile", "docker-compose.yml", "benchmarks/RESULTS.md"):
-        unknown = set(re.findall(r"\bBRAID_\w+", (root / file).read_text())) - known
+    others = ("Dockerfile", "docker-compose.yml", "benchmarks/RESULTS.md")
+    for file in [*pages(), *(root / name for name in others)]:
+        unknown = set(re.findall(r"\bBRAID_\w+", file.read_text())) - known
         assert not unknown, file
 
 
@@ -230,10 +252,8 @@ def test_the_limits_of_the_service() -> None:
     assert load().limits().rate_per_s is None
 
 
-def test_the_settings_that_the_readme_shows_are_taken() -> None:
-    readme = Path(__file__).parents[2] / "README.md"
-    (shown,) = re.findall(r"^```toml\n(\[http\].*?)^```", readme.read_text(), re.S | re.M)
-    Path("braid.toml").write_text(shown)
+def test_the_settings_that_the_pages_show_are_taken() -> None:
+    Path("braid.toml").write_text(block("how-to/deploy.md", "toml", "[http]"))
     Path("keys.txt").write_text(KEY)
     settings = load()
     assert settings.keys()

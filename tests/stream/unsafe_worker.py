@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Sequence
 
 from braid.stream.cli.main import main
 from braid.stream.kafka.client import Output
 from braid.stream.kafka.sink import TransactionalSink
 from braid.stream.worker import worker
+from braid.stream.worker.in_flight import Outcome
 from braid.stream.worker.offsets import Run
 from braid.stream.worker.publisher import Publisher
 
@@ -33,7 +35,7 @@ class UnsafePublisher(Publisher):
     def _transaction(
         self,
         sink: TransactionalSink,
-        runs: list[Run[list[Output]]],
+        runs: Sequence[Run[Outcome]],
         outputs: list[Output],
         lease: object,
     ) -> None:

@@ -78,10 +78,11 @@ def _digest(key: str, number: int) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-# Paths that the page requests automatically and often, without embedding or searching. They have a
-# bucket of their own, so that viewing the page does not use up the rate of searches.
-PAGE = frozenset(f"/v1/{name}" for name in ("live", "map", "shown", "snippet", "thumb"))
-PAGE_COST = 0.02
+# Costs of paths that the page requests automatically, without embedding or searching. They have a
+# bucket of their own, so that viewing the page does not use up the rate of searches. The large
+# media of one record are read from Kafka and decoded at each request.
+PAGE = {f"/v1/{name}": 0.02 for name in ("live", "map", "shown", "snippet", "thumb")}
+PAGE |= {"/v1/text": 0.1, "/v1/picture": 0.5, "/v1/sound": 0.5}
 CHEAP_K = 10  # a query for up to so many hits costs 1
 
 
@@ -164,9 +165,9 @@ class Access:
         caller = caller or _address(scope)
         wait_s = 0.0
         if self._rate is not None:
-            page = not unknown and scope["path"] in PAGE
-            bucket, cost = (f"page {caller}", PAGE_COST) if page else (caller, 1.0)
-            wait_s = self._rate.wait_s(bucket, cost)
+            cost = None if unknown else PAGE.get(scope["path"])
+            bucket = caller if cost is None else f"page {caller}"
+            wait_s = self._rate.wait_s(bucket, 1.0 if cost is None else cost)
         if wait_s:
             answer = self._too_often(wait_s)
         elif unknown:

@@ -23,7 +23,7 @@ def check_json(name: str, raw: bytes) -> None:
     few = raw.count(b",") < MAX_VALUES and raw.count(b":") <= MAX_NAMES
     if few and containers <= MAX_DEPTH:
         return
-    values, names, containers, depth = _counts(raw)
+    values, names, containers, depth = json_counts(raw)
     for what, count, limit in (
         ("values", values, MAX_VALUES),
         ("names", names, MAX_NAMES),
@@ -34,7 +34,7 @@ def check_json(name: str, raw: bytes) -> None:
             raise BadQuery(name, f"has {count} {what}, the limit is {limit}")
 
 
-def _counts(raw: bytes) -> tuple[int, int, int, int]:
+def json_counts(raw: bytes) -> tuple[int, int, int, int]:
     """Values (commas plus one), names, containers, and the deepest nesting, outside strings."""
     commas = names = containers = deepest = level = 0
     quoted = escaped = 0

@@ -64,9 +64,15 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
             raise BadQuery("path", "this node does not count dead letters", status=404)
         return await deps.dead_letters()
 
-    @app.get("/healthz", response_model=HealthAnswer, tags=["node"])
+    @app.get(
+        "/healthz",
+        response_model=HealthAnswer,
+        response_model_exclude_none=True,
+        responses={503: {"model": HealthAnswer, "description": "it waits for one of them"}},
+        tags=["node"],
+    )
     async def healthz() -> Any:
-        """The process lives."""
+        """The node has started: it has a model and has reached the broker."""
         return {"ok": True}
 
     @app.get(

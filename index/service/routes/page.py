@@ -6,48 +6,29 @@ The page consists of static files in `index/page`; its data comes from `/v1/...`
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
-from starlette.staticfiles import StaticFiles
 
 from ...errors import BadQuery
-from ...media_cache import Kind, MediaCache
+from ...media_cache import Kind, Media, MediaCache
 from ...payloads import Payload
 from ...store import FUSED, Row, rows_of
 from ..bodies import read_json
 from ..dependencies import Limiters, ServiceDeps, Serving
-from ..hit_details import HitDetails
+from ..hit_details import HitDetails, Large
 from ..polls import ChangeWatcher, CoalescedAnswers, until_disconnect
-from ..search import payload_fields, unknown_record
+from ..search import unknown_record
+from ..searcher import payload_fields
 from ..space_map import SpaceMap
+from .files import add_files
 
-TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
-# Only our own scripts run, and no other origin is contacted.
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
-PAGE_HEADERS = {
-    "content-security-policy": POLICY,
-    "permissions-policy": "microphone=(self), camera=(), geolocation=()",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "cache-control": "no-cache",  # cached, but revalidated each time (304)
-}
 MEDIA_HEADERS = {"x-content-type-options": "nosniff", "content-security-policy": "sandbox"}
+SMALL: Mapping[Large, Kind] = {"picture": "thumb", "sound": "snippet"}
 SHOWN = 24  # records of a new page
 MAX_WAIT_MS = 5000
 MAX_PLACED = 1000
@@ -66,44 +47,10 @@ class PlaceBody(BaseModel):
 def add_page(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
     """Serve the page and its routes."""
     space_map = SpaceMap(deps.store, deps.payloads)
-    _add_files(app)
+    add_files(app)
     _add_map(app, deps, space_map)
     _add_live(app, deps, limiters, space_map)
     _add_media(app, deps)
-
-
-def _add_files(app: FastAPI) -> None:
-    files: dict[str, tuple[bytes, str, str]] = {}
-    for file in resources.files("braid.index").joinpath("page").iterdir():
-        suffix = "." + file.name.rpartition(".")[2]
-        if suffix in TYPES:
-            body = file.read_bytes()
-            tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
-            files[file.name] = (body, TYPES[suffix], tag)
-
-    def answer(request: Request, name: str) -> Response:
-        if name not in files:
-            raise BadQuery("path", f"the page has no file {name[:80]!r}", status=404)
-        body, type_, tag = files[name]
-        headers = PAGE_HEADERS | {"etag": tag}
-        if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers=headers)
-        return Response(body, media_type=type_, headers=headers)
-
-    @app.get("/", include_in_schema=False)
-    async def index(request: Request) -> Response:
-        return answer(request, "index.html")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs(request: Request) -> Response:
-        return answer(request, "docs.html")
-
-    # Swagger UI itself: FastAPI's own page would load it from another host.
-    app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))
-
-    @app.get("/page/{name}", include_in_schema=False)
-    async def part(request: Request, name: str) -> Response:
-        return answer(request, name)
 
 
 def _add_map(app: FastAPI, deps: ServiceDeps, space_map: SpaceMap) -> None:
@@ -229,12 +176,10 @@ def _add_media(app: FastAPI, deps: ServiceDeps) -> None:
             raise unknown_record(id)
         return row
 
-    async def media(kind: Kind, id: str, v: int | None) -> Response:
-        row = await row_of(id)
-        item = await hit_details.media(kind, row)
+    def answer(kind: str, item: Media | None, row: Row, v: int | None) -> Response:
         if item is None:
             raise BadQuery(
-                kind, f"record {id[:256]!r} has none, or it is no longer kept", status=404
+                kind, f"record {row.id[:256]!r} has none, or it is no longer kept", status=404
             )
         # A URL that contains the record's version always has the same content.
         same = v == row.version
@@ -242,20 +187,58 @@ def _add_media(app: FastAPI, deps: ServiceDeps) -> None:
         headers = MEDIA_HEADERS | {"cache-control": age}
         return Response(item.data, media_type=item.type, headers=headers)
 
+    async def large(what: Large, id: str, v: int | None) -> Response:
+        """Large, which is not kept here, because one record at a time is looked at; else small."""
+        row = await row_of(id)
+        item = None
+        if deps.enlarge is not None:
+            item = await deps.enlarge(what, row.id, row.partition, row.version)
+        if item is not None or what not in SMALL:
+            return answer(what, item, row, v)
+        return answer(what, await hit_details.media(SMALL[what], row), row, None)
+
     # The id is a query parameter: in a path, browsers would resolve `..`.
 
     @app.get("/v1/thumb", include_in_schema=False)
     async def thumb(id: Id, v: int | None = None) -> Response:
         """A record's picture, small."""
-        return await media("thumb", id, v)
+        row = await row_of(id)
+        return answer("thumb", await hit_details.media("thumb", row), row, v)
+
+    @app.get("/v1/picture", include_in_schema=False)
+    async def picture(id: Id, v: int | None = None) -> Response:
+        """A record's picture, large; its thumbnail if its message is gone."""
+        return await large("picture", id, v)
+
+    @app.get("/v1/sound", include_in_schema=False)
+    async def sound(id: Id, v: int | None = None) -> Response:
+        """A record's sound, up to a bound; the snippet if its message is gone."""
+        return await large("sound", id, v)
+
+    @app.get("/v1/text", include_in_schema=False)
+    async def text(id: Id, v: int | None = None) -> Response:
+        """A record's whole text, as plain text."""
+        return await large("text", id, v)
 
     @app.get("/v1/snippet", include_in_schema=False)
     async def snippet(id: Id, v: int | None = None) -> Response:
         """The first seconds of a record's sound."""
-        return await media("snippet", id, v)
+        row = await row_of(id)
+        return answer("snippet", await hit_details.media("snippet", row), row, v)
 
     @app.get("/v1/shown", include_in_schema=False)
     async def shown_(id: Id) -> dict[str, Any]:
-        """Display data of a record, rebuilt from `records` if Redis has lost it."""
+        """Display data of a record, rebuilt from `records` if Redis has lost it.
+
+        `unread` says why its text, links and labels cannot be read now; null: they are whole, or
+        gone.
+        """
         row = await row_of(id)
-        return _record(row, await hit_details.payload(row))
+        payload, unread = None, None
+        try:
+            payload = await hit_details.payload(row)
+        except BadQuery as error:
+            unread = f"{error.field}: {error.reason}"
+        predictions = {} if payload is None else dict(payload.predictions)
+        own = {"partition": row.partition, "predictions": predictions, "unread": unread}
+        return _record(row, payload) | own

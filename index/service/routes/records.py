@@ -21,7 +21,8 @@ MinOffsets = Annotated[
     Query(
         max_length=4096,
         pattern=f"^{OFFSETS}$",
-        description="partition:offset of `records` that must be reflected, joined by commas",
+        description="partition:offset of `records`, joined by commas: all before these must "
+        "be reflected; for a record of one's own, the offset that producing returned plus one",
         examples=["0:42"],
     ),
 ]
@@ -85,7 +86,7 @@ def add_records(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
             "space": serving.store.space,
             "generation": serving.generation,
             "text": payload.text if payload else None,
-            "uri": dict(payload.uri) if payload else None,
+            "uri": payload.links if payload else None,
             "vectors": {name: vector_D.tolist() for name, vector_D in row.vectors.items()},
         }
 

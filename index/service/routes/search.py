@@ -14,13 +14,15 @@ from ..limits.auth import cost
 from ..openapi import BATCH_BODY, SEARCH_BODY
 from ..problems import problem, problems
 from ..requests import SearchBody
-from ..response_json import many_answers, one_answer
 from ..responses import BatchAnswer, SearchAnswer
 from ..search import answer
+from ..searcher import Searcher
+from .response_json import many_answers, one_answer
 
 
 def add_search(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
     """Add the two calls to the application."""
+    searcher = Searcher(deps)
 
     @app.post(
         "/v1/search",
@@ -38,11 +40,11 @@ def add_search(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
         body = await read_search(request)
         request.state.charge(cost([body.k]) - 1)  # the middleware has charged 1
         began = time.perf_counter()
-        (outcomes,) = await answer(deps, limiters, [body])
-        if isinstance(outcomes, BadQuery):
-            raise outcomes
+        outcome = await answer(deps, limiters, [body], searcher.one)
+        if isinstance(outcome, BadQuery):
+            raise outcome
         deps.metrics.searched(time.perf_counter() - began, body.label())
-        return await one_answer(outcomes, limit=deps.limits.answer_bytes)
+        return one_answer(outcome, limit=deps.limits.answer_bytes)
 
     @app.post(
         "/v1/search/batch",
@@ -62,7 +64,7 @@ def add_search(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
         ks = [body.k if isinstance(body, SearchBody) else 1 for body in bodies]
         request.state.charge(cost(ks) - 1)
         began = time.perf_counter()
-        outcomes = await answer(deps, limiters, bodies)
+        outcomes = await answer(deps, limiters, bodies, searcher.many)
         took = time.perf_counter() - began
         deps.metrics.searched(took, "batch")
         answers = [

@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
-from ...errors import BrokerError, PublishRefused, StreamError, Unreachable, WorkerError
+from ...errors import BrokerError, PublishRefused, Unreachable, WorkerError
 from ...failpoints import Failpoints
 from ...kafka.client import Output, lone_consumer, mapped
 from ...kafka.sink import TransactionalSink
 from ...kafka.transactions import RecordSource
+from ...liveness.loop_thread import LoopThread
 from ...monitoring.metrics import JoinMetrics
-from ...retries import Retries
 from ...settings import MIB, Settings
 from ..bounded_sink import BoundedSink
 from .table import JoinTable
@@ -38,8 +38,6 @@ BATCH_BYTES = 32 * MIB  # of outputs; beyond them the transaction is published
 TICK_S = 0.5
 ATTEMPT_S = 5.0  # of one request while the table is read back
 CALLBACKS_EVERY_S = 0.5  # while the changelog is read the group's callbacks are still served
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-STOP_WITHIN_S = 5.0
 LEAVE_WITHIN_S = 3.0
 
 
@@ -323,59 +321,17 @@ class JoinLoop:
         return int(self._wall() * 1000)
 
 
-class JoinThread:
-    """Runs a JoinLoop on a thread, and a new one, after a pause, when it fails.
-
-    Attributes:
-        problems: {"join": why it does not run}, for the heartbeat; empty while it works.
-    """
+class JoinThread(LoopThread[JoinLoop]):
+    """Runs the join beside a worker."""
 
     def __init__(self, settings: Settings, *, slot: str, metrics: JoinMetrics) -> None:
-        self._settings, self._metrics = settings, metrics
-        self._transactional_id = f"{settings.prefix}braid-join-{slot}"
-        self._loop: JoinLoop | None = None
-        self._stopping = threading.Event()
-        self._retries = Retries[str](first_s=FIRST_PAUSE_S, longest_s=LONGEST_PAUSE_S)
-        self._thread = threading.Thread(target=self._run, name="join", daemon=True)
-        self.problems: Mapping[str, str] = {}
-
-    def start(self) -> JoinThread:
-        self._thread.start()
-        return self
-
-    def stop(self) -> None:
-        """End soon; does not wait."""
-        self._stopping.set()
-        if (loop := self._loop) is not None:
-            loop.stop()
-
-    def close(self) -> None:
-        """Stop; what has not ended within STOP_WITHIN_S is left to the end of the process."""
-        self.stop()
-        self._thread.join(STOP_WITHIN_S)
-        if self._thread.is_alive():
-            log.warning("the join has not ended within %g s: left behind", STOP_WITHIN_S)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._loop = JoinLoop(
-                    self._settings,
-                    transactional_id=self._transactional_id,
-                    metrics=self._metrics,
-                    working=self._working,
-                )
-                if self._stopping.is_set():
-                    self._loop.stop()
-                self._loop.run()
-            except Exception as error:  # the hot path continues
-                failure = self._retries.failed("join", str(error) or type(error).__name__)
-                unexpected = None if isinstance(error, StreamError) else error
-                log.error("the join stops, the worker runs on: %s", failure, exc_info=unexpected)
-                self._metrics.failed()
-                self.problems = {"join": str(failure)}
-                self._stopping.wait(failure.pause_s)
-
-    def _working(self) -> None:
-        if self.problems:
-            self.problems = {}
+        super().__init__(
+            "join",
+            lambda working: JoinLoop(
+                settings,
+                transactional_id=f"{settings.prefix}braid-join-{slot}",
+                metrics=metrics,
+                working=working,
+            ),
+            failed=metrics.failed,
+        )

@@ -116,7 +116,6 @@ class JoinTable:
             raise
         except Exception as error:  # noqa: BLE001 (whatever one part raises is that part's)
             bad = bad_record(error, stage=STAGE)
-            log.warning("dead letter from parts %d/%d: %s", message.partition, message.offset, bad)
             self.counts["dead"] += 1
             return self._topics.dead(message, bad)
         self.counts["part"] += 1

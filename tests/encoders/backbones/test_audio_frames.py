@@ -7,11 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers as t
 
 from braid.encoders.backbones.audio_frames import ast_frames, whisper_frames
 
 pytestmark = pytest.mark.gpu
+
+
+def extractor_of(name: str, **settings: Any) -> Any:
+    """A feature extractor of transformers, whose import takes seconds in each process that collects
+    the tests."""
+    import transformers
+
+    return getattr(transformers, name)(**settings)
+
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
@@ -51,7 +60,7 @@ def test_ast_frames(rate: int, behind: int, device: str) -> None:
     )
     wave_BN, lengths_B = batch(waves, behind)
     for normalize in (True, False):
-        extractor = t.ASTFeatureExtractor(**settings, do_normalize=normalize)
+        extractor = extractor_of("ASTFeatureExtractor", **settings, do_normalize=normalize)
         wanted = extractor(waves, sampling_rate=rate, return_tensors="pt")["input_values"]
         features = ast_frames(wave_BN.to(device), lengths_B.to(device), extractor)
         assert features.device.type == device
@@ -62,7 +71,9 @@ def test_ast_frames(rate: int, behind: int, device: str) -> None:
 @pytest.mark.parametrize("behind", [0, 40_000])
 @pytest.mark.parametrize("padding", [0.0, 0.25])
 def test_whisper_frames(padding: float, behind: int, device: str) -> None:
-    extractor = t.WhisperFeatureExtractor(feature_size=32, chunk_length=1, padding_value=padding)
+    extractor = extractor_of(
+        "WhisperFeatureExtractor", feature_size=32, chunk_length=1, padding_value=padding
+    )
     waves = [*sounds(800, 5000, 16_000, 20_000), np.zeros(2000, np.float32)]
     wave_BN, lengths_B = batch(waves, behind)
     wanted = extractor(waves, sampling_rate=16_000, return_tensors="pt")["input_features"]
@@ -72,7 +83,9 @@ def test_whisper_frames(padding: float, behind: int, device: str) -> None:
 
 
 def test_whispers_dither_is_added_where_the_extractor_has_it() -> None:
-    plain, dithered = (t.WhisperFeatureExtractor(chunk_length=1, dither=d) for d in (0.0, 1e-2))
+    plain, dithered = (
+        extractor_of("WhisperFeatureExtractor", chunk_length=1, dither=d) for d in (0.0, 1e-2)
+    )
     wave_BN, lengths_B = batch([np.zeros(8000, np.float32)])
     assert whisper_frames(wave_BN, lengths_B, plain).unique().numel() == 1
     assert whisper_frames(wave_BN, lengths_B, dithered).unique().numel() > 1000

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import Tensor
 
-from braid.encoders.backbones.base import _cores, spread
+from braid.encoders.backbones.base import spread
 
 
 def by_mask(rows_N: Tensor, here_B: Tensor) -> Tensor:
@@ -45,11 +47,21 @@ def test_the_gradient_is_that_of_the_mask_and_a_nan_stays_in_its_row() -> None:
     assert spread(broken_NF, here_B).isnan()[:, 0].tolist() == [False, False, True, False, False]
 
 
+FORK = """
+import os
+
+from braid.encoders.backbones.sub_batches import _cores
+
+assert list(_cores(os.getpid()).threads.map(abs, [-1, -2])) == [1, 2]
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if list(_cores(os.getpid()).threads.map(abs, [-3], timeout=20)) == [3] else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
 def test_a_forked_child_encodes_after_its_parent_did() -> None:
     if not hasattr(os, "fork"):
         pytest.skip("no fork here")
-    assert list(_cores(os.getpid()).map(abs, [-1, -2])) == [1, 2]
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if list(_cores(os.getpid()).map(abs, [-3], timeout=20)) == [3] else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    # In a process of its own: a fork of this one would keep pytest-xdist's pipe open if it hung.
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import tomllib
 from collections.abc import Callable
@@ -15,9 +14,9 @@ from braid.encoders import Embedder, Sample, load, preset, train
 from braid.encoders.backbones.registry import ENCODERS, GROUP, encoder_class
 from braid.encoders.backbones.text import HashedWords
 from braid.encoders.config import EncoderConfig
+from tests.documents import block
 from tests.encoders.material import samples
 
-README = Path(__file__).parents[3] / "README.md"
 Install = Callable[..., None]
 
 
@@ -46,11 +45,9 @@ def find(modality: str, kind: str) -> type:
 CODE = "from braid.encoders.plugin import HashedWords\nclass Mine(HashedWords): ...\n"
 
 
-def test_the_readmes_example_is_trained_and_loaded(install: Install, tmp_path: Path) -> None:
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), re.S | re.M)
-    files = [tomllib.loads(code) for language, code in blocks if language == "toml"]
-    (written,) = [entry for entry in files if "project" in entry]
-    (code,) = [code for language, code in blocks if language == "python" and "Letters" in code]
+def test_the_pages_example_is_trained_and_loaded(install: Install, tmp_path: Path) -> None:
+    written = tomllib.loads(block("how-to/encoder.md", "toml", "[project"))
+    code = block("how-to/encoder.md", "python", "from torch import nn")
     install("letters", code, written["project"]["entry-points"][GROUP])
     encoder = EncoderConfig(kind="letters", options={"width": 16})
     tiny = preset("tiny")

@@ -12,9 +12,10 @@ import torch
 
 from braid.encoders import CheckpointError, load, preset, train
 from braid.encoders.backbones.audio import LogMelCnn, LogMelRnn
-from braid.encoders.backbones.base import Encoder, encode_all
+from braid.encoders.backbones.base import Encoder
 from braid.encoders.backbones.registry import encoder_class
 from braid.encoders.backbones.spectrogram import LogMel, SpectrogramAugmentation
+from braid.encoders.backbones.sub_batches import encode_all
 from braid.encoders.config import EncoderConfig, Limits
 from tests.encoders.material import samples, wav
 

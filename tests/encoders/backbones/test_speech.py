@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from braid.encoders import CheckpointError, load, preset, train
-from braid.encoders.backbones.base import Array, encode_all
+from braid.encoders.backbones.base import Array
 from braid.encoders.backbones.speech_embedding import (
     FIELD,
     HOP,
@@ -22,6 +22,7 @@ from braid.encoders.backbones.speech_embedding import (
     SpeechEmbedding,
     weights_file,
 )
+from braid.encoders.backbones.sub_batches import encode_all
 from braid.encoders.config import EncoderConfig
 from tests.encoders.material import samples
 

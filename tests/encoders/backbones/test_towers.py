@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from braid.encoders import CheckpointError
-from braid.encoders.backbones.base import encode_all
 from braid.encoders.backbones.hf import read_tokenizer
 from braid.encoders.backbones.registry import encoder_class
+from braid.encoders.backbones.sub_batches import encode_all
 from braid.encoders.backbones.text_towers import ClipText, TextTower
 from braid.encoders.config import EncoderConfig, Limits
 from tests.encoders.checkpoints import (

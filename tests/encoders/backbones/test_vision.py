@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from braid.encoders import CheckpointError
-from braid.encoders.backbones.base import Encoder, encode_all
+from braid.encoders.backbones.base import Encoder
 from braid.encoders.backbones.image_towers import VisionModel, Vit, preprocessing
 from braid.encoders.backbones.registry import encoder_class
+from braid.encoders.backbones.sub_batches import encode_all
 from braid.encoders.config import EncoderConfig, Limits
 from tests.encoders.checkpoints import (
     CLIP_PICTURES,

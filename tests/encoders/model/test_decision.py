@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from braid.encoders.model.calibration import (
+    PRIOR,
     fit_average,
     fit_exponents,
     fit_temperature,
@@ -113,11 +115,77 @@ def test_without_a_subset_the_fit_over_everything_calibrates() -> None:
 
 
 def test_one_known_row_is_enough_for_the_fit_over_everything() -> None:
-    decision = Decision("weighted", 2)
     logits = torch.tensor([[[3.0, 0.0], [0.0, 3.0]]])
-    decision.fit(logits, torch.ones(1, 2, dtype=torch.bool), torch.tensor([0]))
-    assert decision.weights_ZS[0, 0] > 0.9
+    present = torch.ones(1, 2, dtype=torch.bool)
+    decision = Decision("weighted", 2)
+    decision.fit(logits, present, torch.tensor([0]))
     assert decision.temperature_ZS[0, 0] < 0.5
+    assert 0.0 < decision.weights_ZS[0, 0] < 0.5, "the prior is worth a record, too"
+    decision.fit(logits.repeat(30, 1, 1), present.repeat(30, 1), torch.zeros(30).long())
+    assert decision.weights_ZS[0, 0] > 0.9
+
+
+@pytest.mark.parametrize("rule", ["weighted", "logproduct"])
+def test_sources_that_add_nothing_get_a_weight_of_exactly_0_and_do_no_harm(rule: str) -> None:
+    noise_gone, right, right_alone = 0, 0.0, 0.0
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        label = torch.arange(400) % 4
+        fused = 3.0 * F.one_hot(label, 4) + torch.randn(400, 4, generator=generator)
+        noise = 3.0 * torch.randn(400, 4, generator=generator)
+        echo = fused + 2.0 * torch.randn(400, 4, generator=generator)  # of the fused one, worse
+        logits, fitted = torch.stack([noise, echo, fused], dim=1), slice(0, 60)
+        decision = Decision(rule, 3)
+        decision.fit(logits[fitted], ALL.expand(60, 3), label[fitted])
+        noise_gone += float(decision.weights_ZS[3, 0]) == 0.0
+        assert float(decision.weights_ZS[3, 1]) < 0.2
+        assert float(decision.weights_ZS[3, 2]) > 0.7
+        _, _, winner = decision(logits, ALL.expand(400, 3))
+        right += float((winner == label)[60:].float().mean())
+        right_alone += float((fused.argmax(1) == label)[60:].float().mean())
+    assert noise_gone >= 5
+    assert right > right_alone - 10 * 0.003
+
+
+def test_a_number_of_a_source_that_adds_nothing_does_not_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(100, generator=generator)
+    values = target[:, None] + torch.randn(100, 2, generator=generator) * torch.tensor([9.0, 0.1])
+    weights = fit_average(values, torch.ones(100, 2, dtype=torch.bool), target)
+    assert weights.tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("rule", ["weighted", "logproduct"])
+def test_a_modality_that_knows_better_than_the_fused_vector_is_heard(rule: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(200) % 4
+    sure = 3.0 * F.one_hot(label, 4) + torch.randn(200, 4, generator=generator)
+    worse = sure + 3.0 * torch.randn(200, 4, generator=generator)
+    decision = Decision(rule, 2)
+    present = torch.ones(200, 2, dtype=torch.bool)
+    decision.fit(torch.stack([sure, worse], dim=1), present, label)
+    assert decision.weights_ZS[1, 0] > 4 * decision.weights_ZS[1, 1]
+
+
+@pytest.mark.parametrize("fit", [fit_weights, fit_exponents])
+def test_copies_of_a_record_are_no_more_evidence(fit: Callable[..., torch.Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(12) % 2
+    probs = torch.softmax(
+        F.one_hot(label, 2)[:, None] + torch.randn(12, 2, 2, generator=generator), 2
+    )
+    present = torch.ones(12, 2, dtype=torch.bool)
+
+    def weights(copies: int) -> torch.Tensor:
+        rows = probs.repeat(copies, 1, 1)
+        labels = label.repeat(copies)
+        right = rows[torch.arange(len(labels)), :, labels]
+        first = (right,) if fit is fit_weights else (rows,)
+        last = () if fit is fit_weights else (labels,)
+        return fit(*first, present.repeat(copies, 1), *last, copies=copies)
+
+    assert torch.allclose(weights(1), weights(5), atol=1e-4)
+    assert float(weights(1)[0]) > 0.05
 
 
 def test_a_logproduct_is_fitted_by_its_exponents() -> None:
@@ -241,7 +309,7 @@ def test_mixture_weights_have_the_highest_likelihood() -> None:
     def likelihood(of: torch.Tensor) -> float:
         here = present.double()
         mixed = (here * right.double() * of).sum(1) / (here * of).sum(1)
-        return float(mixed.log().sum())
+        return float(mixed.log().sum() + PRIOR * (of[-1] / of.sum()).log())
 
     best = likelihood(weights.double())
     for source in range(3):
@@ -251,18 +319,18 @@ def test_mixture_weights_have_the_highest_likelihood() -> None:
             assert likelihood(other / other.sum()) < best
 
 
-def test_a_source_that_is_never_there_keeps_its_share() -> None:
+def test_a_source_that_is_never_there_gets_no_weight() -> None:
     right = torch.tensor([[0.9, 0.5, 0.1]] * 4)
-    present = torch.tensor([[True, True, False]] * 4)
+    present = torch.tensor([[True, False, True]] * 4)
     weights = fit_weights(right, present)
-    assert weights[0] > 0.9 * (weights[0] + weights[1])
-    assert 0.1 < float(weights[2]) < 0.5
+    assert weights[0] > 0.5
+    assert weights[1:].tolist() == [0.0, pytest.approx(1 - float(weights[0]))]
     probs = torch.tensor([[[0.9, 0.1], [0.5, 0.5]]] * 8)
-    powers = fit_exponents(probs, torch.tensor([[True, False]] * 8), torch.zeros(8).long())
-    assert float(powers[1]) == pytest.approx(1.0)
-    numbers = torch.tensor([[1.0, 99.0]] * 4)
-    weights = fit_average(numbers, torch.tensor([[True, False]] * 4), torch.full((4,), 5.0))
-    assert weights.tolist() == pytest.approx([0.5, 0.5])
+    powers = fit_exponents(probs, torch.tensor([[False, True]] * 8), torch.zeros(8).long())
+    assert powers.tolist() == [0.0, pytest.approx(1.0)]
+    numbers = torch.tensor([[99.0, 1.0]] * 4)
+    weights = fit_average(numbers, torch.tensor([[False, True]] * 4), torch.full((4,), 5.0))
+    assert weights.tolist() == [0.0, 1.0]
 
 
 def test_exponents_stay_in_their_range() -> None:
@@ -272,7 +340,7 @@ def test_exponents_stay_in_their_range() -> None:
     powers = fit_exponents(
         torch.stack([weak, loud], dim=1), torch.ones(400, 2, dtype=torch.bool), label
     )
-    assert powers.tolist() == pytest.approx([5.0, 1e-3])
+    assert powers.tolist() == [5.0, 0.0]
 
 
 def test_exponents_have_the_lowest_loss() -> None:
@@ -285,7 +353,8 @@ def test_exponents_have_the_lowest_loss() -> None:
 
     def loss(of: torch.Tensor) -> float:
         pooled = torch.einsum("s,bsc->bc", of, probs.double().log() * present[:, :, None])
-        return float(F.cross_entropy(pooled, label) + 1e-3 * of.log().square().mean())
+        prior = PRIOR / 60 * (of[0] + (of[1] - 1).square() / 2)
+        return float(F.cross_entropy(pooled, label) + prior)
 
     assert 0.01 < float(powers.min()) < float(powers.max()) < 4.9
     for source in range(2):
@@ -298,17 +367,19 @@ def test_exponents_have_the_lowest_loss() -> None:
 def test_average_weights_have_the_least_error() -> None:
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(80, generator=generator)
-    noise = torch.randn(80, 3, generator=generator) * torch.tensor([0.5, 1.0, 2.0])
+    noise = torch.randn(80, 3, generator=generator) * torch.tensor([1.0, 1.5, 0.8])
     values, present = target[:, None] + noise, torch.rand(80, 3, generator=generator) > 0.3
-    present[:, 0] = True
+    present[:, -1] = True
     weights = fit_average(values, present, target).double()
     assert float(weights.sum()) == pytest.approx(1.0)
+    assert float(weights.min()) > 0.05
+    fused_error = float((values[:, -1] - target).square().mean())
 
     def loss(of: torch.Tensor) -> float:
         here = present.double() * of
         mean = (here * values).sum(1) / here.sum(1)
-        logits = of.log() - of.log().mean()  # the penalty is least where they sum to 0
-        return float(F.mse_loss(mean, target.double()) + 1e-3 * logits.square().mean())
+        prior = PRIOR / 80 * (1 - of[-1] / of.sum())
+        return float(F.mse_loss(mean, target.double())) / fused_error + float(prior)
 
     for source in range(3):
         for factor in (0.98, 1.02):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from braid.encoders.config import ModelConfig
 from braid.encoders.model.calibration import fit_temperature, fit_weights
 from braid.encoders.model.decision import RULES, Decision
 from braid.encoders.model.fusion import MeanFusion
@@ -29,6 +32,7 @@ from braid.encoders.training.losses import (
     positives,
     sigmoid_loss,
 )
+from braid.encoders.training.objective import two_subsets
 
 
 def unit(rows: int, dim: int, seed: int) -> Tensor:
@@ -206,8 +210,8 @@ def test_the_temperature_is_found() -> None:
 
 
 def test_weights_of_a_source_that_is_rarely_there() -> None:
-    right = torch.tensor([[0.9, 0.5], [0.1, 0.5], [0.9, 0.5], [0.1, 0.5]])
-    present = torch.tensor([[True, True], [False, True], [True, True], [False, True]])
+    right = torch.tensor([[0.9, 0.5], [0.1, 0.5]] * 10)
+    present = torch.tensor([[True, True], [False, True]] * 10)
     weights = fit_weights(right, present)
     assert weights.sum().item() == pytest.approx(1.0)
     assert weights[0] > weights[1]  # it is the better one wherever it is
@@ -318,7 +322,7 @@ def test_losses_are_in_float32_under_autocast_too(loss: Callable[[], Tensor]) ->
 def test_projected_vectors_have_length_1_under_autocast_too() -> None:
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
-        found_BD = Projector(16, 64)(torch.randn(8, 16))
+        found_BD = Projector(16, ModelConfig(encoders={}, dim=64))(torch.randn(8, 16))
     assert found_BD.dtype == torch.float32
     assert torch.allclose(found_BD.norm(dim=1), torch.ones(8), atol=1e-5)
 
@@ -387,3 +391,18 @@ def test_labels_are_scored_one_by_one_where_they_are_known() -> None:
 def test_a_caption_without_a_word_is_nothing() -> None:
     none = torch.zeros(1, 2, dtype=torch.bool)
     assert caption_loss(torch.ones(1, 2, 4), torch.zeros(1, 2).long(), none).item() == 0.0
+
+
+def test_the_two_sides_of_a_match_differ_wherever_they_can() -> None:
+    rng = np.random.default_rng(0)
+    present_BM = torch.tensor([[bool(bits >> m & 1) for m in range(3)] for bits in range(1, 8)])
+    seen: Counter[tuple[int, ...]] = Counter()
+    for _ in range(1000):
+        sides = two_subsets(present_BM, rng)
+        for side_BM in sides:
+            assert bool(side_BM.any(1).all())
+            assert not bool((side_BM & ~present_BM).any())
+        differ_B = (sides[0] != sides[1]).any(1)
+        assert torch.equal(differ_B, present_BM.sum(1) > 1)
+        seen.update(tuple(row) for row in torch.stack(sides, 1).flatten(1).long().tolist())
+    assert len(seen) == 3 + 7 * 6, "every pair that may be"

@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from braid.encoders import Sample, TrainingError, load, preset, split, train
-from braid.encoders.config import EncoderConfig, TrainConfig, from_dict
+from braid.encoders.config import PRESETS, EncoderConfig, TrainConfig, from_dict
 from braid.encoders.manifest import Manifest
 from braid.encoders.model.checkpoint import make_net
+from braid.encoders.model.decision import known
 from braid.encoders.model.fusion import FUSIONS, IntermediateFusion, Tokens
 from braid.encoders.model.net import Net
 from braid.encoders.training.data import Dataset, gather
-from braid.encoders.training.evaluate import held_out_loss, known
-from braid.encoders.training.metrics import recall
+from braid.encoders.training.evaluate import held_out_loss
+from braid.encoders.training.metrics import ranks, recall
 from braid.encoders.training.objective import Objective
 from braid.encoders.types import Label
 from tests.encoders.material import png, samples
@@ -271,7 +272,7 @@ def test_a_parent_of_another_shape_is_refused(tmp_path: Path, version: Path) -> 
 def test_the_configuration_survives_json() -> None:
     import json
 
-    for name in ("tiny", "demo"):
+    for name in PRESETS:
         config = preset(name)
         assert from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
     with pytest.raises(ValueError, match="no preset"):
@@ -285,14 +286,42 @@ def test_an_unknown_encoder_is_named(tmp_path: Path) -> None:
         run(tmp_path, config=config)
 
 
-def test_recall_counts_the_same_content_as_right_and_ties_as_wrong() -> None:
+def test_recall_counts_the_same_content_as_right_and_ties_both_ways() -> None:
     eye = torch.eye(4)
     assert recall(eye, eye, torch.arange(4))["1"] == 1.0
     swapped = eye[[1, 0, 2, 3]]
     assert recall(eye, swapped, torch.arange(4))["1"] == 0.5
     assert recall(eye, swapped, torch.tensor([0, 0, 1, 2]))["1"] == 1.0
-    same = torch.ones(4, 4)
+    same = torch.ones(4, 4) / 2
     assert recall(same, same, torch.arange(4))["1"] == 0.0
+    assert recall(same, same, torch.arange(4), ties_right=True)["1"] == 1.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_captions_from_other_batches_are_ties(seed: int) -> None:
+    """Their vectors differ by what the padding of a batch rounds."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.nn.functional.normalize(torch.randn(20, 32, generator=generator), dim=1)
+    twice = vectors.repeat(2, 1) + 1e-7 * torch.randn(40, 32, generator=generator)
+    rank_B = ranks(twice, vectors.repeat(2, 1), torch.arange(40))
+    assert rank_B.tolist() == [1] * 40
+    assert (
+        ranks(twice, vectors.repeat(2, 1), torch.arange(40), ties_right=True).tolist() == [0] * 40
+    )
+
+
+@pytest.mark.parametrize("ties_right", [False, True])
+def test_a_vector_that_is_not_finite_is_never_found(ties_right: bool) -> None:
+    query, target, group = torch.eye(4), torch.eye(4), torch.tensor([0, 1, 2, 3])
+    for broken in (math.nan, math.inf, -math.inf):
+        query_BD, target_BD = query.clone(), target.clone()
+        query_BD[1, 0] = broken
+        assert ranks(query_BD, target, group, ties_right=ties_right).tolist() == [0, 3, 0, 0]
+        target_BD[2, 0] = broken
+        found = ranks(query, target_BD, group, ties_right=ties_right).tolist()
+        assert found == [0, 0, 3, 0]
+        alike = torch.tensor([0, 1, 2, 2])  # the other right one is found
+        assert int(ranks(query, target_BD, alike, ties_right=ties_right)[2]) < 3
 
 
 def test_the_split_is_fixed_for_ever() -> None:

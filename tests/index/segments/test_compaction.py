@@ -298,15 +298,15 @@ def test_a_segment_published_while_a_snapshot_sweeps_stays(
         assert (segment.folder / "segment.json").exists()
 
 
-def test_vectors_asked_for_are_held_in_float16_by_the_next_step() -> None:
+def test_vectors_asked_for_are_held_in_int8_by_the_next_step() -> None:
     store = make(4)
     fill(store, 0, 8)
     settle(store, TIERS)
     (segment,) = store.segments()
-    assert segment.vectors["fused"].float16 is not None
-    assert segment.vectors["text"].float16 is None
+    assert segment.vectors["fused"].int8 is not None
+    assert segment.vectors["text"].int8 is None
     store.search(unit("q")[None], k=3, vector="text")
     maintain(store, TIERS)
-    assert segment.vectors["text"].float16 is not None
-    assert segment.vectors["image"].float16 is None
+    assert segment.vectors["text"].int8 is not None
+    assert segment.vectors["image"].int8 is None
     assert np.array_equal(segment.vectors["text"].raw_ND[0], unit("n0", 0, 0, "text"))

@@ -76,17 +76,19 @@ def test_no_hit_is_pruned_among_many_candidates_without_an_error() -> None:
         assert [score for _, _, score in answer.hits] == list(range(59, 49, -1))
 
 
-def test_float16_rounding_that_swaps_two_rows_does_not_swap_the_hits() -> None:
+def test_rounding_to_8_bits_that_swaps_two_rows_does_not_swap_the_hits() -> None:
     """Both rows lose as much as a row can: a is rounded up, b, which is the nearer one, down.
 
-    float16 has steps of 2^-10 between 1 and 2. The float16 score of a is above that of b by more
-    than the largest error of one score, but by less than the errors of both together.
+    Row c, the longest, makes the steps 2^-7. The 8-bit score of a is above that of b by more than
+    the largest error of one score, but by less than the errors of both together.
     """
-    step, bit = 2.0**-10, 2.0**-17
-    a = 1 + step / 2 + bit  # to 1 + step
-    b = 1 + step / 2 - bit  # to 1
-    store = LiveStore(space="s", dim=2, block=2)
-    store.apply([upsert("a", a, a), upsert("b", b, b + step)], positions={}, progress={})
+    step, bit = 2.0**-7, 2.0**-14
+    a = 0.5 + step / 2 + bit  # to 0.5 + step
+    b = 0.5 + step / 2 - bit  # to 0.5
+    c = -127 * step
+    store = LiveStore(space="s", dim=2, block=3)
+    rows = [upsert("a", a, a), upsert("b", b, b + step), upsert("c", c, c)]
+    store.apply(rows, positions={}, progress={})
     assert maintain(store, Policy(seal_blocks=1))
     ((hit,),) = store.search(np.ones((1, 2), np.float32), k=1)
     assert hit.id == "b"

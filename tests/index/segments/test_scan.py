@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from braid.index.filters import Equals, Filter
-from braid.index.segments import ann, float16, scan
+from braid.index.segments import ann, int8, scan
 from braid.index.segments.compaction import Policy, maintain
 from braid.index.segments.live_store import LiveStore
 from braid.index.segments.rescoring import Answer, merge
@@ -39,7 +40,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     for name in ("_score_rows", "_search_float32", "_knn_selected"):
         noted(scan, name, name)
-    noted(float16.Float16Index, "search", "float16")
+    noted(int8.Int8Index, "search", "int8")
     noted(ann.Approximate, "search", "approximate")
     return gone
 
@@ -105,16 +106,17 @@ CASES = [
     # sealed, queries, filter, k, constants, the ways it goes
     (False, 1, None, 10, {}, {"_search_float32"}),
     (False, 20, None, 10, {"CHUNK": 700}, {"_search_float32"}),
-    (True, 1, None, 10, {}, {"float16"}),
-    (True, 3, None, 5000, {}, {"float16"}),
-    (True, 12, None, 10, {}, {"_search_float32"}),
+    (True, 1, None, 10, {}, {"int8"}),
+    (True, 3, None, 5000, {}, {"int8"}),
+    (True, 20, None, 10, {}, {"int8"}),
     (True, 1, ("of", 7), 10, {}, {"_score_rows"}),
     (False, 5, ("of", 7), 100, {}, {"_score_rows"}),
-    (True, 1, ("half", 0), 10, {"FEW_ROWS": 9}, {"float16"}),  # more are fetched
-    (True, 1, ("half", 0), 10, {"FEW_ROWS": 9, "MOST_FETCHED": 20}, {"float16"}),  # selected
-    (True, 1, ("of", 7), 10, {"FEW_ROWS": 9}, {"float16"}),
-    (True, 1, ("half", 0), 1600, {"FEW_ROWS": 9}, {"float16"}),
-    (True, 20, ("half", 0), 10, {"FEW_ROWS": 9}, {"_search_float32"}),  # gathered
+    (True, 1, ("half", 0), 10, {"FEW_ROWS": 9}, {"int8"}),  # more are fetched
+    (True, 1, ("half", 0), 10, {"FEW_ROWS": 9, "MOST_FETCHED": 20}, {"int8"}),  # selected
+    (True, 1, ("of", 7), 10, {"FEW_ROWS": 9}, {"int8"}),
+    (True, 1, ("half", 0), 1600, {"FEW_ROWS": 9}, {"int8"}),
+    (True, 20, ("half", 0), 10, {"FEW_ROWS": 9}, {"int8"}),
+    (True, 20, ("of", 7), 10, {"FEW_ROWS": 9}, {"_search_float32"}),  # gathered
     (False, 1, ("half", 0), 10, {"FEW_ROWS": 9}, {"_search_float32", "_knn_selected"}),
     (
         False,
@@ -181,10 +183,10 @@ def test_a_vector_that_some_rows_have(ways: set[str], sealed: bool, few_rows: in
                 vector="text",
                 filter=Equals("half", 1),
             )
-            maintain(store, Policy())  # a vector that was asked for is held in float16 from now on
+            maintain(store, Policy())  # a vector that was asked for is held in 8 bits from now on
     if sealed and few_rows == 5:
-        assert "float16" in ways
-        assert store.segments()[0].vectors["text"].float16 is not None
+        assert "int8" in ways
+        assert store.segments()[0].vectors["text"].int8 is not None
     assert store.search(query_1D, k=3, vector="audio") == [[]]
 
 
@@ -208,7 +210,7 @@ def test_rows_that_died_are_not_among_the_hits_of_any_way() -> None:
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e-2 * 2**12, 1e4, 1e6])
 def test_rows_of_any_length_are_ranked_exactly(scale: float) -> None:
-    """Rows closer to each other than float16, or float32 sums, can tell."""
+    """Rows closer to each other than 8 bits, or float32 sums, can tell."""
     dim = 96
     rng = np.random.default_rng(5)
     base_D = rows_of(3, 1, dim)[0]
@@ -219,7 +221,7 @@ def test_rows_of_any_length_are_ranked_exactly(scale: float) -> None:
         store = filled(raw_ND, sealed=sealed)
         agree(store, raw_ND, query_1D, 10)
         if sealed and scale == 1.0:
-            assert store.stats()["unproven"] > 0  # float16 could not tell them apart
+            assert store.stats()["unproven"] > 0  # 8 bits could not tell them apart
 
 
 def test_exact_duplicates_come_by_id_and_end() -> None:
@@ -249,25 +251,61 @@ def test_a_query_of_zeros_and_rows_of_zeros() -> None:
         agree(store, raw_ND, raw_ND[60:61], 20)
 
 
+def heterogeneous(seed: int, count: int, dim: int) -> Array:
+    """Rows whose dimensions differ in scale up to 10,000 times; some repeat the first."""
+    rng = np.random.default_rng(seed)
+    raw_ND = rng.standard_normal((count, dim)) * 10.0 ** rng.uniform(-3, 1, dim)
+    raw_ND[:: rng.integers(5, 9)] = raw_ND[0] * (1 + 1e-4 * rng.standard_normal((1, dim)))
+    raw_ND[:, rng.integers(dim)] *= rng.integers(2)  # in some, a dimension of zeros
+    return raw_ND.astype(np.float32)
+
+
 @pytest.mark.parametrize("dim", [3, 24, 384])
 @pytest.mark.parametrize("scale", [1, 1000])
-def test_the_bound_of_float16_holds(dim: int, scale: int) -> None:
-    """No score of `Float16Index` is further from the truth than the search believes."""
-    raw_ND, queries_BD = scale * rows_of(1, 3000, dim), 3 * rows_of(2, 8, dim)
-    half = float16.Float16Index(raw_ND)
-    assert 0 < half.lost < 1e-3 * scale
-    assert half.longest == pytest.approx(scale, rel=1e-5)
-    score_BK, row_BK = half.search(queries_BD, len(raw_ND))
-    request = ScanRequest(queries_BD, np.linalg.norm(queries_BD, axis=1), FUSED, 10)
-    off_B = scan._rounding_error(request, half.longest) + request.norm_B * half.lost
+@pytest.mark.parametrize("rows", [rows_of, heterogeneous])
+def test_the_bound_of_int8_holds(dim: int, scale: int, rows: Callable[..., Array]) -> None:
+    """No score of `Int8Index` is further from the truth than the search believes."""
+    raw_ND, queries_BD = scale * rows(1, 3000, dim), 3 * rows_of(2, 8, dim)
+    longest = np.linalg.norm(raw_ND.astype(np.float64), axis=1).max()
+    index = int8.Int8Index(raw_ND)
+    assert 0 < index.lost < 0.02 * longest
+    assert longest <= index.longest < 1.02 * longest
+    assert index.nbytes == raw_ND.size
+    score_BK, row_BK = index.search(queries_BD, len(raw_ND))
+    norm_B = np.linalg.norm(queries_BD, axis=1)
     true_BN = queries_BD.astype(np.float64) @ raw_ND.astype(np.float64).T
     off_BK = np.abs(np.take_along_axis(true_BN, row_BK, 1) - score_BK)
-    assert (off_BK <= off_B[:, None]).all()
-    assert off_BK.max() > 0.02 * off_B.max()  # and it is not all too careful
-    float_BN = queries_BD @ raw_ND.T
-    assert (
-        np.abs(float_BN - true_BN) <= scan._rounding_error(request, half.longest)[:, None]
-    ).all()
+    assert (off_BK <= index.lost * norm_B[:, None]).all()
+    assert off_BK.max() > 0.02 * index.lost * norm_B.max()  # and it is not all too careful
+    request = ScanRequest(queries_BD, norm_B, FUSED, 10)
+    rounding_B = scan._rounding_error(request, index.longest)
+    assert (np.abs(queries_BD @ raw_ND.T - true_BN) <= rounding_B[:, None]).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-44, 1e-39, 1e-30, 1e18])
+def test_rows_of_extreme_values_are_held_within_the_bound(value: float) -> None:
+    raw_ND = np.float32(value) * np.arange(-3, 3, dtype=np.float32).reshape(3, 2)
+    index = int8.Int8Index(raw_ND)
+    score_BK, row_BK = index.search(np.ones((1, 2), np.float32), 3)
+    off_K = np.abs(score_BK[0] - raw_ND.astype(np.float64).sum(1)[row_BK[0]])
+    assert np.isfinite(index.lost)
+    assert (off_K <= index.lost * 2**0.5).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_spaces_of_any_shape_are_searched_exactly(seed: int) -> None:
+    dim = (1, 5, 16, 48, 100, 256)[seed]
+    raw_ND = heterogeneous(seed, 1200, dim)
+    queries_BD = heterogeneous(100 + seed, 16, dim)
+    store = filled(raw_ND, sealed=True)
+    true_BN = queries_BD.astype(np.float64) @ raw_ND.astype(np.float64).T
+    for size in (1, 16):
+        for filter, rows in ((None, np.arange(1200)), (Equals("half", 1), np.arange(1, 1200, 2))):
+            with tuned(FEW_ROWS=9):
+                answers = store.search(queries_BD[:size], k=10, filter=filter)
+            for score_N, hits in zip(true_BN[:, rows], answers, strict=False):
+                best_K = np.sort(score_N)[::-1][:10]  # of equal rows, any may be hits
+                np.testing.assert_allclose([hit.score for hit in hits], best_K, rtol=1e-12)
 
 
 @pytest.mark.parametrize("sealed", [False, True])

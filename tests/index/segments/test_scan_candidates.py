@@ -13,7 +13,7 @@ import pytest
 from braid.index.filters import Equals
 from braid.index.segments import scan
 from braid.index.segments.compaction import Policy, maintain
-from braid.index.segments.float16 import Float16Index
+from braid.index.segments.int8 import Int8Index
 from braid.index.segments.live_store import LiveStore
 from braid.index.segments.scan import ScanRequest, eligible_rows
 from braid.index.segments.sealed import Segment
@@ -105,7 +105,7 @@ def test_rows_without_the_vector_are_no_hits_and_each_row_is_one(
             for filter, rows in ((None, range(0, ROWS, 3)), (Equals("half", 0), range(0, ROWS, 6))):
                 for hits in store.search(QUERIES, k=ROWS, vector="text", filter=filter):
                     assert sorted(hit.id for hit in hits) == [f"r{n:02d}" for n in rows]
-            maintain(store, Policy())  # holds the vector in float16 from now on
+            maintain(store, Policy())  # holds the vector in 8 bits from now on
 
 
 # ---- bounds and masks
@@ -264,36 +264,38 @@ def test_an_approximate_index_answers_for_most_rows_unless_it_found_too_few() ->
     assert not by_stub([[0, 5, 2, -1], [7, 0, -1, -1]], ROWS)
 
 
-def test_a_segment_without_float16_requests_it() -> None:
+def test_a_segment_without_int8_requests_it() -> None:
     (part,) = stored().view.parts.values()
     assert isinstance(part.rows, Segment)
-    part.rows.float16_requests.clear()
-    of_part = replace(part.rows.vectors[FUSED], float16=None)
+    part.rows.int8_requests.clear()
+    of_part = replace(part.rows.vectors[FUSED], int8=None)
     found = scan._search_segment(part.rows, of_part, request(3), None, ROWS)
-    assert part.rows.float16_requests == {FUSED}
+    assert part.rows.int8_requests == {FUSED}
     rounding_B = scan._rounding_error(request(3), part.rows.longest(FUSED))
     assert found.off_B.tolist() == rounding_B.tolist()
 
 
-def test_float16_is_used_unless_it_may_not_be_and_widens_the_error() -> None:
+def test_int8_is_used_unless_it_may_not_be_and_widens_the_error() -> None:
     (part,) = stored().view.parts.values()
     assert isinstance(part.rows, Segment)
     of_part = part.rows.vectors[FUSED]
-    assert of_part.float16 is not None
+    assert of_part.int8 is not None
     rounding_B = scan._rounding_error(request(3), part.rows.longest(FUSED))
     plain = scan._search_segment(part.rows, of_part, request(3), None, ROWS)
-    lost_B = request(3).norm_B * np.float32(of_part.float16.lost)
+    lost_B = request(3).norm_B * np.float32(of_part.int8.lost)
     assert plain.off_B.tolist() == (rounding_B + lost_B).tolist()
     careful = scan._search_segment(part.rows, of_part, request(3, careful=True), None, ROWS)
     assert careful.off_B.tolist() == rounding_B.tolist()
     with tuned(MANY_QUERIES=3):
-        many = scan._search_segment(part.rows, of_part, request(3), None, ROWS)
+        few = np.arange(ROWS) % 5 == 0
+        many = scan._search_segment(part.rows, of_part, request(3), few, ROWS // 5)
     assert many.off_B.tolist() == rounding_B.tolist()
 
 
 @pytest.mark.parametrize(
     ("every", "k", "limits", "fetched", "selects"),
     [
+        (1, 3, {"INT8_FACTOR": 4}, 12, False),
         (1, 3, {}, 3, False),  # no mask
         (2, 3, {}, 24, False),  # 1.3 * 3 * 40 / 20, and 16 more
         (2, 30, {}, ROWS, False),
@@ -302,7 +304,7 @@ def test_float16_is_used_unless_it_may_not_be_and_widens_the_error() -> None:
         (5, 8, {}, 8, True),
     ],
 )
-def test_float16_fetches_more_hits_or_selects_rows(
+def test_int8_fetches_more_hits_or_selects_rows(
     monkeypatch: pytest.MonkeyPatch,
     every: int,
     k: int,
@@ -311,16 +313,16 @@ def test_float16_fetches_more_hits_or_selects_rows(
     selects: bool,
 ) -> None:
     asked: list[tuple[int, bool]] = []
-    search = Float16Index.search
+    search = Int8Index.search
 
-    def noted(index: Float16Index, queries_BD: Array, k: int, mask: Any = None) -> Any:
+    def noted(index: Int8Index, queries_BD: Array, k: int, mask: Any = None) -> Any:
         asked.append((k, mask is not None))
         return search(index, queries_BD, k, mask)
 
-    monkeypatch.setattr(Float16Index, "search", noted)
+    monkeypatch.setattr(Int8Index, "search", noted)
     (part,) = stored().view.parts.values()
     mask = None if every == 1 else np.arange(ROWS) % every == 0
-    with tuned(FEW_ROWS=0, **limits):
+    with tuned(**{"FEW_ROWS": 0, "INT8_FACTOR": 1, **limits}):
         found = scan.scan(part, request(k), mask, ROWS // every)
     assert asked == [(fetched, selects)]
     for b, query_D in enumerate(QUERIES):

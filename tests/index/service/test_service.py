@@ -15,8 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from braid.index.client import Client
 from braid.index.errors import BadQuery, ServiceError
+from braid.index.payloads import Payload, Payloads
 from braid.index.service.app import QueryInput
-from tests.index.conftest import IDS, Node
+from tests.index.conftest import IDS, Node, serving
 from tests.index.oracle import DIM, SPACE, unit, upsert
 from tests.index.service.test_bad_queries import problem
 
@@ -132,6 +133,20 @@ def test_a_record_as_the_index_holds_it(node: Node, client: Client) -> None:
     assert record["meta"] == row.meta
     assert set(record["vectors"]) == {"fused", "text", "image"}
     np.testing.assert_array_equal(np.float32(record["vectors"]["text"]), row.by["text"])
+
+
+@pytest.mark.redis
+def test_no_answer_holds_a_path_of_the_producers_machine(node: Node, valkey: str) -> None:
+    payloads = Payloads(valkey)
+    uri = {"image": "FILE:///tmp/r4.png", "audio": "https://a.example/r4.wav"}
+    payloads.put_many({"r4": Payload(text="four", uri=uri)})
+    with serving(node, payloads=payloads) as (url, _), Client(url) as client:
+        hit = client.search(id="r4", k=1)["hits"][0]
+        record = client.get("r4")
+        live = httpx.get(f"{url}/v1/shown", params={"id": "r4"}).json()
+    for answer in (hit, record, live):
+        assert answer["text"] == "four"
+        assert answer["uri"] == {"audio": "https://a.example/r4.wav"}
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ def test_the_doctor_shows_no_password(tmp_path: Path) -> None:
     env = {"REDIS_URL": f"redis://user:{SECRET}@{nowhere}/0", "KAFKA_BOOTSTRAP": nowhere}
     ended = run("doctor", "--json", home=tmp_path, **env)
     assert ended.returncode == 1
-    assert json.loads(ended.stdout)["redis"]["says"] == f"redis://***@{nowhere}/0 does not answer"
+    says = json.loads(ended.stdout)["redis"]["says"]
+    assert says.startswith(f"redis://***@{nowhere}/0 does not answer: Error 111 connecting")
     assert SECRET not in ended.stdout + ended.stderr
 
 

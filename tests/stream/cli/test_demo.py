@@ -44,8 +44,8 @@ def test_the_main_job(
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / "home"
     assert run_demo(load(home=home), data=pictures, preset="tiny") == 0
-    said = capfd.readouterr()
-    figures = json.loads(said.out.splitlines()[-1])
+    captured = capfd.readouterr()
+    figures = json.loads(captured.out.splitlines()[-1])
     count = PER_CATEGORY * len(COLOURS)
     assert figures["records_in"] == count
     assert figures["vectors_indexed"] == count
@@ -60,10 +60,19 @@ def test_the_main_job(
     for way in ("text->image", "image->text"):
         at_1, at_5, at_10 = (figures["recall"][way][depth] for depth in ("1", "5", "10"))
         assert 0 <= at_1 <= at_5 <= at_10 <= 1
-    assert "three best hits" in said.out
+    assert "three best hits" in captured.out
     assert list(home.iterdir()) == []  # after success nothing is left
     unseen = [item for item in folder(pictures) if held_out(item.id)]
-    assert f"{count - len(unseen)} labelled records, {len(unseen)} held out" in said.err
+    assert f"{count - len(unseen)} labelled records, {len(unseen)} held out" in captured.err
+
+
+def test_a_folder_is_named_as_it_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk" / "here").mkdir(parents=True)
+    (tmp_path / "disk" / "here" / "a.txt").write_text("a")
+    (tmp_path / "pictures").symlink_to(tmp_path / "disk")
+    monkeypatch.chdir(tmp_path / "disk" / "here")
+    names = {word: choose(Path(word)).name for word in (".", "..", "../../pictures")}
+    assert names == {".": "here", "..": "disk", "../../pictures": "pictures"}
 
 
 def test_without_the_stamps_the_digits_stand_in(
@@ -75,6 +84,6 @@ def test_without_the_stamps_the_digits_stand_in(
     monkeypatch.setattr("braid.stream.cli.demo.stamps", nothing)
     dataset = choose(None)
     assert (dataset.name, dataset.captions_name_label, len(dataset.items)) == ("digits", True, 1797)
-    said = capsys.readouterr().err
-    assert "apt-get is not on this machine" in said
-    assert "no recall and no text accuracy" in said
+    errors = capsys.readouterr().err
+    assert "apt-get is not on this machine" in errors
+    assert "no recall and no text accuracy" in errors

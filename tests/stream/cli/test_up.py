@@ -79,8 +79,9 @@ class Up:
             "valkey": "valkey",
             " embed ": "embed",
             " index ": "index",
+            " ingest ": "ingest",
         }
-        found: dict[str, int] = {}
+        pid_of: dict[str, int] = {}
         for folder in Path("/proc").iterdir():
             if not folder.name.isdigit():
                 continue
@@ -90,8 +91,8 @@ class Up:
             except OSError:  # it has ended
                 continue
             if parent == self.child.pid:
-                found |= {kind: int(folder.name) for word, kind in kinds.items() if word in words}
-        return found
+                pid_of |= {kind: int(folder.name) for word, kind in kinds.items() if word in words}
+        return pid_of
 
     def produce(self, first: int, last: int) -> None:
         """Records named by their numbers, all acknowledged."""
@@ -159,12 +160,13 @@ def test_a_kill_of_everything_loses_nothing_and_repeats_nothing(up: Up) -> None:
 
 
 def test_what_ends_is_started_again_and_a_stop_keeps_everything(up: Up) -> None:
+    up.child._env["BRAID_SOURCES"] = '[{"topic": "shop", "map": {"id": "id", "text": "text"}}]'
     up.start()
     address = up.settings.kafka.bootstrap
-    assert set(up.pids()) == {"kafka", "valkey", "embed", "index"}
+    assert set(up.pids()) == {"kafka", "valkey", "embed", "index", "ingest"}
     up.produce(0, 50)
     up.wait_for_records(50)
-    for number, name in enumerate(("valkey", "embed", "index", "kafka"), start=1):
+    for number, name in enumerate(("valkey", "embed", "index", "ingest", "kafka"), start=1):
         pid = up.pids()[name]
         os.kill(pid, signal.SIGKILL)
         wait_for(f"{name} is back", lambda n=name, p=pid: up.pids().get(n, p) != p, timeout=60)  # type: ignore[misc]
@@ -173,7 +175,7 @@ def test_what_ends_is_started_again_and_a_stop_keeps_everything(up: Up) -> None:
         up.produce(50 * number, 50 * (number + 1))
         up.wait_for_records(50 * (number + 1))
     assert up.child.running
-    for name in ("valkey", "braid embed", "braid index", "kafka"):
+    for name in ("valkey", "braid embed", "braid index", "braid ingest", "kafka"):
         assert re.search(rf"^{name} ended \(SIGKILL\); it is started again in 1 s", up.output, re.M)
         assert re.search(rf"^{name} is started again \(pid \d+\)", up.output, re.M)
 
@@ -185,9 +187,9 @@ def test_what_ends_is_started_again_and_a_stop_keeps_everything(up: Up) -> None:
     assert [pid for pid in last.values() if Path(f"/proc/{pid}").exists()] == []
     up.start()
     assert up.settings.kafka.bootstrap == address
-    up.wait_for_records(250)
-    wait_for("all are predicted", lambda: len(up.predictions()) == 250, timeout=READY_S)
-    assert up.predictions() == Counter(f"r{number}" for number in range(250))
+    up.wait_for_records(300)
+    wait_for("all are predicted", lambda: len(up.predictions()) == 300, timeout=READY_S)
+    assert up.predictions() == Counter(f"r{number}" for number in range(300))
 
 
 def test_a_second_one_on_the_same_home_is_refused(up: Up, tmp_path: Path) -> None:

@@ -19,12 +19,11 @@ from braid.encoders.manifest import sha256_of
 from braid.stream.cli.main import app
 from braid.stream.errors import RegistryError
 from braid.stream.registry.generations import GenerationRecord, GenerationRecords
-from braid.stream.registry.versions import Registry
-from braid.stream.trainer.job import prove
+from braid.stream.registry.versions import TOO_LITTLE, Registry, status_line
 from braid.stream.trainer.runs import Runs
 from tests.stream.trainers import run, state
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +69,7 @@ def gives_nan(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_story_tells_where_a_version_came_from_and_how_it_was_judged(home: Path) -> None:
-    said = braid(home, "models", "show", "2")
+    story = braid(home, "models", "show", "2")
     run_id = Runs(home / "training").resolve("braid-0002").id
     for part in (
         "braid-0002, version 2, made 20",
@@ -89,8 +88,8 @@ def test_the_story_tells_where_a_version_came_from_and_how_it_was_judged(home: P
         "colour, by what is present: ",
         "recall text->image: @1 ",
     ):
-        assert part in said, said
-    page = Path(said.rpartition("plots: ")[2].strip())
+        assert part in story, story
+    page = Path(story.rpartition("plots: ")[2].strip())
     assert page == home / "models" / "versions" / "braid-0002.html"
     plots = page.read_text()
     assert plots.count("<svg") >= 5
@@ -101,7 +100,7 @@ def test_the_story_tells_where_a_version_came_from_and_how_it_was_judged(home: P
     assert told["verdict"]["champion"] == told["parent"] == "braid-0001"
     assert told["choices"] == [], "its vectors are the champion's: nothing was tried"
     judged = braid(home, "models", "show", "4", "--json")
-    assert [its["way"] for its in judged["choices"]] == ["same space", "new space"]
+    assert [choice["way"] for choice in judged["choices"]] == ["same space", "new space"]
     assert judged["choices"][0]["ratio"] == judged["compatibility"]["tried"][0]["ratio"]
     assert judged["choices"][0]["accuracy_gain"] is not None
     assert state(home)["versions"] == [f"braid-{n:04d}" for n in (1, 2, 3, 4)], "a page is none"
@@ -136,7 +135,7 @@ def test_the_story_has_what_each_choice_of_a_space_costs(home: Path) -> None:
             "adapter": {"kind": "procrustes", "maps": "the new model's vectors"},
         },
     )
-    said = [" ".join(line.split()) for line in braid(home, "models", "show", "3").splitlines()]
+    lines = [" ".join(line.split()) for line in braid(home, "models", "show", "3").splitlines()]
     for line in (
         "way R share of old recall recall cost accuracy gain re-embedded",
         "same space 0.5000 0.6000 0.7500 0.1250 0.0625 none failed: ratio, share",
@@ -145,9 +144,9 @@ def test_the_story_has_what_each_choice_of_a_space_costs(home: Path) -> None:
         "adapter, procrustes, stored vectors 0.5000 0.6000 0.7500 0.1250 0.0625 none passed",
         "new space - - 0.8750 0.0000 0.0625 every record passed",
     ):
-        assert line in said, said
+        assert line in lines, lines
     told = braid(home, "models", "show", "3", "--json")["choices"]
-    assert [its["verdict"] for its in told] == [
+    assert [choice["verdict"] for choice in told] == [
         "failed: ratio, share",
         "chosen",
         "passed",
@@ -157,27 +156,99 @@ def test_the_story_has_what_each_choice_of_a_space_costs(home: Path) -> None:
 
 
 def test_what_differs_between_two_versions(home: Path) -> None:
-    found = braid(home, "models", "diff", "2", "4", "--json")
-    assert not found["same_space"]
-    assert found["metrics"]["seed"] == [1, 3]
-    assert found["facts"]["parent"] == ["braid-0001", None]
-    assert found["config"] == {}
-    assert any(path.startswith("colour.subsets.text.") for path in found["calibration"])
-    said = braid(home, "models", "diff", "2", "3")
-    assert "braid-0002 and braid-0003: the same space" in said
-    assert "seed  " in said
-    assert "+1" in said
+    differences = braid(home, "models", "diff", "2", "4", "--json")
+    assert not differences["same_space"]
+    assert differences["metrics"]["seed"] == [1, 3]
+    assert differences["facts"]["parent"] == ["braid-0001", None]
+    assert differences["config"] == {}
+    assert any(path.startswith("colour.subsets.text.") for path in differences["calibration"])
+    printed = braid(home, "models", "diff", "2", "3")
+    assert "braid-0002 and braid-0003: the same space" in printed
+    assert "seed  " in printed
+    assert "+1" in printed
+
+
+def test_a_difference_is_short_unless_all_is_asked_for(home: Path) -> None:
+    short = braid(home, "models", "diff", "2", "4").splitlines()
+    every = braid(home, "models", "diff", "2", "4", "--all").splitlines()
+    assert len(short) + 10 < len(every)
+    assert any(line.strip().startswith("and ") and "--all" in line for line in short)
+    assert not any("losses" in line for line in short)
+    assert any("losses" in line for line in every)
+
+
+def test_a_difference_shows_nan_and_what_one_version_lacks(home: Path) -> None:
+    same = {f"m{n:02d}": 0.5 for n in range(30)}
+    for name, metrics in (
+        ("braid-0001", {"both": math.nan, "lost": 0.25, "broken": 0.5, "list": [math.nan]}),
+        ("braid-0003", {"both": math.nan, "broken": math.nan, "new": 0.75, "list": [math.nan]}),
+    ):
+        shift = 0.4 * (name == "braid-0003")
+        moved = {key: value + shift for key, value in same.items()}
+        altered(home / "models" / "versions" / name, metrics={**moved, **metrics})
+    printed = braid(home, "models", "diff", "1", "3").partition("\nmetrics\n")[2]
+    shown = [" ".join(line.split()) for line in printed.partition("\n\n")[0].splitlines()]
+    for line in ("broken 0.5000 nan +nan", "lost 0.2500 -", "new - 0.7500"):
+        assert line in shown, shown
+    assert not any(line.startswith(("both", "list")) for line in shown)
+    changes = braid(home, "models", "diff", "1", "3", "--json")
+    assert changes["metrics"]["broken"] == [0.5, None]
+
+
+def test_the_generation_that_is_built_is_named(home: Path) -> None:
+    registry = Registry(home / "models")
+    space = registry.manifest("braid-0004").space
+    entry = GenerationRecord(generation="g0003", model="braid-0004", space=space, state="building")
+    GenerationRecords(registry.log).put(entry)
+    listed = CliRunner().invoke(app, ["--home", str(home), "models", "list"])
+    assert listed.exit_code == 0
+    assert "building: serves when g0003 is built" in listed.stdout
+    assert listed.stdout.count("braid-000") == 4
+    assert len(braid(home, "models", "list", "--json")) == 4
+    rows = braid(home, "models", "generations", "--json")
+    assert [row["generation"] for row in rows] == ["g0003"]
+
+
+def test_the_list_and_retrain_use_the_same_words(home: Path) -> None:
+    verdicts = {
+        "braid-0001": {},
+        "braid-0002": {"passed": False, "decision": "failed", "reason": "failed: recall"},
+        "braid-0003": {"passed": False, "decision": TOO_LITTLE, "reason": "8 records"},
+        "braid-0004": {"passed": False, "decision": "failed", "reason": "failed: accuracy"},
+    }
+    for name, verdict in verdicts.items():
+        altered(home / "models" / "versions" / name, verdict=verdict)
+    rows = {row["name"]: row for row in braid(home, "models", "list", "--json")}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "braid-0001": "candidate",
+        "braid-0002": "champion",  # a person insisted
+        "braid-0003": "not enough evidence",
+        "braid-0004": "refused",
+    }
+    listed = braid(home, "models", "list")
+    for words in (
+        "candidate, waits: braid models promote 1\n",
+        "champion\n",
+        "not enough evidence: 8 records; "
+        "braid models canary 3, or braid models promote 3 --force\n",
+        "refused: failed: accuracy\n",
+    ):
+        assert words in listed
+    registry = Registry(home / "models")
+    for name, row in rows.items():
+        manifest, serves = registry.manifest(name), name == "braid-0002"
+        assert row["line"] == status_line(manifest, serves=serves)  # what `retrain` prints
 
 
 def test_what_gc_keeps_and_what_it_removes(home: Path) -> None:
-    found = braid(home, "models", "gc", "--keep", "0", "--dry-run", "--json")
-    assert found["versions"] == ["braid-0003", "braid-0004"]
-    assert found["kept"] == {"braid-0001": "champion number 1", "braid-0002": "the champion"}
-    assert [Runs(home / "training").read(id_).name for id_ in found["windows"]] == [
+    collected = braid(home, "models", "gc", "--keep", "0", "--dry-run", "--json")
+    assert collected["versions"] == ["braid-0003", "braid-0004"]
+    assert collected["kept"] == {"braid-0001": "champion number 1", "braid-0002": "the champion"}
+    assert [Runs(home / "training").read(id_).name for id_ in collected["windows"]] == [
         "braid-0003",
         "braid-0004",
     ]
-    assert found["bytes"] > 100_000
+    assert collected["bytes"] > 100_000
     assert len(state(home)["versions"]) == 4, "a dry run removes nothing"
     assert braid(home, "models", "gc", "--keep", "1", "--json")["versions"] == ["braid-0003"]
     assert braid(home, "models", "gc", "--keep", "0", "--json")["versions"] == ["braid-0004"]
@@ -188,14 +259,15 @@ def test_what_gc_keeps_and_what_it_removes(home: Path) -> None:
 
 
 def test_gc_keeps_the_last_champion_of_a_generation_until_that_is_dropped(home: Path) -> None:
-    registry, generation_records = Registry(home / "models"), GenerationRecords(home / "models")
+    registry = Registry(home / "models")
+    generation_records = GenerationRecords(registry.log)
     registry.promote("braid-0004", generation="g0002")
     registry.promote("braid-0002", generation="g0003")
     registry.promote("braid-0003", generation="g0003")
     asked = ("models", "gc", "--keep", "0", "--champions", "2", "--dry-run", "--json")
-    found = braid(home, *asked)
-    assert found["versions"] == ["braid-0001"]
-    assert found["kept"]["braid-0004"] == "the last champion of generation g0002"
+    collected = braid(home, *asked)
+    assert collected["versions"] == ["braid-0001"]
+    assert collected["kept"]["braid-0004"] == "the last champion of generation g0002"
     other = registry.manifest("braid-0004").space
     for state_, gone in (("grace", ["braid-0001"]), ("dropped", ["braid-0001", "braid-0004"])):
         generation_records.put(
@@ -212,9 +284,9 @@ def test_gc_keeps_what_an_unfinished_run_needs_and_a_repeat_uses(home: Path) -> 
 
     with pytest.raises(KeyboardInterrupt):
         run(home, die, heads_only=True, seed=2, window="braid-0003")
-    found = braid(home, "models", "gc", "--keep", "0", "--json")
+    collected = braid(home, "models", "gc", "--keep", "0", "--json")
     used = Runs(home / "training").resolve("braid-0005").window_of
-    assert used not in found["windows"]
+    assert used not in collected["windows"]
     assert run(home, heads_only=True, seed=2, window="braid-0003").resumed
 
 
@@ -264,7 +336,7 @@ def test_a_version_that_gives_nan_is_refused(home: Path) -> None:
     folder = home / "models" / "versions" / "braid-0003"
     gives_nan(folder)
     with pytest.raises(CheckpointError, match="not finite"):
-        prove(folder, "cpu")
+        load(folder, device="cpu").check()
     with pytest.raises(RegistryError, match=r"braid-0003 cannot serve: .* not finite"):
         braid(home, "models", "promote", "3", "--force")
     assert state_champion(home) == "braid-0002"

@@ -94,6 +94,25 @@ def test_a_folder_gives_one_record_a_stem(tmp_path: Path) -> None:
     assert all(id_.startswith("001~") and len(id_) == 12 for id_ in items)
 
 
+def test_whole_paths_are_ids_that_no_other_file_changes(tmp_path: Path) -> None:
+    for name in ("a.b.png", "a.c.png", "cats/001.png", "cats/v1.2/tom.txt", "x/y/z.txt"):
+        write(tmp_path / name)
+    ids = {"a.b", "a.c", "cats/001", "cats/v1.2/tom", "x/y/z"}
+    assert {item.id for item in folder(tmp_path, whole=True)} == ids
+    for name in ("dogs/001.png", "x/x/y/z.txt", "w/x/y/z.txt"):
+        write(tmp_path / name)
+    added = {"dogs/001", "x/x/y/z", "w/x/y/z"}
+    items = folder(tmp_path, whole=True)
+    assert sorted(item.id for item in items) == sorted(ids | added)
+    assert {item.category for item in items} == {None, "cats", "dogs", "x", "w"}
+
+
+def test_dotted_stems_are_kept_below_the_category(tmp_path: Path) -> None:
+    write(tmp_path / "cats" / "a.b.png")
+    write(tmp_path / "cats" / "a.c.png")
+    assert {item.id for item in folder(tmp_path)} == {"a.b", "a.c"}
+
+
 def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a" / "notes.md")
     with pytest.raises(DatasetError, match="holds no"):

@@ -46,18 +46,18 @@ def test_list_counts_by_stage_and_kind_and_filters(topics: Topics) -> None:
     def keys(*line: str) -> list[str]:
         return [row["key"] for row in told(*line)["last"]]
 
-    found = told()
-    assert (found["total"], found["replayed"]) == (5, 0)
-    assert {(row["stage"], row["kind"]): row["count"] for row in found["by"]} == {
+    summary = told()
+    assert (summary["total"], summary["replayed"]) == (5, 0)
+    assert {(row["stage"], row["kind"]): row["count"] for row in summary["by"]} == {
         ("encode", "RuntimeError"): 2,
         ("decode", "BadRecord"): 1,
         ("join", "BadRecord"): 1,
         ("", ""): 1,
     }
     assert keys()[0] == "odd"
-    assert found["last"][2] == {
+    assert summary["last"][2] == {
         "id": "0:2",
-        "at_ms": found["last"][2]["at_ms"],
+        "at_ms": summary["last"][2]["at_ms"],
         "key": "c",
         "bytes": 1,
         "cut": False,
@@ -81,11 +81,11 @@ def test_list_counts_by_stage_and_kind_and_filters(topics: Topics) -> None:
     assert keys("--from", "records:1") == []
     assert keys("--since", "1h", "--stage", "decode") == ["a"]
     assert keys("--until", "1h") == keys("--since", "2999-01-01") == []
-    said = topics.braid("list", "--stage", "join")
-    assert said.startswith(
+    listing = topics.braid("list", "--stage", "join")
+    assert listing.startswith(
         "1 dead letters, 0 of them sent again\n        1  join  BadRecord\n0:3  "
     )
-    assert said.endswith("-parts[0]@0 d  join BadRecord: expects: is no list\n")
+    assert listing.endswith("-parts[0]@0 d  join BadRecord: expects: is no list\n")
 
 
 @kafka
@@ -99,9 +99,9 @@ def test_show_decodes_what_it_can_and_writes_the_whole_value(
     assert told["value"]["text"] == "x" * 200 + "... (5000 characters)"
     assert told["value"]["image"]["data"].startswith("4000 bytes: 89 50 4e 47 ")
     assert (told["stage"], told["reason"], told["offset"]) == ("decode", "is too odd", 0)
-    said = topics.braid("show", second)
-    assert "is not msgpack (3000 bytes)" in said
-    assert len(said) < 3000
+    letter = topics.braid("show", second)
+    assert "is not msgpack (3000 bytes)" in letter
+    assert len(letter) < 3000
     with pytest.raises(ConfigError, match=r"0:7: .*dead-letters holds no such letter"):
         topics.braid("show", "0:7")
     with pytest.raises(ConfigError, match="expected PARTITION:OFFSET"):
@@ -115,8 +115,8 @@ def test_purge_deletes_what_lies_before(topics: Topics) -> None:
         topics.bury(key)
     topics.put("dead-letters", b"e", b"", partition=1)
     assert topics.braid("purge", "--before", "1h", "--yes") == "nothing to delete\n"
-    said = topics.braid("purge", "--before", "0:2", "--yes")
-    assert said == "partition 0: deleted what lay before offset 2\n"
+    printed = topics.braid("purge", "--before", "0:2", "--yes")
+    assert printed == "partition 0: deleted what lay before offset 2\n"
     assert sorted(key or b"" for key, _ in topics.texts("dead-letters")) == [b"c", b"d", b"e"]
     asked = CliRunner().invoke(
         app,
@@ -140,16 +140,16 @@ def test_the_last_hour_is_counted_at_a_bounded_cost(
     for key in "abc":
         topics.bury(key)
     topics.bury("d", error=ENCODE)
-    found = recent(topics.settings, last=1)
-    assert (found["total"], found["complete"], found["by"][0]["count"]) == (4, True, 3)
-    said = CliRunner().invoke(app, ["status"], env=topics.settings.environment()).output
+    counts = recent(topics.settings, last=1)
+    assert (counts["total"], counts["complete"], counts["by"][0]["count"]) == (4, True, 3)
+    printed = CliRunner().invoke(app, ["status"], env=topics.settings.environment()).output
     kinds = "decode BadRecord 3, encode RuntimeError 1 (braid dead-letters list)\n"
-    assert f"dead letters 4 in the last hour: {kinds}" in said
-    assert [row["key"] for row in found["last"]] == ["d"]
+    assert f"dead letters 4 in the last hour: {kinds}" in printed
+    assert [row["key"] for row in counts["last"]] == ["d"]
     assert recent(topics.settings, wall=time.time() + 7200)["total"] == 0
     monkeypatch.setattr("braid.stream.dead_letters.letters.RECENT_LETTERS", 2)
-    found = recent(topics.settings)
-    assert (found["total"], found["complete"]) == (2, False)
+    counts = recent(topics.settings)
+    assert (counts["total"], counts["complete"]) == (2, False)
     monkeypatch.setattr("braid.stream.dead_letters.letters.RECENT_LETTERS", 2000)
     monkeypatch.setattr("braid.stream.dead_letters.letters.RECENT_BYTES", 1)
     assert recent(topics.settings)["complete"] is False

@@ -58,11 +58,11 @@ def test_a_node_whose_generation_is_gone_says_so_until_the_next_is_read(
                 assert answer.json() == {"error": {"field": "generation", "reason": why}}
                 assert answer.headers["retry-after"] == "1"
             for name, status in (("g0002", 200), ("g0001", 404)):
-                found = await client.post("/v1/search", json={"text": "a", "generation": name})
-                assert found.status_code == status
+                response = await client.post("/v1/search", json={"text": "a", "generation": name})
+                assert response.status_code == status
             node._manager.generations.flip("g0002")
-            found = await client.post("/v1/search", json={"text": "a"})
-            assert found.json()["generation"] == "g0002"
+            response = await client.post("/v1/search", json={"text": "a"})
+            assert response.json()["generation"] == "g0002"
             assert (await client.get("/readyz")).json()["reason"].startswith("still reading")
 
     asyncio.run(ask())
@@ -72,8 +72,8 @@ def test_what_is_left_of_a_dropped_generation_is_removed(
     three_versions: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only of those that the registry says are dropped, and not before another one serves here."""
-    settings = Settings(home=three_versions.root.parent)
-    registry, generation_records = three_versions, GenerationRecords(three_versions.root)
+    settings = Settings(home=three_versions.root.parent, kafka={"broker_timeout_s": 1.0})
+    registry, generation_records = three_versions, GenerationRecords(three_versions.log)
     registry.promote("tiny-0003", generation="g0004", why="built")
     gone = GenerationRecord(generation="g0001", model="tiny-0001", space="s", state="dropped")
     for entry in (

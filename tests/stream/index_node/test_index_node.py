@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,7 +28,7 @@ from braid.stream.kafka.admin import Admin
 from braid.stream.kafka.producer import Producer
 from braid.stream.kafka.schemas import Vector, encode_vector
 from braid.stream.kafka.topics import ensure
-from braid.stream.local.child import port_answers
+from braid.stream.local.child import Child, free_port, port_answers
 from braid.stream.registry.announcements import announce
 from braid.stream.registry.promotion import promote
 from braid.stream.registry.versions import Registry
@@ -43,25 +45,54 @@ async def send(deployment: Deployment, **record: Any) -> tuple[int, int]:
     return sent
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(900)
 def test_a_node_without_a_model_lives_and_says_what_it_waits_for(
     deployment: Deployment, three_versions: Registry
 ) -> None:
     process = deployment.index(model=None)
     with httpx.Client(base_url=deployment.url) as http, Client(deployment.url) as client:
         wait_for("it answers", lambda: port_answers(deployment.settings.http.port), timeout=60)
-        why = "there is no model yet: braid retrain makes the first"
-        assert http.get("/healthz").json() == {"ok": True}
+        why = "waiting for the first model: braid retrain makes it"
+        wait_for("it waits", lambda: http.get("/readyz").json()["reason"] == why, timeout=60)
+        health = http.get("/healthz")
+        assert (health.status_code, health.json()) == (503, {"ok": False, "reason": why})
         ready = http.get("/readyz")
         assert (ready.status_code, ready.json()) == (503, {"ready": False, "reason": why})
-        for answer in (http.post("/v1/search", json={"text": "a"}), http.get("/")):
-            assert answer.status_code == 503
-            assert answer.json() == {"error": {"field": "model", "reason": why}}
+        answer = http.post("/v1/search", json={"text": "a"})
+        assert answer.status_code == 503
+        assert answer.json() == {"error": {"field": "model", "reason": why}}
+        assert http.get("/").headers["content-type"].startswith("text/html")
         assert http.get("/readyz", headers={"host": "evil.example"}).status_code == 421
         assert "no champion in the registry yet" in process.log.read_text()
         promote(deployment.settings, three_versions, "tiny-0001")
-        wait_for("it is ready", client.ready, timeout=90)
+        statuses = set()
+
+        def is_ready() -> bool:
+            statuses.add(http.get("/readyz").status_code)  # never a refused connection
+            return client.ready()
+
+        wait_for("it is ready", is_ready, timeout=90)
+        assert statuses <= {200, 503}
         assert client.status()["model"] == "tiny-0001"
+        assert http.get("/healthz").json() == {"ok": True}
+
+
+def test_a_node_without_a_broker_answers_what_it_waits_for(tmp_path: Path) -> None:
+    port = free_port()
+    child = Child(
+        "index",
+        [sys.executable, "-m", "braid", "--home", str(tmp_path), "index", "--model", "null:16"],
+        log=tmp_path / "index.log",
+        env={"KAFKA_BOOTSTRAP": "127.0.0.1:1", "BRAID_HTTP__PORT": str(port)},
+    ).start()
+    try:
+        wait_for("it answers", lambda: port_answers(port), timeout=60)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
+            why = "waiting for Kafka at 127.0.0.1:1 (KAFKA_BOOTSTRAP, or bootstrap below [kafka])"
+            wait_for("it waits", lambda: http.get("/healthz").json()["reason"] == why, timeout=60)
+            assert http.post("/v1/search", json={"text": "a"}).status_code == 503
+    finally:
+        child.stop(grace=5)
 
 
 def searchable(client: Client) -> int:

@@ -78,4 +78,4 @@ def test_milvus_without_an_address_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_token_is_not_shown(tmp_path: Path) -> None:
-    assert "secret" not in repr(Settings(home=tmp_path, milvus={"token": "someone:secret"}))
+    assert "hunter2" not in repr(Settings(home=tmp_path, milvus={"token": "someone:hunter2"}))

@@ -50,9 +50,9 @@ def test_a_recent_snapshot_of_the_same_topic_fits() -> None:
 def test_what_speaks_against_it_is_named(
     positions: dict[int, int], known: SnapshotFacts, topic: TopicFacts, why: str
 ) -> None:
-    found = stale_reason(positions, known, topic, now_ms=NOW_MS)
-    assert found is not None
-    assert re.search(why, found), found
+    reason = stale_reason(positions, known, topic, now_ms=NOW_MS)
+    assert reason is not None
+    assert re.search(why, reason), reason
 
 
 def test_nothing_known_speaks_against_nothing() -> None:

@@ -13,6 +13,7 @@ from braid.stream.index_node import stores
 from braid.stream.index_node.node import IndexNode
 from braid.stream.index_node.snapshot_check import SnapshotFacts
 from braid.stream.index_node.stores import DurableStore
+from braid.stream.kafka.producer import Producer
 from braid.stream.settings import Settings
 from tests.index.segments.test_gpu import NumpyKernel
 
@@ -52,3 +53,12 @@ def test_a_gpu_that_must_be_there_and_is_not_ends_the_start(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"index\.faiss_gpu: is true, and no GPU here can search"):
         kept(Settings(home=tmp_path, index={"faiss_gpu": True}))
     assert device(kept(Settings(home=tmp_path))) == "cpu"
+
+
+def test_shared_media_do_not_make_redis_unavailable_to_searches(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, redis={"url": "redis://127.0.0.1:1"})
+    node = IndexNode(settings, settings.generation, NullModel(16))
+    deps = node._deps(Producer(settings))
+    assert deps.shared is not None
+    assert deps.shared.nbytes() is None  # nobody answers
+    assert deps.payloads.available

@@ -25,7 +25,7 @@ from braid.stream.settings import Settings
 from tests.conftest import Topics
 from tests.kafka_proxy import END_TXN, Connection, KafkaProxy, Request
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(900)]
 
 TRIES = int(os.environ.get("LATE_END_TRIES", "16"))
 AT_ONCE = 4

@@ -13,12 +13,11 @@ import pytest
 
 from braid.stream.dead_letters.letters import view
 from braid.stream.errors import FIELD_CHARS, REASON_CHARS, BadRecord
-from braid.stream.kafka.fields import MAX_LABELS_BYTES
+from braid.stream.kafka.fields import MAX_LABELS_BYTES, MAX_UNKNOWN_NAMES
 from braid.stream.kafka.packing import MAX_DEPTH, MAX_NAME_BYTES, MAX_OBJECTS
 from braid.stream.kafka.schemas import (
     MAX_RECORD_BYTES,
     MAX_TS,
-    MAX_UNKNOWN_NAMES,
     check_deletion,
     decode_record,
 )

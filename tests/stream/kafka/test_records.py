@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -18,6 +19,7 @@ from braid.stream.kafka.schemas import (
     Blob,
     Record,
     Vector,
+    decode_map,
     decode_record,
     decode_vector,
     encode_record,
@@ -160,3 +162,6 @@ def test_vectors_come_back_exactly() -> None:
     assert np.array_equal(back.fused, unit)
     assert np.array_equal(back.by["text"], unit)
     assert (back.id, back.space, back.model, back.meta, back.source) == ("a", "s", "m", {"k": 1}, 9)
+    assert "engine" not in decode_map(encode_vector(vector))  # torch in float32
+    on = {"text": "torch int8"}
+    assert decode_vector(encode_vector(replace(vector, engine=on))).engine == on

@@ -118,6 +118,8 @@ def test_what_was_produced_is_there_after_an_orderly_stop_and_after_a_kill(tmp_p
             send(services.bootstrap, "t", b"%d" % number)
             expected = [b"%d" % earlier for earlier in range(number + 1)]
             assert read(services.bootstrap, "t", number + 1) == expected
+            with redis.Redis.from_url(services.redis_url) as client:
+                assert client.rpush("texts", number) == number + 1
     assert len(addresses) == 1
 
 

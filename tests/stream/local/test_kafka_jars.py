@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,11 +91,31 @@ def test_a_repository_with_another_jar_of_that_name_is_not_believed(
     assert jar.read_bytes() == b"another"  # a repository is read, never written
 
 
+FETCH = """
+import sys
+from pathlib import Path
+
+from braid.stream.local.kafka_jars import listed_jars
+
+cache, listing = map(Path, sys.argv[1:])
+print(listed_jars(cache, listing, "kafka"))
+"""
+
+
 def test_two_processes_at_once_get_the_same_folder(few: dict[str, str], tmp_path: Path) -> None:
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        first, second = pool.map(kafka_jars, [tmp_path / "cache"] * 2)
-    assert first == second
-    assert names(tmp_path / "cache" / "kafka") == [first.name, "jars.lock"]
+    # Not forks: a fork of a process with threads may stand still on a lock of one of them.
+    command = [sys.executable, "-c", FETCH, str(tmp_path / "cache"), str(module.LIST)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as second,
+    ):
+        try:
+            said = [process.communicate(timeout=60)[0].strip() for process in (first, second)]
+        finally:
+            first.kill()
+            second.kill()
+    assert said[0] == said[1] != ""
+    assert names(tmp_path / "cache" / "kafka") == [Path(said[0]).name, "jars.lock"]
 
 
 def test_the_list_holds_what_it_was_resolved_from() -> None:

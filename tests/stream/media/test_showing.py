@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from PIL import Image
 import braid.stream.media.payload_writer
 from braid.encoders.config import Limits
 from braid.encoders.types import Embedding, TaskPrediction
-from braid.index.media_cache import MediaCache
+from braid.index.errors import BadQuery, Busy
+from braid.index.media_cache import Media, MediaCache
 from braid.index.payloads import Payload, Payloads
 from braid.index.service.hit_details import Rebuilt
 from braid.stream.kafka.producer import Producer
 from braid.stream.kafka.schemas import Blob, Record, encode_record
 from braid.stream.media.payload_writer import RedisShowcase
-from braid.stream.media.rebuild import Rebuilder
-from braid.stream.media.thumbnails import SECONDS, SIDE, snippet, thumb
+from braid.stream.media.rebuild import READERS, WAITING, Rebuilder
+from braid.stream.media.thumbnails import LARGE_SIDE, SECONDS, SIDE, snippet, thumb
 from braid.stream.monitoring.metrics import WorkerMetrics
 from braid.stream.settings import Settings
 from tests.stream.conftest import picture, tone
@@ -32,6 +34,11 @@ from tests.stream.harness import Deployment
 
 LIMITS = Limits()
 PREDICTED = {"mood": "warm", "size": 2.5}
+PREDICTIONS: dict[str, dict[str, Any]] = {
+    "mood": {"prob": 1.0, "by": {"text": {"label": "warm", "prob": 0.75}}},
+    "size": {"by": {}},
+    "says": {"text": "a caption", "by": {}},
+}
 
 
 def file_of(image: Image.Image, format: str, **options: Any) -> bytes:
@@ -111,7 +118,13 @@ def test_a_snippet_is_the_beginning_and_small() -> None:
 
 def embedding(id_: str, label: str = "warm") -> Embedding:
     tasks = {
-        "mood": TaskPrediction(kind="classification", rule="weighted", label=label, prob=1.0),
+        "mood": TaskPrediction(
+            kind="classification",
+            rule="weighted",
+            label=label,
+            prob=1.0,
+            by={"text": {"label": label, "prob": 0.75}},
+        ),
         "size": TaskPrediction(kind="regression", rule="weighted", value=2.5),
         "says": TaskPrediction(kind="generation", rule="beam", text="a caption"),
     }
@@ -126,56 +139,47 @@ def record(id_: str, **parts: Any) -> Record:
 def test_the_worker_shows_what_it_embeds(valkey: str) -> None:
     payloads = Payloads(valkey)
     media_cache = MediaCache(payloads)
-    showcase = RedisShowcase(valkey)
-    blobs = {"image": Blob(data=picture("red")), "audio": Blob(data=tone("red"))}
-    showcase.put(record("a", **blobs, labels={"n": 3, "tags": ["x", "y"]}), embedding("a"))
-    showcase.put(record("b", **blobs), embedding("b"))
-    showcase.put(record("c", image=Blob(data=b"broken", uri="file:///c.png")), embedding("c"))
-    showcase.put(record("b", audio=blobs["audio"]), embedding("b"))  # anew, without its picture
-    showcase.drop("gone")
-    while showcase._media.qsize():
-        pass
-    showcase.close()
-    assert payloads.get_many(["a", "c"]) == {
-        "a": Payload(text="words", labels={"n": 3, "tags": ["x", "y"]}, predicted=PREDICTED),
-        "c": Payload(text="words", uri={"image": "file:///c.png"}, predicted=PREDICTED),
-    }
-    assert media_cache.get("thumb", "a") == thumb(picture("red"), LIMITS)
-    assert media_cache.get("snippet", "a") is not None
-    assert media_cache.get("thumb", "b") is None
-    assert media_cache.get("snippet", "b") is not None
-    assert media_cache.get("thumb", "c") is None
-
-
-@pytest.mark.redis
-def test_no_room_for_media_leaves_texts_and_no_older_picture(
-    valkey: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    payloads = Payloads(valkey)
-    media_cache = MediaCache(payloads)
     old = thumb(picture("blue"), LIMITS)
     assert old is not None
-    media_cache.put_many({("thumb", "a"): old})
-    monkeypatch.setattr(braid.stream.media.payload_writer, "MEDIA_QUEUE_BYTES", 10)
-    metrics = WorkerMetrics()
-    showcase = RedisShowcase(valkey, dropped=metrics.not_shown)
-    showcase.put(record("a", image=Blob(data=picture("red"))), embedding("a"))
+    media_cache.put_many({("thumb", "a"): old, ("thumb", "gone"): old, ("thumb", "other"): old})
+    showcase = RedisShowcase(valkey)
+    showcase.put(record("a", labels={"n": 3, "tags": ["x", "y"]}), embedding("a", "cold"))
+    showcase.put(record("gone"), embedding("gone"))
+    showcase.put(record("c", image=Blob(data=b"broken", uri="file:///c.png")), embedding("c"))
+    showcase.put(record("a", labels={"n": 3, "tags": ["x", "y"]}), embedding("a"))
+    showcase.drop("gone")
     showcase.close()
-    count = metrics.registry.get_sample_value
-    assert count("braid_showcase_dropped_total", {"what": "media"}) == 1
-    found = payloads.get_many(["a"])
-    assert found is not None
-    assert found["a"].text == "words"
-    assert media_cache.get("thumb", "a") is None
+    assert payloads.get_many(["a", "c", "gone"]) == {
+        "a": Payload(
+            text="words",
+            labels={"n": 3, "tags": ["x", "y"]},
+            predicted=PREDICTED,
+            predictions=PREDICTIONS,
+        ),
+        "c": Payload(
+            text="words",
+            uri={"image": "file:///c.png"},
+            predicted=PREDICTED,
+            predictions=PREDICTIONS,
+        ),
+    }
+    # An older version's are dropped; the index node makes those of this one.
+    assert [media_cache.get("thumb", id_) for id_ in ("a", "gone", "other")] == [None, None, old]
 
 
 @pytest.mark.redis
-def test_a_budget_of_nothing_makes_nothing(valkey: str) -> None:
-    showcase = RedisShowcase(valkey, media_bytes=0)
-    showcase.put(record("a", image=Blob(data=picture("red"))), embedding("a"))
-    showcase.close()
-    assert MediaCache(Payloads(valkey)).get("thumb", "a") is None
-    assert Payloads(valkey).get_many(["a"])
+def test_a_full_queue_drops_the_text_and_counts_it(
+    valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing = threading.Event()
+    monkeypatch.setattr(RedisShowcase, "_write", lambda self: writing.wait(30))
+    monkeypatch.setattr(braid.stream.media.payload_writer, "QUEUE", 2)
+    metrics = WorkerMetrics()
+    showcase = RedisShowcase(valkey, dropped=metrics.not_shown)
+    for id_ in ("a", "b", "c"):
+        showcase.put(record(id_), embedding(id_))
+    writing.set()
+    assert metrics.registry.get_sample_value("braid_showcase_dropped_total") == 1
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +215,8 @@ def test_a_record_is_read_back_at_its_place(settings: Settings, tmp_path: Path) 
     away = send(settings, id="away", image=(tmp_path / "nothing.png").as_uri(), text="y")
     rebuilder = Rebuilder(settings, timeout_s=5.0)
     try:
-        found = rebuilt(rebuilder, ("both", *both), ("link", *link), ("away", *away))
-        first, second, third = found
+        records = rebuilt(rebuilder, ("both", *both), ("link", *link), ("away", *away))
+        first, second, third = records
         assert first is not None
         assert first.payload == Payload(text="x")
         assert first.media["thumb"] == thumb(picture("red"), LIMITS)
@@ -230,6 +234,31 @@ def test_a_record_is_read_back_at_its_place(settings: Settings, tmp_path: Path) 
 
 
 @pytest.mark.kafka
+def test_one_record_is_read_back_large(settings: Settings) -> None:
+    wide = file_of(Image.new("RGB", (3000, 1500), "red"), "PNG")
+    words = "a long text " * 1000
+    place = send(settings, id="large", text=words, image=wide, audio=tone("red", seconds=9.0))
+    few = send(settings, id="few", text="x")
+    rebuilder = Rebuilder(settings, timeout_s=10.0)
+    try:
+        shown = asyncio.run(rebuilder.enlarge("picture", "large", *place))
+        assert shown is not None
+        with Image.open(io.BytesIO(shown.data)) as large:
+            assert large.size == (LARGE_SIDE, LARGE_SIDE // 2)
+        sound = asyncio.run(rebuilder.enlarge("sound", "large", *place))
+        assert sound is not None
+        wave, rate = soundfile.read(io.BytesIO(sound.data))
+        assert len(wave) / rate == pytest.approx(9.0, abs=0.2)  # not its first seconds only
+        text = asyncio.run(rebuilder.enlarge("text", "large", *place))
+        assert text == Media(data=words.encode(), type="text/plain")
+        assert asyncio.run(rebuilder.enlarge("picture", "few", *few)) is None
+        assert asyncio.run(rebuilder.enlarge("sound", "few", *few)) is None
+        assert asyncio.run(rebuilder.enlarge("text", "other", *few)) is None
+    finally:
+        rebuilder.close()
+
+
+@pytest.mark.kafka
 def test_what_is_gone_or_another_is_absent(settings: Settings) -> None:
     partition, offset = send(settings, id="here", text="x")
     rebuilder = Rebuilder(settings, timeout_s=1.0)
@@ -239,18 +268,29 @@ def test_what_is_gone_or_another_is_absent(settings: Settings) -> None:
         assert rebuilt(rebuilder, ("here", partition, offset)) != [None]
     finally:
         rebuilder.close()
-    assert rebuilt(rebuilder, ("here", partition, offset)) == [None]
+    with pytest.raises(Busy, match="is stopping"):
+        rebuilt(rebuilder, ("here", partition, offset))
 
 
-def test_a_broker_that_is_away_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_broker_that_is_away_is_an_error_and_not_an_absence(tmp_path: Path) -> None:
     rebuilder = Rebuilder(
         Settings(home=tmp_path, kafka={"bootstrap": "127.0.0.1:1"}), timeout_s=0.3
     )
+
+    async def all_of_them() -> list[object]:
+        small = [rebuilder.rebuild(f"r{n}", 0, n) for n in range(READERS + WAITING + 5)]
+        large = rebuilder.enlarge("text", "r0", 0, 0)  # with a queue of its own
+        return await asyncio.gather(*small, large, return_exceptions=True)
+
     try:
-        found = rebuilt(rebuilder, *[(f"r{n}", 0, n) for n in range(100)])
-        assert found == [None] * 100  # most of them at once: only so many may wait
+        *small, large = asyncio.run(all_of_them())
     finally:
         rebuilder.close()
+    assert all(isinstance(one, BadQuery) and one.status == 503 for one in small)
+    reasons = [str(one) for one in small]
+    assert sum("does not answer" in reason for reason in reasons) >= READERS
+    assert ["many records" in reason for reason in reasons[-5:]] == [True] * 5
+    assert "does not answer" in str(large)
 
 
 @pytest.mark.kafka

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import threading
 import time
 import urllib.request
@@ -30,6 +29,7 @@ from braid.stream.monitoring.metrics import SHOWN, DriftMetrics
 from braid.stream.settings import Settings, load
 from braid.stream.trainer.runs import Runs
 from braid.stream.worker.outputs import OutputTopics, Tallies, every_s
+from tests.documents import block
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.worker.test_hot_swap import braid
 
@@ -137,7 +137,7 @@ def test_the_first_window_of_enough_records_is_the_reference(tmp_path: Path) -> 
     changed = made([Sample(**odd(number)) for number in range(100)])
     report = judge(VERSION, Window(start=900.0, tally=changed), tallies(500))
     assert report["drifted"]
-    names = {its["name"] for its in report["statistics"] if its["exceeds"]}
+    names = {statistic["name"] for statistic in report["statistics"] if statistic["exceeds"]}
     assert {"labels parity", "missing image", "missing audio"} <= names
     assert "missing text" not in names
     assert report["missing"] == {"text": 0.0}
@@ -177,11 +177,9 @@ def test_a_wrong_limit_is_named(drift: dict[str, Any], words: str) -> None:
         limits_of(Settings(drift={"limits": drift}))
 
 
-def test_the_readmes_settings_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = Path(__file__).parents[3] / "README.md"
-    (shown,) = re.findall(r"^```toml\n(\[drift.*?)^```", readme.read_text(), re.S | re.M)
+def test_the_pages_settings_are_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("braid.toml").write_text(shown)
+    Path("braid.toml").write_text(block("how-to/drift.md", "toml", "[drift]"))
     settings = load()
     assert limits_of(settings) == Limits(labels=0.4, min_records=1000)
     assert settings.drift.retrain
@@ -194,22 +192,22 @@ def test_the_readmes_settings_are_settings(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_worker_says_what_it_made_once_a_second_at_most(tmp_path: Path) -> None:
     assert [every_s(seconds) for seconds in (1, 300, 86_400)] == [1.0, 3.0, 10.0]
-    said = Tallies(OutputTopics(Settings(home=tmp_path), "g0001"), window_s=1)
+    of_worker = Tallies(OutputTopics(Settings(home=tmp_path), "g0001"), window_s=1)
     embeddings = MODEL.encode([MODEL.prepare(Sample(**whole(number))) for number in range(5)])
-    assert said.take(0.0) == []
-    said.add("null-16", embeddings)
-    (output,) = said.take(0.0)
+    assert of_worker.take(0.0) == []
+    of_worker.add("null-16", embeddings)
+    (output,) = of_worker.take(0.0)
     assert (output.topic, output.key) == ("statistics", VERSION.encode())
-    found = decode_tally(output.value or b"")
-    assert (found.count, found.tasks) == (5, tallies(5).tasks)
-    assert found.vectors_D == pytest.approx(tallies(5).vectors_D, abs=1e-5)
-    said.add("null-16", embeddings)
-    assert said.take(0.5) == []
-    said.add("other", embeddings)
-    assert [decode_tally(one.value or b"").count for one in said.take(1.0)] == [5, 5]
-    said.add("null-16", embeddings)
-    said.forget()
-    assert said.take(9.0) == []
+    tally = decode_tally(output.value or b"")
+    assert (tally.count, tally.tasks) == (5, tallies(5).tasks)
+    assert tally.vectors_D == pytest.approx(tallies(5).vectors_D, abs=1e-5)
+    of_worker.add("null-16", embeddings)
+    assert of_worker.take(0.5) == []
+    of_worker.add("other", embeddings)
+    assert [decode_tally(one.value or b"").count for one in of_worker.take(1.0)] == [5, 5]
+    of_worker.add("null-16", embeddings)
+    of_worker.forget()
+    assert of_worker.take(9.0) == []
 
 
 def test_what_is_no_tally_is_refused() -> None:
@@ -244,7 +242,7 @@ def flowing(deployed: Deployment, make: Callable[[int], dict[str, Any]]) -> Iter
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_drift_is_seen_everywhere_and_starts_a_trainer(
     kafka: str, valkey: str, tmp_path: Path
 ) -> None:
@@ -292,14 +290,14 @@ def runs(home: Path) -> list[Any]:
 def committed(deployed: Deployment) -> int:
     """How far Faust has read `statistics`: marks of transactions are gaps in its offsets."""
     settings = deployed.settings
-    found = Admin(settings).committed(
+    offsets = Admin(settings).committed(
         f"{settings.prefix}braid-app", settings.topic("statistics"), settings.kafka.partitions
     )
-    return max(found.values(), default=0)
+    return max(offsets.values(), default=0)
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_a_killed_worker_goes_on_with_its_open_window(kafka: str, tmp_path: Path) -> None:
     now = time.time()
     size = next(size for size in range(80, 200) if now % size < size / 4)  # no edge is near

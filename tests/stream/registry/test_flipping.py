@@ -24,6 +24,7 @@ from braid.stream.failpoints import FLIP, Failpoints
 from braid.stream.index_node.flip_check import Readiness, absent, readiness
 from braid.stream.index_node.generations import Manager
 from braid.stream.kafka.admin import Admin
+from braid.stream.registry.announcements import CHAMPION_KEY, read_all
 from braid.stream.registry.generations import GenerationRecord, GenerationRecords
 from braid.stream.registry.handover import Handovers, Ownership
 from braid.stream.registry.ownership import hand_over, handovers_of
@@ -32,7 +33,7 @@ from braid.stream.registry.promotion import (
     end_grace,
     flip,
     promote,
-    reconcile,
+    return_abandoned,
     rollback,
     superseded_by,
 )
@@ -51,7 +52,7 @@ FIRST, SAME, OTHER = "tiny-0001", "tiny-0002", "tiny-0003"
 
 def flips(registry: Registry) -> list[tuple[str, str]]:
     """Every handover in force."""
-    return [(its.before, its.after) for its in Handovers(registry.root).confirmed()]
+    return [(handover.before, handover.after) for handover in Handovers(registry.log).confirmed()]
 
 
 def test_who_was_promoted_meanwhile_is_not_replaced_unasked(
@@ -65,9 +66,9 @@ def test_who_was_promoted_meanwhile_is_not_replaced_unasked(
     assert superseded_by(registry, begun) is None
 
     promote(settings, registry, SAME)
-    said = superseded_by(registry, begun)
-    assert said is not None
-    assert "number 2 (tiny-0002) was promoted since" in said
+    reason = superseded_by(registry, begun)
+    assert reason is not None
+    assert "number 2 (tiny-0002) was promoted since" in reason
 
     def take_over(entry: GenerationRecord) -> Champion:
         now_ms = 1000 * time.time()
@@ -108,8 +109,8 @@ def test_status_tells_of_the_generation_that_serves(
     deployment.produce({"id": f"r{number}", "text": "a red tile"} for number in range(12))
 
     def told() -> tuple[str, str, int]:
-        found = status(settings)
-        return found["generation"], found["vectors_topic"], sum(found["lag"].values())
+        node = status(settings)
+        return node["generation"], node["vectors_topic"], sum(node["lag"].values())
 
     def embedded(generation: str) -> None:
         topic = settings.topic("records")
@@ -135,9 +136,9 @@ def test_status_tells_of_the_generation_that_serves(
     flip(settings, registry, "g0002", OTHER, why="built", now_ms=1000 * time.time())
     assert told() == ("g0002", f"{settings.prefix}vectors.g0002", 12)
     embedded("g0002")
-    before = GenerationRecords(registry.root).get("g0001")
+    before = GenerationRecords(registry.log).get("g0001")
     assert before is not None
-    drop(settings, registry, before, why="its grace was over")
+    drop(settings, registry, before.generation, why="its grace was over")
     assert told() == ("g0002", f"{settings.prefix}vectors.g0002", 0)
 
 
@@ -152,9 +153,9 @@ def test_predictions_never_stay_with_a_generation_that_is_dropped(
     hand_over(settings, registry, "g0001", "g0002")
     hand_over(settings, registry, "g0001", "g0002")  # it is so already
     assert flips(registry) == [("g0001", "g0002")]
-    drop(settings, registry, begun, why="dropped by hand")
+    drop(settings, registry, begun.generation, why="dropped by hand")
     assert flips(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
-    dropped = GenerationRecords(registry.root).get("g0002")
+    dropped = GenerationRecords(registry.log).get("g0002")
     assert dropped is not None
     assert dropped.state == "dropped"
 
@@ -167,13 +168,13 @@ def test_predictions_go_back_when_the_flip_that_they_were_handed_over_for_never_
     promote(settings, registry, OTHER)
     hand_over(settings, registry, "g0001", "g0002")
     now_ms = 1000 * time.time()
-    reconcile(settings, registry, now_ms=now_ms)  # it may be about to come
+    return_abandoned(settings, registry, now_ms=now_ms)  # it may be about to come
     assert flips(registry) == [("g0001", "g0002")]
     for _ in range(2):
-        reconcile(settings, registry, now_ms=now_ms + 3_600_000)
+        return_abandoned(settings, registry, now_ms=now_ms + 3_600_000)
         assert flips(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
     flip(settings, registry, "g0002", OTHER, why="built", now_ms=now_ms)
-    reconcile(settings, registry, now_ms=now_ms + 3_600_000)
+    return_abandoned(settings, registry, now_ms=now_ms + 3_600_000)
     assert flips(registry)[2:] == [("g0001", "g0002")]
 
 
@@ -197,7 +198,7 @@ def test_a_model_of_another_space_waits_until_it_is_built(
     assert (entry["generation"], entry["state"]) == ("g0002", "building")
     assert [row["champion"] for row in models("list")] == [True, False, False]
     assert models("promote", OTHER)["generation"] == "g0002"  # the same one
-    generation_records = GenerationRecords(registry.root)
+    generation_records = GenerationRecords(registry.log)
     generation_records.put(GenerationRecord(**{**entry, "model": "tiny-0009"}))
     assert "g0002 is being built for tiny-0009" in models("promote", OTHER, status=1)
     assert "no earlier champion" in models("rollback", status=1)
@@ -218,14 +219,14 @@ def test_of_two_that_open_a_generation_at_once_one_fails(
         generation="g0002", model="tiny-0009", space="other", state="building"
     )
 
-    def meanwhile(settings: Any, generation: str) -> int:
-        GenerationRecords(registry.root).put(theirs)
+    def meanwhile(settings: Any, generation: str, *, role: str) -> int:
+        GenerationRecords(registry.log).put(theirs)
         return 4
 
     monkeypatch.setattr("braid.stream.registry.promotion.ensure", meanwhile)
     with pytest.raises(RegistryError, match="another process opened g0002 at the same moment"):
         promote(settings, registry, OTHER)
-    assert GenerationRecords(registry.root).all() == [theirs]
+    assert GenerationRecords(registry.log).all() == [theirs]
 
 
 FLIPS = """
@@ -245,7 +246,7 @@ def test_a_flip_that_was_killed_is_finished_by_whoever_looks_next(
 ) -> None:
     """The first flip of all: of the generation that served until then no file tells yet."""
     settings, registry = deployment.settings, three_versions
-    generation_records = GenerationRecords(registry.root)
+    generation_records = GenerationRecords(registry.log)
     promote(settings, registry, FIRST)
     promote(settings, registry, OTHER)
     env = {"BRAID_FAILPOINT": f"{point}:kill"}
@@ -254,7 +255,7 @@ def test_a_flip_that_was_killed_is_finished_by_whoever_looks_next(
     assert champion is not None
     done = point != "flip-handed-over"
     assert champion.generation == ("g0002" if done else "g0001")
-    assert generation_records.fed(registry) == {
+    assert generation_records.fed() == {
         "g0001": FIRST,
         "g0002": OTHER,
     }  # a node that looks now
@@ -272,20 +273,21 @@ def test_a_flip_that_was_killed_is_finished_by_whoever_looks_next(
     asyncio.run(manager.look())
     assert manager.generations.names == ["g0001", "g0002"]
     manager.stop()
+    announced = asyncio.run(read_all(settings))[CHAMPION_KEY]
+    assert (announced["name"], announced["seq"]) == (champion.name, champion.seq)
     if not done:
         flip(settings, registry, "g0002", OTHER, why="built", now_ms=1e6)
     states = {
-        its.generation: (its.state, its.model, its.until_ms) for its in generation_records.all()
+        record.generation: (record.state, record.model, record.until_ms)
+        for record in generation_records.all()
     }
     until_ms = int(1e6 + 1000 * settings.refresh.rollback_window_s)
     assert states == {"g0001": ("grace", FIRST, until_ms), "g0002": ("serving", OTHER, None)}
-    reconcile(settings, registry, now_ms=0)  # nothing is left to do
-    assert {its.until_ms for its in generation_records.all()} == {until_ms, None}
     assert flips(registry) == [("g0001", "g0002")]
 
     back = rollback(settings, registry)
     assert (back.name, back.generation) == (FIRST, "g0001")
-    assert [its.state for its in generation_records.all()] == ["serving", "grace"]
+    assert [record.state for record in generation_records.all()] == ["serving", "grace"]
 
 
 def test_a_rollback_from_a_flip_that_was_killed_leaves_nothing_being_built(
@@ -299,7 +301,10 @@ def test_a_rollback_from_a_flip_that_was_killed_leaves_nothing_being_built(
         flip(settings, registry, "g0002", OTHER, why="built", now_ms=0)
     monkeypatch.delenv("BRAID_FAILPOINT")
     rollback(settings, registry)
-    assert [its.state for its in GenerationRecords(registry.root).all()] == ["serving", "grace"]
+    assert [record.state for record in GenerationRecords(registry.log).all()] == [
+        "serving",
+        "grace",
+    ]
     again = promote(settings, registry, OTHER)
     assert isinstance(again, Champion)
     assert again.why == "g0002 is still fed"
@@ -308,8 +313,8 @@ def test_a_rollback_from_a_flip_that_was_killed_leaves_nothing_being_built(
 def commit(deployment: Deployment, generation: str, offsets: dict[int, int]) -> None:
     """As the generation's group does when it has published what comes before these offsets."""
     settings = deployment.settings
-    its = {"bootstrap.servers": settings.kafka.bootstrap, "group.id": settings.group(generation)}
-    consumer = Consumer(its)
+    config = {"bootstrap.servers": settings.kafka.bootstrap, "group.id": settings.group(generation)}
+    consumer = Consumer(config)
     topic = settings.topic("records")
     positions = [TopicPartition(topic, number, at) for number, at in offsets.items()]
     for position in consumer.commit(offsets=positions, asynchronous=False):
@@ -342,32 +347,32 @@ def test_a_generation_goes_when_it_has_predicted_what_is_its(
     """Its handover may lie ahead, and the records before it take longer to come than any grace."""
     settings, registry = deployment.settings, three_versions
     ends = flipped(deployment, registry, ahead=64)
-    its = GenerationRecords(registry.root).get("g0001")
-    assert its is not None
+    record = GenerationRecords(registry.log).get("g0001")
+    assert record is not None
     with pytest.raises(RegistryError, match=r"records\[0\]@0 is g0001's to predict, which is at"):
-        drop(settings, registry, its, why="dropped by hand")
+        drop(settings, registry, record.generation, why="dropped by hand")
     assert end_grace(settings, registry, now_ms=1e15) == []
 
     # What did not come yet was handed over, once: from here on nothing is the old one's.
     assert flips(registry) == [("g0001", "g0002")] * 2
-    assert Handovers(registry.root).confirmed()[-1].offsets == ends
+    assert Handovers(registry.log).confirmed()[-1].offsets == ends
     for name in ("g0001", "g0002"):
-        ownership = Ownership(Handovers(registry.root), generation=name, first="g0001")
+        ownership = Ownership(Handovers(registry.log), generation=name, first="g0001")
         assert ownership.owns([(n, end - 1) for n, end in ends.items()]) == [name == "g0001"] * 4
         assert ownership.owns(list(ends.items())) == [name == "g0002"] * 4
 
     commit(deployment, "g0001", {**ends, 2: ends[2] - 1})
     with pytest.raises(RegistryError, match=rf"records\[2\]@{ends[2] - 1} is g0001's.*--force"):
-        drop(settings, registry, its, why="dropped by hand")
+        drop(settings, registry, record.generation, why="dropped by hand")
     assert end_grace(settings, registry, now_ms=1e15) == []
     deployment.produce({"id": f"r{number}", "text": "a tile"} for number in range(40))
     commit(deployment, "g0001", ends)
     assert end_grace(settings, registry, now_ms=0) == []  # its grace lasts
     assert end_grace(settings, registry, now_ms=1e15) == ["g0001"]
     assert flips(registry) == [("g0001", "g0002")] * 2
-    dropped = GenerationRecords(registry.root).get("g0001")
+    dropped = GenerationRecords(registry.log).get("g0001")
     assert dropped is not None
-    drop(settings, registry, dropped, why="dropped by hand")  # is nothing new
+    drop(settings, registry, dropped.generation, why="dropped by hand")  # is nothing new
 
 
 def test_a_generation_that_cannot_go_on_goes_by_force(
@@ -378,7 +383,7 @@ def test_a_generation_that_cannot_go_on_goes_by_force(
         app, ["models", "drop", "g0001", "--force"], env=deployment.settings.environment()
     )
     assert done.exit_code == 0, (done.output, done.exception)
-    assert Handovers(three_versions.root).confirmed()[-1].offsets == ends
+    assert Handovers(three_versions.log).confirmed()[-1].offsets == ends
 
 
 def test_what_was_rolled_back_from_goes_at_once_if_nothing_came(
@@ -387,11 +392,11 @@ def test_what_was_rolled_back_from_goes_at_once_if_nothing_came(
     settings, registry = deployment.settings, three_versions
     ends = flipped(deployment, registry)
     rollback(settings, registry)
-    its = GenerationRecords(registry.root).get("g0002")
-    assert its is not None
-    drop(settings, registry, its, why="dropped by hand")
+    record = GenerationRecords(registry.log).get("g0002")
+    assert record is not None
+    drop(settings, registry, record.generation, why="dropped by hand")
     assert flips(registry) == [("g0001", "g0002"), ("g0002", "g0001")]
-    ownership = Ownership(Handovers(registry.root), generation="g0001", first="g0001")
+    ownership = Ownership(Handovers(registry.log), generation="g0001", first="g0001")
     assert ownership.owns([(n, end + more) for n, end in ends.items() for more in (0, 64)]) == (
         [True] * 8
     )
@@ -415,37 +420,37 @@ def ready(
 
 def test_what_is_on_its_way_is_waited_for_and_hides_nothing_that_is_missing() -> None:
     old = holding(range(100), reached=100)
-    found = ready(old, holding(range(35), reached=35), end=100)
-    assert found.waits_for == "65 offsets of records are not embedded, 64 may be"
+    check = ready(old, holding(range(35), reached=35), end=100)
+    assert check.waits_for == "65 offsets of records are not embedded, 64 may be"
     on_its_way = ready(old, holding(range(60), reached=60), end=100)
     assert (on_its_way.behind, on_its_way.missing) == (40, 0)
     assert on_its_way.waits_for is on_its_way.stops is None
 
     lacking = holding(range(30, 60), reached=60)  # retention took the first 30
-    found = ready(old, lacking, end=100, first=30)
-    assert (found.behind, found.missing, found.waits_for) == (40, 30, None)
-    assert found.stops is not None
-    assert "30 records of g0001 cannot be embedded again" in found.stops
-    found = ready(old, lacking, end=100, first=30, drop_missing=True)
-    assert (found.missing, found.waits_for, found.stops) == (30, None, None)
+    check = ready(old, lacking, end=100, first=30)
+    assert (check.behind, check.missing, check.waits_for) == (40, 30, None)
+    assert check.stops is not None
+    assert "30 records of g0001 cannot be embedded again" in check.stops
+    check = ready(old, lacking, end=100, first=30, drop_missing=True)
+    assert (check.missing, check.waits_for, check.stops) == (30, None, None)
     gone = ready(holding([], reached=9), holding([], reached=9), end=99, first=99)
     assert gone.behind == 0  # nobody can read what retention took
 
 
 def test_what_came_after_the_ends_were_read_is_no_reason_to_wait() -> None:
     store = holding(range(100), reached=100)
-    found = ready(store, holding(range(100), reached=100), end=97)
-    assert (found.behind, found.missing, found.waits_for, found.stops) == (0, 0, None, None)
+    check = ready(store, holding(range(100), reached=100), end=97)
+    assert (check.behind, check.missing, check.waits_for, check.stops) == (0, 0, None, None)
 
 
 def test_what_is_deleted_is_not_missing() -> None:
     """The new index may have read a deletion that the old one has not."""
     old, new = holding(range(100), reached=100), holding(range(100), reached=100)
     new.apply([delete("r5", 100)], positions={}, progress={0: 101})
-    found = ready(old, new, end=101)
-    assert (found.missing, found.stops) == (0, None)
-    assert found.waits_for is not None
-    assert "1 records are missing, or deleted as g0001 has not read yet" in found.waits_for
+    check = ready(old, new, end=101)
+    assert (check.missing, check.stops) == (0, None)
+    assert check.waits_for is not None
+    assert "1 records are missing, or deleted as g0001 has not read yet" in check.waits_for
     old.apply([delete("r5", 100)], positions={}, progress={0: 101})
     assert ready(old, new, end=101).waits_for is None
 
@@ -469,10 +474,10 @@ def test_a_generation_that_finds_worse_does_not_take_over() -> None:
 
     good = filled(lambda number: unit(number, "text"))
     assert ready(good, good, end=100).stops is None
-    found = ready(good, filled(lambda number: unit(number, "another")), end=100)
-    assert found.recall["g0001"] == 1.0
-    assert found.stops is not None
-    assert "recall@10 of g0002 is" in found.stops
+    check = ready(good, filled(lambda number: unit(number, "another")), end=100)
+    assert check.recall["g0001"] == 1.0
+    assert check.stops is not None
+    assert "recall@10 of g0002 is" in check.stops
 
 
 def test_new_ones_do_not_hide_what_is_missing_in_milvus(tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,12 +20,18 @@ from braid.stream.registry.handover import (
     owned_until,
     owner_of,
 )
+from braid.stream.registry.log import EventLog
+from braid.stream.registry.store import FolderStore
 
 OLD, NEW = "g0001", "g0002"
 
 
+def handovers_at(root: Path, **options: Any) -> Handovers:
+    return Handovers(EventLog(FolderStore(root)), **options)
+
+
 def ownership(root: Path, generation: str) -> Ownership:
-    return Ownership(Handovers(root), generation=generation, first=OLD)
+    return Ownership(handovers_at(root), generation=generation, first=OLD)
 
 
 def both(root: Path, records: list[tuple[int, int]]) -> list[tuple[bool, bool]]:
@@ -40,19 +46,19 @@ def test_before_any_handover_the_first_speaks(tmp_path: Path) -> None:
 
 
 def test_from_the_offset_on_the_next_one_speaks(tmp_path: Path) -> None:
-    handover = Handovers(tmp_path).hand_over(OLD, NEW, lambda: {0: 100, 1: 7})
+    handover = handovers_at(tmp_path).hand_over(OLD, NEW, lambda: {0: 100, 1: 7})
     at = handover.offsets
     assert at[0] >= 100
     assert at[1] >= 7
     records = [(0, at[0] - 1), (0, at[0]), (1, at[1] - 1), (1, at[1])]
     assert both(tmp_path, records) == [(True, False), (False, True)] * 2
-    back = Handovers(tmp_path).hand_over(NEW, OLD, lambda: {0: at[0] + 50, 1: at[1]})
+    back = handovers_at(tmp_path).hand_over(NEW, OLD, lambda: {0: at[0] + 50, 1: at[1]})
     records = [(0, at[0]), (0, back.offsets[0] - 1), (0, back.offsets[0])]
     assert both(tmp_path, records) == [(False, True), (False, True), (True, False)]
 
 
 def test_an_undecided_proposal_is_waited_for_only_where_it_matters(tmp_path: Path) -> None:
-    handovers = Handovers(tmp_path)
+    handovers = handovers_at(tmp_path)
     proposal = handovers._propose(OLD, NEW, {0: 10})
     new = ownership(tmp_path, NEW)
     assert new.owns([(0, 9)]) == [False]
@@ -62,38 +68,32 @@ def test_an_undecided_proposal_is_waited_for_only_where_it_matters(tmp_path: Pat
     assert handovers.decide(proposal.number, VOID) == CONFIRMED  # there is only one decision
 
 
-def test_what_is_decided_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker asks before each publication: it lists the folder once and reads what is new."""
-    for _ in range(3):
-        Handovers(tmp_path).hand_over(OLD, NEW, lambda: {0: 10})
+def test_an_event_is_read_once(tmp_path: Path) -> None:
+    """A worker asks before each publication: it reads what is new, and looks for the next event."""
     read: list[str] = []
-    listed: list[Path] = []
-    read_text, listdir = Path.read_text, os.listdir
 
-    def reading(path: Path) -> str:
-        read.append(path.name)
-        return read_text(path)
+    class Counting(FolderStore):
+        def get(self, key: str) -> bytes | None:
+            read.append(key)
+            return super().get(key)
 
-    def listing(path: Path) -> list[str]:
-        listed.append(path)
-        return listdir(path)
-
-    new = ownership(tmp_path, NEW)
-    monkeypatch.setattr(Path, "read_text", reading)
-    monkeypatch.setattr(os, "listdir", listing)
+    for _ in range(3):
+        handovers_at(tmp_path).hand_over(OLD, NEW, lambda: {0: 10})
+    new = Ownership(Handovers(EventLog(Counting(tmp_path))), generation=NEW, first=OLD)
     assert new.owns([(0, 100)]) == [True]
-    assert (len(read), len(listed)) == (6, 1)
+    assert read == [f"log/{number:08d}.json" for number in range(1, 8)]
+    del read[:]
     assert new.owns([(0, 101)]) == [True]
-    assert (len(read), len(listed)) == (6, 2)
-    Handovers(tmp_path).hand_over(NEW, OLD, lambda: {0: 200})
+    assert read == ["log/00000007.json"]
+    handovers_at(tmp_path).hand_over(NEW, OLD, lambda: {0: 200})
     del read[:]
     assert new.owns([(0, 300)]) == [False]
-    assert read == ["00000004.json", "00000004.decision"]
+    assert read == [f"log/{number:08d}.json" for number in (7, 8, 9)]
 
 
 def test_a_proposer_that_is_gone_holds_nobody_up_for_long(tmp_path: Path) -> None:
     now = 100.0
-    handovers = Handovers(tmp_path, clock=lambda: now)
+    handovers = handovers_at(tmp_path, clock=lambda: now)
     proposal = handovers._propose(OLD, NEW, {0: 10})
     old = Ownership(handovers, generation=OLD, first=OLD)
     assert old.owns([(0, 12)]) is None
@@ -113,16 +113,16 @@ def test_a_proposer_that_is_gone_keeps_nobody_from_handing_over(tmp_path: Path) 
         nonlocal now
         now += seconds
 
-    stale = Handovers(tmp_path)._propose(OLD, NEW, {0: 74})
-    handovers = Handovers(tmp_path, patience_s=5.0, clock=lambda: now, sleep=sleep)
+    stale = handovers_at(tmp_path)._propose(OLD, NEW, {0: 74})
+    handovers = handovers_at(tmp_path, patience_s=5.0, clock=lambda: now, sleep=sleep)
     handover = handovers.hand_over(OLD, NEW, lambda: {0: 10})
     assert now >= 105.0
     assert handovers.decide(stale.number, CONFIRMED) == VOID
-    assert [its.number for its in handovers.confirmed()] == [handover.number] == [2]
+    assert [one.number for one in handovers.confirmed()] == [handover.number] == [2]
 
 
 def test_a_proposer_that_is_only_slow_is_waited_for(tmp_path: Path) -> None:
-    slow = Handovers(tmp_path)
+    slow = handovers_at(tmp_path)
     proposal = slow._propose(OLD, NEW, {0: 74})
     now = 100.0
 
@@ -132,18 +132,18 @@ def test_a_proposer_that_is_only_slow_is_waited_for(tmp_path: Path) -> None:
         if now > 102:
             slow.decide(proposal.number, CONFIRMED)
 
-    handovers = Handovers(tmp_path, patience_s=5.0, clock=lambda: now, sleep=sleep)
+    handovers = handovers_at(tmp_path, patience_s=5.0, clock=lambda: now, sleep=sleep)
     handovers.hand_over(NEW, OLD, lambda: {0: 80})
     assert now < 105.0
-    assert [its.number for its in handovers.confirmed()] == [1, 2]
+    assert [one.number for one in handovers.confirmed()] == [1, 2]
 
 
 def test_records_that_come_too_fast_are_said_and_nothing_is_handed_over(tmp_path: Path) -> None:
-    handovers = Handovers(tmp_path)
+    handovers = handovers_at(tmp_path)
     ends = iter(10**number for number in range(20))
     with pytest.raises(RegistryError, match="in each of 8 tries"):
         handovers.hand_over(OLD, NEW, lambda: {0: next(ends)})
-    assert handovers.confirmed() == handovers.undecided() == []
+    assert (handovers.confirmed(), handovers.undecided()) == ([], None)
 
 
 def test_a_quiet_partition_goes_over_at_its_very_end(tmp_path: Path) -> None:
@@ -158,21 +158,21 @@ def test_a_quiet_partition_goes_over_at_its_very_end(tmp_path: Path) -> None:
             {0: 10, 1: 11, 2: 350},
         ]
     )
-    handover = Handovers(tmp_path).hand_over(OLD, NEW, lambda: next(ends))
+    handover = handovers_at(tmp_path).hand_over(OLD, NEW, lambda: next(ends))
     assert handover.number == 3
     assert handover.offsets == {0: 10, 1: 11 + 2, 2: 110 + 240}
-    assert [its.number for its in Handovers(tmp_path).confirmed()] == [3]
+    assert [one.number for one in handovers_at(tmp_path).confirmed()] == [3]
 
 
 def test_in_a_topic_made_anew_all_records_come_after_a_handover(tmp_path: Path) -> None:
-    before = Handovers(tmp_path, topic="first")
+    before = handovers_at(tmp_path, topic="first")
     before.hand_over(OLD, NEW, lambda: {0: 1000})
     before._propose(NEW, OLD, {0: 2000})
-    anew = Handovers(tmp_path, topic="second", patience_s=0)
+    anew = handovers_at(tmp_path, topic="second", patience_s=0)
     assert Ownership(before, generation=OLD, first=OLD).owns([(0, 999), (0, 1000)]) == [True, False]
     assert Ownership(anew, generation=OLD, first=OLD).owns([(0, 0), (0, 999)]) == [False, False]
     assert Ownership(anew, generation=NEW, first=OLD).owns([(0, 0), (0, 999)]) == [True, True]
-    assert anew.undecided() == []
+    assert anew.undecided() is None
     anew.hand_over(NEW, OLD, lambda: {0: 5})
     assert Ownership(anew, generation=NEW, first=OLD).owns([(0, 4), (0, 5)]) == [True, False]
 
@@ -180,7 +180,7 @@ def test_in_a_topic_made_anew_all_records_come_after_a_handover(tmp_path: Path) 
 def test_of_a_partition_that_a_handover_does_not_name_all_records_come_after_it(
     tmp_path: Path,
 ) -> None:
-    handovers = Handovers(tmp_path)
+    handovers = handovers_at(tmp_path)
     proposal = handovers._propose(OLD, NEW, {0: 10})
     old = Ownership(handovers, generation=OLD, first=OLD)
     assert old.owns([(1, 0)]) is None
@@ -191,31 +191,35 @@ def test_of_a_partition_that_a_handover_does_not_name_all_records_come_after_it(
     assert (owned_until(confirmed, OLD, 1), owned_until(confirmed, NEW, 1)) == (0, None)
 
 
-def test_a_decision_has_the_time_of_its_file(tmp_path: Path) -> None:
-    handovers = Handovers(tmp_path / "not" / "yet")
-    handovers.hand_over(OLD, NEW, lambda: {0: 10})
-    (decision,) = (tmp_path / "not" / "yet").rglob("*.decision")
-    os.utime(decision, (1234.5, 1234.5))
-    assert handovers.decided_ms(1) == 1_234_500
+def test_a_decision_has_its_time(tmp_path: Path) -> None:
+    now = 1234.5
+    handovers = Handovers(EventLog(FolderStore(tmp_path / "not" / "yet"), wall=lambda: now))
+    proposal = handovers.hand_over(OLD, NEW, lambda: {0: 10})
+    assert proposal.decision is None, "as it was proposed"
+    assert [one.decided_ms for one in handovers.confirmed()] == [1_234_500]
 
 
 def test_a_decision_that_is_neither_is_refused(tmp_path: Path) -> None:
-    handovers = Handovers(tmp_path)
-    handovers.hand_over(OLD, NEW, lambda: {0: 10})
-    (tmp_path / "handovers" / "00000001.decision").write_text("perhaps")
-    with pytest.raises(RegistryError, match="'perhaps', not confirmed or void"):
-        Handovers(tmp_path).confirmed()
+    handovers = handovers_at(tmp_path)
+    proposal = handovers._propose(OLD, NEW, {0: 10})
+    with pytest.raises(RegistryError, match="'perhaps', not one of confirmed, void"):
+        handovers.decide(proposal.number, "perhaps")
+    assert handovers.undecided() == proposal
 
 
-def test_a_proposal_that_another_process_has_made_is_not_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other, handovers = Handovers(tmp_path), Handovers(tmp_path)
-    other._propose(NEW, OLD, {0: 5})
-    monkeypatch.setattr(handovers, "all", list)  # listed a moment earlier
+def test_of_two_that_propose_at_once_one_fails(tmp_path: Path) -> None:
+    other, handovers = handovers_at(tmp_path), handovers_at(tmp_path)
+
+    def ends() -> dict[int, int]:
+        if other.undecided() is None:  # it comes in when this one has looked
+            other._propose(NEW, OLD, {0: 5})
+        return {0: 10}
+
     with pytest.raises(RegistryError, match="another process makes handover 1"):
-        handovers.hand_over(OLD, NEW, lambda: {0: 10})
-    assert [proposal.before for proposal in other.undecided()] == [NEW]
+        handovers.hand_over(OLD, NEW, ends)
+    left = other.undecided()
+    assert left is not None
+    assert left.before == NEW
 
 
 def test_until_where_a_generation_speaks() -> None:
@@ -235,15 +239,6 @@ def test_until_where_a_generation_speaks() -> None:
     assert [owned_until([there, rest], name, 0) for name in (OLD, NEW)] == [10, None]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"number": 1}'])
-def test_a_file_that_is_no_handover_is_never_guessed(tmp_path: Path, content: str) -> None:
-    handovers = Handovers(tmp_path)
-    handovers.hand_over(OLD, NEW, lambda: {0: 1})
-    (tmp_path / "handovers" / "00000001.json").write_text(content)
-    with pytest.raises(RegistryError, match="no handover"):
-        ownership(tmp_path, OLD).owns([(0, 1)])
-
-
 def test_workers_that_run_while_it_is_handed_over_and_back(tmp_path: Path) -> None:
     """Records arrive all the time; two workers publish in batches, each asking just before."""
     end = 0
@@ -258,11 +253,11 @@ def test_workers_that_run_while_it_is_handed_over_and_back(tmp_path: Path) -> No
             time.sleep(0.0005)
 
     def work(generation: str) -> None:
-        its, at, rng = ownership(tmp_path, generation), 0, random.Random(generation)
+        ours, at, rng = ownership(tmp_path, generation), 0, random.Random(generation)
         while not stop.is_set() or at < end:
             batch = range(at, min(end, at + rng.randrange(1, 40)))
             time.sleep(rng.random() * 0.003)  # it is embedded
-            owned = its.owns([(0, offset) for offset in batch])
+            owned = ours.owns([(0, offset) for offset in batch])
             if owned is None:
                 continue
             time.sleep(rng.random() * 0.003)  # it is published
@@ -273,7 +268,7 @@ def test_workers_that_run_while_it_is_handed_over_and_back(tmp_path: Path) -> No
     threads += [threading.Thread(target=work, args=[name]) for name in (OLD, NEW)]
     for thread in threads:
         thread.start()
-    handovers = Handovers(tmp_path)
+    handovers = handovers_at(tmp_path)
     for number in range(6):
         time.sleep(0.15)
         before, after = (OLD, NEW) if number % 2 == 0 else (NEW, OLD)

@@ -102,5 +102,5 @@ def test_of_two_that_promote_at_once_one_fails(
     assert len(won) == len(lost) == 1
     assert "number 2" in str(lost[0])
     assert registry.champion() == won[0]
-    leftovers = [file.name for file in (registry.path("x").parent.parent / "champion").iterdir()]
+    leftovers = [file.name for file in (registry.root / "log").iterdir()]
     assert sorted(leftovers) == ["00000001.json", "00000002.json"]

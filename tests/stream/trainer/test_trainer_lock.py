@@ -109,7 +109,7 @@ def test_the_first_to_ask_is_the_only_one(settings: Settings) -> None:
 def test_a_full_redis_evicts_what_is_shown_and_no_lock(own_valkey: Valkey, tmp_path: Path) -> None:
     """Under the policy of the compose file, with as much memory as a few hundred texts take."""
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    command = compose["services"]["redis"]["command"]
+    command = compose["services"]["redis"]["command"][-1].split()
     policy = command[command.index("--maxmemory-policy") + 1]
     settings = Settings(redis={"url": own_valkey.address}, home=tmp_path)
     payloads = Payloads(own_valkey.address)
@@ -141,7 +141,7 @@ def test_a_schedule_goes_on_after_a_failure_and_does_not_overlap(
 ) -> None:
     """Time is made: each run takes as long as its number says."""
     now, starts = [0.0], list[float]()
-    said: list[str] = []
+    messages: list[str] = []
     lengths = iter([1.0, 25.0, 1.0])
 
     def make() -> Child:
@@ -156,9 +156,9 @@ def test_a_schedule_goes_on_after_a_failure_and_does_not_overlap(
         else:
             now[0] += seconds
 
-    every(10.0, make, say=said.append, clock=lambda: now[0], sleep=sleep, runs=3)
+    every(10.0, make, say=messages.append, clock=lambda: now[0], sleep=sleep, runs=3)
     assert starts == [0.0, 10.0, 35.0], "from start to start; a long one is followed at once"
-    assert said == ["this run made no version (status 3)"]
+    assert messages == ["this run made no version (status 3)"]
     shown = capsys.readouterr().err
     assert [shown.count(f"run {number}\n") for number in (1, 2, 3)] == [1, 1, 1]
 
@@ -181,7 +181,7 @@ class First(FirstVersion):
 
 def test_while_there_is_no_model_the_schedule_tries_again_soon(tmp_path: Path) -> None:
     now, starts = [0.0], list[float]()
-    said: list[str] = []
+    messages: list[str] = []
     first = First(Settings(home=tmp_path), now, starts)
 
     def make() -> Child:
@@ -194,10 +194,10 @@ def test_while_there_is_no_model_the_schedule_tries_again_soon(tmp_path: Path) -
         else:
             now[0] += seconds
 
-    every(21_600, make, say=said.append, first=first, clock=lambda: now[0], sleep=sleep, runs=4)
+    every(21_600, make, say=messages.append, first=first, clock=lambda: now[0], sleep=sleep, runs=4)
     assert starts == [30.0, 90.0, 210.0, 210.0 + 21_600]
     no_version = "this run made no version (status 1)"
-    assert said == [
+    assert messages == [
         "the first training waits: no answer",
         no_version,
         "there is no model yet: tried again in 60 s",
@@ -208,7 +208,7 @@ def test_while_there_is_no_model_the_schedule_tries_again_soon(tmp_path: Path) -
 
 @pytest.mark.kafka
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_first_model_comes_soon_after_the_first_records(kafka: str, tmp_path: Path) -> None:
     """A schedule that is started with new topics, as by the compose file."""
     with Deployment(kafka, tmp_path, refresh={"retrain_first": 40}) as deployed:
@@ -287,7 +287,7 @@ def test_a_wrong_crontab_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_the_crontab_of_two_workers_starts_one_trainer(kafka: str, tmp_path: Path) -> None:
     """It finds no records, which is enough: it was started, once. (The sixth field: seconds.)"""
     with Deployment(
@@ -307,8 +307,8 @@ def test_the_crontab_of_two_workers_starts_one_trainer(kafka: str, tmp_path: Pat
             lambda: all("retraining " in worker.log.read_text() for worker in workers),
             timeout=60,
         )
-        said = "".join(worker.log.read_text() for worker in workers)
-        assert said.count("retraining started (crontab)") == 1
+        logs = "".join(worker.log.read_text() for worker in workers)
+        assert logs.count("retraining started (crontab)") == 1
         assert log.read_text().count("no usable sample") == 1
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import wait
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,11 @@ from braid.encoders.types import Embedding, Prepared, Sample
 from braid.stream.errors import BadRecord, WorkerError
 from braid.stream.failpoints import Failpoints
 from braid.stream.kafka.client import Message
+from braid.stream.liveness.burst import HOLD_S, Burst
 from braid.stream.monitoring.metrics import WorkerMetrics
 from braid.stream.settings import Settings
 from braid.stream.worker.batcher import EncodeQueue
 from braid.stream.worker.bisection import GROW_AFTER_S, Bisection, Budget, Piece, out_of_memory
-from braid.stream.worker.burst import HOLD_S, Burst
 from braid.stream.worker.in_flight import Item
 from braid.stream.worker.offsets import Ticket
 
@@ -35,10 +37,12 @@ class Picky(NullModel):
         self.refuses = refuses
         self.error = error or FloatingPointError("the device fell over")
         self.sizes: list[int] = []
+        self.refused: list[int] = []
 
     def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
         self.sizes.append(len(prepared))
         if self.refuses([item.id for item in prepared]):
+            self.refused.append(len(prepared))
             raise self.error
         return super().encode(prepared)
 
@@ -64,6 +68,7 @@ def clock() -> Clock:
 def queue(clock: Clock) -> Iterator[EncodeQueue]:
     made = EncodeQueue(
         Settings(batch={"records": 64, "wait_s": 0.0}),
+        lanes=1,
         metrics=WorkerMetrics().of("g0001"),
         failpoint=Failpoints(),
         clock=clock,
@@ -77,8 +82,7 @@ def items_of(model: NullModel, count: int, start: int = 0) -> list[Item]:
     for number in range(start, start + count):
         message = Message(topic="records", partition=0, offset=number, key=b"", value=b"", ts=0)
         item = Item(message, Ticket(0, number), 0.0, model=model)
-        item.preparing = Future()
-        item.preparing.set_result(model.prepare(Sample(id=f"r{number}", text=f"text {number}")))
+        item.prepared = model.prepare(Sample(id=f"r{number}", text=f"text {number}"))
         items.append(item)
     return items
 
@@ -88,8 +92,7 @@ def encode_all(
 ) -> tuple[list[str], dict[str, BadRecord]]:
     """Ids of those that got embeddings, in order, and the condemned with their reasons."""
     for item in items:
-        assert item.preparing is not None
-        queue.add(item, item.preparing.result())
+        queue.add(item)
     made: list[str] = []
     dead: dict[str, BadRecord] = {}
     while len(made) + len(dead) < len(items):
@@ -141,9 +144,10 @@ def test_the_half_beside_one_that_failed_goes_with_the_next_batch(queue: EncodeQ
     model = Picky(one_of({"r0"}))
     made, dead = encode_all(queue, model, items_of(model, 64))
     assert (sorted(made), set(dead)) == (sorted(f"r{number}" for number in range(1, 64)), {"r0"})
-    # Down to the record, alone twice with the golden batch between; the 63 others by the budget.
-    assert model.sizes[:9] == [64, 32, 16, 8, 4, 2, 1, 1, 1]
-    assert model.sizes[9:] == [16, 16, 16, 15]
+    # Down to the record, alone twice, another batch passing between; the 63 others once each.
+    assert sum(model.sizes) - sum(model.refused) == 63
+    assert model.refused == [64, 32, 16, 8, 4, 2, 1, 1]
+    assert len(model.sizes) - len(model.refused) <= 7  # each half at once, and the golden batch
 
 
 def test_the_half_after_one_that_passed_is_not_tried_whole(queue: EncodeQueue) -> None:
@@ -297,10 +301,10 @@ def test_batches_are_larger_where_a_call_costs_more_and_failing_less(
 
 
 def bad(number: int) -> BadRecord:
-    return BadRecord("image", f"reason {number}", stage="prepare")
+    return BadRecord(f"image{number}", "a reason", stage="prepare")
 
 
-def test_a_burst_stops_the_worker_with_the_last_reasons() -> None:
+def test_a_burst_stops_the_worker_with_the_last_errors() -> None:
     burst = Burst(Settings(worker={"poison_share": 0.5, "poison_window": 100}))
     burst.good(100, 0.0)
     for number in range(50):
@@ -310,7 +314,8 @@ def test_a_burst_stops_the_worker_with_the_last_reasons() -> None:
         burst.bad(bad(50), 0.0)
     assert "51 of the last 100 records" in str(raised.value)
     for number in (48, 49, 50):
-        assert f"reason {number}" in str(raised.value)
+        assert f"BadRecord in image{number}, found by prepare" in str(raised.value)
+    assert "a reason" not in str(raised.value)
     assert len(str(raised.value)) < 3000
 
 
@@ -330,3 +335,123 @@ def test_a_few_bad_records_at_the_beginning_are_held_for_a_moment_only() -> None
     assert not burst.holds(1.1 + HOLD_S, at_rest=True)
     burst.good(4, 2.0)
     assert not burst.holds(2.0, at_rest=False)
+
+
+class Held(NullModel):
+    """Its first call ends when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(16)
+        self.calls = 0
+        self.began, self.go = threading.Event(), threading.Event()
+
+    def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        self.calls += 1
+        if self.calls == 1:
+            self.began.set()
+            assert self.go.wait(30)
+        return super().encode(prepared)
+
+
+def test_a_second_batch_is_encoded_beside_a_long_one_and_a_third_waits(clock: Clock) -> None:
+    model = Held()
+    queue = EncodeQueue(
+        Settings(batch={"records": 2, "wait_s": 60.0}),
+        lanes=2,
+        metrics=WorkerMetrics().of("g0001"),
+        failpoint=Failpoints(),
+        clock=clock,
+    )
+    try:
+        for item in items_of(model, 5):
+            queue.add(item)
+        queue.submit(model)
+        first, second = queue.futures
+        wait([second], timeout=30)
+        assert not first.done()
+        (batch,) = queue.finished()
+        assert [embedding.id for _, embedding in batch.made] == ["r2", "r3"]
+        queue.submit(model)  # r4 alone: not full, and its time has not come
+        assert len(queue.futures) == 1
+        model.go.set()
+        queue.wait(30.0)
+        assert [item.message.offset for b in queue.finished() for item, _ in b.made] == [0, 1]
+        clock.now = 60.0
+        queue.submit(model)
+        queue.wait(30.0)
+        assert [item.message.offset for b in queue.finished() for item, _ in b.made] == [4]
+    finally:
+        model.go.set()
+        queue.close()
+
+
+def test_what_is_dropped_keeps_its_place_on_the_device_and_its_bound(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr("braid.stream.worker.batcher.dump_and_exit", ended.append)
+    model = Held()
+    queue = EncodeQueue(
+        Settings(batch={"records": 1, "wait_s": 0.0}, worker={"encode_timeout_s": 10.0}),
+        lanes=1,
+        metrics=WorkerMetrics().of("g0001"),
+        failpoint=Failpoints(),
+        clock=clock,
+    )
+    try:
+        before, after = items_of(model, 2), items_of(model, 1, start=2)
+        for item in before:
+            queue.add(item)
+        queue.submit(model)
+        assert model.began.wait(30)
+        queue.clear()
+        assert not queue.busy
+        queue.add(after[0])
+        queue.submit(model)  # returns: one runs and one waits, and there is room for no other
+        assert not queue.busy
+        clock.now = 11.0
+        assert list(queue.finished()) == []
+        assert ["more than 10 s" in reason for reason in ended] == [True]
+        model.go.set()
+        made: list[int] = []
+        while not made:
+            queue.submit(model)
+            wait(queue.futures, timeout=30)
+            made = [item.message.offset for b in queue.finished() for item, _ in b.made]
+        assert (made, model.calls) == ([2], 2)  # what waited for the device was not encoded
+    finally:
+        model.go.set()
+        queue.close()
+
+
+class Caching(Picky):
+    """Its embeddings of records before r64 came from a cache."""
+
+    def encode(self, prepared: Sequence[Prepared]) -> list[Embedding]:
+        made = super().encode(prepared)
+        return [replace(one, cached=int(one.id[1:] or 0) < 64) for one in made]
+
+    def check(self) -> None:
+        raise FloatingPointError("the golden batch fails, too")
+
+
+def test_what_comes_from_a_cache_does_not_prove_that_the_device_works(queue: EncodeQueue) -> None:
+    """Records of the cache are encoded between the two failures of another one alone."""
+    model = Caching(one_of({"r64"}))
+    first, last = items_of(model, 64), items_of(model, 1, start=64)
+    for item in last:
+        queue.add(item)
+    queue.submit(model)
+    queue.wait(10.0)
+    assert list(queue.finished()) != []
+    for item in first:
+        queue.add(item)
+
+    def encoded() -> None:
+        for _ in range(10):
+            queue.submit(model)
+            queue.wait(10.0)
+            list(queue.finished())
+
+    with pytest.raises(WorkerError, match="golden batch"):
+        encoded()

@@ -27,7 +27,7 @@ from tests.stream.conftest import coloured
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.worker.test_canary import copied
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(900)]
 
 
 def versions(deployment: Deployment, tiny_model: Path) -> Registry:
@@ -108,31 +108,35 @@ def test_a_challenger_of_another_space_serves_a_share_and_then_all(
         traffic.send(20)
 
         for wrong in ("0,4", "a", "-1", ""):
-            _, said = braid(deployment, "canary", other, f"--partitions={wrong}", status=1)
-            assert "expected numbers from 0 to 3" in said
+            _, printed = braid(deployment, "canary", other, f"--partitions={wrong}", status=1)
+            assert "expected numbers from 0 to 3" in printed
         assert braid(deployment, "canary") is None
 
         # A share, without an end: exactly the chosen records are marked.
         began = braid(deployment, "canary", other, "--share", "0.5")
         wait_for("it begins", lambda: "canary 1 begins with" in worker.tail(200), timeout=60)
-        _, said = braid(deployment, "canary", broken, status=1)
-        assert "canary 1 runs with tiny-0002" in said
+        _, printed = braid(deployment, "canary", broken, status=1)
+        assert "canary 1 runs with tiny-0002" in printed
         ids = traffic.send(150)
         shadow = CanaryShadow(Canary(**{**began, "partitions": ()}), None)
         chosen = {id_ for id_ in ids if shadow.takes(id_, 0)}
         assert 40 < len(chosen) < 110
-        marked = {its["id"]: its for its in deployment.predictions() if "canary" in its}
+        marked = {
+            prediction["id"]: prediction
+            for prediction in deployment.predictions()
+            if "canary" in prediction
+        }
         assert set(marked) == chosen
-        for its in marked.values():
-            assert its["model"] == other
-            assert its["canary"]["model"] == champion
-            assert its["canary"]["tasks"]["colour"]["kind"] == "classification"
-            assert its["canary"]["labels"]["colour"] in ("red", "blue")
-        found = braid(deployment, "canary")
-        assert found["state"] == "running"
-        assert found["comparison"]["records"] == len(chosen)
-        assert found["comparison"]["failures"] == 0
-        assert found["comparison"]["tasks"]["colour"]["labelled"] == len(chosen)
+        for prediction in marked.values():
+            assert prediction["model"] == other
+            assert prediction["canary"]["model"] == champion
+            assert prediction["canary"]["tasks"]["colour"]["kind"] == "classification"
+            assert prediction["canary"]["labels"]["colour"] in ("red", "blue")
+        shown = braid(deployment, "canary")
+        assert shown["state"] == "running"
+        assert shown["comparison"]["records"] == len(chosen)
+        assert shown["comparison"]["failures"] == 0
+        assert shown["comparison"]["tasks"]["colour"]["labelled"] == len(chosen)
         told = status(deployment.settings)["canary"]
         assert (told["name"], told["share"]) == ("tiny-0002", 0.5)
         assert braid(deployment, "canary", "--stop")["state"] == "stopped"
@@ -142,7 +146,7 @@ def test_a_challenger_of_another_space_serves_a_share_and_then_all(
 
         # One that gives NaN: each of its records is predicted by the champion, and it fails.
         with traffic.flowing():
-            failed, said = braid(
+            failed, printed = braid(
                 deployment,
                 "canary",
                 broken,
@@ -154,8 +158,8 @@ def test_a_challenger_of_another_space_serves_a_share_and_then_all(
                 status=1,
             )
         assert (failed["state"], failed["comparison"]["records"]) == ("failed", 0)
-        assert "tiny-0003 is not promoted: it failed at" in said
-        assert "not finite" in said
+        assert "tiny-0003 is not promoted: it failed at" in printed
+        assert "not finite" in printed
         assert registry.champion() is not None
         assert worker.running
 
@@ -169,20 +173,26 @@ def test_a_challenger_of_another_space_serves_a_share_and_then_all(
         assert ended["comparison"]["records"] >= 60
         (entry,) = braid(deployment, "generations")
         assert (entry["generation"], entry["model"]) == ("g0002", other)
-        assert [its.state for its in Canaries(registry.root).all()] == [
+        assert [canary.state for canary in Canaries(registry.log).all()] == [
             "stopped",
             "failed",
             "promoted",
         ]
 
         predictions = deployment.predictions()
-        assert Counter(its["id"] for its in predictions) == Counter(traffic.sent)
-        assert not any("canary" in its for its in predictions if its["id"] in after)
-        failures = [its for its in predictions if "failed" in its.get("canary", {})]
+        assert Counter(prediction["id"] for prediction in predictions) == Counter(traffic.sent)
+        assert not any(
+            "canary" in prediction for prediction in predictions if prediction["id"] in after
+        )
+        failures = [
+            prediction for prediction in predictions if "failed" in prediction.get("canary", {})
+        ]
         assert len(failures) >= 60
-        assert {(its["model"], its["canary"]["number"]) for its in failures} == {(champion, 2)}
+        assert {
+            (prediction["model"], prediction["canary"]["number"]) for prediction in failures
+        } == {(champion, 2)}
         vectors = [decode_vector(message.value or b"") for message in deployment.vectors()]
-        assert {its.id for its in vectors} == set(traffic.sent)
+        assert {vector.id for vector in vectors} == set(traffic.sent)
         space = registry.manifest(champion).space
-        assert {(its.model, its.space) for its in vectors} == {(champion, space)}
+        assert {(vector.model, vector.space) for vector in vectors} == {(champion, space)}
         assert deployment.read("dead-letters") == []

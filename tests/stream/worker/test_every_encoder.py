@@ -27,11 +27,13 @@ from tests.encoders.checkpoints import (
     write_siglip,
     write_tokenizer,
 )
+from tests.encoders.joint_models import write_clap
+from tests.encoders.test_importing import write_sentence_transformer
 from tests.stream.conftest import coloured
 from tests.stream.harness import Deployment
 from tests.stream.running import running, wait_until_idle
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(540)]
 
 TRIOS = (
     ("hashed", "small-cnn", "logmel-cnn"),
@@ -39,6 +41,8 @@ TRIOS = (
     ("clip-text", "clip-image", "clap-audio"),
     ("siglip-text", "siglip-image", "whisper"),
     ("words", "vit", "ast"),
+    ("sentence-transformer", "small-cnn", "logmel-cnn"),
+    ("clap-text", "small-cnn", "clap-audio-projected"),
     ("hashed", "efficientnet-lite0", "logmel-cnn"),
     ("hashed", "efficientnet-lite1", "logmel-rnn"),
     ("hashed", "efficientnet-lite2", "speech-embedding"),
@@ -63,7 +67,21 @@ TEXTS: dict[str, tuple[Callable[[Path], None], bool]] = {  # and whether a start
 }
 
 
+WHOLE: dict[str, Callable[[Path], None]] = {  # with tokenisers and extractors of their own
+    "sentence-transformer": write_sentence_transformer,
+    "clap-text": write_clap,
+    "clap-audio-projected": write_clap,
+}
+
+
+def whole(kind: str, folder: Path) -> EncoderConfig:
+    WHOLE[kind](folder)
+    return EncoderConfig(kind=kind, source=str(folder))
+
+
 def text_encoder(kind: str, folder: Path) -> EncoderConfig:
+    if kind in WHOLE:
+        return whole(kind, folder)
     if kind == "words":
         vectors = folder / "vectors.txt"
         words = ("a", "red", "blue", "square", "tile", "patch")
@@ -87,6 +105,8 @@ def image_encoder(kind: str, folder: Path) -> EncoderConfig:
 
 
 def audio_encoder(kind: str, folder: Path) -> EncoderConfig:
+    if kind in WHOLE:
+        return whole(kind, folder)
     if kind in TOWERS:
         return EncoderConfig(kind=kind, source=str(written(kind, folder)))
     return EncoderConfig(kind=kind, options=MADE[kind])
@@ -140,10 +160,10 @@ def test_it_is_trained_written_loaded_and_served(
     )
     with running(deployment.settings, model) as run:
         wait_until_idle(run, deployment.lag)
-    found = {one["id"]: one for one in deployment.predictions()}
-    assert found.keys() == {"+".join(sorted(subset)) for subset in SUBSETS}
+    predictions = {one["id"]: one for one in deployment.predictions()}
+    assert predictions.keys() == {"+".join(sorted(subset)) for subset in SUBSETS}
     for subset in SUBSETS:
-        task = found["+".join(sorted(subset))]["tasks"]["colour"]
+        task = predictions["+".join(sorted(subset))]["tasks"]["colour"]
         assert task["label"] in ("red", "blue")
         assert set(task["by"]) == subset | {"fused"}
         assert sum(task["probs"].values()) == pytest.approx(1.0, abs=1e-3)

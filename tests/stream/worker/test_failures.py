@@ -86,8 +86,8 @@ def test_redis_gone_and_back_does_not_touch_delivery(
 
 
 def shown(showcase: RedisShowcase, id_: str) -> str | None:
-    found = (showcase._payloads.get_many([id_]) or {}).get(id_)
-    return found.text if found else None
+    payload = (showcase._payloads.get_many([id_]) or {}).get(id_)
+    return payload.text if payload else None
 
 
 def test_a_model_of_another_space_is_not_taken(deployment: Deployment) -> None:
@@ -138,11 +138,11 @@ def test_a_worker_counts_its_lag_and_the_fields_it_left_out(deployment: Deployme
     metrics = WorkerMetrics()
     with running(deployment.settings, NullModel(16), metrics=metrics) as run:
         wait_until_idle(run, deployment.lag)
-        registry, its = metrics.registry, {"generation": "g0001"}
+        registry, label = metrics.registry, {"generation": "g0001"}
         wait_for(
             "the lag is told",
-            lambda: registry.get_sample_value("braid_lag", its | {"partition": "0"}) == 0,
+            lambda: registry.get_sample_value("braid_lag", label | {"partition": "0"}) == 0,
             timeout=10,
         )
-    assert registry.get_sample_value("braid_unknown_fields_total", its) == 2
-    assert registry.get_sample_value("braid_records_total", its) == 1
+    assert registry.get_sample_value("braid_unknown_fields_total", label) == 2
+    assert registry.get_sample_value("braid_records_total", label) == 1

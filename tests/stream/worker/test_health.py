@@ -108,7 +108,7 @@ def test_an_independent_client_sees_what_is_left_to_read(deployment: Deployment)
 
 
 @pytest.mark.kafka
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_a_worker_without_a_model_is_well_and_says_what_it_waits_for(
     deployment: Deployment, three_versions: Registry
 ) -> None:
@@ -130,7 +130,7 @@ def test_a_worker_without_a_model_is_well_and_says_what_it_waits_for(
 
 @pytest.mark.kafka
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_an_index_node_whose_event_loop_hangs_ends_with_its_stacks(deployment: Deployment) -> None:
     deployment.worker("one")
     node = deployment.child(

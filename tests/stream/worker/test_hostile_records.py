@@ -23,7 +23,7 @@ from braid.stream.errors import WorkerError
 from braid.stream.kafka.client import Message
 from braid.stream.kafka.schemas import MAX_DEAD_LETTER_BYTES, MAX_RECORD_BYTES, MIB
 from braid.stream.monitoring.metrics import WorkerMetrics
-from tests.stream.harness import Deployment
+from tests.stream.harness import Deployment, wait_for
 from tests.stream.running import running, wait_until_idle
 
 pytestmark = pytest.mark.kafka
@@ -98,10 +98,8 @@ def hostile(loop: str) -> dict[str, tuple[bytes | None, bytes | None, str]]:
     return links | deep | names | keys
 
 
-def produce(
-    deployment: Deployment, messages: list[tuple[bytes | None, bytes | None]], **options: Any
-) -> None:
-    producer = RawProducer(
+def sender(deployment: Deployment, **options: Any) -> RawProducer:
+    return RawProducer(
         {
             "bootstrap.servers": deployment.settings.kafka.bootstrap,
             "message.max.bytes": 100 * MIB,
@@ -109,9 +107,29 @@ def produce(
             **options,
         }
     )
+
+
+def produce(deployment: Deployment, messages: list[tuple[bytes | None, bytes | None]]) -> None:
+    producer = sender(deployment)
     for key, content in messages:
-        producer.produce(deployment.settings.topic("records"), key=key, value=content, partition=0)
-        assert producer.flush(60) == 0
+        assert delivered(producer, deployment, key, content) == ""
+
+
+def delivered(
+    producer: RawProducer, deployment: Deployment, key: bytes | None, content: bytes | None
+) -> str:
+    """Send one message; the name of the error, if the broker refused it."""
+    answers: list[str] = []
+    producer.produce(
+        deployment.settings.topic("records"),
+        key=key,
+        value=content,
+        partition=0,
+        on_delivery=lambda error, _: answers.append(error.name() if error else ""),
+    )
+    assert producer.flush(60) == 0
+    (answer,) = answers
+    return answer
 
 
 def neighbour(number: int) -> tuple[bytes, bytes]:
@@ -161,22 +179,8 @@ def test_a_message_that_unpacks_to_more_than_the_limit_is_refused(
     deployment: Deployment, codec: str
 ) -> None:
     """4 kB of zstd become 150 MB, at which the client of every worker stops reading for good."""
-    errors: list[str] = []
-    producer = RawProducer(
-        {
-            "bootstrap.servers": deployment.settings.kafka.bootstrap,
-            "message.max.bytes": 100 * MIB,
-            "compression.type": codec,
-        }
-    )
-    producer.produce(
-        deployment.settings.topic("records"),
-        key=KEY,
-        value=b"\0" * 40_000_000,
-        on_delivery=lambda error, _: errors.append(error.name() if error else ""),
-    )
-    assert producer.flush(60) == 0
-    assert errors == ["MSG_SIZE_TOO_LARGE"]
+    producer = sender(deployment, **{"compression.type": codec})
+    assert delivered(producer, deployment, KEY, b"\0" * 40_000_000) == "MSG_SIZE_TOO_LARGE"
 
 
 def test_a_message_that_unpacks_to_more_than_a_dead_letter_takes_is_cut(
@@ -190,7 +194,14 @@ def test_a_message_that_unpacks_to_more_than_a_dead_letter_takes_is_cut(
     admin = AdminClient({"bootstrap.servers": deployment.settings.kafka.bootstrap})
     admin.incremental_alter_configs([resource])[resource].result(30)
     content = value(new="x" * 40_000_000)
-    produce(deployment, [(KEY, content), neighbour(0)], **{"compression.type": "gzip"})
+    producer = sender(deployment, **{"compression.type": "gzip"})
+    # The broker's answer to the change comes before the topic's log has it.
+    wait_for(
+        "the topic's setting",
+        lambda: delivered(producer, deployment, KEY, content) == "",
+        timeout=30,
+    )
+    produce(deployment, [neighbour(0)])
     with running(deployment.settings, NullModel(16)) as run:
         wait_until_idle(run, deployment.lag)
     (prediction,) = deployment.predictions()

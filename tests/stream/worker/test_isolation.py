@@ -16,12 +16,12 @@ pytestmark = pytest.mark.kafka
 
 def decoders(worker: int) -> set[int]:
     """The decoding processes of a worker, from its threads' children."""
-    found = set()
+    pids = set()
     for task in Path(f"/proc/{worker}/task").iterdir():
         for child in (task / "children").read_text().split():
             if b"braid.encoders.decoding.isolation" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.add(int(child))
-    return found
+                pids.add(int(child))
+    return pids
 
 
 def running(pid: int) -> bool:

@@ -130,3 +130,28 @@ def test_a_record_without_outputs_counts_for_the_offset_only() -> None:
     (run,) = ledger.ready()
     assert (run.results, run.next_offset) == (["a"], 7)
     assert ledger.nbytes == Ticket[str](0, 5).nbytes == 0  # unless the caller gives a size
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_what_is_held_later_is_given_back_with_the_rest(commits: bool) -> None:
+    ledger = OffsetLedger[int]()
+    first, second = (ledger.receive(0, offset, nbytes=10) for offset in (0, 1))
+    ledger.hold(first, 5)
+    ledger.hold(second, 2)
+    assert ledger.nbytes == 27
+    first.finish(0)
+    if commits:
+        ledger.committed(ledger.ready())
+        assert ledger.nbytes == 12
+    ledger.drop()
+    assert ledger.nbytes == 0
+
+
+def test_a_dropped_record_is_not_counted_again() -> None:
+    """Its preparation ends afterwards."""
+    ledger = OffsetLedger[str]()
+    gone, stays = ledger.receive(0, 5, 10), ledger.receive(1, 5, 10)
+    ledger.drop([0])
+    ledger.hold(gone, 1000)
+    ledger.hold(stays, 100)
+    assert (ledger.nbytes, gone.dropped, stays.dropped) == (110, True, False)

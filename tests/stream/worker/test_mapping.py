@@ -148,8 +148,8 @@ def test_what_is_stored_is_mapped_once_though_the_worker_dies(
     for message in made:
         if message.key == PROGRESS_KEY:
             marks.setdefault(message.partition, []).append(decode_progress(message.value or b""))
-    assert {number: max(its) for number, its in marks.items()} == deployment.ends("records")
-    assert all(its == sorted(its) for its in marks.values())
+    assert {number: max(offsets) for number, offsets in marks.items()} == deployment.ends("records")
+    assert all(offsets == sorted(offsets) for offsets in marks.values())
     assert len(deployment.read("dead-letters")) == 1
 
 
@@ -166,13 +166,13 @@ def test_rows_whose_progress_was_compacted_away_tell_it_themselves(deployment: D
     )
     send(deployment, "vectors", b"r", encode_vector(row), partition=1)
     settings = deployment.settings
-    its = Backfill(settings, origin(settings), target="elsewhere")
+    filling = Backfill(settings, origin(settings), target="elsewhere")
     committed = [TopicPartition(settings.topic("records"), 1, -1001)]
     chunks: list[Chunk] = []
-    while its.busy:
-        if chunk := its.next(lambda: committed):
+    while filling.busy:
+        if chunk := filling.next(lambda: committed):
             chunks.append(chunk)
-            its.published(chunk)
+            filling.published(chunk)
     assert chunks[-1].offset == 42
     assert [output.key for chunk in chunks for output in chunk.rows] == [b"r"]
 
@@ -184,8 +184,8 @@ def test_a_row_of_another_space_stops_the_worker(deployment: Deployment) -> None
     settings = deployment.settings.replace(generation="g0002")
     ensure(settings, settings.generation)
     wrong = origin(deployment.settings, before="s-other")
-    its = Backfill(settings, wrong, target=settings.vectors_topic(settings.generation))
-    with running(settings, Moved(), backfill=its) as run:
+    filling = Backfill(settings, wrong, target=settings.vectors_topic(settings.generation))
+    with running(settings, Moved(), backfill=filling) as run:
         error = run.wait_for_end()
     assert isinstance(error, WorkerError)
     assert "is of space s-" in str(error)
@@ -220,13 +220,13 @@ def test_a_version_whose_adapter_maps_stored_vectors_is_filled_with_them(
     begun = promote(settings, registry, "tiny-0003")
     assert isinstance(begun, GenerationRecord)
     assert (begun.state, begun.source) == ("building", "g0001")
-    its = backfill_for(settings, registry, begun)
-    assert its is not None
-    assert its._target == settings.vectors_topic("g0002")
+    filling = backfill_for(settings, registry, begun)
+    assert filling is not None
+    assert filling._target == settings.vectors_topic("g0002")
     given_nD = np.eye(4, manifest.dim, dtype=np.float32)
-    assert np.allclose(its.origin.adapt(given_nD), given_nD @ turn_DD.numpy(), atol=1e-6)
-    assert its.origin.topic == settings.vectors_topic(settings.generation)
-    assert (its.origin.before, its.origin.space) == (story["from"], story["to"])
+    assert np.allclose(filling.origin.adapt(given_nD), given_nD @ turn_DD.numpy(), atol=1e-6)
+    assert filling.origin.topic == settings.vectors_topic(settings.generation)
+    assert (filling.origin.before, filling.origin.space) == (story["from"], story["to"])
     assert backfill_for(settings, registry, replace(begun, state="serving")) is None
     assert backfill_for(settings, registry, replace(begun, source=None)) is None
     (folder / FILE).write_bytes(b"damaged")

@@ -1,4 +1,4 @@
-"""What a transaction holds, when one begins, and what a rebalance does to it."""
+"""What a transaction holds, and when one begins."""
 
 from __future__ import annotations
 
@@ -10,14 +10,22 @@ import numpy as np
 import pytest
 
 from braid.encoders.types import Embedding
-from braid.stream.errors import BadRecord, BrokerError, Fenced, PublishRefused, Unreachable
+from braid.stream.errors import (
+    BadRecord,
+    BrokerError,
+    Fenced,
+    PublishRefused,
+    Unreachable,
+)
 from braid.stream.kafka.client import Output
+from braid.stream.liveness.burst import Burst
 from braid.stream.liveness.progress import Progress
 from braid.stream.settings import Settings
-from braid.stream.worker.burst import Burst
+from braid.stream.worker.in_flight import Outcome
+from braid.stream.worker.latency import STAGES, LatencyTarget
 from braid.stream.worker.offsets import OffsetLedger
 from braid.stream.worker.outputs import OutputTopics
-from braid.stream.worker.publisher import Publisher
+from braid.stream.worker.publisher import FULL, MAX_HOLD_S, SILENT_S, Publisher
 
 LEASE = object()
 BAD = BadRecord("image", "no picture", stage="prepare")
@@ -31,6 +39,7 @@ class Sink:
         self.ended = False
         self.error: BrokerError | None = None
         self.published: list[dict[str, Any]] = []
+        self.opened: list[dict[str, Any]] = []
         self.waits: list[float | None] = []
         self.closed: list[float] = []
 
@@ -41,6 +50,9 @@ class Sink:
 
     def publish(self, outputs: list[Output], **rest: Any) -> None:
         self.published.append({"outputs": outputs, **rest})
+
+    def open(self, **how: Any) -> None:
+        self.opened.append(how)
 
     def wait(self, within_s: float | None = None) -> None:
         self.waits.append(within_s)
@@ -70,16 +82,22 @@ class World:
         self.progress, self.burst = Progress(self.clock), Burst(settings)
         self.reached: list[str] = []
         self.failpoint = self.reached.append
-        self.ledger = OffsetLedger[list[Output]]()
-        self.queue = SimpleNamespace(busy=False, wait=lambda timeout: self.log.append("queue"))
+        self.ledger = OffsetLedger[Outcome]()
+        self.queue = SimpleNamespace(
+            busy=False, backlog=False, wait=lambda timeout: self.log.append("queue")
+        )
         self.preparation = SimpleNamespace(within_bound=False)
         self.at_work = False
+        self.tracing = None
         self.sink = Sink()
-        self.records = SimpleNamespace(lease=LEASE, take_marks=lambda: self.marks)
+        self.records = SimpleNamespace(
+            lease=LEASE, owned=[], take_marks=lambda: self.marks, unheard=[]
+        )
         self.records.note_committed = lambda offsets: self.committed.append(offsets)
         self.recovery = SimpleNamespace(pending=False, committed=lambda: self.log.append("success"))
         self.refusals: list[Exception] = []
         self.recovery.begin = self.refusals.append
+        self.latency: LatencyTarget | None = None
         self.marks: dict[int, int] = {}
         self.committed: list[dict[int, int]] = []
         self.counts: list[Any] = []
@@ -89,16 +107,23 @@ class World:
             published=lambda **figures: self.counts.append(figures),
         )
         self.log: list[str] = []
+        self.shown: list[int] = []
 
     def drop(self) -> None:
         self.log.append("drop")
         self.ledger.drop()
 
+    def finish_silently(self, offset: int) -> None:
+        """A record without outputs that is not shown."""
+        self.ledger.receive(0, offset, 1).finish(Outcome([]))
+
     def finish(self, offset: int, partition: int = 0, topic: str | None = None) -> Output:
         """A record that has its output."""
         name = self.topics.predictions if topic is None else topic
         output = Output(topic=name, partition=partition, key=b"%d" % offset, value=b"")
-        self.ledger.receive(partition, offset, 1).finish([output])
+        self.ledger.receive(partition, offset, 1).finish(
+            Outcome([output], show=lambda: self.shown.append(offset))
+        )
         return output
 
 
@@ -107,13 +132,26 @@ def world() -> World:
     return World()
 
 
-def made(world: Any, ownership: Any = None) -> Publisher:
+def made(world: Any, ownership: Any = None, *, backfills: bool = False) -> Publisher:
     return Publisher(
         world,
         ownership=ownership,
         decide=lambda: world.log.append("decide"),
-        restart=lambda: world.log.append("restart"),
+        restart=(lambda: world.log.append("restart")) if backfills else None,
     )
+
+
+def test_latencies_are_from_the_poll_to_the_commit(world: World) -> None:
+    world.latency = LatencyTarget(10.0, clock=world.clock)
+    publisher = made(world)
+    world.now = 3.0
+    world.ledger.receive(0, 7, since=1.0).finish(Outcome([]))
+    publisher.publish()
+    world.now = 5.0
+    world.sink.ended = True
+    publisher.publish()
+    assert world.latency.p99_s() == pytest.approx(4.0)
+    assert world.latency.batch_s == pytest.approx((10.0 - 2 * 2.0) / STAGES)
 
 
 def test_a_transaction_has_the_outputs_the_progress_and_the_offsets(world: World) -> None:
@@ -127,6 +165,7 @@ def test_a_transaction_has_the_outputs_the_progress_and_the_offsets(world: World
     assert (call["offsets"], call["starts"]) == ({0: 10, 2: 5}, {0: 7, 2: 4})
     assert call["lease"] is LEASE
     assert world.reached == ["before-publish", "after-publish"]
+    assert world.shown == [7, 9, 4]
     assert world.counts == [{"records": 3, "seconds": 0.0}]
     world.finish(10)
     publisher.publish()  # the first one is open
@@ -140,6 +179,106 @@ def test_a_transaction_has_the_outputs_the_progress_and_the_offsets(world: World
     assert world.sink.published[1]["starts"] == {0: 10}
 
 
+def second(world: World, *, took_s: float, ready: int = 1) -> Publisher:
+    """A publisher whose first transaction has ended, with so many finished records of a backlog."""
+    world.settings = world.settings.replace(worker={"inflight_records": 3 * FULL + 1})
+    world.queue.backlog = True
+    publisher = made(world)
+    world.now = 1.0
+    world.finish(0)
+    publisher.publish()
+    assert len(world.sink.published) == 1, "the first begins at once"
+    world.now += took_s
+    world.sink.ended = True
+    for offset in range(1, 1 + ready):
+        world.finish(offset)
+    publisher.publish()
+    assert world.committed == [{0: 1}]
+    return publisher
+
+
+def test_under_a_backlog_a_transaction_waits_as_long_as_the_one_before_took(world: World) -> None:
+    publisher = second(world, took_s=0.05)
+    world.now = 1.09
+    publisher.publish()
+    assert len(world.sink.published) == 1
+    world.now = 1.11
+    publisher.publish()
+    assert world.sink.published[1]["offsets"] == {0: 2}
+
+
+def test_a_transaction_waits_for_more_within_a_bound(world: World) -> None:
+    publisher = second(world, took_s=5.0)
+    world.now = 6.0 + MAX_HOLD_S - 0.01
+    publisher.publish()
+    assert len(world.sink.published) == 1
+    world.now = 6.0 + MAX_HOLD_S
+    publisher.publish()
+    assert len(world.sink.published) == 2
+
+
+@pytest.mark.parametrize(("ready", "transactions"), [(2, 1), (3, 2)])
+def test_a_large_transaction_does_not_wait_for_more(
+    world: World, ready: int, transactions: int
+) -> None:
+    second(world, took_s=0.05, ready=ready)
+    assert len(world.sink.published) == transactions
+
+
+def test_nothing_waits_for_more_without_a_backlog_or_under_a_latency_target(world: World) -> None:
+    publisher = second(world, took_s=0.05)
+    world.queue.backlog = False
+    publisher.publish()
+    assert len(world.sink.published) == 2
+    other = World()
+    other.latency = LatencyTarget(10.0, clock=other.clock)
+    second(other, took_s=0.05)
+    assert len(other.sink.published) == 2
+
+
+def test_what_waits_for_more_is_published_at_the_end_and_when_partitions_go(world: World) -> None:
+    second(world, took_s=0.05).drain()
+    assert len(world.sink.published) == 2
+    other = World()
+    second(other, took_s=0.05).on_revoked([0])
+    assert len(other.sink.published) == 2
+
+
+def test_offsets_that_cannot_be_read_are_settled_ever_more_rarely(world: World) -> None:
+    """The broker lost the end markers of a transaction whose end it had confirmed."""
+
+    def unstable() -> None:
+        raise Unreachable("UNSTABLE_OFFSET_COMMIT")
+
+    publisher = made(world)
+    world.records.unheard, world.records.committed = [1], unstable
+    opened_at: list[int] = []
+    for second in range(100):
+        world.now, world.sink.ended = float(second), True
+        publisher.publish()
+        if len(world.sink.opened) > len(opened_at):
+            opened_at.append(second)
+    assert opened_at == [SILENT_S, 3 * SILENT_S, 7 * SILENT_S]
+    assert world.sink.opened[0] == {"doubted": True}
+    assert "drop" not in world.log  # records of other partitions stay in flight
+
+
+def test_a_silent_partition_with_settled_offsets_is_let_alone(world: World) -> None:
+    publisher = made(world)
+    world.records.unheard, world.records.committed = [1], lambda: [0]
+    for second in range(100):
+        world.now = float(second)
+        publisher.publish()
+    assert world.sink.opened == []
+
+
+def test_what_is_not_shown_is_published_all_the_same(world: World) -> None:
+    world.finish_silently(3)
+    made(world).publish()
+    assert world.sink.published[0]["offsets"] == {0: 4}
+    assert world.shown == []
+
+
 def test_nothing_is_published_without_a_lease_or_before_a_recovery(world: World) -> None:
     publisher = made(world)
     world.finish(0)
@@ -148,10 +287,11 @@ def test_nothing_is_published_without_a_lease_or_before_a_recovery(world: World)
     publisher.publish()
     world.records.lease, world.recovery.pending = LEASE, True
     publisher.publish()
-    assert world.sink.published == []
+    assert (world.sink.published, world.shown) == ([], [])
     world.recovery.pending = False
     publisher.publish()
     assert [call["offsets"] for call in world.sink.published] == [{0: 1}]
+    assert world.shown == [0]
 
 
 def test_marks_alone_are_published_with_their_offsets(world: World) -> None:
@@ -225,6 +365,7 @@ def test_only_what_the_generation_owns_is_published_and_every_vector(world: Worl
     ]
     publisher.publish()
     assert (world.sink.published, world.progress.moved_at) == ([], 1.0)  # undecided
+    assert world.shown == []
     publisher.publish()
     assert asked == [[(0, 0), (0, 1), (0, 2)]] * 2
     (call,) = world.sink.published
@@ -271,47 +412,6 @@ def test_output_statistics_go_with_a_transaction_and_are_dropped_with_records(
     world.finish(0)
     publisher.publish()
     assert tallied(world) == []
-
-
-def test_a_revoked_partition_is_published_while_its_lease_holds(world: World) -> None:
-    publisher = made(world)
-    world.finish(0)
-    publisher.publish()
-    world.finish(1)
-    world.counts.clear()
-    publisher.on_revoked([0])
-    assert [call["offsets"] for call in world.sink.published] == [{0: 1}, {0: 2}]
-    assert world.committed == [{0: 1}, {0: 2}]
-    assert world.log == ["success", "decide", "success", "drop"]
-    assert (world.sink.waits, world.counts[-1]) == ([None, None], 0)
-
-
-@pytest.mark.parametrize("callback", ["on_revoked", "on_lost"])
-def test_a_lost_partition_is_not_published(
-    world: World, callback: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    publisher = made(world)
-    assert world.listener is publisher
-    world.finish(0)
-    publisher.publish()
-    world.finish(1)
-    world.records.lease = None
-    with caplog.at_level("INFO"):
-        getattr(publisher, callback)([0])
-        getattr(publisher, callback)([])
-    assert [line.getMessage() for line in caplog.records] == ["partitions gone: [0]"]
-    assert [call["offsets"] for call in world.sink.published] == [{0: 1}]
-    assert world.log == ["success", "drop", "drop"]
-    assert (len(world.ledger), world.counts[-1]) == (0, 0)
-
-
-def test_an_assignment_begins_anew(world: World) -> None:
-    publisher = made(world)
-    world.finish(0)
-    world.now = 3.0
-    publisher.on_assigned([0, 4])
-    assert (world.log, world.counts) == (["drop", "restart"], [2])
-    assert (world.progress.moved_at, len(world.ledger)) == (3.0, 0)
 
 
 def test_a_drain_publishes_what_the_device_has_within_its_bound(world: World) -> None:

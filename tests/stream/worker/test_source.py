@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from braid.stream.failpoints import Failpoints
 from braid.stream.kafka.client import Message
 from braid.stream.liveness.progress import Progress
 from braid.stream.settings import MIB, Settings
+from braid.stream.worker.latency import LatencyTarget
 from braid.stream.worker.offsets import OffsetLedger
 from braid.stream.worker.source import BackfillingSource, Intake, Throttle, ThrottledSource
 
@@ -26,12 +28,16 @@ class Records:
         self.idle_polls = 0
         self.seconds: list[float] = []
         self.during: Any = None
+        self.found, self.waiting = 1000, 1
 
     def poll(self, limit: int, *, wait_s: float) -> list[Message]:
         self.limits.append(limit)
         if self.during is not None:
             self.during()
-        return [Message(topic="r", partition=0, offset=n, key=b"", value=b"") for n in range(limit)]
+        return [
+            Message(topic="r", partition=0, offset=n, key=b"", value=b"")
+            for n in range(min(limit, self.found))
+        ]
 
     def idle_poll(self) -> None:
         self.idle_polls += 1
@@ -42,7 +48,7 @@ class Records:
     def forget(self) -> None: ...
 
     def lag(self) -> dict[int, int]:
-        return {0: 1}
+        return {0: self.waiting}
 
 
 class Backfilling:
@@ -89,7 +95,8 @@ def shared() -> Any:
     made.progress, made.failpoint = Progress(made.clock), Failpoints()
     made.ledger = OffsetLedger[Any]()
     made.preparation = SimpleNamespace(next=None)
-    made.queue = SimpleNamespace(futures=[], due_in=lambda now: None)
+    made.queue = SimpleNamespace(futures=[], due_in=lambda now: None, records=20, record_s=0.1)
+    made.latency, made.generation = None, "g0001"
     made.at_work, made.topics = False, None
     made.records, made.recovery = Records(), Recovering()
     made.sink = SimpleNamespace(future=None)
@@ -115,11 +122,50 @@ def test_a_poll_takes_what_there_is_room_for(shared: Any) -> None:
     assert shared.records.idle_polls == 1  # for the callbacks of a rebalance
 
 
+def test_a_poll_that_is_full_says_that_there_is_more(shared: Any) -> None:
+    intake = Intake(shared, shared.records)
+    received(intake, shared)
+    assert shared.queue.backlog
+    shared.records.found = 3
+    received(intake, shared)
+    assert not shared.queue.backlog
+    for offset in range(100):
+        shared.ledger.receive(0, offset)
+    received(intake, shared)
+    assert not shared.queue.backlog  # nothing can come before a commit
+    shared.preparation.next = Future()
+    received(intake, shared)
+    assert shared.queue.backlog
+
+
+def test_a_latency_target_bounds_what_is_in_flight_and_is_checked(shared: Any) -> None:
+    shared.latency = LatencyTarget(1.0, clock=shared.clock)
+    told: list[Any] = []
+    shared.metrics.latency = lambda *facts: told.append(facts)
+    intake = Intake(shared, shared.records)
+    shared.records.waiting = 50
+    for offset in range(70):
+        shared.ledger.receive(0, offset)
+    assert received(intake, shared) == 10  # of four batches of 20
+    for _ in range(20):
+        shared.now += 1.1
+        received(intake, shared)
+    assert told[0] == (1.0, None, None)
+    assert "50 records wait in Kafka, 5.0 s of work" in told[-1][2]
+
+
 def test_nothing_is_polled_while_a_recovery_is_pending(shared: Any) -> None:
     intake = Intake(shared, shared.records)
     shared.recovery.pending = True
     assert received(intake, shared) == 0
     assert shared.records.limits == []
+
+
+def test_what_comes_in_the_poll_that_begins_a_recovery_is_read_again(shared: Any) -> None:
+    """A rebalance in the poll ends a refused transaction, and messages come in the same call."""
+    shared.records.during = lambda: shared.recovery.begin(RuntimeError())
+    assert received(Intake(shared, shared.records), shared) == 0
+    assert shared.records.limits == [64]
 
 
 def test_a_throttled_source_rests_and_that_is_no_standstill(shared: Any) -> None:

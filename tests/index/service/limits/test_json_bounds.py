@@ -48,7 +48,7 @@ def test_counts_are_those_of_the_parsed_value(value: Any, piece: int, ascii_: bo
     before = json_bounds.PIECE
     json_bounds.PIECE = piece  # strings and escapes are cut at every place
     try:
-        assert json_bounds._counts(raw) == counted(value)
+        assert json_bounds.json_counts(raw) == counted(value)
     finally:
         json_bounds.PIECE = before
 

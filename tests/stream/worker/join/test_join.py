@@ -131,6 +131,16 @@ def test_whatever_a_part_raises_is_its_dead_letter(monkeypatch: pytest.MonkeyPat
     assert len(table) == 0
 
 
+def test_neither_pictures_nor_keys_of_nulls_are_checked_here() -> None:
+    """A broken picture is the joined record's dead letter, in the worker."""
+    table = JoinTable(SETTINGS)
+    (record,) = sent(table.take(part(image={"data": b"no picture"}), 1000))
+    assert record is not None
+    assert record["image"] == {"data": b"no picture"}
+    for key in ("never-seen", "", "x" * 300):
+        assert table.take(null(key), 1000) == []
+
+
 def test_a_joined_record_over_the_limit_is_the_last_parts_dead_letter() -> None:
     table = JoinTable(Settings(join={"bytes": 64 * 1024 * 1024}))
     half = b"x" * (MAX_RECORD_BYTES // 2)

@@ -28,7 +28,7 @@ from braid.stream.worker.join.state import unpack_state
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.running import running
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(900)]
 
 EXPECTS = ["text", "image", "audio"]
 
@@ -135,11 +135,11 @@ def text(header: bytes | None) -> str:
 
 def letters(deployment: Deployment) -> list[tuple[Message, str, str]]:
     """Each dead letter, with its field and reason."""
-    found = []
+    rejected = []
     for message in deployment.read("dead-letters"):
         headers = dict(message.headers)
-        found.append((message, text(headers["field"]), text(headers["reason"])))
-    return found
+        rejected.append((message, text(headers["field"]), text(headers["reason"])))
+    return rejected
 
 
 def test_bad_parts_are_dead_letters_and_large_ones_are_joined(kafka: str, tmp_path: Path) -> None:
@@ -265,7 +265,8 @@ def test_what_ends_the_join_does_not_end_the_process(
 ) -> None:
     monkeypatch.setenv("BRAID_FAILPOINT", "join-before-publish:raise")
     with Deployment(kafka, tmp_path) as deployment:
-        join = JoinThread(deployment.settings, slot="test", metrics=WorkerMetrics().join).start()
+        join = JoinThread(deployment.settings, slot="test", metrics=WorkerMetrics().join)
+        join.start()
         try:
             Parts(deployment).send("a", text="x")
             wait_for("the failure is shown", lambda: "join" in join.problems, timeout=30)

@@ -12,7 +12,7 @@ from braid.stream.kafka.admin import Admin
 from braid.stream.kafka.schemas import decode_map
 from tests.stream.harness import Deployment, wait_for
 
-pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kafka, pytest.mark.timeout(900)]
 
 
 def test_one_part_and_a_restart_and_records_are_embedded_again(kafka: str, tmp_path: Path) -> None:

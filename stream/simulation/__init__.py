@@ -1,0 +1,1 @@
+"""What a cluster would do, by the measured costs of each step."""

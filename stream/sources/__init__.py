@@ -1,0 +1,1 @@
+"""Sources: messages of any topic, decoded and mapped to records."""

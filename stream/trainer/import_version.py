@@ -1,0 +1,65 @@
+"""Registers a pretrained model as a version without training, and promotes it if nothing serves.
+
+The `models` topic is news only: without a broker the registry has the version all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from braid.encoders.importing import import_model
+
+from ..errors import Unreachable
+from ..registry.announcements import Tell, announce
+from ..registry.promotion import promote as promote_version
+from ..registry.versions import Champion, registry_of, status_of
+from ..settings import Settings
+from .job import Job, Options, Outcome, announce_version, prove
+from .lock import TrainerLock
+
+log = logging.getLogger(__name__)
+
+
+def import_version(
+    settings: Settings,
+    source: str,
+    *,
+    promote: bool | None = None,
+    tell: Tell = announce,
+    **options: Any,
+) -> Outcome:
+    """The version that was made of `source`.
+
+    Args:
+        promote: make it champion; None does so only while there is none.
+        options: as `import_model` takes them.
+
+    Raises:
+        CheckpointError: nothing at `source`, or a model that cannot be imported.
+        LockError: a trainer runs.
+        RegistryError: it cannot serve; it is kept.
+    """
+    registry = registry_of(settings)
+
+    def told(settings: Settings, key: str, value: Mapping[str, Any]) -> None:
+        try:
+            tell(settings, key, value)
+        except Unreachable as error:
+            log.warning("not announced, processes find it in the registry: %s", error)
+
+    with TrainerLock(settings):  # whose sweep would remove what is written here
+        champion = registry.champion()
+        name, version = registry.claim(f"import {source}")
+        manifest = import_model(source, registry.path(name), name=name, version=version, **options)
+        registry.publish(name)
+    job = Job(settings=settings, options=Options(promote=promote), tell=told)
+    announce_version(job, manifest, status_of(manifest, serves=False))
+    serves, building = False, ""
+    if promote or (promote is None and champion is None):
+        prove(registry, name, settings.model.device)
+        done = promote_version(settings, registry, name, why="imported", tell=told)
+        serves = isinstance(done, Champion)
+        building = "" if isinstance(done, Champion) else done.generation
+    return Outcome(manifest=manifest, run="", serves=serves, building=building)

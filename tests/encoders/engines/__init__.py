@@ -1,0 +1,1 @@
+"""Engines that replace torch while serving."""
