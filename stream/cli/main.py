@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -206,15 +208,31 @@ def main() -> None:
 
     The exit status is `os.EX_CONFIG` (78) for errors that a restart does not fix, else 1.
     """
+    status = 1
+
+    def leave() -> None:  # registered first, so called last
+        logging.shutdown()
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+    # Without Python's own finalization: until 3.14 it ends a native thread that asks for the GIL then,
+    # such as obstore's, and with it the process by SIGABRT (python/cpython#87135).
+    atexit.register(leave)
     collect_rarely()
     from braid.encoders.errors import EncodersError
     from braid.index.errors import BraidIndexError
 
     try:
         app(args=common_first(sys.argv[1:]))
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
     except (StreamError, EncodersError, BraidIndexError, ChildError, OSError) as error:
         say(f"braid: {plain(error)}", logging.CRITICAL)
-        raise SystemExit(os.EX_CONFIG if isinstance(error, ConfigError) else 1) from None
+        status = os.EX_CONFIG if isinstance(error, ConfigError) else 1
+        raise SystemExit(status) from None
 
 
 def common_first(words: Sequence[str]) -> list[str]:

@@ -23,6 +23,55 @@ def test_the_version_is_that_of_the_project() -> None:
     assert (result.exit_code, result.stdout) == (0, f"braid {project['version']}\n")
 
 
+ENDING = """
+import atexit, os, sys, threading, time
+from braid.stream.cli.main import main
+
+class Kept:
+    def __del__(self, write=os.write):
+        write(1, b"finalized ")
+
+def work():
+    time.sleep(0.2)
+    atexit.register(os.write, 1, b"atexit ")
+    os.write(1, b"thread ")
+
+sys.kept = Kept()
+threading.Thread(target=work).start()
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("--version",), 0),
+        (("produce", "nothing.csv"), 1),
+        (("config", "--nothing"), 2),
+        (("--log-format", "xml", "config"), os.EX_CONFIG),
+    ],
+)
+def test_a_command_ends_without_the_finalization_of_python(
+    arguments: tuple[str, ...], status: int, tmp_path: Path
+) -> None:
+    """In it, native threads that ask for the GIL end the process by SIGABRT."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "BRAID_KAFKA__BOOTSTRAP": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert "thread" in done.stdout
+    assert "atexit" in done.stdout
+    assert "finalized" not in done.stdout
+    assert bool(status) == bool(done.stderr)  # its buffers are written
+    assert bool(status) != ("braid 0." in done.stdout)
+
+
 @pytest.mark.slow
 def test_completion_installs_and_completes(tmp_path: Path) -> None:
     """In a bash with an empty home: install it, load it, complete `braid dead-letters re`."""
