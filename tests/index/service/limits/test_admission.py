@@ -15,6 +15,7 @@ from braid.index.errors import Busy, ServiceError
 from braid.index.segments.live_store import LiveStore
 from braid.index.service.app import Limits, ServiceDeps
 from braid.index.service.limits.admission import ConcurrencyLimiter
+from braid.index.service.searcher import SMALL_K
 from tests.index.conftest import MAX_BODY, Node, serving
 from tests.index.oracle import DIM, SPACE, upsert
 from tests.index.service.test_bad_queries import problem
@@ -48,7 +49,8 @@ def test_beyond_the_line_a_search_is_refused_and_health_is_not(node: Node) -> No
         httpx.Client(base_url=url, timeout=20) as http,
         ThreadPoolExecutor(3) as pool,
     ):
-        ask = lambda: httpx.post(f"{url}/v1/search", json={"id": "r1"}, timeout=30)  # noqa: E731
+        alone = {"id": "r1", "k": SMALL_K + 1}  # else two may be searched together
+        ask = lambda: httpx.post(f"{url}/v1/search", json=alone, timeout=30)  # noqa: E731
         try:
             running = [pool.submit(ask) for _ in range(3)]
             for _ in range(2):
