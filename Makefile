@@ -1,7 +1,7 @@
 # make demo    the main job on real input, from nothing
 # make up-secure  all processes on Apache Kafka and Redis with TLS, passwords and ACLs
 # make test    the tests, from nothing, JOBS=4 files at a time
-# make test-fast  the quick ones, without a server
+# make test-fast  the quick ones, without a server, JOBS=4 processes at a time
 # make fuzz    a poison corpus through a real deployment, SEED=1, within SECONDS=600
 # make soak    the live index under everything at once, for SECONDS=3600; every answer is checked
 # make chaos   random faults by SEED=1 under RECORDS=20000 messages; an oracle checks what came out
@@ -49,7 +49,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 -m 'not (kafka or redis or browser or slow)' $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not (kafka or redis or browser or slow)' $(ARGS)
 
 fuzz: SECONDS ?= 600
 fuzz: $(READY)

@@ -93,7 +93,7 @@ class Trained(Exception):
 
 
 def losses(fusion: str, way: str) -> list[float]:
-    given = samples(64)
+    given = samples(32)
     if way in LABELS:
         given = [
             replace(sample, labels=LABELS[way](i) if i % 5 else {})
