@@ -1,12 +1,12 @@
 """Whether the stream scales: more workers, more records, longer texts; with the null model.
 
-    python -m benchmarks.scaling [--records 20000] [--rounds 3] [--json]
+    python -m benchmarks.scaling [--records 80000] [--rounds 3] [--json]
 
 Workers are processes of `braid embed` on 8 partitions of Apache Kafka (the broker that
 KAFKA_BOOTSTRAP names, else the embedded one). All records of a run are in one transaction, spread
 evenly: nobody sees one before its commit, where the time begins; it ends when the group has
-committed all of them. Each round starts one worker, which takes all records, ten times as many, and
-a tenth of them with texts of 1,000 and of 10,000 characters; then a second worker, and two more,
+committed all of them. Each round starts one worker, which takes a tenth of the records, all, and a
+fortieth of them with texts of 1,000 and of 10,000 characters; then a second worker, and two more,
 which take all again. Cores in use are those of the whole machine, the broker and other work
 included.
 
@@ -39,7 +39,7 @@ from .vectors import finish_here
 
 WORKERS = (1, 2, 4)
 PARTITIONS = 8
-TEN = 10
+TEN, FORTY = 10, 40
 SHORT, LONG = "word " * 200, "word " * 2000  # texts of 1,000 and 10,000 characters
 WARM = 400  # records of the first run of a fleet, which is not counted
 TIMEOUT_S = 180.0
@@ -47,10 +47,11 @@ CORES = len(os.sched_getaffinity(0))
 
 
 class Run(NamedTuple):
-    """What one run took: seconds, and cores in use on average."""
+    """What one run took: seconds, and cores in use on average, all and those of the workers."""
 
     seconds: float
     cores: float
+    workers: float
 
 
 class Stream:
@@ -104,11 +105,11 @@ class Stream:
             self._ends[number % PARTITIONS] += 1
         self._producer.flush()
         self._sent += count
-        before, began = _busy_s(), time.perf_counter()
+        before, own, began = _busy_s(), _cpu_s(fleet), time.perf_counter()
         self._producer.commit_transaction()
         _until(fleet, self._all_done)
         seconds = time.perf_counter() - began
-        return Run(seconds, (_busy_s() - before) / seconds)
+        return Run(seconds, (_busy_s() - before) / seconds, (_cpu_s(fleet) - own) / seconds)
 
     def _all_done(self) -> bool:
         committed = self._admin.committed(self._group, self._topic, PARTITIONS)
@@ -137,6 +138,15 @@ def _busy_s() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
+def _cpu_s(fleet: Fleet) -> float:
+    """Seconds of CPU that the workers have had (Linux)."""
+    ticks = 0
+    for child in fleet.children:
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # user and system
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def one_round(settings: Settings, logs: Path, count: int) -> dict[str, Run]:
     """The runs of one round by name."""
     ensure(settings, settings.generation)
@@ -148,9 +158,9 @@ def one_round(settings: Settings, logs: Path, count: int) -> dict[str, Run]:
             stream.wait_for(fleet, workers)
             stream.run(fleet, WARM, "warm")
             if workers == 1:
-                runs["10 times the records"] = stream.run(fleet, TEN * count, "")
-                runs["short texts"] = stream.run(fleet, count // TEN, SHORT)
-                runs["long texts"] = stream.run(fleet, count // TEN, LONG)
+                runs["a tenth"] = stream.run(fleet, count // TEN, "")
+                runs["short texts"] = stream.run(fleet, count // FORTY, SHORT)
+                runs["long texts"] = stream.run(fleet, count // FORTY, LONG)
             runs[_name(workers)] = stream.run(fleet, count, "")
     stream.close()
     return runs
@@ -168,23 +178,12 @@ def summary(rounds: Sequence[Mapping[str, Run]], count: int) -> dict[str, Any]:
         for name, workers in zip(names, WORKERS, strict=True)
     }
     for title, before, after in (
-        ("10 times the records", one, "10 times the records"),
+        ("10 times the records", "a tenth", one),
         ("10 times the text", "short texts", "long texts"),
     ):
         ratios = [TEN * runs[before].seconds / runs[after].seconds for runs in rounds]
         rows[title] = {"rate / before": round(statistics.median(ratios), 3)}
-    longest = "10 times the records"
-    rates, cores_ms = zip(*(_steady(runs[longest], TEN * count) for runs in rounds), strict=True)
-    rows[longest] |= {
-        "records a second": round(statistics.median(rates)),
-        "core ms a record": round(statistics.median(cores_ms), 4),
-    }
     return rows
-
-
-def _steady(run: Run, count: int) -> tuple[float, float]:
-    """Records a second, and milliseconds of cores a record."""
-    return count / run.seconds, 1000 * run.cores * run.seconds / count
 
 
 def _of_workers(pairs: Sequence[tuple[Run, Run]], workers: int, count: int) -> dict[str, float]:
@@ -192,11 +191,13 @@ def _of_workers(pairs: Sequence[tuple[Run, Run]], workers: int, count: int) -> d
     times = [one.seconds / many.seconds for one, many in pairs]
     # As far as there are cores for them.
     expected = [min(workers, max(1.0, CORES / one.cores)) for one, _ in pairs]
-    cores_ms = [_steady(many, count)[1] for _, many in pairs]
+    cores_ms = [1000 * many.cores * many.seconds / count for _, many in pairs]
+    workers_ms = [1000 * many.workers * many.seconds / count for _, many in pairs]
     return {
         "records a second": round(count / statistics.median(many.seconds for _, many in pairs)),
         "cores in use": round(statistics.median(many.cores for _, many in pairs), 2),
         "core ms a record": round(statistics.median(cores_ms), 4),
+        "of workers, core ms a record": round(statistics.median(workers_ms), 4),
         "times one worker": round(statistics.median(times), 3),
         "expected": round(statistics.median(expected), 3),
         "times one worker / expected": round(
@@ -207,7 +208,7 @@ def _of_workers(pairs: Sequence[tuple[Run, Run]], workers: int, count: int) -> d
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = arguments(__doc__, seeds=False)
-    parser.add_argument("--records", type=int, default=20_000, help="of one run")
+    parser.add_argument("--records", type=int, default=80_000, help="of one run")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(argv)
     rounds = []

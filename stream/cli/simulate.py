@@ -53,15 +53,15 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     ) -> None:
         """Simulate a cluster: throughput, lag and bottleneck, by measured costs of each step.
 
-        With --against, the costs are fitted to the longest run of one worker.
+        With --against, the costs are fitted to the run of one worker.
 
         Example: braid simulate --workers 1,10,100,1000 --records 1e9 --partitions 1000
         """
         from ..simulation.cluster import Cluster
 
         settings = settings_of(context)
-        measured, steady = (None, {}) if against is None else _rows(against)
-        known = _costs(costs) if measured is None else fitted(steady)
+        measured = None if against is None else _rows(against)
+        known = _costs(costs) if measured is None else fitted(measured[1])
         base = Cluster(
             workers=1,
             records=int(records),
@@ -109,10 +109,9 @@ def fitted(one: Mapping[str, float]) -> Costs:
     """The costs by which one worker does what was measured: a row of benchmarks.scaling."""
     from ..simulation.cluster import Costs
 
-    worker_s = 1 / one["records a second"]
-    # The rest of what the machine's cores did is the broker's, mostly.
-    broker_s = max(0.0, one["core ms a record"] / 1000 - worker_s)
-    return Costs(worker_s=worker_s, broker_s=broker_s)
+    # What the machine's cores did beside the worker is the broker's, mostly.
+    broker_ms = one["core ms a record"] - one["of workers, core ms a record"]
+    return Costs(worker_s=1 / one["records a second"], broker_s=max(0.0, broker_ms / 1000))
 
 
 def lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -145,16 +144,14 @@ def _costs(file: Path | None) -> Costs:
         raise ConfigError(f"--costs: {file}: {error}") from None
 
 
-def _rows(file: Path) -> tuple[dict[int, Mapping[str, float]], Mapping[str, float]]:
-    """Number of workers -> its row; and the longest run of one worker, of which the beginning and
-    the end are the smallest part."""
+def _rows(file: Path) -> dict[int, Mapping[str, float]]:
+    """Number of workers -> its row."""
     try:
         rows = json.loads(file.read_text())["rows"]
-        return (
-            {int(name.split()[0]): row for name, row in rows.items() if "worker" in name},
-            rows["10 times the records"],
-        )
+        measured = {int(name.split()[0]): row for name, row in rows.items() if "worker" in name}
+        fitted(measured[1])
     except (KeyError, ValueError) as error:
         raise ConfigError(
             f"--against: {file} is no output of benchmarks.scaling: {error}"
         ) from None
+    return measured

@@ -79,19 +79,27 @@ def test_what_cannot_be_is_refused(broken: dict[str, Any]) -> None:
 
 
 def test_the_command_compares_with_what_was_measured(tmp_path: Path) -> None:
-    measured = {
-        "1 worker": {"records a second": 18_000, "core ms a record": 0.08},
-        "2 workers": {"records a second": 26_000, "core ms a record": 0.075},
-        "4 workers": {"records a second": 15_000, "core ms a record": 0.075},
-        "10 times the records": {"records a second": 20_000, "core ms a record": 0.075},
+    measured: dict[str, dict[str, float]] = {
+        "1 worker": {
+            "records a second": 20_000,
+            "core ms a record": 0.085,
+            "of workers, core ms a record": 0.06,
+        },
+        "2 workers": {"records a second": 26_000},
+        "4 workers": {"records a second": 15_000},
+        "10 times the records": {"rate / before": 1.0},
     }
     file = tmp_path / "scaling.json"
     file.write_text(json.dumps({"rows": measured}))
     result = CliRunner().invoke(app, ["simulate", "--against", str(file), "--json"])
     one, two, four = json.loads(result.stdout)
-    assert one["simulated / measured"] == pytest.approx(20 / 18, rel=0.03)
+    assert one["simulated / measured"] == pytest.approx(1, rel=0.03)
     assert two["simulated / measured"] == pytest.approx(2 / 0.075 / 26, rel=0.03)
     assert (two["within 20 %"], four["within 20 %"]) == (True, False)
+    del measured["1 worker"]["of workers, core ms a record"]
+    file.write_text(json.dumps({"rows": measured}))
+    result = CliRunner().invoke(app, ["simulate", "--against", str(file)])
+    assert "is no output of benchmarks.scaling" in str(result.exception)
 
 
 def test_the_command_takes_costs(tmp_path: Path) -> None:
