@@ -97,6 +97,8 @@ class ModelConfig:
         encoders: modality to its encoder; their keys are the model's modalities.
         dim: D, the width of the shared space.
         projection: "learnt", or "none": an encoder's features are its vectors, as wide as D.
+        bridged: modalities whose features a linear map carries into the space of the others, where
+            there is no projection; see `braid.encoders.bridging`.
         hidden: width of the projectors' hidden layer; 0 makes them linear.
         dropout: in front of the projectors.
         fusion: "mean", "early" or "intermediate"; see `braid.encoders.model.fusion`.
@@ -120,6 +122,7 @@ class ModelConfig:
     tasks: Mapping[str, TaskConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     origin: Mapping[str, Any] = field(default_factory=dict)
+    bridged: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.projection not in ("learnt", "none"):
@@ -264,6 +267,7 @@ def from_dict(raw: Mapping[str, Any]) -> TrainConfig:
     model["encoders"] = {name: EncoderConfig(**value) for name, value in model["encoders"].items()}
     model["tasks"] = {name: TaskConfig(**value) for name, value in model["tasks"].items()}
     model["limits"] = Limits(**model["limits"])
+    model["bridged"] = tuple(model.get("bridged", ()))
     return TrainConfig(**{**raw, "model": ModelConfig(**model)})
 
 

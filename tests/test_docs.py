@@ -64,6 +64,8 @@ NOT_RUN = {
     "kubectl ": "needs a cluster",
     "braid models import sentence-transformers/": "downloads from the hub",
     "braid models import clip/": "needs a CLIP; tests/stream/worker/test_imported.py writes one",
+    "braid models import clap/": "needs a CLAP; tests/encoders/test_bridging.py writes one",
+    "braid models bridge": "of the same two; tests/stream/trainer/test_import_version.py has it",
     "braid produce photos/": "of pictures that the page does not have",
     'braid search "a dog on a beach"': "among the same pictures",
     "torchrun ": "trains the demo preset; tests/encoders/training/test_parallel.py starts torchrun",

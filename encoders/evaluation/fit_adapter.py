@@ -36,9 +36,10 @@ def fit_adapter(
 def procrustes(source_nD: Tensor, target_nD: Tensor) -> Tensor:
     """The orthogonal R, float[D, D], with the least |source R - target|: U V' of the singular
     value decomposition of source' target (Schönemann 1966, "A generalized solution of the
-    orthogonal Procrustes problem")."""
-    u_DD, _, vh_DD = torch.linalg.svd(source_nD.T @ target_nD)
-    rotation_DD: Tensor = u_DD @ vh_DD
+    orthogonal Procrustes problem"). Between spaces of two widths R is orthogonal on the smaller.
+    """
+    u_DK, _, vh_KD = torch.linalg.svd(source_nD.T @ target_nD, full_matrices=False)
+    rotation_DD: Tensor = u_DK @ vh_KD
     return rotation_DD
 
 

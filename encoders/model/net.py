@@ -46,7 +46,7 @@ class Net(nn.Module):
         self.sources = sources_of(self.modalities)
         self.encoders = nn.ModuleDict({name: encoders[name] for name in self.modalities})
         self.projectors = nn.ModuleDict(
-            {name: Projector(self.encoder(name).width, config) for name in self.modalities}
+            {name: Projector(self.encoder(name).width, config, name) for name in self.modalities}
         )
         self.fusion = make_fusion(
             config.fusion, config.dim, [self.encoder(name).token_width for name in self.modalities]

@@ -13,16 +13,18 @@ from ..config import ModelConfig
 
 class Projector(nn.Module):
     """Features to unit vectors: dropout, then a linear map or one hidden layer; or neither, where
-    the configuration has no projection.
+    the configuration has no projection; or a map without bias, of a modality that is bridged.
 
     Raises:
         ValueError: no projection, and features that are not as wide as D.
     """
 
-    def __init__(self, width: int, config: ModelConfig) -> None:
+    def __init__(self, width: int, config: ModelConfig, modality: str = "") -> None:
         super().__init__()
         dim, hidden = config.dim, config.hidden
-        if config.projection == "none":
+        if modality in config.bridged:
+            self.layers = nn.Sequential(nn.Linear(width, dim, bias=False))
+        elif config.projection == "none":
             if width != dim:
                 raise ValueError(f"dim must be {width} without a projection, is {dim}")
             self.layers = nn.Sequential()

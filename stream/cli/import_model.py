@@ -1,10 +1,11 @@
-"""`braid models import`: a pretrained model as a version, without training."""
+"""`braid models import` and `bridge`: pretrained models as versions, without training."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +14,12 @@ from ..registry.versions import status_line, status_of
 from ..settings import Settings
 from .common import AsJson
 
+if TYPE_CHECKING:
+    from ..trainer.job import Outcome
+
 
 def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
-    """Add the command to `braid models`."""
+    """Add the commands to `braid models`."""
 
     @models.command("import")
     def import_(
@@ -59,23 +63,67 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         done = import_version(
             settings_of(context), source, promote=promote, dim=dim, classes=tasks, prompt=prompt
         )
-        manifest, serves, building = done.manifest, done.serves, done.building
-        if as_json:
-            report = {
-                "name": manifest.name,
-                "version": manifest.version,
-                "space": manifest.space,
-                "dim": manifest.dim,
-                "modalities": list(manifest.modalities),
-                "origin": manifest.config["model"]["origin"],
-                "status": status_of(manifest, serves=serves, building=building),
-                "champion": serves,
-                "building": building,
-            }
-            print(json.dumps(report))
-            return
-        line = status_line(manifest, serves=serves, building=building)
-        print(f"{manifest.name} (space {manifest.space}) is {line}")
+        _print(done, as_json)
+
+    @models.command()
+    def bridge(
+        context: typer.Context,
+        first: Annotated[str, typer.Argument(help="A name or a number; its space stays.")],
+        second: Annotated[
+            str, typer.Argument(help="What it has beside the first is carried over.")
+        ],
+        on: Annotated[Path, typer.Option(help="Captions, a line each: a few thousand or more.")],
+        force: Annotated[bool, typer.Option(help="Even if it does not carry.")] = False,
+        promote: Annotated[
+            bool | None,
+            typer.Option(help="Make it champion; by default only the first version."),
+        ] = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """Join two imported versions that both embed texts: one space for all they embed.
+
+        A linear map between their vectors of the captions carries the second one's pictures or
+        sounds into the space of the first. It is judged by captions that fitted nothing.
+
+        Example: braid models bridge 1 2 --on captions.txt
+        """
+        from ..trainer.import_version import bridge_versions
+
+        try:
+            captions = on.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--on: {on}: {error}") from None
+        done = bridge_versions(
+            settings_of(context), first, second, captions, force=force, promote=promote
+        )
+        _print(done, as_json)
+
+
+def _print(done: Outcome, as_json: bool) -> None:
+    manifest, serves, building = done.manifest, done.serves, done.building
+    quality = manifest.metrics.get("bridge")
+    if as_json:
+        report = {
+            "name": manifest.name,
+            "version": manifest.version,
+            "space": manifest.space,
+            "dim": manifest.dim,
+            "modalities": list(manifest.modalities),
+            "origin": manifest.config["model"]["origin"],
+            "status": status_of(manifest, serves=serves, building=building),
+            "champion": serves,
+            "building": building,
+            **({} if quality is None else {"bridge": quality}),
+        }
+        print(json.dumps(report))
+        return
+    line = status_line(manifest, serves=serves, building=building)
+    print(f"{manifest.name} (space {manifest.space}) is {line}")
+    if quality is not None:
+        print(
+            f"of {quality['captions']} captions that fitted nothing {quality['recall@1']:.3f} find "
+            f"themselves, mean cosine {quality['cosine']:.3f} ({quality['map']})"
+        )
 
 
 def task_of(classes: str) -> tuple[str, list[str]]:

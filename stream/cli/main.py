@@ -217,8 +217,8 @@ def main() -> None:
             sys.stderr.flush()
         os._exit(status)
 
-    # Without Python's own finalization: until 3.14 it ends a native thread that asks for the GIL then,
-    # such as obstore's, and with it the process by SIGABRT (python/cpython#87135).
+    # Without Python's own finalization: until 3.14 it ends a native thread that asks for the GIL
+    # then, such as obstore's, and with it the process by SIGABRT (python/cpython#87135).
     atexit.register(leave)
     collect_rarely()
     from braid.encoders.errors import EncodersError

@@ -1,4 +1,4 @@
-"""Registers a pretrained model as a version without training, and promotes it if nothing serves.
+"""Registers pretrained models as versions without training, and promotes one if nothing serves.
 
 The `models` topic is news only: without a broker the registry has the version all the same.
 """
@@ -6,10 +6,13 @@ The `models` topic is news only: without a broker the registry has the version a
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from braid.encoders.bridging import bridge
 from braid.encoders.importing import import_model
+from braid.encoders.manifest import Manifest
 
 from ..errors import Unreachable
 from ..registry.announcements import Tell, announce
@@ -41,6 +44,60 @@ def import_version(
         LockError: a trainer runs.
         RegistryError: it cannot serve; it is kept.
     """
+
+    def make(out: Path, name: str, version: int) -> Manifest:
+        return import_model(source, out, name=name, version=version, **options)
+
+    return _registered(settings, f"import {source}", make, promote, tell)
+
+
+def bridge_versions(
+    settings: Settings,
+    first: str,
+    second: str,
+    captions: Sequence[str],
+    *,
+    force: bool = False,
+    promote: bool | None = None,
+    tell: Tell = announce,
+) -> Outcome:
+    """The version that joins two imported ones of the registry.
+
+    Args:
+        first, second: names or numbers; the space is the first one's.
+        captions, force: as `braid.encoders.bridging.bridge` takes them, whose errors it raises.
+        promote, tell: as for `import_version`.
+
+    Raises:
+        LockError: a trainer runs.
+        RegistryError: there is no such version, or the new one cannot serve; it is kept.
+    """
+    registry = registry_of(settings)
+    names = [registry.resolve(one) for one in (first, second)]
+    here, other = (registry.folder(one) for one in names)
+
+    def make(out: Path, name: str, version: int) -> Manifest:
+        return bridge(
+            here,
+            other,
+            captions,
+            out,
+            name=name,
+            version=version,
+            force=force,
+            device=settings.model.device,
+        )
+
+    return _registered(settings, f"bridge {' '.join(names)}", make, promote, tell)
+
+
+def _registered(
+    settings: Settings,
+    run: str,
+    make: Callable[[Path, str, int], Manifest],
+    promote: bool | None,
+    tell: Tell,
+) -> Outcome:
     registry = registry_of(settings)
 
     def told(settings: Settings, key: str, value: Mapping[str, Any]) -> None:
@@ -51,8 +108,8 @@ def import_version(
 
     with TrainerLock(settings):  # whose sweep would remove what is written here
         champion = registry.champion()
-        name, version = registry.claim(f"import {source}")
-        manifest = import_model(source, registry.path(name), name=name, version=version, **options)
+        name, version = registry.claim(run)
+        manifest = make(registry.path(name), name, version)
         registry.publish(name)
     job = Job(settings=settings, options=Options(promote=promote), tell=told)
     announce_version(job, manifest, status_of(manifest, serves=False))

@@ -17,6 +17,8 @@ from braid.stream.registry.versions import registry_of
 from braid.stream.settings import Settings
 from braid.stream.trainer.import_version import import_version
 from braid.stream.trainer.lock import TrainerLock
+from tests.encoders.joint_models import write_clap
+from tests.encoders.test_bridging import captions
 from tests.encoders.test_importing import write_sentence_transformer
 
 
@@ -83,3 +85,27 @@ def test_the_command(source: Path, tmp_path: Path) -> None:
     assert (report["name"], report["status"], report["dim"]) == ("braid-0001", "candidate", 32)
     assert report["origin"]["type"] == "sentence-transformers"
     assert registry_of(Settings(home=tmp_path)).champion() is None
+
+
+@pytest.mark.slow
+def test_the_command_for_a_bridge(source: Path, tmp_path: Path) -> None:
+    write_clap(tmp_path / "clap")
+    (tmp_path / "captions.txt").write_text("\n".join(captions(200)))
+    env = {"KAFKA_BOOTSTRAP": "127.0.0.1:1", "BRAID_KAFKA__BROKER_TIMEOUT_S": "1"}
+    settings = Settings(home=tmp_path)
+    for model in (source, tmp_path / "clap"):
+        import_version(settings, str(model), tell=lambda *_: None)
+    line = ["--home", str(tmp_path), "models", "bridge", "1", "braid-0002", "--on"]
+    runner = CliRunner(env=env)
+    refused = runner.invoke(app, [*line, str(tmp_path / "captions.txt")])
+    assert "does not carry" in str(refused.exception)
+    missing = runner.invoke(app, [*line, str(tmp_path / "none.txt")])
+    assert "--on: " in str(missing.exception)
+    done = runner.invoke(
+        app, [*line, str(tmp_path / "captions.txt"), "--force", "--json"], catch_exceptions=False
+    )
+    report = json.loads(done.stdout)
+    assert report["modalities"] == ["text", "audio"]
+    assert report["bridge"]["of"] == ["braid-0001", "braid-0002"]
+    assert (report["status"], report["champion"]) == ("candidate", False)
+    assert registry_of(settings).check(report["name"]).space == report["space"]
