@@ -15,11 +15,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import StreamError
+from .filelock import file_lock
 
 # Set the parent-death signal in the child's own process, then exec the command. Done by a short
 # interpreter start instead of a preexec_fn, which is unsafe in a process with threads.
@@ -258,18 +260,33 @@ def start_server(
     """
     for attempt in range(attempts):
         last = port is not None or attempt + 1 == attempts
-        # The preferred one twice: what keeps it may end meanwhile.
-        preferred = prefer if attempt < 2 and prefer and not port_answers(prefer) else None
-        chosen = port or preferred or free_port()
-        if port_answers(chosen):
-            raise ChildError(f"{name} cannot start: another process answers on port {chosen}")
-        child = Child(name, command(chosen), log=log, pass_fds=pass_fds).start()
-        try:
-            child.wait_until(lambda port=chosen: port_answers(port), timeout=timeout)  # type: ignore[misc]
-        except BaseException as error:
-            child.stop(grace=0)
-            if isinstance(error, ChildError) and not last:
-                continue
-            raise
-        return child, chosen
+        with contextlib.ExitStack() as until_it_answers:
+            # The preferred one twice: what keeps it may end meanwhile.
+            preferred = attempt < 2 and prefer and _reserved(prefer, until_it_answers, timeout)
+            chosen = port or (prefer if prefer and preferred else free_port())
+            if port_answers(chosen):
+                raise ChildError(f"{name} cannot start: another process answers on port {chosen}")
+            child = Child(name, command(chosen), log=log, pass_fds=pass_fds).start()
+            try:
+                child.wait_until(lambda port=chosen: port_answers(port), timeout=timeout)  # type: ignore[misc]
+            except BaseException as error:
+                child.stop(grace=0)
+                if isinstance(error, ChildError) and not last:
+                    continue
+                raise
+            return child, chosen
     raise ValueError("attempts must be at least 1")
+
+
+def _reserved(port: int, held: contextlib.ExitStack, within_s: float) -> bool:
+    """Whether nothing answers on a preferred port, which is then locked until `held` closes.
+
+    Of two servers that start on one port at once, both would take the first one's answer for theirs.
+    """
+    path = Path(tempfile.gettempdir()) / f"braid-{os.getuid()}-port-{port}.lock"
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(file_lock(path, what=f"port {port}", timeout=within_s))
+        if port_answers(port):
+            return False
+        held.push(lock.pop_all())
+        return True

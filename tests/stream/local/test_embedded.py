@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -325,6 +326,33 @@ def test_a_server_that_fails_to_bind_tries_its_port_once_more(
     child.stop(grace=0)
     assert (port != kept) == moves
     assert tried[: failures or 1] == [kept] * (failures or 1)
+
+
+def test_two_servers_that_start_at_once_do_not_take_each_other_for_themselves(
+    tmp_path: Path,
+) -> None:
+    """Both prefer a port on which nothing answers yet; the second cannot bind it."""
+    code = (
+        "import socket, sys, time; time.sleep(1);"
+        "s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(600)"
+    )
+
+    def start(name: str) -> tuple[Child, int]:
+        return start_server(
+            name,
+            lambda port: [sys.executable, "-c", code, str(port)],
+            log=tmp_path / name,
+            prefer=kept,
+        )
+
+    kept = free_port()
+    with ThreadPoolExecutor(2) as pool:
+        servers = list(pool.map(start, ("one", "other")))
+        time.sleep(1.5)  # what could not bind has ended by now
+        assert all(child.running for child, _ in servers)
+        assert len({port for _, port in servers}) == 2
+        for child, _ in servers:
+            child.stop(grace=0)
 
 
 @pytest.mark.parametrize("error", [TimeoutError(), KafkaException("not yet")])
