@@ -63,7 +63,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
             *more,
         ]
         for part, records, more in (
-            ("text", "1000", [OPERATIONS]),
+            ("text", "800", [OPERATIONS]),
             ("image", "200", []),
             ("audio", "800", []),
             ("all", "120", []),
@@ -113,7 +113,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
             most=True,
         ),
     ],
-    ("scaling",): [
+    ("scaling", "--rounds", "2"): [
         *(
             Target(
                 name=f"{workers} workers / 1, of what cores allow",
@@ -156,7 +156,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
         )
         for way in ("raises", "late")
     ],
-    ("index_exact", "--rounds", "3"): [
+    ("index_exact", "--rounds", "2"): [
         Target(
             name=f"exact search / IndexFlat, {row}",
             of=figure(row, "ratio"),
@@ -164,7 +164,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
         )
         for row in ("batch 1, 1 thread", "batch 64, 1 thread", "batch 64, 2 threads")
     ],
-    ("index_ingest", "--rounds", "2", "--seconds", "10", "--encode", "10"): [
+    ("index_ingest", "--rounds", "2", "--seconds", "7", "--encode", "10"): [
         Target(
             name="searches while rows come in and queries are encoded / idle",
             of=figure("ingesting / idle", "queries_per_s"),
@@ -179,7 +179,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
             most=True,
         ),
     ],
-    ("step_load", "--seconds", "20", "--burst", "400"): [
+    ("step_load", "--seconds", "15", "--burst", "400"): [
         Target(
             name=f"step of the load, {phase}: kept or said",
             of=figure(phase, "kept or said"),
@@ -187,7 +187,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
         )
         for phase in ("phase 1, 10 %", "phase 2, 100 %", "phase 3, 10 %")
     ],
-    ("cache", "--part", "text", "--records", "200", "--rounds", "3", "--shares", "0", "90"): [
+    ("cache", "--part", "text", "--records", "200", "--rounds", "2", "--shares", "0", "90"): [
         Target(
             name=f"cache of features, {row} / without",
             of=figure(row, "memory and Redis / without"),
