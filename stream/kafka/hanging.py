@@ -27,6 +27,7 @@ from ..errors import Unreachable
 from ..settings import Settings
 from .admin import Admin
 from .client import BY_KEY, Output, lone_consumer, mapped, to_message
+from .schemas import PROGRESS_KEY
 
 HEADER = "braid-transaction"
 # For all partitions together, below worker.publish_timeout_s. A transaction that takes longer to
@@ -66,12 +67,12 @@ class Ending:
     """A transaction whose end markers also end the one that the broker has left without.
 
     Attributes:
-        places: topics and partitions that it writes to.
-        offsets: partition of the source -> next offset, that it sends.
-        lease: the group metadata to send them with.
+        messages: that it writes.
+        offsets: partition of the source -> next offset, that it sends; empty: it sends none.
+        lease: the group metadata to send them with; None: without offsets.
     """
 
-    places: Sequence[tuple[str, int]]
+    messages: Sequence[Output]
     offsets: Mapping[int, int]
     lease: object
     commit: bool
@@ -82,6 +83,7 @@ class Hanging:
     """A transaction's messages without an end marker in one partition.
 
     Attributes:
+        last: the last of them with the header.
         repeated: whether the next transaction in the partition covers some of the same offsets;
             None: no other transaction follows.
     """
@@ -89,6 +91,7 @@ class Hanging:
     topic: str
     partition: int
     covered: Covered
+    last: Output
     repeated: bool | None = None
 
 
@@ -139,9 +142,12 @@ def find(settings: Settings, id_: str, topics: Sequence[str]) -> list[Hanging]:
     open_ends = Admin(settings).open_ends(topics)
     hanging: dict[tuple[str, int], Hanging] = {}
     left = dict(open_ends)
-    for place, covered in _read(settings, left, READ_S, isolation_level="read_uncommitted"):
+    for place, covered, message in _read(
+        settings, left, READ_S, isolation_level="read_uncommitted"
+    ):
         if covered.id == id_:
-            hanging.setdefault(place, Hanging(*place, covered))
+            part = hanging.get(place, Hanging(*place, covered, message))
+            hanging[place] = replace(part, last=message)
             continue
         mine = hanging.get(place)
         same_source = mine is not None and covered.partition == mine.covered.partition
@@ -180,18 +186,22 @@ def ending(
         return None
     where = [f"{part.topic} {part.partition}" for part in parts]
     if parts and not aborted(parts, committed):
+        # The next commit shows them, if it ever writes there: another slot may own these by now.
+        # Progress may be repeated, outputs may not.
+        progress = [part.last for part in parts if part.last.key == PROGRESS_KEY]
         log.warning("committed by %s, shown with its next commit: %s", id_, ", ".join(where))
-        return None
+        return Ending(progress, {}, None, commit=True) if progress else None
     before = {number: committed[number] for number in unsettled}
     if before and (passed := _passed(settings, id_, topics, before)):
         log.warning("committed by %s, its offsets now: %s %s", id_, source, passed)
         return Ending([], passed, _lease(settings, group), commit=True)
     where += [f"offsets of {source} {number}" for number in unsettled]
     log.warning("left open by %s, aborted now: %s", id_, ", ".join(where))
-    places = [(part.topic, part.partition) for part in parts]
+    # With a key, without which a compacted topic refuses them.
+    nothing = [Output(part.topic, part.partition, HEADER.encode(), None) for part in parts]
     sent = {part.covered.partition for part in parts}.union(unsettled)
     offsets = {number: committed.get(number, 0) for number in sent}
-    return Ending(places, offsets, _lease(settings, group), commit=False)
+    return Ending(nothing, offsets, _lease(settings, group), commit=False)
 
 
 def _lease(settings: Settings, group: str) -> object:
@@ -255,7 +265,7 @@ def _passed(
             if first < end:
                 tails[topic, number] = max(first, end - TAIL), end
     passed = dict(committed)
-    for _, covered in _read(settings, tails, SHOWN_S, isolation_level="read_committed"):
+    for _, covered, _ in _read(settings, tails, SHOWN_S, isolation_level="read_committed"):
         if covered.id == id_ and covered.partition in passed:
             passed[covered.partition] = max(passed[covered.partition], covered.next)
     if tails:
@@ -269,8 +279,8 @@ def _read(
     within_s: float,
     *,
     isolation_level: str,
-) -> Iterator[tuple[tuple[str, int], Covered]]:
-    """The headers between two offsets of each partition, in order.
+) -> Iterator[tuple[tuple[str, int], Covered, Output]]:
+    """The headers between two offsets of each partition with their messages, in order.
 
     Args:
         left: topic and partition -> first offset and end; those that were read are taken out.
@@ -296,9 +306,14 @@ def _read(
                     raise mapped(error, "looking for hanging transactions")
                 left.pop(place, None)
                 continue
-            for name, value in to_message(raw).headers:
+            message = to_message(raw)
+            for name, value in message.headers:
                 if name == HEADER and (covered := Covered.decoded(value)) is not None:
-                    yield place, covered
+                    yield (
+                        place,
+                        covered,
+                        Output(*place, message.key, message.value, message.headers),
+                    )
             if (raw.offset() or 0) + 1 >= left.get(place, (0, 0))[1]:
                 left.pop(place, None)
     finally:

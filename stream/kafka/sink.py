@@ -199,17 +199,16 @@ class TransactionalSink:
         if ending is None:
             return
         producer.begin_transaction()
-        key = hanging.HEADER.encode()  # a compacted topic refuses messages without a key
-        for topic, partition in ending.places:
-            nothing = Output(topic=topic, partition=partition, key=key, value=None)
-            self._produce(producer, nothing, deadline)
+        for message in ending.messages:
+            self._produce(producer, message, deadline)
         self._flush(producer, deadline)
         positions = [TopicPartition(self._source, *offset) for offset in ending.offsets.items()]
-        self._until_done(
-            "sending offsets",
-            lambda left: producer.send_offsets_to_transaction(positions, ending.lease, left),
-            deadline,
-        )
+        if positions:
+            self._until_done(
+                "sending offsets",
+                lambda left: producer.send_offsets_to_transaction(positions, ending.lease, left),
+                deadline,
+            )
         end = producer.commit_transaction if ending.commit else producer.abort_transaction
         self._until_done("ending a transaction", end, deadline)
 

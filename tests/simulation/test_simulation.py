@@ -15,7 +15,7 @@ from tests.simulation.world import Simulation, seeds
 
 HISTORIES = int(os.environ.get("SIMULATION_HISTORIES", "10000"))
 CHUNK = 1000
-FAILED_ONCE = (4692,)
+FAILED_ONCE = (4692, 8808)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from braid.stream.kafka import hanging
 from braid.stream.kafka.admin import Admin
 from braid.stream.kafka.client import BY_KEY, Message, Output, replay, to_message
 from braid.stream.kafka.hanging import HEADER, Covered, Hanging
+from braid.stream.kafka.schemas import PROGRESS_KEY
 from braid.stream.kafka.sink import TransactionalSink
 from braid.stream.kafka.topics import ensure
 from braid.stream.local.child import Child
@@ -40,7 +41,8 @@ LEAVES_OPEN = """
     from confluent_kafka import Consumer
     from braid.stream.kafka.client import Output
     from braid.stream.settings import Settings
-    from braid.stream.kafka.sink import TransactionalSink
+    from braid.stream.kafka.schemas import PROGRESS_KEY
+from braid.stream.kafka.sink import TransactionalSink
     from braid.stream.worker.outputs import OutputTopics
 
     class Sink(TransactionalSink):
@@ -117,7 +119,8 @@ def test_a_header_names_the_offsets_that_its_transaction_covers() -> None:
 def test_only_what_the_offsets_have_passed_once_was_committed(
     committed: dict[int, int], repeated: bool, aborted: bool
 ) -> None:
-    transaction = Hanging("vectors", 3, Covered(ID, 3, 10, 20), repeated)
+    last = Output("vectors", 3, b"k", b"v")
+    transaction = Hanging("vectors", 3, Covered(ID, 3, 10, 20), last, repeated)
     assert hanging.aborted([transaction], committed) is aborted
 
 
@@ -149,9 +152,10 @@ def test_what_follows_tells_whether_it_was_repeated(kafka: str, begun: Begin) ->
     own = Settings(kafka={"bootstrap": kafka})
     mine = [Covered(ID, partition, 10, 20) for partition in range(2)]
     topic = begun(*mine)
-    assert sorted(hanging.find(own, ID, [topic]), key=place) == [
-        Hanging(topic, partition, mine[partition]) for partition in range(2)
-    ]
+    for partition, part in enumerate(sorted(hanging.find(own, ID, [topic]), key=place)):
+        header = HEADER, mine[partition].encoded()
+        last = Output(topic, partition, b"k", None, [header])
+        assert part == Hanging(topic, partition, mine[partition], last)
     assert hanging.find(own, "slot-1", [topic, "a-topic-that-is-not-there"]) == []
     begun(Covered("slot-1", 0, 15, 30), Covered("slot-1", 1, 20, 30), Covered("slot-1", 0, 30, 40))
     assert [part.repeated for part in sorted(hanging.find(own, ID, [topic]), key=place)] == [
@@ -430,16 +434,41 @@ def test_a_transaction_that_is_repeated_while_it_is_looked_at_is_not_committed(
     ending = hanging.ending(settings, f"{topic}-slot", [topic], group=group, source=source)
     hung.abort_transaction(30)
     assert ending is not None
-    assert ending.places == [(topic, 0)]
+    assert [message[:2] for message in ending.messages] == [(topic, 0)]
     assert not ending.commit
 
 
-def begun_in(kafka: str, topic: str, name: str, covered: Covered) -> Producer:
+@pytest.mark.kafka
+@pytest.mark.parametrize(("key", "shown"), [(PROGRESS_KEY, True), (b"k", False)])
+def test_progress_of_a_committed_transaction_is_shown_at_once(
+    kafka: str, topics: Topics, tmp_path: Path, key: bytes, shown: bool
+) -> None:
+    """Its slot may never write there again (seed 8808 of the simulation); outputs would double."""
+    topic, source = topics.create("outputs", partitions=2), topics.create("source", partitions=1)
+    settings, group = Settings(kafka={"bootstrap": kafka}, home=tmp_path), f"{topic}-group"
+    covered = Covered(f"{topic}-slot", 0, 10, 10)
+    hung = begun_in(kafka, topic, f"{topic}-mine", covered, key=key)
+    other = begun_in(kafka, topics.create("others"), f"{topic}-other", Covered("other", 0, 10, 12))
+    lease = Consumer({"bootstrap.servers": kafka, "group.id": group}).consumer_group_metadata()
+    other.send_offsets_to_transaction([TopicPartition(source, 0, 12)], lease, 30)
+    other.commit_transaction(30)
+    ending = hanging.ending(settings, f"{topic}-slot", [topic], group=group, source=source)
+    hung.abort_transaction(30)
+    if shown:
+        assert ending is not None
+        (message,) = ending.messages
+        assert message[:3] == (topic, 0, PROGRESS_KEY)
+        assert (ending.commit, ending.offsets) == (True, {})
+    else:
+        assert ending is None
+
+
+def begun_in(kafka: str, topic: str, name: str, covered: Covered, key: bytes = b"k") -> Producer:
     """A producer with an open transaction of one message."""
     producer = Producer({"bootstrap.servers": kafka, "transactional.id": name})
     producer.init_transactions(30)
     producer.begin_transaction()
     header: list[tuple[str, str | bytes | None]] = [(HEADER, covered.encoded())]
-    producer.produce(topic, partition=covered.partition, key=b"k", headers=header)
+    producer.produce(topic, partition=covered.partition, key=key, headers=header)
     assert producer.flush(30) == 0
     return producer
