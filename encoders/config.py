@@ -254,7 +254,9 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; `from_dict` reads them back."""
-        return asdict(self)
+        raw = asdict(self)
+        raw["model"]["bridged"] = list(self.model.bridged)
+        return raw
 
 
 def from_dict(raw: Mapping[str, Any]) -> TrainConfig:

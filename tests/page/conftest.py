@@ -209,7 +209,10 @@ class Site:
 
 @pytest.fixture
 def site(valkey: str) -> Iterator[Site]:
-    yield from serve(Site(payloads=Payloads(valkey)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("braid.index.payloads.TIMEOUT_S", 5.0)  # the machine may be busy
+        payloads = Payloads(valkey)
+    yield from serve(Site(payloads=payloads))
 
 
 def serve(site: Site) -> Iterator[Site]:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from braid.encoders.model.null import NullModel
+from braid.stream.errors import BrokerError
 from braid.stream.local.child import Child, free_port
 from tests.kafka_proxy import KafkaProxy
 from tests.services import KafkaBroker
@@ -31,6 +32,15 @@ def texts(count: int, start: int = 0) -> list[dict[str, Any]]:
 
 def counts(deployment: Deployment) -> Counter[str]:
     return Counter(prediction["id"] for prediction in deployment.predictions())
+
+
+def readable(deployment: Deployment) -> bool:
+    """Whether a broker that has just started has leaders for the topics."""
+    try:
+        counts(deployment)
+    except BrokerError:
+        return False
+    return True
 
 
 def blackhole(proxy: KafkaProxy) -> None:
@@ -122,6 +132,7 @@ def test_services_wait_for_a_broker_that_goes_away_and_end_without_it(
         assert ends_within_bound(index) == 0
         assert ends_within_bound(worker) == 0
         own_broker.start()
+        wait_for("its partitions have leaders", lambda: readable(deployment), timeout=90)
         assert counts(deployment) == {f"r{n}": 1 for n in range(100)}
 
 
