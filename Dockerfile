@@ -19,6 +19,7 @@ COPY LICENSE NOTICE README.md ./
 COPY braid braid
 COPY encoders encoders
 COPY index index
+COPY integrations integrations
 COPY stream stream
 RUN uv pip install --system --no-cache --no-deps .
 

@@ -127,6 +127,11 @@ def answers(batch: Answer) -> list[Answer | BraidIndexError]:
     ]
 
 
+def embed(inputs: Sequence[str], model: str, *, pack: bool) -> Call:
+    """The vectors of texts, in the schema of OpenAI's API."""
+    return _json("POST", "/v1/embeddings", {"input": list(inputs), "model": model}, pack)
+
+
 def get(
     id: str,
     generation: str | None = None,

@@ -114,6 +114,14 @@ class _Common(ABC, Generic[A]):
         """Request a record's deletion; the answer holds its offset in `records`."""
         return self._call(lambda: calls.delete(id, min_offsets, timeout_ms))
 
+    def embed(self, texts: Sequence[str], *, model: str = "champion") -> A:
+        """Vectors of texts, in the schema of OpenAI's API: those that a search for each would use.
+
+        Args:
+            model: a version, a generation, or "champion".
+        """
+        return self._call(lambda: calls.embed(texts, model, pack=self._pack))
+
     def status(self) -> A:
         """Rows, offsets, model and space."""
         return self._call(lambda: calls.STATUS)

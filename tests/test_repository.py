@@ -20,7 +20,7 @@ from tests.conftest import LONGEST
 from tests.documents import DOCS, README, blocks, commands, links, pages
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("encoders", "index", "stream")
+PACKAGES = ("encoders", "index", "integrations", "stream")
 MAX_LINES, MAX_LINES_OF_TESTS = 400, 500
 MAX_MODULES = 20
 

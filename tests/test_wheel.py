@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("encoders", "index", "stream")
+PACKAGES = ("encoders", "index", "integrations", "stream")
 
 pytestmark = pytest.mark.slow
 

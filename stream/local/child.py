@@ -281,7 +281,8 @@ def start_server(
 def _reserved(port: int, held: contextlib.ExitStack, within_s: float) -> bool:
     """Whether nothing answers on a preferred port, which is then locked until `held` closes.
 
-    Of two servers that start on one port at once, both would take the first one's answer for theirs.
+    Of two servers that start on one port at once, both would take the first one's answer for their
+    own.
     """
     path = Path(tempfile.gettempdir()) / f"braid-{os.getuid()}-port-{port}.lock"
     with contextlib.ExitStack() as lock:
