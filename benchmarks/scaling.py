@@ -47,11 +47,10 @@ CORES = len(os.sched_getaffinity(0))
 
 
 class Run(NamedTuple):
-    """What one run took: seconds, and cores in use on average, all and those of the workers."""
+    """What one run took: seconds, and cores in use on average."""
 
     seconds: float
     cores: float
-    workers: float
 
 
 class Stream:
@@ -105,11 +104,11 @@ class Stream:
             self._ends[number % PARTITIONS] += 1
         self._producer.flush()
         self._sent += count
-        before, own, began = _busy_s(), _cpu_s(fleet), time.perf_counter()
+        before, began = _busy_s(), time.perf_counter()
         self._producer.commit_transaction()
         _until(fleet, self._all_done)
         seconds = time.perf_counter() - began
-        return Run(seconds, (_busy_s() - before) / seconds, (_cpu_s(fleet) - own) / seconds)
+        return Run(seconds, (_busy_s() - before) / seconds)
 
     def _all_done(self) -> bool:
         committed = self._admin.committed(self._group, self._topic, PARTITIONS)
@@ -136,15 +135,6 @@ def _busy_s() -> float:
         int, Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
     )
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-
-def _cpu_s(fleet: Fleet) -> float:
-    """Seconds of CPU that the workers have had (Linux)."""
-    ticks = 0
-    for child in fleet.children:
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])  # user and system
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def one_round(settings: Settings, logs: Path, count: int) -> dict[str, Run]:
@@ -192,12 +182,10 @@ def _of_workers(pairs: Sequence[tuple[Run, Run]], workers: int, count: int) -> d
     # As far as there are cores for them.
     expected = [min(workers, max(1.0, CORES / one.cores)) for one, _ in pairs]
     cores_ms = [1000 * many.cores * many.seconds / count for _, many in pairs]
-    workers_ms = [1000 * many.workers * many.seconds / count for _, many in pairs]
     return {
         "records a second": round(count / statistics.median(many.seconds for _, many in pairs)),
         "cores in use": round(statistics.median(many.cores for _, many in pairs), 2),
         "core ms a record": round(statistics.median(cores_ms), 4),
-        "of workers, core ms a record": round(statistics.median(workers_ms), 4),
         "times one worker": round(statistics.median(times), 3),
         "expected": round(statistics.median(expected), 3),
         "times one worker / expected": round(

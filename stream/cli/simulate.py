@@ -53,7 +53,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     ) -> None:
         """Simulate a cluster: throughput, lag and bottleneck, by measured costs of each step.
 
-        With --against, the costs are fitted to the run of one worker.
+        With --against, the costs are fitted to the runs of one worker and of the most.
 
         Example: braid simulate --workers 1,10,100,1000 --records 1e9 --partitions 1000
         """
@@ -61,7 +61,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
         settings = settings_of(context)
         measured = None if against is None else _rows(against)
-        known = _costs(costs) if measured is None else fitted(measured[1])
+        known = _costs(costs) if measured is None else fitted(measured)
         base = Cluster(
             workers=1,
             records=int(records),
@@ -105,13 +105,17 @@ def report(
     return rows
 
 
-def fitted(one: Mapping[str, float]) -> Costs:
-    """The costs by which one worker does what was measured: a row of benchmarks.scaling."""
+def fitted(measured: Mapping[int, Mapping[str, float]]) -> Costs:
+    """The costs by which one worker, and the cores of the most workers, do what was measured.
+
+    What a record costs the cores is taken where they are full: one worker alone wakes and waits.
+    """
     from ..simulation.cluster import Costs
 
-    # What the machine's cores did beside the worker is the broker's, mostly.
-    broker_ms = one["core ms a record"] - one["of workers, core ms a record"]
-    return Costs(worker_s=1 / one["records a second"], broker_s=max(0.0, broker_ms / 1000))
+    worker_s = 1 / measured[1]["records a second"]
+    # The rest of what the machine's cores did is the broker's, mostly.
+    broker_s = measured[max(measured)]["core ms a record"] / 1000 - worker_s
+    return Costs(worker_s=worker_s, broker_s=max(0.0, broker_s))
 
 
 def lines(rows: list[dict[str, Any]]) -> list[str]:
@@ -149,7 +153,7 @@ def _rows(file: Path) -> dict[int, Mapping[str, float]]:
     try:
         rows = json.loads(file.read_text())["rows"]
         measured = {int(name.split()[0]): row for name, row in rows.items() if "worker" in name}
-        fitted(measured[1])
+        fitted(measured)
     except (KeyError, ValueError) as error:
         raise ConfigError(
             f"--against: {file} is no output of benchmarks.scaling: {error}"

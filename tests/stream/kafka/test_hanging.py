@@ -41,8 +41,7 @@ LEAVES_OPEN = """
     from confluent_kafka import Consumer
     from braid.stream.kafka.client import Output
     from braid.stream.settings import Settings
-    from braid.stream.kafka.schemas import PROGRESS_KEY
-from braid.stream.kafka.sink import TransactionalSink
+    from braid.stream.kafka.sink import TransactionalSink
     from braid.stream.worker.outputs import OutputTopics
 
     class Sink(TransactionalSink):

@@ -205,12 +205,16 @@ def test_topics_of_every_format_become_records_exactly_once_under_kills(
         try:
             victim = ingest(deployment, "victim", BRAID_FAILPOINT=FAILPOINTS)
             other = ingest(deployment, "other", BRAID_METRICS__PORT=str(port))
-            wait_for(
-                "the others go on without the registry",
-                lambda: {id_[0] for id_ in texts(deployment)} == {"0", "3"},
-                timeout=60,
-                every=0.5,
-            )
+            try:
+                wait_for(
+                    "the others go on without the registry",
+                    lambda: {id_[0] for id_ in texts(deployment)} == {"0", "3"},
+                    timeout=60,
+                    every=0.5,
+                )
+            except AssertionError:
+                print(texts(deployment), healthz(port))
+                raise
             wait_for(
                 "it is waited for",
                 lambda: "waiting for the schema registry" in healthz(port)[1].get("status", ""),
