@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import StreamError
-from .filelock import file_lock
+from .filelock import FileLockError, file_lock
 
 # Set the parent-death signal in the child's own process, then exec the command. Done by a short
 # interpreter start instead of a preexec_fn, which is unsafe in a process with threads.
@@ -286,7 +286,10 @@ def _reserved(port: int, held: contextlib.ExitStack, within_s: float) -> bool:
     """
     path = Path(tempfile.gettempdir()) / f"braid-{os.getuid()}-port-{port}.lock"
     with contextlib.ExitStack() as lock:
-        lock.enter_context(file_lock(path, what=f"port {port}", timeout=within_s))
+        try:
+            lock.enter_context(file_lock(path, what=f"port {port}", timeout=within_s))
+        except FileLockError:
+            return False  # another server has been starting there for long: a free port is better
         if port_answers(port):
             return False
         held.push(lock.pop_all())
