@@ -67,7 +67,7 @@ def made(engine: str, precision: str, source: Source) -> Encoder:
         content = onnx_of(source.encoder, source.batch, source.version, source.weights)
         for name in encoder.trunk_parts:  # its weights are in the engine
             del encoder._modules[name]
-        run = _onnx(content) if engine == "onnx" else _openvino(content, precision)
+        run = _onnx(content) if engine == "onnx" else _openvino(content, precision, source.batch)
     else:
         run = _in_bf16(source.encoder.trunk)
     encoder.trunk = run  # type: ignore[method-assign]
@@ -97,7 +97,13 @@ def _onnx(content: bytes) -> Trunk:
     return run
 
 
-def _openvino(content: bytes, precision: str) -> Trunk:
+def _openvino(content: bytes, precision: str, batch: Sequence[Tensor]) -> Trunk:
+    """The model on OpenVINO.
+
+    Its binding to Python makes static variables in its first inference and releases the GIL there:
+    two threads whose first inferences come at once wait for each other for ever, seen with 2026.4.
+    So the first, of one input of `batch`, has ended before any thread gets the model.
+    """
     import openvino
 
     core = openvino.Core()
@@ -116,7 +122,12 @@ def _openvino(content: bytes, precision: str) -> Trunk:
         outputs = requests.own.infer(_named(batch), share_inputs=True)
         return tuple(torch.from_numpy(output) for output in outputs.to_tuple())
 
+    with _first_inference:
+        run(*(tensor[:1] for tensor in batch))
     return run
+
+
+_first_inference = threading.Lock()
 
 
 def _named(batch: Sequence[Tensor]) -> dict[str, Any]:

@@ -154,17 +154,17 @@ class Admin(Connection):
     def ends(self, topic: str, partitions: int | None = None) -> dict[int, tuple[int, int]]:
         """(first offset, end offset) of each partition; None: of all that the topic has, if any."""
         count = self.partition_counts().get(topic, 0) if partitions is None else partitions
-        with self._consumer() as consumer:
-            return self._call(
-                f"end offsets of {topic}",
-                lambda: {
+
+        def answer() -> dict[int, tuple[int, int]]:
+            with self._consumer() as consumer:  # another each time, see `_consumer`
+                return {
                     number: consumer.get_watermark_offsets(
                         TopicPartition(topic, number), timeout=self._timeout
                     )
                     for number in range(count)
-                },
-                PASSING | UNKNOWN,
-            )
+                }
+
+        return self._call(f"end offsets of {topic}", answer, PASSING | UNKNOWN)
 
     def lag(self, group: str, topic: str) -> dict[int, int]:
         """The offsets of each partition that a group has not committed."""
@@ -209,12 +209,12 @@ class Admin(Connection):
     def offsets_at(self, topic: str, partitions: int, ts_ms: int) -> dict[int, int]:
         """Each partition's first offset at or after a time; partitions without one are left out."""
         times = [TopicPartition(topic, number, ts_ms) for number in range(partitions)]
-        with self._consumer() as consumer:
-            positions = self._call(
-                f"offsets of {topic} by time",
-                lambda: _answered(consumer.offsets_for_times(times, timeout=self._timeout)),
-                PASSING | UNKNOWN,
-            )
+
+        def answer() -> list[TopicPartition]:
+            with self._consumer() as consumer:
+                return _answered(consumer.offsets_for_times(times, timeout=self._timeout))
+
+        positions = self._call(f"offsets of {topic} by time", answer, PASSING | UNKNOWN)
         return {part.partition: part.offset for part in positions if part.offset >= 0}
 
     def truncate(self, topic: str, before: Mapping[int, int]) -> None:

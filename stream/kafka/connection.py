@@ -122,7 +122,11 @@ class Connection:
 
     @contextmanager
     def _consumer(self, group: str | None = None) -> Iterator[Consumer]:
-        """A consumer that asks for offsets and reads nothing."""
+        """A consumer that asks for offsets and reads nothing.
+
+        librdkafka keeps what a broker that starts says of a topic, "unknown partition" too, and
+        answers by it until its next refresh: each try takes a consumer of its own.
+        """
         group = group or self._settings.reading_group
         consumer = create(Consumer, self._settings, {"group.id": group})
         try:

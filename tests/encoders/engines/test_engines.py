@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,7 @@ BERT: dict[str, Any] = {
     "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.1,
 }
+ROOT = Path(__file__).parents[3]
 SIDE = 33  # paddings of several layers are uneven
 EXPORTED = ("onnx", "openvino")
 Trunk = Callable[..., tuple[Tensor, ...]]
@@ -150,6 +153,43 @@ def test_vectors_equal_torchs_in_any_batch(
                 else:
                     assert float(got[name] @ want[name]) > 0.98
     model.check()
+
+
+FIRST_INFERENCES = """
+import faulthandler, io, os, sys, threading, torch
+from braid.encoders.engines.runtimes import _openvino
+
+faulthandler.dump_traceback_later(60, exit=True)  # needs no GIL
+batch, file = (torch.ones(3, 2),), io.BytesIO()
+names = {"input_names": ["in0"], "output_names": ["out0"], "dynamic_axes": {"in0": {0: "B"}}}
+torch.onnx.export(torch.nn.Linear(2, 2), batch, file, dynamo=False, **names)
+trunk, ready, ended = _openvino(file.getvalue(), "float32", batch), threading.Barrier(12), []
+
+def wait_for_the_gil():
+    while True:
+        pass
+
+def infer():
+    ready.wait()
+    ended.append(trunk(*batch)[0].shape)
+
+sys.setswitchinterval(1e-6)
+for _ in range(3):
+    threading.Thread(target=wait_for_the_gil, daemon=True).start()
+threads = [threading.Thread(target=infer) for _ in range(12)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert ended == [(3, 2)] * 12
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_first_inferences_of_several_threads_do_not_wait_for_each_other() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FIRST_INFERENCES]
+    assert subprocess.run(command, cwd=ROOT, timeout=120).returncode == 0
 
 
 def test_an_embedding_says_what_made_it(bert: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]
 
 from braid.stream.cli.main import app
 from braid.stream.errors import ConfigError
@@ -18,6 +21,7 @@ from braid.stream.kafka.acls import ROLES, grants
 from braid.stream.kafka.admin import Admin, Topic
 from braid.stream.kafka.topics import differences, ensure, plan
 from braid.stream.settings import Settings
+from tests.conftest import Topics
 
 
 @pytest.fixture
@@ -63,6 +67,25 @@ def test_a_role_makes_only_the_topics_that_it_touches(settings: Settings) -> Non
     assert made() == {"records", "parts"}
     ensure(settings, "g0001")
     assert len(made()) == len(plan(settings, "g0001"))
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("ask", [Admin.ends, partial(Admin.offsets_at, ts_ms=0)])
+def test_partitions_that_are_not_known_yet_are_asked_for_again(
+    settings: Settings, topics: Topics, monkeypatch: pytest.MonkeyPatch, ask: Callable[..., object]
+) -> None:
+    name, tries, sleep = topics.create("grows", partitions=1), [], time.sleep
+
+    def grow(seconds: float) -> None:
+        tries.append(seconds)
+        if len(tries) == 1:
+            grown = AdminClient({"bootstrap.servers": settings.kafka.bootstrap})
+            grown.create_partitions([NewPartitions(name, 2)])[name].result(30)
+        sleep(seconds)
+
+    monkeypatch.setattr("braid.stream.kafka.connection.time.sleep", grow)
+    assert ask(Admin(settings, timeout_s=10), name, 2) in ({0: (0, 0), 1: (0, 0)}, {})
+    assert tries
 
 
 @pytest.mark.kafka

@@ -47,7 +47,8 @@ AVRO = {
 COMMON = 'syntax = "proto3"; package shop; message Name { string text = 1; }'
 PROTOBUF = """syntax = "proto3"; package shop; import "common.proto";
 message Ignored {} message Product { string sku = 1; Name title = 2; int64 changed_s = 3; }"""
-COUNT, IDS = 500, 60  # of each topic
+COUNT, IDS = 500, 60  # of each topic; as many messages at least
+KILLS = 5
 CHANGED = 1_700_000_000
 DELETIONS = 0.1
 FAILPOINTS = "ingest-before-publish:kill:3,ingest-after-publish:kill:3"
@@ -161,15 +162,26 @@ class Traffic:
         return {id_: texts[-1] for id_, texts in self.expected.items() if texts[-1] is not None}
 
 
-def kill_now_and_then(victim: Child, while_: threading.Thread, chance: random.Random) -> int:
-    kills = 0
-    while while_.is_alive():
-        time.sleep(chance.uniform(0.2, 2.5))
-        victim.send(signal.SIGKILL)
-        victim.wait(10)
-        victim.start()
-        kills += 1
-    return kills
+def kill_now_and_then(victim: Child, traffic: Traffic, chance: random.Random) -> None:
+    """Kill the victim while messages are sent, KILLS times."""
+    stopped = threading.Event()
+
+    def send() -> None:
+        traffic.send(COUNT)
+        while not stopped.is_set():
+            traffic.send(20)
+
+    flow = threading.Thread(target=send)
+    flow.start()
+    try:
+        for _ in range(KILLS):
+            time.sleep(chance.uniform(0.2, 2.5))
+            victim.send(signal.SIGKILL)
+            victim.wait(10)
+            victim.start()
+    finally:
+        stopped.set()
+        flow.join()
 
 
 def test_topics_of_every_format_become_records_exactly_once_under_kills(
@@ -224,11 +236,8 @@ def test_topics_of_every_format_become_records_exactly_once_under_kills(
             apicurio.resume()
         deployment.worker("worker")
         deployment.index()
-        flow = threading.Thread(target=traffic.send, args=(COUNT,))
-        flow.start()
-        kills = kill_now_and_then(victim, flow, random.Random(seed))
+        kill_now_and_then(victim, traffic, random.Random(seed))
         all_taken(deployment, timeout=120)
-        assert kills > 3
         assert other.running
         assert texts(deployment) == traffic.expected
         assert {value["ts"] for value in values(deployment)} == {CHANGED * 1000}
