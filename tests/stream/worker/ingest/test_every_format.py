@@ -220,7 +220,10 @@ def test_topics_of_every_format_become_records_exactly_once_under_kills(
             try:
                 wait_for(
                     "the others go on without the registry",
-                    lambda: {id_[0] for id_ in texts(deployment)} == {"0", "3"},
+                    lambda: (
+                        {id_[0] for id_, each in texts(deployment).items() if any(each)}
+                        == {"0", "3"}
+                    ),  # a deletion of the others needs no schema
                     timeout=60,
                     every=0.5,
                 )
