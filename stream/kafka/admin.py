@@ -154,17 +154,12 @@ class Admin(Connection):
     def ends(self, topic: str, partitions: int | None = None) -> dict[int, tuple[int, int]]:
         """(first offset, end offset) of each partition; None: of all that the topic has, if any."""
         count = self.partition_counts().get(topic, 0) if partitions is None else partitions
-
-        def answer() -> dict[int, tuple[int, int]]:
-            with self._consumer() as consumer:  # another each time, see `_consumer`
-                return {
-                    number: consumer.get_watermark_offsets(
-                        TopicPartition(topic, number), timeout=self._timeout
-                    )
-                    for number in range(count)
-                }
-
-        return self._call(f"end offsets of {topic}", answer, PASSING | UNKNOWN)
+        doing = f"end offsets of {topic}"
+        first, stable = (
+            self._offsets(doing, {(topic, number): spec for number in range(count)})
+            for spec in (OffsetSpec.earliest(), OffsetSpec.latest())
+        )
+        return {number: (first[topic, number], stable[topic, number]) for number in range(count)}
 
     def lag(self, group: str, topic: str) -> dict[int, int]:
         """The offsets of each partition that a group has not committed."""
@@ -182,40 +177,46 @@ class Admin(Connection):
         """
         counts = self.partition_counts()
         latest = {
-            TopicPartition(topic, number): OffsetSpec.latest()
+            (topic, number): OffsetSpec.latest()
             for topic in topics
             for number in range(counts.get(topic, 0))
         }
-        stable, ends = (
-            self._call(
-                "end offsets",
-                lambda level=level: self._latest(latest, level),  # type: ignore[misc]
-                PASSING | UNKNOWN,
-            )
-            for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED)
-        )
+        stable = self._offsets("end offsets", latest)
+        ends = self._offsets("end offsets", latest, IsolationLevel.READ_UNCOMMITTED)
         return {place: (stable[place], end) for place, end in ends.items() if stable[place] < end}
-
-    def _latest(
-        self, latest: Mapping[TopicPartition, OffsetSpec], level: IsolationLevel
-    ) -> dict[tuple[str, int], int]:
-        if not latest:
-            return {}
-        futures = self._client.list_offsets(
-            dict(latest), isolation_level=level, request_timeout=self._timeout
-        )
-        return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
 
     def offsets_at(self, topic: str, partitions: int, ts_ms: int) -> dict[int, int]:
         """Each partition's first offset at or after a time; partitions without one are left out."""
-        times = [TopicPartition(topic, number, ts_ms) for number in range(partitions)]
+        at = {(topic, number): OffsetSpec.for_timestamp(ts_ms) for number in range(partitions)}
+        offsets = self._offsets(f"offsets of {topic} by time", at)
+        return {number: offset for (_, number), offset in offsets.items() if offset >= 0}
 
-        def answer() -> list[TopicPartition]:
-            with self._consumer() as consumer:
-                return _answered(consumer.offsets_for_times(times, timeout=self._timeout))
+    def _offsets(
+        self,
+        doing: str,
+        asked: Mapping[tuple[str, int], OffsetSpec],
+        level: IsolationLevel = IsolationLevel.READ_COMMITTED,
+    ) -> dict[tuple[str, int], int]:
+        """(topic, partition) to its offset."""
+        if not asked:
+            return {}
+        specs = {TopicPartition(*place): spec for place, spec in asked.items()}
 
-        positions = self._call(f"offsets of {topic} by time", answer, PASSING | UNKNOWN)
-        return {part.partition: part.offset for part in positions if part.offset >= 0}
+        def answer() -> dict[tuple[str, int], int]:
+            futures = self._client.list_offsets(
+                specs, isolation_level=level, request_timeout=self._timeout
+            )
+            try:
+                return {
+                    (at.topic, at.partition): future.result().offset
+                    for at, future in futures.items()
+                }
+            except KafkaException as error:
+                if error.args[0].code() in UNKNOWN:
+                    self._metadata()  # or the client answers by what it was told before
+                raise
+
+        return self._call(doing, answer, PASSING | UNKNOWN)
 
     def truncate(self, topic: str, before: Mapping[int, int]) -> None:
         """Delete the messages before an offset of each partition.

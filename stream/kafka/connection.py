@@ -6,11 +6,10 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from ..errors import AccessError, Unreachable
@@ -119,20 +118,6 @@ class Connection:
         self._client.poll(0)
         if self._refusal is not None:
             raise mapped(self._refusal, f"{doing} at {self._bootstrap}")
-
-    @contextmanager
-    def _consumer(self, group: str | None = None) -> Iterator[Consumer]:
-        """A consumer that asks for offsets and reads nothing.
-
-        librdkafka keeps what a broker that starts says of a topic, "unknown partition" too, and
-        answers by it until its next refresh: each try takes a consumer of its own.
-        """
-        group = group or self._settings.reading_group
-        consumer = create(Consumer, self._settings, {"group.id": group})
-        try:
-            yield consumer
-        finally:
-            consumer.close()
 
     def _call(
         self,

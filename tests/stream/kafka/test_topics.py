@@ -33,7 +33,8 @@ def settings(kafka: str, tmp_path: Path) -> Iterator[Settings]:
     )
     yield made
     admin = Admin(made)
-    admin.delete([name for name in admin.partition_counts() if name.startswith(made.prefix)])
+    if names := [name for name in admin.partition_counts() if name.startswith(made.prefix)]:
+        admin.delete(names)
 
 
 @pytest.mark.kafka
