@@ -19,7 +19,15 @@ from ..logs import say
 from ..settings import Settings
 from .common import AsJson, bar
 
-SHAPING = ("preset", "heads_only", "seed", "compatible", "from_scratch")
+SHAPING = (
+    "preset",
+    "config_file",
+    "start",
+    "heads_only",
+    "seed",
+    "compatible",
+    "from_scratch",
+)
 """The options that a run's result depends on; a repeated run takes them from the first."""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -33,6 +41,14 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         preset: Annotated[
             str, typer.Option(help="tiny, demo, demo-scratch-audio or base.")
         ] = "demo",
+        config_file: Annotated[
+            str | None,
+            typer.Option("--config", help="A TOML file of what differs from the preset."),
+        ] = None,
+        start: Annotated[
+            str | None,
+            typer.Option("--from", help="The version to start from; else the champion."),
+        ] = None,
         heads_only: Annotated[
             bool, typer.Option(help="Keep the space: train only heads and decision.")
         ] = False,
@@ -77,6 +93,8 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             return
         options = Options(
             preset=preset,
+            config_file=config_file,
+            start=start,
             heads_only=heads_only,
             seed=seed,
             compatible=compatible,
@@ -104,7 +122,7 @@ def repeated(settings: Settings, options: Any, explicit: dict[str, Any]) -> Any:
     from ..trainer.runs import runs_of
 
     run = runs_of(settings).resolve(options.window)
-    return replace(options, **{name: run.asked[name] for name in SHAPING} | explicit)
+    return replace(options, **{n: run.asked[n] for n in SHAPING if n in run.asked} | explicit)
 
 
 def _once(settings: Settings, options: Any, as_json: bool) -> None:

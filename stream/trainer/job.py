@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, cast
 
 from braid.encoders.config import TrainConfig, from_dict
 from braid.encoders.config import preset as preset_named
+from braid.encoders.config_file import with_changes
 from braid.encoders.errors import BadInput, EncodersError, TrainingError
 from braid.encoders.manifest import Manifest, digest, read_manifest
 from braid.encoders.types import Sample
@@ -59,7 +60,10 @@ class Options:
     """The options of a run.
 
     Attributes:
-        heads_only: keep the champion's encoders, projections and fusion, and so its space.
+        config_file: TOML, what it changes of the preset (`braid.encoders.config_file`).
+        start: the version to start from, a name or a number; None: the champion, where it fits.
+        heads_only: keep the encoders, projections and fusion of the version that it starts from,
+            and so its space.
         compatible: weight of the pull towards the champion's vectors; 0: none.
         from_scratch: do not start from the champion's weights, even where they fit.
         promote: make the version champion if it passed; None does so only while there is none.
@@ -70,6 +74,8 @@ class Options:
     """
 
     preset: str = "demo"
+    config_file: str | None = None
+    start: str | None = None
     heads_only: bool = False
     seed: int = 0
     compatible: float = 0.0
@@ -186,7 +192,7 @@ def train(job: Job, run: Run, window: Window, rank: int = 0, size: int = 1) -> M
         return read_manifest(registry.path(run.name))
     return train_on(
         window.samples(rank, size),
-        config_of(job.options) if run.champion else _preset(job.options),
+        config_of(job.options, compatible=run.champion is not None),
         out=registry.path(run.name),
         name=run.name,
         version=run.version,
@@ -204,17 +210,26 @@ def train(job: Job, run: Run, window: Window, rank: int = 0, size: int = 1) -> M
     )
 
 
-def config_of(options: Options) -> TrainConfig:
-    """The training configuration that the options name."""
-    config = _preset(options)
-    return config if options.compatible == 0 else replace(config, compatible=options.compatible)
+def config_of(options: Options, *, compatible: bool = True) -> TrainConfig:
+    """The training configuration that the options name.
 
+    Args:
+        compatible: with the pull towards the champion, which there may not be.
 
-def _preset(options: Options) -> TrainConfig:
+    Raises:
+        ConfigError: there is no such preset, or the file does not fit it.
+    """
+    option = "preset"
     try:
-        return preset_named(options.preset)
+        config = preset_named(options.preset)
+        if options.config_file is not None:
+            option = "config"
+            config = with_changes(config, Path(options.config_file))
     except ValueError as error:
-        raise ConfigError(f"--preset: {error}") from None
+        raise ConfigError(f"--{option}: {error}") from None
+    if compatible and options.compatible > 0:
+        return replace(config, compatible=options.compatible)
+    return config
 
 
 def _examine(job: Job, run: Run, window: Window) -> Examine | None:
@@ -281,15 +296,18 @@ def _begin(job: Job, champion: Champion | None) -> tuple[Run, bool]:
     """The unfinished run if its options are the same, else a new one; and whether it is resumed."""
     options, registry, runs = job.options, job.registry, job.runs
     repeat = runs.resolve(options.window) if options.window else None
-    if options.heads_only and champion is None and repeat is None:
+    if options.heads_only and champion is None and repeat is None and options.start is None:
         raise RegistryError("--heads-only keeps the champion's space, but there is no champion")
     if repeat is not None:
         runs.whole_window(repeat.window_of)  # raises if the window is gone
-        parent = repeat.parent
+    if options.start is not None:
+        parent: str | None = _start(registry, options.start, options)
     else:
-        parent = _parent(registry, champion, options)
+        parent = repeat.parent if repeat else _parent(registry, champion, options)
     asked = {
         "preset": options.preset,
+        "config_file": options.config_file,
+        "start": options.start,
         "config": digest(config_of(options).to_dict(), 16),
         "heads_only": options.heads_only,
         "seed": options.seed,
@@ -315,10 +333,21 @@ def _parent(registry: Registry, champion: Champion | None, options: Options) -> 
     if champion is None or (options.from_scratch and not options.heads_only):
         return None
     theirs = from_dict(registry.manifest(champion.name).config)
-    if options.heads_only or theirs.model == _preset(options).model:
+    if options.heads_only or theirs.model == config_of(options).model:
         return champion.name
     log.warning("%s has another model configuration: starting from scratch", champion.name)
     return None
+
+
+def _start(registry: Registry, start: str, options: Options) -> str:
+    """The version that the options name to start from."""
+    name = registry.resolve(start)
+    if options.from_scratch:
+        raise ConfigError(f"--from {start} and --from-scratch exclude each other")
+    theirs = from_dict(registry.manifest(name).config)
+    if not options.heads_only and theirs.model != config_of(options).model:
+        raise ConfigError(f"--from: {name} has another model configuration than --preset")
+    return name
 
 
 def _promote(job: Job, run: Run, failed: str) -> tuple[bool, str]:

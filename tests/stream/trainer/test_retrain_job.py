@@ -16,6 +16,7 @@ import pytest
 
 from braid.encoders.errors import CheckpointError, TrainingError
 from braid.encoders.manifest import read_manifest
+from braid.stream.cli.retrain import SHAPING, repeated
 from braid.stream.errors import ConfigError, LockError, RegistryError, Unreachable, WindowError
 from braid.stream.registry.generations import GenerationRecord, GenerationRecords
 from braid.stream.registry.versions import Registry
@@ -411,6 +412,29 @@ def test_a_full_retraining_starts_from_the_champion(copy: Path) -> None:
     cold = run(copy, seed=4, from_scratch=True)
     assert cold.manifest.parent is None
     assert warm.manifest.metrics["losses"][0] < cold.manifest.metrics["losses"][0]
+
+
+@pytest.mark.slow
+def test_a_file_changes_the_preset_and_any_version_may_be_the_start(copy: Path) -> None:
+    heads = run(copy, heads_only=True, seed=4, start="braid-0002")
+    assert heads.manifest.parent == "braid-0002"
+    changes = copy / "changes.toml"
+    changes.write_text("epochs = 1\n[model]\ndim = 16\n")
+    small = run(copy, config_file=str(changes))
+    assert (small.manifest.parent, small.manifest.dim) == (None, 16)
+    assert small.manifest.config["epochs"] == 1
+    again = repeated(
+        Settings(home=copy), Options(window=small.manifest.name), {"start": small.manifest.name}
+    )
+    child = run(copy, **{name: getattr(again, name) for name in (*SHAPING, "window")})
+    assert (child.manifest.parent, child.manifest.dim) == (small.manifest.name, 16)
+    for options, message in (
+        ({"config_file": str(copy / "no.toml")}, "--config: .*no.toml"),
+        ({"start": "2", "config_file": str(changes)}, "--from: braid-0002 has another model"),
+        ({"start": "2", "from_scratch": True}, "--from 2 and --from-scratch exclude each other"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(copy, **options)
 
 
 def test_a_gate_that_there_is_not_is_named(copy: Path) -> None:
