@@ -29,6 +29,7 @@ from .errors import CheckpointError
 from .manifest import Manifest
 from .model.checkpoint import device_of, save
 from .model.heads import SCALE
+from .model.learnt import Learnt
 from .model.net import Net
 from .tasks import Task
 from .types import FUSED, Sample
@@ -67,6 +68,7 @@ def import_model(
     classes: Mapping[str, Sequence[str]] | None = None,
     prompt: str = "{}",
     queries: Sequence[Sample] = (),
+    saw_records: bool = False,
 ) -> Manifest:
     """Write the model at `source` as the version folder `out`.
 
@@ -77,6 +79,8 @@ def import_model(
             modality and the fused vector alike (zero-shot, arXiv 2103.00020, section 3.1).
         prompt: what a class name is written into, at "{}".
         queries: records to keep as frozen queries.
+        saw_records: the model was trained on records of this stream, so that what it has learnt of
+            them is not known, and versions cannot be judged against it.
 
     Raises:
         CheckpointError: nothing at `source`, or a model that cannot be imported.
@@ -123,6 +127,7 @@ def import_model(
         version_number=version,
         metrics=metrics,
         queries=queries,
+        learnt=None if saw_records else Learnt(),
     )
 
 

@@ -36,9 +36,10 @@ def examiner(
     """A callable for `train(examine=...)` that judges the version against `champion` on the judge
     split of the samples, without what one of both or an ancestor has learnt, and chooses its space.
 
-    A challenger that fails, or that cannot replace the champion (another dimension, a missing task,
-    values that are not finite), gets a verdict that is not passed: it is kept but not served, and
-    has a space of its own. Of one of which there is not enough evidence the space is chosen.
+    A challenger that fails, or that cannot replace the champion (a missing task, values that are
+    not finite), gets a verdict that is not passed: it is kept but not served, and has a space of
+    its own. Of one of which there is not enough evidence the space is chosen. One of another
+    dimension is judged as any other, and has a space of its own.
 
     Args:
         champion: its version folder. It is verified now, before a long training.
@@ -69,8 +70,10 @@ def examiner(
             judging.check_can_replace(old.manifest, new.manifest)
             learnt, unknown = learnt_by({champion: old.manifest, folder: new.manifest})
             if unknown:
-                reason = f"what {unknown} or an ancestor has learnt is not known"
-                reason = f"{TOO_LITTLE}: {reason} (imported, or written by an earlier braid)"
+                reason = (
+                    f"{TOO_LITTLE}: what {unknown} or an ancestor has learnt is not known "
+                    "(imported with --saw-records, bridged, or of an earlier braid)"
+                )
                 verdict = verdict_of(TOO_LITTLE, reason, gates, champion=old.name)
             else:
                 spent = gates.level if level is None else level()
@@ -81,6 +84,9 @@ def examiner(
             verdict = verdict_of(REFUSED, str(error), gates, champion=old.name)
         if _vectors(old) == _vectors(new):
             choice = across.same_space(old, limits)
+        elif old.dim != new.dim:
+            reason = f"{new.name} makes vectors of {new.dim} dimensions, {old.name} of {old.dim}"
+            choice = across.new_space(old, new, reason)
         elif verdict["decision"] not in (PASSED, TOO_LITTLE) or pair is None:
             reason = f"not measured, the verdict is: {verdict['reason']}"
             choice = across.new_space(old, new, reason)

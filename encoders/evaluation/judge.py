@@ -56,17 +56,10 @@ def check_can_replace(champion: Manifest, challenger: Manifest) -> None:
     """Check that the challenger can replace the champion.
 
     Raises:
-        IncompatibleChallenger: another dimension; a modality or a task that the champion serves is
-            missing, or is of another kind.
+        IncompatibleChallenger: a modality or a task that the champion serves is missing, or is of
+            another kind.
     """
     name = challenger.name
-    if challenger.dim != champion.dim:
-        raise IncompatibleChallenger(
-            f"{name} makes vectors of {challenger.dim} dimensions, {champion.name} of "
-            f"{champion.dim}, so they cannot be compared: retrain with the preset of "
-            f"{champion.name}, or build a generation for the new width with braid models promote "
-            f"{challenger.version} --force"
-        )
     missing = [m for m in champion.modalities if m not in challenger.modalities]
     if missing:
         raise IncompatibleChallenger(
@@ -145,11 +138,11 @@ def judge(
         reason = f"{wrong} of {count} judge records give a value that is not finite (NaN or inf)"
         return say(FAILED, reason, gate_results=[finite]), kept, None
     bootstrap = Bootstrap(count, resamples=gates.resamples, seed=seed)
-    comparison = _MetricComparison(old, new, kept, gates, bootstrap, level)
+    comparison = MetricComparison(old, new, kept, gates, bootstrap, level)
     comparison.scores()
     comparison.recalls()
     comparison.ranks()
-    latency = _latency(champion, challenger, kept, gates, clock)
+    latency = latency_of(champion, challenger, kept, gates, clock)
     results = [finite, *comparison.results, latency]
     decision, reason = decide(results, comparison.short, gates, level)
     shown = say(decision, reason, gate_results=results, unjudged=comparison.unjudged)
@@ -157,7 +150,7 @@ def judge(
 
 
 @dataclass(kw_only=False)
-class _MetricComparison:
+class MetricComparison:
     """Compares the outputs of two models metric by metric and collects the gates' results.
 
     Attributes:
@@ -290,7 +283,7 @@ class _MetricComparison:
         return None
 
 
-def _latency(
+def latency_of(
     champion: TorchModel,
     challenger: TorchModel,
     samples: Sequence[Sample],

@@ -62,8 +62,8 @@ class Learnt:
 
     @classmethod
     def read(cls, folder: Path, manifest: Manifest) -> Learnt | None:
-        """That of a version folder; None: it has none, as versions that were imported or written
-        before, and those that descend from them."""
+        """That of a version folder; None: it has none, as imported versions that saw records,
+        bridged ones, those written before, and those that descend from them."""
         if FILE not in manifest.files:
             return None
         tensors = load((folder / FILE).read_bytes())

@@ -42,6 +42,13 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             bool | None,
             typer.Option(help="Make it champion; by default only the first version."),
         ] = None,
+        saw_records: Annotated[
+            bool,
+            typer.Option(
+                "--saw-records",
+                help="It was trained on records of this stream: nothing is judged against it.",
+            ),
+        ] = False,
         as_json: AsJson = False,
     ) -> None:
         """Make a version of a pretrained model, without training.
@@ -61,7 +68,13 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         done = import_version(
-            settings_of(context), source, promote=promote, dim=dim, classes=tasks, prompt=prompt
+            settings_of(context),
+            source,
+            promote=promote,
+            dim=dim,
+            classes=tasks,
+            prompt=prompt,
+            saw_records=saw_records,
         )
         _print(done, as_json)
 

@@ -1,7 +1,8 @@
-"""An imported model on Apache Kafka: imported, promoted, served by a worker, searched."""
+"""An imported model on Apache Kafka: served, searched, trained further, and replaced."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from tests.encoders.joint_models import write_clip
 from tests.encoders.test_importing import COSINE, cosines
 from tests.encoders.test_importing_joint import PICTURES, seen
 from tests.stream.harness import Deployment, wait_for
-from tests.stream.worker.test_hot_swap import braid, searchable
+from tests.stream.worker.test_hot_swap import braid, labelled, searchable
 
+JUDGED = ("candidate", "refused", "not enough evidence")
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -24,9 +26,7 @@ def test_a_clip_is_served_and_predicts_without_training(
     write_clip(tmp_path / "clip")
     options = ["--classes", "kind=red bird,green branch", "--prompt", "a photo of {}"]
     options += ["--no-promote", "--json"]
-    made = braid(
-        deployment, "models", "import", str(tmp_path / "clip"), *options, "--no-promote", "--json"
-    )
+    made = braid(deployment, "models", "import", str(tmp_path / "clip"), *options)
     assert (made["status"], made["modalities"]) == ("candidate", ["text", "image"])
     assert braid(deployment, "models", "promote", "1", "--json")["name"] == made["name"]
     worker, index = deployment.worker("one", model=None), deployment.index(model=None)
@@ -49,3 +49,52 @@ def test_a_clip_is_served_and_predicts_without_training(
     assert worker.running
     assert index.running
     assert not deployment.read("dead-letters")
+
+
+def test_labels_train_its_heads_and_a_wider_model_replaces_it(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    write_clip(tmp_path / "clip")
+    records = [
+        {name: value for name, value in record.items() if name != "audio"}
+        for record in labelled(100)
+    ]
+    colours = ",".join(sorted({record["labels"]["colour"] for record in records}))
+    options = ["--classes", f"colour={colours}", "--prompt", "a {} tile", "--json"]
+    first = braid(deployment, "models", "import", str(tmp_path / "clip"), *options)
+    assert first["champion"] is True
+    worker, index = deployment.worker("one", model=None), deployment.index(model=None)
+    deployment.produce(records[:80])
+    with Client(deployment.url) as client:
+        wait_for("all are searchable", lambda: searchable(client) == 80, timeout=90)
+        assert predicted_by(deployment) == {first["name"]: 80}  # before anything was trained
+
+        heads = braid(deployment, "retrain", "--heads-only", "--json")
+        assert (heads["parent"], heads["space"]) == (first["name"], first["space"])
+        assert heads["status"] in JUDGED
+        braid(deployment, "models", "promote", heads["name"], "--force", "--json")
+        wait_for("it serves", lambda: client.status()["model"] == heads["name"], timeout=60)
+        assert searchable(client) == 80  # nothing is embedded anew
+        deployment.produce(records[80:])
+        wait_for("the rest is predicted", lambda: len(deployment.predictions()) == 100, timeout=60)
+        assert predicted_by(deployment) == {first["name"]: 80, heads["name"]: 20}
+
+        wide = braid(deployment, "retrain", "--preset", "tiny", "--json")
+        assert (wide["parent"], wide["status"] in JUDGED) == (None, True)
+        compared = braid(deployment, "models", "judge", first["name"], wide["name"], "--json")
+        assert compared["records"] + compared["learnt"] == 100 == compared["embed_hours"]["records"]
+        assert (compared["unlike"], compared["learnt_unknown"]) == (["audio"], [])
+        entry = braid(deployment, "models", "promote", wide["name"], "--force", "--json")
+        assert entry["state"] == "building"
+        wait_for("it flips", lambda: client.status()["model"] == wide["name"], timeout=120)
+        assert searchable(client) == 100
+        assert client.search(text="a red tile", k=1)["space"] == wide["space"] != first["space"]
+    assert predicted_by(deployment) == {first["name"]: 80, heads["name"]: 20}
+    assert worker.running
+    assert index.running
+    assert not deployment.read("dead-letters")
+
+
+def predicted_by(deployment: Deployment) -> dict[str, int]:
+    """Version -> the predictions that it made."""
+    return dict(Counter(one["model"] for one in deployment.predictions()))
