@@ -102,11 +102,15 @@ def records_of(samples: Sequence[Sample], name: str, most: int | None = None) ->
 
 
 def unlearnt_records(
-    samples: Sequence[Sample], learnt: Sequence[Learnt]
+    samples: Sequence[Sample], learnt: Sequence[Learnt], *, name: str | None = "judge"
 ) -> tuple[list[Sample], int]:
-    """The judge split without what is in `learnt`; and how many records of it that leaves out."""
+    """A split without what is in `learnt`; and how many records of it that leaves out.
+
+    Args:
+        name: of the split; None: all.
+    """
     splits = Splits.among(marks_of(samples))
-    held = _in_split(samples, splits, "judge")
+    held = _in_split(samples, splits, name)
     kept = [sample for sample in held if not splits.learnt(sample.id, learnt)]
     return by_hash(kept, None), len(held) - len(kept)
 
@@ -117,8 +121,8 @@ def by_hash(samples: Sequence[Sample], most: int | None) -> list[Sample]:
     return sorted(first, key=lambda one: one.id)
 
 
-def _in_split(samples: Iterable[Sample], splits: Splits, name: str) -> list[Sample]:
-    return list({one.id: one for one in samples if splits.of[one.id] == name}.values())
+def _in_split(samples: Iterable[Sample], splits: Splits, name: str | None) -> list[Sample]:
+    return list({one.id: one for one in samples if name in (None, splits.of[one.id])}.values())
 
 
 def _contents(sample: Sample) -> Iterable[int]:

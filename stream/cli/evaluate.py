@@ -1,20 +1,29 @@
-"""`braid eval`: evaluate a version on records or on a folder."""
+"""`braid eval` and `braid models judge`: versions on records or on a folder."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from ..errors import ConfigError
-from ..registry.versions import registry_of
+from ..registry.versions import Registry, registry_of
 from ..settings import Settings
 from .common import AsJson, bar
 from .model_card import calibrated
+
+if TYPE_CHECKING:
+    from braid.encoders.types import Sample
+
+Data = Annotated[
+    Path | None,
+    typer.Option(help="A folder CATEGORY/NAME.{txt,png,ogg}; else `records`."),
+]
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
@@ -26,10 +35,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         model: Annotated[
             str | None, typer.Option(help="A model folder or a version's name; else the champion.")
         ] = None,
-        data: Annotated[
-            Path | None,
-            typer.Option(help="A folder CATEGORY/NAME.{txt,png,ogg}; else `records`."),
-        ] = None,
+        data: Data = None,
         out: Annotated[
             Path | None, typer.Option(help="Folder of the JSON and HTML reports.")
         ] = None,
@@ -56,33 +62,16 @@ def _version(
     from braid.encoders.model.checkpoint import load_folder
     from braid.encoders.model.learnt import Learnt
     from braid.encoders.training.splits import unlearnt_records
-    from braid.encoders.types import Sample
-
-    from ..datasets.sources import folder
 
     registry = registry_of(settings)
-    place = Path(model) if model and Path(model).is_dir() else None
-    if place is None:
-        champion = registry.champion()
-        if model is None and champion is None:
-            raise ConfigError("--model: there is no champion yet; name a version or a folder")
-        name = registry.resolve(model) if model else champion.name if champion else ""
-        place = registry.folder(name)
-    with bar("eval", quiet) as progress:
-        if data is not None:
-            samples = [
-                Sample(id=i.id, text=i.text, image=i.image, audio=i.audio, labels=i.labels)
-                for i in folder(data)
-            ]
-        else:
-            from ..trainer.window import read_records
-
-            with tempfile.TemporaryDirectory(prefix="braid-eval-") as window_at:
-                seen = read_records(settings, Path(window_at), progress).samples()
-                learnt = Learnt.read(place, read_manifest(place))
-                samples, _ = unlearnt_records(
-                    cast(Sequence[Sample], seen), [] if learnt is None else [learnt]
-                )
+    champion = registry.champion()
+    if model is None and champion is None:
+        raise ConfigError("--model: there is no champion yet; name a version or a folder")
+    place = _folder_of(registry, model or (champion.name if champion else ""))
+    with bar("eval", quiet) as progress, _samples(settings, data, progress) as samples:
+        if data is None:
+            learnt = Learnt.read(place, read_manifest(place))
+            samples, _ = unlearnt_records(samples, [] if learnt is None else [learnt])
         if not samples:
             raise ConfigError("there is no record in the judge split; try --data DIR")
         loaded = load_folder(place, device=settings.model.device)
@@ -96,6 +85,102 @@ def _version(
     )
     result["written"] = [str(out / f"{loaded.name}.{kind}") for kind in ("json", "html")]
     return result
+
+
+def _folder_of(registry: Registry, model: str) -> Path:
+    """Of a model folder, or of a version's name or number. Raises RegistryError."""
+    place = Path(model)
+    return place if place.is_dir() else registry.folder(registry.resolve(model))
+
+
+@contextmanager
+def _samples(settings: Settings, data: Path | None, progress: Any) -> Iterator[Sequence[Sample]]:
+    """Those of a folder, or of `records`."""
+    from braid.encoders.types import Sample
+
+    from ..datasets.sources import folder
+
+    if data is not None:
+        yield [
+            Sample(id=i.id, text=i.text, image=i.image, audio=i.audio, labels=i.labels)
+            for i in folder(data)
+        ]
+        return
+    from ..trainer.window import read_records
+
+    with tempfile.TemporaryDirectory(prefix="braid-eval-") as window_at:
+        window = read_records(settings, Path(window_at), progress)
+        yield cast(Sequence[Sample], window.samples())
+
+
+def add_judge(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
+    """Add `judge` to `braid models`."""
+
+    @models.command()
+    def judge(
+        context: typer.Context,
+        first: Annotated[str, typer.Argument(help="A version's name or number, or a folder.")],
+        second: Annotated[str, typer.Argument(help="The one to compare it with.")],
+        data: Data = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """Compare two versions on `records`: which finds more, which predicts better, at what cost.
+
+        Neither has to serve. What one of them has learnt is left out; nothing is changed.
+
+        Example: braid models judge braid-0001 braid-0002 --data pictures/
+        """
+        result = _compared(settings_of(context), first, second, data, as_json)
+        print(json.dumps(result) if as_json else "\n".join(compared(result)), flush=True)
+
+
+def _compared(
+    settings: Settings, first: str, second: str, data: Path | None, quiet: bool
+) -> dict[str, Any]:
+    from braid.encoders.evaluation.comparison import compare
+    from braid.encoders.model.checkpoint import load_folder
+    from braid.encoders.model.learnt import Learnt
+
+    registry = registry_of(settings)
+    places = [_folder_of(registry, one) for one in (first, second)]
+    one, other = (load_folder(place, device=settings.model.device) for place in places)
+    learnt = {
+        model.name: Learnt.read(place, model.manifest)
+        for place, model in zip(places, (one, other), strict=True)
+    }
+    with bar("judge", quiet) as progress, _samples(settings, data, progress) as samples:
+        known = [each for each in learnt.values() if each is not None]
+        result = compare(one, other, samples, learnt=known)
+        count = len(samples)
+    hours = {name: count * ms / 3.6e6 for name, ms in result["ms"].items()}
+    unknown = [name for name, each in learnt.items() if each is None]
+    return {**result, "learnt_unknown": unknown, "embed_hours": {"records": count, **hours}}
+
+
+def compared(result: Mapping[str, Any]) -> list[str]:
+    """A comparison as lines of text."""
+    first, second = result["first"], result["second"]
+    shown = [f"{result['records']} records, {result['learnt']} more that one of both has learnt"]
+    for name in result["learnt_unknown"]:
+        shown.append(f"what {name} has learnt is not known: it may know some of them")
+    if result["unlike"]:
+        shown.append(f"not both have: {', '.join(result['unlike'])}")
+    for metric in result["metrics"]:
+        if metric["deciding"]:
+            low, high = metric["interval"]
+            better = {"first": first, "second": second, None: "no difference is shown"}
+            shown.append(
+                f"  {metric['metric']:32s} {metric['first']:.3f} -> {metric['second']:.3f}  "
+                f"{metric['difference']:+.3f} ({low:+.3f} to {high:+.3f})  "
+                f"{better[metric['better']]}"
+            )
+    shown += [f"  {name}: too few, {count}" for name, count in result["unmeasured"].items()]
+    hours, ms = result["embed_hours"], result["ms"]
+    shown += [
+        f"{name}: {ms[one]:.2f} ms a record here, {hours[one]:.2g} h for all {hours['records']}"
+        for one, name in (("first", first), ("second", second))
+    ]
+    return shown
 
 
 def lines(result: dict[str, Any]) -> list[str]:

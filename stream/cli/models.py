@@ -20,7 +20,7 @@ from ..registry.versions import (
     status_of,
 )
 from ..settings import Settings
-from . import canary, import_model, versions
+from . import canary, evaluate, import_model, versions
 from .common import AsJson
 
 
@@ -36,6 +36,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     versions.add(models, settings_of)
     canary.add(models, settings_of)
     import_model.add(models, settings_of)
+    evaluate.add_judge(models, settings_of)
 
     @models.command("list")
     def list_(context: typer.Context, as_json: AsJson = False) -> None:
