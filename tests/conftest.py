@@ -52,6 +52,7 @@ LONGEST = (
     "stream/cli/test_up.py",
     "index/segments/test_crashes.py",
     "stream/registry/test_object_store.py",
+    "stream/worker/test_imported.py",
     "stream/worker/test_hot_swap.py",
     "fuzz/test_fuzz.py",
     "stream/worker/test_lost_broker.py",
@@ -61,6 +62,8 @@ LONGEST = (
     "stream/worker/test_health.py",
     "stream/test_secured_servers.py",
     "stream/worker/ingest/test_every_format.py",
+    "stream/worker/join/test_join_kafka.py",
+    "stream/worker/test_exactly_once.py",
     "index/test_soak.py",
 )
 
