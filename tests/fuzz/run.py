@@ -392,6 +392,8 @@ def main() -> int:
     options = vars(parser.parse_args())
     keep = options.pop("keep")
     plan = Plan(**options)
+    # As under pytest: `tests.prepared` forks a process, which may have one thread only.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="braid-fuzz-")))
         broker = stack.enter_context(KafkaBroker(folder / "kafka"))
