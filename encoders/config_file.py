@@ -1,13 +1,12 @@
-"""A training configuration with what a TOML file changes of it.
+"""A training configuration with what a TOML file changes of it, field by field.
 
-epochs = 20
+An encoder or a task replaces the one of its name as a whole, and `false` leaves it out:
 
-[model]
-fusion = "intermediate"
+    epochs = 20
 
-[model.encoders]
-audio = false                    # left out
-image = { kind = "small-cnn" }   # in place of the other one, as a whole
+    [model.encoders]
+    audio = false
+    image = { kind = "small-cnn" }
 """
 
 from __future__ import annotations
