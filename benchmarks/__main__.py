@@ -63,13 +63,13 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
             *more,
         ]
         for part, records, more in (
-            ("text", "800", [OPERATIONS]),
+            ("text", "600", [OPERATIONS]),
             ("image", "200", []),
             ("audio", "800", []),
             ("all", "120", []),
         )
     },
-    ("engines", "--rounds", "3"): [
+    ("engines", "--rounds", "2"): [
         Target(
             name="best engine / torch, picture network, float32",
             of=figure("image", "best in float32 / torch"),
@@ -131,7 +131,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
             for what in ("records", "text")
         ),
     ],
-    ("queries",): [
+    ("queries", "--seconds", "4"): [
         Target(
             name="text queries a second, 32 at once / 1",
             of=figure("ratios", "queries a second, 32 at once / 1"),
@@ -171,7 +171,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
             bound=0.85,
         ),
     ],
-    ("index_freshness", "--rounds", "2", "--seconds", "15", "--model", "demo", "--burst", "1000"): [
+    ("index_freshness", "--rounds", "2", "--seconds", "12", "--model", "demo", "--burst", "3000"): [
         Target(
             name="produced to searchable, p99 / full micro-batch",
             of=figure("full micro-batch", "p99 / full micro-batch"),
@@ -179,7 +179,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
             most=True,
         ),
     ],
-    ("step_load", "--seconds", "15", "--burst", "400"): [
+    ("step_load", "--seconds", "12", "--burst", "400"): [
         Target(
             name=f"step of the load, {phase}: kept or said",
             of=figure(phase, "kept or said"),

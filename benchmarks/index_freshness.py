@@ -3,8 +3,9 @@
     python -m benchmarks.index_freshness [--seconds 30] [--rounds 3] [--model null:16|demo] [--json]
 
 The broker is the one that KAFKA_BOOTSTRAP names, else the embedded one. First `--burst` records at
-once: until the last is searchable, that is full load. Then records at half that rate, among them
-PROBES a second that are looked for: a probe is sent, its partition and offset come back, and a
+once: until the last is searchable, that is full load; PROBES searches a second use the same cores
+meanwhile, as they do at half load. Then records at half that rate, among them PROBES a second that
+are looked for: a probe is sent, its partition and offset come back, and a
 search over HTTP for its own vector waits with `min_offsets` until they are reflected; the time is
 from before sending to the answer, which must hold the record. The model null:16 hashes instead of
 computing, so that this is the time of the pipeline and not of an encoder; `demo` has the demo
@@ -17,9 +18,12 @@ from __future__ import annotations
 import asyncio
 import statistics
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +85,10 @@ def _measured(fleet: Fleet, settings: Settings, given: Any) -> dict[str, Any]:
         asyncio.run(_burst(settings, "warm", 500))
         fleet.wait("warm", searchable, 500, stalled=STALLED_S)
         began = time.perf_counter()
-        asyncio.run(_burst(settings, "burst", given.burst))
-        sent_s = time.perf_counter() - began
-        fleet.wait("burst", searchable, 500 + given.burst, stalled=STALLED_S)
+        with _searches(url):
+            asyncio.run(_burst(settings, "burst", given.burst))
+            sent_s = time.perf_counter() - began
+            fleet.wait("burst", searchable, 500 + given.burst, stalled=STALLED_S)
         full = given.burst / (time.perf_counter() - began)
     rows: dict[str, dict[str, Any]] = {
         "full load": {
@@ -129,10 +134,33 @@ def _full_batch_s(settings: Settings) -> float:
     return statistics.median(seconds[1:])
 
 
+@contextmanager
+def _searches(url: str) -> Iterator[None]:
+    """PROBES searches a second by text, on a thread."""
+    ended = threading.Event()
+
+    def search() -> None:
+        with Client(url) as client:
+            number = 0
+            while not ended.wait(1 / PROBES):
+                client.search(text=f"probe-{number}", k=1)
+                number += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        searching = pool.submit(search)
+        try:
+            yield
+        finally:
+            ended.set()
+        searching.result()
+
+
 async def _burst(settings: Settings, name: str, count: int) -> None:
     async with Producer(settings) as producer:
         for number in range(count):
-            await producer.send(id=f"{name}-{number}", text=f"{name} {number}", wait=False)
+            # Texts as at half load, of as many tokens: a word, two dashes and the numbers.
+            id_ = f"{name}-0-{number}"
+            await producer.send(id=id_, text=id_, wait=False)
 
 
 async def _half(
