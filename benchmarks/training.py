@@ -35,8 +35,9 @@ from torch import Tensor, nn
 
 from braid.encoders.backbones.base import Features
 from braid.encoders.backbones.sub_batches import one_thread
-from braid.encoders.config import TrainConfig, preset
+from braid.encoders.config import TrainConfig
 from braid.encoders.model.net import Net
+from braid.encoders.presets import preset
 from braid.encoders.training.batches import Batch
 from braid.encoders.training.data import Column, Dataset
 from braid.encoders.training.fit import fit

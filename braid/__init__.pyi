@@ -1,5 +1,5 @@
-from .encoders.config import preset as preset
 from .encoders.embedder import Embedder as Embedder
+from .encoders.presets import preset as preset
 from .encoders.training.loop import train as train
 from .encoders.types import Sample as Sample
 from .index.client import AsyncClient as AsyncClient

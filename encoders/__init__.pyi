@@ -1,6 +1,5 @@
 from .config import Limits as Limits
 from .config import TrainConfig as TrainConfig
-from .config import preset as preset
 from .embedder import DeviceThreads as DeviceThreads
 from .embedder import Embedder as Embedder
 from .embedder import load as load
@@ -11,6 +10,7 @@ from .errors import TrainingError as TrainingError
 from .manifest import Manifest as Manifest
 from .manifest import read_manifest as read_manifest
 from .manifest import verify as verify
+from .presets import preset as preset
 from .training.loop import train as train
 from .training.splits import split as split
 from .types import MODALITIES as MODALITIES

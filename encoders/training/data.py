@@ -161,7 +161,7 @@ def gather(
     Raises:
         TrainingError: no sample is left in the train split.
     """
-    frozen = {name: all_frozen or config.model.encoders[name].frozen for name in net.modalities}
+    frozen = {name: all_frozen or config.model.encoders[name].fixed for name in net.modalities}
     left_out: Counter[str] = Counter()
     kept: dict[str, Row] = {}
     total = len(samples)

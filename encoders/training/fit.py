@@ -18,7 +18,7 @@ from ..errors import TrainingError
 from ..model.caption import Captioner
 from ..model.net import Net
 from ..model.optimizers import AdamW
-from . import parallel
+from . import low_rank, parallel
 from .batches import batches
 from .data import Dataset, Progress
 from .ema import Ema
@@ -172,7 +172,7 @@ def _set_modes(net: Net, data: Dataset, config: TrainConfig, heads_only: bool) -
         if data.columns[name].features_nF is not None:
             encoder.eval()
             continue
-        if config.model.encoders[name].train_last is None:
+        if not _trained_in_part(config, name):
             continue
         kept = frozen_blocks(net, config, name)
         others = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -183,6 +183,11 @@ def _set_modes(net: Net, data: Dataset, config: TrainConfig, heads_only: bool) -
     if heads_only:
         net.projectors.eval()
         net.fusion.eval()
+
+
+def _trained_in_part(config: TrainConfig, name: str) -> bool:
+    encoder = config.model.encoders[name]
+    return encoder.train_last is not None or encoder.lora is not None
 
 
 def frozen_blocks(net: Net, config: TrainConfig, name: str) -> list[nn.Module]:
@@ -237,9 +242,11 @@ def parameter_groups(
         if data.columns[name].features_nF is not None or heads_only:
             continue
         encoder = net.encoder(name)
-        encoder.requires_grad_(True)
-        if config.model.encoders[name].train_last is not None:
-            encoder.requires_grad_(False)
+        encoder.requires_grad_(not _trained_in_part(config, name))
+        if config.model.encoders[name].lora is not None:
+            for matrix in low_rank.matrices(encoder):
+                matrix.requires_grad_(True)
+        elif config.model.encoders[name].train_last is not None:
             kept = frozen_blocks(net, config, name)
             for block in encoder.trainable_blocks()[len(kept) :]:
                 block.requires_grad_(True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..backbones.sub_batches import one_thread
 from ..config import TrainConfig, from_dict
 from ..errors import TrainingError
+from ..further import merged, unlike
 from ..manifest import Manifest, digest, read_manifest
 from ..model.checkpoint import make_net, restore_net, save, verify
 from ..model.frozen_queries import HeldOut
@@ -28,7 +29,7 @@ from ..model.net import Net
 from ..model.torch_model import TorchModel
 from ..output_statistics import TaskTally
 from ..types import Examination, Examine, Sample
-from . import parallel
+from . import low_rank, parallel
 from .data import Dataset, Progress, gather
 from .decisions import (
     MAX_FOLDS,
@@ -43,7 +44,7 @@ from .encoded import old_vectors, tally
 from .evaluate import evaluate
 from .fit import fit
 from .resume import FitResult
-from .start import start_projectors
+from .start import carried, start_projectors
 
 DECISIONS = "_decisions."  # how their parameters' names begin
 
@@ -77,7 +78,8 @@ def train(
             same processor; on a GPU up to rounding, since the order of its sums varies.
         device: as torch names it; CUDA where there is some by default. Under `torchrun` "cuda" is
             each process's own GPU.
-        parent: version folder to start from, with the same model configuration.
+        parent: version folder to start from, with a model configuration whose weights fit
+            (`braid.encoders.further.unlike`).
         heads_only: keep the parent's encoders, projectors and fusion, and so its space; only
             heads and decisions are trained. The model configuration is then the parent's.
         window: where the samples came from; kept in the manifest.
@@ -114,6 +116,10 @@ def train(
         samples = cast(Sequence[Sample], samples)
         config, net, parent_name = _initial_net(config, parent, heads_only)
         before = None if parent is None else net.space()
+        if net.config != config.model:
+            net = carried(net, config.model)
+        if not heads_only:
+            low_rank.add(net, config.model)
         net = net.to(place)
         held_out = HeldOut(queries)
         data = gather(
@@ -166,6 +172,7 @@ def train(
             )
             metrics["refit"] = again.to_dict()
         notify("write", 0, 1, {})
+        low_rank.merge(net, config.model)
         if rank == 0:
 
             def examined(draft: Path) -> Examination:
@@ -179,7 +186,7 @@ def train(
                 manifest = save(
                     net,
                     out,
-                    config=config,
+                    config=merged(config),
                     name=name,
                     version_number=version,
                     parent=parent_name,
@@ -240,7 +247,7 @@ class _Run:
             data,
             config,
             splits=splits,
-            warm=[] if warm else start_projectors(self.net, data, config, splits),
+            warm=start_projectors(self.net, data, config, splits, learnt=warm),
             seed=self.seed,
             heads_only=self.heads_only,
             progress=notify or self.notify,
@@ -280,6 +287,8 @@ class _Run:
         if again:  # the parent's projectors and fusion have learnt the samples
             encoders = {name: self.net.encoder(name) for name in self.net.modalities}
             fresh = Net(self.config.model, encoders, self.data.tasks).to(self.device)
+            for name in self.config.model.bridged:  # their maps are fitted to captions
+                fresh.projectors[name].load_state_dict(self.net.projectors[name].state_dict())
             start = copy.deepcopy(fresh.state_dict())
         folds = int(fold_N.max()) + 1
         parts: list[dict[str, TaskLogits]] = []
@@ -352,6 +361,6 @@ def _initial_net(
             head_dropout=config.model.head_dropout,
         )
         config = replace(config, model=kept)
-    elif config.model != theirs.model:
-        raise TrainingError(f"{manifest.name} has another model configuration: start without it")
+    elif why := unlike(theirs.model, config.model):
+        raise TrainingError(f"{manifest.name} has another model configuration: {why}")
     return config, restore_net(parent, manifest), manifest.name

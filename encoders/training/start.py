@@ -1,7 +1,7 @@
-"""Initial weights of projectors over frozen encoders, by canonical correlation.
+"""Initial weights: those of a version, and of projectors by the identity or canonical correlation.
 
-With a few hundred pairs, gradient descent on InfoNCE from random weights overfits; the regularised
-closed-form solution does not, and is a good initialisation.
+Over frozen encoders, with a few hundred pairs, gradient descent on InfoNCE from random weights
+overfits; the regularised closed-form solution does not, and is a good initialisation.
 
 Shapes: n samples, F features, R directions of them, D the shared space.
 """
@@ -15,8 +15,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..config import TrainConfig
+from ..config import ModelConfig, TrainConfig
 from ..errors import TrainingError
+from ..further import projected
 from ..model.net import Net
 from ..model.projection import Projector
 from .data import Dataset
@@ -30,14 +31,27 @@ UNUSED_SCALE = 0.02
 
 
 def start_projectors(
-    net: Net, data: Dataset, config: TrainConfig, splits: Sequence[str]
+    net: Net, data: Dataset, config: TrainConfig, splits: Sequence[str], *, learnt: bool
 ) -> list[str]:
-    """Initialise the projectors of frozen modalities; returns these modalities. None for `start`
-    "random", or where fewer than two modalities are frozen or occur together.
+    """Initialise projectors by `start`; returns the modalities whose projectors start by it.
+
+    None for `start` "random", or "cca" where fewer than two modalities are frozen or occur
+    together.
+
+    Args:
+        learnt: they are those of a version, and are left as they are.
 
     Raises:
         TrainingError: a projector with a hidden layer.
     """
+    if config.start == "identity":
+        projected = [name for name in net.modalities if _linear(net.projectors[name]) is not None]
+        for name in projected if not learnt else ():
+            if name not in net.config.bridged:
+                _set(net.projectors[name], torch.eye(net.encoder(name).width))
+        return projected
+    if learnt:
+        return []
     frozen = [name for name in net.modalities if data.columns[name].features_nF is not None]
     if config.start != "cca" or config.align == 0 or len(frozen) < 2:
         return []
@@ -54,9 +68,9 @@ def start_projectors(
     }
     maps = canonical(views, net.config.dim, weigh=config.pair_weight)
     for name, (weight_FD, bias_D) in maps.items():
-        linear = cast(Projector, net.projectors[name]).layers[-1]
-        if net.config.hidden > 0 or not isinstance(linear, nn.Linear):
-            raise TrainingError("start: cca needs linear projectors (hidden: 0)")
+        linear = _linear(net.projectors[name])
+        if linear is None or linear.bias is None:
+            raise TrainingError("start: cca needs projectors of its own (projection: learnt)")
         with torch.no_grad():
             filled = weight_FD.shape[1]
             linear.weight.mul_(UNUSED_SCALE)
@@ -64,6 +78,49 @@ def start_projectors(
             linear.weight[:filled] = weight_FD.T.to(linear.weight)
             linear.bias[:filled] = bias_D.to(linear.bias)
     return frozen
+
+
+def carried(net: Net, config: ModelConfig) -> Net:
+    """The weights of `net`, without heads, in a net of `config`, which they fit (see
+    `braid.encoders.further.unlike`).
+
+    Where it has projections that `net` has not, its vectors are those of `net`: as they are, with
+    zeros behind them if it is wider, or only their first values if it is narrower.
+    """
+    new = Net(config, {name: net.encoder(name) for name in net.modalities}, {})
+    if net.config.fusion == config.fusion:
+        new.fusion.load_state_dict(net.fusion.state_dict())
+    for name in net.modalities:
+        old, projector = net.projectors[name], new.projectors[name]
+        if not projected(net.config, config):
+            projector.load_state_dict(old.state_dict())
+            continue
+        linear = _linear(old)
+        _set(projector, torch.eye(net.config.dim) if linear is None else linear.weight)
+    return new
+
+
+def _set(projector: nn.Module, map_DF: Tensor) -> None:
+    """Set a linear projector to `map_DF`, with as many of its rows as there is room for."""
+    linear = _linear(projector)
+    assert linear is not None
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.weight[: len(map_DF)] = map_DF[: len(linear.weight)]
+        if linear.bias is not None:
+            linear.bias.zero_()
+
+
+def _linear(projector: nn.Module) -> nn.Linear | None:
+    """The one map of a projector; None: it has none.
+
+    Raises:
+        TrainingError: it has a hidden layer.
+    """
+    layers = [one for one in cast(Projector, projector).layers if isinstance(one, nn.Linear)]
+    if len(layers) > 1:
+        raise TrainingError("start: linear projectors are needed (hidden: 0)")
+    return layers[0] if layers else None
 
 
 def canonical(

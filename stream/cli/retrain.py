@@ -24,6 +24,8 @@ SHAPING = (
     "config_file",
     "start",
     "heads_only",
+    "projections",
+    "lora",
     "seed",
     "compatible",
     "from_scratch",
@@ -39,11 +41,15 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     def retrain(
         context: typer.Context,
         preset: Annotated[
-            str, typer.Option(help="tiny, demo, demo-scratch-audio or base.")
-        ] = "demo",
+            str | None,
+            typer.Option(
+                help="tiny, demo, demo-scratch-audio or base; by default demo, or the "
+                "configuration of the version that is trained further."
+            ),
+        ] = None,
         config_file: Annotated[
             str | None,
-            typer.Option("--config", help="A TOML file of what differs from the preset."),
+            typer.Option("--config", help="A TOML file of what differs from that."),
         ] = None,
         start: Annotated[
             str | None,
@@ -52,6 +58,13 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         heads_only: Annotated[
             bool, typer.Option(help="Keep the space: train only heads and decision.")
         ] = False,
+        projections: Annotated[
+            bool, typer.Option(help="Learn projections behind the version's frozen encoders.")
+        ] = False,
+        lora: Annotated[
+            int | None,
+            typer.Option(min=1, help="Train low-rank adapters of this rank in its encoders."),
+        ] = None,
         seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
         compatible: Annotated[
             float, typer.Option(min=0, help="Weight of the pull towards the champion's vectors.")
@@ -85,7 +98,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
         Example: braid retrain --heads-only --promote
         """
-        from ..trainer.job import Options
+        from ..trainer.options import Options
 
         settings = settings_of(context, service=True, metrics={"port": metrics_port})
         if every is not None:
@@ -96,6 +109,8 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             config_file=config_file,
             start=start,
             heads_only=heads_only,
+            projections=projections,
+            lora=lora,
             seed=seed,
             compatible=compatible,
             from_scratch=from_scratch,

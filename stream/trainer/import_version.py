@@ -19,8 +19,9 @@ from ..registry.announcements import Tell, announce
 from ..registry.promotion import promote as promote_version
 from ..registry.versions import Champion, registry_of, status_of
 from ..settings import Settings
-from .job import Job, Options, Outcome, announce_version, prove
+from .job import Job, Outcome, announce_version, prove
 from .lock import TrainerLock
+from .options import Options
 
 log = logging.getLogger(__name__)
 

@@ -24,14 +24,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from braid.encoders.config import TrainConfig, from_dict
-from braid.encoders.config import preset as preset_named
-from braid.encoders.config_file import with_changes
+from braid.encoders.config import TrainConfig
 from braid.encoders.errors import BadInput, EncodersError, TrainingError
 from braid.encoders.manifest import Manifest, digest, read_manifest
 from braid.encoders.types import Sample
 
-from ..errors import ConfigError, RegistryError, StreamError, WindowError
+from ..errors import RegistryError, StreamError, WindowError
 from ..registry.announcements import Tell, announce, announce_anew, announce_champion
 from ..registry.generations import GenerationRecords
 from ..registry.judgements import level_of_judgement
@@ -40,6 +38,7 @@ from ..registry.versions import Champion, Registry, failures, registry_of, statu
 from ..settings import Settings, configured
 from .lock import TrainerLock
 from .metrics import TrainerMetrics, progress_to, served
+from .options import Options, check_together, config_of, parent_of, start_of
 from .runs import STATE, Run, Runs, differs, runs_of
 from .window import Progress, Window, read_records
 
@@ -53,38 +52,6 @@ Read = Callable[[Settings, Path, Progress | None], Window]
 FINAL_ERRORS = (WindowError, TrainingError, BadInput)
 """Errors that the same run would end with again. Others may pass or be repaired: a broker or a hub
 that does not answer, a full disk, a lost process of `torchrun`, a damaged champion."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The options of a run.
-
-    Attributes:
-        config_file: TOML, what it changes of the preset (`braid.encoders.config_file`).
-        start: the version to start from, a name or a number; None: the champion, where it fits.
-        heads_only: keep the encoders, projections and fusion of the version that it starts from,
-            and so its space.
-        compatible: weight of the pull towards the champion's vectors; 0: none.
-        from_scratch: do not start from the champion's weights, even where they fit.
-        promote: make the version champion if it passed; None does so only while there is none.
-        force: promote it even though it did not pass.
-        fresh: do not continue an unfinished run.
-        window: the run (or the version it made) whose window is used again, with its parent.
-        reason: why it was started; kept in the run's file.
-    """
-
-    preset: str = "demo"
-    config_file: str | None = None
-    start: str | None = None
-    heads_only: bool = False
-    seed: int = 0
-    compatible: float = 0.0
-    from_scratch: bool = False
-    promote: bool | None = None
-    force: bool = False
-    fresh: bool = False
-    window: str | None = None
-    reason: str = "asked for"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +159,7 @@ def train(job: Job, run: Run, window: Window, rank: int = 0, size: int = 1) -> M
         return read_manifest(registry.path(run.name))
     return train_on(
         window.samples(rank, size),
-        config_of(job.options, compatible=run.champion is not None),
+        config_of_run(job, run),
         out=registry.path(run.name),
         name=run.name,
         version=run.version,
@@ -210,26 +177,10 @@ def train(job: Job, run: Run, window: Window, rank: int = 0, size: int = 1) -> M
     )
 
 
-def config_of(options: Options, *, compatible: bool = True) -> TrainConfig:
-    """The training configuration that the options name.
-
-    Args:
-        compatible: with the pull towards the champion, which there may not be.
-
-    Raises:
-        ConfigError: there is no such preset, or the file does not fit it.
-    """
-    option = "preset"
-    try:
-        config = preset_named(options.preset)
-        if options.config_file is not None:
-            option = "config"
-            config = with_changes(config, Path(options.config_file))
-    except ValueError as error:
-        raise ConfigError(f"--{option}: {error}") from None
-    if compatible and options.compatible > 0:
-        return replace(config, compatible=options.compatible)
-    return config
+def config_of_run(job: Job, run: Run) -> TrainConfig:
+    """The training configuration of a run."""
+    start = job.registry.manifest(run.parent) if run.parent and job.options.needs_version else None
+    return config_of(job.options, start, compatible=run.champion is not None)
 
 
 def _examine(job: Job, run: Run, window: Window) -> Examine | None:
@@ -296,20 +247,23 @@ def _begin(job: Job, champion: Champion | None) -> tuple[Run, bool]:
     """The unfinished run if its options are the same, else a new one; and whether it is resumed."""
     options, registry, runs = job.options, job.registry, job.runs
     repeat = runs.resolve(options.window) if options.window else None
-    if options.heads_only and champion is None and repeat is None and options.start is None:
-        raise RegistryError("--heads-only keeps the champion's space, but there is no champion")
+    check_together(options)
+    start = start_of(registry, options, champion, repeat.parent if repeat else None)
+    config = config_of(options, start)
     if repeat is not None:
         runs.whole_window(repeat.window_of)  # raises if the window is gone
-    if options.start is not None:
-        parent: str | None = _start(registry, options.start, options)
+    if start is not None:
+        parent: str | None = start.name
     else:
-        parent = repeat.parent if repeat else _parent(registry, champion, options)
+        parent = repeat.parent if repeat else parent_of(registry, champion, options)
     asked = {
         "preset": options.preset,
         "config_file": options.config_file,
         "start": options.start,
-        "config": digest(config_of(options).to_dict(), 16),
+        "config": digest(config.to_dict(), 16),
         "heads_only": options.heads_only,
+        "projections": options.projections,
+        "lora": options.lora,
         "seed": options.seed,
         "compatible": options.compatible,
         "from_scratch": options.from_scratch,
@@ -326,28 +280,6 @@ def _begin(job: Job, champion: Champion | None) -> tuple[Run, bool]:
     return runs.begin(
         registry, champion, asked, parent=parent, repeat=repeat, reason=options.reason
     ), False
-
-
-def _parent(registry: Registry, champion: Champion | None, options: Options) -> str | None:
-    """The version to start from: the champion, where the configuration fits."""
-    if champion is None or (options.from_scratch and not options.heads_only):
-        return None
-    theirs = from_dict(registry.manifest(champion.name).config)
-    if options.heads_only or theirs.model == config_of(options).model:
-        return champion.name
-    log.warning("%s has another model configuration: starting from scratch", champion.name)
-    return None
-
-
-def _start(registry: Registry, start: str, options: Options) -> str:
-    """The version that the options name to start from."""
-    name = registry.resolve(start)
-    if options.from_scratch:
-        raise ConfigError(f"--from {start} and --from-scratch exclude each other")
-    theirs = from_dict(registry.manifest(name).config)
-    if not options.heads_only and theirs.model != config_of(options).model:
-        raise ConfigError(f"--from: {name} has another model configuration than --preset")
-    return name
 
 
 def _promote(job: Job, run: Run, failed: str) -> tuple[bool, str]:

@@ -20,7 +20,8 @@ from braid.encoders.training import parallel
 
 from ..registry.announcements import Tell, announce
 from ..settings import Settings
-from .job import Job, Options, Outcome, Read, lead, train
+from .job import Job, Outcome, Read, lead, train
+from .options import Options
 from .runs import Run
 from .window import Progress, Window, open_window, read_records
 

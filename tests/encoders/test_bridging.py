@@ -16,10 +16,11 @@ import torch
 from braid.encoders import BadInput, CheckpointError, Embedder, Sample, TrainingError, train
 from braid.encoders.backbones.registry import encoder_class
 from braid.encoders.bridging import CARRIES, bridge, parts_of
-from braid.encoders.config import EncoderConfig, ModelConfig, TrainConfig, preset
+from braid.encoders.config import EncoderConfig, ModelConfig, TrainConfig
 from braid.encoders.importing import import_model, tasks_of
 from braid.encoders.model.checkpoint import load_folder, save
 from braid.encoders.model.net import Net
+from braid.encoders.presets import preset
 from braid.encoders.types import FUSED
 from tests.encoders.joint_models import DIM, LETTERS, write_clap, write_clip
 from tests.encoders.material import samples

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from braid.encoders.config import EncoderConfig, TaskConfig, preset
+from braid.encoders.config import EncoderConfig, TaskConfig, from_dict
 from braid.encoders.config_file import with_changes
+from braid.encoders.lora import Lora
+from braid.encoders.presets import preset
 
 CHANGES = """
 epochs = 3
@@ -24,6 +26,23 @@ caption = { kind = "generation", source = "text" }
 audio = false
 image = { kind = "resnet", options = { side = 64 } }
 """
+
+
+def test_an_entry_without_a_kind_changes_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "changes.toml").write_text(
+        "[model.encoders]\n"
+        "text = { frozen = false, train_last = 2 }\n"
+        "image = { lora = { rank = 4, targets = ['conv'] } }\n"
+    )
+    old = preset("demo")
+    new = with_changes(old, tmp_path / "changes.toml")
+    encoders = {
+        **old.model.encoders,
+        "text": replace(old.model.encoders["text"], frozen=False, train_last=2),
+        "image": replace(old.model.encoders["image"], lora=Lora(rank=4, targets=("conv",))),
+    }
+    assert new == replace(old, model=replace(old.model, encoders=encoders))
+    assert from_dict(new.to_dict()) == new
 
 
 def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
@@ -57,6 +76,10 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
             "model.limits.text_byte: no such field; the nearest is text_b",
         ),
         ("[model.encoders.text]\nkinds = 1", "model.encoders.text.kinds: no such field; the near"),
+        ("[model.encoders.text]\nlora = { rang = 1 }", "model.encoders.text.lora.rang: no such fi"),
+        ("[model.encoders.text]\nlora = { rank = 0 }", "lora.rank must be at least 1, is 0"),
+        ("[model.encoders.text]\nlora = {}\ntrain_last = 1", "train_last must be None beside lora"),
+        ("[model.encoders.text]\nfrozen = true\ntrain_last = 1", "train_last of a frozen encoder"),
         ("[model.origin]\ntype = 'clip'", "model.origin: no such field"),
         ("[model.encoders]\ntext = 3", "model.encoders.text"),
         ("epochs = 'many'", "epochs: Input should be a valid integer"),

@@ -30,7 +30,7 @@ from pathlib import Path
 import msgpack
 from confluent_kafka import Producer as RawProducer
 
-from braid.encoders.config import preset
+from braid.encoders.presets import preset
 from braid.encoders.training import train
 from braid.encoders.types import Sample
 from braid.index.client import Client

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from braid.encoders.config import preset
+from braid.encoders.presets import preset
 from braid.encoders.training import train
 from braid.encoders.types import Sample
 from braid.stream.registry.versions import Registry

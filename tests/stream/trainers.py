@@ -26,7 +26,8 @@ from braid.stream.kafka.client import Message
 from braid.stream.kafka.schemas import Blob, Record, encode_record
 from braid.stream.registry.versions import Registry
 from braid.stream.settings import Settings
-from braid.stream.trainer.job import Options, Outcome
+from braid.stream.trainer.job import Outcome
+from braid.stream.trainer.options import Options
 from braid.stream.trainer.retrain import retrain
 from braid.stream.trainer.runs import Runs
 from braid.stream.trainer.window import Progress, Window, write_window

@@ -18,9 +18,10 @@ from braid.encoders.backbones.packages import PACKAGES, WeightsPackage, verified
 from braid.encoders.backbones.speech_embedding import SpeechEmbedding
 from braid.encoders.backbones.text import TransformerText
 from braid.encoders.backbones.word_files import read_words
-from braid.encoders.config import EncoderConfig, preset
+from braid.encoders.config import EncoderConfig
 from braid.encoders.errors import CheckpointError
 from braid.encoders.manifest import read_manifest, sha256_of
+from braid.encoders.presets import preset
 from tests.encoders.material import samples
 
 ROOT = Path(__file__).parents[3]

@@ -144,5 +144,5 @@ def test_projectors_with_a_hidden_layer_are_refused(tmp_path: Path) -> None:
     hidden = replace(hidden, model=replace(hidden.model, hidden=16))
     with pytest.raises(TrainingError, match="linear projectors"):
         train(samples(), hidden, out=tmp_path / "v", name="v", version=1, seed=0)
-    with pytest.raises(ValueError, match="start must be one of random, cca, is 'pca'"):
+    with pytest.raises(ValueError, match="start must be one of random, identity, cca, is 'pca'"):
         config(start="pca")

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from braid.encoders import Sample, TrainingError, load, preset, split, train
-from braid.encoders.config import PRESETS, EncoderConfig, TrainConfig, from_dict
+from braid.encoders.config import EncoderConfig, TrainConfig, from_dict
 from braid.encoders.manifest import Manifest
 from braid.encoders.model.checkpoint import make_net
 from braid.encoders.model.decision import known
 from braid.encoders.model.fusion import FUSIONS, IntermediateFusion, Tokens
 from braid.encoders.model.net import Net
+from braid.encoders.presets import PRESETS
 from braid.encoders.training.data import Dataset, gather
 from braid.encoders.training.evaluate import held_out_loss
 from braid.encoders.training.metrics import ranks, recall

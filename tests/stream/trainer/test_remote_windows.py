@@ -13,7 +13,8 @@ from braid.stream.errors import ConfigError, RegistryAway, RegistryError, Window
 from braid.stream.registry.object_store import ObjectStore
 from braid.stream.registry.versions import Registry, object_store_of
 from braid.stream.settings import Settings
-from braid.stream.trainer.job import Job, Options, lead
+from braid.stream.trainer.job import Job, lead
+from braid.stream.trainer.options import Options
 from braid.stream.trainer.remote_windows import remote_windows_of
 from braid.stream.trainer.runs import Run, Runs, runs_of
 from braid.stream.trainer.window import Window

@@ -21,8 +21,9 @@ from braid.stream.errors import ConfigError, LockError, RegistryError, Unreachab
 from braid.stream.registry.generations import GenerationRecord, GenerationRecords
 from braid.stream.registry.versions import Registry
 from braid.stream.settings import Settings
-from braid.stream.trainer.job import Job, Options, Outcome, lead
+from braid.stream.trainer.job import Job, Outcome, lead
 from braid.stream.trainer.lock import TrainerLock, holder
+from braid.stream.trainer.options import Options
 from braid.stream.trainer.retrain import retrain
 from braid.stream.trainer.runs import Run, Runs
 from braid.stream.trainer.window import SHARDS, Progress, Window, write_window
@@ -430,7 +431,10 @@ def test_a_file_changes_the_preset_and_any_version_may_be_the_start(copy: Path) 
     assert (child.manifest.parent, child.manifest.dim) == (small.manifest.name, 16)
     for options, message in (
         ({"config_file": str(copy / "no.toml")}, "--config: .*no.toml"),
-        ({"start": "2", "config_file": str(changes)}, "--from: braid-0002 has another model"),
+        (
+            {"start": "2", "config_file": str(changes)},
+            "braid-0002 has another model configuration: model.dim is 16, there it is 64",
+        ),
         ({"start": "2", "from_scratch": True}, "--from 2 and --from-scratch exclude each other"),
     ):
         with pytest.raises(ConfigError, match=message):

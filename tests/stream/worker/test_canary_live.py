@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from braid.encoders.config import preset
+from braid.encoders.presets import preset
 from braid.encoders.training import train
 from braid.stream.cli.main import app
 from braid.stream.cli.reports import status
