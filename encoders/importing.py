@@ -21,6 +21,7 @@ import torch
 
 from .backbones.base import Encoder
 from .backbones.hf import CONFIG, folder_of, read
+from .backbones.imported.open_clip_models import OPEN_CLIP, temperature
 from .backbones.registry import encoder_class
 from .backbones.sentence_transformer import MODULES, prompts_of
 from .backbones.sub_batches import encode_all
@@ -35,26 +36,62 @@ from .tasks import Task
 from .types import FUSED, Sample
 
 SENTENCE_TRANSFORMERS = "sentence-transformers"
+SETTINGS = "sentence_bert_config.json"
+JOINT = {"text": "joint-text", "image": "joint-image"}
+TEXTS = ("albert", "bert", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
+PICTURES = (
+    *("beit", "convnext", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "resnet"),
+    *("swin", "vit"),
+)
+SOUNDS = (
+    *("audio-spectrogram-transformer", "data2vec-audio", "hubert", "unispeech-sat", "wav2vec2"),
+    "wavlm",
+)
 KINDS: Mapping[str, Mapping[str, str]] = {
     SENTENCE_TRANSFORMERS: {"text": "sentence-transformer"},
+    "open_clip": {"text": "open-clip-text", "image": "open-clip-image"},
+    "timm": {"image": "timm"},
     "clip": {"text": "clip-text", "image": "clip-image"},
     "siglip": {"text": "siglip-text", "image": "siglip-image"},
+    "siglip2": {"text": "whole-text", "image": "naflex-image"},
     "clap": {"text": "clap-text", "audio": "clap-audio-projected"},
+    "align": JOINT,
+    "altclip": JOINT,
+    "blip": JOINT,
+    "chinese_clip": JOINT,
+    "metaclip_2": JOINT,
+    "vision-text-dual-encoder": JOINT,
+    **{name: {"text": "sentence-transformer"} for name in TEXTS},
+    **{name: {"image": "vision-network"} for name in PICTURES},
+    **{name: {"audio": "sound-network"} for name in SOUNDS},
 }
-"""What can be imported: the `model_type` of a `config.json`, or that a folder is one of
-sentence-transformers, to each modality's kind of encoder."""
-OPTIONS: Mapping[str, Mapping[str, Any]] = {"image": {"fit": "checkpoint"}}
-"""Options of the encoders of a modality."""
+"""What can be imported: the `model_type` of a `config.json`, or the library that wrote the folder,
+to each modality's kind of encoder."""
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    kind: {"fit": "checkpoint"} for kind in ("clip-image", "siglip-image")
+}
+"""Options of a kind of encoder."""
+WHOLE = ("siglip-text", "whole-text")
+"""Encoders of texts that are padded to the longest, whose padding they read."""
+BOTH = {"text": "logit_scale", "image": "logit_scale"}
 SCALES: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "clip": ("CLIPModel", {"text": "logit_scale", "image": "logit_scale"}),
-    "siglip": ("SiglipModel", {"text": "logit_scale", "image": "logit_scale"}),
+    "align": ("AlignModel", dict.fromkeys(BOTH, "temperature")),
+    "altclip": ("AltCLIPModel", BOTH),
+    "blip": ("BlipModel", BOTH),
+    "chinese_clip": ("ChineseCLIPModel", BOTH),
+    "clip": ("CLIPModel", BOTH),
+    "siglip": ("SiglipModel", BOTH),
+    "siglip2": ("Siglip2Model", BOTH),
     "clap": ("ClapModel", {"text": "logit_scale_t", "audio": "logit_scale_a"}),
+    "metaclip_2": ("MetaClip2Model", BOTH),
+    "vision-text-dual-encoder": ("VisionTextDualEncoderModel", BOTH),
 }
 """A joint model's class in transformers, and the weight by which it scales a modality's cosines:
-the logarithm of an inverse temperature."""
+the logarithm of an inverse temperature, or `temperature` itself."""
 COSINE_SCALE = 20.0
 """Of a model without such a weight: the scale of sentence-transformers' contrastive losses."""
 LIBRARIES = ("transformers", "tokenizers", "torch")
+MORE_LIBRARIES = {"open_clip": ("open_clip_torch", "timm"), "timm": ("timm",)}
 """They compute the vectors, so their versions name the space too."""
 
 
@@ -83,20 +120,26 @@ def import_model(
             them is not known, and versions cannot be judged against it.
 
     Raises:
-        CheckpointError: nothing at `source`, or a model that cannot be imported.
+        CheckpointError: nothing at `source`, a model that cannot be imported, or whose library is
+            not installed; classes for a model without texts.
         ValueError: a task with less than two classes, or a prompt without "{}".
     """
     tasks = tasks_of(classes or {}, prompt)
-    folder = folder_of(source)
-    kind = _kind(folder, source)
+    outer = folder_of(source)
+    kind, folder = _kind(outer, source)
+    kinds = KINDS[kind]
     if dim is not None and kind != SENTENCE_TRANSFORMERS:
         raise CheckpointError(f"dim: a model of type {kind} has vectors of one width only")
-    options: dict[str, Any] = {"text": {} if dim is None else {"dim": dim}, **OPTIONS}
+    if tasks and "text" not in kinds:
+        raise CheckpointError(f"classes: a model of type {kind} embeds no texts, so no class names")
     configs = {
         modality: EncoderConfig(
-            kind=encoder, source=source, frozen=True, options=options.get(modality, {})
+            kind=encoder,
+            source=source,
+            frozen=True,
+            options=OPTIONS.get(encoder, {}) if dim is None else {"dim": dim},
         )
-        for modality, encoder in KINDS[kind].items()
+        for modality, encoder in kinds.items()
     }
     encoders: dict[str, Encoder] = {
         modality: encoder_class(modality, config).create(replace(config, source=str(folder)))
@@ -106,9 +149,11 @@ def import_model(
     origin = {
         "type": kind,
         "dim": width,
-        "prompts": prompts_of(folder),
-        "libraries": {library: version_of(library) for library in LIBRARIES},
-        "licence": _licence(folder),
+        "prompts": prompts_of(outer),
+        "libraries": {
+            library: version_of(library) for library in (*LIBRARIES, *MORE_LIBRARIES.get(kind, ()))
+        },
+        "licence": _licence(outer),
     }
     config = TrainConfig(
         model=ModelConfig(encoders=configs, dim=width, projection="none", origin=origin)
@@ -145,11 +190,16 @@ def tasks_of(classes: Mapping[str, Sequence[str]], prompt: str) -> dict[str, Tas
 def _scales(kind: str, folder: str) -> dict[str, float]:
     """The factor of the cosines of each source. The fused vector takes that of the modality that is
     not text."""
+    if kind == "open_clip":
+        return dict.fromkeys((*KINDS[kind], FUSED), temperature(Path(folder)))
     if kind not in SCALES:
         return dict.fromkeys(("text", FUSED), COSINE_SCALE)
     model, weights = SCALES[kind]
     net = read(model, folder)
-    scale = {m: math.exp(net.get_parameter(weight).item()) for m, weight in weights.items()}
+    scale = {}
+    for modality, weight in weights.items():
+        value = net.get_parameter(weight).item()
+        scale[modality] = 1.0 / value if weight == "temperature" else math.exp(value)
     return {**scale, FUSED: scale[next(modality for modality in scale if modality != "text")]}
 
 
@@ -170,18 +220,52 @@ def _set_heads(net: Net, prompt: str, scale: Mapping[str, float]) -> None:
                 linear.bias.zero_()
 
 
-def _kind(folder: Path, source: str) -> str:
+def _kind(folder: Path, source: str) -> tuple[str, Path]:
+    """The key in `KINDS`, and the folder of the network."""
+    if (folder / OPEN_CLIP).is_file():
+        return "open_clip", folder
     if (folder / MODULES).is_file():
-        return SENTENCE_TRANSFORMERS
-    try:
-        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{source!r} has neither {MODULES} nor a {CONFIG}: {error}") from None
+        return _kind_of_modules(folder, source)
+    raw = _json(folder / CONFIG, source)
+    kind = raw.get("model_type")
+    if kind is None and "architecture" in raw:
+        return "timm", folder
     if kind not in KINDS:
         raise CheckpointError(
             f"{source!r} is a model of type {kind!r}; can be imported: {', '.join(KINDS)}"
         )
-    return str(kind)
+    return str(kind), folder
+
+
+def _kind_of_modules(folder: Path, source: str) -> tuple[str, Path]:
+    """Of a folder of sentence-transformers: one with a joint model is that model."""
+    modules = _json(folder / MODULES, source)
+    place = folder / modules[0]["path"] if modules else folder
+    config = place / CONFIG
+    kind = _json(config, source).get("model_type") if config.is_file() else None
+    if kind is None or kind not in SCALES:
+        return SENTENCE_TRANSFORMERS, folder
+    others = [module["type"] for module in modules[1:]]
+    own = _json(settings, source) if (settings := place / SETTINGS).is_file() else {}
+    if any(not one.endswith(".Normalize") for one in others) or own.get("processing_kwargs"):
+        raise CheckpointError(f"{source!r} changes what its {kind} model gives: {others}, {own}")
+    if KINDS[kind]["text"] in WHOLE:
+        raise CheckpointError(
+            f"{source!r}: sentence-transformers pads no text of a {kind} model as it was trained; "
+            f"import the model itself, {str(place)!r}"
+        )
+    if any(prompts_of(folder).values()):
+        raise CheckpointError(f"{source!r} has prompts before the texts of a {kind} model")
+    return str(kind), place
+
+
+def _json(path: Path, source: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{source!r} has no {MODULES}, {OPEN_CLIP} or {CONFIG} that can be read: {error}"
+        ) from None
 
 
 def _licence(folder: Path) -> str | None:

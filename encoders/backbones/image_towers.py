@@ -39,7 +39,14 @@ HALF = (0.5, 0.5, 0.5)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 Triple = Sequence[float]
-PROCESSORS = ("CLIPImageProcessor", "SiglipImageProcessor", "ViTImageProcessor")
+PROCESSORS = (
+    "BitImageProcessor",
+    "BlipImageProcessor",
+    "ChineseCLIPImageProcessor",
+    "CLIPImageProcessor",
+    "SiglipImageProcessor",
+    "ViTImageProcessor",
+)
 """The image processors of transformers that `Fit` describes."""
 
 

@@ -14,6 +14,11 @@ from .base import Encoder
 from .efficientnet import EfficientNetLite0, EfficientNetLite1, EfficientNetLite2
 from .image import SmallCnn
 from .image_towers import ClipImage, ResNet, SiglipImage, Vit
+from .imported.open_clip_models import OpenClipImage, OpenClipText
+from .imported.pictures import JointImage, NaflexImage, VisionNetwork
+from .imported.sounds import SoundNetwork
+from .imported.texts import JointText, WholeText
+from .imported.timm_models import TimmImage
 from .sentence_transformer import SentenceTransformerText
 from .speech_embedding import SpeechEmbedding
 from .text import HashedWords, TransformerText
@@ -50,7 +55,18 @@ ENCODERS: dict[str, dict[str, type[Encoder]]] = {
         "clap-audio-projected": ClapProjectedAudio,
     },
 }
-
+IMPORTED: dict[str, dict[str, type[Encoder]]] = {
+    "text": {"joint-text": JointText, "whole-text": WholeText, "open-clip-text": OpenClipText},
+    "image": {
+        "joint-image": JointImage,
+        "naflex-image": NaflexImage,
+        "vision-network": VisionNetwork,
+        "open-clip-image": OpenClipImage,
+        "timm": TimmImage,
+    },
+    "audio": {"sound-network": SoundNetwork},
+}
+"""Kinds that `braid.encoders.importing` makes of models of other libraries."""
 
 GROUP = "braid.encoders"
 """The entry points by which another package adds a kind: "MODALITY.KIND" = "module:Class"."""
@@ -70,7 +86,8 @@ def encoder_class(modality: str, config: EncoderConfig) -> type[Encoder]:
         point_modality, _, kind = point.name.partition(".")
         if point_modality == modality:
             added.setdefault(kind, []).append(point)
-    own, others = ENCODERS[modality].get(config.kind), added.get(config.kind, [])
+    known = {**ENCODERS[modality], **IMPORTED.get(modality, {})}
+    own, others = known.get(config.kind), added.get(config.kind, [])
     if own is not None and not others:
         return own
     claims = ["braid itself"] * (own is not None) + [_package(point) for point in others]

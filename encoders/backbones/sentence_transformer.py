@@ -1,7 +1,7 @@
 """Text models in the folder layout of sentence-transformers, as that library computes them.
 
 `modules.json` lists the parts: a model of `transformers`, a pooling, then any of Dense and
-Normalize. Reimers and Gurevych 2019, arXiv 1908.10084.
+Normalize; without it, the model and the mean. Reimers and Gurevych 2019, arXiv 1908.10084.
 
 Shapes: B texts, T tokens, F features.
 """
@@ -26,6 +26,8 @@ from .hf import CONFIG, TOKENIZER, folder_of
 from .text import TransformerText, load_pretrained, restored
 
 MODULES, LAYOUT = "modules.json", "layout.json"
+PLAIN = ({"type": "Transformer", "path": ""}, {"type": "Pooling", "path": "1_Pooling"})
+"""The parts that sentence-transformers gives a folder of transformers without `MODULES`."""
 LONGEST = 1_000_000  # tokens; a tokeniser without a limit says 1e30
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 """Names of the prompt of what is searched: the first of them that a model has."""
@@ -123,7 +125,7 @@ class SentenceTransformerText(TransformerText):
         if config.source is None:
             raise CheckpointError("a sentence-transformer needs a source")
         folder = folder_of(config.source)
-        modules = _read(folder, MODULES)
+        modules = _read(folder, MODULES, PLAIN)
         if [_kind(module) for module in modules[:2]] != ["Transformer", "Pooling"]:
             _refuse(modules[0] if _kind(modules[0]) != "Transformer" else modules[1])
         try:
@@ -201,7 +203,7 @@ def _layout(
     if longest is None:
         known = _read(place, "tokenizer_config.json", {}).get("model_max_length") or LONGEST
         longest = min(known, settings["max_position_embeddings"] or LONGEST, LONGEST)
-    pooling = _read(folder / modules[1]["path"], CONFIG)
+    pooling = {} if modules is PLAIN else _read(folder / modules[1]["path"], CONFIG)
     names = pooling.get("pooling_mode") or [
         name for name, (field, _) in POOLINGS.items() if pooling.get(field)
     ]

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from ..config import Limits
 from ..errors import BadInput
-from .pictures import Fit, decode_fitted, decode_image
+from .pictures import Fit, decode_fitted, decode_image, decode_whole
 from .waves import decode_wave
 
 log = logging.getLogger(__name__)
@@ -55,13 +55,16 @@ _START = (
 )
 
 
-Size = float | Mapping[str, Any]
-"""The side of a picture in pixels, or the fields of its `Fit`; the seconds of a sound."""
+Size = float | Mapping[str, Any] | None
+"""The side of a picture in pixels, the fields of its `Fit`, or None for its own size; the seconds
+of a sound."""
 
 
 def _image(data: bytes, size: Any, limits: Limits) -> tuple[Array, int]:
     if isinstance(size, Mapping):
         return decode_fitted(data, Fit(**size), limits), 0
+    if size is None:
+        return decode_whole(data, limits), 0
     return decode_image(data, int(size), limits), 0
 
 
@@ -72,9 +75,9 @@ _KINDS: Mapping[str, Callable[[bytes, Any, Limits], tuple[Array, int]]] = {
 _pool: DecodePool | None = None
 
 
-def picture(data: bytes, size: int | Fit, limits: Limits) -> Array:
-    """`decode_image` of `braid.encoders.decoding.pictures`, or `decode_fitted`, in a child where
-    `isolate` was called."""
+def picture(data: bytes, size: int | Fit | None, limits: Limits) -> Array:
+    """`decode_image` of `braid.encoders.decoding.pictures`, `decode_fitted` or, for None,
+    `decode_whole`, in a child where `isolate` was called."""
     return _decode("image", data, asdict(size) if isinstance(size, Fit) else size, limits)[0]
 
 

@@ -79,6 +79,16 @@ def decode_fitted(data: bytes, fit: Fit, limits: Limits) -> Array:
         return _fitted(picture, fit)
 
 
+def decode_whole(data: bytes, limits: Limits) -> Array:
+    """A picture file as uint8[H, W, 3] of its own size, as `decode_fitted` shows it.
+
+    Raises:
+        BadInput: as `decode_image`.
+    """
+    with open_image(data, LONGEST_SIDE, limits, alpha=False) as picture:
+        return np.asarray(picture)
+
+
 def decode_image(data: bytes, side: int, limits: Limits) -> Array:
     """A picture file as uint8[3, side, side], scaled to fit and centred on white.
 

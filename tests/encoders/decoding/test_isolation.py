@@ -18,8 +18,8 @@ import braid.encoders.decoding.isolation
 from benchmarks import prepare_isolation
 from braid.encoders import Sample
 from braid.encoders.config import Limits
-from braid.encoders.decoding.isolation import DecodePool, isolate
-from braid.encoders.decoding.pictures import decode_image
+from braid.encoders.decoding.isolation import DecodePool, isolate, picture
+from braid.encoders.decoding.pictures import decode_image, decode_whole
 from braid.encoders.decoding.waves import decode_wave
 from braid.encoders.errors import BadInput
 from braid.encoders.types import Model
@@ -75,6 +75,12 @@ def test_a_model_prepares_the_same_in_children(model: Model, pool: DecodePool) -
             for name, value in here.inputs.items():
                 assert np.array_equal(np.asarray(value), np.asarray(there.inputs[name]))
     assert len(children(pool)) == 2
+
+
+def test_a_picture_of_its_own_size(pool: DecodePool) -> None:
+    isolate(pool)
+    assert np.array_equal(picture(png(), None, LIMITS), decode_whole(png(), LIMITS))
+    assert picture(LARGE, None, LIMITS).shape == (8000, 8000, 3)  # the largest that is admitted
 
 
 def test_what_is_refused_there_is_refused_here(pool: DecodePool) -> None:
