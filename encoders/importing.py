@@ -264,7 +264,7 @@ def _json(path: Path, source: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{source!r} has no {MODULES}, {OPEN_CLIP} or {CONFIG} that can be read: {error}"
+            f"{source!r} has neither {MODULES}, {OPEN_CLIP} nor {CONFIG} to read: {error}"
         ) from None
 
 

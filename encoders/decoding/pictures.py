@@ -86,7 +86,12 @@ def decode_whole(data: bytes, limits: Limits) -> Array:
         BadInput: as `decode_image`.
     """
     with open_image(data, LONGEST_SIDE, limits, alpha=False) as picture:
-        return np.asarray(picture)
+        pixels_HWC = np.empty((picture.height, picture.width, 3), dtype=np.uint8)
+        lines = max(1, BAND_PIXELS // picture.width)
+        for top in range(0, picture.height, lines):  # Pillow would hold two more copies
+            box = (0, top, picture.width, min(top + lines, picture.height))
+            pixels_HWC[top : box[3]] = np.asarray(picture.crop(box))
+        return pixels_HWC
 
 
 def decode_image(data: bytes, side: int, limits: Limits) -> Array:
