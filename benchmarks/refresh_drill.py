@@ -201,7 +201,10 @@ def embed_seconds(version: Path, samples: Sequence[Sample]) -> float:
 
 
 def stamps_data(cache: Path) -> tuple[list[Sample], TrainConfig]:
-    samples = [Sample(id=i.id, text=i.text, image=i.image, labels=i.labels) for i in stamps(cache)]
+    samples = [
+        Sample(id=i.id, text=i.text, image=i.content("image"), labels=i.labels)
+        for i in stamps(cache)
+    ]
     demo = preset("demo")
     seen = {name: encoder for name, encoder in demo.model.encoders.items() if name != "audio"}
     return samples, replace(demo, model=replace(demo.model, encoders=seen))

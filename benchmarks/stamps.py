@@ -309,9 +309,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--cache", type=Path, default=default_cache())
     options = parser.parse_args(argv)
     items = folder(options.data) if options.data else stamps(options.cache)
-    samples = [
-        Sample(id=i.id, text=i.text, image=i.image, audio=i.audio, labels=i.labels) for i in items
-    ]
+    samples = [Sample(id=i.id, text=i.text, **i.media, labels=i.labels) for i in items]
     known, unseen = grouped(samples)
     if options.split == "id":
         known = [sample for sample in samples if not held_out(sample.id)]

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from braid.modalities import MEDIA as MEDIA
+from braid.modalities import MODALITIES as MODALITIES
+
 if TYPE_CHECKING:
     from .manifest import Manifest
 
-MODALITIES = ("text", "image", "audio")
 FUSED = "fused"
 
 Vector = NDArray[np.float32]

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 from urllib.parse import quote
 
+from braid.modalities import MEDIA
+
 from .errors import BadQuery, BraidIndexError, ServiceError
 
 Media = bytes | Path | None
@@ -28,7 +30,7 @@ RETRIABLE = (429, 503)  # statuses after which the same call may succeed
 
 
 class Query(TypedDict, total=False):
-    """What `search` takes: any of text, image and audio, or id, or values with space."""
+    """What `search` takes: any of the modalities, or id, or values with space."""
 
     text: str | None
     image: Media  # a file, or its bytes
@@ -37,7 +39,7 @@ class Query(TypedDict, total=False):
     values: Sequence[float] | None
     space: str | None
     k: int
-    vector: str  # fused, text, image or audio: which vector of the records is searched
+    vector: str  # fused or a modality: which vector of the records is searched
     filter: Mapping[str, Any] | None
     min_offsets: Mapping[int, int] | None  # partition of `records` -> offset
     timeout_ms: int | None
@@ -67,7 +69,7 @@ def search(query: Query, *, pack: bool) -> Call:
     Args:
         pack: gzip a large body of JSON.
     """
-    media = {name: data for name in ("image", "audio") if (data := _bytes(query, name)) is not None}
+    media = {name: data for name in MEDIA if (data := _bytes(query, name)) is not None}
     fields = _fields(query)
     if not media:
         return _json("POST", "/v1/search", fields, pack)
@@ -84,7 +86,7 @@ def search_batch(queries: Sequence[Query], *, pack: bool) -> Call:
     bodies = []
     for query in queries:
         body = _fields(query)
-        for name in ("image", "audio"):
+        for name in MEDIA:
             if (data := _bytes(query, name)) is not None:
                 body[name] = base64.b64encode(data).decode()
         bodies.append(body)
@@ -110,7 +112,7 @@ def batches(queries: Sequence[Query]) -> list[Sequence[Query]]:
 def _media_bytes(query: Query) -> int:
     """Approximate size in JSON of a query's media, in bytes."""
     sizes = 0
-    for name in ("image", "audio"):
+    for name in MEDIA:
         value = query.get(name)
         if isinstance(value, Path) and value.is_file():
             sizes += value.stat().st_size

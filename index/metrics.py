@@ -6,13 +6,15 @@ from collections import Counter as Tally
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from braid.modalities import MODALITIES
+
 from .by_generation import GENERATION, ByGeneration
 
 SEARCH_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 FRESHNESS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 SNAPSHOT_S = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 # The kind of a query; `composed` is several modalities at once, `batch` a whole batch.
-KINDS = ("text", "image", "audio", "composed", "id", "query", "batch")
+KINDS = (*MODALITIES, "composed", "id", "query", "batch")
 REFUSALS = ("host", "key", "rate", "busy", "size", "slow", "query")
 
 

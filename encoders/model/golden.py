@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from ..types import FUSED, Embedding, Model, Sample, Vector
+from ..types import FUSED, MEDIA, Embedding, Model, Sample, Vector
 
 TOLERANCE = 2e-3
 """Tolerance of golden outputs. CPUs and GPUs sum in different orders (about 1e-6 in
@@ -83,7 +83,7 @@ def compared_values(embedding: Embedding) -> dict[str, Vector]:
 
 def golden_sample(raw: Mapping[str, str]) -> Sample:
     """A sample as the manifest has it: the bytes of files in base64."""
-    files = {key: base64.b64decode(raw[key]) for key in ("image", "audio") if key in raw}
+    files = {key: base64.b64decode(raw[key]) for key in MEDIA if key in raw}
     return Sample(id=raw["id"], text=raw.get("text"), **files)  # type: ignore[arg-type]
 
 

@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from ..config import Limits
 from ..errors import BadInput, CheckpointError
 from ..manifest import Manifest, digest
-from ..types import FUSED, MODALITIES, Cost, Embedding, Prepared, Sample, TaskPrediction, Vector
+from ..types import (
+    FUSED,
+    MEDIA,
+    MODALITIES,
+    Cost,
+    Embedding,
+    Prepared,
+    Sample,
+    TaskPrediction,
+    Vector,
+)
 
 PREFIX = "null:"
 
@@ -54,7 +64,7 @@ class NullModel:
             raise ValueError(f"dim must be 2 to 65536, is {dim}")
         self.name = f"null-{dim}" + (f"-{variant}" if variant else "")
         self.dim = dim
-        self.modalities = MODALITIES
+        self.modalities = tuple(MODALITIES)
         self.limits = limits or Limits()
         self.preprocessing = digest({"null": dim}, 16)
         self.lanes = 1
@@ -92,10 +102,7 @@ class NullModel:
         if sample.text is not None:
             encoded = self.limits.check_text(sample.text)
             contents["text"] = encoded
-        if sample.image is not None:
-            contents["image"] = sample.image
-        if sample.audio is not None:
-            contents["audio"] = sample.audio
+        contents |= {name: data for name in MEDIA if (data := getattr(sample, name)) is not None}
         if not contents:
             raise BadInput("sample", f"has no modality; needs one of {', '.join(MODALITIES)}")
         inputs = {

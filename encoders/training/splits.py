@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hashlib import blake2b, sha256
 
 from ..model.learnt import Learnt
-from ..types import Sample
+from ..types import MEDIA, Sample
 
 ENDS = {"train": 0.8, "validation": 0.9, "judge": 1.0}
 
@@ -128,7 +128,8 @@ def _in_split(samples: Iterable[Sample], splits: Splits, name: str | None) -> li
 def _contents(sample: Sample) -> Iterable[int]:
     if sample.text is not None and (words := re.findall(r"\w+", sample.text.casefold())):
         yield _hash("text", " ".join(words).encode())
-    for name, content in (("image", sample.image), ("audio", sample.audio)):
+    for name in MEDIA:
+        content = getattr(sample, name)
         if content is not None:
             yield _hash(name, content)
 

@@ -11,10 +11,12 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from braid.modalities import MEDIA
+
 from ..errors import BadQuery
 from .limits.json_bounds import check_json
 from .multipart import read_form, text_of
-from .requests import MAX_BATCH_HITS, MEDIA, BatchBody, SearchBody
+from .requests import MAX_BATCH_HITS, BatchBody, SearchBody
 
 B = TypeVar("B", bound=BaseModel)
 T = TypeVar("T")

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from braid.modalities import MEDIA
+
 from ..media_cache import MediaCache
 from ..metrics import ServiceMetrics
 from ..payloads import Payloads
@@ -59,6 +61,12 @@ class QueryInput:
     text: str | None = None
     image: bytes | None = None
     audio: bytes | None = None
+
+    @property
+    def media(self) -> dict[str, Any]:
+        """The bytes of its files by modality."""
+        files = {name: getattr(self, name) for name in MEDIA}
+        return {name: data for name, data in files.items() if data is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

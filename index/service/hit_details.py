@@ -8,7 +8,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
+
+from braid.modalities import MODALITIES
 
 from ..media_cache import Kind, Media, MediaCache
 from ..payloads import Payload, Payloads
@@ -16,7 +18,10 @@ from ..store import Row
 
 KEPT = 256  # rebuilt records in memory, about 10 kB each
 ABSENT_S = 30.0  # until a record that could not be rebuilt, or not whole, is tried again
-KIND_OF: Mapping[str, Kind] = {"image": "thumb", "audio": "snippet"}
+KIND_OF: Mapping[str, Kind] = {
+    name: cast(Kind, modality.shown) for name, modality in MODALITIES.items() if modality.shown
+}
+"""What is made of a modality for a card."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

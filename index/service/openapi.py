@@ -11,7 +11,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from .requests import MEDIA, BatchBody, EmbeddingsBody, SearchBody
+from braid.modalities import MEDIA, MODALITIES, listed
+
+from .requests import BatchBody, EmbeddingsBody, SearchBody
 
 REF = "#/components/schemas/"
 EXAMPLES: dict[str, dict[str, Any]] = {
@@ -102,7 +104,7 @@ def _upload(body: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
         "title": "SearchUpload",
-        "description": "The same query as parts: image and audio as files, the others as fields; "
+        "description": f"The same query as parts: {listed(MEDIA)} as files, the others as fields; "
         "what is no word is JSON.",
         "additionalProperties": False,
         "properties": properties,
@@ -117,7 +119,7 @@ def _part(name: str, schema: dict[str, Any]) -> dict[str, Any]:
             "format": "binary",
             "contentMediaType": "application/octet-stream",
             "title": described["title"],
-            "description": f"{'a picture' if name == 'image' else 'a sound'} file",
+            "description": f"a {MODALITIES[name].noun} file",
         }
     choices = [choice for choice in schema.get("anyOf", []) if choice != {"type": "null"}]
     return described | (choices[0] if choices else {})

@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from braid.modalities import MODALITIES, listed
+
 from ..errors import BadQuery
 
 MAX_K = 1000
@@ -29,9 +31,10 @@ MAX_BATCH_HITS = 10_000  # of all queries of a batch together
 MAX_NAMES = 64  # of one object, before each is checked
 MAX_PARTITIONS = 1024
 MAX_INPUTS = 2048  # to embed, as OpenAI's API
-MEDIA = ("image", "audio")
 
 Kind = Literal["media", "id", "query"]
+VectorName = Literal["fused", "text", "image", "audio"]
+"""Literals stand for themselves: a test compares them with `MODALITIES`."""
 
 
 def _few(value: Any, limit: int) -> Any:
@@ -75,7 +78,7 @@ class RawVector(_Bounded):
 
 
 class SearchBody(_Bounded):
-    """A query: any of text, image and audio together, or id, or query."""
+    """A query: any of the modalities together, or id, or query."""
 
     text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] | None = Field(
         None, description="words to look for"
@@ -87,9 +90,7 @@ class SearchBody(_Bounded):
     )
     query: RawVector | None = Field(None, description="a vector of the caller's own")
     k: int = Field(10, ge=1, le=MAX_K, description="how many hits at most")
-    vector: Literal["fused", "text", "image", "audio"] = Field(
-        "fused", description="which vector of the records is searched"
-    )
+    vector: VectorName = Field("fused", description="which vector of the records is searched")
     filter: dict[str, Any] | None = Field(
         None,
         description="on the records' meta: `{field: value}`, operators gt, gte, lt, lte, in, "
@@ -111,7 +112,7 @@ class SearchBody(_Bounded):
     _files: dict[str, bytes] = PrivateAttr(default_factory=dict)
 
     def attach(self, name: str, data: bytes) -> None:
-        """Set image or audio as bytes, which an upload carries."""
+        """Set one of `MEDIA` as bytes, which an upload carries."""
         self._files[name] = data
 
     def kind(self) -> Kind:
@@ -125,7 +126,8 @@ class SearchBody(_Bounded):
         if len(kinds) != 1:
             what = "none of them" if not kinds else " and ".join(kinds)
             raise BadQuery(
-                "body", f"must hold text, image or audio, or id, or query: exactly one; got {what}"
+                "body",
+                f"must hold {listed(MODALITIES, 'or')}, or id, or query: exactly one; got {what}",
             )
         return kinds[0]
 
@@ -149,9 +151,9 @@ class SearchBody(_Bounded):
             offsets[int(number)] = next_
         return offsets
 
-    def media(self, name: Literal["image", "audio"]) -> bytes | None:
-        """The bytes of image or audio. Raises BadQuery."""
-        encoded = self.image if name == "image" else self.audio
+    def media(self, name: str) -> bytes | None:
+        """The bytes of one of `MEDIA`. Raises BadQuery."""
+        encoded = getattr(self, name)
         data = self._files.get(name)
         if data is None and encoded is not None:
             data = from_base64(name, encoded)
@@ -169,8 +171,9 @@ class SearchBody(_Bounded):
 
     def _given(self) -> list[str]:
         """The modalities of the query."""
-        names = ("text", *MEDIA)
-        return [name for name in names if name in self._files or getattr(self, name) is not None]
+        return [
+            name for name in MODALITIES if name in self._files or getattr(self, name) is not None
+        ]
 
 
 class BatchBody(_Bounded):

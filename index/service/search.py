@@ -12,9 +12,11 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+
+from braid.modalities import MEDIA
 
 from ..errors import BadQuery, OffsetsNotReached, SpaceMismatch
 from ..filters import compile_filter
@@ -186,7 +188,9 @@ async def _embed(one: PendingQuery) -> None:
         if one.serving.encode is None:
             raise BadQuery("body", "this node has no model: ask with query or id", status=501)
         body = one.body
-        encoded = body.image is not None or body.audio is not None  # base64, possibly megabytes
+        encoded = any(
+            getattr(body, name) is not None for name in MEDIA
+        )  # base64, possibly megabytes
         query = await asyncio.to_thread(_input, body) if encoded else _input(body)
         _set_vectors(one, await one.serving.encode(query))
     except BadQuery as error:
@@ -194,7 +198,8 @@ async def _embed(one: PendingQuery) -> None:
 
 
 def _input(body: SearchBody) -> QueryInput:
-    return QueryInput(text=body.text, image=body.media("image"), audio=body.media("audio"))
+    media: dict[str, Any] = {name: body.media(name) for name in MEDIA}
+    return QueryInput(text=body.text, **media)
 
 
 def _set_vectors(one: PendingQuery, vectors: QueryVectors) -> None:

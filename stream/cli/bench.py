@@ -173,7 +173,7 @@ def _given(data: Path, records: int) -> list[Sample]:
     from ..datasets.sources import folder
 
     return [
-        Sample(id=item.id, text=item.text, image=item.image, audio=item.audio)
+        Sample(id=item.id, text=item.text, **item.media)
         for item in folder(data, whole=True)[:records]
     ]
 

@@ -30,6 +30,7 @@ from typing import Any
 from braid.index.client import Client
 from braid.index.errors import BraidIndexError
 from braid.index.redact import redacted
+from braid.modalities import MEDIA
 
 from ..datasets.sources import DatasetError, Item, default_cache, digits, folder, held_out, stamps
 from ..errors import StreamError
@@ -200,11 +201,13 @@ def produce(
     async def send() -> None:
         async with Producer(settings) as producer:
             for item in bar(f"producing ({split})", items):
+                media: dict[str, Any] = {
+                    name: _blob(item.content(name), item.types.get(name)) for name in MEDIA
+                }
                 await producer.send(
                     id=item.id,
                     text=None if captions_name_label and not labelled else item.text,
-                    image=_blob(item.image, item.image_type),
-                    audio=_blob(item.audio, item.audio_type),
+                    **media,
                     labels={TASK: item.category} if labelled and item.category else {},
                     meta={SPLIT: split},
                     wait=False,
@@ -268,12 +271,12 @@ def held_out_recall(
     both = (
         []
         if dataset.captions_name_label
-        else [item for item in unseen if item.text and item.image_source]
+        else [item for item in unseen if item.text and "image" in item.sources]
     )
     among = {"filter": {SPLIT: "held-out"}}
     ways: dict[str, Callable[[Item], dict[str, Any]]] = {
         "text->image": lambda item: {"text": item.text, "vector": "image"},
-        "image->text": lambda item: {"image": item.image, "vector": "text"},
+        "image->text": lambda item: {"image": item.content("image"), "vector": "text"},
     }
     measured = {}
     for way, query in ways.items():

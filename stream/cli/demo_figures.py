@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from braid.modalities import MODALITIES
+
 Hits = Sequence[Mapping[str, Any]]
 Search = Callable[[Sequence[Mapping[str, Any]]], Sequence[Hits]]  # arguments of queries -> hits
 
 TASK = "category"
 DEPTHS = (1, 5, 10)
-MODALITIES = ("text", "image", "audio")
 
 
 def accuracy(

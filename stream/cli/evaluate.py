@@ -101,10 +101,7 @@ def _samples(settings: Settings, data: Path | None, progress: Any) -> Iterator[S
     from ..datasets.sources import folder
 
     if data is not None:
-        yield [
-            Sample(id=i.id, text=i.text, image=i.image, audio=i.audio, labels=i.labels)
-            for i in folder(data)
-        ]
+        yield [Sample(id=i.id, text=i.text, **i.media, labels=i.labels) for i in folder(data)]
         return
     from ..trainer.window import read_records
 

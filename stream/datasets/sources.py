@@ -16,9 +16,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import Protocol
+from typing import Any, Protocol
 
-from braid.encoders.types import Label
+from braid.encoders.types import MEDIA, MODALITIES, Label
+from braid.modalities import listed
 
 from ..errors import StreamError
 from .apt import AptError, Progress, fetch_package
@@ -28,19 +29,14 @@ PACKAGE = "tuxpaint-stamps-default"
 # first, so that nearly all are in one language.
 LANGUAGES = ("fr", "es", "ru", "ca", "ro", "bg", "el", "be", "da", "lt", "nl", "ml")
 
-IMAGE_TYPES = {
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".webp": "image/webp",
+MEDIA_TYPES = {
+    ending: (name, media_type)
+    for name in MEDIA
+    for ending, media_type in MODALITIES[name].endings.items()
 }
-AUDIO_TYPES = {
-    ".ogg": "audio/ogg",
-    ".wav": "audio/wav",
-    ".flac": "audio/flac",
-    ".mp3": "audio/mpeg",
-}
-FILE_TYPES = {".txt", *IMAGE_TYPES, *AUDIO_TYPES}
+"""Modality and media type by a file's ending."""
+FILE_TYPES = {".txt", *MEDIA_TYPES}
+NOUNS = listed(tuple(MODALITIES[name].noun for name in MEDIA), "or")
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -61,16 +57,14 @@ class File(Protocol):
 class Item:
     """One record to be: what a data set knows of it, before it gets a time stamp.
 
-    `text_source` is the text, `image_source` and `audio_source` the encoded file's bytes, or each
-    the file to read it from.
+    `text_source` is the text, `sources` the encoded file's bytes by modality, or each the file to
+    read it from; `types` their media types.
     """
 
     id: str
     text_source: str | File | None = None
-    image_source: bytes | File | None = None
-    audio_source: bytes | File | None = None
-    image_type: str | None = None
-    audio_type: str | None = None
+    sources: Mapping[str, bytes | File] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, Label] = field(default_factory=dict)
 
     @property
@@ -80,13 +74,14 @@ class Item:
             return source
         return source.read_text("utf-8", "replace").strip()
 
-    @property
-    def image(self) -> bytes | None:
-        return _content(self.image_source)
+    def content(self, modality: str) -> bytes | None:
+        """The bytes of one of `MEDIA`."""
+        return _content(self.sources.get(modality))
 
     @property
-    def audio(self) -> bytes | None:
-        return _content(self.audio_source)
+    def media(self) -> dict[str, Any]:
+        """The bytes of each of `MEDIA`."""
+        return {name: self.content(name) for name in MEDIA}
 
     @property
     def category(self) -> str | None:
@@ -131,10 +126,8 @@ def stamps(cache: Path, progress: Progress | None = None) -> list[Item]:
         item = Item(
             id=picture.stem,
             text_source=text,
-            image_source=picture,
-            image_type="image/png",
-            audio_source=sound,
-            audio_type="audio/ogg" if sound else None,
+            sources={"image": picture} | ({"audio": sound} if sound else {}),
+            types={"image": "image/png"} | ({"audio": "audio/ogg"} if sound else {}),
         )
         placed.append((picture.relative_to(root), item))
     return _named(placed)
@@ -143,16 +136,16 @@ def stamps(cache: Path, progress: Progress | None = None) -> list[Item]:
 def folder(path: Path, *, whole: bool = False) -> list[Item]:
     """The records in a folder laid out as `<category>/<...>/<stem>.<suffix>`.
 
-    Files of one folder and stem form one record: its `.txt`, one picture (png, jpg, jpeg, webp)
-    and one sound (ogg, wav, flac, mp3), any of them missing. Files at the top have no category.
+    Files of one folder and stem form one record: its `.txt` and one of each of `MEDIA_TYPES`, any
+    of them missing. Files at the top have no category.
     Other and hidden files are left out.
 
     Args:
         whole: as in `_named`.
 
     Raises:
-        DatasetError: not a folder, or nothing in it is a record's, or two pictures (or sounds)
-            share a stem.
+        DatasetError: not a folder, or nothing in it is a record's, or two of one
+            modality share a stem.
     """
     if not path.is_dir():
         raise DatasetError(f"{path} is not a folder")
@@ -176,7 +169,7 @@ def folder_of(
     """
     items = _grouped(files)
     if not items:
-        raise DatasetError(f"{name} holds no .txt, picture or sound")
+        raise DatasetError(f"{name} holds no .txt, {NOUNS}")
     return _named(list(items.items()), whole=whole)
 
 
@@ -187,7 +180,7 @@ def single_files(files: Sequence[tuple[PurePath, File]]) -> list[tuple[PurePath,
         files: (whole path, file).
 
     Raises:
-        DatasetError: a file is no text, picture or sound, or two pictures share a stem.
+        DatasetError: a file is of no modality, or two of one share a stem.
     """
     for path, _ in files:
         if path.suffix.lower() not in FILE_TYPES:
@@ -207,12 +200,14 @@ def _grouped(files: Iterable[tuple[PurePath, File]]) -> dict[PurePath, Item]:
         item = items.get(stem, Item(id=stem.name))
         if suffix == ".txt":
             item = replace(item, text_source=file)
-        elif suffix in IMAGE_TYPES:
-            _only_one(item.image_source, file)
-            item = replace(item, image_source=file, image_type=IMAGE_TYPES[suffix])
-        elif suffix in AUDIO_TYPES:
-            _only_one(item.audio_source, file)
-            item = replace(item, audio_source=file, audio_type=AUDIO_TYPES[suffix])
+        elif suffix in MEDIA_TYPES:
+            name, media_type = MEDIA_TYPES[suffix]
+            _only_one(item.sources.get(name), file)
+            item = replace(
+                item,
+                sources={**item.sources, name: file},
+                types={**item.types, name: media_type},
+            )
         else:
             continue
         items[stem] = item
@@ -242,8 +237,8 @@ def digits() -> list[Item]:
             Item(
                 id=f"digit-{number:04d}",
                 text_source=f"A handwritten {name}.",
-                image_source=buffer.getvalue(),
-                image_type="image/png",
+                sources={"image": buffer.getvalue()},
+                types={"image": "image/png"},
                 labels={"category": name},
             )
         )

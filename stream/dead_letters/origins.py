@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from braid.modalities import MODALITIES
+
 from ..errors import BadRecord, WorkerError
 from ..kafka.admin import Admin
 from ..kafka.client import Message, replay
@@ -10,7 +12,7 @@ from ..settings import Settings
 from .letters import DeadLetter
 
 MARK = "replay-of"  # header of a message that was sent again: TOPIC_ID/ID of the letter
-PARTS_FIELDS = ("text", "image", "audio", "labels", "meta")
+PARTS_FIELDS = (*MODALITIES, "labels", "meta")
 
 Place = tuple[str, int, int]  # topic, partition, offset
 

@@ -45,17 +45,14 @@ class Generation:
         )
 
     async def _encode(self, query: QueryInput) -> QueryVectors:
-        if query.image is None and query.audio is None:
+        if not query.media:
             return await self._texts(query)
         (vectors,) = await self._encode_many([query])  # its preparation would hold up the others
         return vectors
 
     async def _encode_many(self, queries: Sequence[QueryInput]) -> list[QueryVectors]:
         """Embed queries, which are treated as records with fewer modalities."""
-        samples = [
-            Sample(id="query", text=query.text, image=query.image, audio=query.audio)
-            for query in queries
-        ]
+        samples = [Sample(id="query", text=query.text, **query.media) for query in queries]
         try:
             query = await asyncio.to_thread(self.embedder.query, samples)
             model, embeddings = await asyncio.wrap_future(query)

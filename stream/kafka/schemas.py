@@ -22,7 +22,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from braid.encoders.output_statistics import Tally
-from braid.encoders.types import MODALITIES, Label
+from braid.encoders.types import MEDIA, MODALITIES, Label
+from braid.modalities import listed
 
 from ..errors import BadRecord
 from .arrays import FLOAT32, packed_array, unpacked_array
@@ -51,7 +52,7 @@ Scalar = str | int | float | bool | None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One multimodal event. At least one of text, image and audio is present."""
+    """One multimodal event. At least one modality is present."""
 
     id: Annotated[str, "the record's id, which the message's key must be, too"]
     ts: Annotated[int, "milliseconds since 1970; without it the message's timestamp"]
@@ -81,7 +82,7 @@ class Vector:
     engine: Annotated[Mapping[str, str], "engine by modality"] = field(default_factory=dict)
 
 
-_RECORD_FIELDS = frozenset({"v", "id", "ts", "text", "image", "audio", "labels", "meta"})
+_RECORD_FIELDS = frozenset({"v", "id", "ts", *MODALITIES, "labels", "meta"})
 
 
 def check_id(id_: object) -> str:
@@ -178,13 +179,12 @@ def decode_record(
         id=id_,
         ts=ts,
         text=checked_text(raw.get("text")),
-        image=checked_blob("image", raw.get("image"), unknown),
-        audio=checked_blob("audio", raw.get("audio"), unknown),
+        **{name: checked_blob(name, raw.get(name), unknown) for name in MEDIA},
         labels=checked_labels(raw.get("labels")),
         meta=checked_meta(raw.get("meta")),
     )
-    if record.text is None and record.image is None and record.audio is None:
-        raise BadRecord("value", "has no modality: one of text, image and audio must be there")
+    if all(getattr(record, name) is None for name in MODALITIES):
+        raise BadRecord("value", f"has no modality: one of {listed(MODALITIES)} must be there")
     return record
 
 

@@ -1,4 +1,4 @@
-"""Fetches pictures and sounds that a record links to.
+"""Fetches files that a record links to.
 
 Only what an operator allows is fetched: folders for `file://`, hosts and ports for `http(s)://`. A
 producer must not be able to make a worker read its disk, call hosts of its network, or block one of
@@ -11,9 +11,9 @@ import os
 import stat
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from braid.encoders.types import Sample
+from braid.encoders.types import MEDIA, Sample
 
 from ..errors import BadRecord, ConfigError, bad_record
 from ..kafka.schemas import Blob, Record
@@ -62,19 +62,15 @@ class Links:
 
     def sample(self, record: Record) -> Sample:
         """A record as a model's sample, with the bytes of its links. Raises BadRecord."""
-        return Sample(
-            id=record.id,
-            text=record.text,
-            image=self.content("image", record.image),
-            audio=self.content("audio", record.audio),
-        )
+        media: dict[str, Any] = {name: self.content(name, getattr(record, name)) for name in MEDIA}
+        return Sample(id=record.id, text=record.text, **media)
 
     def close(self) -> None:
         if self._http is not None:
             self._http.close()
 
     def content(self, name: str, blob: Blob | None) -> bytes | None:
-        """The bytes of a picture or a sound, or those behind its link. Raises BadRecord."""
+        """The bytes of a file, or those behind its link. Raises BadRecord."""
         if blob is None or blob.data is not None:
             return None if blob is None else blob.data
         assert blob.uri is not None

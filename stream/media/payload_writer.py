@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from braid.encoders.types import Embedding, TaskPrediction
+from braid.encoders.types import MEDIA, Embedding, TaskPrediction
 from braid.index.media_cache import KINDS, MediaCache
 from braid.index.payloads import Payload, Payloads
 
@@ -87,7 +87,7 @@ def payload_of(record: Record, tasks: Mapping[str, TaskPrediction] | None = None
     """The payload of a record: the beginning of its text, links, labels and predictions."""
     uri = {
         name: blob.uri
-        for name in ("image", "audio")
+        for name in MEDIA
         if (blob := getattr(record, name)) is not None and blob.uri is not None
     }
     text = None if record.text is None else record.text[:MAX_SHOWN_TEXT]

@@ -22,6 +22,7 @@ from braid.encoders.config import Limits
 from braid.index.errors import BadQuery, Busy
 from braid.index.media_cache import Media
 from braid.index.service.hit_details import Large, Rebuilt
+from braid.modalities import MEDIA
 
 from ..errors import BadRecord, bad_record
 from ..kafka.client import lone_consumer
@@ -124,8 +125,8 @@ class Rebuilder:
         return await lane.run(lambda: self._made(id_, partition, offset, make, since))
 
     def _rebuilt(self, record: Record) -> Rebuilt:
-        image, audio = self._bytes(record, "image"), self._bytes(record, "audio")
-        return Rebuilt(payload=payload_of(record), media=media_of(image, audio, self._limits))
+        contents = {name: self._bytes(record, name) for name in MEDIA}
+        return Rebuilt(payload=payload_of(record), media=media_of(contents, self._limits))
 
     def _picture(self, record: Record) -> Media | None:
         image = self._bytes(record, "image")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import soundfile
@@ -18,6 +18,7 @@ from braid.encoders.config import Limits
 from braid.encoders.decoding.isolation import DecodePool, isolate
 from braid.encoders.decoding.pictures import open_image
 from braid.index.media_cache import Kind, Media
+from braid.index.service.hit_details import KIND_OF
 
 from ..errors import bad_record
 from ..settings import Settings
@@ -79,11 +80,15 @@ def snippet(data: bytes, limits: Limits, *, seconds: float = SECONDS) -> Media |
     return Media(data=file.getvalue(), type="audio/mpeg")
 
 
-def media_of(image: bytes | None, audio: bytes | None, limits: Limits) -> dict[Kind, Media]:
-    """The thumbnail and snippet of a record's bytes, as far as they can be made."""
+MAKERS: Mapping[str, Callable[[bytes, Limits], Media | None]] = {"image": thumb, "audio": snippet}
+"""What makes the medium of a card from a modality's bytes; its kind is in `KIND_OF`."""
+
+
+def media_of(contents: Mapping[str, bytes | None], limits: Limits) -> dict[Kind, Media]:
+    """The media of a card from a record's bytes by modality, as far as they can be made."""
     made: dict[Kind, Media] = {}
-    if image is not None and (picture := thumb(image, limits)) is not None:
-        made["thumb"] = picture
-    if audio is not None and (sound := snippet(audio, limits)) is not None:
-        made["snippet"] = sound
+    for name, kind in KIND_OF.items():
+        data = contents.get(name)
+        if data is not None and kind not in made and (one := MAKERS[name](data, limits)):
+            made[kind] = one
     return made

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from braid.encoders.types import MODALITIES
+from braid.encoders.types import MEDIA, MODALITIES
 
 from ..errors import BadRecord, ConfigError
 from ..kafka.packing import kind, pack, shown, unpack_map
@@ -43,10 +43,7 @@ class RecordMap:
         self._id = paths.path("map.id", settings.id)
         self._ts = optional("ts", settings.ts)
         self._text = optional("text", settings.text)
-        self._image, self._audio = (
-            optional("image", settings.image),
-            optional("audio", settings.audio),
-        )
+        self._media = {name: optional(name, getattr(settings, name)) for name in MEDIA}
         self._labels = _table("labels", settings.labels, paths)
         self._meta: Path | dict[str, Path]
         if isinstance(settings.meta, str):
@@ -56,7 +53,7 @@ class RecordMap:
         expects = settings.expects
         self._expects = paths.path("map.expects", expects) if isinstance(expects, str) else expects
         self.is_part = expects is not None
-        if not (self._text or self._image or self._audio):
+        if not (self._text or any(self._media.values())):
             raise ConfigError(f"{paths.where}.map: none of {', '.join(MODALITIES)} is mapped")
         if isinstance(expects, list) and (unknown := set(expects) - set(MODALITIES)):
             raise ConfigError(
@@ -93,8 +90,7 @@ class RecordMap:
             id=id_,
             ts=default_ts if self._ts is None else _time_ms(self._ts, document, self._unit),
             text=_text(self._text, document),
-            image=_blob(self._image, document),
-            audio=_blob(self._audio, document),
+            **{name: _blob(path, document) for name, path in self._media.items()},
             labels=_values(self._labels, document),
             meta=self._meta_of(document),
         )
@@ -132,8 +128,7 @@ class RecordMap:
         group, _, name = error.field.partition(".")
         path: Any = {
             "text": self._text,
-            "image": self._image,
-            "audio": self._audio,
+            **self._media,
             "ts": self._ts,
             "labels": self._labels,
             "meta": self._meta,

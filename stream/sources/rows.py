@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from braid.modalities import MODALITIES
+
 from ..errors import ConfigError
 from ..settings.source_groups import Source
 from .mapping import RecordMap
@@ -39,7 +41,7 @@ def fields_of(
             if (id_ := mapping.id_of(document)) is None:
                 raise mapping.missing_id("in the row")
             record = mapping.record(id_, document, default_ts=now_ms)
-        names = ("id", "ts", "text", "image", "audio", "labels", "meta")
+        names = ("id", "ts", *MODALITIES, "labels", "meta")
         return {name: getattr(record, name) for name in names}
 
     return fields

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import msgpack
 
-from braid.encoders.types import Sample
+from braid.encoders.types import MEDIA, Sample
 from braid.index.files import replaced, sync_folder, synced
 
 from ..errors import BadRecord, WindowError, bad_record
@@ -334,8 +334,7 @@ class _Reading:
         whole = {
             "id": record.id,
             "text": record.text,
-            "image": self._bytes_of("image", record.image),
-            "audio": self._bytes_of("audio", record.audio),
+            **{name: self._bytes_of(name, getattr(record, name)) for name in MEDIA},
             "labels": dict(record.labels) or None,
             "group": group if isinstance(group := record.meta.get("group"), str) else None,
         }

@@ -162,7 +162,7 @@ class Site:
                 predicted=predicted or {},
                 predictions=predictions or {},
             ),
-            media=media_of(image, audio, Limits()),
+            media=media_of({"image": image, "audio": audio}, Limits()),
         )
         self.log[0, version] = rebuilt
         if shown:

@@ -125,22 +125,27 @@ def _query(given: Any, place: int) -> QueryInput:
     if isinstance(given, int) or (isinstance(given, list) and given and isinstance(given[0], int)):
         raise BadQuery(where, "must be text, not token numbers: each model has its own tokeniser")
     parts = _parts(given, where)
-    query: dict[str, str | bytes] = {}
+    text: str | None = None
+    media: dict[str, Any] = {}
+    types = [part.type for part in parts]
     for part in parts:
-        name: str
-        value: str | bytes
-        if isinstance(part, TextPart):
-            name, value = "text", part.text
-        elif isinstance(part, ImagePart):
-            name, value = "image", _picture(part.image_url.url, where)
-        else:
-            name, value = "audio", from_base64(f"{where}.input_audio.data", part.input_audio.data)
-        if not value:
-            raise BadQuery(where, f"has an empty {part.type}")
-        if name in query:
+        if types.count(part.type) > 1:
             raise BadQuery(where, f"has two parts of type {part.type}, the limit is 1")
-        query[name] = value
-    return QueryInput(**query)  # type: ignore[arg-type]
+        if isinstance(part, TextPart):
+            text = part.text
+            continue
+        name, data = _file(part, where)
+        if not data:
+            raise BadQuery(where, f"has an empty {part.type}")
+        media[name] = data
+    return QueryInput(text=text, **media)
+
+
+def _file(part: ImagePart | AudioPart, where: str) -> tuple[str, bytes]:
+    """The modality and the bytes of a part that is a file. Raises BadQuery."""
+    if isinstance(part, ImagePart):
+        return "image", _picture(part.image_url.url, where)
+    return "audio", from_base64(f"{where}.input_audio.data", part.input_audio.data)
 
 
 def _parts(given: Any, where: str) -> Sequence[TextPart | ImagePart | AudioPart]:

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import PurePath, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
+from braid.modalities import MEDIA, listed
+
 from ...datasets.sources import Item, folder_of, single_files
 from ...errors import BadRecord, plain
 from ...kafka.producer import BlobLike
@@ -96,7 +98,7 @@ class Table:
     def _fields(self, read: Callable[[], Fields]) -> Fields:
         value = self.convert(read())
         folder = self.file.folder
-        return value | {name: linked(value.get(name), folder) for name in ("image", "audio")}
+        return value | {name: linked(value.get(name), folder) for name in MEDIA}
 
 
 class Files:
@@ -181,7 +183,7 @@ def linked(value: Any, folder: Location) -> BlobLike:
     if value is None or isinstance(value, bytes | Blob):
         return value
     if not isinstance(value, str):
-        raise ValueError("image and audio are paths or links")
+        raise ValueError(f"{listed(MEDIA)} are paths or links")
     return value if "://" in value else folder.beside(value).read_bytes()
 
 
@@ -189,8 +191,7 @@ def _fields_of(item: Item, label: str | None) -> Fields:
     return {
         "id": item.id,
         "text": item.text,
-        "image": _blob(item.image, item.image_type),
-        "audio": _blob(item.audio, item.audio_type),
+        **{name: _blob(item.content(name), item.types.get(name)) for name in MEDIA},
         "labels": {label: item.category} if label and item.category else {},
     }
 

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from ...datasets.sources import AUDIO_TYPES, IMAGE_TYPES
+from ...datasets.sources import MEDIA_TYPES
 from ...kafka.schemas import MAX_RECORD_BYTES, Blob
 from ...strict_json import strict_json
 from .storage import Location
@@ -82,10 +82,9 @@ def _fields(key: str, parts: Members, label: str | None) -> dict[str, Any]:
     for kind, content in parts.items():
         if kind in TEXTS:
             fields["text"] = content.decode("utf-8", "replace").strip()
-        elif kind in IMAGE_TYPES:
-            fields["image"] = _only(fields, "image", content, IMAGE_TYPES[kind])
-        elif kind in AUDIO_TYPES:
-            fields["audio"] = _only(fields, "audio", content, AUDIO_TYPES[kind])
+        elif kind in MEDIA_TYPES:
+            name, media_type = MEDIA_TYPES[kind]
+            fields[name] = _only(fields, name, content, media_type)
         elif kind == CLASS and label is not None:
             fields["labels"][label] = content.decode("utf-8", "replace").strip()
     if ".json" in parts:

@@ -15,11 +15,13 @@ from functools import partial
 from importlib.util import find_spec
 from typing import IO, Any, NamedTuple
 
+from braid.modalities import MODALITIES
+
 from ...errors import BadRecord, ConfigError, plain
 from ...strict_json import strict_json
 from .storage import Location, failures
 
-COLUMNS = ("id", "text", "image", "audio", "ts")
+COLUMNS = ("id", *MODALITIES, "ts")
 GROUPS = ("labels", "meta")
 BATCH = 64  # rows of Parquet that are decoded at once
 

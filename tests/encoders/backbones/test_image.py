@@ -85,7 +85,7 @@ def named_stamps() -> tuple[list[bytes], list[int]]:
     items = stamps(default_cache())
     captions = [re.sub(r"^(an?|the) ", "", (i.text or "").lower().strip(" .!")) for i in items]
     named = [(i, places[name]) for i, name in zip(items, captions, strict=True) if name in places]
-    return [item.image or b"" for item, _ in named], [place for _, place in named]
+    return [item.content("image") or b"" for item, _ in named], [place for _, place in named]
 
 
 @pytest.mark.slow

@@ -51,11 +51,11 @@ def test_stamps_are_read_by_the_rules(tmp_path: Path) -> None:
     assert len(items) == 5
     koala = items["marsupials/koala"]
     assert koala.text == "A koala."
-    assert (koala.image, koala.image_type) == (b"koala picture", "image/png")
-    assert (koala.audio, koala.audio_type) == (b"koala in fr", "audio/ogg")
+    assert (koala.content("image"), koala.types["image"]) == (b"koala picture", "image/png")
+    assert (koala.content("audio"), koala.types["audio"]) == (b"koala in fr", "audio/ogg")
     assert koala.category == "animals"
-    assert items["pizza"].audio is None
-    assert items["bread"].audio_source == tmp_path / "stamps" / "food" / "bread_desc_ca.ogg"
+    assert items["pizza"].content("audio") is None
+    assert items["bread"].sources["audio"] == tmp_path / "stamps" / "food" / "bread_desc_ca.ogg"
     firemen = [item for id_, item in items.items() if id_.startswith("fireman~")]
     assert {item.category for item in firemen} == {"people", "military"}
     assert not any(category in id_ for id_ in items for category in ("people", "military", "food"))
@@ -84,8 +84,8 @@ def test_a_folder_gives_one_record_a_stem(tmp_path: Path) -> None:
     items = {item.id: item for item in folder(tmp_path)}
     tom = items.pop("indoors/tom")
     assert tom.text == "A grey cat.\nAsleep."
-    assert (tom.image, tom.image_type) == (b"picture", "image/jpeg")
-    assert (tom.audio, tom.audio_type) == (b"sound", "audio/wav")
+    assert (tom.content("image"), tom.types["image"]) == (b"picture", "image/jpeg")
+    assert (tom.content("audio"), tom.types["audio"]) == (b"sound", "audio/wav")
     assert tom.category == "cats"
     loose = items.pop("loose")
     assert loose.category is None
@@ -132,8 +132,9 @@ def test_digits_are_pictures_with_captions() -> None:
     assert len({item.category for item in items}) == 10
     zero = items[0]
     assert (zero.text, zero.category) == ("A handwritten zero.", "zero")
-    assert zero.image is not None
-    assert Image.open(io.BytesIO(zero.image)).size == (64, 64)
+    picture = zero.content("image")
+    assert picture is not None
+    assert Image.open(io.BytesIO(picture)).size == (64, 64)
 
 
 def program(folder: Path, name: str, script: str) -> None:
