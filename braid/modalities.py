@@ -45,6 +45,18 @@ MODALITIES: Mapping[str, Modality] = MappingProxyType(
             },
             shown="snippet",
         ),
+        "video": Modality(
+            noun="video",
+            endings={
+                ".mp4": "video/mp4",
+                ".m4v": "video/mp4",
+                ".mov": "video/quicktime",
+                ".webm": "video/webm",
+                ".mkv": "video/x-matroska",
+                ".avi": "video/x-msvideo",
+            },
+            shown="thumb",
+        ),
     }
 )
 """By name. Its order is that of a decision's weights: a new one goes to the end."""

@@ -6,45 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .errors import BadInput, check_minima
+from .errors import check_minima
+from .limits import Limits as Limits
 from .lora import Lora
 from .types import MODALITIES
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """Limits of `prepare`. A sample beyond them raises `BadInput` before anything is allocated.
-
-    Attributes:
-        text_bytes: utf-8 bytes of the text. (Cutting a shorter one to the encoder's longest
-            sequence is normal and no error.)
-        image_pixels: width times height of a picture, read from its header.
-        image_bytes: memory that decoding a picture takes, from its format and mode in its header;
-            beside it a picture takes 64 MiB at most. 64 megapixels in colour take 244 MiB, as a
-            progressive JPEG up to 366 MiB; WebP takes 14 bytes a pixel.
-        audio_seconds: length of a sound, read from its header.
-    """
-
-    text_bytes: int = 1_000_000
-    image_pixels: int = 64_000_000
-    image_bytes: int = 402_653_184
-    audio_seconds: float = 600.0
-
-    def check_text(self, text: str) -> bytes:
-        """`text` as utf-8.
-
-        Raises:
-            BadInput: longer than `text_bytes`, or lone surrogates that utf-8 cannot hold.
-        """
-        if len(text) > self.text_bytes:  # a character is at least one byte: no need to encode it
-            raise BadInput("text", f"{len(text)} characters, the limit is {self.text_bytes} bytes")
-        try:
-            encoded = text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise BadInput("text", f"is not valid unicode: {error}") from error
-        if len(encoded) > self.text_bytes:
-            raise BadInput("text", f"{len(encoded)} bytes, the limit is {self.text_bytes} bytes")
-        return encoded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +24,8 @@ class EncoderConfig:
         train_last: train only the last n of its `trainable_blocks`; None trains all of it.
         lora: train low-rank adapters in place of its weights; needs the extra `lora`.
         options: what its constructor takes; JSON values.
+        shares: the modality whose encoder's network it uses, which is in the version once; None: it
+            has its own.
     """
 
     kind: str
@@ -67,6 +34,7 @@ class EncoderConfig:
     train_last: int | None = None
     lora: Lora | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    shares: str | None = None
 
     def __post_init__(self) -> None:
         if self.frozen and self.train_last is not None:

@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 
-from .backbones.base import Encoder
 from .backbones.hf import CONFIG, folder_of, read
 from .backbones.imported.open_clip_models import OPEN_CLIP, temperature
-from .backbones.registry import encoder_class
+from .backbones.registry import encoder_class, encoders_of
 from .backbones.sentence_transformer import MODULES, prompts_of
 from .backbones.sub_batches import encode_all
 from .config import EncoderConfig, ModelConfig, TrainConfig
@@ -106,6 +105,7 @@ def import_model(
     prompt: str = "{}",
     queries: Sequence[Sample] = (),
     saw_records: bool = False,
+    video: bool = False,
 ) -> Manifest:
     """Write the model at `source` as the version folder `out`.
 
@@ -118,6 +118,7 @@ def import_model(
         queries: records to keep as frozen queries.
         saw_records: the model was trained on records of this stream, so that what it has learnt of
             them is not known, and versions cannot be judged against it.
+        video: embed videos too, as the mean of the vectors of their frames.
 
     Raises:
         CheckpointError: nothing at `source`, a model that cannot be imported, or whose library is
@@ -141,10 +142,14 @@ def import_model(
         )
         for modality, encoder in kinds.items()
     }
-    encoders: dict[str, Encoder] = {
-        modality: encoder_class(modality, config).create(replace(config, source=str(folder)))
-        for modality, config in configs.items()
-    }
+    if video:
+        if "image" not in configs:
+            raise CheckpointError(f"video: a model of type {kind} has no pictures")
+        configs["video"] = EncoderConfig(kind="frame-mean", frozen=True, shares="image")
+    encoders = encoders_of(
+        configs,
+        lambda name, one: encoder_class(name, one).create(replace(one, source=str(folder))),
+    )
     width = next(iter(encoders.values())).width
     origin = {
         "type": kind,
@@ -162,6 +167,7 @@ def import_model(
     metrics: dict[str, Any] = {}
     if tasks:
         scale = _scales(kind, str(folder))
+        scale |= {"video": scale["image"]} if video else {}
         _set_heads(net, prompt, scale)
         metrics["zero_shot"] = {"prompt": prompt, "scale": scale}
     return save(

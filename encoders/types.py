@@ -35,6 +35,7 @@ class Sample:
         text: plain text.
         image: the bytes of a picture *file* (png, jpeg, ...).
         audio: the bytes of a sound *file* (wav, ogg, flac, ...).
+        video: the bytes of a video *file* (mp4, webm, mov, avi, ...); its sound is not heard.
         labels: task name to a class name (or caption), a number, or several class names.
         query: whether it is a search query, which some models encode differently from a record.
         group: records of one group are in one split; None: its own.
@@ -44,6 +45,7 @@ class Sample:
     text: str | None = None
     image: bytes | None = None
     audio: bytes | None = None
+    video: bytes | None = None
     labels: Mapping[str, Label] = field(default_factory=dict)
     query: bool = False
     group: str | None = None

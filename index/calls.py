@@ -35,6 +35,7 @@ class Query(TypedDict, total=False):
     text: str | None
     image: Media  # a file, or its bytes
     audio: Media
+    video: Media
     id: str | None
     values: Sequence[float] | None
     space: str | None

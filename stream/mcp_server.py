@@ -32,7 +32,7 @@ INSTRUCTIONS = (
 
 K = Annotated[int, Field(ge=1, le=MAX_K, description="how many hits at most")]
 Vector = Annotated[
-    Literal["fused", "text", "image", "audio"],
+    Literal["fused", "text", "image", "audio", "video"],
     Field(description="which vector of the records is searched"),
 ]
 Filter = Annotated[

@@ -81,6 +81,20 @@ class Encoder(nn.Module, ABC):
     def restore(cls, config: EncoderConfig, assets: Path) -> Encoder:
         """The architecture from a version folder; its weights are loaded later."""
 
+    @classmethod
+    def over(cls, config: EncoderConfig, owner: Encoder) -> Encoder:
+        """An encoder that uses the network of `owner`, see `EncoderConfig.shares`.
+
+        Raises:
+            CheckpointError: this kind has a network of its own, or cannot use that one.
+        """
+        raise CheckpointError(f"shares: a {config.kind} encoder has a network of its own")
+
+    @property
+    def owner(self) -> Encoder:
+        """The encoder that has the weights of this one: itself, or that of another modality."""
+        return self
+
     def save_assets(self, folder: Path) -> None:
         """Write the files that `restore` needs beside the weights. None by default."""
 

@@ -1,4 +1,4 @@
-"""Picture encoders: the shared base class, and a small CNN trained from scratch.
+"""Picture encoders: the base class, a small CNN trained from scratch, videos as means of frames.
 
 `braid.encoders.decoding.pictures` decodes, `braid.encoders.backbones.efficientnet` holds the
 pretrained network.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from ..config import EncoderConfig, Limits
-from ..decoding.isolation import picture
+from ..decoding.isolation import picture, video
 from ..decoding.pictures import Fit
-from ..errors import BadInput
+from ..errors import BadInput, CheckpointError
 from ..types import Cost
 from .base import Array, Encoder, Features, joined, no_source
+
+FRAMES = 8  # of a video, as many as X-CLIP takes
 
 
 class ImageEncoder(Encoder):
@@ -132,3 +134,65 @@ class SmallCnn(ImageEncoder):
             pooled_BF=joined(F.adaptive_avg_pool2d(maps_BFHW, self.grid).flatten(1)),
             tokens_BTF=maps_BFHW.flatten(2).transpose(1, 2),
         )
+
+
+class FrameMean(Encoder):
+    """Videos by the picture encoder of the same version: the mean of the unit vectors of some
+    frames, at length 1 (CLIP4Clip, arXiv 2104.08860). The network is in memory and in the version's
+    weights once, as the picture encoder's.
+
+    Options:
+        frames: T; see `braid.encoders.decoding.videos`.
+    """
+
+    modality = "video"
+
+    def __init__(self, owner: ImageEncoder, frames: int = FRAMES) -> None:
+        super().__init__()
+        self._owner = (owner,)  # not as a module: its weights are in the picture encoder
+        self.frames = frames
+        self.width = owner.width
+        self.settings = {"frames": frames, "of": "middles", "picture": dict(owner.settings)}
+
+    @property
+    def owner(self) -> ImageEncoder:
+        return self._owner[0]
+
+    @classmethod
+    def create(cls, config: EncoderConfig) -> Self:
+        raise CheckpointError(f"{config.kind} has no network of its own: shares must name one")
+
+    @classmethod
+    def restore(cls, config: EncoderConfig, assets: Path) -> Self:
+        return cls.create(config)
+
+    @classmethod
+    def over(cls, config: EncoderConfig, owner: Encoder) -> Self:
+        if not isinstance(owner, ImageEncoder):
+            raise CheckpointError(f"{config.kind} must share the network of a picture encoder")
+        return cls(owner, **config.options)
+
+    def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
+        """A video file as uint8[T, 3, S, S]."""
+        if not isinstance(value, bytes):
+            raise BadInput("video", f"must be bytes, is {type(value).__name__}")
+        owner = self.owner
+        frames_TCHW = video(value, self.frames, owner.fit or owner.side, limits)
+        return frames_TCHW, Cost(pixels=self.frames * owner.side**2)
+
+    def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
+        return self.owner.collate(
+            [frame_CHW for frames_TCHW in inputs for frame_CHW in frames_TCHW]
+        )
+
+    def forward(self, *batch: Tensor) -> Features:
+        pooled_NF = self.owner(*batch).pooled_BF
+        mean_BF = pooled_NF.unflatten(0, (-1, self.frames)).mean(1)
+        return Features(pooled_BF=F.normalize(mean_BF, dim=1))
+
+    def size(self, value: Array) -> int:
+        return self.frames * self.owner.side**2
+
+    @property
+    def budget(self) -> int:
+        return self.owner.budget

@@ -5,14 +5,16 @@ Installed packages may add kinds (see `GROUP`), but not replace one.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 
 from ..config import EncoderConfig
+from ..errors import CheckpointError
 from .audio import LogMelCnn, LogMelRnn
 from .audio_towers import Ast, ClapAudio, ClapProjectedAudio, Whisper
 from .base import Encoder
 from .efficientnet import EfficientNetLite0, EfficientNetLite1, EfficientNetLite2
-from .image import SmallCnn
+from .image import FrameMean, SmallCnn
 from .image_towers import ClipImage, ResNet, SiglipImage, Vit
 from .imported.open_clip_models import OpenClipImage, OpenClipText
 from .imported.pictures import JointImage, NaflexImage, VisionNetwork
@@ -54,6 +56,9 @@ ENCODERS: dict[str, dict[str, type[Encoder]]] = {
         "clap-audio": ClapAudio,
         "clap-audio-projected": ClapProjectedAudio,
     },
+    "video": {
+        "frame-mean": FrameMean,
+    },
 }
 IMPORTED: dict[str, dict[str, type[Encoder]]] = {
     "text": {"joint-text": JointText, "whole-text": WholeText, "open-clip-text": OpenClipText},
@@ -67,6 +72,24 @@ IMPORTED: dict[str, dict[str, type[Encoder]]] = {
     "audio": {"sound-network": SoundNetwork},
 }
 """Kinds that `braid.encoders.importing` makes of models of other libraries."""
+
+def encoders_of(
+    configs: Mapping[str, EncoderConfig], make: Callable[[str, EncoderConfig], Encoder]
+) -> dict[str, Encoder]:
+    """The encoders by modality: `make` for each that has a network, then those that share one.
+
+    Raises:
+        CheckpointError: `shares` names no encoder that has a network, or one that does not fit.
+    """
+    made = {name: make(name, one) for name, one in configs.items() if one.shares is None}
+    shared = {}
+    for name, one in configs.items():
+        if one.shares is not None:
+            if one.shares not in made:
+                raise CheckpointError(f"shares: {name} shares with {one.shares}, which has none")
+            shared[name] = encoder_class(name, one).over(one, made[one.shares])
+    return {**made, **shared}
+
 
 GROUP = "braid.encoders"
 """The entry points by which another package adds a kind: "MODALITY.KIND" = "module:Class"."""

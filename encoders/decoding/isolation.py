@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from ..config import Limits
 from ..errors import BadInput
 from .pictures import Fit, decode_fitted, decode_image, decode_whole
+from .videos import decode_described
 from .waves import decode_wave
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ _START = (
 
 Size = float | Mapping[str, Any] | None
 """The side of a picture in pixels, the fields of its `Fit`, or None for its own size; the seconds
-of a sound."""
+of a sound; of a video one of the first two and the number of frames."""
 
 
 def _image(data: bytes, size: Any, limits: Limits) -> tuple[Array, int]:
@@ -68,9 +69,14 @@ def _image(data: bytes, size: Any, limits: Limits) -> tuple[Array, int]:
     return decode_image(data, int(size), limits), 0
 
 
+def _video(data: bytes, size: Any, limits: Limits) -> tuple[Array, int]:
+    return decode_described(data, size, limits), 0
+
+
 _KINDS: Mapping[str, Callable[[bytes, Any, Limits], tuple[Array, int]]] = {
     "image": _image,
     "audio": decode_wave,
+    "video": _video,
 }
 _pool: DecodePool | None = None
 
@@ -84,6 +90,12 @@ def picture(data: bytes, size: int | Fit | None, limits: Limits) -> Array:
 def wave(data: bytes, seconds: float, limits: Limits) -> tuple[Array, int]:
     """`braid.encoders.decoding.waves.decode_wave`, in a child where `isolate` was called."""
     return _decode("audio", data, seconds, limits)
+
+
+def video(data: bytes, frames: int, fit: int | Fit, limits: Limits) -> Array:
+    """`braid.encoders.decoding.videos.decode_video`, in a child where `isolate` was called."""
+    size = {"side": fit} if isinstance(fit, int) else asdict(fit)
+    return _decode("video", data, {"frames": frames, **size}, limits)[0]
 
 
 def _decode(kind: str, data: bytes, size: Size, limits: Limits) -> tuple[Array, int]:
@@ -129,7 +141,9 @@ class DecodePool:
             child = self._idle.get(timeout=4 * self._wall_s)
         except queue.Empty:
             raise TimeoutError("no decoding process became free") from None
-        request = {"kind": kind, "size": size, "limits": asdict(limits)}
+        more_s = math.ceil(limits.video_decode_s) if kind == "video" else 0
+        cpu_s = self._cpu_s + more_s
+        request = {"kind": kind, "size": size, "limits": asdict(limits), "cpu_s": cpu_s}
         try:
             for last in (False, True):
                 if child is None or not child.alive:
@@ -192,9 +206,9 @@ class _Child:
     def ask(self, request: Mapping[str, Any], data: bytes, wall_s: float) -> tuple[Array, int]:
         """Raises BadInput, or _ChildEnded if the child must be replaced."""
         deadline = time.monotonic() + wall_s
-        limits = {"cpu_s": self._cpu_s, "memory": self._memory}
+        limits = {"cpu_s": self._cpu_s, "memory": self._memory, **request}
         try:
-            _send(self._socket, {**request, **limits}, data, deadline)
+            _send(self._socket, limits, data, deadline)
             answer, content = _receive(self._socket, deadline)
         except TimeoutError:
             raise _ChildEnded(f"takes more than {wall_s:g} s", certain=True) from None

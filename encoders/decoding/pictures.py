@@ -76,7 +76,7 @@ def decode_fitted(data: bytes, fit: Fit, limits: Limits) -> Array:
         BadInput: as `decode_image`.
     """
     with open_image(data, LONGEST_SIDE, limits, alpha=False) as picture:
-        return _fitted(picture, fit)
+        return fitted(picture, fit)
 
 
 def decode_whole(data: bytes, limits: Limits) -> Array:
@@ -104,7 +104,7 @@ def decode_image(data: bytes, side: int, limits: Limits) -> Array:
         BadInput: not one of `FORMATS`, over a limit, truncated or broken.
     """
     with open_image(data, side, limits) as picture:
-        return _on_white(picture, side)
+        return on_white(picture, side)
 
 
 @contextmanager
@@ -319,7 +319,7 @@ def _reduced(picture: Image.Image, mode: str, factor: int) -> Image.Image:
     return small
 
 
-def _fitted(picture: Image.Image, fit: Fit) -> Array:
+def fitted(picture: Image.Image, fit: Fit) -> Array:
     """Resized and cropped as in `image_processing_backends.py` of transformers, rows first, as
     torchvision does: Pillow takes the order that costs less, and rounds in between.
 
@@ -349,7 +349,7 @@ def _fitted(picture: Image.Image, fit: Fit) -> Array:
     return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1))
 
 
-def _on_white(picture: Image.Image, side: int) -> Array:
+def on_white(picture: Image.Image, side: int) -> Array:
     scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     # Pillow resizes RGBA with premultiplied alpha, so hidden colours do not bleed into the edge.

@@ -23,8 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..backbones.base import Encoder
-from ..backbones.registry import encoder_class
+from ..backbones.registry import encoder_class, encoders_of
 from ..config import TrainConfig, from_dict
 from ..errors import CheckpointError
 from ..manifest import FILE_NAME, WEIGHTS, Manifest, digest, sha256_of
@@ -43,10 +42,9 @@ from .torch_model import TorchModel
 
 def make_net(config: TrainConfig, tasks: Mapping[str, Task]) -> Net:
     """A new model: pretrained encoders from their sources, other weights at random."""
-    encoders: dict[str, Encoder] = {
-        name: encoder_class(name, encoder_config).create(encoder_config)
-        for name, encoder_config in config.model.encoders.items()
-    }
+    encoders = encoders_of(
+        config.model.encoders, lambda name, one: encoder_class(name, one).create(one)
+    )
     return Net(config.model, encoders, tasks)
 
 
@@ -246,10 +244,10 @@ def load_folder(folder: Path, *, device: str | None = None) -> TorchModel:
 def restore_net(folder: Path, manifest: Manifest) -> Net:
     """The weights of a version, on the CPU. Errors are as torch and the constructors raise them."""
     config = from_dict(manifest.config)
-    encoders = {
-        name: encoder_class(name, encoder_config).restore(encoder_config, folder / name)
-        for name, encoder_config in config.model.encoders.items()
-    }
+    encoders = encoders_of(
+        config.model.encoders,
+        lambda name, one: encoder_class(name, one).restore(one, folder / name),
+    )
     tasks = {name: Task.from_dict(raw) for name, raw in manifest.tasks.items()}
     net = Net(config.model, encoders, tasks)
     net.load_state_dict(load_file(folder / WEIGHTS), assign=True)  # mapped, not copied

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import wave
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ..decoding.videos import EXTRA, Array
 from ..errors import CheckpointError
 from ..types import FUSED, MEDIA, Embedding, Model, Sample, Vector
 
@@ -52,7 +53,7 @@ def golden_batch(model: Model) -> dict[str, Any]:
     inputs = [
         {
             "id": f"golden-{name}",
-            **{key: value for key, value in _golden_inputs().items() if key in names},
+            **{key: value for key, value in _golden_inputs(names).items() if key in names},
         }
         for name, names in [("all", model.modalities), *((m, (m,)) for m in model.modalities)]
     ]
@@ -87,8 +88,9 @@ def golden_sample(raw: Mapping[str, str]) -> Sample:
     return Sample(id=raw["id"], text=raw.get("text"), **files)  # type: ignore[arg-type]
 
 
-def _golden_inputs() -> dict[str, str]:
-    """A sentence, a small picture and a short tone, generated so that no file is needed."""
+def _golden_inputs(names: Sequence[str]) -> dict[str, str]:
+    """A sentence, a small picture, a short tone and, if it is asked for, a short video, generated
+    so that no file is needed."""
     from PIL import Image
 
     y, x = np.mgrid[0:24, 0:32]
@@ -106,4 +108,22 @@ def _golden_inputs() -> dict[str, str]:
         "text": "A red bird sings on a branch.",
         "image": base64.b64encode(picture.getvalue()).decode(),
         "audio": base64.b64encode(sound.getvalue()).decode(),
+        **({"video": base64.b64encode(_golden_video(pixels)).decode()} if "video" in names else {}),
     }
+
+
+def _golden_video(pixels: Array) -> bytes:
+    """Four frames of a picture that becomes darker, uint8[H, W, 3], in AVI."""
+    try:
+        import av
+    except ImportError as error:
+        raise CheckpointError(EXTRA) from error
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.height, stream.width = pixels.shape[:2]
+        for share in range(1, 5):
+            frame = av.VideoFrame.from_ndarray(pixels // share, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()

@@ -179,8 +179,7 @@ class Net(nn.Module):
     def preprocessing(self) -> str:
         """A hash of all settings that `prepare` depends on."""
         settings = {name: dict(self.encoder(name).settings) for name in self.modalities}
-        limits = self.config.limits
-        return digest([settings, {f: getattr(limits, f) for f in limits.__slots__}], 16)
+        return digest([settings, self.config.limits.hashed(self.modalities)], 16)
 
     def encoder_hashes(self) -> dict[str, str]:
         """Modality to a hash of its encoder: equal ones give equal features of equal inputs."""
@@ -189,7 +188,7 @@ class Net(nn.Module):
             config, encoder = self.config.encoders[name], self.encoder(name)
             known = [config.kind, dict(config.options), dict(encoder.settings)]
             hasher = sha256(canonical(known).encode())
-            for content in weight_bytes(encoder):
+            for content in weight_bytes(encoder.owner):
                 hasher.update(content)
             hashes[name] = hasher.hexdigest()
         return hashes

@@ -21,10 +21,13 @@ const seen = new IntersectionObserver(
   { rootMargin: "300px" },
 );
 
+// Whether there is a picture of a record: its own, or a frame of its video.
+export const pictured = ({ modalities }) => modalities.includes("image") || modalities.includes("video");
+
 // The picture of a record, or a placeholder. `rank` is shown in its corner.
 export function well(record, { rank, words = true } = {}) {
   const node = el("div", { class: "well" });
-  if (record.modalities.includes("image")) {
+  if (pictured(record)) {
     const image = el("img", { alt: "", decoding: "async", width: 224, height: 168 });
     node.classList.add("pictured");
     node.append(image);

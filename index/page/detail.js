@@ -3,7 +3,7 @@
 // Whatever a record holds is set as text.
 
 import { absence, address, call, release, source, text } from "./api.js";
-import { bar, player, reasons, well } from "./cards.js";
+import { bar, pictured, player, reasons, well } from "./cards.js";
 import { $, ago, el, iso, modalityName, number } from "./dom.js";
 import { recordHash } from "./links.js";
 import { show as showLink } from "./share.js";
@@ -79,7 +79,7 @@ export async function showDetail(id, { hit = null, cut = null, steps = false } =
 
 function media(record, signal) {
   const node = el("div", { class: "media" });
-  if (record.modalities.includes("image")) node.append(picture(record, signal));
+  if (pictured(record)) node.append(picture(record, signal));
   if (record.modalities.includes("text")) node.append(words(record, signal));
   if (record.modalities.includes("audio")) node.append(player(record, { kind: "sound", signal }));
   return node;

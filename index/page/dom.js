@@ -45,7 +45,7 @@ export const PAUSE = "M7 5h3.6v14H7zM13.4 5H17v14h-3.6z";
 export const WAVE = "M2 12v.01M5 9v6M8 5v14M11 8.5v7M14 3.5v17M17 8v8M20 10.5v3M22.5 12v.01";
 export const NEAR = "M12 4v3M12 17v3M4 12h3M17 12h3M12 9.5a2.5 2.5 0 1 0 0 5 2.5 2.5 0 0 0 0-5z";
 
-const MODALITIES = { text: "text", image: "picture", audio: "sound" };
+const MODALITIES = { text: "text", image: "picture", audio: "sound", video: "video" };
 export const modalityName = (modality) => MODALITIES[modality] ?? modality;
 
 export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;

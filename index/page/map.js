@@ -1,7 +1,7 @@
 // Map of the space: points on a canvas, coloured by a field, hits ringed.
 
 import { call } from "./api.js";
-import { well } from "./cards.js";
+import { pictured, well } from "./cards.js";
 import { $, ago, calm, el } from "./dom.js";
 import { prepareView } from "./view.js";
 
@@ -292,7 +292,7 @@ function tip(point, record, toScreen) {
   if (hovered?.id !== point.id) return;
   const node = $("tip");
   const labels = Object.values(record.labels ?? {}).flat().slice(0, 2);
-  const picture = record.modalities.includes("image") ? well(record) : null;
+  const picture = pictured(record) ? well(record) : null;
   node.replaceChildren(
     ...(picture ? [picture] : []),
     el("p", {}, record.text || record.id),

@@ -61,6 +61,7 @@ class QueryInput:
     text: str | None = None
     image: bytes | None = None
     audio: bytes | None = None
+    video: bytes | None = None
 
     @property
     def media(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ MAX_PARTITIONS = 1024
 MAX_INPUTS = 2048  # to embed, as OpenAI's API
 
 Kind = Literal["media", "id", "query"]
-VectorName = Literal["fused", "text", "image", "audio"]
+VectorName = Literal["fused", "text", "image", "audio", "video"]
 """Literals stand for themselves: a test compares them with `MODALITIES`."""
 
 
@@ -85,6 +85,7 @@ class SearchBody(_Bounded):
     )
     image: str | None = Field(None, description="a picture file, base64")
     audio: str | None = Field(None, description="a sound file, base64")
+    video: str | None = Field(None, description="a video file, base64")
     id: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
         None, description="a record, whose vector is the query"
     )

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from braid.modalities import MODALITIES, listed
+
 from ..settings import Settings
 from .common import AsJson, bar, json_option, service_url
 
@@ -143,10 +145,11 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         text: Annotated[str | None, typer.Argument(help="Text of the query.")] = None,
         image: Annotated[Path | None, typer.Option(help="Picture of the query.")] = None,
         audio: Annotated[Path | None, typer.Option(help="Sound of the query.")] = None,
+        video: Annotated[Path | None, typer.Option(help="Video of the query.")] = None,
         id: Annotated[str | None, typer.Option(help="Find records similar to this one.")] = None,
         k: Annotated[int, typer.Option("-k", help="How many hits.")] = 10,
         vector: Annotated[
-            str, typer.Option(help="Which vector to search: fused, text, image or audio.")
+            str, typer.Option(help=f"Which vector to search: fused, {listed(MODALITIES, 'or')}.")
         ] = "fused",
         filter: Annotated[
             str | None,
@@ -170,6 +173,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
                 text=text,
                 image=image,
                 audio=audio,
+                video=video,
                 id=id,
                 k=k,
                 vector=vector,

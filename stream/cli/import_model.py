@@ -49,6 +49,10 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
                 help="It was trained on records of this stream: nothing is judged against it.",
             ),
         ] = False,
+        video: Annotated[
+            bool,
+            typer.Option("--video", help="Embed videos too: the mean of 8 frames as pictures."),
+        ] = False,
         as_json: AsJson = False,
     ) -> None:
         """Make a version of a pretrained model, without training.
@@ -75,6 +79,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             classes=tasks,
             prompt=prompt,
             saw_records=saw_records,
+            video=video,
         )
         _print(done, as_json)
 

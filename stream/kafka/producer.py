@@ -94,6 +94,7 @@ class Producer:
         text: str | None = None,
         image: BlobLike = None,
         audio: BlobLike = None,
+        video: BlobLike = None,
         labels: Mapping[str, Label] | None = None,
         meta: Mapping[str, Any] | None = None,
         ts: int | None = None,
@@ -114,6 +115,7 @@ class Producer:
             text=text,
             image=as_blob(image),
             audio=as_blob(audio),
+            video=as_blob(video),
             labels=labels or {},
             meta=meta or {},
         )

@@ -59,6 +59,7 @@ class Record:
     text: Annotated[str | None, "the text"] = None
     image: Annotated[Blob | None, "the picture"] = None
     audio: Annotated[Blob | None, "the sound"] = None
+    video: Annotated[Blob | None, "the video"] = None
     labels: Annotated[
         Mapping[str, Label], "task name to class name, list of class names, number or caption"
     ] = field(default_factory=dict)

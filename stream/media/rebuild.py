@@ -30,7 +30,7 @@ from ..kafka.schemas import Record, decode_record
 from ..settings import Settings
 from .links import Links
 from .payload_writer import payload_of
-from .thumbnails import LARGE_SIDE, LONG_S, media_of, snippet, thumb
+from .thumbnails import LARGE_SIDE, LONG_S, media_of, snippet, still, thumb
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,10 @@ class Rebuilder:
 
     def _picture(self, record: Record) -> Media | None:
         image = self._bytes(record, "image")
-        return None if image is None else thumb(image, self._limits, side=LARGE_SIDE)
+        if image is not None:
+            return thumb(image, self._limits, side=LARGE_SIDE)
+        video = self._bytes(record, "video")
+        return None if video is None else still(video, self._limits, side=LARGE_SIDE)
 
     def _sound(self, record: Record) -> Media | None:
         audio = self._bytes(record, "audio")

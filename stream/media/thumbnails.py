@@ -15,7 +15,7 @@ import soundfile
 from PIL import Image
 
 from braid.encoders.config import Limits
-from braid.encoders.decoding.isolation import DecodePool, isolate
+from braid.encoders.decoding.isolation import DecodePool, isolate, video
 from braid.encoders.decoding.pictures import open_image
 from braid.index.media_cache import Kind, Media
 from braid.index.service.hit_details import KIND_OF
@@ -80,7 +80,23 @@ def snippet(data: bytes, limits: Limits, *, seconds: float = SECONDS) -> Media |
     return Media(data=file.getvalue(), type="audio/mpeg")
 
 
-MAKERS: Mapping[str, Callable[[bytes, Limits], Media | None]] = {"image": thumb, "audio": snippet}
+def still(data: bytes, limits: Limits, *, side: int = SIDE) -> Media | None:
+    """The frame in the middle of a video as WebP, whole on white, `side` pixels."""
+    try:
+        (frame_CHW,) = video(data, 1, side, limits)
+        file = io.BytesIO()
+        Image.fromarray(frame_CHW.transpose(1, 2, 0)).save(file, "WEBP", quality=QUALITY, method=2)
+    except Exception as error:  # noqa: BLE001 (as in thumb)
+        log.debug("no still: %s", bad_record(error, stage="show", field="video"))
+        return None
+    return Media(data=file.getvalue(), type="image/webp")
+
+
+MAKERS: Mapping[str, Callable[[bytes, Limits], Media | None]] = {
+    "image": thumb,
+    "audio": snippet,
+    "video": still,
+}
 """What makes the medium of a card from a modality's bytes; its kind is in `KIND_OF`."""
 
 

@@ -31,6 +31,7 @@ class SourceMap(Group):
         None, description="the picture: bytes, base64, a data: URI, or a link (uri)"
     )
     audio: str | None = Field(None, description="the sound, likewise")
+    video: str | None = Field(None, description="the video, likewise")
     labels: dict[str, str] = Field({}, description="by task: the label")
     meta: str | dict[str, str] = Field(
         {}, description="by name: the field of meta; or one path to an object that has them"

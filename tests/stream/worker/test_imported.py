@@ -13,6 +13,7 @@ from braid.stream.kafka.schemas import decode_vector
 from tests.encoders.joint_models import write_clip
 from tests.encoders.test_importing import COSINE, cosines
 from tests.encoders.test_importing_joint import PICTURES, seen
+from tests.encoders.test_video import filmed
 from tests.stream.harness import Deployment, wait_for
 from tests.stream.worker.test_hot_swap import braid, labelled, searchable
 
@@ -49,6 +50,30 @@ def test_a_clip_is_served_and_predicts_without_training(
     assert worker.running
     assert index.running
     assert not deployment.read("dead-letters")
+
+
+def test_videos_are_found_by_text_and_a_bad_one_is_a_dead_letter(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    write_clip(tmp_path / "clip")
+    made = braid(deployment, "models", "import", str(tmp_path / "clip"), "--video", "--json")
+    assert made["modalities"] == ["text", "image", "video"]
+    worker, index = deployment.worker("one", model=None), deployment.index(model=None)
+    film = filmed()
+    deployment.produce([{"id": "film", "video": film}, {"id": "bad", "video": film[:900]}])
+    with Client(deployment.url) as client:
+        wait_for("it is searchable", lambda: searchable(client) == 1, timeout=300)
+        (hit,) = client.search(text="a red bird", vector="video")["hits"]
+        assert (hit["id"], hit["modalities"]) == ("film", ["video"])
+        (same,) = client.search(video=film)["hits"]
+        assert same["score"] == pytest.approx(1.0, abs=1e-5)
+    wait_for("the bad one is refused", lambda: bool(deployment.read("dead-letters")), timeout=60)
+    (letter,) = deployment.read("dead-letters")
+    headers = dict(letter.headers)
+    assert (letter.key, headers["field"]) == (b"bad", b"video")
+    assert b"does not decode" in (headers["reason"] or b"")
+    assert worker.running
+    assert index.running
 
 
 def test_labels_train_its_heads_and_a_wider_model_replaces_it(

@@ -1,0 +1,223 @@
+"""Videos by a CLIP's picture tower: one network for two modalities, frames as transformers sees
+them, and files that are refused."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from braid.encoders import BadInput, CheckpointError, Embedder, Sample
+from braid.encoders.config import EncoderConfig, Limits
+from braid.encoders.decoding.isolation import DecodePool
+from braid.encoders.decoding.videos import decode_video
+from braid.encoders.importing import import_model
+from braid.encoders.manifest import WEIGHTS, read_manifest
+from tests.encoders.joint_models import DIM, write_clap, write_clip
+from tests.encoders.test_importing import COSINE, cosines
+
+FRAMES = 8
+SHAPES = [  # container, codec, frames a second, width, height, frames, frames between key frames
+    ("mp4", "mpeg4", Fraction(25), 96, 64, 40, 12),
+    ("mp4", "libx264", Fraction(30000, 1001), 64, 96, 61, 250),
+    ("matroska", "libx264", Fraction(10), 128, 48, 30, 7),
+    ("webm", "libvpx-vp9", Fraction(24), 64, 64, 24, 10),
+    ("avi", "mjpeg", Fraction(5), 80, 60, 9, 1),
+    ("mpegts", "mpeg2video", Fraction(25), 96, 64, 33, 12),
+    ("mp4", "mpeg4", Fraction(12), 64, 48, 3, 12),
+]
+
+
+def filmed(
+    kind: str = "mp4",
+    codec: str = "mpeg4",
+    rate: Fraction = Fraction(25),
+    width: int = 96,
+    height: int = 64,
+    count: int = 20,
+    keys: int = 12,
+) -> bytes:
+    """A film of noise in which a bar moves."""
+    rng = np.random.default_rng(width * count)
+    still_HWC = rng.integers(0, 200, (height // 8, width // 8, 3)).repeat(8, 0).repeat(8, 1)
+    still_HWC = np.pad(still_HWC, ((0, height % 8), (0, width % 8), (0, 0)), mode="edge")
+    file = io.BytesIO()
+    with av.open(file, "w", format=kind) as container:
+        stream: Any = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.gop_size = width, height, keys
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for number in range(count):
+            frame_HWC = still_HWC.copy()
+            frame_HWC[:, (width - 8) * number // count :][:, :8] = (number * 255 // count, 255, 0)
+            frame = av.VideoFrame.from_ndarray(frame_HWC.astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def all_frames(data: bytes) -> list[Image.Image]:
+    """Every frame, decoded one after the other."""
+    with av.open(io.BytesIO(data), "r") as container:
+        return [frame.to_image() for frame in container.decode(video=0)]
+
+
+def middles(count: int) -> list[int]:
+    return [int((part + 0.5) * count / FRAMES) for part in range(FRAMES)]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "clip"
+    write_clip(folder)
+    import_model(
+        str(folder),
+        folder.parent / "version",
+        name="video",
+        version=1,
+        video=True,
+        classes={"kind": ["red", "green"]},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedder(clip: Path) -> Iterator[Embedder]:
+    with Embedder.load(clip.parent / "version", device="cpu") as made:
+        made.model.check()
+        yield made
+
+
+def theirs(folder: Path, frames: list[Image.Image]) -> np.ndarray:
+    """The mean of the unit vectors that transformers gives frames, at length 1, float32[D]."""
+    from transformers import AutoImageProcessor, CLIPModel
+
+    net = CLIPModel.from_pretrained(folder).eval()
+    pixels = AutoImageProcessor.from_pretrained(folder)(frames, return_tensors="pt")
+    with torch.no_grad():
+        rows_TD = net.get_image_features(**pixels).pooler_output
+    mean_D = torch.nn.functional.normalize(rows_TD, dim=1).mean(0)
+    return torch.nn.functional.normalize(mean_D, dim=0).numpy()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda one: f"{one[0]}-{one[1]}-{one[5]}")
+def test_vectors_are_those_of_transformers_on_the_same_frames(
+    clip: Path, embedder: Embedder, shape: tuple[Any, ...]
+) -> None:
+    data = filmed(*shape)
+    frames = all_frames(data)
+    assert len(frames) == shape[5]
+    (embedding,) = embedder.embed([Sample(id="v", video=data)])
+    want_D = theirs(clip, [frames[place] for place in middles(len(frames))])
+    assert cosines(embedding.by["video"][None], want_D[None]) >= COSINE
+    assert set(embedding.tasks["kind"].by) == {"video", "fused"}
+
+
+def test_the_network_is_in_the_version_once(clip: Path, embedder: Embedder) -> None:
+    plain = import_model(str(clip), clip.parent / "plain", name="plain", version=2)
+    with (
+        safe_open(clip.parent / "version" / WEIGHTS, "pt") as ours,
+        safe_open(clip.parent / "plain" / WEIGHTS, "pt") as without,
+    ):
+        own, other = set(ours.keys()), set(without.keys())
+        assert {name for name in own if name.startswith("encoders.")} == {
+            name for name in other if name.startswith("encoders.")
+        }
+    net = embedder.model.net  # type: ignore[attr-defined]
+    assert net.encoder("video").owner is net.encoder("image")
+    assert net.encoder_hashes()["video"] != net.encoder_hashes()["image"]
+    manifest = read_manifest(clip.parent / "version")
+    assert manifest.modalities == ["text", "image", "video"]
+    assert manifest.dim == DIM
+    assert plain.modalities == ["text", "image"]
+    assert plain.space != manifest.space
+
+
+def test_limits_of_videos_name_no_space_without_them() -> None:
+    limits, other = Limits(), Limits(video_seconds=1.0)
+    assert limits.hashed(["text", "image", "audio"]) == other.hashed(["text", "image", "audio"])
+    assert limits.hashed(["image", "video"]) != other.hashed(["image", "video"])
+
+
+def test_a_turned_film_is_upright(embedder: Embedder) -> None:
+    data = filmed()
+    place = data.index(b"tkhd") + 4 + 40  # after version, times, id, duration, layer and volume
+    quarter = np.array([0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30], ">i4").tobytes()
+    turned = data[:place] + quarter + data[place + 36 :]
+    (want,) = decode_video(data, 1, 96, Limits())
+    (got,) = decode_video(turned, 1, 96, Limits())
+    assert (got == np.rot90(want, -1, (1, 2))).all()
+    assert (got != want).any()
+
+
+BAD = {
+    "none of MP4": b"no film at all, but some bytes",
+    "does not decode": filmed()[:900],
+    "holds no": filmed()[:60],
+}
+
+
+@pytest.mark.parametrize("why", BAD)
+def test_what_is_no_film_is_refused(embedder: Embedder, why: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        embedder.embed([Sample(id="v", video=BAD[why])])
+    assert refused.value.field == "video"
+    assert len(refused.value.reason) < 400
+
+
+def test_a_playlist_opens_no_other_file(embedder: Embedder, tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_bytes(filmed())
+    playlist = f"#EXTM3U\n#EXTINF:1,\nfile://{tmp_path}/film.mp4\n#EXT-X-ENDLIST\n"
+    with pytest.raises(BadInput, match="none of MP4"):
+        embedder.embed([Sample(id="v", video=playlist.encode())])
+
+
+LIMITED = {
+    "0.8 s, the limit is 0.5 s": Limits(video_seconds=0.5),
+    "96x64 pixels a frame, the limit is 6000": Limits(video_pixels=6000),
+    "more than 60000 bytes of decoded frames": Limits(video_bytes=60_000),
+    "takes more than 0 s": Limits(video_decode_s=0.0),
+}
+
+
+@pytest.mark.parametrize("why", LIMITED)
+def test_limits(why: str) -> None:
+    with pytest.raises(BadInput, match=why):
+        decode_video(filmed(), FRAMES, 32, LIMITED[why])
+
+
+def test_a_child_decodes_the_same_within_the_same_limits() -> None:
+    data = filmed()
+    pool = DecodePool(1)
+    try:
+        got, _ = pool.decode("video", data, {"frames": FRAMES, "side": 32}, Limits())
+        assert (got == decode_video(data, FRAMES, 32, Limits())).all()
+        with pytest.raises(BadInput, match=r"limit is 0\.5 s"):
+            pool.decode("video", data, {"frames": 2, "side": 32}, Limits(video_seconds=0.5))
+    finally:
+        pool.close()
+
+
+def test_a_model_without_pictures_has_no_videos(tmp_path: Path) -> None:
+    write_clap(tmp_path / "clap")
+    with pytest.raises(CheckpointError, match="clap has no pictures"):
+        import_model(str(tmp_path / "clap"), tmp_path / "v", name="v", version=1, video=True)
+
+
+def test_shares_must_name_an_encoder_with_a_network() -> None:
+    from braid.encoders.backbones.registry import encoder_class, encoders_of
+
+    one = EncoderConfig(kind="frame-mean", shares="image")
+    with pytest.raises(CheckpointError, match="video shares with image, which has none"):
+        encoders_of({"video": one}, lambda *_: pytest.fail("nothing to make"))
+    with pytest.raises(CheckpointError, match="shares must name one"):
+        encoder_class("video", one).create(replace(one, shares=None))
