@@ -16,7 +16,7 @@ from braid.encoders import load, preset, train
 from braid.encoders.config import TrainConfig
 from braid.encoders.manifest import read_manifest
 from braid.encoders.model.fusion import FUSIONS
-from braid.encoders.types import MODALITIES, Sample
+from braid.encoders.types import Sample
 from tests.encoders.backbones.test_bert import pair, texts
 from tests.encoders.material import samples
 
@@ -26,6 +26,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here"),
 ]
 
+NAMES = tuple(preset("tiny").model.encoders)
+
 
 def config(fusion: str, precision: str = "float32", *names: str) -> TrainConfig:
     """Ten steps of the tiny preset, each over a batch of everything.
@@ -34,7 +36,7 @@ def config(fusion: str, precision: str = "float32", *names: str) -> TrainConfig:
         names: the modalities; all, if there are none.
     """
     tiny = preset("tiny")
-    encoders = {name: tiny.model.encoders[name] for name in names or MODALITIES}
+    encoders = {name: tiny.model.encoders[name] for name in names or NAMES}
     return replace(
         tiny,
         model=replace(tiny.model, fusion=fusion, encoders=encoders),
@@ -54,8 +56,8 @@ def losses(config: TrainConfig, out: Path, device: str) -> list[float]:
 def subsets() -> list[Sample]:
     """A record of every modality there is, without each of them, and with each alone."""
     whole = next(s for s in samples() if s.text and s.image and s.audio)
-    keeps = [MODALITIES, *((name,) for name in MODALITIES)]
-    keeps += [tuple(other for other in MODALITIES if other != name) for name in MODALITIES]
+    keeps = [NAMES, *((name,) for name in NAMES)]
+    keeps += [tuple(other for other in NAMES if other != name) for name in NAMES]
     return [
         Sample(id="+".join(kept), **{name: getattr(whole, name) for name in kept}) for kept in keeps
     ]
