@@ -48,6 +48,8 @@ class Manifest:
         reference: `braid.encoders.output_statistics.Tally.to_plain()` of its outputs on the
             validation split. Drift is measured against it. Empty where nothing was held out, and in
             old versions.
+        pulled: of a version that another registry made, the `place` that it was pulled from, and
+            its `name` and `parent` there. Names in its verdict are of that registry.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Manifest:
     verdict: Mapping[str, Any] = field(default_factory=dict)
     compatibility: Mapping[str, Any] = field(default_factory=dict)
     reference: Mapping[str, Any] = field(default_factory=dict)
+    pulled: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -111,7 +114,7 @@ class Manifest:
                 raise CheckpointError(
                     f"manifest field {name!r} must be a {kind.__name__}, is {raw.get(name)!r:.80}"
                 )
-        for name in ("verdict", "compatibility", "reference"):  # absent in old versions
+        for name in ("verdict", "compatibility", "reference", "pulled"):  # absent in old versions
             if not isinstance(raw.setdefault(name, {}), dict):
                 raise CheckpointError(f"manifest field {name!r} must be a dict")
         return cls(**{name: value for name, value in raw.items() if name in known})

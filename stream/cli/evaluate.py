@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ..errors import ConfigError
+from ..registry.model_card import calibrated
 from ..registry.versions import Registry, registry_of
 from ..settings import Settings
 from .common import AsJson, bar
-from .model_card import calibrated
 
 if TYPE_CHECKING:
     from braid.encoders.types import Sample

@@ -72,7 +72,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         done = import_version(
-            settings_of(context),
+            settings_of(context, service=True),
             source,
             promote=promote,
             dim=dim,
@@ -112,7 +112,12 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--on: {on}: {error}") from None
         done = bridge_versions(
-            settings_of(context), first, second, captions, force=force, promote=promote
+            settings_of(context, service=True),
+            first,
+            second,
+            captions,
+            force=force,
+            promote=promote,
         )
         _print(done, as_json)
 

@@ -75,7 +75,8 @@ def settings_of(context: typer.Context, *, service: bool = False, **flags: Any) 
     """The settings of one command: its own flags over the common ones.
 
     Args:
-        service: the process runs until it is stopped; it logs what it works with.
+        service: the process runs until it is stopped, or makes a version: it logs what it works
+            with, since others must have the same registry.
     """
     settings = load(**(context.obj | flags))
     set_up(settings)

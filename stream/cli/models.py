@@ -1,4 +1,4 @@
-"""`braid models`: import, list, promote, rollback, generations, drop."""
+"""`braid models`: list, promote, rollback, generations, drop; the other modules' commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..registry.versions import (
     status_of,
 )
 from ..settings import Settings
-from . import canary, evaluate, import_model, versions
+from . import canary, evaluate, import_model, transfer, versions
 from .common import AsJson
 
 
@@ -36,6 +36,7 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
     versions.add(models, settings_of)
     canary.add(models, settings_of)
     import_model.add(models, settings_of)
+    transfer.add(models, settings_of)
     evaluate.add_judge(models, settings_of)
 
     @models.command("list")

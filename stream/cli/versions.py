@@ -30,7 +30,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         """
         from braid.index.files import replaced
 
-        from .model_card import lines, model_card, plots
+        from ..registry.model_card import lines, model_card, plots
 
         registry = registry_of(settings_of(context))
         name = registry.resolve(version)
@@ -54,7 +54,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
         Example: braid models diff 1 2
         """
-        from .model_card import difference, difference_lines
+        from ..registry.difference import difference, difference_lines
 
         registry = registry_of(settings_of(context))
         changes = difference(*(registry.manifest(registry.resolve(one)) for one in (left, right)))

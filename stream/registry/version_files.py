@@ -206,9 +206,8 @@ class CachedVersions:
         draft = self._root / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
         draft.mkdir(parents=True)
         try:
-            for file in self._fetch_manifest(name, sha256, draft).files:
-                if Path(file).name != file:
-                    raise RegistryError(f"{name}: {file!r} lies outside of the version")
+            for file in inner_files(self._fetch_manifest(name, sha256, draft)):
+                (draft / file).parent.mkdir(parents=True, exist_ok=True)
                 self._store.fetch_file(f"versions/{name}/{file}", draft / file)
             try:
                 verify(draft)
@@ -230,6 +229,15 @@ class CachedVersions:
                 "of the log"
             )
         return _manifest(name, folder)
+
+
+def inner_files(manifest: Manifest) -> list[str]:
+    """The files that a manifest names. Raises RegistryError: one lies outside of the version."""
+    for file in manifest.files:
+        parts = file.split("/")
+        if "\\" in file or any(part in ("", ".", "..") for part in parts):
+            raise RegistryError(f"{manifest.name}: {file!r} lies outside of the version")
+    return list(manifest.files)
 
 
 def is_version(folder: Path) -> bool:

@@ -49,7 +49,7 @@ def import_version(
     def make(out: Path, name: str, version: int) -> Manifest:
         return import_model(source, out, name=name, version=version, **options)
 
-    return _registered(settings, f"import {source}", make, promote, tell)
+    return registered(settings, f"import {source}", make, promote, tell)
 
 
 def bridge_versions(
@@ -89,16 +89,29 @@ def bridge_versions(
             device=settings.model.device,
         )
 
-    return _registered(settings, f"bridge {' '.join(names)}", make, promote, tell)
+    return registered(settings, f"bridge {' '.join(names)}", make, promote, tell)
 
 
-def _registered(
+def registered(
     settings: Settings,
     run: str,
     make: Callable[[Path, str, int], Manifest],
     promote: bool | None,
     tell: Tell,
+    *,
+    why: str = "imported",
 ) -> Outcome:
+    """The version that `make` writes to the folder, under the name and the number that it gets.
+
+    Args:
+        run: what makes it, for the log.
+        promote, tell: as for `import_version`.
+        why: the reason of its promotion, for display.
+
+    Raises:
+        LockError: a trainer runs.
+        RegistryError: it cannot serve; it is kept.
+    """
     registry = registry_of(settings)
 
     def told(settings: Settings, key: str, value: Mapping[str, Any]) -> None:
@@ -117,7 +130,7 @@ def _registered(
     serves, building = False, ""
     if promote or (promote is None and champion is None):
         prove(registry, name, settings.model.device)
-        done = promote_version(settings, registry, name, why="imported", tell=told)
+        done = promote_version(settings, registry, name, why=why, tell=told)
         serves = isinstance(done, Champion)
         building = "" if isinstance(done, Champion) else done.generation
     return Outcome(manifest=manifest, run="", serves=serves, building=building)

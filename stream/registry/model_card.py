@@ -1,12 +1,10 @@
-"""The model card of a version: training, verdict, compatibility; the difference of two versions.
+"""The model card of a version: training, verdict, compatibility.
 
 Facts come from the manifest and the registry; `lines` prints them, `plots` draws them.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,8 +15,8 @@ from braid.encoders.evaluation.page import bars, curves, page
 from braid.encoders.evaluation.verdict import outcome
 from braid.encoders.manifest import Manifest
 
-from ..registry.canaries import Canaries
-from ..registry.versions import Registry
+from .canaries import Canaries
+from .versions import Registry
 
 NO_PLOTS: Mapping[str, Any] = {"shuffled": {}, "robustness": {}, "map": {"points": []}}
 """Fields that the page of `braid eval` shows and a manifest does not have."""
@@ -32,10 +30,6 @@ NO_MEASURES: Mapping[str, Any] = {
 
 AS_THEY_COME = ": as it comes"
 """The suffix of a gate's metric over records with all modalities."""
-FOREMOST = 10  # changes of each part of a difference that are shown
-LEAST_CHANGE = 0.01  # of a number, relative, that is shown
-MOST_SHOWN = 60  # characters of a list
-_CHECKSUM = re.compile("[0-9a-f]{16,}")
 CHOICES = {
     "way": "way",
     "ratio": "R",
@@ -50,16 +44,21 @@ CHOICES = {
 
 
 def model_card(registry: Registry, name: str) -> dict[str, Any]:
-    """Everything about one version, as JSON. Raises RegistryError."""
-    manifest = registry.manifest(name)
+    """Everything about one version of a registry, as JSON. Raises RegistryError."""
     now = registry.champion()
+    return facts(registry.manifest(name)) | {
+        "champion": now is not None and now.name == name,
+        "served": [asdict(one) for one in registry.history() if one.name == name],
+        "canaries": [asdict(one) for one in Canaries(registry.log).all() if one.model == name],
+    }
+
+
+def facts(manifest: Manifest) -> dict[str, Any]:
+    """What a version's manifest says of it, as JSON."""
     return {
         "name": manifest.name,
         "version": manifest.version,
         "created_at": manifest.created_at,
-        "champion": now is not None and now.name == name,
-        "served": [asdict(one) for one in registry.history() if one.name == name],
-        "canaries": [asdict(one) for one in Canaries(registry.log).all() if one.model == name],
         "space": manifest.space,
         "dim": manifest.dim,
         "modalities": list(manifest.modalities),
@@ -67,6 +66,7 @@ def model_card(registry: Registry, name: str) -> dict[str, Any]:
         "config": manifest.config,
         "config_sha256": manifest.config_sha256,
         "parent": manifest.parent,
+        "pulled": manifest.pulled,
         "window": manifest.window,
         "metrics": manifest.metrics,
         "verdict": manifest.verdict,
@@ -113,9 +113,11 @@ def choices(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def lines(card: Mapping[str, Any]) -> list[str]:
-    """The card as lines of text."""
+    """The card as lines of text: titles, and below each of them indented lines."""
     shown = [f"{card['name']}, version {card['version']}, made {card['created_at']}"]
     shown += [f"  {line}" for line in _standing(card)]
+    if pulled := card["pulled"]:
+        shown += [f"  pulled from {pulled['place']}, where it is {pulled['name']}"]
     model = card["config"].get("model", {})
     known = model.get("encoders", {})
     encoders = ", ".join(f"{m}: {known[m]['kind']}" for m in card["modalities"] if m in known)
@@ -132,8 +134,8 @@ def lines(card: Mapping[str, Any]) -> list[str]:
     shown += [f"  {line}" for line in _judged(card["verdict"])]
     shown += [f"  {line}" for line in _compatible(card["compatibility"])]
     if card["choices"]:
-        rows = [[_number(choice[key]) for key in CHOICES] for choice in card["choices"]]
-        shown += [f"  {line}" for line in _table([list(CHOICES.values()), *rows])]
+        rows = [[number(choice[key]) for key in CHOICES] for choice in card["choices"]]
+        shown += [f"  {line}" for line in table([list(CHOICES.values()), *rows])]
     if card["metrics"].get("validation"):
         shown += ["", f"On {card['metrics']['validation'].get('samples')} validation records"]
         shown += [f"  {line}" for line in _measured(card["metrics"]["validation"])]
@@ -141,6 +143,8 @@ def lines(card: Mapping[str, Any]) -> list[str]:
 
 
 def _standing(card: Mapping[str, Any]) -> Iterator[str]:
+    if "served" not in card:  # outside of a registry
+        return
     if card["champion"]:
         yield "it is the champion"
     for one in card["served"]:
@@ -192,15 +196,15 @@ def _judged(verdict: Mapping[str, Any]) -> Iterator[str]:
         rows += [
             (
                 str(gate["metric"]),
-                *(_number(gate.get(key)) for key in ("champion", "challenger", "difference")),
-                " to ".join(map(_number, gate.get("interval") or ())),
-                _number(gate.get("limit")),
+                *(number(gate.get(key)) for key in ("champion", "challenger", "difference")),
+                " to ".join(map(number, gate.get("interval") or ())),
+                number(gate.get("limit")),
                 str(gate.get("role", "")),
                 outcome(gate),
             )
             for gate in gates
         ]
-        yield from _table(rows)
+        yield from table(rows)
     if verdict.get("power"):
         yield f"{verdict['power']} (error of this judgement: {verdict['level']:.2g})"
     if learnt := verdict.get("learnt"):
@@ -217,7 +221,7 @@ def _compatible(compatibility: Mapping[str, Any]) -> Iterator[str]:
         for key, value in compatibility.items()
         if isinstance(value, (str, int, float, bool))
     }
-    yield "compatibility: " + ", ".join(f"{k} {_number(v)}" for k, v in simple.items())
+    yield "compatibility: " + ", ".join(f"{k} {number(v)}" for k, v in simple.items())
 
 
 def _measured(metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -282,109 +286,8 @@ def plots(card: Mapping[str, Any]) -> str:
     return whole.replace("</html>", "".join(extra) + text + "</html>")
 
 
-def difference(left: Manifest, right: Manifest) -> dict[str, Any]:
-    """What differs between two versions: facts, configuration, metrics, verdict, calibration.
-
-    Each as path to [left, right]; None: absent.
-    """
-    facts = ("space", "dim", "modalities", "preprocessing", "parent", "tasks", "window", "code")
-    return {
-        "left": left.name,
-        "right": right.name,
-        "same_space": left.space == right.space,
-        "facts": _changes(
-            {name: getattr(left, name) for name in facts},
-            {name: getattr(right, name) for name in facts},
-        ),
-        "config": _changes(left.config, right.config),
-        "metrics": _changes(left.metrics, right.metrics),
-        "verdict": _changes(left.verdict, right.verdict),
-        "compatibility": _changes(left.compatibility, right.compatibility),
-        "calibration": _changes(left.calibration, right.calibration),
-    }
-
-
-def difference_lines(changes: Mapping[str, Any], *, every: bool = False) -> list[str]:
-    """A difference as lines of text: of each part what matters most.
-
-    Args:
-        every: all of it.
-    """
-    space = "the same space" if changes["same_space"] else "different spaces"
-    shown = [f"{changes['left']} and {changes['right']}: {space}"]
-    for part in ("facts", "config", "metrics", "verdict", "compatibility", "calibration"):
-        changed: Mapping[str, Sequence[Any]] = changes[part]
-        shown += ["", part if changed else f"{part}: no difference"]
-        paths = list(changed) if every else _foremost(changed)
-        rows = [(path, *map(_number, changed[path]), _gain(*changed[path])) for path in paths]
-        shown += [f"  {line}" for line in _table(rows)]
-        if left_out := len(changed) - len(paths):
-            shown += [f"  and {left_out} more: braid models diff --all"]
-    return shown
-
-
-def _foremost(changed: Mapping[str, Sequence[Any]]) -> list[str]:
-    """The paths of the largest changes of numbers, and of what is short and not two numbers.
-
-    A number that is not finite is the largest change.
-    """
-
-    def relative(path: str) -> float:
-        left, right = changed[path]
-        if not (math.isfinite(left) and math.isfinite(right)):
-            return math.inf
-        return float(abs(right - left) / max(abs(left), abs(right), 1e-9))
-
-    numbers = [path for path, pair in changed.items() if all(map(_is_number, pair))]
-    moved = [path for path in numbers if relative(path) >= LEAST_CHANGE]
-    largest = sorted(moved, key=relative, reverse=True)[:FOREMOST]
-    words = [
-        path
-        for path, pair in changed.items()
-        if path not in numbers and not any(_bulky(value) for value in pair)
-    ]
-    return sorted([*largest, *words[:FOREMOST]])
-
-
-def _bulky(value: Any) -> bool:
-    """Whether nobody reads it: a checksum, or a list of numbers such as the losses."""
-    if isinstance(value, str):
-        return _CHECKSUM.fullmatch(value) is not None
-    return isinstance(value, list) and len(f"{value}") > MOST_SHOWN
-
-
-def _changes(left: Any, right: Any) -> dict[str, list[Any]]:
-    ours, theirs = dict(_leaves(left)), dict(_leaves(right))
-    return {
-        path: [ours.get(path), theirs.get(path)]
-        for path in sorted({*ours, *theirs})
-        if not _same(ours.get(path), theirs.get(path))
-    }
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Path to value of all values that are not maps; lists are values."""
-    if isinstance(value, Mapping):
-        for name, part in value.items():
-            yield from _leaves(part, f"{path}.{name}" if path else str(name))
-    elif value is not None:
-        yield path, list(value) if isinstance(value, tuple) else value
-
-
-def _same(left: Any, right: Any) -> bool:
-    """Whether two values are equal; NaN is NaN."""
-    return bool(left == right) or repr(left) == repr(right)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _gain(left: Any, right: Any) -> str:
-    return f"{right - left:+.4g}" if _is_number(left) and _is_number(right) else ""
-
-
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """A value as a cell of a table."""
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
     if value is None:
@@ -392,7 +295,8 @@ def _number(value: Any) -> str:
     return value if isinstance(value, str) else f"{value!s:.60}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as lines, in columns of one width."""
     if not rows:
         return
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
