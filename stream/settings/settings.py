@@ -27,6 +27,7 @@ from .model_group import Model
 from .source_groups import Source, unique
 from .sources import CUSTOMARY, Environment, File, config_file, flat, names, variable
 from .tracing import Tracing
+from .tracking import Tracking
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -79,6 +80,7 @@ class Settings(BaseSettings):
     links: groups.Links = groups.Links()
     metrics: groups.Metrics = groups.Metrics()
     tracing: Tracing = Tracing()
+    tracking: Tracking = Tracking()
     refresh: groups.Refresh = groups.Refresh()
     drift: groups.Drift = groups.Drift()
     schema_registry: source_groups.SchemaRegistry = source_groups.SchemaRegistry()

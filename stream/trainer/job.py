@@ -40,6 +40,7 @@ from .lock import TrainerLock
 from .metrics import TrainerMetrics, progress_to, served
 from .options import Options, check_together, config_of, parent_of, start_of
 from .runs import STATE, Run, Runs, differs, runs_of
+from .tracking import require_trackers, tracked
 from .window import Progress, Window, read_records
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Job:
 def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
     """Run all steps, as the only process or the first one."""
     settings, registry = job.settings, job.registry
+    require_trackers(settings)
     metrics = TrainerMetrics()
     with ExitStack() as stack:
         lock = stack.enter_context(TrainerLock(settings))  # 1
@@ -110,6 +112,9 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
         stack.enter_context(job.runs.owned(run))
         lock.set_progress(run=run.id, version=run.name)
         metrics.run(run.id, run.name)
+        config = config_of_run(job, run)
+        tracking = stack.enter_context(tracked(settings, registry, run, config))
+        job = replace(job, progress=tracking.progress(job.progress))
         with _closed_on_final_errors(job, run):
             window = job.runs.window(run)  # 3
             if window is None:
@@ -129,7 +134,9 @@ def lead(job: Job, train_it: Callable[[Job, Run, Window], Manifest]) -> Outcome:
             job.runs.write(replace(run, state="done", note=f"not promoted: {error}"))
             raise
         job.runs.write(replace(run, state="done", note=failed))
-        metrics.ended(status_of(manifest, serves=serves, building=building))
+        status = status_of(manifest, serves=serves, building=building)
+        metrics.ended(status)
+        tracking.ended(manifest, status)
     return Outcome(
         manifest=manifest,
         run=run.id,
