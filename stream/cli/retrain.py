@@ -143,6 +143,7 @@ def repeated(settings: Settings, options: Any, explicit: dict[str, Any]) -> Any:
 def _once(settings: Settings, options: Any, as_json: bool) -> None:
     from ..collector import collect_as_usual
     from ..media.thumbnails import isolated_decoding
+    from ..registry.announcements import warn_of_other_registries
     from ..registry.versions import status_line, status_of
     from ..trainer.retrain import retrain as run
 
@@ -151,6 +152,8 @@ def _once(settings: Settings, options: Any, as_json: bool) -> None:
     started = time.monotonic()
     first = os.environ.get("RANK", "0") == "0"
     quiet = as_json or not first or settings.log_format == "json"
+    if first:
+        warn_of_other_registries(settings)
     with isolated_decoding(settings), bar("retrain", quiet) as progress:
         outcome = run(settings, options, progress=progress)
     if not first:

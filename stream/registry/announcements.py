@@ -264,6 +264,23 @@ class _OtherRegistries:
         return None if same else other
 
 
+def warn_of_other_registries(settings: Settings) -> None:
+    """Log a warning if the champion is announced from another registry than the settings'.
+
+    Without a broker that answers, nothing is done.
+    """
+
+    async def look() -> None:
+        others, topic = _OtherRegistries(settings), settings.topic("models")
+        with contextlib.suppress(BrokerError):
+            admin = Admin(settings, timeout_s=1.0)
+            if topic in await asyncio.to_thread(admin.partition_counts):
+                for key, value in (await read_all(settings)).items():
+                    await asyncio.to_thread(others.warn, key, value)
+
+    asyncio.run(look())
+
+
 async def _warn_of_others(settings: Settings) -> None:
     """Read the announcements as soon as there is a broker with the topic, until cancelled."""
     others, topic = _OtherRegistries(settings), settings.topic("models")

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from braid.encoders.errors import TrainingError
+from braid.stream.cli.main import app
 from braid.stream.registry.announcements import (
     CHAMPION_KEY,
     _OtherRegistries,
@@ -19,6 +22,7 @@ from braid.stream.registry.announcements import (
     first_champion,
     follow_news,
     read_all,
+    warn_of_other_registries,
 )
 from braid.stream.registry.versions import Champion, Registry
 from braid.stream.settings import Settings
@@ -100,6 +104,27 @@ def test_a_running_process_is_warned_once(
 
     following(own, another)
     assert caplog.text.count(f"from the registry at {three_versions.root}") == 1
+
+
+def test_a_training_in_another_folder_is_warned(
+    deployment: Deployment,
+    three_versions: Registry,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = promoted_elsewhere(deployment, three_versions, tmp_path / "mine")
+    caplog.set_level(logging.INFO)
+    done = CliRunner(env=own.environment()).invoke(app, ["retrain", "--preset", "tiny"])
+    assert isinstance(done.exception, TrainingError), "there are no records"
+    assert (
+        f"home {own.home}, broker {own.kafka.bootstrap}, registry {own.models_dir}" in caplog.text
+    )
+    words = f"announced from the registry at {three_versions.root}, this process reads"
+    assert words in caplog.text
+    caplog.clear()
+    warn_of_other_registries(own.replace(home=three_versions.root.parent))
+    warn_of_other_registries(own.replace(prefix="none-", kafka={"bootstrap": "127.0.0.1:1"}))
+    assert caplog.text == ""
 
 
 def test_only_the_last_of_the_champions_before_is_judged(
