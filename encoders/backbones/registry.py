@@ -73,6 +73,7 @@ IMPORTED: dict[str, dict[str, type[Encoder]]] = {
 }
 """Kinds that `braid.encoders.importing` makes of models of other libraries."""
 
+
 def encoders_of(
     configs: Mapping[str, EncoderConfig], make: Callable[[str, EncoderConfig], Encoder]
 ) -> dict[str, Encoder]:

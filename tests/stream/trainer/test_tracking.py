@@ -23,7 +23,8 @@ from braid.encoders.manifest import Manifest
 from braid.stream.errors import ConfigError
 from braid.stream.registry.versions import registry_of
 from braid.stream.settings import Settings, load
-from braid.stream.trainer.job import Options, Outcome
+from braid.stream.trainer.job import Outcome
+from braid.stream.trainer.options import Options
 from braid.stream.trainer.retrain import retrain
 from braid.stream.trainer.runs import runs_of
 from braid.stream.trainer.tracker import Result, Tracker, TrackerRefused
