@@ -213,7 +213,7 @@ def test_what_does_not_map_names_its_path(value: Any, field: str, reason: str) -
         ({"map": {"id": "id", "text": "upper(t)"}}, r"map.text: .* there is no function upper\(\)"),
         ({"map": {"id": "id", "text": "t", "meta": {"x": "!"}}}, r"sources.shop.map.meta.x: "),
         ({"where": "a ==", "map": {"id": "id", "text": "t"}}, r"sources.shop.where: "),
-        ({"map": {"id": "id"}}, "none of text, image, audio is mapped"),
+        ({"map": {"id": "id"}}, "none of text, image, audio, video is mapped"),
         ({"map": {"id": "id", "text": "t", "expects": ["smell"]}}, "expects: smell"),
     ],
 )

@@ -51,7 +51,14 @@ def read(*paths: object, skip: int = 0, **options: Any) -> list[Any]:
 
 
 def fields(id_: str, **more: Any) -> dict[str, Any]:
-    base: dict[str, Any] = {"id": id_, "labels": {}, "meta": {}, "image": None, "audio": None}
+    base: dict[str, Any] = {
+        "id": id_,
+        "labels": {},
+        "meta": {},
+        "image": None,
+        "audio": None,
+        "video": None,
+    }
     return base | more
 
 
@@ -216,6 +223,7 @@ def test_paths_may_be_urls(bucket: Any) -> None:
             "text": "a red one",
             "image": Blob(data=PNG, media_type="image/png"),
             "audio": None,
+            "video": None,
             "labels": {"colour": "red"},
         },
         fields("c", image=PNG),
