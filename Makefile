@@ -28,7 +28,7 @@ MODULE ?=
 SAMPLE ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := braid braid/encoders braid/index braid/integrations braid/stream tests benchmarks docs
+SOURCES := braid braid/encoders braid/index braid/integrations braid/stream tests benchmarks docs examples
 READY := $(VENV)/.ready-$(EXTRAS)
 
 # With it each of some hundred processes compiles all of this anew.

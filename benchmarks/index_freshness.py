@@ -79,7 +79,7 @@ def _measured(fleet: Fleet, settings: Settings, given: Any) -> dict[str, Any]:
         fleet.wait("ready", lambda: int(client.ready()), 1, stalled=READY_S)
 
         def searchable() -> int:
-            return int(client.status()["records"])
+            return client.status().records
 
         # Once before it counts: the group forms, connections open, code is imported.
         asyncio.run(_burst(settings, "warm", 500))
@@ -181,8 +181,8 @@ async def _half(
                 text=id, k=1, min_offsets={partition: offset + 1}, timeout_ms=10_000
             )
             taken.append(time.perf_counter() - began)
-            if answer["hits"][0]["id"] != id:
-                raise AssertionError(f"searched for {id}, found {answer['hits'][0]['id']}")
+            if answer.hits[0].id != id:
+                raise AssertionError(f"searched for {id}, found {answer.hits[0].id}")
 
         began = time.perf_counter()
         next_probe = 0.0

@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         with Client(f"http://127.0.0.1:{run.http.port}") as client:
 
             def searchable() -> int:
-                return int(client.status()["records"])
+                return client.status().records
 
             fleet.wait("ready", lambda: int(client.ready()), 1, stalled=READY_S)
             fleet.wait("searchable", searchable, given.records, stalled=READY_S)

@@ -93,11 +93,11 @@ def wait_for_node(fleet: Fleet, port: int, records: int) -> dict[str, Any]:
     with Client(f"http://127.0.0.1:{port}") as client:
 
         def searchable() -> int:
-            return int(client.status()["records"])
+            return client.status().records
 
         fleet.wait("ready", lambda: int(client.ready()), 1, stalled=READY_S)
         fleet.wait("searchable", searchable, records, stalled=READY_S)
-        return dict(client.status())
+        return client.status().model_dump()
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

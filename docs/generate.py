@@ -1,11 +1,11 @@
-"""Writes the pages of `docs/reference/` from the code that they describe.
+"""Writes the pages of `docs/reference/`, and the JavaScript client, from the code.
 
     python docs/generate.py            write them (make reference)
     python docs/generate.py --check    exit with 1 and name the pages that are out of date
 
 Settings come from the models in `stream/settings`, topics and messages from `stream/kafka`, the
-HTTP API from FastAPI's OpenAPI description, metrics from the collectors, the command line from
-Typer.
+HTTP API and its client from FastAPI's OpenAPI description, metrics from the collectors, the command
+line from Typer.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from javascript_client import code_file, types_file
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from reference_acls import acls_page
 from reference_http import http_page
-from reference_markdown import code, page, prose, sentence, table
+from reference_markdown import code, page, prose, sentence, table, write
 from reference_schemas import SCHEMAS, asyncapi_page, schema_page
 
 from braid.encoders.types import Label, TaskPrediction
@@ -47,6 +48,7 @@ from braid.stream.settings.sources import CUSTOMARY, variable
 from braid.stream.trainer.metrics import TrainerMetrics
 
 FOLDER = Path(__file__).parent / "reference"
+JAVASCRIPT = Path(__file__).parent.parent / "integrations" / "javascript"
 
 
 # ---- settings
@@ -366,21 +368,25 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
+CLIENT: dict[str, Callable[[], str]] = {"index.js": code_file, "index.d.ts": types_file}
+
+
 def main() -> None:
-    parser = ArgumentParser(description="Write the pages of docs/reference/.")
+    parser = ArgumentParser(
+        description="Write the pages of docs/reference/ and the JavaScript client."
+    )
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
+    parser.add_argument("--client", type=Path, default=JAVASCRIPT, help="of the JavaScript client")
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
     options = parser.parse_args()
-    stale = []
-    for name, made in PAGES.items():
-        path, text = options.folder / name, made()
-        if not path.is_file() or path.read_text() != text:
-            stale.append(name)
-            if not options.check:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text)
+    written = {options.folder: PAGES, options.client: CLIENT}
+    stale = [
+        f"{folder}: {', '.join(names)} out of date: run make reference"
+        for folder, files in written.items()
+        if (names := write(folder, files, check=options.check))
+    ]
     if options.check and stale:
-        sys.exit(f"{options.folder}: {', '.join(stale)} out of date: run make reference")
+        sys.exit("\n".join(stale))
 
 
 if __name__ == "__main__":

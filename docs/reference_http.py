@@ -13,7 +13,9 @@ from braid.index.service.app import ServiceDeps, create_app
 COMPONENTS = "#/components/schemas/"
 
 
-def http_page() -> str:
+def described() -> Mapping[str, Any]:
+    """The OpenAPI description of an index node."""
+
     def unused(*_: Any) -> Any:
         raise AssertionError("only described")
 
@@ -26,21 +28,25 @@ def http_page() -> str:
             not_ready=unused,
         )
     )
-    described = app.openapi()
+    return app.openapi()
+
+
+def http_page() -> str:
+    api = described()
     parts = [
-        f"Version {described['info']['version']} of the API. An index node serves it at "
+        f"Version {api['info']['version']} of the API. An index node serves it at "
         "`http.host` and `http.port`, this description as `/openapi.json`, and a page to try it at "
         "`/docs`. With API keys set, calls below `/v1/` need `authorization: Bearer KEY` or "
         '`x-api-key: KEY`. An error is `{"error": {"field", "reason"}}`.'
     ]
     errors: dict[str, str] = {}
-    for path, operations in described["paths"].items():
+    for path, operations in api["paths"].items():
         for method, operation in operations.items():
             parts += [f"## {method.upper()} `{path}`", *_operation(operation, errors)]
     rows = [[status, sentence(meaning)] for status, meaning in sorted(errors.items())]
     parts += ["## Errors", table(["status", "meaning"], rows)]
     parts.append("## Schemas")
-    for name, schema in sorted(described["components"]["schemas"].items()):
+    for name, schema in sorted(api["components"]["schemas"].items()):
         parts += [f"### {name}", *_schema(schema)]
     return page("HTTP API", *parts)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 NOTE = "<!-- Written by docs/generate.py (make reference). Do not edit. -->"
 
@@ -38,3 +39,16 @@ def sentence(text: str | None) -> str:
     if first.islower() and first.isalpha():
         text = text[0].upper() + text[1:]
     return text if text.endswith((".", "?")) or not text else f"{text}."
+
+
+def write(folder: Path, files: Mapping[str, Callable[[], str]], *, check: bool) -> list[str]:
+    """The names of the files that are out of date; written anew unless only checked."""
+    stale = []
+    for name, made in files.items():
+        path, text = folder / name, made()
+        if not path.is_file() or path.read_text() != text:
+            stale.append(name)
+            if not check:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+    return stale

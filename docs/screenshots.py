@@ -81,7 +81,7 @@ def running(limit: int) -> Iterator[str]:
                 produce(run, unseen, split="held-out", labelled=False, captions_name_label=names)
                 fleet.wait(
                     "searchable",
-                    lambda: int(client.status()["records"]),
+                    lambda: client.status().records,
                     len(dataset.items),
                     stalled=STALLED_S,
                 )

@@ -2,7 +2,7 @@
 
     from braid import Client
     with Client("http://127.0.0.1:8077") as client:
-        answer = client.search(text="a red bird", k=5)
+        hits = client.search(text="a red bird", k=5).hits
 
 The import is cheap: a submodule is imported when one of its names is first used.
 """

@@ -4,3 +4,10 @@ from .client import Retry as Retry
 from .errors import BadQuery as BadQuery
 from .errors import BraidIndexError as BraidIndexError
 from .errors import ServiceError as ServiceError
+from .responses import DeleteAnswer as DeleteAnswer
+from .responses import EmbeddingsAnswer as EmbeddingsAnswer
+from .responses import GenerationsAnswer as GenerationsAnswer
+from .responses import Hit as Hit
+from .responses import RecordAnswer as RecordAnswer
+from .responses import SearchAnswer as SearchAnswer
+from .responses import StatusAnswer as StatusAnswer

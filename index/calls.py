@@ -11,15 +11,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Generic, TypedDict, TypeVar
 from urllib.parse import quote
+
+from pydantic import BaseModel, ValidationError
 
 from braid.modalities import MEDIA
 
 from .errors import BadQuery, BraidIndexError, ServiceError
+from .responses import (
+    BatchAnswer,
+    BatchProblem,
+    DeleteAnswer,
+    EmbeddingsAnswer,
+    GenerationsAnswer,
+    ReadyAnswer,
+    RecordAnswer,
+    SearchAnswer,
+    StatusAnswer,
+)
 
 Media = bytes | Path | None
-Answer = dict[str, Any]
+A = TypeVar("A", bound=BaseModel)
 
 MAX_BATCH = 64  # the service's limit; a test keeps the two equal
 MAX_BATCH_HITS = 10_000  # the service's limit
@@ -49,9 +62,10 @@ class Query(TypedDict, total=False):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
-    """One request."""
+class Call(Generic[A]):
+    """One request, and the model of its answer."""
 
+    answer: type[A]
     method: str
     path: str
     content: bytes | None = None
@@ -59,12 +73,12 @@ class Call:
     files: Mapping[str, tuple[str | None, bytes]] | None = None  # an upload: file name and data
 
 
-STATUS = Call(method="GET", path="/v1/status")
-GENERATIONS = Call(method="GET", path="/v1/generations")
-READY = Call(method="GET", path="/readyz")
+STATUS = Call(answer=StatusAnswer, method="GET", path="/v1/status")
+GENERATIONS = Call(answer=GenerationsAnswer, method="GET", path="/v1/generations")
+READY = Call(answer=ReadyAnswer, method="GET", path="/readyz")
 
 
-def search(query: Query, *, pack: bool) -> Call:
+def search(query: Query, *, pack: bool) -> Call[SearchAnswer]:
     """A search; an upload if it has a picture or a sound. Raises BadQuery.
 
     Args:
@@ -73,16 +87,16 @@ def search(query: Query, *, pack: bool) -> Call:
     media = {name: data for name in MEDIA if (data := _bytes(query, name)) is not None}
     fields = _fields(query)
     if not media:
-        return _json("POST", "/v1/search", fields, pack)
+        return _json(SearchAnswer, "/v1/search", fields, pack)
     parts: dict[str, tuple[str | None, bytes]] = {
         name: (None, _encoded(value if isinstance(value, str) else _dumped(value)))
         for name, value in fields.items()
     }
     parts |= {name: (name, data) for name, data in media.items()}
-    return Call(method="POST", path="/v1/search", files=parts)
+    return Call(answer=SearchAnswer, method="POST", path="/v1/search", files=parts)
 
 
-def search_batch(queries: Sequence[Query], *, pack: bool) -> Call:
+def search_batch(queries: Sequence[Query], *, pack: bool) -> Call[BatchAnswer]:
     """Up to MAX_BATCH searches at once. Raises BadQuery."""
     bodies = []
     for query in queries:
@@ -91,7 +105,7 @@ def search_batch(queries: Sequence[Query], *, pack: bool) -> Call:
             if (data := _bytes(query, name)) is not None:
                 body[name] = base64.b64encode(data).decode()
         bodies.append(body)
-    return _json("POST", "/v1/search/batch", {"queries": bodies}, pack)
+    return _json(BatchAnswer, "/v1/search/batch", {"queries": bodies}, pack)
 
 
 def batches(queries: Sequence[Query]) -> list[Sequence[Query]]:
@@ -122,17 +136,20 @@ def _media_bytes(query: Query) -> int:
     return sizes * 4 // 3
 
 
-def answers(batch: Answer) -> list[Answer | BraidIndexError]:
+def answers(batch: BatchAnswer) -> list[SearchAnswer | BraidIndexError]:
     """The answers of a batch, in order; an error in place of a failed query's answer."""
     return [
-        _refusal(one["error"], int(one["status"]), "/v1/search/batch") if "error" in one else one
-        for one in batch["answers"]
+        _refusal(one.error.field, one.error.reason, one.status, "/v1/search/batch")
+        if isinstance(one, BatchProblem)
+        else one
+        for one in batch.answers
     ]
 
 
-def embed(inputs: Sequence[str], model: str, *, pack: bool) -> Call:
+def embed(inputs: Sequence[str], model: str, *, pack: bool) -> Call[EmbeddingsAnswer]:
     """The vectors of texts, in the schema of OpenAI's API."""
-    return _json("POST", "/v1/embeddings", {"input": list(inputs), "model": model}, pack)
+    body = {"input": list(inputs), "model": model}
+    return _json(EmbeddingsAnswer, "/v1/embeddings", body, pack)
 
 
 def get(
@@ -140,17 +157,22 @@ def get(
     generation: str | None = None,
     min_offsets: Mapping[int, int] | None = None,
     timeout_ms: int | None = None,
-) -> Call:
+) -> Call[RecordAnswer]:
     options = {"generation": generation, "timeout_ms": timeout_ms}
-    return Call(method="GET", path=_record(id) + _options(options, min_offsets))
+    path = _record(id) + _options(options, min_offsets)
+    return Call(answer=RecordAnswer, method="GET", path=path)
 
 
 def delete(
     id: str, min_offsets: Mapping[int, int] | None = None, timeout_ms: int | None = None
-) -> Call:
-    return Call(
-        method="DELETE", path=_record(id) + _options({"timeout_ms": timeout_ms}, min_offsets)
-    )
+) -> Call[DeleteAnswer]:
+    path = _record(id) + _options({"timeout_ms": timeout_ms}, min_offsets)
+    return Call(answer=DeleteAnswer, method="DELETE", path=path)
+
+
+def thumbnail(id: str) -> str:
+    """The path of a record's picture, small."""
+    return "/v1/thumb?id=" + _quoted(id)
 
 
 def headers(api_key: str | None) -> dict[str, str]:
@@ -162,21 +184,28 @@ def headers(api_key: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {api_key}"}
 
 
-def read(call: Call, status: int, content: bytes) -> Answer:
-    """The body of a successful response.
+def read(call: Call[A], status: int, content: bytes) -> A:
+    """The answer in a successful response.
 
     Raises:
         BadQuery: the service refused the call; the error names field and reason.
         ServiceError: the service failed or is busy, or the response is not its own.
     """
     try:
-        body: Answer = dict(json.loads(content))
+        body: dict[str, Any] = dict(json.loads(content))
     except (ValueError, TypeError) as error:
         raise ServiceError(f"{call.path} answered {status} without JSON", status=status) from error
     if 200 <= status < 300:
-        return body
+        try:
+            return call.answer.model_validate(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            reason = f"{call.path} answered {status} with another form: {where}: {first['msg']}"
+            raise ServiceError(reason, status=status) from error
     problem = body.get("error")
-    raise _refusal(problem if isinstance(problem, dict) else {}, status, call.path)
+    problem = problem if isinstance(problem, dict) else {}
+    raise _refusal(str(problem.get("field")), str(problem.get("reason")), status, call.path)
 
 
 def wait_s(status: int, retry_after: str | None, *, tried: int) -> float | None:
@@ -193,8 +222,7 @@ def wait_s(status: int, retry_after: str | None, *, tried: int) -> float | None:
     return 0.25 * 2.0 ** (tried - 1)
 
 
-def _refusal(problem: Mapping[str, Any], status: int, path: str) -> BraidIndexError:
-    field, reason = str(problem.get("field")), str(problem.get("reason"))
+def _refusal(field: str, reason: str, status: int, path: str) -> BraidIndexError:
     if status < 500:
         return BadQuery(field, reason, status=status)
     return ServiceError(f"{path}: {field}: {reason}", status=status)
@@ -228,13 +256,13 @@ def _bytes(query: Query, name: str) -> bytes | None:
     raise BadQuery(name, f"must be bytes or a Path, got {type(value).__name__}")
 
 
-def _json(method: str, path: str, body: Mapping[str, Any], pack: bool) -> Call:
+def _json(answer: type[A], path: str, body: Mapping[str, Any], pack: bool) -> Call[A]:
     content = _dumped(body).encode()
     headers = {"content-type": "application/json"}
     if pack and len(content) >= GZIP_FROM:
         content = gzip.compress(content, 6, mtime=0)
         headers["content-encoding"] = "gzip"
-    return Call(method=method, path=path, content=content, headers=headers)
+    return Call(answer=answer, method="POST", path=path, content=content, headers=headers)
 
 
 def _dumped(value: Any) -> str:

@@ -1,27 +1,37 @@
 """Blocking and asyncio clients of the query service.
 
 with Client("http://127.0.0.1:8077") as client:
-    for hit in client.search(text="a red bird", k=5)["hits"]:
-        print(hit["score"], hit["id"], hit["text"])
+    for hit in client.search(text="a red bird", k=5).hits:
+        print(hit.score, hit.id, hit.text)
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import httpx
+from pydantic import BaseModel
 
 from . import calls
-from .calls import Answer, Call, Query
+from .calls import Call, Query
 from .errors import BraidIndexError, ServiceError
 from .redact import redacted
+from .responses import (
+    BatchAnswer,
+    DeleteAnswer,
+    EmbeddingsAnswer,
+    GenerationsAnswer,
+    RecordAnswer,
+    SearchAnswer,
+    StatusAnswer,
+)
+from .thumbnails import Thumbnails
 
-A = TypeVar("A")
+A = TypeVar("A", bound=BaseModel)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +63,8 @@ class Options(TypedDict, total=False):
     retry: Retry
 
 
-class _Common(ABC, Generic[A]):
-    """Base of both clients: the calls, each of which `_call` answers.
+class _Common:
+    """Options and errors common to both clients.
 
     Args:
         url: address of the service, for example http://127.0.0.1:8077.
@@ -83,10 +93,59 @@ class _Common(ABC, Generic[A]):
             "headers": calls.headers(api_key),
         }
         self._url, self._pack, self._retry = url, gzip, retry
+        self._thumbnails = Thumbnails(url, self._options["headers"])
 
-    def search(self, **query: Unpack[Query]) -> A:
+    def _showing(self, answer: SearchAnswer) -> SearchAnswer:
+        """The answer, able to show its hits' pictures in a notebook."""
+        answer._thumbnail = self._thumbnails
+        return answer
+
+    def _in_order(self, batches: Sequence[BatchAnswer]) -> list[SearchAnswer | BraidIndexError]:
+        return [
+            self._showing(one) if isinstance(one, SearchAnswer) else one
+            for batch in batches
+            for one in calls.answers(batch)
+        ]
+
+    def _unreachable(self, error: Exception) -> ServiceError:
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        return ServiceError(f"no answer from {redacted(self._url)}: {redacted(reason)}")
+
+    def _no_address(self, error: Exception) -> ServiceError:
+        return ServiceError(f"{redacted(self._url)!r} is no address: {redacted(error)}")
+
+
+def _request(call: Call[Any]) -> dict[str, Any]:
+    return {
+        "method": call.method,
+        "url": call.path,
+        "content": call.content,
+        "headers": dict(call.headers),
+        "files": None if call.files is None else dict(call.files),
+    }
+
+
+class Client(_Common):
+    __doc__ = f"Calls a query service and waits for the answer.\n{_Common.__doc__}"
+
+    def __init__(
+        self, url: str, *, sleep: Callable[[float], None] = time.sleep, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(url, **options)
+        self._sleep = sleep
+        try:
+            self._client = httpx.Client(**self._options)
+        except httpx.InvalidURL as error:
+            raise self._no_address(error) from error
+
+    def search(self, **query: Unpack[Query]) -> SearchAnswer:
         """Similar records; pass any of text, image and audio, or id, or values with space."""
-        return self._call(lambda: calls.search(query, pack=self._pack))
+        return self._showing(self._call(lambda: calls.search(query, pack=self._pack)))
+
+    def search_many(self, queries: Sequence[Query]) -> list[SearchAnswer | BraidIndexError]:
+        """An answer for each query, or the error that the query would have raised alone."""
+        batches = [self._batch(part) for part in calls.batches(queries)]
+        return self._in_order(batches)
 
     def get(
         self,
@@ -95,7 +154,7 @@ class _Common(ABC, Generic[A]):
         generation: str | None = None,
         min_offsets: Mapping[int, int] | None = None,
         timeout_ms: int | None = None,
-    ) -> A:
+    ) -> RecordAnswer:
         """One record: its meta, model, version and vectors.
 
         Args:
@@ -110,11 +169,11 @@ class _Common(ABC, Generic[A]):
         *,
         min_offsets: Mapping[int, int] | None = None,
         timeout_ms: int | None = None,
-    ) -> A:
+    ) -> DeleteAnswer:
         """Request a record's deletion; the answer holds its offset in `records`."""
         return self._call(lambda: calls.delete(id, min_offsets, timeout_ms))
 
-    def embed(self, texts: Sequence[str], *, model: str = "champion") -> A:
+    def embed(self, texts: Sequence[str], *, model: str = "champion") -> EmbeddingsAnswer:
         """Vectors of texts, in the schema of OpenAI's API: those that a search for each would use.
 
         Args:
@@ -122,58 +181,13 @@ class _Common(ABC, Generic[A]):
         """
         return self._call(lambda: calls.embed(texts, model, pack=self._pack))
 
-    def status(self) -> A:
+    def status(self) -> StatusAnswer:
         """Rows, offsets, model and space."""
         return self._call(lambda: calls.STATUS)
 
-    def generations(self) -> A:
+    def generations(self) -> GenerationsAnswer:
         """The generations that can be searched, and the serving one."""
         return self._call(lambda: calls.GENERATIONS)
-
-    def _batch(self, queries: Sequence[Query]) -> A:
-        return self._call(lambda: calls.search_batch(queries, pack=self._pack))
-
-    @abstractmethod
-    def _call(self, make: Callable[[], Call]) -> A:
-        """The answer to the call that `make` returns; it is repeated as `retry` says."""
-
-    def _unreachable(self, error: Exception) -> ServiceError:
-        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-        return ServiceError(f"no answer from {redacted(self._url)}: {redacted(reason)}")
-
-    def _no_address(self, error: Exception) -> ServiceError:
-        return ServiceError(f"{redacted(self._url)!r} is no address: {redacted(error)}")
-
-
-def _request(call: Call) -> dict[str, Any]:
-    return {
-        "method": call.method,
-        "url": call.path,
-        "content": call.content,
-        "headers": dict(call.headers),
-        "files": None if call.files is None else dict(call.files),
-    }
-
-
-class Client(_Common[Answer]):
-    __doc__ = f"Calls a query service and waits for the answer.\n{_Common.__doc__}"
-
-    def __init__(
-        self, url: str, *, sleep: Callable[[float], None] = time.sleep, **options: Unpack[Options]
-    ) -> None:
-        super().__init__(url, **options)
-        self._sleep = sleep
-        try:
-            self._client = httpx.Client(**self._options)
-        except httpx.InvalidURL as error:
-            raise self._no_address(error) from error
-
-    def search_many(self, queries: Sequence[Query]) -> list[Answer | BraidIndexError]:
-        """An answer for each query, or the error that the query would have raised alone."""
-        answers: list[Answer | BraidIndexError] = []
-        for part in calls.batches(queries):
-            answers += calls.answers(self._batch(part))
-        return answers
 
     def ready(self) -> bool:
         """Whether the node has caught up; false if it does not answer."""
@@ -191,7 +205,11 @@ class Client(_Common[Answer]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(self, make: Callable[[], Call]) -> Answer:
+    def _batch(self, queries: Sequence[Query]) -> BatchAnswer:
+        return self._call(lambda: calls.search_batch(queries, pack=self._pack))
+
+    def _call(self, make: Callable[[], Call[A]]) -> A:
+        """The answer to the call that `make` returns; it is repeated as `retry` says."""
         call, tried = make(), 0
         while True:
             try:
@@ -205,7 +223,7 @@ class Client(_Common[Answer]):
             self._sleep(wait_s)
 
 
-class AsyncClient(_Common[Coroutine[Any, Any, Answer]]):
+class AsyncClient(_Common):
     __doc__ = f"Calls a query service from asyncio.\n{_Common.__doc__}"
 
     def __init__(
@@ -222,12 +240,47 @@ class AsyncClient(_Common[Coroutine[Any, Any, Answer]]):
         except httpx.InvalidURL as error:
             raise self._no_address(error) from error
 
-    async def search_many(self, queries: Sequence[Query]) -> list[Answer | BraidIndexError]:
+    async def search(self, **query: Unpack[Query]) -> SearchAnswer:
+        """See Client.search."""
+        return self._showing(await self._call(lambda: calls.search(query, pack=self._pack)))
+
+    async def search_many(self, queries: Sequence[Query]) -> list[SearchAnswer | BraidIndexError]:
         """See Client.search_many."""
-        answers: list[Answer | BraidIndexError] = []
-        for part in calls.batches(queries):
-            answers += calls.answers(await self._batch(part))
-        return answers
+        batches = [await self._batch(part) for part in calls.batches(queries)]
+        return self._in_order(batches)
+
+    async def get(
+        self,
+        id: str,
+        *,
+        generation: str | None = None,
+        min_offsets: Mapping[int, int] | None = None,
+        timeout_ms: int | None = None,
+    ) -> RecordAnswer:
+        """See Client.get."""
+        return await self._call(lambda: calls.get(id, generation, min_offsets, timeout_ms))
+
+    async def delete(
+        self,
+        id: str,
+        *,
+        min_offsets: Mapping[int, int] | None = None,
+        timeout_ms: int | None = None,
+    ) -> DeleteAnswer:
+        """See Client.delete."""
+        return await self._call(lambda: calls.delete(id, min_offsets, timeout_ms))
+
+    async def embed(self, texts: Sequence[str], *, model: str = "champion") -> EmbeddingsAnswer:
+        """See Client.embed."""
+        return await self._call(lambda: calls.embed(texts, model, pack=self._pack))
+
+    async def status(self) -> StatusAnswer:
+        """See Client.status."""
+        return await self._call(lambda: calls.STATUS)
+
+    async def generations(self) -> GenerationsAnswer:
+        """See Client.generations."""
+        return await self._call(lambda: calls.GENERATIONS)
 
     async def ready(self) -> bool:
         """See Client.ready."""
@@ -245,7 +298,11 @@ class AsyncClient(_Common[Coroutine[Any, Any, Answer]]):
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _call(self, make: Callable[[], Call]) -> Answer:
+    async def _batch(self, queries: Sequence[Query]) -> BatchAnswer:
+        return await self._call(lambda: calls.search_batch(queries, pack=self._pack))
+
+    async def _call(self, make: Callable[[], Call[A]]) -> A:
+        """See Client._call."""
         call, tried = make(), 0
         while True:
             try:

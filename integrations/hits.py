@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
+
+from braid.index.responses import EmbeddingsAnswer, Hit
 
 FIELDS = ("score", "model", "version", "ts", "labels", "predicted", "uri", "modalities", "matched")
 
 
-def metadata_of(hit: Mapping[str, Any]) -> dict[str, Any]:
+def metadata_of(hit: Hit) -> dict[str, Any]:
     """The record's meta, and FIELDS of the hit, which replace meta of the same names."""
-    return {**hit["meta"], **{name: hit[name] for name in FIELDS}}
+    return {**hit.meta, **{name: getattr(hit, name) for name in FIELDS}}
 
 
-def vectors_of(answer: Mapping[str, Any]) -> list[list[float]]:
+def vectors_of(answer: EmbeddingsAnswer) -> list[list[float]]:
     """The vectors of an answer of `/v1/embeddings`, in the order of its inputs."""
-    data: Sequence[Mapping[str, Any]] = answer["data"]
-    return [one["embedding"] for one in sorted(data, key=lambda one: one["index"])]
+    vectors: list[list[float]] = answer.to_numpy().tolist()
+    return vectors

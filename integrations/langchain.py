@@ -15,6 +15,7 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import Field
 
 from braid.index.client import AsyncClient, Client
+from braid.index.responses import SearchAnswer
 
 from .hits import metadata_of, vectors_of
 
@@ -73,9 +74,9 @@ class BraidEmbeddings(Embeddings):
         return self.embed_documents([text])[0]
 
 
-def _documents(answer: Mapping[str, Any]) -> list[Document]:
+def _documents(answer: SearchAnswer) -> list[Document]:
     documents: list[Document] = [
-        Document(id=hit["id"], page_content=hit["text"] or "", metadata=metadata_of(hit))
-        for hit in answer["hits"]
+        Document(id=hit.id, page_content=hit.text or "", metadata=metadata_of(hit))
+        for hit in answer.hits
     ]
     return documents

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -12,6 +11,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from pydantic import PrivateAttr
 
 from braid.index.client import Client
+from braid.index.responses import Hit
 
 from .hits import metadata_of, vectors_of
 
@@ -34,7 +34,7 @@ class BraidRetriever(BaseRetriever):
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         fields = {**self._query, "text": query_bundle.query_str, "k": self._k}
-        return [_node(hit) for hit in self._client.search(**fields)["hits"]]
+        return [_node(hit) for hit in self._client.search(**fields).hits]
 
 
 class BraidEmbedding(BaseEmbedding):
@@ -64,6 +64,6 @@ class BraidEmbedding(BaseEmbedding):
         return await asyncio.to_thread(self._get_query_embedding, query)
 
 
-def _node(hit: Mapping[str, Any]) -> NodeWithScore:
-    node = TextNode(id_=hit["id"], text=hit["text"] or "", metadata=metadata_of(hit))
-    return NodeWithScore(node=node, score=hit["score"])
+def _node(hit: Hit) -> NodeWithScore:
+    node = TextNode(id_=hit.id, text=hit.text or "", metadata=metadata_of(hit))
+    return NodeWithScore(node=node, score=hit.score)

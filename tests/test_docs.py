@@ -22,6 +22,8 @@ import pytest
 from braid.index.client import Client
 from braid.stream.local.child import Child, free_port, port_answers
 from tests.documents import ROOT, Block, blocks, commands, pages
+from tests.notebooks import executed
+from tests.notebooks import shown as shown_by
 from tests.services import KafkaBroker
 from tests.stream.harness import wait_for
 
@@ -36,6 +38,7 @@ ORDER = (
     "docs/how-to/produce.md",
     "docs/how-to/sources.md",
     "docs/how-to/search.md",
+    "docs/how-to/clients.md",
     "docs/how-to/evaluate.md",
     "docs/how-to/promote.md",
     "docs/how-to/canary.md",
@@ -193,6 +196,13 @@ def test_the_pages_run_as_written(newcomer: Newcomer) -> None:
                     new = [line for line in commands(block.code) if line not in lines]
                     lines.update(new)
                     ran += [name for line in new for name in typed(newcomer, client, line)]
+        for notebook in sorted((ROOT / "examples").glob("*.ipynb")):
+            folder = newcomer.folder / notebook.stem
+            folder.mkdir()
+            outputs = executed(notebook, folder, {"BRAID_URL": f"http://127.0.0.1:{newcomer.port}"})
+            assert "data:image/webp;base64," in "".join(
+                shown_by(one, "text/html") for one in outputs
+            )
     assert {"up", "produce", "retrain", "search", "models", "status", "doctor"} <= set(ran)
     assert {"eval", "dead-letters", "config", "embed", "index"} <= set(ran)
     assert ran.count("python") >= 13
@@ -281,7 +291,7 @@ def await_records(client: Client) -> None:
     """Wait until the records of the quick start are searchable."""
     wait_for(
         f"{RECORDS} records are searchable",
-        lambda: client.ready() and int(client.status()["records"]) >= RECORDS,
+        lambda: client.ready() and client.status().records >= RECORDS,
         timeout=180,
     )
 

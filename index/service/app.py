@@ -49,6 +49,7 @@ def create_app(deps: ServiceDeps) -> FastAPI:
         description="One live space of text, pictures and sound.",
         docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,  # names of generated clients' calls
     )
     _add_middleware(app, deps)
     add_problems(app, deps.metrics)

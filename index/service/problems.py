@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 
 from ..errors import BadQuery, Busy, NotServing, StoreError
 from ..metrics import ServiceMetrics
+from ..responses import ErrorAnswer
 from .bodies import refusal
 from .limits.body_limit import BodyTooLarge
-from .responses import ErrorAnswer
 
 log = logging.getLogger(__name__)
 

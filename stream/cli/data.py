@@ -180,12 +180,12 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
                 filter=json_option("--filter", filter),
             )
         if as_json:
-            print(json.dumps(answer))
+            print(json.dumps(answer.model_dump(exclude_unset=True)))
             return
-        for hit in answer["hits"]:
-            print(f"{hit['score']:.3f}  {hit['id']}  {(hit.get('text') or '')[:80]}")
+        for hit in answer.hits:
+            print(f"{hit.score:.3f}  {hit.id}  {(hit.text or '')[:80]}")
         print(
-            f"{len(answer['hits'])} hits in {answer['took_ms']:.0f} ms, model {answer['model']}, "
-            f"generation {answer['generation']}",
+            f"{len(answer.hits)} hits in {answer.took_ms:.0f} ms, model {answer.model}, "
+            f"generation {answer.generation}",
             file=sys.stderr,
         )

@@ -30,6 +30,7 @@ from typing import Any
 from braid.index.client import Client
 from braid.index.errors import BraidIndexError
 from braid.index.redact import redacted
+from braid.index.responses import SearchAnswer
 from braid.modalities import MEDIA
 
 from ..datasets.sources import DatasetError, Item, default_cache, digits, folder, held_out, stamps
@@ -150,7 +151,7 @@ def main_job(fleet: Fleet, dataset: Dataset, *, preset: str, seed: int) -> dict[
     with Client(service_url(settings), api_key=settings.client_key()) as client:
 
         def searchable() -> int:
-            return int(client.status()["records"])
+            return client.status().records
 
         begun = until_ready(fleet, client)
         fleet.wait("searchable", searchable, len(dataset.items), stalled=STALLED_S)
@@ -164,7 +165,7 @@ def main_job(fleet: Fleet, dataset: Dataset, *, preset: str, seed: int) -> dict[
             "predictions_out": len(predictions),
             "dead_letters": len(dead),
             "records_per_s": throughput([message.ts for message in predictions], begun=begun),
-            "model": client.status()["model"],
+            "model": client.status().model,
             "accuracy": held_out_accuracy(predictions, dataset, unseen),
             "recall": held_out_recall(client, dataset, unseen),
         }
@@ -288,12 +289,11 @@ def held_out_recall(
     return measured
 
 
-def hits_of(answer: Mapping[str, Any] | BraidIndexError) -> Sequence[Mapping[str, Any]]:
+def hits_of(answer: SearchAnswer | BraidIndexError) -> Sequence[Mapping[str, Any]]:
     """The hits of one answer. Raises the error of its query."""
     if isinstance(answer, BraidIndexError):
         raise answer
-    hits: Sequence[Mapping[str, Any]] = answer["hits"]
-    return hits
+    return [hit.model_dump() for hit in answer.hits]
 
 
 def say(line: str) -> None:

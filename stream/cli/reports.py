@@ -182,7 +182,6 @@ def _index_status(settings: Settings) -> dict[str, Any] | None:
 
     try:
         with Client(service_url(settings), timeout=2.0, api_key=settings.client_key()) as client:
-            answer: dict[str, Any] = client.status()
-            return answer
+            return client.status().model_dump(exclude_unset=True)
     except BraidIndexError:
         return None

@@ -95,10 +95,10 @@ def _check(cluster: Cluster, sent: Sequence[Any]) -> dict[str, int]:
     with cluster.client() as client:
 
         def indexed() -> bool:
-            return client.ready() and client.status()["records"] == len(due.live)
+            return client.ready() and client.status().records == len(due.live)
 
         assert cluster.wait_for(indexed, timeout=RECOVERED_WITHIN_S) is not None, (
-            f"the index holds {client.status()['records']} of {len(due.live)} records"
+            f"the index holds {client.status().records} of {len(due.live)} records"
         )
         queries = [f"text {number} of no seed" for number in range(QUERIES)]
         hits = oracle.check_index(client, due.live, queries)

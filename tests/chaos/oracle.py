@@ -142,13 +142,13 @@ def check_index(client: Client, live: Mapping[str, Vector], queries: Sequence[st
     for query in queries:
         scores_R = rows_RD @ hashed_unit(b"text\0" + query.encode(), 16)
         best_K = np.sort(scores_R)[::-1][:10]
-        hits = client.search(text=query, k=10)["hits"]
-        assert len({hit["id"] for hit in hits}) == len(hits) == len(best_K), query
+        hits = client.search(text=query, k=10).hits
+        assert len({hit.id for hit in hits}) == len(hits) == len(best_K), query
         for hit, best in zip(hits, best_K, strict=True):
-            assert abs(hit["score"] - scores_R[at[hit["id"]]]) < TOLERANCE, hit
-            assert abs(hit["score"] - best) < TOLERANCE, hit
+            assert abs(hit.score - scores_R[at[hit.id]]) < TOLERANCE, hit
+            assert abs(hit.score - best) < TOLERANCE, hit
         checked += len(hits)
-    assert client.status()["records"] == len(ids)
+    assert client.status().records == len(ids)
     return checked
 
 

@@ -288,9 +288,9 @@ class Run:
         expected = len(self._accounts.live_ids())
         if self.finding.problems or watch.ended:
             return
-        if not self.wait(watch, 60, lambda: client.status()["records"] == expected):
-            self._problem("index", f"holds {client.status()['records']}, expected {expected}")
-        elif not client.search(text="a red square", k=5)["hits"]:
+        if not self.wait(watch, 60, lambda: client.status().records == expected):
+            self._problem("index", f"holds {client.status().records}, expected {expected}")
+        elif not client.search(text="a red square", k=5).hits:
             self._problem("index", "finds nothing")
 
     def save(self, keep: Path) -> None:

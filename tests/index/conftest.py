@@ -71,7 +71,7 @@ class Node:
         return 1, 41 + len(self.deleted)
 
     def status(self) -> Mapping[str, Any]:
-        return {"lag": 0}
+        return {"lag": {"0": 0}}
 
     def reset(self) -> None:
         fresh = Node(url=self.url)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 import braid.index
 from braid.index import calls
 from braid.index.client import AsyncClient, Client, Retry
 from braid.index.errors import BadQuery, BraidIndexError, ServiceError
+from braid.index.responses import DeleteAnswer, SearchAnswer
 from braid.index.service.requests import MAX_BATCH, MAX_BATCH_HITS
 from tests.index.conftest import IDS, Node
 from tests.index.oracle import DIM, SPACE
@@ -53,8 +55,8 @@ def plain(result: Any) -> Any:
         return type(result).__name__, str(result), getattr(result, "status", None)
     if isinstance(result, list):
         return [plain(one) for one in result]
-    if isinstance(result, dict):
-        return {name: plain(one) for name, one in result.items() if name != "took_ms"}
+    if isinstance(result, BaseModel):
+        return type(result), result.model_dump(exclude={"took_ms"})
     return result
 
 
@@ -98,16 +100,16 @@ def test_deleting_from_both(node: Node) -> None:
             return await client.delete("r2")
 
     with Client(node.url) as client:
-        assert client.delete("r1") == {"id": "r1", "partition": 1, "offset": 42}
-    assert asyncio.run(delete()) == {"id": "r2", "partition": 1, "offset": 43}
+        assert client.delete("r1") == DeleteAnswer(id="r1", partition=1, offset=42)
+    assert asyncio.run(delete()) == DeleteAnswer(id="r2", partition=1, offset=43)
 
 
 def test_many_asynchronous_searches_at_once(node: Node) -> None:
-    async def ask() -> list[dict[str, Any]]:
+    async def ask() -> list[SearchAnswer]:
         async with AsyncClient(node.url) as client:
             return await asyncio.gather(*[client.search(id=id_, k=1) for id_ in IDS])
 
-    assert [answer["hits"][0]["id"] for answer in asyncio.run(ask())] == IDS
+    assert [answer.hits[0].id for answer in asyncio.run(ask())] == IDS
 
 
 def test_nobody_answers() -> None:
@@ -129,13 +131,13 @@ def test_more_queries_than_a_batch_holds(node: Node) -> None:
     with Client(node.url) as client:
         answers = client.search_many([{"id": id_, "k": 1} for id_ in ids])
         assert client.search_many([]) == []
-    assert [one["hits"][0]["id"] for one in answers if isinstance(one, dict)] == ids
+    assert [one.hits[0].id for one in answers if isinstance(one, SearchAnswer)] == ids
 
 
 def test_the_errors_of_a_batch_stand_in_their_places(node: Node) -> None:
     with Client(node.url) as client:
         answers = client.search_many([{"id": "r1"}, {"id": "nobody"}, {"text": "q", "k": 0}])
-    assert isinstance(answers[0], dict)
+    assert isinstance(answers[0], SearchAnswer)
     for error, field, status in ((answers[1], "id", 404), (answers[2], "k", 422)):
         assert isinstance(error, BadQuery)
         assert (error.field, error.status) == (field, status)
@@ -149,7 +151,7 @@ def test_large_bodies_are_packed_on_request(node: Node) -> None:
     assert "content-encoding" not in calls.search({"text": "a"}, pack=True).headers
     assert "content-encoding" not in calls.search({"text": text}, pack=False).headers
     with Client(node.url, gzip=True) as client:
-        assert client.search(text=text)["hits"]
+        assert client.search(text=text).hits
         assert client.search_many([{"text": text}] * 3)
     assert {query.text for query in node.asked} == {text}
 

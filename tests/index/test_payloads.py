@@ -139,11 +139,11 @@ def test_what_something_else_wrote_is_not_shown(
     with redis.Redis.from_url(valkey) as server:
         server.set(KEY + "r0", value)
     answer = client.search(text="q", k=1000)
-    shown = {hit["id"]: (hit["text"], hit["uri"]) for hit in answer["hits"]}
-    assert answer["payloads"] == "ok"
+    shown = {hit.id: (hit.text, hit.uri) for hit in answer.hits}
+    assert answer.payloads == "ok"
     assert shown["r0"] == (None, None)
     assert shown["r1"] == (BIRD.text, BIRD.uri)
-    assert client.get("r0")["text"] is None
+    assert client.get("r0").text is None
 
 
 @pytest.mark.redis
@@ -151,18 +151,18 @@ def test_a_key_of_another_type_is_nobody(valkey: str, node: Node, client: Client
     node.payloads = Payloads(valkey)
     with redis.Redis.from_url(valkey) as server:
         server.lpush(KEY + "r0", b"a list")
-    assert client.search(id="r0", k=1)["hits"][0]["text"] is None
+    assert client.search(id="r0", k=1).hits[0].text is None
 
 
 @pytest.mark.redis
 def test_hits_show_text_and_links(valkey: str, node: Node, client: Client) -> None:
     node.payloads = Payloads(valkey)
     node.payloads.put_many({"r1": BIRD})
-    hit = client.search(id="r1", k=1)["hits"][0]
-    assert (hit["id"], hit["text"], hit["uri"]) == ("r1", BIRD.text, BIRD.uri)
+    hit = client.search(id="r1", k=1).hits[0]
+    assert (hit.id, hit.text, hit.uri) == ("r1", BIRD.text, BIRD.uri)
     record = client.get("r1")
-    assert (record["text"], record["uri"]) == (BIRD.text, BIRD.uri)
-    assert client.status()["payloads"] is True
+    assert (record.text, record.uri) == (BIRD.text, BIRD.uri)
+    assert client.status().payloads is True
 
 
 @pytest.mark.redis
@@ -173,21 +173,21 @@ def test_redis_stopped_and_back_again(own_valkey: Valkey, node: Node, client: Cl
 
     def shown() -> tuple[str, str | None]:
         answer = client.search(id="r1", k=1)
-        assert [hit["id"] for hit in answer["hits"]] == ["r1"]
-        return answer["payloads"], answer["hits"][0]["text"]
+        assert [hit.id for hit in answer.hits] == ["r1"]
+        return answer.payloads, answer.hits[0].text
 
     assert shown() == ("ok", BIRD.text)
     own_valkey.stop()
     assert shown() == ("unavailable", None)
     assert shown() == ("unavailable", None)
-    assert client.get("r1")["text"] is None
-    assert client.status()["payloads"] is False
+    assert client.get("r1").text is None
+    assert client.status().payloads is False
     own_valkey.start()
     clock.now += RETRY_S + 0.1
     assert shown() == ("ok", None)  # it came back empty
     node.payloads.put_many({"r1": BIRD})
     assert shown() == ("ok", BIRD.text)
-    assert client.status()["payloads"] is True
+    assert client.status().payloads is True
 
 
 @pytest.mark.redis

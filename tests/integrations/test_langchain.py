@@ -26,13 +26,13 @@ def test_a_chain_gets_the_documents_of_a_search(node: Node, client: Client) -> N
 def test_a_document_has_text_meta_and_the_fields_of_the_hit(node: Node, client: Client) -> None:
     german = {"lang": "de"}
     documents = BraidRetriever(client=client, k=3, query={"filter": german}).invoke("a bird")
-    hits = client.search(text="a bird", k=3, filter=german)["hits"]
+    hits = client.search(text="a bird", k=3, filter=german).hits
     assert len(documents) == 3
     for document, hit in zip(documents, hits, strict=True):
-        assert (document.id, document.page_content) == (hit["id"], f"text of {hit['id']}")
+        assert (document.id, document.page_content) == (hit.id, f"text of {hit.id}")
         metadata = document.metadata
-        assert metadata["score"] == hit["score"]
-        assert (metadata["lang"], metadata["number"]) == ("de", hit["meta"]["number"])
+        assert metadata["score"] == hit.score
+        assert (metadata["lang"], metadata["number"]) == ("de", hit.meta["number"])
         assert (metadata["labels"], metadata["predicted"]) == ({"kind": "bird"}, {"kind": "frog"})
 
 

@@ -22,11 +22,11 @@ def test_a_query_engine_gets_the_nodes_of_a_search(node: Node, client: Client) -
     retriever = BraidRetriever(client, k=3, filter={"lang": "de"})
     engine = RetrieverQueryEngine.from_args(retriever, llm=MockLLM())
     answer = engine.query("a bird")
-    hits = client.search(text="a bird", k=3, filter={"lang": "de"})["hits"]
-    assert [one.node.node_id for one in answer.source_nodes] == [hit["id"] for hit in hits]
+    hits = client.search(text="a bird", k=3, filter={"lang": "de"}).hits
+    assert [one.node.node_id for one in answer.source_nodes] == [hit.id for hit in hits]
     for one, hit in zip(answer.source_nodes, hits, strict=True):
-        assert one.score == hit["score"]
-        assert one.node.get_content() == f"text of {hit['id']}"
+        assert one.score == hit.score
+        assert one.node.get_content() == f"text of {hit.id}"
         assert one.node.metadata["lang"] == "de"
         assert one.node.metadata["predicted"] == {"kind": "frog"}
 

@@ -21,11 +21,11 @@ def check_index(client: Client, texts: Mapping[str, str], queries: Sequence[str]
     for query in queries:
         scores_R = rows_RD @ hashed_unit(b"text\0" + query.encode(), 16)
         best_K = np.sort(scores_R)[::-1][:k]
-        hits = client.search(text=query, k=k)["hits"]
-        assert len({hit["id"] for hit in hits}) == len(hits) == min(k, len(ids))
+        hits = client.search(text=query, k=k).hits
+        assert len({hit.id for hit in hits}) == len(hits) == min(k, len(ids))
         for hit, best in zip(hits, best_K, strict=True):
-            assert abs(hit["score"] - scores_R[at[hit["id"]]]) < 1e-5
-            assert abs(hit["score"] - best) < 1e-5 + TIES
+            assert abs(hit.score - scores_R[at[hit.id]]) < 1e-5
+            assert abs(hit.score - best) < 1e-5 + TIES
         checked += len(hits)
-    assert client.status()["records"] == len(ids)
+    assert client.status().records == len(ids)
     return checked

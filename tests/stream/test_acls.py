@@ -238,7 +238,7 @@ def test_every_process_works_under_its_acls_and_each_is_needed(
                 await producer.send(id=f"r{number}", text=text, labels={"colour": colour})
 
     def searchable() -> int:
-        return int(client.status()["records"]) if client.ready() else -1
+        return client.status().records if client.ready() else -1
 
     for role in ROLES:
         wait_for(f"{role} has its rights", lambda: not refusal(stack.own[role], role), timeout=20)  # noqa: B023
@@ -266,7 +266,7 @@ def test_every_process_works_under_its_acls_and_each_is_needed(
         assert shop.flush(30) == 0
 
         braid("operator", "models", "promote", "tiny-0003", "--force", "--drop-missing")
-        wait_for("it flips", lambda: client.status()["generation"] == "g0002", timeout=60)
+        wait_for("it flips", lambda: client.status().generation == "g0002", timeout=60)
         old = stack.settings.vectors_topic("g0001")
         admin = Admin(stack.own["worker"])
         wait_for("g0001 is gone", lambda: old not in admin.partition_counts(), timeout=60)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from mcp import Client, StdioServerParameters
 
@@ -71,16 +72,32 @@ def test_over_stdio_a_program_searches_and_reads(node: Node, tmp_path: Path) -> 
     assert "vectors" not in record.structured_content
 
 
-def test_over_http_the_same(node: Node, tmp_path: Path) -> None:
+def test_over_http_the_same_and_deletions_where_they_are_allowed(
+    node: Node, tmp_path: Path
+) -> None:
     port = free_port()
-    command = ["-m", "braid", "--home", str(tmp_path), "mcp", "--url", node.url]
+    command = ["-m", "braid", "--home", str(tmp_path), "mcp", "--url", node.url, "--allow-delete"]
+    url = f"http://127.0.0.1:{port}/mcp"
+
+    async def ask(client: Client) -> tuple[Any, ...]:
+        found = await client.call_tool("search_text", {"text": "a red bird", "k": 3})
+        tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+        deleted = await client.call_tool("delete_record", {"id": "r3"})
+        return found, tools, deleted
+
     with subprocess.Popen([sys.executable, *command, "--http", "--port", str(port)]) as process:
         try:
             wait_for("the server listens", lambda: port_answers(port), timeout=60)
-            found = call(f"http://127.0.0.1:{port}/mcp", "search_text", text="a red bird", k=3)
+            found, tools, deleted = asked(url, ask)
+            # As a page sends it whose host name was made to lead here.
+            rebound = httpx.post(url, headers={"host": "evil.example"}, json={}, timeout=20)
         finally:
             process.terminate()
     assert ids(found) == node.expected(unit("a red bird", None, None), k=3)
+    assert tools["delete_record"].annotations.destructive_hint
+    assert tools["search_text"].annotations.read_only_hint
+    assert (deleted.structured_content["id"], node.deleted) == ("r3", ["r3"])
+    assert rebound.status_code in (403, 421)
 
 
 def test_pictures_sounds_and_records_are_asked_for_too(node: Node) -> None:

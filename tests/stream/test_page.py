@@ -60,7 +60,7 @@ def test_words_a_picture_and_a_new_event(site: Deployment, tiny_model: Path, tab
     with Client(site.url) as client:
         wait_for(
             "all are searchable",
-            lambda: client.ready() and client.status()["records"] == 12,
+            lambda: client.ready() and client.status().records == 12,
             timeout=120,
         )
     tab.goto(site.url)

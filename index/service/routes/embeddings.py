@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from ...errors import BadQuery
+from ...responses import EmbeddingsAnswer, ModelsAnswer
 from ..bodies import checked, read_json
 from ..dependencies import Limiters, QueryInput, QueryVectors, ServiceDeps, Serving
 from ..openapi import EMBEDDINGS_BODY
@@ -30,7 +31,6 @@ from ..requests import (
     TextPart,
     from_base64,
 )
-from ..responses import EmbeddingsAnswer, ModelsAnswer
 from ..searcher import to_json
 
 CHAMPION = "champion"

@@ -10,16 +10,16 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ...errors import BadQuery, UnknownGeneration
-from ...store import is_exact
-from ..dependencies import ServiceDeps, Serving
-from ..problems import problems
-from ..responses import (
+from ...responses import (
     DeadLettersAnswer,
     GenerationsAnswer,
     HealthAnswer,
     ReadyAnswer,
     StatusAnswer,
 )
+from ...store import is_exact
+from ..dependencies import ServiceDeps, Serving
+from ..problems import problems
 
 METRICS = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 

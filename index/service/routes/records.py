@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Path, Query
 from starlette.convertors import Convertor, register_url_convertor
 
+from ...responses import DeleteAnswer, RecordAnswer
 from ...store import VectorStore
 from ..dependencies import Limiters, ServiceDeps
 from ..problems import problems
 from ..requests import MAX_WAIT_MS
-from ..responses import DeleteAnswer, RecordAnswer
 from ..search import unknown_record
 from ..waiting import OFFSETS, missing, read_offsets, reflected
 
@@ -60,7 +60,7 @@ def add_records(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
         responses=problems(404, 412),
         tags=["records"],
     )
-    async def get(
+    async def get_record(
         id: Id,
         generation: Annotated[
             str | None, Query(max_length=64, description="without it the serving one")
@@ -97,7 +97,9 @@ def add_records(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
         responses=problems(404, 412),
         tags=["records"],
     )
-    async def delete(id: Id, min_offsets: MinOffsets = None, timeout_ms: TimeoutMs = 2000) -> Any:
+    async def delete_record(
+        id: Id, min_offsets: MinOffsets = None, timeout_ms: TimeoutMs = 2000
+    ) -> Any:
         """Request a deletion: a null is produced to `records`, and the index applies it later."""
         await wait(deps.store(), min_offsets, timeout_ms)
         if await asyncio.to_thread(deps.store().get, id) is None:

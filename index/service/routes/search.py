@@ -8,13 +8,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from ...errors import BadQuery
+from ...responses import BatchAnswer, SearchAnswer
 from ..bodies import read_batch, read_search
 from ..dependencies import Limiters, ServiceDeps
 from ..limits.auth import cost
 from ..openapi import BATCH_BODY, SEARCH_BODY
 from ..problems import problem, problems
 from ..requests import SearchBody
-from ..responses import BatchAnswer, SearchAnswer
 from ..search import answer
 from ..searcher import Searcher
 from .response_json import many_answers, one_answer

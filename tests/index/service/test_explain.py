@@ -162,16 +162,17 @@ def test_a_sample_is_kept_for_a_while() -> None:
 
 def test_only_who_asks_gets_an_explanation(node: Node, client: Client) -> None:
     plain = client.search(text="a red bird", k=3)
-    assert "cutoff" not in plain
-    assert all("scores" not in hit for hit in plain["hits"])
+    assert "cutoff" not in plain.model_fields_set
+    assert all("scores" not in hit.model_fields_set for hit in plain.hits)
     answer = client.search(text="a red bird", k=3, explain=True)
     query_D = unit("a red bird", None, None)
-    for hit in answer["hits"]:
-        by = node.oracle.rows[hit["id"]].by
-        assert hit["scores"] == pytest.approx(
+    for hit in answer.hits:
+        by = node.oracle.rows[hit.id].by
+        assert hit.scores == pytest.approx(
             {name: float(vector_D @ query_D) for name, vector_D in by.items()}, abs=1e-6
         )
-        assert hit["matched"] == max(hit["scores"], key=hit["scores"].__getitem__)
+        assert hit.scores is not None
+        assert hit.matched == max(hit.scores, key=hit.scores.__getitem__)
     scores = np.array([row.fused @ query_D for row in node.oracle.rows.values()], np.float32)
     assert len(scores) >= LEAST
-    assert answer["cutoff"] == pytest.approx(cutoff_of(scores, len(scores)), abs=1e-5)
+    assert answer.cutoff == pytest.approx(cutoff_of(scores, len(scores)), abs=1e-5)

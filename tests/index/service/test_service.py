@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from braid.index.client import Client
 from braid.index.errors import BadQuery, ServiceError
 from braid.index.payloads import Payload, Payloads
+from braid.index.responses import DeleteAnswer, SearchAnswer
 from braid.index.service.app import QueryInput
 from tests.index.conftest import IDS, Node, serving
 from tests.index.oracle import DIM, SPACE, unit, upsert
@@ -24,10 +25,8 @@ from tests.index.service.test_bad_queries import problem
 PNG = b"\x89PNG a picture"
 
 
-def ids(answer: dict[str, object]) -> list[str]:
-    hits = answer["hits"]
-    assert isinstance(hits, list)
-    return [hit["id"] for hit in hits]
+def ids(answer: SearchAnswer) -> list[str]:
+    return [hit.id for hit in answer.hits]
 
 
 def test_a_text_is_embedded_and_its_neighbours_come_best_first(node: Node, client: Client) -> None:
@@ -35,12 +34,12 @@ def test_a_text_is_embedded_and_its_neighbours_come_best_first(node: Node, clien
     query_D = unit("a red bird", None, None)
     expected = node.oracle.search(query_D, k=7)
     assert ids(answer) == [id_ for id_, _ in expected]
-    scores = [hit["score"] for hit in answer["hits"]]
+    scores = answer.to_numpy()
     np.testing.assert_allclose(scores, [score for _, score in expected], atol=1e-5)
     assert node.asked == [QueryInput(text="a red bird")]
-    first = answer["hits"][0]
-    row = node.oracle.rows[first["id"]]
-    assert first | {"score": 0} == {
+    first = answer.hits[0]
+    row = node.oracle.rows[first.id]
+    assert first.model_dump(exclude_unset=True) | {"score": 0} == {
         "id": row.id,
         "score": 0,
         "text": None,
@@ -55,12 +54,12 @@ def test_a_text_is_embedded_and_its_neighbours_come_best_first(node: Node, clien
         "modalities": ["image", "text"],
         "matched": max(row.by, key=lambda name: float(row.by[name] @ query_D)),
     }
-    assert answer["model"] == "m-query"
-    assert (answer["space"], answer["generation"]) == (SPACE, "g0001")
-    assert answer["as_of"] == {"0": 30, "1": 5}
-    assert answer["exact"] is True
-    assert answer["payloads"] == "unavailable"
-    assert answer["took_ms"] >= 0
+    assert answer.model == "m-query"
+    assert (answer.space, answer.generation) == (SPACE, "g0001")
+    assert answer.as_of == {"0": 30, "1": 5}
+    assert answer.exact is True
+    assert answer.payloads == "unavailable"
+    assert answer.took_ms >= 0
 
 
 def test_picture_and_sound_reach_the_model_as_bytes(
@@ -78,14 +77,14 @@ def test_a_raw_vector_is_made_unit_and_needs_no_model(node: Node, client: Client
     query_D = unit("raw")
     answer = client.search(values=(query_D * 1e30).tolist(), space=SPACE, k=5, vector="text")
     assert ids(answer) == node.expected(query_D, k=5, vector="text")
-    assert answer["model"] is None
+    assert answer.model is None
     assert node.asked == []
     for scale in (1e-300, 1e300, 5.0):
         values = [float(value) * scale for value in query_D]
         again = client.search(values=values, space=SPACE, k=5, vector="text")
         assert ids(again) == ids(answer)
-        for hit, other in zip(again["hits"], answer["hits"], strict=True):
-            assert hit["score"] == pytest.approx(other["score"], abs=1e-5)
+        for hit, other in zip(again.hits, answer.hits, strict=True):
+            assert hit.score == pytest.approx(other.score, abs=1e-5)
     client.search(values=[1] + [0] * (DIM - 1), space=SPACE)  # whole numbers are numbers
 
 
@@ -94,7 +93,7 @@ def test_a_records_id_asks_with_its_vector(node: Node, client: Client) -> None:
     answer = client.search(id="r3", k=4)
     assert ids(answer) == node.expected(row.fused, k=4)
     assert ids(answer)[0] == "r3"
-    assert answer["model"] == "m-1"
+    assert answer.model == "m-1"
     answer = client.search(id="r3", k=4, vector="text")
     assert ids(answer) == node.expected(row.by["text"], k=4, vector="text")
 
@@ -104,15 +103,15 @@ def test_a_filter_on_meta_and_the_largest_k(node: Node, client: Client) -> None:
     wanted = {"lang": "de", "number": {"gte": 5}}
     answer = client.search(text="q", k=1000, filter=wanted)
     assert ids(answer) == node.expected(query_D, k=1000, filter=wanted)
-    assert 0 < len(answer["hits"]) < len(IDS)
-    assert client.search(text="q", filter={"lang": "xx"})["hits"] == []
+    assert 0 < len(answer.hits) < len(IDS)
+    assert client.search(text="q", filter={"lang": "xx"}).hits == []
     assert ids(client.search(text="q", vector="audio")) == []
 
 
 def test_offsets_that_are_reached_and_those_that_come_while_waiting(
     node: Node, client: Client
 ) -> None:
-    assert client.search(text="q", min_offsets={0: 30, 1: 5})["as_of"] == {"0": 30, "1": 5}
+    assert client.search(text="q", min_offsets={0: 30, 1: 5}).as_of == {"0": 30, "1": 5}
     new = upsert("new", 50, by=[])
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(
@@ -122,17 +121,17 @@ def test_offsets_that_are_reached_and_those_that_come_while_waiting(
         node.store.apply([new], positions={0: 41}, progress={0: 51})
         answer = waiting.result()
     assert ids(answer) == ["new"]
-    assert answer["as_of"]["0"] == 51
+    assert answer.as_of["0"] == 51
 
 
 def test_a_record_as_the_index_holds_it(node: Node, client: Client) -> None:
     record = client.get("r4")
     row = node.oracle.rows["r4"]
-    assert (record["id"], record["version"], record["partition"]) == ("r4", 4, 0)
-    assert (record["ts"], record["model"], record["space"]) == (4, "m-1", SPACE)
-    assert record["meta"] == row.meta
-    assert set(record["vectors"]) == {"fused", "text", "image"}
-    np.testing.assert_array_equal(np.float32(record["vectors"]["text"]), row.by["text"])
+    assert (record.id, record.version, record.partition) == ("r4", 4, 0)
+    assert (record.ts, record.model, record.space) == (4, "m-1", SPACE)
+    assert record.meta == row.meta
+    assert set(record.vectors) == {"fused", "text", "image"}
+    np.testing.assert_array_equal(record.to_numpy()["text"], row.by["text"])
 
 
 @pytest.mark.redis
@@ -141,10 +140,10 @@ def test_no_answer_holds_a_path_of_the_producers_machine(node: Node, valkey: str
     uri = {"image": "FILE:///tmp/r4.png", "audio": "https://a.example/r4.wav"}
     payloads.put_many({"r4": Payload(text="four", uri=uri)})
     with serving(node, payloads=payloads) as (url, _), Client(url) as client:
-        hit = client.search(id="r4", k=1)["hits"][0]
+        hit = client.search(id="r4", k=1).hits[0]
         record = client.get("r4")
         live = httpx.get(f"{url}/v1/shown", params={"id": "r4"}).json()
-    for answer in (hit, record, live):
+    for answer in (hit.model_dump(), record.model_dump(), live):
         assert answer["text"] == "four"
         assert answer["uri"] == {"audio": "https://a.example/r4.wav"}
 
@@ -155,9 +154,9 @@ def test_no_answer_holds_a_path_of_the_producers_machine(node: Node, valkey: str
 )
 def test_any_id_can_be_got_searched_and_deleted(node: Node, client: Client, id: str) -> None:
     node.store.apply([upsert(id, 99)], positions={}, progress={})
-    assert client.get(id)["id"] == id
+    assert client.get(id).id == id
     assert ids(client.search(id=id, k=1)) == [id]
-    assert client.delete(id) == {"id": id, "partition": 1, "offset": 42}
+    assert client.delete(id) == DeleteAnswer(id=id, partition=1, offset=42)
     assert node.deleted == [id]
 
 
@@ -170,11 +169,11 @@ def test_a_deletion_is_asked_for_not_done(node: Node, http: httpx.Client) -> Non
 
 def test_status_health_and_readiness(node: Node, client: Client, http: httpx.Client) -> None:
     status = client.status()
-    assert status["records"] == len(IDS)
-    assert status["positions"] == {"0": 40, "1": 2}
-    assert status["progress"] == {"0": 30, "1": 5}
-    assert (status["space"], status["dim"], status["generation"]) == (SPACE, DIM, "g0001")
-    assert (status["ready"], status["lag"], status["payloads"]) == (True, 0, False)
+    assert status.records == len(IDS)
+    assert status.positions == {"0": 40, "1": 2}
+    assert status.progress == {"0": 30, "1": 5}
+    assert (status.space, status.dim, status.generation) == (SPACE, DIM, "g0001")
+    assert (status.ready, status.lag, status.payloads) == (True, {"0": 0}, False)
     assert http.get("/healthz").json() == {"ok": True}
     assert client.ready()
     node.not_ready = "still reading"
@@ -182,7 +181,7 @@ def test_status_health_and_readiness(node: Node, client: Client, http: httpx.Cli
     answer = http.get("/readyz")
     assert answer.status_code == 503
     assert answer.json() == {"ready": False, "reason": "still reading"}
-    assert client.status()["ready"] is False
+    assert client.status().ready is False
     assert http.get("/healthz").status_code == 200
 
 
@@ -238,7 +237,7 @@ def test_what_breaks_inside_is_a_500_in_json(
     answer = http.post("/v1/search", json={"text": "q"})
     assert answer.headers["connection"] == "close"
     node.broken = None
-    assert client.search(text="q")["hits"]
+    assert client.search(text="q").hits
 
 
 def test_the_client_without_a_service_or_with_another() -> None:
@@ -275,8 +274,8 @@ def test_a_record_is_waited_for(node: Node, http: httpx.Client) -> None:
         threading.Event().wait(0.1)
         assert not asked.done()
         node.store.apply([upsert("late", 30)], positions={0: 41}, progress={0: 31})
-        assert asked.result()["id"] == "late"
-        assert client.delete("late", min_offsets={0: 31})["id"] == "late"
+        assert asked.result().id == "late"
+        assert client.delete("late", min_offsets={0: 31}).id == "late"
     for wrong in ("0", "0:-1", "a:1", "0:1,", "0:1;1:2", "1" * 10 + ":1", "0:" + "1" * 19):
         answer = http.get("/v1/records/late", params={"min_offsets": wrong})
         assert problem(answer, 422)[0].endswith("min_offsets")

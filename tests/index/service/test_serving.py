@@ -6,14 +6,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
 from braid.index.client import Client
-from braid.index.errors import BadQuery, UnknownGeneration
+from braid.index.errors import BadQuery, BraidIndexError, UnknownGeneration
+from braid.index.responses import SearchAnswer
 from braid.index.segments.live_store import LiveStore
 from braid.index.service.app import QueryInput, QueryVectors, Serving
 from tests.index.conftest import Node, serving
@@ -66,15 +66,16 @@ def two() -> Iterator[tuple[Generations, Client, httpx.Client]]:
         yield node, client, http
 
 
-def assert_of(answer: dict[str, Any], name: str) -> None:
+def assert_of(answer: SearchAnswer | BraidIndexError, name: str) -> None:
     """All that an answer says belongs to one generation."""
-    assert answer["generation"] == name
-    assert answer["space"] == f"s-{name}"
-    assert answer["model"] in (f"q-{name}", f"m-{name}", None)
-    assert answer["as_of"] == {"0": DIMS[name]}
-    assert answer["hits"]
-    assert all(hit["id"].startswith(name) for hit in answer["hits"])
-    assert all(hit["model"] == f"m-{name}" for hit in answer["hits"])
+    assert isinstance(answer, SearchAnswer)
+    assert answer.generation == name
+    assert answer.space == f"s-{name}"
+    assert answer.model in (f"q-{name}", f"m-{name}", None)
+    assert answer.as_of == {"0": DIMS[name]}
+    assert answer.hits
+    assert all(hit.id.startswith(name) for hit in answer.hits)
+    assert all(hit.model == f"m-{name}" for hit in answer.hits)
 
 
 def test_a_query_may_name_its_generation(two: tuple[Generations, Client, httpx.Client]) -> None:
@@ -87,13 +88,11 @@ def test_a_query_may_name_its_generation(two: tuple[Generations, Client, httpx.C
         values, space = [1.0] * dim, f"s-{name}"
         assert_of(client.search(values=values, space=space, generation=name), name)
         record = client.get(f"{name}-3", generation=name)
-        assert (record["generation"], record["space"]) == (name, space)
-        assert len(record["vectors"]["fused"]) == dim
+        assert (record.generation, record.space) == (name, space)
+        assert len(record.vectors["fused"]) == dim
     node.alias = "g0002"
     assert_of(client.search(text="q"), "g0002")
     answers = client.search_many([{"text": "q"}, {"text": "q", "generation": "g0001"}])
-    assert isinstance(answers[0], dict)
-    assert isinstance(answers[1], dict)
     assert_of(answers[0], "g0002")
     assert_of(answers[1], "g0001")
 
@@ -123,7 +122,7 @@ def test_an_unknown_generation_is_refused_with_those_there_are(
 def test_the_generations_are_listed(two: tuple[Generations, Client, httpx.Client]) -> None:
     node, client, _ = two
     node.alias = "g0002"
-    assert client.generations() == {
+    assert client.generations().model_dump() == {
         "serving": "g0002",
         "generations": [
             {
@@ -156,8 +155,8 @@ def test_no_answer_mixes_two_generations_while_the_alias_moves(
         try:
             for _ in range(60):
                 answer = client.search(text="q", k=3)
-                seen.add(answer["generation"])
-                assert_of(answer, answer["generation"])
+                seen.add(answer.generation)
+                assert_of(answer, answer.generation)
                 both = http.post("/v1/search/batch", json={"queries": [{"text": "q"}] * 2}).json()
                 assert len({one["generation"] for one in both["answers"]}) == 1
         finally:
@@ -176,12 +175,12 @@ class Rough(LiveStore):
 
 def test_exact_is_what_the_store_says(two: tuple[Generations, Client, httpx.Client]) -> None:
     node, client, _ = two
-    assert client.search(text="q")["exact"] is True
+    assert client.search(text="q").exact is True
     rough = Rough(space="s-g0001", dim=8)
     node.stores["g0001"] = rough
-    assert client.search(text="q")["exact"] is False
-    listed = client.generations()["generations"]
-    assert [one["exact"] for one in listed] == [False, True]
+    assert client.search(text="q").exact is False
+    listed = client.generations().generations
+    assert [one.exact for one in listed] == [False, True]
 
 
 def test_a_generation_without_a_model_takes_vectors_and_ids(

@@ -110,7 +110,7 @@ class Up:
         return Counter(decode_map(message.value or b"")["id"] for message in messages)
 
     def records(self) -> int:
-        return int(self.client.status()["records"]) if self.client.ready() else -1
+        return self.client.status().records if self.client.ready() else -1
 
     def wait_for_records(self, count: int) -> None:
         wait_for(f"{count} are searchable", lambda: self.records() == count, timeout=READY_S)

@@ -51,11 +51,11 @@ class Asking:
                 except Exception as error:  # noqa: BLE001 (no answer may fail)
                     self.failures.append(repr(error))
                     continue
-                models = {hit["model"] for hit in answer["hits"]} | {answer["model"]}
+                models = {hit.model for hit in answer.hits} | {str(answer.model)}
                 spaces = {self._spaces.get(model, model) for model in models}
-                if spaces != {answer["space"]}:
-                    self.failures.append(f"{answer['generation']}: {models}")
-                self.answers[answer["generation"]] += 1
+                if spaces != {answer.space}:
+                    self.failures.append(f"{answer.generation}: {models}")
+                self.answers[answer.generation] += 1
                 time.sleep(0.1)
 
     def stop(self) -> None:
@@ -99,12 +99,12 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
         asking = Asking(deployment.url, spaces)
 
         braid(deployment, "models", "promote", same["name"], "--force", "--json")
-        wait_for("it serves", lambda: client.status()["model"] == same["name"], timeout=60)
+        wait_for("it serves", lambda: client.status().model == same["name"], timeout=60)
 
         entry = braid(deployment, "models", "promote", other["name"], "--force", "--json")
         assert (entry["generation"], entry["state"]) == ("g0002", "building")
-        wait_for("it flips", lambda: client.status()["generation"] == "g0002", timeout=240)
-        assert client.status()["model"] == other["name"]
+        wait_for("it flips", lambda: client.status().generation == "g0002", timeout=240)
+        assert client.status().model == other["name"]
 
         path = deployment.settings.models_dir / "versions" / broken["name"] / "model.safetensors"
         data = bytearray(path.read_bytes())
@@ -117,15 +117,15 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
         refused = braid(deployment, "retrain", *strict, BRAID_REFRESH__GATES=json.dumps(STRICT))
         assert refused["champion"] is False
         assert "embed ms a record" in refused["failed"]
-        assert client.status()["model"] == other["name"]
+        assert client.status().model == other["name"]
 
         began = time.monotonic()
         back = braid(deployment, "models", "rollback", "--json")
         assert (back["name"], back["generation"]) == (same["name"], "g0001")
-        wait_for("it is back", lambda: client.status()["generation"] == "g0001", timeout=30)
+        wait_for("it is back", lambda: client.status().generation == "g0001", timeout=30)
         rolled_back_s = time.monotonic() - began
         braid(deployment, "models", "promote", other["name"], "--force", "--json")
-        wait_for("and forth", lambda: client.status()["generation"] == "g0002", timeout=60)
+        wait_for("and forth", lambda: client.status().generation == "g0002", timeout=60)
 
         hurried_ms = 1000 * time.time()
         hurry.set()
@@ -179,7 +179,7 @@ def test_three_refreshes_while_records_flow(deployment: Deployment) -> None:
 
 
 def held(client: Client) -> list[str]:
-    return [generation["name"] for generation in client.generations()["generations"]]
+    return [generation.name for generation in client.generations().generations]
 
 
 def published_gaps(deployment: Deployment, *, before_ms: float) -> list[float]:

@@ -29,7 +29,7 @@ def test_a_node_that_hears_nothing_is_not_ready_until_it_has_caught_up(
 
         wait_for("it is behind", lambda: reason().startswith("behind: partition"), timeout=60)
         answer = client.search(text="before", k=5)  # from what it has; the offsets say so
-        assert "meanwhile" not in {hit["id"] for hit in answer["hits"]}
+        assert "meanwhile" not in {hit.id for hit in answer.hits}
         proxy.forward()
         wait_for("it is ready again", client.ready, timeout=120)
-        wait_for("what came is there", lambda: client.status()["records"] == 2, timeout=60)
+        wait_for("what came is there", lambda: client.status().records == 2, timeout=60)

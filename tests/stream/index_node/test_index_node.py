@@ -73,7 +73,7 @@ def test_a_node_without_a_model_lives_and_says_what_it_waits_for(
 
         wait_for("it is ready", is_ready, timeout=90)
         assert statuses <= {200, 503}
-        assert client.status()["model"] == "tiny-0001"
+        assert client.status().model == "tiny-0001"
         assert http.get("/healthz").json() == {"ok": True}
 
 
@@ -96,7 +96,7 @@ def test_a_node_without_a_broker_answers_what_it_waits_for(tmp_path: Path) -> No
 
 
 def searchable(client: Client) -> int:
-    return int(client.status()["records"]) if client.ready() else -1
+    return client.status().records if client.ready() else -1
 
 
 def test_writes_are_read_deletions_stay_and_a_restart_goes_on_from_the_snapshot(
@@ -112,16 +112,16 @@ def test_writes_are_read_deletions_stay_and_a_restart_goes_on_from_the_snapshot(
         answer = client.search(
             text="my own words", k=1, min_offsets={partition: offset + 1}, timeout_ms=10_000
         )
-        assert answer["hits"][0]["id"] == "mine"
-        assert answer["hits"][0]["score"] == pytest.approx(1.0, abs=1e-5)
-        assert answer["as_of"][str(partition)] >= offset + 1
+        assert answer.hits[0].id == "mine"
+        assert answer.hits[0].score == pytest.approx(1.0, abs=1e-5)
+        assert answer.as_of[str(partition)] >= offset + 1
         with pytest.raises(Exception, match="not yet at"):
             client.search(text="x", min_offsets={partition: offset + 1000}, timeout_ms=50)
 
         gone = client.delete("mine")
-        wait = {gone["partition"]: gone["offset"] + 1}
+        wait = {gone.partition: gone.offset + 1}
         answer = client.search(text="my own words", k=5, min_offsets=wait, timeout_ms=10_000)
-        assert "mine" not in {hit["id"] for hit in answer["hits"]}
+        assert "mine" not in {hit.id for hit in answer.hits}
         with pytest.raises(BadQuery) as caught:
             client.get("mine")
         assert caught.value.status == 404
@@ -190,12 +190,12 @@ def test_what_is_no_vector_of_this_space_is_counted_and_never_searched(
     with Client(deployment.url) as client:
         wait_for("the good one is there", lambda: searchable(client) == 1, timeout=60)
         wait_for("the others are counted", lambda: unreadable(client) == 5, timeout=30)
-        hits = client.search(text="x", k=10)["hits"]
-    assert [hit["id"] for hit in hits] == ["good"]
+        hits = client.search(text="x", k=10).hits
+    assert [hit.id for hit in hits] == ["good"]
 
 
 def unreadable(client: Client) -> int:
-    return int(client.status()["unreadable"])
+    return client.status().unreadable or 0
 
 
 def _kept(deployment: Deployment) -> bool:
@@ -235,8 +235,8 @@ def test_a_topic_that_was_made_anew_is_read_from_its_beginning(deployment: Deplo
         assert producer.flush(30) == 0
         index.start()
         wait_for("the new one is searchable", lambda: searchable(client) == 1, timeout=60)
-        assert [hit["id"] for hit in client.search(text="x", k=10)["hits"]] == ["new"]
-        assert "made anew" in str(client.status()["rebuilt"])
+        assert [hit.id for hit in client.search(text="x", k=10).hits] == ["new"]
+        assert "made anew" in str(client.status().rebuilt)
 
 
 def test_a_snapshot_older_than_delete_markers_is_not_used(deployment: Deployment) -> None:
@@ -266,10 +266,10 @@ def test_a_snapshot_older_than_delete_markers_is_not_used(deployment: Deployment
         admin.incremental_alter_configs([resource])[resource].result(20)
         index.start()
         wait_for("it is searchable again", lambda: searchable(client) == 1, timeout=60)
-        assert "delete.retention.ms" in str(client.status()["rebuilt"])
+        assert "delete.retention.ms" in str(client.status().rebuilt)
         index.stop()
         resource.incremental_configs[0].value = "86400000"
         admin.incremental_alter_configs([resource])[resource].result(20)
         index.start()
         wait_for("and once more", lambda: searchable(client) == 1, timeout=60)
-        assert client.status()["rebuilt"] is None
+        assert client.status().rebuilt is None

@@ -42,23 +42,23 @@ def test_a_node_that_is_killed_reads_on_from_the_offsets_in_milvus(
                 min_offsets={partition: offset + 1},
                 timeout_ms=10_000,
             )
-            assert [hit["id"] for hit in answer["hits"]] == ["mine"]
+            assert [hit.id for hit in answer.hits] == ["mine"]
             gone = client.delete("mine")
-            wait = {gone["partition"]: gone["offset"] + 1}
+            wait = {gone.partition: gone.offset + 1}
             answer = client.search(text="my own words", k=5, min_offsets=wait, timeout_ms=10_000)
-            assert "mine" not in {hit["id"] for hit in answer["hits"]}
+            assert "mine" not in {hit.id for hit in answer.hits}
             before = client.status()
-            assert before["dead"] == 1
+            assert before.dead == 1
 
             index.send(signal.SIGKILL)
             index.wait(10)
             index.start()
             wait_for("it is back", lambda: searchable(client) == 150, timeout=60)
             after = client.status()
-            assert after["positions"] == before["positions"]
+            assert after.positions == before.positions
             # Had it read anything again, those writes would have lost against themselves.
-            assert after["ignored"] == 0
-            assert after["rebuilt"] is None
+            assert after.ignored == 0
+            assert after.rebuilt is None
             assert "holds 150 records; reading on from {" in index.tail(50)
             assert not deployment.settings.index_dir(
                 deployment.settings.generation

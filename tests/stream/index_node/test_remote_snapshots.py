@@ -179,4 +179,4 @@ def test_a_node_with_an_empty_disk_answers_from_the_bucket(
             wait_for("it starts", holds(client, 200), timeout=90)
             assert said(second, "restored 200 records from the snapshot")(), second.tail(50)
             after = client.search(text="text 7", k=50)
-            assert after["hits"] == before["hits"]
+            assert after.hits == before.hits

@@ -70,7 +70,7 @@ async def write(deployment: Deployment, id_: str, text: str | None) -> dict[int,
 
 def found(client: Client, text: str, offsets: dict[int, int]) -> dict[str, float]:
     answer = client.search(text=text, k=3, min_offsets=offsets, timeout_ms=WAIT_MS)
-    return {hit["id"]: hit["score"] for hit in answer["hits"]}
+    return {hit.id: hit.score for hit in answer.hits}
 
 
 def test_what_was_written_is_read_from_any_node(deployment: Deployment, replicas: Replicas) -> None:
@@ -93,14 +93,14 @@ def test_what_was_written_is_read_from_any_node(deployment: Deployment, replicas
     offsets = asyncio.run(write(deployment, "last", "the last"))
     one, other = replicas.clients
     gone = one.delete("last", min_offsets=offsets, timeout_ms=WAIT_MS)
-    after = {gone["partition"]: gone["offset"] + 1}
+    after = {gone.partition: gone.offset + 1}
     assert "last" not in found(other, "the last", after)
     answer = one.search(text="text 1", k=3)
-    seen = {int(partition): offset for partition, offset in answer["as_of"].items()}
+    seen = {int(partition): offset for partition, offset in answer.as_of.items()}
     later = other.search(text="text 1", k=3, min_offsets=seen, timeout_ms=WAIT_MS)
-    assert all(later["as_of"][str(partition)] >= offset for partition, offset in seen.items())
+    assert all(later.as_of[str(partition)] >= offset for partition, offset in seen.items())
     states = [client.status() for client in replicas.clients]
-    assert states[0]["positions"].keys() == states[1]["positions"].keys()
+    assert states[0].positions.keys() == states[1].positions.keys()
 
 
 def test_a_node_that_is_behind_refuses_and_a_killed_one_catches_up(
@@ -116,7 +116,7 @@ def test_a_node_that_is_behind_refuses_and_a_killed_one_catches_up(
         other.search(text="something new", k=3, min_offsets=offsets, timeout_ms=200)
     assert refused.value.status == 412
     assert refused.value.field == "min_offsets"
-    assert "new" not in {hit["id"] for hit in other.search(text="something new", k=3)["hits"]}
+    assert "new" not in {hit.id for hit in other.search(text="something new", k=3).hits}
 
     replicas.nodes[1].stop(grace=0)
     replicas.proxies[1].forward()

@@ -115,7 +115,7 @@ def test_an_index_is_built_of_json(kafka: str, tmp_path: Path) -> None:
         with Client(deployment.url) as client:
             wait_for(
                 "the index has all",
-                lambda: client.ready() and client.status()["records"] == 200,
+                lambda: client.ready() and client.status().records == 200,
                 timeout=60,
             )
             assert check_index(client, texts, sorted(texts.values())[:20], k=10) == 200

@@ -38,7 +38,7 @@ def test_what_goes_on_and_what_waits_while_the_store_is_away(
                 deployment.produce(labelled(20, start=100))
                 waits = said(worker, "nothing is published until the registry answers")
                 wait_for("the worker waits", waits, timeout=60)
-                assert client.search(text="a red tile", k=3)["model"] == first["name"]
+                assert client.search(text="a red tile", k=3).model == first["name"]
                 assert deployment.lag() == 20
             wait_for("it goes on", holds(client, 60), timeout=60)
         assert worker.running

@@ -102,7 +102,7 @@ def test_the_next_record_after_a_flip_is_predicted_by_the_new_version(
     with Client(deployment.url) as client:
         wait_for("they are searchable", lambda: searchable(client) >= 8, timeout=120)
         promote(settings, registry, OTHER)
-        wait_for("it flips", lambda: client.status()["generation"] == "g0002", timeout=120)
+        wait_for("it flips", lambda: client.status().generation == "g0002", timeout=120)
     deployment.produce([{"id": "the next", "text": "a red tile"}])
     wait_for("it is predicted", lambda: len(deployment.predictions()) == 9, timeout=60)
     made_by = {prediction["id"]: prediction["model"] for prediction in deployment.predictions()}
@@ -141,7 +141,7 @@ def test_each_record_is_predicted_once_while_generations_change(
             return sum(prediction["model"] == model for prediction in deployment.predictions())
 
         ready = f"{generation} serves"
-        wait_for(ready, lambda: client.status()["generation"] == generation, timeout=150)
+        wait_for(ready, lambda: client.status().generation == generation, timeout=150)
         before = predicted()
         wait_for(f"{model} predicts", lambda: predicted() > before + 20, timeout=90)
 

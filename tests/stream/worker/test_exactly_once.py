@@ -57,7 +57,7 @@ def kill_and_restart(child: Child) -> None:
 
 
 def indexed(client: Client) -> int:
-    return int(client.status()["records"]) if client.ready() else -1
+    return client.status().records if client.ready() else -1
 
 
 PROTOCOLS = ["classic", "consumer"]

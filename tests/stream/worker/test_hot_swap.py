@@ -77,16 +77,14 @@ def test_promotion_reaches_running_processes_between_two_batches(deployment: Dep
         second = braid(deployment, "retrain", "--preset", "tiny", "--heads-only", "--json")
         assert second["space"] == first["space"]
         assert second["champion"] is False
-        assert client.status()["model"] == first["name"]
+        assert client.status().model == first["name"]
         assert second["status"] == "not enough evidence"
         version = str(second["version"])
         printed = braid(deployment, "models", "promote", version, "--json", status=1)
         assert "(--force insists)" in printed
         promoted = braid(deployment, "models", "promote", version, "--force", "--json")
         assert promoted["seq"] == 2
-        wait_for(
-            "the index goes over", lambda: client.status()["model"] == second["name"], timeout=30
-        )
+        wait_for("the index goes over", lambda: client.status().model == second["name"], timeout=30)
         so_far = len(sent)
         wait_for("more records flow", lambda: len(sent) > so_far + 60, timeout=60)
         enough.set()
@@ -95,9 +93,9 @@ def test_promotion_reaches_running_processes_between_two_batches(deployment: Dep
         wait_for("all is committed", lambda: deployment.lag() == 0, timeout=90)
         wait_for("all are searchable", lambda: searchable(client) == total, timeout=60)
         answer = client.search(text="a red tile", k=5, vector="image", filter={"half": 1})
-        assert answer["model"] == second["name"]
-        assert all(hit["meta"]["half"] == 1 for hit in answer["hits"])
-        versions = {hit["model"] for hit in client.search(text="a red tile", k=1000)["hits"]}
+        assert answer.model == second["name"]
+        assert all(hit.meta["half"] == 1 for hit in answer.hits)
+        versions = {hit.model for hit in client.search(text="a red tile", k=1000).hits}
         assert versions <= {first["name"], second["name"]}
         with pytest.raises(BadQuery) as caught:
             client.search(values=[1.0] * 64, space="s-of-another-model")
@@ -116,7 +114,7 @@ def test_promotion_reaches_running_processes_between_two_batches(deployment: Dep
             deployment.produce(labelled(5, start=10_000 + 5 * seq))
             total += 5
             wait_for("it goes on", holds(client, total), timeout=60)
-            assert client.search(text="a red tile", k=1)["model"] == second["name"]
+            assert client.search(text="a red tile", k=1).model == second["name"]
     assert (worker.pid, index.pid) == pids
     assert worker.running
     assert index.running
@@ -218,4 +216,4 @@ SPOILT: dict[Callable[[Path], None], str] = {
 
 
 def searchable(client: Client) -> int:
-    return int(client.status()["records"]) if client.ready() else -1
+    return client.status().records if client.ready() else -1

@@ -34,9 +34,9 @@ def test_a_clip_is_served_and_predicts_without_training(
     deployment.produce({"id": name, "image": data} for name, data in PICTURES.items())
     with Client(deployment.url) as client:
         wait_for("all are searchable", lambda: searchable(client) == len(PICTURES), timeout=300)
-        hits = client.search(image=PICTURES["1:3"], k=1)["hits"]
-        assert hits[0]["id"] == "1:3"
-        assert client.search(text="a red bird", k=3)["model"] == made["name"]
+        hits = client.search(image=PICTURES["1:3"], k=1).hits
+        assert hits[0].id == "1:3"
+        assert client.search(text="a red bird", k=3).model == made["name"]
     rows = [decode_vector(message.value or b"") for message in deployment.vectors()]
     served = {row.id: row.by["image"] for row in rows}
     ours_BD = np.stack([served[name] for name in PICTURES])
@@ -98,7 +98,7 @@ def test_labels_train_its_heads_and_a_wider_model_replaces_it(
         assert (heads["parent"], heads["space"]) == (first["name"], first["space"])
         assert heads["status"] in JUDGED
         braid(deployment, "models", "promote", heads["name"], "--force", "--json")
-        wait_for("it serves", lambda: client.status()["model"] == heads["name"], timeout=60)
+        wait_for("it serves", lambda: client.status().model == heads["name"], timeout=60)
         assert searchable(client) == 80  # nothing is embedded anew
         deployment.produce(records[80:])
         wait_for("the rest is predicted", lambda: len(deployment.predictions()) == 100, timeout=60)
@@ -111,9 +111,9 @@ def test_labels_train_its_heads_and_a_wider_model_replaces_it(
         assert (compared["unlike"], compared["learnt_unknown"]) == (["audio"], [])
         entry = braid(deployment, "models", "promote", wide["name"], "--force", "--json")
         assert entry["state"] == "building"
-        wait_for("it flips", lambda: client.status()["model"] == wide["name"], timeout=120)
+        wait_for("it flips", lambda: client.status().model == wide["name"], timeout=120)
         assert searchable(client) == 100
-        assert client.search(text="a red tile", k=1)["space"] == wide["space"] != first["space"]
+        assert client.search(text="a red tile", k=1).space == wide["space"] != first["space"]
     assert predicted_by(deployment) == {first["name"]: 80, heads["name"]: 20}
     assert worker.running
     assert index.running

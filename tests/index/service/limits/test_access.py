@@ -78,7 +78,7 @@ def test_a_known_key_opens(locked: tuple[str, ServiceDeps], key: str) -> None:
             assert http.get("/v1/status").status_code == 200
             assert http.get("/v1/nothing").status_code == 404
     with Client(locked[0], api_key=key) as client:
-        assert client.get("r1")["id"] == "r1"
+        assert client.get("r1").id == "r1"
 
 
 def test_probes_scrapers_and_the_description_need_no_key(locked: tuple[str, ServiceDeps]) -> None:

@@ -128,10 +128,10 @@ def test_the_clients_come_back_after_as_long_as_they_were_told(node: Node) -> No
 
         first = search_held()
         with Client(url, sleep=sleep) as client:
-            assert client.search(id="r1")["hits"]
+            assert client.search(id="r1").hits
         assert store.begun.acquire(timeout=20)
         first = search_held()
-        assert asyncio.run(ask(url))["hits"]
+        assert asyncio.run(ask(url)).hits
         assert store.begun.acquire(timeout=20)
         assert slept == [1.0, 1.0]
         first = search_held()

@@ -251,7 +251,7 @@ def test_topics_of_every_format_become_records_exactly_once_under_kills(
             last = traffic.last
             wait_for(
                 "the index has all",
-                lambda: index.ready() and index.status()["records"] == len(last),
+                lambda: index.ready() and index.status().records == len(last),
                 timeout=60,
             )
             queries = random.Random(seed).sample(sorted(last.values()), 20)

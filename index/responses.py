@@ -1,10 +1,20 @@
-"""Response models of the query service."""
+"""Response models of the query service, which its clients return.
+
+Shapes: N hits or inputs, D dimensions.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import base64
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .store import Array
 
 
 class Problem(BaseModel):
@@ -20,7 +30,7 @@ class ErrorAnswer(BaseModel):
     error: Problem = Field(description="what is wrong")
 
 
-class Answered(BaseModel):
+class Hit(BaseModel):
     """One hit. `text`, `uri`, `labels` and `predicted` are null when Redis does not have them."""
 
     id: str = Field(description="the record's id")
@@ -48,7 +58,7 @@ class Answered(BaseModel):
 class SearchAnswer(BaseModel):
     """Which model and generation answered, and as of which offsets of `records`."""
 
-    hits: list[Answered] = Field(description="best first")
+    hits: list[Hit] = Field(description="best first")
     model: str | None = Field(description="the model that embedded the query; null for a vector")
     space: str = Field(description="the space of the vectors")
     generation: str = Field(description="the generation that was searched")
@@ -67,6 +77,32 @@ class SearchAnswer(BaseModel):
         "which the best of N unrelated records is expected to reach (N: those that have the "
         "searched vector); null where fewer than 30 have it, or too many of them match",
     )
+
+    # Set by the clients: a record's thumbnail as a data URI, or None.
+    _thumbnail: Callable[[str], str | None] | None = PrivateAttr(None)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The hits as a table, best first.
+
+        Columns are the fields of a hit; entries of `meta`, `labels`, `predicted`, `uri` and
+        `scores` have columns of their own, as `meta.lang` and `labels.category`; `ts` is in UTC.
+        Raises ImportError without pandas (the extra `pandas`).
+        """
+        from .tables import hits_table
+
+        return hits_table([hit.model_dump() for hit in self.hits], list(Hit.model_fields))
+
+    def to_numpy(self) -> Array:
+        """The hits' scores, float32[N]."""
+        import numpy as np
+
+        return np.array([hit.score for hit in self.hits], dtype=np.float32)
+
+    def _repr_html_(self) -> str:
+        """The hits as a notebook shows them, with thumbnails; everything of a record is escaped."""
+        from .display import hits_html
+
+        return hits_html(self.model_dump(), self._thumbnail)
 
 
 class BatchProblem(ErrorAnswer):
@@ -100,6 +136,12 @@ class RecordAnswer(BaseModel):
     vectors: dict[str, list[float]] = Field(
         description="`fused` and each present modality to its unit vector"
     )
+
+    def to_numpy(self) -> dict[str, Array]:
+        """The vectors, float32[D] each."""
+        import numpy as np
+
+        return {name: np.array(values, dtype=np.float32) for name, values in self.vectors.items()}
 
 
 class DeleteAnswer(BaseModel):
@@ -142,6 +184,20 @@ class StatusAnswer(BaseModel):
     )
     payloads: bool = Field(description="whether Redis answers")
     ready: bool = Field(description="as at /readyz")
+    records: int = Field(description="searchable records of the serving generation")
+    rows: int = Field(description="rows of its store, superseded and deleted ones included")
+    dead: int = Field(description="superseded and deleted rows")
+    ignored: int = Field(description="writes that lost against a newer one of the same id")
+    space: str = Field(description="the space of its vectors")
+    dim: int = Field(description="width of its vectors")
+    model: str | None = Field(None, description="the model that embeds queries")
+    partitions: int | None = Field(None, description="of `records`")
+    caught_up: bool | None = Field(None, description="whether `vectors` has been read to its end")
+    lag: dict[str, int] | None = Field(
+        None, description="partition of `vectors` to the messages that are not read yet"
+    )
+    unreadable: int | None = Field(None, description="messages of `vectors` that were left out")
+    rebuilt: str | None = Field(None, description="why the snapshot was not used")
 
 
 class DeadLetterCount(BaseModel):
@@ -198,6 +254,22 @@ class EmbeddingsAnswer(BaseModel):
     model: str = Field(description="the model that embedded them")
     space: str = Field(description="the space of the vectors")
     usage: Usage = Field(description="tokens are not counted")
+
+    def to_numpy(self) -> Array:
+        """The vectors in the order of the inputs, float32[N, D]."""
+        import numpy as np
+
+        ordered = sorted(self.data, key=lambda item: item.index)
+        return np.array([_floats(item.embedding) for item in ordered], dtype=np.float32)
+
+
+def _floats(embedding: list[float] | str) -> Any:
+    """A vector; as text it is in base64: float32, little-endian."""
+    import numpy as np
+
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding), dtype="<f4")
+    return embedding
 
 
 class ModelItem(BaseModel):
