@@ -390,7 +390,7 @@ export interface SearchAnswer {
   cutoff?: number | null;
 }
 
-/** A query: any of text, image and audio together, or id, or query. */
+/** A query: any of the modalities together, or id, or query. */
 export interface SearchBody {
   /** words to look for */
   text?: string | null;
@@ -398,6 +398,8 @@ export interface SearchBody {
   image?: string | null;
   /** a sound file, base64 */
   audio?: string | null;
+  /** a video file, base64 */
+  video?: string | null;
   /** a record, whose vector is the query */
   id?: string | null;
   /** a vector of the caller's own */
@@ -405,7 +407,7 @@ export interface SearchBody {
   /** how many hits at most */
   k?: number;
   /** which vector of the records is searched */
-  vector?: "fused" | "text" | "image" | "audio";
+  vector?: "fused" | "text" | "image" | "audio" | "video";
   /** on the records' meta: `{field: value}`, operators gt, gte, lt, lte, in, exists, and `and`, `or`, `not` */
   filter?: Record<string, unknown> | null;
   /** partition of `records` -> the next offset: all before must be reflected; for a record of one's own, the offset that producing returned plus one */
@@ -418,7 +420,7 @@ export interface SearchBody {
   explain?: boolean;
 }
 
-/** The same query as parts: image and audio as files, the others as fields; what is no word is JSON. */
+/** The same query as parts: image, audio and video as files, the others as fields; what is no word is JSON. */
 export interface SearchUpload {
   /** words to look for */
   text?: string;
@@ -426,6 +428,8 @@ export interface SearchUpload {
   image?: Binary;
   /** a sound file */
   audio?: Binary;
+  /** a video file */
+  video?: Binary;
   /** a record, whose vector is the query */
   id?: string;
   /** a vector of the caller's own */
@@ -433,7 +437,7 @@ export interface SearchUpload {
   /** how many hits at most */
   k?: number;
   /** which vector of the records is searched */
-  vector?: "fused" | "text" | "image" | "audio";
+  vector?: "fused" | "text" | "image" | "audio" | "video";
   /** on the records' meta: `{field: value}`, operators gt, gte, lt, lte, in, exists, and `and`, `or`, `not` */
   filter?: Record<string, unknown>;
   /** partition of `records` -> the next offset: all before must be reflected; for a record of one's own, the offset that producing returned plus one */

@@ -61,7 +61,7 @@ export class Braid {
   async search(body, call = {}) {
     return this.#call("POST", `/v1/search`, {
       body,
-      files: ["image", "audio"],
+      files: ["image", "audio", "video"],
       words: ["text", "id", "vector", "generation"],
       signal: call.signal,
     });

@@ -63,10 +63,10 @@ def test_videos_are_found_by_text_and_a_bad_one_is_a_dead_letter(
     deployment.produce([{"id": "film", "video": film}, {"id": "bad", "video": film[:900]}])
     with Client(deployment.url) as client:
         wait_for("it is searchable", lambda: searchable(client) == 1, timeout=300)
-        (hit,) = client.search(text="a red bird", vector="video")["hits"]
-        assert (hit["id"], hit["modalities"]) == ("film", ["video"])
-        (same,) = client.search(video=film)["hits"]
-        assert same["score"] == pytest.approx(1.0, abs=1e-5)
+        (hit,) = client.search(text="a red bird", vector="video").hits
+        assert (hit.id, hit.modalities) == ("film", ["video"])
+        (same,) = client.search(video=film).hits
+        assert same.score == pytest.approx(1.0, abs=1e-5)
     wait_for("the bad one is refused", lambda: bool(deployment.read("dead-letters")), timeout=60)
     (letter,) = deployment.read("dead-letters")
     headers = dict(letter.headers)
