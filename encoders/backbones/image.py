@@ -9,6 +9,7 @@ Shapes: B pictures, C channels, H and W sides, F features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from ..config import EncoderConfig, Limits
 from ..decoding.isolation import picture, video
 from ..decoding.pictures import Fit
+from ..decoding.videos import EXTRA
 from ..errors import BadInput, CheckpointError
 from ..types import Cost
 from .base import Array, Encoder, Features, joined, no_source
@@ -149,6 +151,8 @@ class FrameMean(Encoder):
 
     def __init__(self, owner: ImageEncoder, frames: int = FRAMES) -> None:
         super().__init__()
+        if find_spec("av") is None:  # else each video would be a dead letter
+            raise CheckpointError(EXTRA)
         self._owner = (owner,)  # not as a module: its weights are in the picture encoder
         self.frames = frames
         self.width = owner.width

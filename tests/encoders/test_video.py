@@ -4,6 +4,7 @@ them, and files that are refused."""
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -221,3 +222,11 @@ def test_shares_must_name_an_encoder_with_a_network() -> None:
         encoders_of({"video": one}, lambda *_: pytest.fail("nothing to make"))
     with pytest.raises(CheckpointError, match="shares must name one"):
         encoder_class("video", one).create(replace(one, shares=None))
+
+
+def test_without_the_decoder_a_version_does_not_load(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(CheckpointError, match=r"braid-stream\[video\]"):
+        Embedder.load(clip.parent / "version", device="cpu")
