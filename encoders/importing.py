@@ -46,6 +46,7 @@ SOUNDS = (
     *("audio-spectrogram-transformer", "data2vec-audio", "hubert", "unispeech-sat", "wav2vec2"),
     "wavlm",
 )
+VIDEOS = ("videomae",)
 KINDS: Mapping[str, Mapping[str, str]] = {
     SENTENCE_TRANSFORMERS: {"text": "sentence-transformer"},
     "open_clip": {"text": "open-clip-text", "image": "open-clip-image"},
@@ -60,9 +61,11 @@ KINDS: Mapping[str, Mapping[str, str]] = {
     "chinese_clip": JOINT,
     "metaclip_2": JOINT,
     "vision-text-dual-encoder": JOINT,
+    "xclip": {"text": "joint-text", "video": "joint-video"},
     **{name: {"text": "sentence-transformer"} for name in TEXTS},
     **{name: {"image": "vision-network"} for name in PICTURES},
     **{name: {"audio": "sound-network"} for name in SOUNDS},
+    **{name: {"video": "video-network"} for name in VIDEOS},
 }
 """What can be imported: the `model_type` of a `config.json`, or the library that wrote the folder,
 to each modality's kind of encoder."""
@@ -84,6 +87,7 @@ SCALES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "clap": ("ClapModel", {"text": "logit_scale_t", "audio": "logit_scale_a"}),
     "metaclip_2": ("MetaClip2Model", BOTH),
     "vision-text-dual-encoder": ("VisionTextDualEncoderModel", BOTH),
+    "xclip": ("XCLIPModel", {"text": "logit_scale", "video": "logit_scale"}),
 }
 """A joint model's class in transformers, and the weight by which it scales a modality's cosines:
 the logarithm of an inverse temperature, or `temperature` itself."""

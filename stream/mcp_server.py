@@ -126,6 +126,16 @@ def mcp_server(url: str, *, api_key: str | None = None, deletes: bool = False) -
         return await search(audio=decoded("sound", sound), k=k, vector=vector, filter=filter)
 
     @server.tool(annotations=reads)
+    async def search_video(
+        video: Annotated[str, Field(min_length=1, description="a video file, base64")],
+        k: K = 10,
+        vector: Vector = "fused",
+        filter: Filter = None,
+    ) -> dict[str, Any]:
+        """Find records that are like a video."""
+        return await search(video=decoded("video", video), k=k, vector=vector, filter=filter)
+
+    @server.tool(annotations=reads)
     async def similar_records(
         id: Annotated[str, Field(min_length=1, description="a record's id")],
         k: K = 10,

@@ -45,6 +45,7 @@ PROCESSORS = (
     "ChineseCLIPImageProcessor",
     "CLIPImageProcessor",
     "SiglipImageProcessor",
+    "VideoMAEImageProcessor",
     "ViTImageProcessor",
 )
 """The image processors of transformers that `Fit` describes."""

@@ -63,8 +63,8 @@ def test_over_stdio_a_program_searches_and_reads(node: Node, tmp_path: Path) -> 
 
     tools, found, record = asked(command, ask)
     assert {tool.name for tool in tools.tools} == {
-        *("search_text", "search_picture", "search_sound", "similar_records"),
-        *("get_record", "stream_status"),
+        *("search_text", "search_picture", "search_sound", "search_video"),
+        *("similar_records", "get_record", "stream_status"),
     }
     assert all(tool.annotations.read_only_hint for tool in tools.tools)
     assert ids(found) == node.expected(unit("a red bird", None, None), k=3)
@@ -120,6 +120,7 @@ def test_pictures_sounds_and_records_are_asked_for_too(node: Node) -> None:
         ("search_text", {"text": ""}, "at least 1"),
         ("search_text", {"text": "x", "filter": {"a": {"like": 1}}}, "filter.a.like"),
         ("search_picture", {"picture": "?"}, "picture: is not base64"),
+        ("search_video", {"video": "?"}, "video: is not base64"),
         ("search_picture", {"picture": "aGk="}, "image: does not decode"),
         ("get_record", {"id": "nobody"}, "no record 'nobody'"),
     ],
