@@ -250,7 +250,10 @@ def run_program(newcomer: Newcomer, client: Client, code: str) -> None:
     if "Client(" in code:
         await_records(client)
     output = newcomer.run_program(code)
-    if "client.search(text" in code:
+    if "to_pandas" in code:
+        assert output.splitlines()[0].split() == ["score", "id", "matched"]
+        assert len(output.splitlines()) == 6  # with a row for each hit, and two arrays
+    elif "client.search(text" in code:
         assert len(output.splitlines()) == 3
     if "Embedder.load" in code:
         assert output.split() == ["(64,)", "red"]
