@@ -39,7 +39,7 @@ def test_it_holds_every_file_under_one_name(wheel: zipfile.ZipFile) -> None:
     listed = subprocess.run(
         ["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    files = {f"braid/{name}" for name in listed.stdout.split()}
+    files = {f"braid/{name}" for name in listed.stdout.split() if "/javascript/" not in name}
     assert files - names == set()
     assert {"braid/__init__.py", "braid/__init__.pyi", "braid/__main__.py"} <= names
 

@@ -35,7 +35,7 @@ HEADER = "__header"  # reserved
 MAX_ID_BYTES = 1024
 MAX_MODEL_BYTES = 256
 MAX_PACKED_BYTES = 60_000
-MOST_VECTORS = 4  # of one collection: a server's default limit
+MOST_VECTORS = 10  # of one collection; a server's proxy.maxVectorFieldNum is 4 by default
 HIT_FIELDS = ["id", "partition_no", "version", "model", "meta", "tagged"]
 LAST_FIELDS = ["id", "partition_no", "version", "ts", "alive"]
 

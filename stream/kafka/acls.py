@@ -84,7 +84,7 @@ def grants(settings: Settings, role: Role) -> list[Grant]:
         "trainer": [
             topic("records", READ, CONFIGS),
             vectors(CREATE, DESCRIBE),
-            topic("models", WRITE),
+            topic("models", READ, WRITE),
             embedding(DESCRIBE),
             reader,
         ],

@@ -37,6 +37,7 @@ def test_accuracy_counts_each_modality_where_it_is() -> None:
         "text": pytest.approx(1 / 3, abs=1e-4),
         "image": 0.5,
         "audio": 0.0,
+        "video": None,
     }
     assert set(accuracy([], truth).values()) == {None}
 

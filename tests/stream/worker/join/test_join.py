@@ -96,7 +96,7 @@ def test_a_record_waits_for_what_any_part_expects() -> None:
 def test_expects_that_is_no_list_of_modalities_is_a_dead_letter(expects: Any) -> None:
     table = JoinTable(SETTINGS)
     outputs = table.take(part(text="x", expects=expects), 1000)
-    assert reasons(outputs) == [(b"expects", b"must be a list of text, image, audio")]
+    assert reasons(outputs) == [(b"expects", b"must be a list of text, image, audio, video")]
     assert len(table) == 0
 
 

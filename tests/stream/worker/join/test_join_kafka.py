@@ -169,7 +169,9 @@ def test_bad_parts_are_dead_letters_and_large_ones_are_joined(kafka: str, tmp_pa
         }
         assert set(dead) == {"nested", "number", "over"}
         assert (
-            dead["nested"] == dead["number"] == ("expects", "must be a list of text, image, audio")
+            dead["nested"]
+            == dead["number"]
+            == ("expects", "must be a list of text, image, audio, video")
         )
         assert dead["over"][0] == "value"
         assert f"the limit is {MAX_RECORD_BYTES}" in dead["over"][1]
