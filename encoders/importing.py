@@ -46,7 +46,6 @@ SOUNDS = (
     *("audio-spectrogram-transformer", "data2vec-audio", "hubert", "unispeech-sat", "wav2vec2"),
     "wavlm",
 )
-VIDEOS = ("videomae",)
 KINDS: Mapping[str, Mapping[str, str]] = {
     SENTENCE_TRANSFORMERS: {"text": "sentence-transformer"},
     "open_clip": {"text": "open-clip-text", "image": "open-clip-image"},
@@ -65,7 +64,6 @@ KINDS: Mapping[str, Mapping[str, str]] = {
     **{name: {"text": "sentence-transformer"} for name in TEXTS},
     **{name: {"image": "vision-network"} for name in PICTURES},
     **{name: {"audio": "sound-network"} for name in SOUNDS},
-    **{name: {"video": "video-network"} for name in VIDEOS},
 }
 """What can be imported: the `model_type` of a `config.json`, or the library that wrote the folder,
 to each modality's kind of encoder."""

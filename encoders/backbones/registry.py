@@ -21,7 +21,7 @@ from .imported.pictures import JointImage, NaflexImage, VisionNetwork
 from .imported.sounds import SoundNetwork
 from .imported.texts import JointText, WholeText
 from .imported.timm_models import TimmImage
-from .imported.videos import JointVideo, VideoNetwork
+from .imported.videos import JointVideo
 from .sentence_transformer import SentenceTransformerText
 from .speech_embedding import SpeechEmbedding
 from .text import HashedWords, TransformerText
@@ -71,7 +71,7 @@ IMPORTED: dict[str, dict[str, type[Encoder]]] = {
         "timm": TimmImage,
     },
     "audio": {"sound-network": SoundNetwork},
-    "video": {"joint-video": JointVideo, "video-network": VideoNetwork},
+    "video": {"joint-video": JointVideo},
 }
 """Kinds that `braid.encoders.importing` makes of models of other libraries."""
 

@@ -1,9 +1,8 @@
-"""Imported networks for videos: vectors as transformers gives them for the same frames."""
+"""X-CLIP, imported: vectors as transformers gives them for the same frames."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 
 from braid.encoders import CheckpointError, load
-from braid.encoders.importing import VIDEOS
 from tests.encoders.checkpoints import LAYERS, PICTURES, SIDE, write_model
 from tests.encoders.joint_models import DIM, write_clip
 from tests.encoders.test_importing import COSINE, cosines, imported
@@ -43,23 +41,14 @@ def write_xclip(folder: Path) -> None:
         "mit_num_hidden_layers": 1,
         "mit_num_attention_heads": 2,
     }
-    fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    fields += ("vocab_size", "max_position_embeddings", "eos_token_id", "bos_token_id")
+    fields = [*LAYERS, "vocab_size", "max_position_embeddings", "eos_token_id", "bos_token_id"]
     config = XCLIPConfig(
-        text_config={name: text[name] for name in (*fields, "pad_token_id")},
+        text_config={name: text[name] for name in [*fields, "pad_token_id"]},
         vision_config={**PICTURES, **integrated, "num_frames": FRAMES},
         projection_dim=DIM,
         prompt_num_attention_heads=2,
     )
     write_model("XCLIPModel", config, folder)
-    write_processor(folder)
-
-
-def write_videomae(folder: Path) -> None:
-    from transformers import VideoMAEConfig
-
-    config = VideoMAEConfig(**{**LAYERS, "image_size": SIDE}, num_frames=FRAMES, tubelet_size=2)
-    write_model("VideoMAEModel", config, folder)
     write_processor(folder)
 
 
@@ -76,35 +65,22 @@ def watched(folder: Path, film: bytes) -> np.ndarray:
     net = AutoModel.from_pretrained(folder).eval()
     pixels = AutoImageProcessor.from_pretrained(folder)(middles, return_tensors="pt")
     with torch.no_grad():
-        if hasattr(net, "get_video_features"):
-            row_1D = net.get_video_features(**pixels).pooler_output
-        else:
-            row_1D = net(**pixels).last_hidden_state.mean(1)
+        row_1D = net.get_video_features(**pixels).pooler_output
     row_D: np.ndarray = row_1D[0].numpy()
     return row_D
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("write", "modalities"),
-    [(write_xclip, ["text", "video"]), (write_videomae, ["video"])],
-)
-def test_videos_equal_those_of_transformers(
-    tmp_path: Path, write: Callable[[Path], None], modalities: list[str]
-) -> None:
-    write(tmp_path / "source")
+def test_videos_equal_those_of_transformers(tmp_path: Path) -> None:
+    write_xclip(tmp_path / "source")
     manifest = imported(tmp_path / "source", tmp_path / "v")
-    assert list(manifest.modalities) == modalities
+    assert list(manifest.modalities) == ["text", "video"]
     ours_BD = vectors(tmp_path / "v", "video", list(films().values()))
     for (name, film), ours_D in zip(films().items(), ours_BD, strict=True):
         theirs_D = watched(tmp_path / "source", film)
         assert cosines(ours_D[None], theirs_D[None]) >= COSINE, name
     assert float((ours_BD @ ours_BD.T).min()) < 0.999, "all videos look the same"
     load(tmp_path / "v", device="cpu").check()
-
-
-def test_every_type_is_compared() -> None:
-    assert set(VIDEOS) == {"videomae"}
 
 
 def test_texts_of_x_clip_and_its_classes(tmp_path: Path) -> None:
@@ -118,7 +94,7 @@ def test_texts_of_x_clip_and_its_classes(tmp_path: Path) -> None:
 def test_a_missing_decoder_is_named_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_videomae(tmp_path / "source")
+    write_xclip(tmp_path / "source")
     imported(tmp_path / "source", tmp_path / "v")
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(CheckpointError, match=r"braid-stream\[video\]"):
@@ -126,7 +102,7 @@ def test_a_missing_decoder_is_named_with_its_extra(
 
 
 def test_a_film_shorter_than_the_frames_repeats_some(tmp_path: Path) -> None:
-    write_videomae(tmp_path / "source")
+    write_xclip(tmp_path / "source")
     imported(tmp_path / "source", tmp_path / "v")
     film = filmed("mp4", "mpeg4", Fraction(12), 64, 48, 2)
     (ours_D,) = vectors(tmp_path / "v", "video", [film])

@@ -1,4 +1,4 @@
-"""Networks of `transformers` for videos: X-CLIP's video tower, and VideoMAE.
+"""Videos as X-CLIP of `transformers` embeds them.
 
 Shapes: B videos, T frames, C channels, H and W sides, F features.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -30,17 +30,19 @@ from .networks import Blueprint, blocks_of, keep_parts, measured, pretrained
 SETTINGS = "video.json"
 
 
-class VideoNetwork(Encoder):
-    """A network for videos alone, such as VideoMAE: the mean of its last states. It sees as many
-    frames as its config says, the middles of as many equal parts of the film, which the
-    checkpoint's image processor describes.
+class JointVideo(Encoder):
+    """The video tower of X-CLIP (Ni et al. 2022, arXiv 2208.02816), in the space that it shares
+    with the texts. X-CLIP's own scores change each text by the video that it is compared with; a
+    vector for search cannot.
+
+    It sees as many frames as its config says, the middles of as many equal parts of the film, each
+    brought to size as the checkpoint's image processor does.
 
     `source` is a hub name or a local folder with `preprocessor_config.json`.
     """
 
     modality = "video"
-    parts: ClassVar[Sequence[str]] = ()
-    """Of a joint model: the parts that are kept."""
+    parts = ("vision_model", "visual_projection", "mit")
 
     def __init__(self, net: nn.Module, blueprint: Blueprint, settings: Mapping[str, Any]) -> None:
         super().__init__()
@@ -68,9 +70,9 @@ class VideoNetwork(Encoder):
         folder = folder_of(config.source)
         net, blueprint = pretrained(folder)
         fit, mean, std = processing(str(folder))
-        frames = blueprint.config.get("vision_config", blueprint.config)["num_frames"]
+        frames = blueprint.config["vision_config"]["num_frames"]
         settings = {"frames": frames, "fit": asdict(fit), "mean": mean, "std": std}
-        encoder = cls(keep_parts(net, cls.parts) if cls.parts else net, blueprint, settings)
+        encoder = cls(keep_parts(net, cls.parts), blueprint, settings)
         black_TCHW = np.zeros((encoder.frames, 3, fit.side, fit.side), dtype=np.uint8)
         with torch.no_grad():
             width, _ = measured(encoder(*encoder.collate([black_TCHW])))
@@ -81,7 +83,7 @@ class VideoNetwork(Encoder):
         blueprint = Blueprint.at(assets)
         net = blueprint.make()
         settings = json.loads((assets / SETTINGS).read_text(encoding="utf-8"))
-        return cls(keep_parts(net, cls.parts) if cls.parts else net, blueprint, settings)
+        return cls(keep_parts(net, cls.parts), blueprint, settings)
 
     def save_assets(self, folder: Path) -> None:
         self.blueprint.write(folder)
@@ -110,22 +112,6 @@ class VideoNetwork(Encoder):
 
     def forward(self, *batch: Tensor) -> Features:
         (pixels_BTCHW,) = batch
-        return Features(pooled_BF=joined(self.see((pixels_BTCHW.float() - self.mean) / self.std)))
-
-    def see(self, pixels_BTCHW: Tensor) -> Tensor:
-        """The vectors of normalised frames, float32[B, F]."""
-        states_BTF: Tensor = self.net(pixel_values=pixels_BTCHW).last_hidden_state
-        return states_BTF.mean(1)
-
-
-class JointVideo(VideoNetwork):
-    """The video tower of X-CLIP (Ni et al. 2022, arXiv 2208.02816), in the space that it shares
-    with the texts. X-CLIP's own scores change each text by the video that it is compared with; a
-    vector for search cannot."""
-
-    parts = ("vision_model", "visual_projection", "mit")
-
-    def see(self, pixels_BTCHW: Tensor) -> Tensor:
         net: Any = self.net
-        pooled_BF: Tensor = net.get_video_features(pixel_values=pixels_BTCHW).pooler_output
-        return pooled_BF
+        out = net.get_video_features(pixel_values=(pixels_BTCHW.float() - self.mean) / self.std)
+        return Features(pooled_BF=joined(out.pooler_output))

@@ -79,8 +79,8 @@ def test_a_collection_of_another_shape_is_refused(client: Any) -> None:
         generations.open("g0001", space=SPACE, dim=16, names=["text"])
     with pytest.raises(StoreError, match="image"):
         generations.open("g0001", space=SPACE, dim=DIM, names=["image"])
-    with pytest.raises(ValueError, match="limit is 3"):
-        generations.open("g0002", space=SPACE, dim=DIM, names=["a", "b", "c", "d"])
+    with pytest.raises(ValueError, match="limit is 9"):
+        generations.open("g0002", space=SPACE, dim=DIM, names=[*"abcdefghij"])
 
 
 @pytest.mark.parametrize("step", ["create_index", "load_collection", "upsert"])

@@ -19,7 +19,7 @@ from tests.encoders.test_importing import COSINE, cosines, imported, write_sente
 from tests.encoders.test_importing_joint import PICTURES, SOUNDS, TEXTS, vectors
 from tests.encoders.test_importing_libraries import write_open_clip, write_timm
 from tests.encoders.test_importing_single import write_network, write_speech
-from tests.encoders.test_importing_videos import films, write_videomae, write_xclip
+from tests.encoders.test_importing_videos import films, write_xclip
 from tests.stream.harness import Deployment
 from tests.stream.running import running, wait_until_idle
 
@@ -35,7 +35,6 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
     "vit": lambda folder: write_network(folder, "vit"),
     "hubert": lambda folder: write_speech(folder, "hubert"),
     "xclip": write_xclip,
-    "videomae": write_videomae,
 }
 
 
