@@ -1,4 +1,4 @@
-"""The table of modalities, from which all rooms take theirs. Imports nothing heavy."""
+"""The table of modalities, which every package reads. Imports nothing heavy."""
 
 from __future__ import annotations
 

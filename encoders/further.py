@@ -44,7 +44,12 @@ def trained_further(
     if projections or lora is not None:
         adapter = None if lora is None else Lora(rank=lora)
         encoders = {
-            name: replace(encoder, frozen=True, train_last=None, lora=adapter)
+            name: replace(
+                encoder,
+                frozen=True,
+                train_last=None,
+                lora=adapter if encoder.shares is None else None,  # its owner has the weights
+            )
             for name, encoder in model.encoders.items()
         }
         model = replace(model, encoders=encoders)

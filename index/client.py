@@ -139,7 +139,7 @@ class Client(_Common):
             raise self._no_address(error) from error
 
     def search(self, **query: Unpack[Query]) -> SearchAnswer:
-        """Similar records; pass any of text, image and audio, or id, or values with space."""
+        """Similar records; pass any of the modalities, or id, or values with space."""
         return self._showing(self._call(lambda: calls.search(query, pack=self._pack)))
 
     def search_many(self, queries: Sequence[Query]) -> list[SearchAnswer | BraidIndexError]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from braid.modalities import MODALITIES
+
 from .errors import BraidIndexError
 
 SHOWN = 50  # hits
@@ -51,7 +53,8 @@ def hits_html(answer: Mapping[str, Any], thumbnail: Thumbnail | None = None) -> 
 def _pictures(hits: Sequence[Hit], thumbnail: Thumbnail) -> dict[str, str]:
     """Data URIs by id; none after a call that fails, so that no notebook waits for each."""
     pictures: dict[str, str] = {}
-    for hit in [hit for hit in hits if "image" in hit["modalities"]][:PICTURES]:
+    shown = {name for name, modality in MODALITIES.items() if modality.shown == "thumb"}
+    for hit in [hit for hit in hits if shown & {*hit["modalities"]}][:PICTURES]:
         try:
             uri = thumbnail(hit["id"])
         except BraidIndexError:

@@ -211,6 +211,8 @@ class Hub:
                     files[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":
                     files[value["path"]] = self.objects[value["oid"]]
+                case "deletedFile":
+                    del files[value["path"]]
                 case other:
                     return _error(400, "", f"no operation of these tests: {other}")
         sha = repository.commit(files, summary)

@@ -14,6 +14,7 @@ from braid.index.service.requests import SearchBody, VectorName
 from braid.modalities import MEDIA, MODALITIES, listed
 from braid.stream.kafka.producer import Producer
 from braid.stream.kafka.schemas import Record
+from braid.stream.mcp_server import Vector
 from braid.stream.media.thumbnails import MAKERS
 from braid.stream.settings.source_groups import SourceMap
 
@@ -26,6 +27,7 @@ DECLARED = {
     "Producer.send": list(signature(Producer.send).parameters),
     "SourceMap": list(SourceMap.model_fields),
     "VectorName": list(get_args(VectorName)),
+    "mcp_server.Vector": list(get_args(get_args(Vector)[0])),
     "ENCODERS": list(ENCODERS),
 }
 

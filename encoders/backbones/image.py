@@ -45,6 +45,11 @@ class ImageEncoder(Encoder):
     shift = 0.0
     fit: Fit | None = None
 
+    @property
+    def whole_files(self) -> bool:
+        """Whether only a whole picture file can be prepared, not pixels of the side."""
+        return False
+
     def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
@@ -174,6 +179,11 @@ class FrameMean(Encoder):
     def over(cls, config: EncoderConfig, owner: Encoder) -> Self:
         if not isinstance(owner, ImageEncoder):
             raise CheckpointError(f"{config.kind} must share the network of a picture encoder")
+        if owner.whole_files:
+            raise CheckpointError(
+                f"{config.kind}: the transform of this model's own library takes picture files, "
+                "not frames"
+            )
         return cls(owner, **config.options)
 
     def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:

@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 Array = NDArray[Any]
 
 CPU_S = 5
-"""CPU seconds of one record. The largest pictures that the limits admit take 2 to 3."""
+"""CPU seconds of one record, a video apart: the largest pictures that the limits admit take 2 to 3.
+A video has `Limits.video_decode_s` beside it."""
 WALL_S = 60.0
 """Seconds of one record, for a child that hangs; generous, since machines are busy."""
 MEMORY = 768 * 1024 * 1024
@@ -213,7 +214,7 @@ class _Child:
         except TimeoutError:
             raise _ChildEnded(f"takes more than {wall_s:g} s", certain=True) from None
         except (OSError, EOFError):
-            raise self._reason() from None
+            raise self._reason(limits["cpu_s"]) from None
         if "reason" in answer:
             raise BadInput(str(answer["field"]), str(answer["reason"])[:500])
         if answer.get("memory"):
@@ -223,14 +224,14 @@ class _Child:
             raise _ChildEnded("the decoder answered nonsense", certain=True)
         return np.frombuffer(content, dtype).reshape(shape), int(answer["rate"])
 
-    def _reason(self) -> _ChildEnded:
+    def _reason(self, cpu_s: float) -> _ChildEnded:
         """The reason why the child ended. (Its socket closes only when it ends.)"""
         try:
             status = self._process.wait(10.0)
         except subprocess.TimeoutExpired:
             status = 0
         if status == -signal.SIGXCPU:
-            return _ChildEnded(f"takes more than {self._cpu_s} s of CPU time", certain=True)
+            return _ChildEnded(f"takes more than {cpu_s:g} s of CPU time", certain=True)
         name = signal.Signals(-status).name if status < 0 else f"status {status}"
         return _ChildEnded(f"the decoder ended with {name}", certain=False)
 

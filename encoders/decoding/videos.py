@@ -57,19 +57,20 @@ def decode_video(data: bytes, frames: int, fit: Fit | int, limits: Limits) -> Ar
             if not container.streams.video:
                 raise BadInput("video", "holds no pictures")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise BadInput("video", "has a codec that this FFmpeg does not decode")
             _check_frame(stream.codec_context.width, stream.codec_context.height, limits)
             packets: list[Packet] = []
             size = 0
-            for packet in container.demux(stream):
+            for number, packet in enumerate(container.demux(stream)):
                 size += packet.size
-                if len(packets) > PACKETS or size > REPEATED * len(data):
+                if number > PACKETS or size > REPEATED * len(data):
                     raise BadInput("video", f"more than {PACKETS} frames, or frames named twice")
-                if packet.size and not packet.is_discard:
+                if packet.size:
                     packets.append(packet)
             _check_length(packets, stream, limits)
-            shown = _chosen(packets, stream, frames, limits)
-            return np.stack([_brought(picture, fit) for picture in shown])
-    except BadInput:
+            return np.stack(_chosen(packets, stream, frames, fit, limits))
+    except (BadInput, MemoryError):  # FFmpeg's own MemoryError is an FFmpegError too
         raise
     except (av.FFmpegError, ValueError, OSError) as error:
         raise BadInput("video", f"does not decode: {str(error)[:200]}") from error
@@ -136,34 +137,38 @@ class _Decoder:
 
 
 def _chosen(
-    packets: Sequence[Packet], stream: VideoStream, count: int, limits: Limits
-) -> list[Image.Image]:
-    total = len(packets)
-    places = [(2 * part + 1) * total // (2 * count) for part in range(count)]
+    packets: Sequence[Packet], stream: VideoStream, count: int, fit: Fit | int, limits: Limits
+) -> list[Array]:
+    """The middles of `count` equal parts of the film. An edit list leaves frames out, of which the
+    others may be made: they are decoded, and not shown."""
+    shown = [packet for packet in packets if not packet.is_discard] or packets
+    places = [(2 * part + 1) * len(shown) // (2 * count) for part in range(count)]
     decoder = _Decoder(stream, limits)
-    times = [packet.pts for packet in packets]
-    if None not in times and len(set(times)) == total:
+    times = [packet.pts for packet in shown]
+    if None not in times and len(set(times)) == len(shown):
         order = sorted(time for time in times if time is not None)
         wanted = [order[place] for place in places]
-        found = _at(decoder, packets, wanted)
+        found = _at(decoder, packets, wanted, fit)
         if len(found) == len(set(wanted)):
             return [found[time] for time in wanted]
         decoder.restart()
-    return _counted(decoder, packets, places)
+    return _counted(decoder, packets, places, fit)
 
 
-def _at(decoder: _Decoder, packets: Sequence[Packet], wanted: Sequence[int]) -> dict[int, Any]:
+def _at(
+    decoder: _Decoder, packets: Sequence[Packet], wanted: Sequence[int], fit: Fit | int
+) -> dict[int, Array]:
     """The frames shown at times; each is decoded from the key frame before it."""
     keys = [(place, one.pts) for place, one in enumerate(packets) if one.is_keyframe]
     starts: dict[int, list[int]] = {}
     for moment in sorted(set(wanted)):
         start = max((place for place, pts in keys if pts is not None and pts <= moment), default=0)
         starts.setdefault(start, []).append(moment)
-    found: dict[int, Any] = {}
+    found: dict[int, Array] = {}
     for start, moments in starts.items():
         for frame in decoder.frames(packets[start:]):
             if frame.pts in moments:
-                found[frame.pts] = _upright(frame)
+                found[frame.pts] = _brought(frame, fit)
             if frame.pts is not None and frame.pts >= moments[-1]:
                 break
         decoder.restart()
@@ -171,32 +176,31 @@ def _at(decoder: _Decoder, packets: Sequence[Packet], wanted: Sequence[int]) -> 
 
 
 def _counted(
-    decoder: _Decoder, packets: Sequence[Packet], places: Sequence[int]
-) -> list[Image.Image]:
+    decoder: _Decoder, packets: Sequence[Packet], places: Sequence[int], fit: Fit | int
+) -> list[Array]:
     """The frames at places, where no times tell them; the last one for those that never come."""
-    found: dict[int, Image.Image] = {}
+    found: dict[int, Array] = {}
     last: VideoFrame | None = None
     for place, frame in enumerate(decoder.frames(packets)):
         last = frame
         if place in places:
-            found[place] = _upright(frame)
+            found[place] = _brought(frame, fit)
         if place >= places[-1]:
             break
     if last is None:
         raise BadInput("video", "does not decode: no frame comes of it")
-    end = _upright(last)
+    end = _brought(last, fit)
     return [found.get(place, end) for place in places]
 
 
-def _upright(frame: VideoFrame) -> Image.Image:
-    """A frame in RGB, turned as its display matrix has it: by quarters, counterclockwise."""
+def _brought(frame: VideoFrame, fit: Fit | int) -> Array:
+    """A frame in RGB and of the side of `fit`, turned as its display matrix has it: by quarters,
+    counterclockwise. At once: whole frames of a large film take more memory than a child has."""
     picture: Image.Image = frame.to_image()
     turns = {90: 2, -270: 2, 180: 3, -180: 3, -90: 4, 270: 4}  # Image.Transpose.ROTATE_*
     turn = turns.get(round(frame.rotation))
-    return picture if turn is None else picture.transpose(Image.Transpose(turn))
-
-
-def _brought(picture: Image.Image, fit: Fit | int) -> Array:
+    if turn is not None:
+        picture = picture.transpose(Image.Transpose(turn))
     return on_white(picture, fit) if isinstance(fit, int) else fitted(picture, fit)
 
 

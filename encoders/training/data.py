@@ -161,7 +161,11 @@ def gather(
     Raises:
         TrainingError: no sample is left in the train split.
     """
-    frozen = {name: all_frozen or config.model.encoders[name].fixed for name in net.modalities}
+    frozen = (
+        dict.fromkeys(net.modalities, True)
+        if all_frozen
+        else frozen_encoders(config, net.modalities)
+    )
     left_out: Counter[str] = Counter()
     kept: dict[str, Row] = {}
     total = len(samples)
@@ -215,6 +219,12 @@ def _store_features(features: Features, rows: Sequence[Row], name: str) -> None:
         if features.tokens_BTF is not None and features.mask_BT is not None:
             real_TF = features.tokens_BTF[position][features.mask_BT[position]]
             row.tokens[name] = real_TF.half().clone().cpu()
+
+
+def frozen_encoders(config: TrainConfig, modalities: Sequence[str]) -> dict[str, bool]:
+    """Whether the weights that embed each modality stay as they are; they may be another's."""
+    encoders = config.model.encoders
+    return {name: encoders[encoders[name].shares or name].fixed for name in modalities}
 
 
 def _prepared(

@@ -45,11 +45,11 @@ def start_projectors(
         TrainingError: a projector with a hidden layer.
     """
     if config.start == "identity":
-        projected = [name for name in net.modalities if _linear(net.projectors[name]) is not None]
-        for name in projected if not learnt else ():
+        simple = [name for name in net.modalities if _linear(net.projectors[name]) is not None]
+        for name in simple if not learnt else ():
             if name not in net.config.bridged:
                 _set(net.projectors[name], torch.eye(net.encoder(name).width))
-        return projected
+        return simple
     if learnt:
         return []
     frozen = [name for name in net.modalities if data.columns[name].features_nF is not None]

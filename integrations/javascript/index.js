@@ -52,7 +52,10 @@ export class Braid {
   #fetch;
 
   constructor(url, { apiKey, timeoutMs = 30_000, fetch = globalThis.fetch } = {}) {
-    this.#url = new URL(url).href.replace(/[/]+$/, "");
+    const { href, username, password } = new URL(url);
+    // `fetch` would refuse it, with a message that quotes it.
+    if (username || password) throw new TypeError("url: holds a user or password; pass an apiKey");
+    this.#url = href.replace(/[/]+$/, "");
     this.#headers = apiKey === undefined ? {} : { authorization: `Bearer ${apiKey}` };
     this.#timeoutMs = timeoutMs;
     this.#fetch = fetch;

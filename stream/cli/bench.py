@@ -90,7 +90,9 @@ def measure(
                 modalities[name] = _modality(settings, model, alone)
         if not modalities:
             raise ConfigError(
-                f"--data: nothing in {data or 'made records'} that {model.name} encodes"
+                f"--data: nothing in {data} that {model.name} encodes"
+                if data
+                else f"{model.name} encodes videos alone: give some with --data"
             )
         progress("embed", 0, 0, {})
         offline = len(samples) / _offline(settings, model, samples)

@@ -270,28 +270,25 @@ def warn_of_other_registries(settings: Settings) -> None:
     Without a broker that answers, nothing is done.
     """
 
-    async def look() -> None:
-        others, topic = _OtherRegistries(settings), settings.topic("models")
-        with contextlib.suppress(BrokerError):
-            admin = Admin(settings, timeout_s=1.0)
-            if topic in await asyncio.to_thread(admin.partition_counts):
-                for key, value in (await read_all(settings)).items():
-                    await asyncio.to_thread(others.warn, key, value)
-
-    asyncio.run(look())
+    asyncio.run(_look(settings, _OtherRegistries(settings), follow=False))
 
 
 async def _warn_of_others(settings: Settings) -> None:
     """Read the announcements as soon as there is a broker with the topic, until cancelled."""
-    others, topic = _OtherRegistries(settings), settings.topic("models")
+    others = _OtherRegistries(settings)
     while True:
-        with contextlib.suppress(BrokerError):
-            admin = Admin(settings, timeout_s=1.0)
-            # A consumer of a topic that is not there yet would make it, with other settings.
-            if topic in await asyncio.to_thread(admin.partition_counts):
-                async for key, value in _facts(settings, follow=True):
-                    await asyncio.to_thread(others.warn, key, value)
+        await _look(settings, others, follow=True)
         await asyncio.sleep(settings.model.poll_s)
+
+
+async def _look(settings: Settings, others: _OtherRegistries, *, follow: bool) -> None:
+    """Warn by what is announced; nothing without a broker that answers, or without the topic."""
+    with contextlib.suppress(BrokerError):
+        admin = Admin(settings, timeout_s=1.0)
+        # A consumer of a topic that is not there yet would make it, with other settings.
+        if settings.topic("models") in await asyncio.to_thread(admin.partition_counts):
+            async for key, value in _facts(settings, follow=follow):
+                await asyncio.to_thread(others.warn, key, value)
 
 
 async def _later(read: Callable[[], Awaitable[None]], seconds: float) -> None:

@@ -9,22 +9,24 @@ A place holds one version: its files, `manifest.json` and, to read, `README.md`.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
-from braid.encoders.manifest import FILE_NAME
+from braid.encoders.errors import CheckpointError
+from braid.encoders.manifest import FILE_NAME, read_manifest
 from braid.index.files import sync_folder, synced
 from braid.index.redact import redacted
 
 from ..errors import ConfigError, RegistryError
 from .object_store import SCHEMES, ObjectStore, put_waiting
+from .version_files import inner_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -74,7 +76,10 @@ def place_of(
     if scheme in SCHEMES:
         return Bucket(ObjectStore(address, options))
     if scheme == "file":
-        return Folder(Path(unquote(urlsplit(address).path)))
+        parts = urlsplit(address)
+        if parts.netloc not in ("", "localhost"):
+            raise ConfigError(f"{redacted(address)}: expected file:///FOLDER, an absolute path")
+        return Folder(Path(unquote(parts.path)))
     if "://" in address:
         known = ", ".join(f"{one}://" for one in (HUB, *SCHEMES, "file"))
         raise ConfigError(f"{redacted(address)}: expected one of {known} or a folder")
@@ -108,7 +113,7 @@ class HubRepository:
 
     def put(self, files: Mapping[str, Path], summary: str) -> None:
         """One commit, on the branch `revision`, else on the repository's main branch."""
-        from huggingface_hub import CommitOperationAdd
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         api = self._api()
         with self._answering("pushing"):
@@ -117,7 +122,10 @@ class HubRepository:
                 api.create_branch(self._name, branch=self._revision, exist_ok=True)
             api.create_commit(
                 self._name,
-                [CommitOperationAdd(name, path) for name, path in files.items()],
+                [
+                    *(CommitOperationAdd(name, path) for name, path in files.items()),
+                    *(CommitOperationDelete(name) for name in _stale(self, files)),
+                ],
                 commit_message=summary,
                 revision=self._revision,
             )
@@ -133,7 +141,7 @@ class HubRepository:
                 done = api.hf_hub_download(
                     self._name, name, revision=self._commit, local_dir=folder
                 )
-                os.rename(done, path)
+                _copied(Path(done), path)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -145,14 +153,15 @@ class HubRepository:
     @contextmanager
     def _answering(self, what: str) -> Iterator[None]:
         import httpx
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
             yield
-        except EntryNotFoundError as error:
-            raise RegistryError(f"{self}: {what}: there is no such file") from error
         except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
-            cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
+            hidden = type(error) in (RuntimeError, LocalEntryNotFoundError)  # no answer, the latter
+            if isinstance(error, EntryNotFoundError) and not hidden:
+                raise RegistryError(f"{self}: {what}: there is no such file") from error
+            cause = error.__cause__ if hidden and error.__cause__ else error
             lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
             why = redacted(" ".join(lines) or repr(cause))[:300]
             raise RegistryError(f"{self}: {what} failed: {why}") from error
@@ -168,8 +177,9 @@ class Bucket:
         return str(self._store)
 
     def put(self, files: Mapping[str, Path], summary: str) -> None:
+        stale = _stale(self, files)
         if self._store.get(FILE_NAME) is not None:
-            self._store.remove([FILE_NAME])
+            self._store.remove([FILE_NAME, *stale])
         for name in sorted(files, key=lambda name: name == FILE_NAME):
             put_waiting(self._store, name, files[name])
 
@@ -190,11 +200,15 @@ class Folder:
         return self._path.resolve().is_relative_to(folder.resolve())
 
     def put(self, files: Mapping[str, Path], summary: str) -> None:
-        manifest = self._path / FILE_NAME
+        manifest, stale = self._path / FILE_NAME, _stale(self, files)
         try:
-            if not manifest.is_file() and self._path.exists() and any(self._path.iterdir()):
+            there = {one.name for one in self._path.iterdir()} if self._path.exists() else set()
+            own = {Path(name).parts[0] for name in files}  # without a manifest, a push that ended
+            if not manifest.is_file() and there - own:
                 raise RegistryError(f"{self}: holds something else than a version")
             manifest.unlink(missing_ok=True)
+            for name in stale:
+                (self._path / name).unlink(missing_ok=True)
             for name in sorted(files, key=lambda name: name == FILE_NAME):
                 target = self._path / name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -209,6 +223,17 @@ class Folder:
             raise RegistryError(f"{self}: {name} is missing") from None
         except OSError as error:
             raise RegistryError(f"{self}: {name} cannot be read: {error}") from error
+
+
+def _stale(place: Place, files: Mapping[str, Path]) -> list[str]:
+    """Files of the version at a place that one made of `files` has not, such as its records."""
+    with TemporaryDirectory(prefix="braid-push-") as made:
+        try:
+            place.fetch(FILE_NAME, Path(made) / FILE_NAME)
+            old = inner_files(read_manifest(Path(made)))
+        except (CheckpointError, RegistryError):
+            return []  # none is there
+    return sorted(set(old) - set(files))
 
 
 def _copied(source: Path, target: Path) -> None:

@@ -28,7 +28,7 @@ from ..registry.places import Folder, Place, place_of
 from ..registry.version_files import inner_files
 from ..registry.versions import Registry, registry_of
 from ..settings import Settings
-from .import_version import registered
+from .import_version import forgiving, promoted, registered
 from .job import Outcome
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,10 @@ def pull_version(
         there = _manifest(place, Path(made))
     for name in registry.names():
         if _same(registry, name, there):
-            return Pulled(outcome=_outcome(registry, name), known=True)
+            outcome = _outcome(registry, name)
+            if promote and not outcome.serves:
+                outcome = promoted(settings, registry, outcome, why="pulled", tell=forgiving(tell))
+            return Pulled(outcome=outcome, known=True)
 
     def make(out: Path, name: str, version: int) -> Manifest:
         return _fetched(place, there, out, name=name, version=version)

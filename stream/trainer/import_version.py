@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from braid.encoders.manifest import Manifest
 from ..errors import Unreachable
 from ..registry.announcements import Tell, announce
 from ..registry.promotion import promote as promote_version
-from ..registry.versions import Champion, registry_of, status_of
+from ..registry.versions import Champion, Registry, registry_of, status_of
 from ..settings import Settings
 from .job import Job, Outcome, announce_version, prove
 from .lock import TrainerLock
@@ -114,12 +115,7 @@ def registered(
     """
     registry = registry_of(settings)
 
-    def told(settings: Settings, key: str, value: Mapping[str, Any]) -> None:
-        try:
-            tell(settings, key, value)
-        except Unreachable as error:
-            log.warning("not announced, processes find it in the registry: %s", error)
-
+    told = forgiving(tell)
     with TrainerLock(settings):  # whose sweep would remove what is written here
         champion = registry.champion()
         name, version = registry.claim(run)
@@ -127,10 +123,35 @@ def registered(
         registry.publish(name)
     job = Job(settings=settings, options=Options(promote=promote), tell=told)
     announce_version(job, manifest, status_of(manifest, serves=False))
-    serves, building = False, ""
+    outcome = Outcome(manifest=manifest, run="", serves=False, building="")
     if promote or (promote is None and champion is None):
-        prove(registry, name, settings.model.device)
-        done = promote_version(settings, registry, name, why=why, tell=told)
-        serves = isinstance(done, Champion)
-        building = "" if isinstance(done, Champion) else done.generation
-    return Outcome(manifest=manifest, run="", serves=serves, building=building)
+        return promoted(settings, registry, outcome, why=why, tell=told)
+    return outcome
+
+
+def promoted(
+    settings: Settings, registry: Registry, outcome: Outcome, *, why: str, tell: Tell
+) -> Outcome:
+    """The outcome after its version was promoted.
+
+    Raises:
+        RegistryError: it cannot serve.
+    """
+    name = outcome.manifest.name
+    prove(registry, name, settings.model.device)
+    done = promote_version(settings, registry, name, why=why, tell=tell)
+    if isinstance(done, Champion):
+        return replace(outcome, serves=True)
+    return replace(outcome, building=done.generation)
+
+
+def forgiving(tell: Tell) -> Tell:
+    """`tell`, which logs that no broker answers in place of raising it."""
+
+    def told(settings: Settings, key: str, value: Mapping[str, Any]) -> None:
+        try:
+            tell(settings, key, value)
+        except Unreachable as error:
+            log.warning("not announced, processes find it in the registry: %s", error)
+
+    return told

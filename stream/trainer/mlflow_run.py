@@ -69,9 +69,9 @@ class MlflowRun:
         with _refusals():
             self._client.log_batch(self._id, tags=tags)
             self.figures(int(time.time() * 1000), 0, result.figures)
-            if result.card:
-                self._client.log_text(self._id, result.card, CARD)
             self._client.set_terminated(self._id, status=result.state)
+            if result.card:  # last: where artifacts are kept may be out of reach from here
+                self._client.log_text(self._id, result.card, CARD)
 
 
 @contextmanager
@@ -79,6 +79,9 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except RestException as error:  # an answer, not a failed connection
+        status = error.get_http_status_code()
+        if status in (408, 429) or status >= 500:
+            raise  # the server is busy, or its database away: it is tried again
         raise TrackerRefused(str(error)) from error
 
 

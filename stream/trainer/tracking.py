@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from queue import Queue
 from typing import Any
@@ -54,13 +55,13 @@ Call = Callable[[Tracker], None]
 
 
 class _Feed(threading.Thread):
-    """Calls one tracker, in order; a call that fails is tried again until the run has ended."""
+    """Calls one tracker, in order; a call that fails is tried again until `close` gives up."""
 
     def __init__(self, setting: str, open_run: Callable[[], Tracker]) -> None:
         super().__init__(name=f"tracking {setting}", daemon=True)
         self._setting, self._open = setting, open_run
         self._calls: Queue[Call | None] = Queue()
-        self._ending = threading.Event()
+        self._ending, self._until = threading.Event(), math.inf
         self._tracker: Tracker | None = None
         self._lost, self._warned = 0, ""
 
@@ -72,6 +73,7 @@ class _Feed(threading.Thread):
 
     def close(self, until: float) -> None:
         """Wait until all calls are made, until a moment of the monotonic clock at most."""
+        self._until = until
         self._ending.set()
         self._calls.put(None)
         self.join(max(0.0, until - time.monotonic()))
@@ -96,8 +98,12 @@ class _Feed(threading.Thread):
                 return False
             except Exception as error:  # noqa: BLE001 (of foreign libraries; the training goes on)
                 self._warn(error)
-            if self._ending.wait(PAUSE_S):
+            if not self._ending.wait(PAUSE_S):
+                continue
+            left = self._until - time.monotonic()
+            if left <= 0:
                 return False
+            time.sleep(min(1.0, left))
 
     def _warn(self, error: Exception) -> None:
         why = redacted(f"{error}".partition("\n")[0] or repr(error))[:300]
@@ -111,7 +117,7 @@ class Tracking:
 
     def __init__(self, registry: Registry, feeds: list[_Feed]) -> None:
         self._registry, self._feeds = registry, feeds
-        self._result = Result(state="KILLED", tags={}, figures={})
+        self._result: Callable[[], Result] = lambda: Result(state="KILLED", tags={}, figures={})
 
     def progress(self, progress: Progress | None) -> Progress:
         """A progress function that tracks the figures and calls `progress`."""
@@ -128,6 +134,9 @@ class Tracking:
 
     def ended(self, manifest: Manifest, status: str) -> None:
         """The run made a version."""
+        self._result = cache(lambda: self._of(manifest, status))
+
+    def _of(self, manifest: Manifest, status: str) -> Result:
         verdict = manifest.verdict
         tags = {
             "version": manifest.name,
@@ -136,7 +145,7 @@ class Tracking:
             "decision": str(verdict.get("decision", "not judged")),
             "verdict": str(verdict.get("reason", "there was no champion to compare it with")),
         }
-        self._result = Result(
+        return Result(
             state="FINISHED",
             tags=tags,
             figures=dict(_figures(manifest)),
@@ -146,12 +155,14 @@ class Tracking:
     def failed(self, error: BaseException) -> None:
         """The run ended without a version."""
         state = "FAILED" if isinstance(error, Exception) else "KILLED"
-        self._result = Result(state=state, tags={"error": redacted(error)[:1000]}, figures={})
+        result = Result(state=state, tags={"error": redacted(error)[:1000]}, figures={})
+        self._result = lambda: result
 
     def close(self, timeout_s: float) -> None:
         """Send the result, and wait for all trackers, `timeout_s` at most."""
         result, until = self._result, time.monotonic() + timeout_s
-        self._tell(lambda tracker: tracker.end(result))
+        # Made by the feed's thread: what a card needs must not fail a run that made a version.
+        self._tell(lambda tracker: tracker.end(result()))
         for feed in self._feeds:
             feed.close(until)
 
@@ -177,9 +188,13 @@ def tracked(
     """Track a run while the block runs, in the trackers of the settings.
 
     Args:
-        config: what the run trains; the model of a run of heads is its parent's.
+        config: what the run trains.
     """
-    about = About(run=run.id, version=run.name, parameters=_parameters(registry, run, config))
+    asked = settings.tracking
+    if asked.mlflow is None and asked.tensorboard is None:
+        yield Tracking(registry, [])
+        return
+    about = About(run=run.id, version=run.name, parameters=_parameters(run, config))
     tracking = Tracking(registry, [_Feed(*each) for each in _openers(settings, about)])
     for feed in tracking._feeds:
         feed.start()
@@ -214,11 +229,9 @@ def _openers(settings: Settings, about: About) -> Iterator[tuple[str, Callable[[
         yield "tensorboard", in_tensorboard
 
 
-def _parameters(registry: Registry, run: Run, config: TrainConfig) -> dict[str, Any]:
+def _parameters(run: Run, config: TrainConfig) -> dict[str, Any]:
     asked = {name: value for name, value in run.asked.items() if name not in ("config", "start")}
     values = dict(config.to_dict())
-    if run.asked.get("heads_only") and run.parent is not None:
-        values["model"] = registry.manifest(run.parent).config["model"]
     options = {**asked, "parent": run.parent, "champion": run.champion, "reason": run.reason}
     return {**dict(_leaves(values)), **dict(_leaves(options, "run"))}
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from braid.encoders import Embedder, Sample, TrainingError, train
+from braid.encoders.backbones.imported.networks import blocks_of
 from braid.encoders.bridging import bridge
 from braid.encoders.config import EncoderConfig, TrainConfig, from_dict
 from braid.encoders.evaluation.examine import Gates, examiner
@@ -24,6 +25,7 @@ from braid.encoders.lora import Lora
 from braid.encoders.manifest import WEIGHTS, Manifest, read_manifest
 from braid.encoders.model.net import Net
 from braid.encoders.training import low_rank
+from braid.encoders.training.data import frozen_encoders
 from tests.encoders.joint_models import DIM, write_clap, write_clip, write_siglip
 from tests.encoders.material import samples
 from tests.encoders.test_bridging import captions
@@ -247,6 +249,31 @@ def test_only_the_targets_get_an_adapter_and_a_version_needs_no_peft(
         f"load({str(tmp_path / 'v2')!r}, device='cpu').check()"
     )
     subprocess.run([sys.executable, "-c", loads], check=True, timeout=200)
+
+
+def test_a_shared_network_gets_one_adapter_and_its_videos_are_not_kept(tmp_path: Path) -> None:
+    write_clip(tmp_path / "source")
+    import_model(str(tmp_path / "source"), tmp_path / "v1", name="v1", version=1, video=True)
+    config = trained_further(own_config(from_dict(read_manifest(tmp_path / "v1").config)), lora=2)
+    assert config.model.encoders["image"].lora is not None
+    assert config.model.encoders["video"].lora is None
+    assert frozen_encoders(config, ["text", "image", "video"]) == dict.fromkeys(
+        ("text", "image", "video"), False
+    )
+
+
+def test_blocks_of_networks_in_stages_end_with_the_last_stage() -> None:
+    from transformers import SwinConfig, SwinModel
+
+    net = SwinModel(SwinConfig(embed_dim=12, depths=[1, 1, 3, 1], num_heads=[1, 1, 2, 2]))
+    blocks = blocks_of(net)
+    assert len(blocks) == 4
+    assert blocks[-1] is net.encoder.layers[-1]
+    stages = torch.nn.Module()  # as timm's ResNet has them
+    for number, length in enumerate((1, 3, 2)):
+        layers = [torch.nn.ReLU() for _ in range(length)]
+        stages.add_module(f"layer{number}", torch.nn.Sequential(*layers))
+    assert len(blocks_of(stages)) == 6
 
 
 def test_a_target_that_there_is_not_is_named(tmp_path: Path, clip: Path) -> None:

@@ -215,7 +215,6 @@ CLIP_MODULE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("legacy", [True, False])
 def test_a_joint_model_of_sentence_transformers(tmp_path: Path, legacy: bool) -> None:
-    pytest.importorskip("sentence_transformers")
     theirs = write_multimodal(tmp_path / "source", legacy=legacy)
     manifest = imported(tmp_path / "source", tmp_path / "v")
     assert list(manifest.modalities) == ["text", "image"] == theirs.modalities[:2]

@@ -24,6 +24,7 @@ from braid.encoders.decoding.isolation import DecodePool
 from braid.encoders.decoding.videos import decode_video
 from braid.encoders.importing import import_model
 from braid.encoders.manifest import WEIGHTS, read_manifest
+from tests.encoders.dual_models import write_align, write_naflex
 from tests.encoders.joint_models import DIM, write_clap, write_clip
 from tests.encoders.test_importing import COSINE, cosines
 
@@ -206,6 +207,44 @@ def test_a_child_decodes_the_same_within_the_same_limits() -> None:
             pool.decode("video", data, {"frames": 2, "side": 32}, Limits(video_seconds=0.5))
     finally:
         pool.close()
+
+
+def test_frames_before_an_edit_list_are_decoded_and_not_shown(embedder: Embedder) -> None:
+    shifted = io.BytesIO()
+    plain: Any = av.open(io.BytesIO(filmed("mp4", "libx264", Fraction(10), 64, 64, 30, 250)))
+    with plain, av.open(shifted, "w", format="mp4") as container:
+        stream = container.add_stream_from_template(plain.streams.video[0])
+        for packet in plain.demux(plain.streams.video[0]):
+            if packet.dts is not None:
+                step = int(1 / (10 * packet.time_base))
+                packet.pts, packet.dts = packet.pts - 10 * step, packet.dts - 10 * step
+                packet.stream = stream
+                container.mux(packet)
+    film = shifted.getvalue()
+    frames = all_frames(film)
+    assert len(frames) == 20
+    shown = decode_video(film, FRAMES, 32, Limits())
+    bars = [int(frame[0].mean()) for frame in shown]  # the red of the bar grows
+    wanted = [int(np.asarray(frames[place])[:, :, 0].mean()) for place in middles(20)]
+    assert np.argsort(bars).tolist() == np.argsort(wanted).tolist()
+    embedder.embed([Sample(id="v", video=film)])
+
+
+def test_many_frames_of_a_large_film_fit_the_memory_of_a_child() -> None:
+    film = filmed("mp4", "mpeg4", Fraction(25), 3840, 2160, 33, 12)
+    pool = DecodePool(1)
+    try:
+        frames, _ = pool.decode("video", film, {"frames": 32, "side": 32}, Limits())
+    finally:
+        pool.close()
+    assert frames.shape == (32, 3, 32, 32)
+
+
+@pytest.mark.parametrize("kind", ["align", "siglip2"])
+def test_frames_are_not_given_to_a_transform_of_files(tmp_path: Path, kind: str) -> None:
+    {"align": write_align, "siglip2": write_naflex}[kind](tmp_path / "source")
+    with pytest.raises(CheckpointError, match="takes picture files, not frames"):
+        import_model(str(tmp_path / "source"), tmp_path / "v", name="v", version=1, video=True)
 
 
 def test_a_model_without_pictures_has_no_videos(tmp_path: Path) -> None:

@@ -102,9 +102,16 @@ def keep_parts(net: nn.Module, parts: Collection[str]) -> nn.Module:
 
 
 def blocks_of(net: nn.Module) -> list[nn.Module]:
-    """The longest list of blocks in `net`, from input to output; empty where it has none."""
-    lists = [one for one in net.modules() if isinstance(one, (nn.ModuleList, nn.Sequential))]
-    return list(max(lists, key=len, default=nn.ModuleList()))
+    """The blocks in `net`, from input to output: the longest list of modules that is in no other
+    one, with other lists of the same kind, such as the stages of a ResNet; empty without any."""
+    lists: list[list[nn.Module]] = []
+    inside: set[nn.Module] = set()
+    for one in net.modules():
+        if isinstance(one, (nn.ModuleList, nn.Sequential)) and one not in inside:
+            lists.append(list(one))
+            inside.update(one.modules())
+    kinds = {type(block) for block in max(lists, key=len, default=[])}
+    return [block for one in lists if kinds & {type(block) for block in one} for block in one]
 
 
 def tokens_of(out: Any) -> Tensor | None:

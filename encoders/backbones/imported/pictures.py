@@ -47,6 +47,10 @@ class TransformedImage(ImageEncoder):
         self.transform = transform
         self.settings = {"fit": "transform", **settings}
 
+    @property
+    def whole_files(self) -> bool:
+        return self.fit is None
+
     def prepare(self, value: Any, limits: Limits) -> tuple[Array, Cost]:
         if not isinstance(value, bytes):
             raise BadInput("image", f"must be bytes, is {type(value).__name__}")

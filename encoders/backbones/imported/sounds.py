@@ -109,7 +109,7 @@ class SoundNetwork(Encoder):
         return padded_BN, torch.tensor([len(one) for one in inputs])
 
     def size(self, value: Array) -> int:
-        return len(value)
+        return len(value) if value.ndim == 1 else int(self.seconds * self.rate)
 
     @property
     def budget(self) -> int:

@@ -93,7 +93,10 @@ def there_and_back(ours: Settings, theirs: Settings, address: str) -> None:
     assert registry.names() == ["braid-0001"]
     back = pull(ours, address)
     assert (back.known, back.outcome.manifest.name) == (True, "tiny-0002")
+    push(ours, "2", address, records=True)
     push(ours, "3", address)  # in its place
+    with pytest.raises(RegistryError):  # the records of the other one are gone
+        place_of(address, ours.model.registry_options, pull=True).fetch(QUERIES, ours.home / "gone")
     other = pull(theirs, address)
     assert other.outcome.manifest.space == registry_of(ours).manifest("tiny-0003").space
     assert (other.known, other.outcome.serves) == (False, False)
@@ -107,7 +110,7 @@ def test_to_the_hub_and_back(hub: Hub, ours: Settings, theirs: Settings) -> None
     assert repository.private
     space = registry_of(ours).manifest("tiny-0003").space
     assert repository.summaries[-1] == f"braid: tiny-0003, space {space}"
-    assert len(repository.summaries) == 3, "each push is one commit"
+    assert len(repository.summaries) == 4, "each push is one commit"
     assert any(path.startswith("/lfs/") for method, path in hub.seen if method == "PUT")
 
 
@@ -154,6 +157,18 @@ def test_records_are_pushed_only_where_asked(
     pull(theirs, str(with_))
     assert registry_of(theirs).check("braid-0001").files.keys() >= {QUERIES, WEIGHTS}
     assert pull(theirs, str(without)).known, "the same version, without its records"
+
+
+def test_a_version_that_is_there_is_promoted_where_asked(
+    ours: Settings, theirs: Settings, tmp_path: Path
+) -> None:
+    push(ours, "1", str(tmp_path / "shared"))
+    assert not pull(theirs, str(tmp_path / "shared"), promote=False).outcome.serves
+    again = pull(theirs, str(tmp_path / "shared"), promote=True)
+    assert (again.known, again.outcome.serves) == (True, True)
+    champion = registry_of(theirs).champion()
+    assert champion is not None
+    assert champion.name == "braid-0001"
 
 
 def altered(folder: Path, **fields: Any) -> None:
@@ -218,7 +233,7 @@ def test_a_damaged_or_foreign_repository_is_refused(
     with pytest.raises(RegistryError, match=r"fetching manifest.json: there is no such file"):
         pull(theirs, f"hf://{REPOSITORY}")
     with pytest.raises(
-        RegistryError, match=r"hf://team/none: fetching manifest.json failed: .*404|401"
+        RegistryError, match=r"hf://team/none: fetching manifest.json failed: .*(404|401)"
     ):
         pull(theirs, "hf://team/none")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -247,6 +262,10 @@ def test_folders_that_hold_something_else_stay_as_they_are(ours: Settings, tmp_p
     (tmp_path / "mine" / "diary.txt").write_text("private")
     with pytest.raises(RegistryError, match="holds something else than a version"):
         push(ours, "1", str(tmp_path / "mine"))
+    (tmp_path / "broken off").mkdir()
+    (tmp_path / "broken off" / WEIGHTS).write_bytes(b"the first half")  # of a push
+    push(ours, "1", str(tmp_path / "broken off"))
+    assert verify(tmp_path / "broken off").name == "tiny-0001"
     registry = registry_of(ours)
     for name in ("tiny-0001", "tiny-0009"):
         with pytest.raises(RegistryError, match="is in the registry"):
@@ -271,6 +290,8 @@ def test_places_by_their_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(ConfigError) as caught:
             place(wrong)
         assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="an absolute path"):
+        place("file://shared/pictures")
     with pytest.raises(ConfigError, match="--public"):
         place("s3://bucket/prefix", public=True)
 

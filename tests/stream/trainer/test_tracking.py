@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import RestException
 
 from braid.encoders.errors import TrainingError
 from braid.encoders.manifest import Manifest
@@ -24,6 +25,7 @@ from braid.stream.errors import ConfigError
 from braid.stream.registry.versions import registry_of
 from braid.stream.settings import Settings, load
 from braid.stream.trainer.job import Outcome
+from braid.stream.trainer.mlflow_run import _refusals
 from braid.stream.trainer.options import Options
 from braid.stream.trainer.retrain import retrain
 from braid.stream.trainer.runs import runs_of
@@ -267,6 +269,33 @@ def test_a_call_that_failed_is_made_again_in_its_order(
         fed(tracker)
     assert tracker.steps == [0, 1, 2, 3, 4]
     assert caplog.text.count("tracking.mlflow: away; the training goes on") == 1
+
+
+def test_the_end_of_a_run_is_sent_again_until_the_time_is_over() -> None:
+    class Ended(Recorded):
+        def end(self, result: Result) -> None:
+            self.figures(0, 9, {})  # fails as often as it is told
+            super().end(result)
+
+    tracker = Ended(failures=1)
+    feed = _Feed("mlflow", lambda: tracker)
+    feed.start()
+    feed.put(lambda tracker: tracker.end(Result(state="FINISHED", tags={}, figures={})))
+    feed.close(time.monotonic() + 60)
+    assert tracker.ended.is_set()
+    assert tracker.steps == [9]
+
+
+@pytest.mark.parametrize(
+    ("status", "refused"), [(400, True), (404, True), (429, False), (503, False)]
+)
+def test_a_busy_server_refuses_nothing(status: int, refused: bool) -> None:
+    class Answer(RestException):
+        def get_http_status_code(self) -> int:
+            return status
+
+    with pytest.raises(TrackerRefused if refused else Answer), _refusals():
+        raise Answer({"error_code": "INTERNAL_ERROR", "message": "busy"})
 
 
 def test_a_call_that_is_refused_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
