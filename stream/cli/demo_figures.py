@@ -113,7 +113,11 @@ def report_lines(figures: Mapping[str, Any]) -> list[str]:
         f"  dead letters     {figures['dead_letters']}",
         f"  records a second {figures['records_per_s']}",
         "  held-out category accuracy: "
-        + ", ".join(f"{name} {percent(value)}" for name, value in figures["accuracy"].items()),
+        + ", ".join(
+            f"{name} {percent(value)}"
+            for name, value in figures["accuracy"].items()
+            if value is not None  # no record has this modality
+        ),
     ]
     for way, depths in figures["recall"].items():
         shown = ", ".join(f"@{depth} {percent(value)}" for depth, value in depths.items())
