@@ -63,9 +63,9 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
             *more,
         ]
         for part, records, more in (
-            ("text", "600", [OPERATIONS]),
+            ("text", "500", [OPERATIONS]),
             ("image", "200", []),
-            ("audio", "800", []),
+            ("audio", "600", []),
             ("all", "120", []),
         )
     },
@@ -89,7 +89,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
             for part in ("image", "text")
         ),
     ],
-    ("training", "--rounds", "5", "--steps", "20"): [
+    ("training", "--rounds", "4", "--steps", "20"): [
         Target(
             name="training step written plainly / ours", of=figure("step", "plain / ours"), bound=1
         ),
@@ -148,7 +148,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
         Target(name=f"{name}, s to ready", of=figure(name, "median s"), bound=5, most=True)
         for name in ("worker", "index node")
     ],
-    ("poison", "--records", "3000", "--rounds", "1"): [
+    ("poison", "--records", "2000", "--rounds", "1"): [
         Target(
             name=f"one of 100 fails, MiniLM, {way} / without",
             of=figure(f"throughput {way} / without", "median"),
@@ -164,7 +164,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
         )
         for row in ("batch 1, 1 thread", "batch 64, 1 thread", "batch 64, 2 threads")
     ],
-    ("index_ingest", "--rounds", "2", "--seconds", "7", "--encode", "10"): [
+    ("index_ingest", "--rows", "300000", "--rounds", "2", "--seconds", "7", "--encode", "10"): [
         Target(
             name="searches while rows come in and queries are encoded / idle",
             of=figure("ingesting / idle", "queries_per_s"),
@@ -179,7 +179,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
             most=True,
         ),
     ],
-    ("step_load", "--seconds", "12", "--burst", "400"): [
+    ("step_load", "--seconds", "10", "--burst", "400"): [
         Target(
             name=f"step of the load, {phase}: kept or said",
             of=figure(phase, "kept or said"),
@@ -187,7 +187,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
         )
         for phase in ("phase 1, 10 %", "phase 2, 100 %", "phase 3, 10 %")
     ],
-    ("cache", "--part", "text", "--records", "200", "--rounds", "2", "--shares", "0", "90"): [
+    ("cache", "--part", "text", "--records", "120", "--rounds", "2", "--shares", "0", "90"): [
         Target(
             name=f"cache of features, {row} / without",
             of=figure(row, "memory and Redis / without"),
