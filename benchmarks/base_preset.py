@@ -36,7 +36,7 @@ WORDS = [f"w{number}" for number in range(500)]
 PRECISIONS = ("float32", "bf16")
 
 
-def checkpoints(folder: Path) -> dict[str, Path]:
+def checkpoints(folder: Path, layers: int = 12) -> dict[str, Path]:
     """Random weights in the three sizes, as `transformers` writes them."""
     import transformers as t
     from tokenizers import Tokenizer
@@ -44,16 +44,16 @@ def checkpoints(folder: Path) -> dict[str, Path]:
     from tokenizers.pre_tokenizers import Whitespace
 
     places = {name: folder / name for name in ("text", "image", "audio")}
-    t.BertModel(t.BertConfig()).save_pretrained(places["text"])
+    t.BertModel(t.BertConfig(num_hidden_layers=layers)).save_pretrained(places["text"])
     words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
     tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     t.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=512
     ).save_pretrained(places["text"])
-    t.ViTModel(t.ViTConfig()).save_pretrained(places["image"])
+    t.ViTModel(t.ViTConfig(num_hidden_layers=layers)).save_pretrained(places["image"])
     t.ViTImageProcessor().save_pretrained(places["image"])
-    t.ASTModel(t.ASTConfig()).save_pretrained(places["audio"])
+    t.ASTModel(t.ASTConfig(num_hidden_layers=layers)).save_pretrained(places["audio"])
     t.ASTFeatureExtractor().save_pretrained(places["audio"])
     return places
 

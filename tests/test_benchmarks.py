@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.__main__
-from benchmarks import av_digits, imbalance, index_exact, scaling, stamps, training, xor
+from benchmarks import av_digits, gpu, imbalance, index_exact, scaling, stamps, training, xor
 from benchmarks.__main__ import Target, figure, run, verdicts
 from benchmarks.cache import repeating
 from benchmarks.common import by_item, paired, spread
@@ -265,3 +265,31 @@ def test_the_commands_of_the_documents_are_there() -> None:
     for name in named:
         text = (root / f"{name}.py").read_text()
         assert '\nif __name__ == "__main__":\n    main()\n' in text, name
+
+
+def test_intervals_that_overlap_cover_time_once() -> None:
+    assert gpu.covered([(4.0, 5.0), (1.0, 3.0), (2.0, 2.5)]) == 0.75
+    assert gpu.covered([(0.0, 1.0), (0.5, 2.0)]) == 1.0
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+def test_the_rows_of_a_gpu_run_on_a_cpu(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP", kafka)
+    small = ["--records", "3", "--rounds", "1", "--layers", "1"]
+    report = gpu.main(["--device", "cpu", "--only", "image", *small, "--json"])
+    row = report["rows"]["image"]
+    assert row["precision"] == "float32"
+    limit = row["product, TFLOP a second"] * 1e12
+    layer = 4 * 768**2 + 2 * 768 * 3072  # weights of a block of ViT-B, over 197 tokens
+    needed = 197 * 2 * layer + 4 * 768 * 197**2
+    expected = row["encode, records a second"] * needed / limit
+    assert row["encode / floor"] == pytest.approx(expected, rel=0.05)
+    assert 0 < row["busy while streaming"] <= 1
+    assert row["stream, records a second"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_the_rows_of_one_are_refused() -> None:
+    with pytest.raises(SystemExit, match="no CUDA GPU here"):
+        gpu.main(["--only", "image"])
