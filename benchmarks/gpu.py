@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from braid.encoders import Sample, TrainConfig, load, preset
@@ -132,7 +131,7 @@ def watched(device: torch.device) -> Iterator[Callable[[], float]]:
                 [
                     (event.time_range.start, event.time_range.end)
                     for event in profiler.events() or ()
-                    if event.device_type == DeviceType.CUDA
+                    if event.device_type.name == "CUDA"
                 ]
             )
         return
