@@ -64,6 +64,11 @@ KINDS: Mapping[str, Mapping[str, str]] = {
 }
 """What can be imported: the `model_type` of a `config.json`, or the library that wrote the folder,
 to each modality's kind of encoder."""
+REFUSED: Mapping[str, str] = {
+    "pe_audio_video": "PE-AV has three vectors of a text, to compare with sounds, with videos and "
+    "with both, and a version has one"
+}
+"""Why a type cannot be imported, where it is not only that nobody has added it."""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     kind: {"fit": "checkpoint"} for kind in ("clip-image", "siglip-image")
 }
@@ -218,6 +223,8 @@ def _kind(folder: Path, source: str) -> tuple[str, Path]:
     kind = raw.get("model_type")
     if kind is None and "architecture" in raw:
         return "timm", folder
+    if kind in REFUSED:
+        raise CheckpointError(f"{source!r} cannot be imported: {REFUSED[kind]}")
     if kind not in KINDS:
         raise CheckpointError(
             f"{source!r} is a model of type {kind!r}; can be imported: {', '.join(KINDS)}"
