@@ -26,6 +26,7 @@ from .manifest import Manifest
 from .model.checkpoint import load_folder, save
 from .model.net import Net
 from .model.torch_model import TorchModel
+from .model.zero_shot import ZeroShot
 from .types import FUSED, Sample
 
 LEAST_CAPTIONS = 100
@@ -108,7 +109,7 @@ def bridge(
         config=TrainConfig(model=bridged),
         name=name,
         version_number=version,
-        metrics={"bridge": {**quality, "of": [model.name, other.name]}},
+        metrics={"bridge": {**quality, "of": [model.name, other.name]}, **_zero_shot(model, added)},
     )
 
 
@@ -204,6 +205,15 @@ def _config(model: TorchModel) -> TrainConfig:
     if TEXT not in model.modalities:
         raise CheckpointError(f"{model.name} has no texts, it has {', '.join(model.modalities)}")
     return config
+
+
+def _zero_shot(model: TorchModel, added: Sequence[str]) -> dict[str, Any]:
+    """The metrics of zero-shot tasks: the scale of what is `added` is that of the fused vector."""
+    zero_shot = ZeroShot.of(model.manifest)
+    if zero_shot is None:
+        return {}
+    scale = {**dict.fromkeys(added, zero_shot.scale[FUSED]), **zero_shot.scale}
+    return replace(zero_shot, scale=scale).metrics()
 
 
 def _joined(net: Net, other: Net, config: TrainConfig, map_ED: Tensor, added: Sequence[str]) -> Net:

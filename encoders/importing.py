@@ -17,20 +17,17 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .backbones.hf import CONFIG, folder_of, read
 from .backbones.imported.open_clip_models import OPEN_CLIP, temperature
 from .backbones.registry import encoder_class, encoders_of
 from .backbones.sentence_transformer import MODULES, prompts_of
-from .backbones.sub_batches import encode_all
 from .config import EncoderConfig, ModelConfig, TrainConfig
 from .errors import CheckpointError
 from .manifest import Manifest
-from .model.checkpoint import device_of, save
-from .model.heads import SCALE
+from .model.checkpoint import save
 from .model.learnt import Learnt
 from .model.net import Net
+from .model.zero_shot import ZeroShot
 from .tasks import Task
 from .types import FUSED, Sample
 
@@ -67,6 +64,11 @@ KINDS: Mapping[str, Mapping[str, str]] = {
 }
 """What can be imported: the `model_type` of a `config.json`, or the library that wrote the folder,
 to each modality's kind of encoder."""
+REFUSED: Mapping[str, str] = {
+    "pe_audio_video": "PE-AV has three vectors of a text, to compare with sounds, with videos and "
+    "with both, and a version has one"
+}
+"""Why a type cannot be imported, where it is not only that nobody has added it."""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     kind: {"fit": "checkpoint"} for kind in ("clip-image", "siglip-image")
 }
@@ -165,13 +167,14 @@ def import_model(
     config = TrainConfig(
         model=ModelConfig(encoders=configs, dim=width, projection="none", origin=origin)
     )
-    net = Net(config.model, encoders, tasks).eval()
+    net = Net(config.model, encoders, {}).eval()
     metrics: dict[str, Any] = {}
     if tasks:
         scale = _scales(kind, str(folder))
         scale |= {"video": scale["image"]} if video else {}
-        _set_heads(net, prompt, scale)
-        metrics["zero_shot"] = {"prompt": prompt, "scale": scale}
+        zero_shot = ZeroShot(tasks=tasks, prompt=prompt, scale=scale)
+        zero_shot.add_to(net)
+        metrics |= zero_shot.metrics()
     return save(
         net,
         out,
@@ -191,7 +194,6 @@ def tasks_of(classes: Mapping[str, Sequence[str]], prompt: str) -> dict[str, Tas
     for task, names in classes.items():
         if len(set(names)) < 2 or len(set(names)) < len(names):
             raise ValueError(f"classes of {task} must be two different names or more, are {names}")
-    # in the order in which a manifest is read: heads are by position
     return {task: Task(classes=tuple(sorted(names))) for task, names in sorted(classes.items())}
 
 
@@ -211,23 +213,6 @@ def _scales(kind: str, folder: str) -> dict[str, float]:
     return {**scale, FUSED: scale[next(modality for modality in scale if modality != "text")]}
 
 
-def _set_heads(net: Net, prompt: str, scale: Mapping[str, float]) -> None:
-    """Set the weights of every head to the vectors of its class names."""
-    encoder = net.encoder("text")
-    with torch.no_grad():
-        for name, task in net.tasks.items():
-            inputs = [
-                encoder.prepare_query(prompt.replace("{}", one), net.config.limits)[0]
-                for one in task.classes
-            ]
-            features = encode_all(encoder, inputs, device_of(net))
-            unit_CD = net.projectors["text"](features.pooled_BF)
-            for source in net.sources:
-                linear = net.heads.head(name, source).linear
-                linear.weight.copy_(scale[source] / SCALE * unit_CD)
-                linear.bias.zero_()
-
-
 def _kind(folder: Path, source: str) -> tuple[str, Path]:
     """The key in `KINDS`, and the folder of the network."""
     if (folder / OPEN_CLIP).is_file():
@@ -238,6 +223,8 @@ def _kind(folder: Path, source: str) -> tuple[str, Path]:
     kind = raw.get("model_type")
     if kind is None and "architecture" in raw:
         return "timm", folder
+    if kind in REFUSED:
+        raise CheckpointError(f"{source!r} cannot be imported: {REFUSED[kind]}")
     if kind not in KINDS:
         raise CheckpointError(
             f"{source!r} is a model of type {kind!r}; can be imported: {', '.join(KINDS)}"

@@ -69,6 +69,16 @@ class Net(nn.Module):
             Decision(self.config.decision, len(self.sources), task.kind) for task in tasks.values()
         )
 
+    def add_heads(self, tasks: Mapping[str, Task]) -> None:
+        """Fresh heads and decisions for further `tasks`; those of the others stay."""
+        parts = zip(self.heads.by_task, self._decisions, strict=True)
+        before = dict(zip(self.tasks, parts, strict=True))
+        # In the order in which a manifest is read: heads are by position.
+        self.new_heads(dict(sorted({**self.tasks, **tasks}.items())))
+        for place, name in enumerate(self.tasks):
+            if name in before:
+                self.heads.by_task[place], self._decisions[place] = before[name]
+
     @property
     def decisions(self) -> list[Decision]:
         """The decision of each task, in the order of `tasks`."""

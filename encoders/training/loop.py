@@ -27,6 +27,7 @@ from ..model.frozen_queries import HeldOut
 from ..model.learnt import Learnt
 from ..model.net import Net
 from ..model.torch_model import TorchModel
+from ..model.zero_shot import ZeroShot
 from ..output_statistics import TaskTally
 from ..types import Examination, Examine, Sample
 from . import low_rank, parallel
@@ -79,7 +80,8 @@ def train(
         device: as torch names it; CUDA where there is some by default. Under `torchrun` "cuda" is
             each process's own GPU.
         parent: version folder to start from, with a model configuration whose weights fit
-            (`braid.encoders.further.unlike`).
+            (`braid.encoders.further.unlike`). Its zero-shot tasks that no labels train stay
+            zero-shot, with the new vectors of their class names.
         heads_only: keep the parent's encoders, projectors and fusion, and so its space; only
             heads and decisions are trained. The model configuration is then the parent's.
         window: where the samples came from; kept in the manifest.
@@ -114,7 +116,7 @@ def train(
         if not isinstance(samples, Sized):  # they are read again
             samples = list(samples)
         samples = cast(Sequence[Sample], samples)
-        config, net, parent_name = _initial_net(config, parent, heads_only)
+        config, net, theirs = _initial_net(config, parent, heads_only)
         before = None if parent is None else net.space()
         if net.config != config.model:
             net = carried(net, config.model)
@@ -134,6 +136,7 @@ def train(
         )
         if config.compatible > 0 and not heads_only:
             data.old_NSD = old_vectors(champion or parent, net, data, place)
+        zero_shot = _zero_shot(theirs, data, config)
         net.new_heads(data.tasks)
         net = net.to(place)
         held = data.rows("validation")
@@ -173,6 +176,9 @@ def train(
             metrics["refit"] = again.to_dict()
         notify("write", 0, 1, {})
         low_rank.merge(net, config.model)
+        if zero_shot is not None:
+            zero_shot.add_to(net)
+            metrics |= zero_shot.metrics()
         if rank == 0:
 
             def examined(draft: Path) -> Examination:
@@ -189,12 +195,12 @@ def train(
                     config=merged(config),
                     name=name,
                     version_number=version,
-                    parent=parent_name,
+                    parent=None if theirs is None else theirs.name,
                     window=window,
                     metrics=metrics,
                     unchanged_from=parent if before is not None and net.space() == before else None,
                     examine=None if examine is None else examined,
-                    reference=_reference(data, held, place, unlearnt),
+                    reference=_reference(data, held, place, unlearnt, zero_shot),
                     queries=held_out.samples(),
                     learnt=_learnt(data, parent, champion if config.compatible > 0 else None),
                 )
@@ -330,16 +336,39 @@ def _learnt(data: Dataset, *before: Path | None) -> Learnt | None:
     return learnt
 
 
+def _zero_shot(theirs: Manifest | None, data: Dataset, config: TrainConfig) -> ZeroShot | None:
+    """The parent's zero-shot tasks that no labels train; None: it has none.
+
+    Raises:
+        TrainingError: their heads would not be on vectors of the shared space.
+    """
+    zero_shot = None if theirs is None else ZeroShot.of(theirs)
+    if zero_shot is None:
+        return None
+    zero_shot = zero_shot.but(data.tasks)
+    if zero_shot.tasks and config.model.heads_on != "unit":
+        raise TrainingError(
+            f'model.heads_on must be "unit", is {config.model.heads_on!r}: the zero-shot tasks '
+            f"{', '.join(zero_shot.tasks)} compare vectors with those of their class names"
+        )
+    return zero_shot
+
+
 def _reference(
-    data: Dataset, held: Tensor, place: torch.device, tasks: dict[str, TaskTally]
+    data: Dataset,
+    held: Tensor,
+    place: torch.device,
+    tasks: dict[str, TaskTally],
+    zero_shot: ZeroShot | None,
 ) -> Callable[[TorchModel], Mapping[str, Any]] | None:
-    """A function that makes a manifest's `reference`: served vectors, and `tasks`."""
+    """A function that makes a manifest's `reference`: served vectors, `tasks`, zero-shot tasks."""
     if len(held) == 0:
         return None
+    unlearnt = {} if zero_shot is None else zero_shot.tasks
 
     def make_reference(model: TorchModel) -> Mapping[str, Any]:
-        statistics = tally(model.net, data, held, place, served=model.served, tasks=False)
-        statistics.tasks = tasks
+        statistics = tally(model.net, data, held, place, served=model.served, tasks=bool(unlearnt))
+        statistics.tasks = {name: statistics.tasks[name] for name in unlearnt} | tasks
         return statistics.to_plain()
 
     return make_reference
@@ -347,7 +376,7 @@ def _reference(
 
 def _initial_net(
     config: TrainConfig, parent: Path | None, heads_only: bool
-) -> tuple[TrainConfig, Net, str | None]:
+) -> tuple[TrainConfig, Net, Manifest | None]:
     if parent is None:
         if heads_only:
             raise TrainingError("training only the heads needs a parent version")
@@ -363,4 +392,4 @@ def _initial_net(
         config = replace(config, model=kept)
     elif why := unlike(theirs.model, config.model):
         raise TrainingError(f"{manifest.name} has another model configuration: {why}")
-    return config, restore_net(parent, manifest), manifest.name
+    return config, restore_net(parent, manifest), manifest

@@ -59,14 +59,15 @@ class NodeServer(uvicorn.Server):
     Attributes:
         app: may be replaced while the server runs.
         reason: what the node waits for.
+        retry_after_s: after which a call may be answered.
         served: the server's task; its end ends the process.
     """
 
     served: asyncio.Task[None]
 
     def __init__(self, *, host: str, port: int, hosts: Hosts, limits: ConnectionLimits) -> None:
-        self.reason = "starting"
-        self.app: ASGIApp = waiting_app(lambda: self.reason, hosts)
+        self.reason, self.retry_after_s = "starting", RETRY_AFTER_S
+        self.app: ASGIApp = waiting_app(lambda: self.reason, hosts, lambda: self.retry_after_s)
         super().__init__(server_config(_Current(self), host=host, port=port, limits=limits))
 
     def start(self) -> asyncio.Task[None]:
@@ -90,12 +91,17 @@ class _Current:
         await self._server.app(scope, receive, send)
 
 
-def waiting_app(reason: Callable[[], str], hosts: Hosts) -> FastAPI:
+def waiting_app(
+    reason: Callable[[], str],
+    hosts: Hosts,
+    retry_after_s: Callable[[], int] = lambda: RETRY_AFTER_S,
+) -> FastAPI:
     """The HTTP application until the node has a model and a broker: the page, and 503 with the
     reason for all calls.
 
     Args:
         reason: what the node waits for now.
+        retry_after_s: after how many seconds a call may be answered.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     metrics = ServiceMetrics()
@@ -113,6 +119,6 @@ def waiting_app(reason: Callable[[], str], hosts: Hosts) -> FastAPI:
 
     @app.api_route("/{path:path}", methods=METHODS)
     async def everything(request: Request) -> JSONResponse:
-        return JSONResponse(problem("model", reason()), 503, {"retry-after": str(RETRY_AFTER_S)})
+        return JSONResponse(problem("model", reason()), 503, {"retry-after": str(retry_after_s())})
 
     return app

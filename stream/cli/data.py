@@ -17,6 +17,7 @@ from ..settings import Settings
 from .common import AsJson, bar, json_option, service_url
 
 MAX_LISTED = 50  # the most refused files that are listed
+STARTING = 6  # retries of a search, 5 s apart while a node loads its model
 
 
 def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
@@ -164,11 +165,12 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
         Example: braid search "a red bird" -k 5 --vector image
         """
-        from braid.index.client import Client
+        from braid.index.client import Client, Retry
 
         settings = settings_of(context)
         key = settings.client_key(own=url is None)
-        with Client(url or service_url(settings), api_key=key) as client:
+        retry = Retry(times=STARTING)
+        with Client(url or service_url(settings), api_key=key, retry=retry) as client:
             answer = client.search(
                 text=text,
                 image=image,
@@ -183,7 +185,9 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             print(json.dumps(answer.model_dump(exclude_unset=True)))
             return
         for hit in answer.hits:
-            print(f"{hit.score:.3f}  {hit.id}  {(hit.text or '')[:80]}")
+            predicted = [f"{task}: {label}" for task, label in (hit.predicted or {}).items()]
+            shown = [f"{hit.score:.3f}", hit.id, (hit.text or "")[:80], ", ".join(predicted)]
+            print("  ".join(part for part in shown if part))
         print(
             f"{len(answer.hits)} hits in {answer.took_ms:.0f} ms, model {answer.model}, "
             f"generation {answer.generation}",

@@ -46,22 +46,26 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         left: Version,
         right: Version,
         every: Annotated[
-            bool, typer.Option("--all", help="Every difference, not the largest.")
+            bool, typer.Option("--all", help="Every figure, also within its error.")
         ] = False,
         as_json: AsJson = False,
     ) -> None:
-        """Compare two versions: configuration, metrics, verdict, calibration.
+        """Compare two versions: model, data, settings, and what they are measured to differ by.
+
+        Of the measures those are shown that differ by more than their error: the judge's, if it
+        compared the two, else those of each one's validation records. --json shows all, too.
 
         Example: braid models diff 1 2
         """
-        from ..registry.difference import difference, difference_lines
+        from ..registry.difference import all_lines, difference, short_lines
 
         registry = registry_of(settings_of(context))
-        changes = difference(*(registry.manifest(registry.resolve(one)) for one in (left, right)))
+        ours, theirs = (registry.manifest(registry.resolve(one)) for one in (left, right))
         if as_json:
+            changes = difference(ours, theirs)
             print(to_json(changes, inf_nan_mode="null").decode())  # JSON has no NaN
         else:
-            print("\n".join(difference_lines(changes, every=every)))
+            print("\n".join((all_lines if every else short_lines)(ours, theirs)))
 
     @models.command()
     def gc(

@@ -29,7 +29,7 @@ from braid.index.payloads import Payloads
 from braid.index.service.app import ServiceDeps, Serving, create_app
 from braid.index.service.dependencies import RecentQueries
 from braid.index.service.recall_probe import probe_for_ever
-from braid.index.service.server import NodeServer
+from braid.index.service.server import RETRY_AFTER_S, NodeServer
 
 from ..collector import collect_as_usual
 from ..failpoints import Failpoints
@@ -41,7 +41,13 @@ from ..liveness.ending import STOP_WITHIN_S, end_within
 from ..liveness.progress_watch import Watchdog, Watched
 from ..media.rebuild import Rebuilder
 from ..media.thumbnails import isolated_decoding
-from ..registry.announcements import answered, check_partitions, first_champion, follow_news
+from ..registry.announcements import (
+    FIRST_MODEL,
+    answered,
+    check_partitions,
+    first_champion,
+    follow_news,
+)
 from ..registry.versions import registry_of
 from ..settings import Settings
 from .dead_letter_counts import DeadLetterCounts
@@ -52,6 +58,7 @@ log = logging.getLogger(__name__)
 
 PART_S = 6.0  # for each half of an orderly end
 BEAT_S = 1.0
+FIRST_MODEL_S = 60  # a client need not ask again before: somebody has to make it
 # Times the bound of a worker: a snapshot of millions of rows is written or loaded meanwhile.
 SLOW_DISK = 10
 OTHER_FILES = 1024  # open beside connections: segments, the broker, Redis
@@ -278,9 +285,11 @@ async def run_node(settings: Settings, server: NodeServer) -> None:
         registry = registry_of(settings)
         server.reason = f"waiting for the registry at {registry.place}"
         if await answered(settings, registry.champion) is None:
-            server.reason = "waiting for the first model: braid retrain makes it"
+            server.reason = FIRST_MODEL
+            server.retry_after_s = FIRST_MODEL_S
         champion = await first_champion(settings, registry)
         server.reason = f"fetching {champion.name} from {registry.place}"
+        server.retry_after_s = RETRY_AFTER_S
         source = str(await answered(settings, partial(registry.folder, champion.name)))
         generation = champion.generation
     server.reason = f"loading the model {Path(source).name}"

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SAY_EVERY_S = 60.0
+FIRST_MODEL = "waiting for the first model: braid retrain or braid models import makes it"
 
 Tell = Callable[[Settings, str, Mapping[str, Any]], None]
 """Announces a fact under a key."""
@@ -208,7 +209,7 @@ async def first_champion(settings: Settings, registry: Registry) -> Champion:
         while (champion := await answered(settings, registry.champion)) is None:
             if logged_at is None or time.monotonic() - logged_at >= SAY_EVERY_S:
                 logged_at = time.monotonic()
-                log.warning("no champion in the registry yet: waiting for `braid retrain`")
+                log.warning(f"no champion in the registry yet: {FIRST_MODEL}")
             await asyncio.sleep(min(1.0, settings.model.poll_s))
     finally:
         watching.cancel()

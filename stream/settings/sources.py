@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_settings import EnvSettingsSource, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource, TomlConfigSettingsSource
 
 from ..errors import ConfigError
 from .group import Group
@@ -75,6 +75,12 @@ def config_file() -> Path:
 
 class Environment(EnvSettingsSource):
     """`BRAID_GROUP__NAME`, and the customary names, which come first."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        self.env_vars = {  # BRAID_CACHE is no value of the group `cache`
+            name: value for name, value in self.env_vars.items() if name.upper() not in NO_SETTINGS
+        }
 
     def __call__(self) -> dict[str, Any]:
         known = {variable(name): name for name in names(self.settings_cls)}

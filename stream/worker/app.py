@@ -41,7 +41,13 @@ from ..monitoring.drift import add_drift
 from ..monitoring.heartbeat import Heartbeat
 from ..monitoring.steps import traced
 from ..monitoring.trace import trace_of
-from ..registry.announcements import answered, check_partitions, first_champion, follow_news
+from ..registry.announcements import (
+    FIRST_MODEL,
+    answered,
+    check_partitions,
+    first_champion,
+    follow_news,
+)
 from ..registry.canaries import Canaries
 from ..registry.generations import GenerationRecords
 from ..registry.versions import registry_of
@@ -205,7 +211,7 @@ class EmbedService(Service):
     def _health(self) -> tuple[bool, dict[str, Any]]:
         host = self.host
         if self._without_model:
-            return True, {"status": "waiting for the first model: braid retrain"}
+            return True, {"status": FIRST_MODEL}
         serving = self.settings.generation if host is None else host.serving
         live, away = (None, None) if host is None else (host.live, self._watchdog.broker.reason)
         return health(self.settings, live, serving, away)

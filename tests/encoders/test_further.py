@@ -37,9 +37,9 @@ STILL: dict[str, Any] = {"lr": 0.0, "start_lr": 0.0, "encoder_lr": 0.0}
 EASY = Gates(min_records=2, accuracy=1.0, recall=1.0, latency=1e6, resamples=100, rounds=1)
 
 
-def imported(write: Callable[[Path], None], folder: Path) -> Path:
+def imported(write: Callable[[Path], None], folder: Path, **options: Any) -> Path:
     write(folder / "source")
-    import_model(str(folder / "source"), folder / "v1", name="v1", version=1)
+    import_model(str(folder / "source"), folder / "v1", name="v1", version=1, **options)
     return folder / "v1"
 
 
@@ -60,9 +60,16 @@ def with_encoders(config: TrainConfig, **changes: Any) -> TrainConfig:
     return replace(config, model=replace(config.model, encoders=encoders))
 
 
-def trained(parent: Path, config: TrainConfig, out: Path, **options: Any) -> Manifest:
+def trained(
+    parent: Path,
+    config: TrainConfig,
+    out: Path,
+    *,
+    data: list[Sample] = SAMPLES,
+    **options: Any,
+) -> Manifest:
     return train(
-        SAMPLES,
+        data,
         config,
         parent=parent,
         out=out,
@@ -89,6 +96,42 @@ def changed(before: Path, after: Path) -> set[str]:
     )
     assert old.keys() == new.keys()
     return {name for name in old if not torch.equal(old[name], new[name])}
+
+
+CLASSES = {"colour": ["red", "green", "blue"], "kind": ["a bird", "a frog"]}
+PROMPT = "a photo of {}"
+
+
+@pytest.fixture(scope="module")
+def zero_shot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zero-shot")
+    return imported(write_clip, folder, classes=CLASSES, prompt=PROMPT)
+
+
+def without_labels(task: str) -> list[Sample]:
+    return [
+        replace(one, labels={name: label for name, label in one.labels.items() if name != task})
+        for one in SAMPLES
+    ]
+
+
+def check_predicts_by_names(folder: Path, task: str) -> None:
+    """Check each source's probabilities: the scaled cosines to the version's own vectors of the
+    class names."""
+    manifest = read_manifest(folder)
+    scale = manifest.metrics["zero_shot"]["scale"]
+    names = manifest.tasks[task]["classes"]
+    prompted = [Sample(id=name, text=PROMPT.replace("{}", name)) for name in names]
+    one = SAMPLES[0]
+    with Embedder.load(folder, device="cpu") as embedder:
+        name_CD = np.stack([made.fused for made in embedder.embed(prompted)])
+        made = embedder.embed([one])[0]
+    for source, vector_D in (*made.by.items(), ("fused", made.fused)):
+        exact_C = np.exp(scale[source] * name_CD @ vector_D)
+        best = int(exact_C.argmax())
+        shown = made.tasks[task].by[source]
+        assert shown["label"] == names[best], source
+        assert shown["prob"] == pytest.approx(exact_C[best] / exact_C.sum(), abs=1e-4), source
 
 
 @pytest.mark.slow
@@ -149,16 +192,66 @@ def test_the_judge_compares_another_width_with_the_imported_champion(
 
 
 @pytest.mark.slow
-def test_the_map_of_a_bridge_is_where_its_projection_starts(tmp_path: Path, clip: Path) -> None:
+def test_the_map_of_a_bridge_is_where_its_projection_starts(
+    tmp_path: Path, zero_shot: Path
+) -> None:
     clap = imported(write_clap, tmp_path)
     both = tmp_path / "both"
-    bridge(clip, clap, captions(120), both, name="both", version=3, force=True)
+    bridge(zero_shot, clap, captions(120), both, name="both", version=3, force=True)
     config = replace(config_of(both, projections=True, dim=DIM + 8), **STILL, epochs=1)
     trained(both, config, tmp_path / "v2")
+    check_predicts_by_names(both, "kind")
+    check_predicts_by_names(tmp_path / "v2", "kind")
     for modality in ("image", "audio"):
         ours_ND = vectors(tmp_path / "v2", modality, SAMPLES[:3])
         theirs_ND = vectors(both, modality, SAMPLES[:3])
         np.testing.assert_allclose(ours_ND[:, :DIM], theirs_ND, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_zero_shot_tasks_stay_with_the_new_vectors_of_their_class_names(
+    tmp_path: Path, zero_shot: Path
+) -> None:
+    config = config_of(zero_shot, projections=True)
+    config = replace(with_encoders(config, frozen=False, train_last=1), encoder_lr=1e-2)
+    judged = examiner(zero_shot, gates=EASY, device="cpu")
+    made = trained(
+        zero_shot, config, tmp_path / "v2", data=without_labels("colour"), examine=judged
+    )
+    assert list(made.tasks) == ["colour", "kind"]
+    assert made.metrics["zero_shot"] == read_manifest(zero_shot).metrics["zero_shot"]
+    assert made.verdict["decision"] in ("passed", "failed"), made.verdict["reason"]
+    assert set(made.reference["tasks"]) == {"colour", "kind"}
+    for task in CLASSES:
+        check_predicts_by_names(tmp_path / "v2", task)
+    assert np.abs(vectors(tmp_path / "v2", "text") - vectors(zero_shot, "text")).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_labels_train_the_head_of_a_zero_shot_task(tmp_path: Path, zero_shot: Path) -> None:
+    config = replace(config_of(zero_shot), lr=0.05)
+    made = trained(zero_shot, config, tmp_path / "v2", heads_only=True)
+    assert made.space == read_manifest(zero_shot).space
+    assert (list(made.tasks), made.metrics["zero_shot"]["tasks"]) == (["colour", "kind"], ["kind"])
+    assert made.tasks["colour"]["classes"] == ["blue", "green", "red", "white"]
+    assert list(made.metrics["validation"]["accuracy"]) == ["colour"]
+    check_predicts_by_names(tmp_path / "v2", "kind")
+    again = trained(tmp_path / "v2", config, tmp_path / "v3", heads_only=True)
+    assert again.metrics["zero_shot"] == made.metrics["zero_shot"]
+    old, new = (load_file(tmp_path / v / WEIGHTS) for v in ("v2", "v3"))
+    heads = [name for name in old if name.startswith("heads.by_task.1.")]
+    assert heads
+    for name in heads:
+        assert torch.equal(old[name], new[name]), name
+
+
+def test_zero_shot_tasks_need_heads_on_vectors_of_the_space(
+    tmp_path: Path, zero_shot: Path
+) -> None:
+    config = config_of(zero_shot, projections=True)
+    config = replace(config, model=replace(config.model, heads_on="features"))
+    with pytest.raises(TrainingError, match=r"heads_on must be .* is 'features'.* kind"):
+        trained(zero_shot, config, tmp_path / "v2")
 
 
 def write_bert(folder: Path) -> None:

@@ -23,7 +23,7 @@ def test_a_node_that_starts_says_what_it_waits_for(
     server = NodeServer(host="127.0.0.1", port=0, hosts=Hosts("127.0.0.1"), limits=CONNECTION)
     with running(server) as url:
         tab.goto(url)
-        server.reason = "waiting for the first model: braid retrain makes it"
+        server.reason = "waiting for the first model: braid retrain or braid models import makes it"
         expect(tab.locator("#c-state")).to_have_text("waiting")
         expect(tab.locator("#empty")).to_contain_text("Waiting for the first model: braid retrain")
         tab.fill("#words", "red")

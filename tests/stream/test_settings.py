@@ -142,11 +142,14 @@ def test_the_variables_of_the_documents_are_settings() -> None:
 
 
 def test_variables_that_are_no_settings_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BRAID_FAILPOINT", "after-apply:exit")
+    for name in NO_SETTINGS - {"BRAID_CONFIG"}:
+        monkeypatch.setenv(name, "after-apply:exit")
     monkeypatch.setenv("BRAID_PORT", "tcp://10.0.0.1:8077")  # by Kubernetes, for a service braid
     monkeypatch.setenv("BRAID_INDEX_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("BRAID_INDEX_PORT_8077_TCP_ADDR", "10.0.0.1")
     assert load() == Settings()
+    monkeypatch.setenv("BRAID_CACHE__TTL_S", "5")
+    assert load().cache.ttl_s == 5, "though BRAID_CACHE names a folder"
 
 
 def test_each_setting_is_shown_with_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:

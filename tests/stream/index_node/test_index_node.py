@@ -52,14 +52,14 @@ def test_a_node_without_a_model_lives_and_says_what_it_waits_for(
     process = deployment.index(model=None)
     with httpx.Client(base_url=deployment.url) as http, Client(deployment.url) as client:
         wait_for("it answers", lambda: port_answers(deployment.settings.http.port), timeout=60)
-        why = "waiting for the first model: braid retrain makes it"
+        why = "waiting for the first model: braid retrain or braid models import makes it"
         wait_for("it waits", lambda: http.get("/readyz").json()["reason"] == why, timeout=60)
         health = http.get("/healthz")
         assert (health.status_code, health.json()) == (503, {"ok": False, "reason": why})
         ready = http.get("/readyz")
         assert (ready.status_code, ready.json()) == (503, {"ready": False, "reason": why})
         answer = http.post("/v1/search", json={"text": "a"})
-        assert answer.status_code == 503
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "60")
         assert answer.json() == {"error": {"field": "model", "reason": why}}
         assert http.get("/").headers["content-type"].startswith("text/html")
         assert http.get("/readyz", headers={"host": "evil.example"}).status_code == 421

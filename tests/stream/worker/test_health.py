@@ -122,7 +122,7 @@ def test_a_worker_without_a_model_is_well_and_says_what_it_waits_for(
             return 0, ""
         return answer.status_code, answer.json()["status"]
 
-    waits = (200, "waiting for the first model: braid retrain")
+    waits = (200, "waiting for the first model: braid retrain or braid models import makes it")
     wait_for("it says what it waits for", lambda: status() == waits, timeout=90)
     promote(deployment.settings, three_versions, "tiny-0001")
     wait_for("it works", lambda: status() == (200, "ok"), timeout=90)
