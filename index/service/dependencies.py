@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from braid.modalities import MEDIA
+from braid.modalities import MEDIA, MODALITIES
 
 from ..media_cache import MediaCache
 from ..metrics import ServiceMetrics
@@ -96,6 +96,7 @@ class Serving:
         encode_many: embeds several queries with one model, in order; raises BadQuery if any is
             invalid. None: queries are embedded one at a time.
         model: the current model for queries, for `/v1/generations`.
+        modalities: those of that model.
         arrivals: the last writes to the store, for the page.
     """
 
@@ -104,6 +105,7 @@ class Serving:
     encode: Encode | None = None
     encode_many: EncodeMany | None = None
     model: str | None = None
+    modalities: Sequence[str] = tuple(MODALITIES)
     recent_writes: RecentWrites | None = None
 
 

@@ -150,6 +150,16 @@ def test_limits_of_videos_name_no_space_without_them() -> None:
     assert limits.hashed(["image", "video"]) != other.hashed(["image", "video"])
 
 
+def test_a_query_of_a_modality_that_the_version_lacks_is_refused(embedder: Embedder) -> None:
+    """It would be embedded without that part; of a record the rest is of use."""
+    sample = Sample(id="q", text="words", audio=b"a sound")
+    with pytest.raises(BadInput, match="video takes text, image and video only") as refused:
+        embedder.query([sample])
+    assert refused.value.field == "audio"
+    (embedding,) = embedder.embed([sample])
+    assert embedding.by.keys() == {"text"}
+
+
 def test_a_turned_film_is_upright(embedder: Embedder) -> None:
     data = filmed()
     place = data.index(b"tkhd") + 4 + 40  # after version, times, id, duration, layer and volume
