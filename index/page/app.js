@@ -194,7 +194,7 @@ function listArrivals(fresh) {
 function counted(counters) {
   if (counters === null) return;
   const first = !served().length;
-  setServed(counters.modalities);
+  setServed(counters.modalities, counters.max_upload);
   if (first) followLink();
   records = counters.records;
   if (counters.payloads !== payloads) withoutPayloads(!counters.payloads);

@@ -1,9 +1,8 @@
 // Query input: text, and media that are dropped, pasted, chosen or recorded.
 
 import { bytes } from "./api.js";
-import { MAX_UPLOAD } from "./constants.js";
 import { $, FILM, NEAR, WAVE, el, icon } from "./dom.js";
-import { askable, kindOf, nounOf, whenKnown } from "./modalities.js";
+import { askable, kindOf, maxUpload, nounOf, whenKnown } from "./modalities.js";
 import { record, toWav } from "./record.js";
 
 const PLAIN_PICTURES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
@@ -99,7 +98,7 @@ async function readable(file) {
 async function attach(kind, name, blob, key = null) {
   const before = cleared;
   const file = await blob;
-  if (file.size > MAX_UPLOAD) throw new Error(`${name}: has ${file.size} bytes, ${MAX_UPLOAD} can be sent`);
+  if (file.size > maxUpload()) throw new Error(`${name}: has ${file.size} bytes, ${maxUpload()} can be sent`);
   await file.slice(0, 1).arrayBuffer().catch(() => {
     throw new Error(`${name}: cannot be read`);
   });

@@ -1,4 +1,4 @@
-// The modalities of the served version, and what the page offers for them.
+// The modalities of the served version, as the node names them, and what the page offers for them.
 
 import { MODALITIES } from "./constants.js";
 import { $, el, sentence } from "./dom.js";
@@ -8,10 +8,12 @@ export const FILES = Object.keys(MODALITIES).filter((name) => MODALITIES[name].e
 const LIST = new Intl.ListFormat("en-GB", { type: "disjunction" });
 
 let names = [];
+let uploadBytes = 0;
 let answered;
 export const whenKnown = new Promise((resolve) => (answered = resolve));
 
 export const served = () => names;
+export const maxUpload = () => uploadBytes;
 export const nounOf = (name) => MODALITIES[name]?.noun ?? name;
 
 // Whether a record has what a card shows: a thumb or a snippet.
@@ -30,8 +32,9 @@ export function kindOf({ name, type }) {
   return [kind, kind === "video" ? "audio" : null].find((one) => names.includes(one)) ?? null;
 }
 
-// Offer these modalities and no others.
-export function setServed(next) {
+// Offer these modalities and no others, for files of up to `upload` bytes.
+export function setServed(next, upload) {
+  uploadBytes = upload;
   if (String(next) === String(names)) return;
   names = next;
   const chosen = document.querySelector("#vector input:checked").value;

@@ -47,9 +47,7 @@ def test_the_page_is_plain_files_under_a_strict_policy(http: httpx.Client) -> No
     assert script.headers["content-type"] == "text/javascript; charset=utf-8"
     constants = http.get("/page/constants.js")
     assert constants.headers["content-type"] == script.headers["content-type"]
-    table = re.fullmatch(
-        "export const MODALITIES = (.*);\nexport const MAX_UPLOAD = 33554432;\n", constants.text
-    )
+    table = re.fullmatch("export const MODALITIES = (.*);\n", constants.text)
     assert table is not None
     nouns = {name: one["noun"] for name, one in json.loads(table[1]).items()}
     assert nouns == {name: one.noun for name, one in MODALITIES.items()}

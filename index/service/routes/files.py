@@ -35,18 +35,14 @@ PAGE_HEADERS = {
 }
 
 
-def add_files(app: FastAPI, *, max_upload: int) -> None:
-    """Serve the page's files from the package.
-
-    Args:
-        max_upload: bytes of the largest upload, which the page checks before it sends one.
-    """
+def add_files(app: FastAPI) -> None:
+    """Serve the page's files from the package."""
     bodies = {
         file.name: file.read_bytes()
         for file in resources.files("braid.index").joinpath("page").iterdir()
         if file.is_file()
     }
-    bodies["constants.js"] = _constants(max_upload)
+    bodies["constants.js"] = _constants()
     files: dict[str, tuple[bytes, str, str]] = {}
     for name, body in bodies.items():
         suffix = "." + name.rpartition(".")[2]
@@ -79,13 +75,11 @@ def add_files(app: FastAPI, *, max_upload: int) -> None:
         return answer(request, name)
 
 
-def _constants(max_upload: int) -> bytes:
-    """What the page knows of the code, as a module: the table of modalities, and a limit."""
+def _constants() -> bytes:
+    """The table of modalities as a module of the page."""
 
     table = {
         name: {"noun": one.noun, "endings": list(one.endings), "shown": one.shown}
         for name, one in MODALITIES.items()
     }
-    constants = {"MODALITIES": table, "MAX_UPLOAD": max_upload}
-    lines = (f"export const {name} = {json.dumps(value)};\n" for name, value in constants.items())
-    return "".join(lines).encode()
+    return f"export const MODALITIES = {json.dumps(table)};\n".encode()

@@ -47,7 +47,7 @@ class PlaceBody(BaseModel):
 def add_page(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
     """Serve the page and its routes."""
     space_map = SpaceMap(deps.store, deps.payloads)
-    add_files(app, max_upload=deps.limits.body_bytes)
+    add_files(app)
     _add_map(app, deps, space_map)
     _add_live(app, deps, limiters, space_map)
     _add_media(app, deps)
@@ -149,6 +149,7 @@ def _counters(deps: ServiceDeps, serving: Serving) -> dict[str, Any]:
         "freshness_s": None if recent_writes is None else recent_writes.freshness_s(),
         "model": serving.model,
         "modalities": serving.modalities,
+        "max_upload": deps.limits.body_bytes,
         "generation": serving.generation,
         "not_ready": deps.not_ready(),
         "payloads": deps.payloads.available,
