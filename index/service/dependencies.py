@@ -184,7 +184,7 @@ class ServiceDeps:
         media_cache: thumbnails and snippets; None looks where `payloads` are.
         rebuild: makes what is shown of a record again from `records`.
         enlarge: reads a record's large picture, sound or text; None: only the small ones are shown.
-        shared: pictures and sounds of queries that a link names; None: they cannot be shared.
+        shared: files of queries that a link names; None: they cannot be shared.
         dead_letters: counts those of the last hour, as `DeadLettersAnswer`. Raises BadQuery.
     """
 

@@ -104,7 +104,8 @@ def test_of_a_film_the_sound_is_asked_where_there_are_no_videos(site: Site, tab:
     expect(tab.locator(".part")).to_contain_text("mine.webm")
     expect(tab.locator("#results")).to_have_attribute("aria-busy", "false")
     sound = site.asked[-1].media["audio"]
-    assert (sound[:4], len(sound)) == (b"RIFF", pytest.approx(32_000, rel=0.1))
+    assert sound[:4] == b"RIFF"
+    assert len(sound) == pytest.approx(32_000, rel=0.1)  # a second at 16 kHz
 
 
 def test_a_file_that_cannot_be_sent_says_why(site: Site, tab: Page) -> None:

@@ -42,7 +42,10 @@ def test_a_clip_is_served_and_predicts_without_training(
         assert client.search(text="a red bird", k=3).model == made["name"]
         with pytest.raises(openai.UnprocessableEntityError) as refused:
             embedded(deployment.url, [as_part(b"a film")])
-        assert f"input[0]', 'reason': 'video: {made['name']} takes text and image" in str(refused)
+        assert refused.value.response.json()["error"] == {
+            "field": "input[0]",
+            "reason": f"video: {made['name']} takes text and image only",
+        }
     rows = [decode_vector(message.value or b"") for message in deployment.vectors()]
     served = {row.id: row.by["image"] for row in rows}
     ours_BD = np.stack([served[name] for name in PICTURES])
