@@ -21,6 +21,9 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any, ParamSpec, TypeVar
 
+from braid.modalities import listed
+
+from .errors import BadInput
 from .feature_cache import FeatureCache
 from .loading import import_ahead as import_ahead
 from .loading import load as load
@@ -243,10 +246,13 @@ class Embedder:
         Thread-safe. Queries that come while the device is busy are encoded together.
 
         Raises:
-            BadInput: one of them cannot be used.
+            BadInput: one of them cannot be used, or has a modality that the model lacks.
             RuntimeError: closed, or a device thread has ended.
         """
         model = self._model
+        for name in (name for one in samples for name in one.present):
+            if name not in model.modalities:
+                raise BadInput(name, f"{model.name} takes {listed(model.modalities)} only")
         query = _Query(model, self._prepare(model, [replace(one, query=True) for one in samples]))
         with self._queries_lock:
             if self._ended is not None:

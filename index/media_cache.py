@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from braid.modalities import MEDIA
+
 from .payloads import KEPT_S, Payloads
 
 Kind = Literal["thumb", "snippet", "query"]
@@ -22,9 +24,9 @@ MIB = 1024 * 1024
 DEFAULT_BUDGET = 256 * MIB
 PREFIX = "braid:media:"
 SHARED_PREFIX = "braid:shared:"
-"""Of pictures and sounds that are queries; their own budget, so that they evict no record's."""
+"""Of files that are queries; their own budget, so that they evict no record's."""
 OVERHEAD = 300  # bytes of Redis beside the data: three keys, two entries (MEMORY USAGE)
-MEDIA_TYPE = re.compile(r"(image|audio)/[a-z0-9.+-]{1,40}")
+MEDIA_TYPE = re.compile(rf"({'|'.join(MEDIA)})/[a-z0-9.+-]{{1,40}}")
 
 # KEYS: ages, sizes, sum, then the media. ARGV: budget, version, overhead, TTL, values.
 _PUT = """
@@ -71,7 +73,7 @@ return 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Media:
-    """A small picture or sound: the bytes of its file and its media type."""
+    """A small file: the bytes of its file and its media type."""
 
     data: bytes
     type: str

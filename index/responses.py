@@ -176,6 +176,7 @@ class StatusAnswer(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     generation: str = Field(description="the serving generation")
+    modalities: list[str] = Field([], description="of the model: what a query may hold")
     positions: dict[str, int] = Field(
         description="partition of `vectors` to the next offset to read"
     )

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from braid.modalities import MODALITIES
+
 COLOURS = (
     "#2563eb",
     "#dc2626",
@@ -99,7 +101,7 @@ def _robust(report: Mapping[str, Any], task: str, scores: Mapping[str, Any]) -> 
             continue
         lines = {
             source: [scores[source], *(step["accuracy"][task].get(source) for step in shown)]
-            for source in ("fused", "fused head", *report["robustness"])
+            for source in ("fused", "fused head", *MODALITIES)
             if source in scores
         }
         lines["decision"] = lines.pop("fused")

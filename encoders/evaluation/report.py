@@ -43,7 +43,7 @@ def report(
     Returns:
         the result of `braid.encoders.training.evaluate.compute_metrics`, and
         robustness: modality -> [{"level", "unit", "accuracy": {task: as above}}], one modality
-            corrupted at a time.
+            corrupted at a time, videos never.
         shuffled: modality -> task -> the decision's score when that modality is permuted among the
             samples; "as it is" beside it. No fall means that the modality is not used.
         map: {"points": [[x, y], ...], "label": [...], "ids": [...]}: the fused vectors on their
@@ -57,7 +57,8 @@ def report(
         result["model"] = {"name": model.name, "space": model.space}
         result["left_out"] = dict(left_out)
         rng = np.random.default_rng([seed, 4242])
-        steps = [(name, level) for name in model.modalities for level in LEVELS[name].levels]
+        known = [name for name in model.modalities if name in LEVELS]
+        steps = [(name, level) for name in known for level in LEVELS[name].levels]
         robust: dict[str, list[dict[str, Any]]] = {}
         for done, (name, level) in enumerate(steps):
             notify("robustness", done, len(steps))

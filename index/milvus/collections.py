@@ -50,7 +50,7 @@ class MilvusGenerations:
     def open(self, generation: str, *, space: str, dim: int, names: Sequence[str]) -> MilvusStore:
         """Open the store of a generation; create it if it does not exist.
 
-        `names` are the modalities that may have a vector, at most three.
+        `names` are the modalities that may have a vector.
 
         Raises:
             StoreError: it exists with another dimension or without one of these modalities.

@@ -19,13 +19,19 @@ const headers = () => (hasKey() ? { authorization: `Bearer ${sessionStorage.getI
 
 // The answer as JSON, null for an empty one. Throws Refused; status 0 without an answer.
 export async function call(path, { body, signal } = {}) {
-  const answer = await fetched(path, {
-    signal,
-    method: body === undefined ? "GET" : "POST",
-    body: body === undefined ? undefined : JSON.stringify(body),
-    headers: body === undefined ? {} : { "content-type": "application/json" },
-  });
+  const answer = await fetched(path, body === undefined ? { signal } : { signal, method: "POST", ...packed(body) });
   return answer.status === 204 ? null : answer.json();
+}
+
+// A body with files is sent as a form, which may be larger than JSON.
+function packed(body) {
+  if (!Object.values(body).some((value) => value instanceof Blob)) return { body: JSON.stringify(body), headers: { "content-type": "application/json" } };
+  const form = new FormData();
+  for (const [name, value] of Object.entries(body)) {
+    if (value instanceof Blob) form.append(name, value, name); // a file's own name stays here
+    else form.append(name, typeof value === "string" ? value : JSON.stringify(value));
+  }
+  return { body: form };
 }
 
 async function fetched(path, options) {

@@ -5,12 +5,13 @@ import { askLike, askShared, asked, clearAsking, keysOf, mediaParts, prepareAski
 import { arrival, card, ghosts } from "./cards.js";
 import { belowLine, divide, hideCutoff, noGoodMatch, ownCutoff, prepareCutoff, setCutoff } from "./cutoff.js";
 import { closeDetail, detailShown, prepareDetail, showDetail } from "./detail.js";
-import { $, el, empty, say } from "./dom.js";
+import { $, el, empty, say, sentence } from "./dom.js";
 import { filter, prepareFilters, setFields, setFilter } from "./filters.js";
 import { healthShown, prepareHealth, toggle as toggleHealth } from "./health.js";
 import { build, go, parse } from "./links.js";
 import { follow, keepTime } from "./live.js";
 import { light, loadMap, mapShown, prepareMap, showArrivals, showHits } from "./map.js";
+import { askable, served, setServed } from "./modalities.js";
 import { prepareSharing } from "./share.js";
 
 const KEPT = 24; // of what has just arrived
@@ -36,7 +37,7 @@ async function search(options) {
   searching?.abort();
   const what = asked();
   if (what === null) {
-    if (filterOrNote() !== undefined && filter() !== null) note("Filters narrow a search: type words, or add a picture or a sound.");
+    if (filterOrNote() !== undefined && filter() !== null) note(`Filters narrow a search: type words${askable() && `, or add ${askable()}`}.`);
     else note("");
     home(options);
     return;
@@ -118,8 +119,6 @@ function forgetAnswer() {
   $("share").hidden = asked() === null;
 }
 
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
-
 function like(record) {
   closeDetail();
   askLike(record.id, (record.text || record.id).slice(0, 60));
@@ -194,6 +193,9 @@ function listArrivals(fresh) {
 
 function counted(counters) {
   if (counters === null) return;
+  const first = !served().length;
+  setServed(counters.modalities, counters.max_upload);
+  if (first) followLink();
   records = counters.records;
   if (counters.payloads !== payloads) withoutPayloads(!counters.payloads);
   if (mapShown() || !$("filters").hidden) loadMap().catch(() => {});
@@ -227,7 +229,7 @@ function withoutPayloads(missing) {
   if (payloads === !missing) return;
   payloads = !missing;
   $("notes").querySelector("[data-kind=payloads]")?.remove();
-  if (missing) $("notes").append(el("div", { class: "note", data: { kind: "payloads" } }, "payloads: unavailable. Redis does not answer, so texts, pictures and sounds are read back from Kafka where they still are; searching goes on."));
+  if (missing) $("notes").append(el("div", { class: "note", data: { kind: "payloads" } }, "payloads: unavailable. Redis does not answer, so texts and files are read back from Kafka where they still are; searching goes on."));
 }
 
 // ---- links
@@ -242,6 +244,7 @@ const current = () => ({ what: asked(), keys: keysOf(mediaParts()), vector: vect
 const link = (options) => goTo(build(current()), options);
 
 async function followLink() {
+  if (!served().length) return; // the first answer follows it
   const state = parse();
   if (state.search !== inAddress) {
     inAddress = state.search;
@@ -255,7 +258,7 @@ async function followLink() {
     searched = true; // so that what has just arrived does not replace it
     const lost = await askShared(state.keys).then(() => null, (error) => error);
     if (state.search !== inAddress) return; // another link meanwhile
-    if (lost) state.wrong.push(lost.status === 404 ? "The picture or sound of this link is no longer kept. Add it again to repeat the search." : lost.message);
+    if (lost) state.wrong.push(lost.status === 404 ? "A file of this link is no longer kept. Add it again to repeat the search." : lost.message);
     await search({ replace: true, record: state.record });
     if (state.wrong.length) note(state.wrong.join(" "), true);
   }
@@ -357,7 +360,7 @@ function begin() {
     event.preventDefault();
     search();
   });
-  for (const input of [...document.querySelectorAll("#vector input"), $("k")]) input.addEventListener("change", () => asked() && search());
+  for (const id of ["vector", "k"]) $(id).addEventListener("change", () => asked() && search());
   // A minimum means something for the vector that it was chosen for.
   $("vector").addEventListener("change", () => setCutoff(null), { capture: true });
   prepareCutoff({
@@ -383,10 +386,8 @@ function begin() {
     startAgain();
   });
   addEventListener("popstate", followLink);
-  if (matchMedia("(max-width: 560px)").matches) $("words").placeholder = "Words, a picture, a sound";
   $("results").replaceChildren(...ghosts(8));
   inAddress = location.hash.length > 1 ? null : "";
-  if (inAddress === null) followLink();
   toggleMap(WIDE.matches);
   keepTime();
   follow({ arrived, counted, waiting });

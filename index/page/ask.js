@@ -1,13 +1,17 @@
 // Query input: text, and media that are dropped, pasted, chosen or recorded.
 
 import { bytes } from "./api.js";
-import { $, NEAR, WAVE, el, icon } from "./dom.js";
+import { $, FILM, NEAR, WAVE, el, icon } from "./dom.js";
+import { askable, kindOf, maxUpload, nounOf, whenKnown } from "./modalities.js";
 import { record, toWav } from "./record.js";
 
 const PLAIN_PICTURES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
 const PLAIN_SOUNDS = ["audio/wav", "audio/x-wav", "audio/wave", "audio/ogg", "audio/flac", "audio/x-flac", "audio/mpeg"];
 const LARGE = 3 * 1024 * 1024; // a phone's photo is made smaller before it is sent
 const SIDE = 1280;
+// What is made of a file before it is sent, by modality; others are sent as they are.
+const MADE = { image: smaller, audio: readable };
+const GLYPHS = { id: NEAR, audio: WAVE, video: FILM };
 
 // At most one part of each kind; "more like this" stands alone.
 const parts = new Map();
@@ -32,15 +36,13 @@ export function prepareAsking({ asked, failed }) {
     }
   });
   dropping(take);
-  const able = navigator.mediaDevices?.getUserMedia && "MediaRecorder" in window;
-  if (!able) $("record").hidden = true; // such as a page that is not on https or this machine
   $("record").onclick = () => toggleRecording().catch((error) => failed(error.message));
 }
 
 function dropping(take) {
   let depth = 0;
   const over = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-  const show = (on) => ($("drop").hidden = !on);
+  const show = (on) => ($("drop").hidden = !on || !askable());
   addEventListener("dragenter", (event) => over(event) && show(++depth > 0));
   addEventListener("dragleave", (event) => over(event) && show(--depth > 0));
   addEventListener("dragover", (event) => over(event) && event.preventDefault());
@@ -54,16 +56,14 @@ function dropping(take) {
 }
 
 async function takeFiles(files) {
-  let taken = 0;
-  for (const file of files) {
-    const kind = file.type.split("/")[0];
-    if (kind === "image") await attach("image", file.name || "a picture", smaller(file));
-    else if (kind === "audio" || kind === "video") await attach("audio", file.name || "a sound", readable(file));
-    else continue;
-    taken += 1;
+  await whenKnown;
+  const known = files.filter(kindOf);
+  if (!known.length && files.length) throw new Error(`${files[0].name}: ${askable() ? `is not ${askable()}` : "the served version knows only words"}`);
+  for (const file of known) {
+    const kind = kindOf(file);
+    await attach(kind, file.name || `a ${nounOf(kind)}`, MADE[kind]?.(file) ?? file);
   }
-  if (!taken && files.length) throw new Error(`${files[0].name}: neither a picture nor a sound`);
-  if (taken) changed();
+  if (known.length) changed();
 }
 
 async function smaller(file) {
@@ -98,21 +98,15 @@ async function readable(file) {
 async function attach(kind, name, blob, key = null) {
   const before = cleared;
   const file = await blob;
-  const data = await base64(name, file);
+  if (file.size > maxUpload()) throw new Error(`${name}: has ${file.size} bytes, ${maxUpload()} can be sent`);
+  await file.slice(0, 1).arrayBuffer().catch(() => {
+    throw new Error(`${name}: cannot be read`);
+  });
   if (cleared !== before) return;
   parts.delete("id");
   forget(kind);
-  parts.set(kind, { name, key, data, url: kind === "image" ? URL.createObjectURL(file) : null });
+  parts.set(kind, { name, key, file, url: kind === "image" ? URL.createObjectURL(file) : null });
   draw();
-}
-
-function base64(name, blob) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onerror = () => reject(new Error(`${name}: cannot be read`));
-    reader.onload = () => resolve(reader.result.split(",")[1]);
-    reader.readAsDataURL(blob);
-  });
 }
 
 async function toggleRecording() {
@@ -151,7 +145,7 @@ function draw(seconds = null) {
       { class: "part", data: { kind } },
       kind === "image"
         ? el("img", { src: part.url, alt: "" })
-        : el("div", { class: "glyph" }, icon(kind === "audio" ? WAVE : NEAR)),
+        : el("div", { class: "glyph" }, icon(GLYPHS[kind] ?? FILM)),
       el("span", {}, part.name),
       el(
         "button",
@@ -187,18 +181,18 @@ export function asked() {
   if (parts.has("id")) return { id: parts.get("id").id };
   const body = {};
   if (words) body.text = words;
-  for (const kind of ["image", "audio"]) if (parts.has(kind)) body[kind] = parts.get(kind).data;
+  for (const [kind, part] of mediaParts()) body[kind] = part.file;
   return Object.keys(body).length ? body : null;
 }
 
-// The query's picture and sound, [kind, {data, key}] each: bytes in base64, and the key in the service once shared.
-export const mediaParts = () => ["image", "audio"].filter((kind) => parts.has(kind)).map((kind) => [kind, parts.get(kind)]);
+// The query's files, [kind, {file, key}] each: a Blob, and the key in the service once shared.
+export const mediaParts = () => [...parts].filter(([kind]) => kind !== "id");
 export const keysOf = (media) => Object.fromEntries(media.map(([kind, part]) => [kind, part.key]));
 
-// Take the picture and sound of a shared link. Throws Refused if they are no longer kept.
+// Take the files of a shared link. Throws Refused if they are no longer kept.
 export async function askShared(keys) {
-  const fetched = ([kind, key]) => attach(kind, kind === "image" ? "Shared picture" : "Shared sound", bytes(`/v1/shared?key=${encodeURIComponent(key)}`), key);
-  const ends = await Promise.allSettled(Object.entries(keys).map(fetched)); // also the other one of a failed one
+  const fetched = ([kind, key]) => attach(kind, `Shared ${nounOf(kind)}`, bytes(`/v1/shared?key=${encodeURIComponent(key)}`), key);
+  const ends = await Promise.allSettled(Object.entries(keys).map(fetched)); // also the others of a failed one
   for (const end of ends) if (end.status === "rejected") throw end.reason;
 }
 

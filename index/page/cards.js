@@ -1,8 +1,9 @@
 // A record as a card: picture, caption, player, score, matched modality, meta.
 
 import { absence, call, release, source } from "./api.js";
-import { PAUSE, PLAY, WAVE, ago, el, icon, iso, modalityName, number } from "./dom.js";
+import { PAUSE, PLAY, WAVE, ago, el, icon, iso, number } from "./dom.js";
 import { recordHash } from "./links.js";
+import { has, nounOf } from "./modalities.js";
 
 const MAX_META = 6;
 const MAX_TASKS = 12; // whose labels, and whose predictions, are shown
@@ -21,13 +22,10 @@ const seen = new IntersectionObserver(
   { rootMargin: "300px" },
 );
 
-// Whether there is a picture of a record: its own, or a frame of its video.
-export const pictured = ({ modalities }) => modalities.includes("image") || modalities.includes("video");
-
 // The picture of a record, or a placeholder. `rank` is shown in its corner.
 export function well(record, { rank, words = true } = {}) {
   const node = el("div", { class: "well" });
-  if (pictured(record)) {
+  if (has(record, "thumb")) {
     const image = el("img", { alt: "", decoding: "async", width: 224, height: 168 });
     node.classList.add("pictured");
     node.append(image);
@@ -47,7 +45,7 @@ export function well(record, { rank, words = true } = {}) {
   } else if (words && record.text) {
     node.append(el("p", { class: "quote", "aria-hidden": "true" }, record.text));
   } else {
-    node.append(icon(record.modalities.includes("audio") ? WAVE : "M5 7h14M5 12h14M5 17h9", "wave"));
+    node.append(icon(has(record, "snippet") ? WAVE : "M5 7h14M5 12h14M5 17h9", "wave"));
   }
   if (rank) node.append(el("span", { class: "place", "aria-hidden": "true" }, String(rank)));
   return node;
@@ -80,7 +78,7 @@ function drawn(hit, { rank, like, open, fresh }) {
     opener(hit, open, well(hit, { rank: scored ? rank : null })),
   );
   const body = el("div", { class: "body" }, caption(hit));
-  if (hit.modalities.includes("audio")) body.append(player(hit));
+  if (has(hit, "snippet")) body.append(player(hit));
   if (scored) body.append(score(hit));
   const tagged = tags(hit);
   if (tagged.childElementCount) body.append(tagged);
@@ -152,8 +150,8 @@ function tags(hit) {
     list.append(
       el(
         "span",
-        { class: best ? "tag" : "tag other", data: { modality }, title: `Similarity of the query and this record's ${modalityName(modality)}${best ? ", the closest" : ""}` },
-        `${modalityName(modality)} ${value.toFixed(2)}`,
+        { class: best ? "tag" : "tag other", data: { modality }, title: `Similarity of the query and this record's ${nounOf(modality)}${best ? ", the closest" : ""}` },
+        `${nounOf(modality)} ${value.toFixed(2)}`,
       ),
     );
   }

@@ -3,9 +3,10 @@
 // Whatever a record holds is set as text.
 
 import { absence, address, call, release, source, text } from "./api.js";
-import { bar, pictured, player, reasons, well } from "./cards.js";
-import { $, ago, el, iso, modalityName, number } from "./dom.js";
+import { bar, player, reasons, well } from "./cards.js";
+import { $, ago, el, iso, number } from "./dom.js";
 import { recordHash } from "./links.js";
+import { has, nounOf } from "./modalities.js";
 import { show as showLink } from "./share.js";
 
 const NEIGHBOURS = 8;
@@ -79,9 +80,9 @@ export async function showDetail(id, { hit = null, cut = null, steps = false } =
 
 function media(record, signal) {
   const node = el("div", { class: "media" });
-  if (pictured(record)) node.append(picture(record, signal));
+  if (has(record, "thumb")) node.append(picture(record, signal));
   if (record.modalities.includes("text")) node.append(words(record, signal));
-  if (record.modalities.includes("audio")) node.append(player(record, { kind: "sound", signal }));
+  if (has(record, "snippet")) node.append(player(record, { kind: "sound", signal }));
   return node;
 }
 
@@ -122,7 +123,7 @@ function why(hit, cut) {
   const scores = hit ? reasons(hit) : [];
   if (!scores.length) return null;
   const rows = scores.map(([modality, value]) =>
-    el("li", {}, el("span", {}, modalityName(modality)), bar(value, modality), el("b", {}, value.toFixed(3))),
+    el("li", {}, el("span", {}, nounOf(modality)), bar(value, modality), el("b", {}, value.toFixed(3))),
   );
   const total = el("li", { class: "total" }, el("span", {}, "score"), bar(hit.score, "", cut), el("b", {}, hit.score.toFixed(3)));
   const note = cut === null ? "" : ` The mark is the minimum score of ${cut.toFixed(2)}.`;
@@ -142,7 +143,7 @@ function predictions(record) {
   const tasks = [...new Set([...Object.keys(labels), ...Object.keys(predicted), ...Object.keys(details)])].slice(0, MAX_ROWS);
   if (!tasks.length) return null;
   const sources = [...new Set(tasks.flatMap((task) => Object.keys(details[task]?.by ?? {})))];
-  const heads = ["Task", "Label", "Predicted", ...sources.map((name) => (name === "fused" ? "all as one" : `by ${modalityName(name)}`))];
+  const heads = ["Task", "Label", "Predicted", ...sources.map((name) => (name === "fused" ? "all as one" : `by ${nounOf(name)}`))];
   const rows = tasks.map((task) => {
     const detail = details[task] ?? {};
     const result = detail.text ?? (task in predicted ? predicted[task] : null);
@@ -176,7 +177,7 @@ function origin(record) {
     ["Time", time === null ? ago(record.ts) : el("time", { datetime: time }, `${time.slice(0, 19).replace("T", " ")} UTC, ${ago(record.ts)}`)],
     ["Model", record.model],
     ["Place in records", `partition ${record.partition}, offset ${number(record.version)}`],
-    ...Object.entries(record.uri ?? {}).map(([name, uri]) => [`Link of its ${modalityName(name)}`, uri]),
+    ...Object.entries(record.uri ?? {}).map(([name, uri]) => [`Link of its ${nounOf(name)}`, uri]),
   ];
   return section("Origin", list(pairs));
 }

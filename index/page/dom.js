@@ -43,12 +43,12 @@ export function icon(path, className = "") {
 export const PLAY = "M8 5.5v13l10.5-6.5z";
 export const PAUSE = "M7 5h3.6v14H7zM13.4 5H17v14h-3.6z";
 export const WAVE = "M2 12v.01M5 9v6M8 5v14M11 8.5v7M14 3.5v17M17 8v8M20 10.5v3M22.5 12v.01";
+export const FILM = "M4 5h16v14H4zM8 5v14M16 5v14M4 9.7h4M4 14.3h4M16 9.7h4M16 14.3h4";
 export const NEAR = "M12 4v3M12 17v3M4 12h3M17 12h3M12 9.5a2.5 2.5 0 1 0 0 5 2.5 2.5 0 0 0 0-5z";
 
-const MODALITIES = { text: "text", image: "picture", audio: "sound", video: "video" };
-export const modalityName = (modality) => MODALITIES[modality] ?? modality;
-
 export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+export const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 const NUMBERS = new Intl.NumberFormat("en");
 export const number = (value) => NUMBERS.format(value);

@@ -10,7 +10,7 @@ const KINDS = 50; // rows of the table
 const STAGES = {
   decode: "reading the message",
   join: "joining parts: one does not fit, or others did not come in time",
-  prepare: "links, and decoding text, picture or sound",
+  prepare: "links, and decoding of texts and files",
   encode: "the model",
 };
 

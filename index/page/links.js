@@ -1,13 +1,16 @@
 // The address of what is shown: query, options, cut-off and the record that is open.
 //
-// #q=WORDS&id=LIKE&image=KEY&audio=KEY&vector=NAME&k=24&filter=JSON&min=0.4&record=ID
+// #q=WORDS&id=LIKE&image=KEY&vector=NAME&k=24&filter=JSON&min=0.4&record=ID
+//
+// A file has its key under the name of its modality.
+
+import { FILES, nounOf, served } from "./modalities.js";
 
 const SHOWN_K = "24";
-const VECTORS = ["fused", "text", "image", "audio"];
 
 export function build({ what, keys = {}, vector, k, where, min }) {
   const parts = new URLSearchParams();
-  const media = ["image", "audio"].filter((kind) => what?.[kind]);
+  const media = FILES.filter((kind) => what?.[kind]);
   // Without a key the bytes are in this page only, so that a link would be another search.
   if (!what || media.some((kind) => !keys[kind])) return "";
   if (what.text) parts.set("q", what.text);
@@ -33,13 +36,16 @@ export function parse() {
     wrong.push("The filter of this link cannot be read, so that nothing is filtered.");
   }
   const vector = parts.get("vector") ?? "fused";
-  if (!VECTORS.includes(vector)) wrong.push(`This link searches the vector “${vector.slice(0, 40)}”, and there are ${VECTORS.join(", ")}: fused is searched.`);
+  const vectors = ["fused", ...served()];
+  if (!vectors.includes(vector)) wrong.push(`This link searches the vector “${vector.slice(0, 40)}”, and there are ${vectors.join(", ")}: fused is searched.`);
+  const kinds = FILES.filter((kind) => parts.has(kind));
+  for (const kind of kinds) if (!served().includes(kind)) wrong.push(`This link searches by a ${nounOf(kind)}, which the served version does not know: it is left out.`);
   const min = Number.parseFloat(parts.get("min"));
   return {
     text: parts.get("q") ?? "",
     id: parts.get("id"),
-    keys: Object.fromEntries(["image", "audio"].filter((kind) => parts.has(kind)).map((kind) => [kind, parts.get(kind)])),
-    vector: VECTORS.includes(vector) ? vector : "fused",
+    keys: Object.fromEntries(kinds.filter((kind) => served().includes(kind)).map((kind) => [kind, parts.get(kind)])),
+    vector: vectors.includes(vector) ? vector : "fused",
     k: parts.get("k") ?? SHOWN_K,
     where,
     min: Number.isFinite(min) ? min : null,

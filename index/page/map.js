@@ -1,8 +1,9 @@
 // Map of the space: points on a canvas, coloured by a field, hits ringed.
 
 import { call } from "./api.js";
-import { pictured, well } from "./cards.js";
+import { well } from "./cards.js";
 import { $, ago, calm, el } from "./dom.js";
+import { has } from "./modalities.js";
 import { prepareView } from "./view.js";
 
 // Twelve colours that differ on light and dark backgrounds; further choices repeat them, paler.
@@ -292,7 +293,7 @@ function tip(point, record, toScreen) {
   if (hovered?.id !== point.id) return;
   const node = $("tip");
   const labels = Object.values(record.labels ?? {}).flat().slice(0, 2);
-  const picture = pictured(record) ? well(record) : null;
+  const picture = has(record, "thumb") ? well(record) : null;
   node.replaceChildren(
     ...(picture ? [picture] : []),
     el("p", {}, record.text || record.id),

@@ -4,6 +4,9 @@
 const RATE = 16000;
 const MOST_S = 15;
 
+// Not on a page that is neither on https nor on this machine.
+export const ableToRecord = () => Boolean(navigator.mediaDevices?.getUserMedia && "MediaRecorder" in window);
+
 // Start recording. Returns {stop, cancel, done}: `done` resolves to the WAV as a blob.
 export async function record(tick) {
   let stream;

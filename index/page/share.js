@@ -1,12 +1,13 @@
-// Sharing: the address of a search as a link. A picture or a sound is kept by the service, under its
-// hash, because a link cannot hold it.
+// Sharing: the address of a search as a link. A file is kept by the service, under its hash, because
+// a link cannot hold it.
 
 import { call } from "./api.js";
 import { keysOf, mediaParts } from "./ask.js";
 import { $, el } from "./dom.js";
 import { build } from "./links.js";
 
-const KEPT = "The link works as long as the service keeps the picture or sound: 30 days at most, less if many are shared.";
+const KEPT = "The link works as long as the service keeps its files: 30 days at most, less if many are shared.";
+const MOST = 3 * 1024 * 1024; // bytes of a file, as the service takes them
 
 let newest = null; // the last press; an older one shows nothing any more
 
@@ -22,12 +23,24 @@ async function share(current, shared) {
   const media = mediaParts();
   const unsent = media.filter(([, part]) => !part.key);
   if (unsent.length) {
-    const keys = await call("/v1/shared", { body: Object.fromEntries(unsent.map(([kind, part]) => [kind, part.data])) });
+    const body = {};
+    for (const [kind, part] of unsent) body[kind] = await base64(part);
+    const keys = await call("/v1/shared", { body });
     for (const [kind, part] of unsent) part.key = keys[kind];
   }
   const hash = build({ ...search, keys: keysOf(media) });
   shared(hash);
   if (press === newest) await show(`${location.origin}${location.pathname}#${hash}`, media.length ? KEPT : "");
+}
+
+function base64({ name, file }) {
+  if (file.size > MOST) throw new Error(`${name} has ${file.size} bytes, ${MOST} can be shared`);
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onerror = () => reject(new Error(`${name} cannot be read`));
+    reader.onload = () => resolve(reader.result.split(",")[1]);
+    reader.readAsDataURL(file);
+  });
 }
 
 // Copies a link and shows it, for where the clipboard is not allowed.

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from braid.modalities import MEDIA
+from braid.modalities import MEDIA, MODALITIES
 
 from ..media_cache import MediaCache
 from ..metrics import ServiceMetrics
@@ -96,6 +96,7 @@ class Serving:
         encode_many: embeds several queries with one model, in order; raises BadQuery if any is
             invalid. None: queries are embedded one at a time.
         model: the current model for queries, for `/v1/generations`.
+        modalities: those of that model.
         arrivals: the last writes to the store, for the page.
     """
 
@@ -104,6 +105,7 @@ class Serving:
     encode: Encode | None = None
     encode_many: EncodeMany | None = None
     model: str | None = None
+    modalities: Sequence[str] = tuple(MODALITIES)
     recent_writes: RecentWrites | None = None
 
 
@@ -182,7 +184,7 @@ class ServiceDeps:
         media_cache: thumbnails and snippets; None looks where `payloads` are.
         rebuild: makes what is shown of a record again from `records`.
         enlarge: reads a record's large picture, sound or text; None: only the small ones are shown.
-        shared: pictures and sounds of queries that a link names; None: they cannot be shared.
+        shared: files of queries that a link names; None: they cannot be shared.
         dead_letters: counts those of the last hour, as `DeadLettersAnswer`. Raises BadQuery.
     """
 

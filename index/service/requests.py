@@ -221,17 +221,30 @@ class AudioPart(_Bounded):
     input_audio: InputAudio = Field(description="the sound")
 
 
-Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+class VideoUrl(_Bounded):
+    """A video file in a data URI."""
+
+    url: str = Field(description="`data:video/mp4;base64,...`; links are not fetched")
 
 
-Together = Annotated[list[Part], Field(min_length=1, max_length=3)]
+class VideoPart(_Bounded):
+    """A video, in the form that vLLM's API has for it: OpenAI's has none."""
+
+    type: Literal["video_url"] = Field(description="says what the part is")
+    video_url: VideoUrl = Field(description="the video")
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart | VideoPart, Field(discriminator="type")]
+
+
+Together = Annotated[list[Part], Field(min_length=1, max_length=len(MODALITIES))]
 Input = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] | Part | Together
 
 
 class Parts(_Bounded):
     """Parts that make one vector together, each type at most once."""
 
-    parts: Together = Field(description="text, picture, sound")
+    parts: Together = Field(description="content parts")
 
 
 def _listed(given: Any) -> Any:
@@ -245,7 +258,7 @@ def _or_text(schema: dict[str, Any]) -> None:
 
 
 class EmbeddingsBody(_Bounded):
-    """Texts, pictures and sounds to embed."""
+    """Texts and files to embed."""
 
     model: str = Field(
         min_length=1, max_length=200, description="a model, a generation, or `champion`"

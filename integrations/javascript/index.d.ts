@@ -36,7 +36,7 @@ export declare class Braid {
   /**
    * What is like this?
    *
-   * Ask with any of text, image and audio (several make one query), or with a record's id, or
+   * Ask with any of the version's modalities (several make one query), or with a record's id, or
    * with a vector; as JSON, or as an upload whose parts have the same names.
    */
   search(body: SearchBody | SearchUpload, call?: CallOptions): Promise<SearchAnswer>;
@@ -51,7 +51,7 @@ export declare class Braid {
   searchBatch(body: BatchBody, call?: CallOptions): Promise<BatchAnswer>;
 
   /**
-   * Vectors of texts, pictures and sounds, in the schema of OpenAI's API.
+   * Vectors of texts and files of any modality, in the schema of OpenAI's API.
    *
    * They are those that a search for the same would use. Inputs of several requests and of
    * searches share the encoder's batches.
@@ -190,12 +190,12 @@ export interface EmbeddingsAnswer {
   usage: Usage;
 }
 
-/** Texts, pictures and sounds to embed. */
+/** Texts and files to embed. */
 export interface EmbeddingsBody {
   /** a model, a generation, or `champion` */
   model: string;
   /** a text, or a list of texts, content parts and lists of parts */
-  input: Array<string | TextPart | ImagePart | AudioPart | Array<TextPart | ImagePart | AudioPart>> | string;
+  input: Array<string | TextPart | ImagePart | AudioPart | VideoPart | Array<TextPart | ImagePart | AudioPart | VideoPart>> | string;
   /** `base64`: of the float32 values, little-endian */
   encoding_format?: "float" | "base64";
   /** if given, the width of the space */
@@ -454,6 +454,8 @@ export interface SearchUpload {
 export interface StatusAnswer {
   /** the serving generation */
   generation: string;
+  /** of the model: what a query may hold */
+  modalities?: Array<string>;
   /** partition of `vectors` to the next offset to read */
   positions: Record<string, number>;
   /** partition of `records` to the next offset that is not reflected yet */
@@ -503,4 +505,18 @@ export interface Usage {
   prompt_tokens: number;
   /** not counted: 0 */
   total_tokens: number;
+}
+
+/** A video, in the form that vLLM's API has for it: OpenAI's has none. */
+export interface VideoPart {
+  /** says what the part is */
+  type: "video_url";
+  /** the video */
+  video_url: VideoUrl;
+}
+
+/** A video file in a data URI. */
+export interface VideoUrl {
+  /** `data:video/mp4;base64,...`; links are not fetched */
+  url: string;
 }

@@ -29,8 +29,8 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         paths: Annotated[
             list[str],
             typer.Argument(
-                help="Folders, pictures, sounds, .txt, .jsonl, .csv, .parquet or .tar files; "
-                "also URLs such as s3://bucket/train-{000..127}.tar."
+                help="Folders, pictures, sounds, videos, .txt, .jsonl, .csv, .parquet or .tar "
+                "files; also URLs such as s3://bucket/train-{000..127}.tar."
             ),
         ],
         label: Annotated[
@@ -55,8 +55,9 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         Files of one folder and stem are one record: bird.png, bird.txt and bird.ogg; its id is
         the path below PATHS without the ending, preceded by the folder where two of PATHS hold
         the same. A JSON line is {"id": ..., "text": ..., "image": PATH or link, "audio": ...,
-        "labels": {...}, "meta": {...}}. Columns of a table are id, text, image, audio, labels.TASK
-        and meta.FIELD, or what --source maps. Members of one key in a .tar are one record.
+        "video": ..., "labels": {...}, "meta": {...}}. Columns of a table are the same names, and
+        labels.TASK and meta.FIELD, or what --source maps. Members of one key in a .tar are one
+        record.
 
         What cannot be sent is listed at the end, with its line; the exit status is 1 then.
 

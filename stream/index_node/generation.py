@@ -35,12 +35,14 @@ class Generation:
         self._texts = Batcher(self._encode_many, at_once=1, size=MAX_QUERIES, linger_s=LINGER_S)
 
     def serving(self) -> Serving:
+        model = self.embedder.model
         return Serving(
             generation=self.name,
             store=self.reader.kept.store,
             encode=self._encode,
             encode_many=self._encode_many,
-            model=self.embedder.model.name,
+            model=model.name,
+            modalities=model.modalities,
             recent_writes=self.recent_writes,
         )
 

@@ -245,7 +245,7 @@ class Media(Group):
     shared_bytes: int = Field(
         32 * MIB,
         ge=0,
-        description="pictures and sounds of shared searches in Redis, all together; 0 keeps none",
+        description="files of shared searches in Redis, all together; 0 keeps none",
     )
 
 

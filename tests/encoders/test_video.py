@@ -22,8 +22,11 @@ from braid.encoders import BadInput, CheckpointError, Embedder, Sample
 from braid.encoders.config import EncoderConfig, Limits
 from braid.encoders.decoding.isolation import DecodePool
 from braid.encoders.decoding.videos import decode_video
+from braid.encoders.evaluation.page import page
+from braid.encoders.evaluation.report import report
 from braid.encoders.importing import import_model
 from braid.encoders.manifest import WEIGHTS, read_manifest
+from braid.encoders.model.torch_model import TorchModel
 from tests.encoders.dual_models import write_align, write_naflex
 from tests.encoders.joint_models import DIM, write_clap, write_clip
 from tests.encoders.test_importing import COSINE, cosines
@@ -148,6 +151,32 @@ def test_limits_of_videos_name_no_space_without_them() -> None:
     limits, other = Limits(), Limits(video_seconds=1.0)
     assert limits.hashed(["text", "image", "audio"]) == other.hashed(["text", "image", "audio"])
     assert limits.hashed(["image", "video"]) != other.hashed(["image", "video"])
+
+
+def test_a_query_of_a_modality_that_the_version_lacks_is_refused(embedder: Embedder) -> None:
+    """It would be embedded without that part; of a record the rest is of use."""
+    sample = Sample(id="q", text="words", audio=b"a sound")
+    with pytest.raises(BadInput, match="video takes text, image and video only") as refused:
+        embedder.query([sample])
+    assert refused.value.field == "audio"
+    (embedding,) = embedder.embed([sample])
+    assert embedding.by.keys() == {"text"}
+
+
+def test_the_report_on_a_version_with_videos(embedder: Embedder) -> None:
+    """Videos are not corrupted; the others are, and their curves have the videos' accuracy."""
+    films = [filmed(count=count) for count in (6, 7, 8, 9)]
+    kinds = ["red", "green"] * 2
+    given = [
+        Sample(id=f"{n}", text=f"a {kind} bar", video=film, labels={"kind": kind})
+        for n, (film, kind) in enumerate(zip(films, kinds, strict=True))
+    ]
+    assert isinstance(embedder.model, TorchModel)
+    made = report(embedder.model, given)
+    assert made["robustness"].keys() == {"text", "image"}
+    assert "video" in made["robustness"]["text"][0]["accuracy"]["kind"]
+    (_, shown, *_) = page(made, "it").split("kind: text made worse")
+    assert "video</text>" in shown
 
 
 def test_a_turned_film_is_upright(embedder: Embedder) -> None:

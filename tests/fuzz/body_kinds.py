@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from braid.modalities import MODALITIES
 from tests.fuzz.hostile import MIB, NOTHING, REFUSED, HostileRequest
 
 EDGE = "edge"
@@ -62,7 +63,7 @@ def wide_json(rng: random.Random) -> HostileRequest:
 
 def wrong_types(rng: random.Random) -> HostileRequest:
     odd: list[Any] = [None, True, -1, 0, 1.5, 1e308, "", "x" * 300, [], {}, [[]], {"a": None}]
-    names = ("text", "image", "audio", "id", "query", "k", "vector", "filter", "min_offsets")
+    names = (*MODALITIES, "id", "query", "k", "vector", "filter", "min_offsets")
     body = {name: rng.choice(odd) for name in rng.sample([*names, "timeout_ms", "x"], 4)}
     return _json(body)
 
@@ -78,7 +79,10 @@ def many_hits(rng: random.Random) -> HostileRequest:
 
 
 def odd_inputs(rng: random.Random) -> HostileRequest:
-    part = {"type": rng.choice(["text", "image_url", "input_audio", "video", 7]), "text": "q"}
+    part = {
+        "type": rng.choice(["text", "image_url", "input_audio", "video_url", "video", 7]),
+        "text": "q",
+    }
     one = rng.choice(["q", "", 7, None, [], [1, 2], part, [part] * 4, "q" * 2_000_000])
     body = {"model": rng.choice(["champion", "x", ""]), "input": [one] * rng.choice([1, 3, 2049])}
     return _json(body, path="/v1/embeddings")

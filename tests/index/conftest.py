@@ -62,7 +62,8 @@ class Node:
             raise self.broken
         if query.image is not None and not query.image.startswith(b"\x89PNG"):
             raise BadQuery("image", "does not decode")
-        vector_D = unit(query.text, query.image, query.audio)
+        films = () if query.video is None else (query.video,)
+        vector_D = unit(query.text, query.image, query.audio, *films)
         return QueryVectors(fused=vector_D, by={}, space=self.space, model="m-query")
 
     async def delete(self, id: str) -> tuple[int, int]:

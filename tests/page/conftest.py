@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,6 +27,7 @@ from braid.index.service.app import QueryInput, QueryVectors, ServiceDeps, Servi
 from braid.index.service.hit_details import Large, Rebuilt
 from braid.index.service.recent_writes import RecentWrites
 from braid.index.store import Array, Delete, Upsert
+from braid.modalities import MEDIA
 from braid.stream.media.thumbnails import media_of
 from tests.index.conftest import serve as serve_app
 from tests.stream.conftest import tone
@@ -60,6 +63,38 @@ def of_audio(data: bytes) -> Array:
     return direction(COLOURS["green"], len(data) % 7)
 
 
+def of_video(data: bytes) -> Array:
+    return direction(COLOURS["blue"], len(data) % 5)
+
+
+EMBED: Mapping[str, Callable[[Any], Array]] = {
+    "text": of_text,
+    "image": of_image,
+    "audio": of_audio,
+    "video": of_video,
+}
+
+
+@cache
+def film() -> bytes:
+    """A blue film of a second with a tone."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="webm") as container:
+        frames: Any = container.add_stream("libvpx", rate=5)
+        frames.width, frames.height, frames.pix_fmt = 64, 48, "yuv420p"
+        sound: Any = container.add_stream("libopus", rate=48_000, layout="mono")
+        for _ in range(5):
+            image = Image.new("RGB", (64, 48), COLOURS["blue"])
+            container.mux(frames.encode(av.VideoFrame.from_image(image)))
+        tone_1T = np.sin(np.arange(48_000) / 20).astype(np.float32)[None]
+        block = av.AudioFrame.from_ndarray(tone_1T, format="flt", layout="mono")
+        block.rate = 48_000
+        container.mux(sound.encode(block))
+        for stream in (frames, sound):
+            container.mux(stream.encode(None))
+    return file.getvalue()
+
+
 @dataclass
 class Site:
     """A running page and what a test may do behind it."""
@@ -78,6 +113,7 @@ class Site:
     busy: bool = False  # whether no record can be read back now
     dead: dict[tuple[str, str], int] = field(default_factory=dict)
     state: dict[str, Any] = field(default_factory=dict)
+    modalities: tuple[str, ...] = ("text", "image", "audio")
 
     def __post_init__(self) -> None:
         self.media_cache = MediaCache(self.payloads)
@@ -88,18 +124,14 @@ class Site:
             store=self.store,
             encode=self.encode,
             model="toy-0001",
+            modalities=self.modalities,
             recent_writes=self.recent_writes,
         )
 
     async def encode(self, query: QueryInput) -> QueryVectors:
         self.asked.append(query)
-        by: dict[str, Array] = {}
-        if query.text is not None:
-            by["text"] = of_text(query.text)
-        if query.image is not None:
-            by["image"] = of_image(query.image)
-        if query.audio is not None:
-            by["audio"] = of_audio(query.audio)
+        given = {name: getattr(query, name) for name in EMBED}
+        by = {name: EMBED[name](data) for name, data in given.items() if data is not None}
         fused = direction(np.sum([vector[:3] for vector in by.values()], axis=0), 0.1)
         return QueryVectors(fused=fused, by=by, space="s-toy", model="toy-0001")
 
@@ -134,6 +166,7 @@ class Site:
         text: str | None = None,
         image: bytes | None = None,
         audio: bytes | None = None,
+        video: bytes | None = None,
         *,
         meta: Mapping[str, Any] | None = None,
         labels: Mapping[str, Any] | None = None,
@@ -147,13 +180,8 @@ class Site:
         Args:
             shown: whether Redis gets to know of it; `log` does.
         """
-        by: dict[str, Array] = {}
-        if text is not None:
-            by["text"] = of_text(text)
-        if image is not None:
-            by["image"] = of_image(image)
-        if audio is not None:
-            by["audio"] = of_audio(audio)
+        given: dict[str, Any] = {"text": text, "image": image, "audio": audio, "video": video}
+        by = {name: EMBED[name](data) for name, data in given.items() if data is not None}
         version = self.store.positions.get(0, 0)
         rebuilt = Rebuilt(
             payload=Payload(
@@ -162,7 +190,7 @@ class Site:
                 predicted=predicted or {},
                 predictions=predictions or {},
             ),
-            media=media_of({"image": image, "audio": audio}, Limits()),
+            media=media_of({name: given[name] for name in MEDIA}, Limits()),
         )
         self.log[0, version] = rebuilt
         if shown:

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import FilePayload, Page, Route, expect
 
 from braid.index.payloads import Payloads
-from tests.page.conftest import Site, picture, serve
+from tests.page.conftest import Site, film, picture, serve
 from tests.services import Valkey
 from tests.stream.conftest import tone
 
@@ -350,6 +350,7 @@ def test_every_text_is_easy_to_read(
 ) -> None:
     """A contrast of 4.5 and more, WCAG 2.2's AA, whatever its size."""
     site.fill()
+    site.put("filmed", video=film())
     site.put("spoken", None, None, tone("red"), predicted={"mood": "calm"}, meta={"lang": "en"})
     site.put("words", "only words, no picture", meta={"lang": "en"})
     tab.emulate_media(color_scheme=scheme)

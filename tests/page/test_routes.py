@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from collections.abc import Iterator
 
 import httpx
@@ -15,6 +17,7 @@ from braid.index.media_cache import Media
 from braid.index.service.app import Limits
 from braid.index.service.limits.auth import ApiKeys
 from braid.index.store import Delete
+from braid.modalities import MODALITIES
 from tests.page.conftest import Site, picture, serving
 from tests.stream.conftest import tone
 
@@ -42,6 +45,12 @@ def test_the_page_is_plain_files_under_a_strict_policy(http: httpx.Client) -> No
     assert http.get("/", headers={"if-none-match": tag}).status_code == 304
     script = http.get("/page/app.js")
     assert script.headers["content-type"] == "text/javascript; charset=utf-8"
+    constants = http.get("/page/constants.js")
+    assert constants.headers["content-type"] == script.headers["content-type"]
+    table = re.fullmatch("export const MODALITIES = (.*);\n", constants.text)
+    assert table is not None
+    nouns = {name: one["noun"] for name, one in json.loads(table[1]).items()}
+    assert nouns == {name: one.noun for name, one in MODALITIES.items()}
     for path in ("/page/nothing.js", "/page/..%2Fservice.py", "/page/__init__.py"):
         answer = http.get(path)
         assert answer.status_code == 404

@@ -8,7 +8,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from tests.page.conftest import Site, picture
+from braid.modalities import MODALITIES
+from tests.page.conftest import Site, film, picture
 from tests.page.test_page import CARD, ask, drawn, opened
 from tests.stream.conftest import tone
 
@@ -56,12 +57,14 @@ def serious(tab: Page) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(site: Site, tab: Page, scheme: Literal["light", "dark"]) -> None:
+    site.modalities = tuple(MODALITIES)
     site.fill()
     site.put(
         "all",
         "a red thing",
         picture("red"),
         tone("red"),
+        film(),
         meta={"lang": "en"},
         labels={"colour": "red"},
         predicted={"colour": "red"},

@@ -67,6 +67,8 @@ def test_words_a_picture_and_a_new_event(site: Deployment, tiny_model: Path, tab
     expect(tab.locator(CARD)).to_have_count(12)
     expect(tab.locator("#c-state")).to_have_text("live")
     expect(tab.locator("#c-model")).to_have_text("tiny-0001")
+    choices = tab.locator("#vector label").all_inner_texts()
+    assert choices == ["Everything", "Text", "Picture", "Sound"]  # no videos: it has none
 
     # Words find the right picture.
     tab.fill("#words", "a red square")

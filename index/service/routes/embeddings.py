@@ -1,8 +1,8 @@
 """`POST /v1/embeddings` and `GET /v1/models`, as OpenAI's clients ask for them.
 
 The fields are those of OpenAI's API reference, Embeddings. Beyond it, an input may be a content
-part as in its chat messages (`text`, `image_url`, `input_audio`), or a list of parts, which make
-one vector together.
+part as in its chat messages (`text`, `image_url`, `input_audio`, and vLLM's `video_url`), or a list
+of parts, which make one vector together.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from ..requests import (
     AudioPart,
     EmbeddingsBody,
     ImagePart,
+    Part,
     Parts,
     TextPart,
+    VideoPart,
     from_base64,
 )
 from ..searcher import to_json
@@ -48,7 +50,7 @@ def add_embeddings(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
         tags=["search"],
     )
     async def embeddings(request: Request) -> Response:
-        """Vectors of texts, pictures and sounds, in the schema of OpenAI's API.
+        """Vectors of texts and files of any modality, in the schema of OpenAI's API.
 
         They are those that a search for the same would use. Inputs of several requests and of
         searches share the encoder's batches.
@@ -141,14 +143,16 @@ def _query(given: Any, place: int) -> QueryInput:
     return QueryInput(text=text, **media)
 
 
-def _file(part: ImagePart | AudioPart, where: str) -> tuple[str, bytes]:
+def _file(part: ImagePart | AudioPart | VideoPart, where: str) -> tuple[str, bytes]:
     """The modality and the bytes of a part that is a file. Raises BadQuery."""
     if isinstance(part, ImagePart):
-        return "image", _picture(part.image_url.url, where)
+        return "image", _linked(part.image_url.url, f"{where}.image_url.url", "image")
+    if isinstance(part, VideoPart):
+        return "video", _linked(part.video_url.url, f"{where}.video_url.url", "video")
     return "audio", from_base64(f"{where}.input_audio.data", part.input_audio.data)
 
 
-def _parts(given: Any, where: str) -> Sequence[TextPart | ImagePart | AudioPart]:
+def _parts(given: Any, where: str) -> Sequence[Part]:
     if isinstance(given, str):
         given = {"type": "text", "text": given}
     try:
@@ -157,11 +161,11 @@ def _parts(given: Any, where: str) -> Sequence[TextPart | ImagePart | AudioPart]
         raise BadQuery(where, error.reason) from None
 
 
-def _picture(url: str, where: str) -> bytes:
-    field = f"{where}.image_url.url"
+def _linked(url: str, field: str, name: str) -> bytes:
+    """The bytes of a data URI. Raises BadQuery."""
     head, comma, data = url.partition(",")
     if not comma or not head.startswith(DATA_URI) or not head.endswith(";base64"):
-        raise BadQuery(field, "must be data:image/...;base64,...: links are not fetched here")
+        raise BadQuery(field, f"must be data:{name}/...;base64,...: links are not fetched here")
     return from_base64(field, data)
 
 

@@ -1,13 +1,16 @@
-"""The files of the web page, and Swagger UI."""
+"""The files of the web page, one of them made here, and Swagger UI."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from importlib import resources
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.staticfiles import StaticFiles
+
+from braid.modalities import MODALITIES
 
 from ...errors import BadQuery
 
@@ -34,13 +37,18 @@ PAGE_HEADERS = {
 
 def add_files(app: FastAPI) -> None:
     """Serve the page's files from the package."""
+    bodies = {
+        file.name: file.read_bytes()
+        for file in resources.files("braid.index").joinpath("page").iterdir()
+        if file.is_file()
+    }
+    bodies["constants.js"] = _constants()
     files: dict[str, tuple[bytes, str, str]] = {}
-    for file in resources.files("braid.index").joinpath("page").iterdir():
-        suffix = "." + file.name.rpartition(".")[2]
+    for name, body in bodies.items():
+        suffix = "." + name.rpartition(".")[2]
         if suffix in TYPES:
-            body = file.read_bytes()
             tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
-            files[file.name] = (body, TYPES[suffix], tag)
+            files[name] = (body, TYPES[suffix], tag)
 
     def answer(request: Request, name: str) -> Response:
         if name not in files:
@@ -65,3 +73,13 @@ def add_files(app: FastAPI) -> None:
     @app.get("/page/{name}", include_in_schema=False)
     async def part(request: Request, name: str) -> Response:
         return answer(request, name)
+
+
+def _constants() -> bytes:
+    """The table of modalities as a module of the page."""
+
+    table = {
+        name: {"noun": one.noun, "endings": list(one.endings), "shown": one.shown}
+        for name, one in MODALITIES.items()
+    }
+    return f"export const MODALITIES = {json.dumps(table)};\n".encode()

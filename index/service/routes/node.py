@@ -34,6 +34,7 @@ def add_node(app: FastAPI, deps: ServiceDeps) -> None:
         store = serving.store
         return {
             "generation": serving.generation,
+            "modalities": serving.modalities,
             "positions": {str(n): next_ for n, next_ in sorted(store.positions.items())},
             "progress": {str(n): next_ for n, next_ in sorted(store.progress.items())},
             "payloads": deps.payloads.available,

@@ -148,6 +148,8 @@ def _counters(deps: ServiceDeps, serving: Serving) -> dict[str, Any]:
         "per_second": None if recent_writes is None else recent_writes.rate(),
         "freshness_s": None if recent_writes is None else recent_writes.freshness_s(),
         "model": serving.model,
+        "modalities": serving.modalities,
+        "max_upload": deps.limits.body_bytes,
         "generation": serving.generation,
         "not_ready": deps.not_ready(),
         "payloads": deps.payloads.available,

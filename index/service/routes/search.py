@@ -34,7 +34,7 @@ def add_search(app: FastAPI, deps: ServiceDeps, limiters: Limiters) -> None:
     async def search(request: Request) -> Response:
         """What is like this?
 
-        Ask with any of text, image and audio (several make one query), or with a record's id, or
+        Ask with any of the version's modalities (several make one query), or with a record's id, or
         with a vector; as JSON, or as an upload whose parts have the same names.
         """
         body = await read_search(request)

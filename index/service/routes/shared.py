@@ -1,4 +1,4 @@
-"""Pictures and sounds of queries that a link names by their hash.
+"""Files of queries that a link names by their hash.
 
 A link cannot hold the bytes. They are kept in Redis only when somebody shares a search, within a
 budget of their own and for 30 days at most, so that a link may lead to a 404.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from hashlib import sha256
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, create_model
+
+from braid.modalities import MEDIA, listed
 
 from ...errors import BadQuery
 from ...media_cache import MIB, Kind, Media, MediaCache
@@ -21,7 +23,6 @@ from ..dependencies import ServiceDeps
 from ..requests import from_base64
 
 MAX_BYTES = 3 * MIB  # of one; the page makes larger pictures and sounds smaller
-ENCODED = 4 * (MAX_BYTES // 3 + 1)
 KIND: Kind = "query"
 # Bytes that anybody may have sent: no browser shows them as a page.
 HEADERS = {
@@ -34,13 +35,11 @@ HEADERS = {
 Key = Annotated[str, Query(pattern="^[0-9a-f]{64}$")]
 
 
-class SharedBody(BaseModel):
-    """`POST /v1/shared`: files in base64."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    image: str | None = Field(None, max_length=ENCODED)
-    audio: str | None = Field(None, max_length=ENCODED)
+FILES: dict[str, Any] = dict.fromkeys(MEDIA, (str | None, None))
+SharedBody: type[BaseModel] = create_model(
+    "SharedBody", __config__=ConfigDict(extra="forbid", strict=True), **FILES
+)
+"""`POST /v1/shared`: files in base64, by modality."""
 
 
 def add_shared(app: FastAPI, deps: ServiceDeps) -> None:
@@ -49,7 +48,7 @@ def add_shared(app: FastAPI, deps: ServiceDeps) -> None:
 
     @app.post("/v1/shared", include_in_schema=False)
     async def share(request: Request) -> dict[str, str]:
-        """Keep a query's picture and sound; their keys by kind."""
+        """Keep a query's files; their keys by modality."""
         body = await read_json(request, SharedBody)
         if shared is None:
             raise BadQuery("path", "this node keeps no shared searches", status=404)
@@ -57,18 +56,18 @@ def add_shared(app: FastAPI, deps: ServiceDeps) -> None:
 
     @app.get("/v1/shared", include_in_schema=False)
     async def shared_(key: Key) -> Response:
-        """The bytes of a shared picture or sound."""
+        """The bytes of a shared file."""
         media = None if shared is None else await asyncio.to_thread(shared.get, KIND, key)
         if media is None:
             raise BadQuery("key", "is not, or no longer, kept", status=404)
         return Response(media.data, media_type="application/octet-stream", headers=HEADERS)
 
 
-def _keep(shared: MediaCache, body: SharedBody) -> dict[str, str]:
-    """Store the files; their keys by kind. Raises BadQuery."""
+def _keep(shared: MediaCache, body: BaseModel) -> dict[str, str]:
+    """Store the files; their keys by modality. Raises BadQuery."""
     files = {name: _bytes(name, encoded) for name, encoded in body if encoded is not None}
     if not files:
-        raise BadQuery("body", "must hold image, audio or both")
+        raise BadQuery("body", f"must hold {listed(MEDIA, 'or')}")
     keys = {name: sha256(data).hexdigest() for name, data in files.items()}
     shared.put_many(
         {(KIND, keys[name]): Media(data=data, type=f"{name}/query") for name, data in files.items()}

@@ -19,6 +19,7 @@ from tests.index.oracle import DIM, SPACE, unit
 
 PNG = b"\x89PNG a picture"
 SOUND = b"RIFF a sound"
+FILM = b"\x1aE\xdf\xa3 a film"
 PICTURE = {
     "type": "image_url",
     "image_url": {"url": "data:image/png;base64," + base64.b64encode(PNG).decode()},
@@ -26,6 +27,10 @@ PICTURE = {
 HEARD = {
     "type": "input_audio",
     "input_audio": {"data": base64.b64encode(SOUND).decode(), "format": "wav"},
+}
+FILMED = {
+    "type": "video_url",
+    "video_url": {"url": "data:video/webm;base64," + base64.b64encode(FILM).decode()},
 }
 
 
@@ -58,20 +63,22 @@ def test_openais_client_gets_the_vectors_of_a_search(
         )
 
 
-def test_parts_are_pictures_and_sounds_and_make_one_vector_together(
+def test_parts_are_files_of_each_modality_and_make_one_vector_together(
     node: Node, http: httpx.Client
 ) -> None:
-    given = [PICTURE, HEARD, [{"type": "text", "text": "at night"}, PICTURE, HEARD], "words"]
+    together = [{"type": "text", "text": "at night"}, PICTURE, HEARD, FILMED]
+    given = [PICTURE, HEARD, FILMED, together, "words"]
     answer = http.post("/v1/embeddings", json={"model": "g0001", "input": given})
     assert answer.status_code == 200, answer.text
     assert node.asked == [
         QueryInput(image=PNG),
         QueryInput(audio=SOUND),
-        QueryInput(text="at night", image=PNG, audio=SOUND),
+        QueryInput(video=FILM),
+        QueryInput(text="at night", image=PNG, audio=SOUND, video=FILM),
         QueryInput(text="words"),
     ]
-    together = answer.json()["data"][2]["embedding"]
-    np.testing.assert_allclose(together, unit("at night", PNG, SOUND), atol=1e-6)
+    vector = answer.json()["data"][3]["embedding"]
+    np.testing.assert_allclose(vector, unit("at night", PNG, SOUND, FILM), atol=1e-6)
     assert answer.json()["space"] == SPACE
 
 
@@ -102,6 +109,16 @@ def test_the_models_are_listed(node: Node) -> None:
         ({"model": "champion", "input": [[]]}, 422, "input[0]", "at least 1"),
         ({"model": "champion", "input": [{"type": "video"}]}, 422, "input[0]", "video"),
         ({"model": "champion", "input": [[PICTURE, PICTURE]]}, 422, "input[0]", "two parts"),
+        ({"model": "champion", "input": [[FILMED] * 5]}, 422, "input[0]", "at most 4"),
+        (
+            {
+                "model": "champion",
+                "input": [{"type": "video_url", "video_url": {"url": "https://example.org/a.mp4"}}],
+            },
+            422,
+            "input[0].video_url.url",
+            "data:video/...",
+        ),
         ({"model": "champion", "input": "x", "dimensions": 7}, 422, "dimensions", "got 7"),
         ({"model": "champion", "input": "x", "encoding_format": "int8"}, 422, "encoding", "base64"),
         (

@@ -18,6 +18,7 @@ from braid.index.errors import BadQuery, ServiceError
 from braid.index.payloads import Payload, Payloads
 from braid.index.responses import DeleteAnswer, SearchAnswer
 from braid.index.service.app import QueryInput
+from braid.modalities import MODALITIES
 from tests.index.conftest import IDS, Node, serving
 from tests.index.oracle import DIM, SPACE, unit, upsert
 from tests.index.service.test_bad_queries import problem
@@ -169,6 +170,7 @@ def test_a_deletion_is_asked_for_not_done(node: Node, http: httpx.Client) -> Non
 
 def test_status_health_and_readiness(node: Node, client: Client, http: httpx.Client) -> None:
     status = client.status()
+    assert status.modalities == list(MODALITIES)
     assert status.records == len(IDS)
     assert status.positions == {"0": 40, "1": 2}
     assert status.progress == {"0": 30, "1": 5}

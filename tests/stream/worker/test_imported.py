@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import openai
 import pytest
 
 from braid.index.client import Client
@@ -37,6 +40,12 @@ def test_a_clip_is_served_and_predicts_without_training(
         hits = client.search(image=PICTURES["1:3"], k=1).hits
         assert hits[0].id == "1:3"
         assert client.search(text="a red bird", k=3).model == made["name"]
+        with pytest.raises(openai.UnprocessableEntityError) as refused:
+            embedded(deployment.url, [as_part(b"a film")])
+        assert refused.value.response.json()["error"] == {
+            "field": "input[0]",
+            "reason": f"video: {made['name']} takes text and image only",
+        }
     rows = [decode_vector(message.value or b"") for message in deployment.vectors()]
     served = {row.id: row.by["image"] for row in rows}
     ours_BD = np.stack([served[name] for name in PICTURES])
@@ -67,6 +76,10 @@ def test_videos_are_found_by_text_and_a_bad_one_is_a_dead_letter(
         assert (hit.id, hit.modalities) == ("film", ["video"])
         (same,) = client.search(video=film).hits
         assert same.score == pytest.approx(1.0, abs=1e-5)
+        record_D, words_D = embedded(deployment.url, [as_part(film), "a red bird"])
+        np.testing.assert_allclose(record_D, client.get("film").vectors["fused"], atol=1e-5)
+        assert record_D @ words_D == pytest.approx(hit.score, abs=1e-5)
+        assert client.status().modalities == made["modalities"]
     wait_for("the bad one is refused", lambda: bool(deployment.read("dead-letters")), timeout=60)
     (letter,) = deployment.read("dead-letters")
     headers = dict(letter.headers)
@@ -118,6 +131,19 @@ def test_labels_train_its_heads_and_a_wider_model_replaces_it(
     assert worker.running
     assert index.running
     assert not deployment.read("dead-letters")
+
+
+def as_part(film: bytes) -> dict[str, Any]:
+    """A film as a content part."""
+    url = "data:video/mp4;base64," + base64.b64encode(film).decode()
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
+def embedded(url: str, inputs: Any) -> list[np.ndarray]:
+    """The vectors that OpenAI's own client gets, float32[D] each."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        answer = client.embeddings.create(model="champion", input=inputs)
+    return [np.asarray(one.embedding, dtype=np.float32) for one in answer.data]
 
 
 def predicted_by(deployment: Deployment) -> dict[str, int]:
