@@ -139,8 +139,11 @@ def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     deaf = report["rows"]["known, sound missing"]
     assert "sound" not in deaf
     assert any(name.startswith("decision - picture") for name in deaf)
-    for part, rows in (("unseen", 7), ("development", 13), ("align", 1), ("sweep", 8)):
+    for part, rows in (("unseen", 7), ("development", 13), ("sweep", 8)):
         assert len(av_digits.main([*small(folder), "--part", part])["rows"]) == rows
+    (ways,) = av_digits.main([*small(folder), "--part", "align"])["rows"].values()
+    assert len(ways) == 6
+    assert all(way.keys() == {"mean", "sd", "se"} for way in ways.values())
     with pytest.raises(SystemExit):
         av_digits.main([*small(folder), "--part", "nothing"])
 
