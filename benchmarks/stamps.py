@@ -22,8 +22,10 @@ Rows: the demo preset ("recall"); the same without the sound ("silent", and with
 the alignment, "align ...", starting at random, since the canonical start is an alignment itself),
 and with a decoder ("captions"): captions written from the picture alone by beam search, scored by
 chrF2 (Popović 2015; sacrebleu's) against the stamp's own caption, beside the caption of the nearest
-training picture, and the nearest caption, in the same space. "folds": the preset and what it was
-preferred to, cross-validated on the trainer's stamps alone; each seed leaves out another of five.
+training picture, and the nearest caption, in the same space: of all captions as one text, and "of
+each", the mean over captions, which can be compared by stamp. "folds": the preset and what it was
+preferred to, cross-validated on the trainer's stamps alone; each seed, of at most five, leaves out
+another fifth of the groups, and the figures are over all stamps that were left out.
 """
 
 from __future__ import annotations
@@ -100,6 +102,14 @@ def figures_of(runs: Sequence[Run]) -> dict[str, Any]:
     return row
 
 
+def pooled(runs: Sequence[Run]) -> dict[str, Any]:
+    """A row of runs that each test other stamps: `mean` over all stamps, `sd` over the runs."""
+    every = {name: [v for one in runs for v in one.items[name]] for name in runs[0].items}
+    means = [{name: float(np.mean(of)) for name, of in one.items.items()} for one in runs]
+    row = figures_of([Run(items=every, whole={})])
+    return row | {name: row[name] | {"sd": of["sd"]} for name, of in spread(means).items()}
+
+
 def calibration(
     embeddings: Sequence[Embedding], truth: Sequence[Sample], manifest: Manifest
 ) -> dict[str, float]:
@@ -133,7 +143,7 @@ def calibration(
 
 def captions(
     known: Sequence[Sample], unseen: Sequence[Sample], config: TrainConfig, seed: int
-) -> dict[str, float]:
+) -> Run:
     """A decoder trained with the rest; what it writes, and the nearest training caption."""
     config = replace(
         config,
@@ -157,14 +167,27 @@ def captions(
     truth = [sample.text or "" for sample in unseen]
     written = [one.tasks["caption"].text or "" for one in embeddings]
     texts = [sample.text or "" for sample in known]
-    return {
-        "chrF of the decoder": chrf(written, truth),
-        "chrF of the nearest picture's caption": chrf([texts[i] for i in by_picture], truth),
-        "chrF of the nearest caption": chrf([texts[i] for i in by_caption], truth),
-        "exactly right": float(
-            np.mean([plain(a) == plain(b) for a, b in zip(written, truth, strict=True)])
-        ),
+    said = {
+        "decoder": written,
+        "nearest picture's caption": [texts[i] for i in by_picture],
+        "nearest caption": [texts[i] for i in by_caption],
     }
+    right = [float(plain(a) == plain(b)) for a, b in zip(written, truth, strict=True)]
+    each = {
+        f"chrF of each, {name}": [chrf([a], [b]) for a, b in zip(of, truth, strict=True)]
+        for name, of in said.items()
+    }
+    return Run(
+        items={**each, "exactly right": right},
+        whole={f"chrF of the {name}": chrf(of, truth) for name, of in said.items()},
+    )
+
+
+def captions_row(runs: Sequence[Run]) -> dict[str, Any]:
+    """A row of the table: the decoder's captions, and how they compare with the nearest ones."""
+    row, items = figures_of(runs), [one.items for one in runs]
+    own, *others = (name for name in items[0] if name.startswith("chrF of each"))
+    return row | {f"{own} - {other}": paired(items, own, other) for other in others}
 
 
 def chrf(written: Sequence[str], truth: Sequence[str]) -> float:
@@ -248,13 +271,12 @@ def choices(config: TrainConfig) -> dict[str, TrainConfig]:
 
 
 def apart(samples: Sequence[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
-    """All but one fold of `samples`, and that fold, by sha256 of the id."""
-
-    def left_out(sample: Sample) -> bool:
-        digest = hashlib.sha256(f"fold {sample.id}".encode()).hexdigest()
-        return int(digest, 16) % FOLDS == seed % FOLDS
-
-    return [s for s in samples if not left_out(s)], [s for s in samples if left_out(s)]
+    """All but one fold of `samples`, and that fold, by sha256 of the group."""
+    sides: tuple[list[Sample], list[Sample]] = ([], [])
+    for sample, group in zip(samples, groups(samples), strict=True):
+        digest = hashlib.sha256(f"fold {group}".encode()).hexdigest()
+        sides[int(digest, 16) % FOLDS == seed % FOLDS].append(sample)
+    return sides
 
 
 def only(sample: Sample, kept: Sequence[str]) -> Sample:
@@ -281,8 +303,8 @@ def accuracies(embeddings: Sequence[Embedding], truth: Sequence[Sample]) -> dict
     return right
 
 
-def grouped(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """The known and the held-out samples; groups of one caption or picture stay together."""
+def groups(samples: Sequence[Sample]) -> list[str]:
+    """The group of each sample: samples of one caption or picture have the same."""
     first: dict[object, int] = {}
     leader = list(range(len(samples)))
 
@@ -295,9 +317,14 @@ def grouped(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
         for content in (plain(sample.text) if sample.text else None, sample.image):
             if content is not None:
                 leader[root(place)] = root(first.setdefault(content, place))
+    return [samples[root(place)].id for place in range(len(samples))]
+
+
+def grouped(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """The known and the held-out samples; groups stay together."""
     sides: tuple[list[Sample], list[Sample]] = ([], [])
-    for place, sample in enumerate(samples):
-        sides[held_out(samples[root(place)].id)].append(sample)
+    for sample, group in zip(samples, groups(samples), strict=True):
+        sides[held_out(group)].append(sample)
     return sides
 
 
@@ -329,15 +356,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         row("silent", silent)
     if options.part in (None, "captions"):
         writing = replace(silent, fuse=0.3)
-        rows["captions"] = spread([captions(known, unseen, writing, seed) for seed in seeds])
+        rows["captions"] = captions_row([captions(known, unseen, writing, seed) for seed in seeds])
     if options.part in (None, "sweep"):
         for weight in WEIGHTS:
             row(f"align {weight:g}", replace(silent, align=weight, start="random"))
     if options.part in (None, "folds"):
         for name, choice in choices(config).items():
-            runs = [run(*apart(known, f), choice, f) for f in seeds]  # each tests other stamps
-            means = [{n: float(np.mean(v)) for n, v in one.items.items()} for one in runs]
-            rows[f"folds, {name}"] = spread(means)
+            folds = range(min(options.seeds, FOLDS))
+            rows[f"folds, {name}"] = pooled([run(*apart(known, f), choice, f) for f in folds])
     report = {
         "benchmark": "stamps",
         "preset": options.preset,

@@ -5,7 +5,7 @@
 
 Settings come from the models in `stream/settings`, topics and messages from `stream/kafka`, the
 HTTP API and its client from FastAPI's OpenAPI description, metrics from the collectors, the command
-line from Typer.
+line from Typer, benchmarks from their docstrings.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from reference_acls import acls_page
+from reference_benchmarks import benchmarks_page
 from reference_http import http_page
 from reference_markdown import code, page, prose, sentence, table, write
 from reference_schemas import SCHEMAS, asyncapi_page, schema_page
@@ -363,6 +364,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "http-api.md": http_page,
     "metrics.md": metrics_page,
     "cli.md": cli_page,
+    "benchmarks.md": benchmarks_page,
     "asyncapi.json": lambda: asyncapi_page(CONTENT),
     **{f"schemas/{name}.json": partial(schema_page, name) for name in SCHEMAS},
 }

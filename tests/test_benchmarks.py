@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import shlex
+from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +22,7 @@ from benchmarks import av_digits, gpu, imbalance, index_exact, scaling, stamps, 
 from benchmarks.__main__ import Target, figure, run, verdicts
 from benchmarks.cache import repeating
 from benchmarks.common import by_item, paired, spread
-from benchmarks.stamps import chrf, grouped
+from benchmarks.stamps import apart, chrf, grouped
 from benchmarks.throughput import operations
 from braid.encoders import Sample, preset
 from braid.encoders.backbones.bert import Bert
@@ -28,6 +32,8 @@ from braid.stream.datasets.sources import DatasetError, held_out
 from tests.documents import pages
 from tests.stream.conftest import COLOURS, picture, tone
 from tests.test_data_digits import made
+
+FOLDER = Path(benchmarks.__file__).parent
 
 
 def test_spread_is_the_samples() -> None:
@@ -64,9 +70,44 @@ def test_stamps_of_one_caption_or_picture_are_on_one_side() -> None:
     for content in ("text", "image"):
         sides = [{getattr(sample, content) for sample in side} for side in (known, unseen)]
         assert not sides[0] & sides[1]
-    apart = [Sample(id=f"s{n}", text=f"bird {n}") for n in range(400)]
-    assert 50 < len(grouped(apart)[1]) < 110
-    assert [s.id for s in grouped(apart)[1]] == [s.id for s in apart if held_out(s.id)]
+    single = [Sample(id=f"s{n}", text=f"bird {n}") for n in range(400)]
+    assert 50 < len(grouped(single)[1]) < 110
+    assert [s.id for s in grouped(single)[1]] == [s.id for s in single if held_out(s.id)]
+
+
+def test_each_stamp_is_left_out_once_with_those_of_its_caption() -> None:
+    samples = [Sample(id=f"s{n}", text=f"A bird {n // 3}") for n in range(300)]
+    left_out = []
+    for seed in range(stamps.FOLDS):
+        known, unseen = apart(samples, seed)
+        assert not {sample.text for sample in known} & {sample.text for sample in unseen}
+        left_out += [sample.id for sample in unseen]
+    assert sorted(left_out) == sorted(sample.id for sample in samples)
+
+
+def test_folds_of_other_stamps_are_one_test_set() -> None:
+    runs = [
+        stamps.Run(items={"kind decision": [1.0] * 3, "kind text": [0.0] * 3}, whole={"s": 1.0}),
+        stamps.Run(items={"kind decision": [0.0], "kind text": [0.0]}, whole={"s": 3.0}),
+    ]
+    row = stamps.pooled(runs)
+    assert row["kind decision"] == {
+        "mean": 0.75,
+        "sd": pytest.approx(0.5**0.5, abs=1e-4),
+        "se": 0.25,
+    }
+    assert row["kind decision - best (kind text)"]["half"] == pytest.approx(0.49, abs=1e-4)
+
+
+def test_captions_are_compared_stamp_by_stamp() -> None:
+    runs = [
+        stamps.Run(
+            items={"chrF of each, decoder": [0.5, 0.7], "chrF of each, nearest": [0.4, 0.4]},
+            whole={"chrF of the decoder": 0.6},
+        )
+    ]
+    difference = stamps.captions_row(runs)["chrF of each, decoder - chrF of each, nearest"]
+    assert difference == {"mean": 0.2, "half": pytest.approx(0.196, abs=1e-4)}
 
 
 def test_a_share_of_the_contents_repeats() -> None:
@@ -98,8 +139,11 @@ def test_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     deaf = report["rows"]["known, sound missing"]
     assert "sound" not in deaf
     assert any(name.startswith("decision - picture") for name in deaf)
-    for part, rows in (("unseen", 7), ("development", 13), ("align", 1), ("sweep", 8)):
+    for part, rows in (("unseen", 7), ("development", 13), ("sweep", 8)):
         assert len(av_digits.main([*small(folder), "--part", part])["rows"]) == rows
+    (ways,) = av_digits.main([*small(folder), "--part", "align"])["rows"].values()
+    assert len(ways) == 6
+    assert all(way.keys() == {"mean", "sd", "se"} for way in ways.values())
     with pytest.raises(SystemExit):
         av_digits.main([*small(folder), "--part", "nothing"])
 
@@ -257,13 +301,21 @@ def test_the_plain_training_step_has_the_same_loss() -> None:
         training.check_same_loss(net, data, replace(config, batch=9, contrast="siglip"))
 
 
+def commands() -> list[tuple[str, list[str]]]:
+    """The benchmarks that pages and figures call, with their arguments; of `a|b` the first."""
+    texts = [path.read_text() for path in (FOLDER / "RESULTS.md", *pages())]
+    found = re.findall(r"python -m benchmarks\.([\w.]+)([^\n`>]*)", "\n".join(texts))
+    return [
+        (name, [one.strip("[]").split("|")[0] for one in shlex.split(rest, comments=True)])
+        for name, rest in dict.fromkeys(found)
+    ]
+
+
 def test_the_commands_of_the_documents_are_there() -> None:
-    root = Path(benchmarks.__file__).parent
-    texts = [path.read_text() for path in (root / "RESULTS.md", *pages())]
-    named = set(re.findall(r"python -m benchmarks\.(\w+)", "\n".join(texts)))
-    assert {"xor", "stamps", "av_digits", "index_exact"} <= named
+    named = {name for name, _ in commands()}
+    assert {"xor", "stamps", "av_digits", "index_exact", "peers.compare"} <= named
     for name in named:
-        text = (root / f"{name}.py").read_text()
+        text = (FOLDER / f"{name.replace('.', '/')}.py").read_text()
         assert '\nif __name__ == "__main__":\n    main()\n' in text, name
 
 
@@ -293,3 +345,22 @@ def test_the_rows_of_a_gpu_run_on_a_cpu(kafka: str, monkeypatch: pytest.MonkeyPa
 def test_without_a_gpu_the_rows_of_one_are_refused() -> None:
     with pytest.raises(SystemExit, match="no CUDA GPU here"):
         gpu.main(["--only", "image"])
+
+
+def test_the_commands_of_the_documents_have_arguments_that_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Taken(Exception):
+        """The arguments were."""
+
+    parse = ArgumentParser.parse_args
+
+    def only_parse(self: ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
+        parse(self, args, namespace)
+        raise Taken
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", only_parse)
+    for name, arguments in commands():
+        main = importlib.import_module(f"benchmarks.{name}").main
+        with pytest.raises(Taken):
+            main(arguments)

@@ -1,6 +1,6 @@
 """Texts a second of the worker and of `Embedder`, against other software with the same weights.
 
-    python -m benchmarks.peers.compare [--only NAME ...] [--records 400] [--rounds 3] [--json]
+    python -m benchmarks.peers.compare [--only infinity] [--records 400] [--rounds 3] [--json]
         # make bench-peers
 
 Each peer is a script as one of its users would write it (`benchmarks/peers/*.py`), float32 on all
