@@ -1,6 +1,6 @@
 """Encoders against what a GPU's own products allow, and the stream against the encoders.
 
-    python -m benchmarks.gpu [--only text-base ...] [--records 2000] [--rounds 3] [--json]
+    python -m benchmarks.gpu [--only text-base] [--records 2000] [--rounds 3] [--json]
     python -m benchmarks.gpu --device cpu --records 4 --rounds 1 --layers 1    # to see that it runs
 
 One encoder at a time, bf16 on a GPU: MiniLM (the preset `demo`'s), BERT-base on texts of 3 to 200

@@ -138,6 +138,7 @@ PASSING = {
 }
 # Also of a topic that does not exist, so they pass only for one that is known to.
 UNKNOWN = {
+    KafkaError._NOENT,  # offsets of partitions none of which has a leader
     KafkaError._UNKNOWN_PARTITION,
     KafkaError._UNKNOWN_TOPIC,
     KafkaError.UNKNOWN_TOPIC_OR_PART,

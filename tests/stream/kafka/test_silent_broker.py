@@ -63,6 +63,7 @@ def test_the_reason_of_an_error_names_no_address() -> None:
 # What brokers answered to these while they started, led elections or moved partitions.
 NOT_YET = (
     KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError._NOENT,
     KafkaError._UNKNOWN_PARTITION,
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
