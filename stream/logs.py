@@ -21,6 +21,8 @@ from .settings import Settings
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 NOISY = ("aiokafka", "faiss", "httpx", "httpcore", "faust", "mode")
+RETRIES = "aiokafka.producer.sender"
+"""Warns of each repetition, also of the first to a new topic; what fails in the end is raised."""
 FIELDS = "fields"
 """Of `extra`: a map of further fields of a JSON line, `log.info(..., extra={"fields": {...}})`."""
 log = logging.getLogger("braid")
@@ -53,6 +55,7 @@ def set_up(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger(RETRIES).setLevel(logging.ERROR)
     if as_json:
         logging.captureWarnings(True)
         sys.excepthook = _uncaught

@@ -18,7 +18,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.__main__
-from benchmarks import av_digits, gpu, imbalance, index_exact, scaling, stamps, training, xor
+from benchmarks import (
+    av_digits,
+    gpu,
+    imbalance,
+    index_exact,
+    limits,
+    scaling,
+    stamps,
+    training,
+    xor,
+)
 from benchmarks.__main__ import Target, figure, run, verdicts
 from benchmarks.cache import repeating
 from benchmarks.common import by_item, paired, spread
@@ -364,3 +374,15 @@ def test_the_commands_of_the_documents_have_arguments_that_are_taken(
         main = importlib.import_module(f"benchmarks.{name}").main
         with pytest.raises(Taken):
             main(arguments)
+
+
+def test_the_limits_of_a_core_are_measured_at_each_level() -> None:
+    threads = torch.get_num_threads()
+    try:
+        rows = limits.main(["--rows", "2000", "--rounds", "1", "--json"])["rows"]
+    finally:
+        torch.set_num_threads(threads)
+    assert rows["of float32"]["float32"] == 1.0
+    assert set(rows["GFLOP a second"]) == {"float32", "bf16", "int8"}
+    measured = {name.split(", ")[0] for name in rows["ms of a search"]}
+    assert measured == {"IndexFlat", "8 bits"}

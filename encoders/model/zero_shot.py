@@ -1,6 +1,6 @@
 """Zero-shot heads: the weights of a class are the vector of its name.
 
-This is section 3.1 of arXiv 2103.00020.
+As in section 3.1 of Radford et al. (2021), arXiv 2103.00020.
 
 Shapes: C classes, D the shared space.
 """

@@ -209,7 +209,7 @@ async def first_champion(settings: Settings, registry: Registry) -> Champion:
         while (champion := await answered(settings, registry.champion)) is None:
             if logged_at is None or time.monotonic() - logged_at >= SAY_EVERY_S:
                 logged_at = time.monotonic()
-                log.warning(f"no champion in the registry yet: {FIRST_MODEL}")
+                log.warning("no champion in the registry yet: %s", FIRST_MODEL)
             await asyncio.sleep(min(1.0, settings.model.poll_s))
     finally:
         watching.cancel()

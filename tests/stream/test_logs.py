@@ -112,6 +112,24 @@ def send(deployment: Deployment, topic: str, messages: list[tuple[bytes, bytes]]
     assert producer.flush(60) == 0
 
 
+def test_repetitions_of_a_producer_are_no_warnings_and_other_warnings_stay() -> None:
+    program = """if True:
+        import logging
+        from braid.stream.logs import set_up
+        from braid.stream.settings import Settings
+        set_up(Settings())
+        logging.getLogger("aiokafka.producer.sender").warning("retrying")
+        logging.getLogger("aiokafka.producer.sender").error("given up")
+        logging.getLogger("aiokafka.conn").warning("closed")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert "retrying" not in done.stderr
+    assert "given up" in done.stderr
+    assert "closed" in done.stderr
+
+
 @pytest.mark.kafka
 @pytest.mark.slow
 def test_processes_log_json_with_ids_and_without_content(deployment: Deployment) -> None:

@@ -77,7 +77,6 @@ def add_files(app: FastAPI) -> None:
 
 def _constants() -> bytes:
     """The table of modalities as a module of the page."""
-
     table = {
         name: {"noun": one.noun, "endings": list(one.endings), "shown": one.shown}
         for name, one in MODALITIES.items()
