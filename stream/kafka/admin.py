@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
+    Consumer,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -26,8 +27,10 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 
 from ..errors import Unreachable
-from .client import DENIED, PASSING, UNKNOWN, mapped, topic_partitions
-from .connection import RETRY_S, Connection
+from .client import DENIED, PASSING, UNKNOWN, UNREACHABLE, create, mapped, topic_partitions
+from .connection import FIRST_LOOK_S, RETRY_S, Connection
+
+MOST_AT_ONCE = 32  # requests for the offsets of single partitions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,51 +112,103 @@ class Admin(Connection):
         done = self._client.incremental_alter_configs([resource], request_timeout=self._timeout)
         _await_all({str(name): future for name, future in done.items()}, "setting timeouts of")
 
-    def committed(self, group: str, topic: str, partitions: int) -> dict[int, int]:
-        """The group's committed offsets; partitions without one are left out."""
-        if partitions == 0:
-            return {}
-        positions = self._call(
-            f"committed offsets of {group}",
-            lambda: _answered(self._positions(group, topic, range(partitions), settled=False)),
-            needs=f"Describe on group {group}",
-        )
-        return {part.partition: part.offset for part in positions if part.offset >= 0}
-
-    def group_offsets(
-        self, group: str, topic: str, *, settled: bool
-    ) -> tuple[dict[int, int], set[int]]:
-        """The committed offset of each partition, 0 without one, and the unsettled partitions.
+    def committed(self, group: str, topic: str, partitions: int | None = None) -> dict[int, int]:
+        """The group's committed offsets, without those of open transactions; partitions without
+        one are left out.
 
         Args:
-            settled: partitions with offsets that were sent in a transaction, and wait for its end
-                marker, are unsettled and left out; else they have the offset before.
+            partitions: the topic's count; None: it is asked for.
         """
-        numbers = range(self.partition_counts().get(topic, 0))
+        count = self._count(topic, partitions)
+        if count == 0:
+            return {}
+        with self._member(group, "read_uncommitted") as member:
+            parts = topic_partitions(topic, range(count))
+            positions = self._positions(member, group, parts, self._timeout)
+        return {part.partition: part.offset for part in positions if part.offset >= 0}
 
-        def answer() -> tuple[dict[int, int], set[int]]:
-            positions = self._positions(group, topic, numbers, settled=settled)
-            waiting = {one.partition for one in positions if _is_unsettled(one)}
-            known = _answered([one for one in positions if one.partition not in waiting])
-            return {one.partition: max(0, one.offset) for one in known}, waiting
+    def unsettled(self, group: str, topic: str, within_s: float) -> set[int]:
+        """The partitions with offsets that were sent in a transaction and get no end marker within
+        so long.
 
-        if not numbers:
-            return {}, set()
-        return self._call(f"offsets of {topic}", answer, needs=f"Describe on group {group}")
+        A group whose coordinator does not answer looks the same: ask for `committed` as well.
+        """
+        parts = topic_partitions(topic, range(self._count(topic)))
+        if not parts:
+            return set()
+        with self._member(group, "read_committed") as member:
+
+            def settles(asked: list[TopicPartition]) -> bool:
+                try:
+                    self._positions(member, group, asked, within_s)
+                except Unreachable:
+                    return False
+                return True
+
+            if settles(parts):
+                return set()
+            with ThreadPoolExecutor(min(len(parts), MOST_AT_ONCE)) as pool:
+                settled = pool.map(settles, [[part] for part in parts])
+                return {part.partition for part, is_ in zip(parts, settled, strict=True) if not is_}
+
+    def _count(self, topic: str, given: int | None = None) -> int:
+        return self.partition_counts().get(topic, 0) if given is None else given
+
+    @contextmanager
+    def _member(self, group: str, isolation: str) -> Iterator[Consumer]:
+        """A consumer that names the group and never joins it, to ask for its offsets.
+
+        The admin client's ListConsumerGroupOffsets ends the process by a null pointer where a
+        broker answers that it is not the coordinator, as one that starts does (librdkafka#5040).
+        """
+        own = {
+            "group.id": group,
+            "enable.auto.commit": False,
+            "isolation.level": isolation,
+            "error_cb": self._note,
+            "log_level": 2,
+        }
+        member = create(Consumer, self._settings, own)
+        try:
+            yield member
+        finally:
+            member.close()
 
     def _positions(
-        self, group: str, topic: str, numbers: Iterable[int], *, settled: bool
+        self, member: Consumer, group: str, parts: list[TopicPartition], within_s: float
     ) -> list[TopicPartition]:
-        asked = ConsumerGroupTopicPartitions(group, topic_partitions(topic, numbers))
-        answers = self._client.list_consumer_group_offsets(
-            [asked], require_stable=settled, request_timeout=self._timeout
+        """The group's offsets. Raises Unreachable without an answer within `within_s`."""
+        deadline, look_s = time.monotonic() + within_s, FIRST_LOOK_S
+
+        def answer() -> list[TopicPartition]:
+            nonlocal look_s
+            left_s = max(0.01, deadline - time.monotonic())
+            try:
+                positions: list[TopicPartition] = member.committed(
+                    parts, timeout=min(look_s, left_s)
+                )
+            except KafkaException as error:
+                look_s *= 2
+                told = member.poll(0)  # what it is refused, and goes on asking for
+                if told is not None and (refusal := told.error()) is not None:
+                    raise KafkaException(refusal) from error
+                raise
+            for position in positions:
+                if position.error is not None:
+                    raise KafkaException(position.error)
+            return positions
+
+        return self._call(
+            f"committed offsets of {group}",
+            answer,
+            PASSING | UNREACHABLE,
+            needs=f"Describe on group {group}",
+            within_s=within_s,
         )
-        positions: list[TopicPartition] = answers[group].result().topic_partitions
-        return positions
 
     def ends(self, topic: str, partitions: int | None = None) -> dict[int, tuple[int, int]]:
         """(first offset, end offset) of each partition; None: of all that the topic has, if any."""
-        count = self.partition_counts().get(topic, 0) if partitions is None else partitions
+        count = self._count(topic, partitions)
         doing = f"end offsets of {topic}"
         first, stable = (
             self._offsets(doing, {(topic, number): spec for number in range(count)})
@@ -314,19 +369,6 @@ def _operations(asked: Mapping[str, Future[Any]]) -> Iterator[tuple[str, set[str
                 raise
         else:
             yield name, {operation.name for operation in operations} if operations else None
-
-
-def _answered(positions: list[TopicPartition]) -> list[TopicPartition]:
-    """The positions. Raises KafkaException for the first one that carries an error."""
-    for position in positions:
-        if position.error is not None:
-            raise KafkaException(position.error)
-    return positions
-
-
-def _is_unsettled(position: TopicPartition) -> bool:
-    error = position.error
-    return error is not None and error.code() == KafkaError.UNSTABLE_OFFSET_COMMIT
 
 
 def _await_all(futures: Mapping[str, Future[Any]], doing: str, ignored: int | None = None) -> None:

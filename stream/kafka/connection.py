@@ -126,16 +126,18 @@ class Connection:
         passing: Collection[int] = PASSING,
         *,
         needs: str = "",
+        within_s: float | None = None,
     ) -> R:
         """The call's result; errors of the codes `passing` are retried until the timeout.
 
         Args:
             needs: as for `mapped`.
+            within_s: a timeout of its own.
         """
         if not self._connected:  # the client retries a closed port for as long
             check_listens(self._settings)
             self._connected = True
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + (self._timeout if within_s is None else within_s)
         while True:
             try:
                 return call()

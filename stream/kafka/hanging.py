@@ -191,7 +191,7 @@ def ending(
         progress = [part.last for part in parts if part.last.key == PROGRESS_KEY]
         log.warning("committed by %s, shown with its next commit: %s", id_, ", ".join(where))
         return Ending(progress, {}, None, commit=True) if progress else None
-    before = {number: committed[number] for number in unsettled}
+    before = {number: committed.get(number, 0) for number in unsettled}
     if before and (passed := _passed(settings, id_, topics, before)):
         log.warning("committed by %s, its offsets now: %s %s", id_, source, passed)
         return Ending([], passed, _lease(settings, group), commit=True)
@@ -228,21 +228,17 @@ def aborted(hanging: Sequence[Hanging], committed: Mapping[int, int]) -> bool:
 
 
 def _offsets(settings: Settings, group: str, topic: str) -> tuple[dict[int, int], list[int]]:
-    """The committed offset of each partition; and those with a later one, sent in a transaction,
-    that waits for its end marker.
+    """The committed offset of each partition that has one; and the partitions with a later one,
+    sent in a transaction, that waits for its end marker.
 
     Offsets that are settled at times within SETTLE_S are those of running transactions.
 
     Raises:
         Unreachable: no answer within kafka.broker_timeout_s.
     """
-    admin, deadline = Admin(settings), time.monotonic() + SETTLE_S
-    _, unsettled = admin.group_offsets(group, topic, settled=True)
-    while unsettled and time.monotonic() < deadline:
-        time.sleep(0.1)
-        unsettled &= admin.group_offsets(group, topic, settled=True)[1]
-    committed, _ = admin.group_offsets(group, topic, settled=False)
-    return committed, sorted(unsettled)
+    admin = Admin(settings)
+    unsettled = admin.unsettled(group, topic, SETTLE_S)
+    return admin.committed(group, topic), sorted(unsettled)
 
 
 def _passed(

@@ -7,11 +7,13 @@ librdkafka does, after at least half a second.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from braid.stream.errors import Unreachable
 from braid.stream.kafka.client import mapped
 from braid.stream.settings import Settings
 from tests.simulation.broker import Broker, Entry, Place, refusal
@@ -415,17 +417,24 @@ class Admin:
 
         return self._call(request)
 
-    def group_offsets(
-        self, group: str, topic: str, *, settled: bool
-    ) -> tuple[dict[int, int], set[int]]:
-        def request() -> tuple[dict[int, int], set[int]]:
+    def committed(self, group: str, topic: str) -> dict[int, int]:
+        def request() -> dict[int, int]:
             self._broker.check()
-            state = self._broker.group(group)
-            waiting = state.unsettled() if settled else set()
-            known = {n: state.committed.get(n, 0) for n in range(self._broker.partitions)}
-            return {n: at for n, at in known.items() if n not in waiting}, waiting
+            return dict(self._broker.group(group).committed)
 
         return self._call(request)
+
+    def unsettled(self, group: str, topic: str, within_s: float) -> set[int]:
+        def request() -> set[int]:
+            self._broker.check()
+            return self._broker.group(group).unsettled()
+
+        kernel, waiting = self._network.kernel, set(range(self._broker.partitions))
+        deadline = kernel.now + within_s
+        with contextlib.suppress(Unreachable):  # no answer, as if nothing were settled
+            while (waiting := waiting & self._call(request)) and kernel.now < deadline:
+                kernel.pause(0.1)
+        return waiting
 
     def _call(self, request: Callable[[], R]) -> R:
         try:
