@@ -138,14 +138,14 @@ class Admin(Connection):
             return set()
         with self._member(group, "read_committed") as member:
 
-            def settles(asked: list[TopicPartition]) -> bool:
+            def settles(asked: list[TopicPartition], within_s: float = within_s) -> bool:
                 try:
                     self._positions(member, group, asked, within_s)
                 except Unreachable:
                     return False
                 return True
 
-            if settles(parts):
+            if settles(parts, FIRST_LOOK_S):
                 return set()
             with ThreadPoolExecutor(min(len(parts), MOST_AT_ONCE)) as pool:
                 settled = pool.map(settles, [[part] for part in parts])
