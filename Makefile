@@ -1,6 +1,7 @@
 # make demo    the main job on real input, from nothing
 # make up-secure  all processes on Apache Kafka and Redis with TLS, passwords and ACLs
 # make test    the tests, from nothing, JOBS=4 files at a time
+# make test-list  the tests' names
 # make test-fast  the quick ones, without a server, JOBS=4 processes at a time
 # make fuzz    a poison corpus through a real deployment, SEED=1, within SECONDS=600
 # make soak    the live index under everything at once, for SECONDS=3600; every answer is checked
@@ -35,7 +36,7 @@ READY := $(VENV)/.ready-$(EXTRAS)
 unexport PYTHONDONTWRITEBYTECODE
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: ready demo up-secure test test-fast fuzz soak chaos mutants bench bench-peers screenshots check docs reference format clean
+.PHONY: ready demo up-secure test test-list test-fast fuzz soak chaos mutants bench bench-peers screenshots check docs reference format clean
 
 ready: $(READY)
 
@@ -47,6 +48,9 @@ up-secure: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-list: $(READY)
+	$(BIN)/python -m pytest --collect-only -q
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -n $(JOBS) -m 'not (kafka or redis or browser or slow)' $(ARGS)
