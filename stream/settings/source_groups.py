@@ -9,13 +9,14 @@ from pydantic import Field, field_validator
 
 from .group import Group, Secret, absolute
 
-Format = Literal["json", "avro", "protobuf", "msgpack"]
+Format = Literal["json", "avro", "protobuf", "msgpack", "text", "bytes"]
 
 
 class SourceMap(Group):
     """Where the fields of a record are in a message: a path in JMESPath, or a template such as
-    `"${title}: ${body}"`, whose parts are paths. `key()`, `headers()`, `timestamp()` and
-    `envelope()` are the message's key, headers and time, and the Debezium envelope around a row."""
+    `"${title}: ${body}"`, whose parts are paths. `key()`, `headers()`, `timestamp()`, `position()`
+    and `envelope()` are the message's key, headers, time and place, and the Debezium envelope
+    around a row; `@` is the whole value."""
 
     id: str = Field(min_length=1, description="the record's id: a string or an integer")
     ts: str | None = Field(
@@ -52,8 +53,10 @@ class Source(Group):
         pattern=r"^[A-Za-z0-9_.-]{0,120}$",
         description="names its consumer group and its metrics; by default the topic",
     )
-    format: Format = Field("json", description="of the values")
-    key_format: Format | Literal["text"] | None = Field(
+    format: Format = Field(
+        "json", description="of the values; text and bytes are one text, picture, sound or video"
+    )
+    key_format: Format | None = Field(
         None, description="of the keys; by default text, and with an envelope that of the values"
     )
     envelope: Literal["none", "debezium"] = Field(

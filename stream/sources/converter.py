@@ -50,7 +50,12 @@ class Converter:
             SchemaRegistryAway: to be tried again later.
         """
         key = _Key(message.key, self._decode_key)
-        scope = Scope(key=lambda: key.value, headers=_headers(message), timestamp=message.ts)
+        scope = Scope(
+            key=lambda: key.value,
+            headers=_headers(message),
+            timestamp=message.ts,
+            position=f"{message.topic}-{message.partition}-{message.offset}",
+        )
         self._paths.enter(scope)
         trace = [(name, value) for name, value in message.headers if name == HEADER]
         outputs = self._converted(message, key, scope)

@@ -26,7 +26,7 @@ def decode_text(raw: bytes) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        raise BadRecord("key", "is not UTF-8") from None
+        raise BadRecord("value", "is not UTF-8") from None
 
 
 def decode_msgpack(raw: bytes) -> Any:
@@ -58,6 +58,7 @@ FORMATS: dict[str, Callable[[Settings, Path | None, str | None], Decode]] = {
     "json": lambda *_: decode_json,
     "msgpack": lambda *_: decode_msgpack,
     "text": lambda *_: decode_text,
+    "bytes": lambda *_: bytes,
     "avro": _avro,
     "protobuf": _protobuf,
 }

@@ -1,7 +1,8 @@
 """Paths into a message: JMESPath expressions and templates of them, compiled at start.
 
 Beside JMESPath's own functions, `key()`, `headers()` and `timestamp()` give the message's key,
-headers (name to text) and time in milliseconds, and `envelope()` the Debezium envelope of a row.
+headers (name to text) and time in milliseconds, `position()` its topic, partition and offset as
+one text, and `envelope()` the Debezium envelope of a row.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Scope:
     key: Callable[[], Any] = lambda: None
     headers: Mapping[str, str] = field(default_factory=dict)
     timestamp: int = 0
+    position: str = ""
     envelope: Any = None
 
 
@@ -50,6 +52,10 @@ class _Functions(Functions):
     @signature()
     def _func_timestamp(self) -> Any:
         return self.scope.timestamp
+
+    @signature()
+    def _func_position(self) -> Any:
+        return self.scope.position
 
     @signature()
     def _func_envelope(self) -> Any:

@@ -360,3 +360,15 @@ def test_a_text_full_of_commas_and_brackets_is_none_too_many() -> None:
 def test_the_prefix_of_a_schema_registry_is_skipped() -> None:
     value = b"\x00\x00\x00\x00\x07" + json.dumps({"id": "a", "text": "x"}).encode()
     assert changes(converter(), value) == [("a", "x")]
+
+
+def test_a_value_may_be_one_picture_or_one_text() -> None:
+    pictures = converter(format="bytes", map={"id": "position()", "image": "@"})
+    made = record(pictures, PICTURE)
+    assert (made.id, made.image.data, made.text) == ("shop-0-7", PICTURE, None)
+    assert refused(pictures, b"").field == "value"
+    lines = converter(format="text", map={"id": "key()", "text": "@", "meta": {"n": "length(@)"}})
+    made = record(lines, "Grüße".encode(), b"k")
+    assert (made.id, made.text) == ("k", "Grüße")
+    assert refused(lines, b"\xff", b"k").reason == "is not UTF-8"
+    assert changes(lines, None, b"k") == [("k", None)]
