@@ -66,7 +66,7 @@ def announce(
     timeout_s = settings.kafka.broker_timeout_s if timeout_s is None else timeout_s
     failures: list[Any] = []
     try:
-        producer = create(Producer, settings, {"acks": "all"})
+        producer = create(Producer, settings, {"acks": "all", "log_level": 2})  # the error says it
         producer.produce(
             settings.topic("models"),
             key=key.encode(),
