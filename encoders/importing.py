@@ -43,6 +43,7 @@ SOUNDS = (
     *("audio-spectrogram-transformer", "data2vec-audio", "hubert", "unispeech-sat", "wav2vec2"),
     "wavlm",
 )
+VIDEOS = ("videomae",)
 KINDS: Mapping[str, Mapping[str, str]] = {
     SENTENCE_TRANSFORMERS: {"text": "sentence-transformer"},
     "open_clip": {"text": "open-clip-text", "image": "open-clip-image"},
@@ -51,32 +52,40 @@ KINDS: Mapping[str, Mapping[str, str]] = {
     "siglip": {"text": "siglip-text", "image": "siglip-image"},
     "siglip2": {"text": "whole-text", "image": "naflex-image"},
     "clap": {"text": "clap-text", "audio": "clap-audio-projected"},
+    "aimv2": {"text": "causal-text", "image": "joint-image"},
     "align": JOINT,
     "altclip": JOINT,
     "blip": JOINT,
     "chinese_clip": JOINT,
     "metaclip_2": JOINT,
+    "pe_audio": {"text": "sound-caption", "audio": "perception-sound"},
+    "pe_video": {"text": "video-caption", "video": "perception-video"},
     "vision-text-dual-encoder": JOINT,
     "xclip": {"text": "joint-text", "video": "joint-video"},
     **{name: {"text": "sentence-transformer"} for name in TEXTS},
     **{name: {"image": "vision-network"} for name in PICTURES},
     **{name: {"audio": "sound-network"} for name in SOUNDS},
+    **{name: {"video": "video-network"} for name in VIDEOS},
 }
 """What can be imported: the `model_type` of a `config.json`, or the library that wrote the folder,
 to each modality's kind of encoder."""
-REFUSED: Mapping[str, str] = {
-    "pe_audio_video": "PE-AV has three vectors of a text, to compare with sounds, with videos and "
-    "with both, and a version has one"
+SPACES: Mapping[str, Mapping[str, str]] = {
+    "pe_audio_video": {"audio": "pe_audio", "video": "pe_video"}
 }
-"""Why a type cannot be imported, where it is not only that nobody has added it."""
+"""A type that embeds texts once for each modality, to the type that each of its spaces is."""
+REFUSED: Mapping[str, str] = {
+    "PeAudioFrameLevelModel": "PE-A-Frame has a vector for each frame of a sound, and none for all"
+}
+"""Why a class cannot be imported whose type can."""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     kind: {"fit": "checkpoint"} for kind in ("clip-image", "siglip-image")
 }
 """Options of a kind of encoder."""
-WHOLE = ("siglip-text", "whole-text")
-"""Encoders of texts that are padded to the longest, whose padding they read."""
+WHOLE = ("causal-text", "siglip-text", "whole-text")
+"""Encoders of texts whose vectors depend on the padding in transformers."""
 BOTH = {"text": "logit_scale", "image": "logit_scale"}
 SCALES: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "aimv2": ("Aimv2Model", BOTH),
     "align": ("AlignModel", dict.fromkeys(BOTH, "temperature")),
     "altclip": ("AltCLIPModel", BOTH),
     "blip": ("BlipModel", BOTH),
@@ -94,7 +103,11 @@ the logarithm of an inverse temperature, or `temperature` itself."""
 COSINE_SCALE = 20.0
 """Of a model without such a weight: the scale of sentence-transformers' contrastive losses."""
 LIBRARIES = ("transformers", "tokenizers", "torch")
-MORE_LIBRARIES = {"open_clip": ("open_clip_torch", "timm"), "timm": ("timm",)}
+MORE_LIBRARIES = {
+    "open_clip": ("open_clip_torch", "timm"),
+    "timm": ("timm",),
+    "pe_video": ("timm",),
+}
 """They compute the vectors, so their versions name the space too."""
 
 
@@ -110,6 +123,7 @@ def import_model(
     queries: Sequence[Sample] = (),
     saw_records: bool = False,
     video: bool = False,
+    space: str | None = None,
 ) -> Manifest:
     """Write the model at `source` as the version folder `out`.
 
@@ -123,15 +137,17 @@ def import_model(
         saw_records: the model was trained on records of this stream, so that what it has learnt of
             them is not known, and versions cannot be judged against it.
         video: embed videos too, as the mean of the vectors of their frames.
+        space: of a model with several, see `SPACES`, the one that is taken: its modality.
 
     Raises:
         CheckpointError: nothing at `source`, a model that cannot be imported, or whose library is
-            not installed; classes for a model without texts.
+            not installed; classes for a model without texts; a space that it does not have, or
+            none of several.
         ValueError: a task with less than two classes, or a prompt without "{}".
     """
     tasks = tasks_of(classes or {}, prompt)
     outer = folder_of(source)
-    kind, folder = _kind(outer, source)
+    kind, folder = _space_of(*_kind(outer, source), space)
     kinds = KINDS[kind]
     if dim is not None and kind != SENTENCE_TRANSFORMERS:
         raise CheckpointError(f"dim: a model of type {kind} has vectors of one width only")
@@ -203,13 +219,14 @@ def _scales(kind: str, folder: str) -> dict[str, float]:
     if kind == "open_clip":
         return dict.fromkeys((*KINDS[kind], FUSED), temperature(Path(folder)))
     if kind not in SCALES:
-        return dict.fromkeys(("text", FUSED), COSINE_SCALE)
+        return dict.fromkeys((*KINDS[kind], FUSED), COSINE_SCALE)
     model, weights = SCALES[kind]
     net = read(model, folder)
     scale = {}
+    most = getattr(net, "max_log_logit_scale", math.inf)  # AIMv2 clamps it
     for modality, weight in weights.items():
         value = net.get_parameter(weight).item()
-        scale[modality] = 1.0 / value if weight == "temperature" else math.exp(value)
+        scale[modality] = 1.0 / value if weight == "temperature" else math.exp(min(value, most))
     return {**scale, FUSED: scale[next(modality for modality in scale if modality != "text")]}
 
 
@@ -223,13 +240,26 @@ def _kind(folder: Path, source: str) -> tuple[str, Path]:
     kind = raw.get("model_type")
     if kind is None and "architecture" in raw:
         return "timm", folder
-    if kind in REFUSED:
-        raise CheckpointError(f"{source!r} cannot be imported: {REFUSED[kind]}")
-    if kind not in KINDS:
-        raise CheckpointError(
-            f"{source!r} is a model of type {kind!r}; can be imported: {', '.join(KINDS)}"
-        )
+    for name in raw.get("architectures") or ():
+        if name in REFUSED:
+            raise CheckpointError(f"{source!r} cannot be imported: {REFUSED[name]}")
+    if kind not in KINDS and kind not in SPACES:
+        known = ", ".join([*KINDS, *SPACES])
+        raise CheckpointError(f"{source!r} is a model of type {kind!r}; can be imported: {known}")
     return str(kind), folder
+
+
+def _space_of(kind: str, folder: Path, space: str | None) -> tuple[str, Path]:
+    """As `_kind`, of the space that is taken."""
+    spaces = SPACES.get(kind)
+    if spaces is None:
+        if space is not None:
+            raise CheckpointError(f"space: a model of type {kind} has one space only")
+        return kind, folder
+    if space is None or space not in spaces:
+        known = " or ".join(spaces)
+        raise CheckpointError(f"space must be {known} for a model of type {kind}, is {space!r}")
+    return spaces[space], folder
 
 
 def _kind_of_modules(folder: Path, source: str) -> tuple[str, Path]:

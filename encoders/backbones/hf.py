@@ -6,8 +6,9 @@ A version folder keeps a model's config; its weights are in `model.safetensors` 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, cast
@@ -186,13 +187,15 @@ def resolve_option(name: str, option: Any, actual: Any, place: str) -> Any:
 
 @contextmanager
 def errors_only() -> Iterator[None]:
-    """Inside, transformers logs errors only, not that the other tower's weights are unused."""
+    """Inside, transformers logs errors only, not that the other tower's weights are unused; what
+    it prints goes to stderr, since stdout may be a command's JSON."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # it would interleave with braid's own
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         logging.set_verbosity(before)

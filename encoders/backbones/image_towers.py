@@ -45,7 +45,6 @@ PROCESSORS = (
     "ChineseCLIPImageProcessor",
     "CLIPImageProcessor",
     "SiglipImageProcessor",
-    "VideoMAEImageProcessor",
     "ViTImageProcessor",
 )
 """The image processors of transformers that `Fit` describes."""

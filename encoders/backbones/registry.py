@@ -17,11 +17,12 @@ from .efficientnet import EfficientNetLite0, EfficientNetLite1, EfficientNetLite
 from .image import FrameMean, SmallCnn
 from .image_towers import ClipImage, ResNet, SiglipImage, Vit
 from .imported.open_clip_models import OpenClipImage, OpenClipText
+from .imported.perception import PerceptionSound, PerceptionVideo, SoundCaption, VideoCaption
 from .imported.pictures import JointImage, NaflexImage, VisionNetwork
 from .imported.sounds import SoundNetwork
-from .imported.texts import JointText, WholeText
+from .imported.texts import CausalText, JointText, WholeText
 from .imported.timm_models import TimmImage
-from .imported.videos import JointVideo
+from .imported.videos import JointVideo, VideoNetwork
 from .sentence_transformer import SentenceTransformerText
 from .speech_embedding import SpeechEmbedding
 from .text import HashedWords, TransformerText
@@ -62,7 +63,14 @@ ENCODERS: dict[str, dict[str, type[Encoder]]] = {
     },
 }
 IMPORTED: dict[str, dict[str, type[Encoder]]] = {
-    "text": {"joint-text": JointText, "whole-text": WholeText, "open-clip-text": OpenClipText},
+    "text": {
+        "joint-text": JointText,
+        "causal-text": CausalText,
+        "whole-text": WholeText,
+        "open-clip-text": OpenClipText,
+        "sound-caption": SoundCaption,
+        "video-caption": VideoCaption,
+    },
     "image": {
         "joint-image": JointImage,
         "naflex-image": NaflexImage,
@@ -70,8 +78,12 @@ IMPORTED: dict[str, dict[str, type[Encoder]]] = {
         "open-clip-image": OpenClipImage,
         "timm": TimmImage,
     },
-    "audio": {"sound-network": SoundNetwork},
-    "video": {"joint-video": JointVideo},
+    "audio": {"sound-network": SoundNetwork, "perception-sound": PerceptionSound},
+    "video": {
+        "joint-video": JointVideo,
+        "video-network": VideoNetwork,
+        "perception-video": PerceptionVideo,
+    },
 }
 """Kinds that `braid.encoders.importing` makes of models of other libraries."""
 

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from ..config import Limits
 from ..errors import BadInput
 from .pictures import Fit, decode_fitted, decode_image, decode_whole
+from .videos import Size as VideoSize
 from .videos import decode_described
 from .waves import decode_wave
 
@@ -59,7 +60,7 @@ _START = (
 
 Size = float | Mapping[str, Any] | None
 """The side of a picture in pixels, the fields of its `Fit`, or None for its own size; the seconds
-of a sound; of a video one of the first two and the number of frames."""
+of a sound; of a video what `decode_described` takes."""
 
 
 def _image(data: bytes, size: Any, limits: Limits) -> tuple[Array, int]:
@@ -93,10 +94,10 @@ def wave(data: bytes, seconds: float, limits: Limits) -> tuple[Array, int]:
     return _decode("audio", data, seconds, limits)
 
 
-def video(data: bytes, frames: int, fit: int | Fit, limits: Limits) -> Array:
+def video(data: bytes, frames: int, fit: VideoSize, limits: Limits, of: str = "middles") -> Array:
     """`braid.encoders.decoding.videos.decode_video`, in a child where `isolate` was called."""
-    size = {"side": fit} if isinstance(fit, int) else asdict(fit)
-    return _decode("video", data, {"frames": frames, **size}, limits)[0]
+    described = asdict(fit) if isinstance(fit, Fit) else fit
+    return _decode("video", data, {"frames": frames, "of": of, "fit": described}, limits)[0]
 
 
 def _decode(kind: str, data: bytes, size: Size, limits: Limits) -> tuple[Array, int]:

@@ -1,13 +1,14 @@
 """Decodes some frames of a video file, within limits. Imports PyAV when a video comes.
 
-Shapes: T frames that are decoded, S the side of each.
+Shapes: T frames that are decoded, S the side of each, or H and W.
 """
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,23 +25,34 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 Array = NDArray[Any]
+Size = Fit | int | None
+"""How a frame is brought to size; a number: whole, on white, of this side; None: not at all."""
 
 PACKETS = 200_000
 """Compressed frames of a file: more than 600 s at 240 a second."""
 REPEATED = 2
 """Times the file's size that its compressed frames have together: a table may name one often."""
+WHOLE_BYTES = 8 * 9_437_184 * 3
+"""Of frames of their own size together: 8 of the largest that `Limits.video_pixels` admits. A child
+holds them twice."""
+SAMPLED: Mapping[str, Callable[[int, int, int], int]] = {
+    "middles": lambda part, parts, count: (2 * part + 1) * count // (2 * parts),
+    "ends": lambda part, parts, count: part * (count - 1) // max(1, parts - 1),
+}
+"""The place of one of `parts` frames among `count`: the middles of as many equal parts of the film
+(as X-CLIP is evaluated, arXiv 2208.02816), or from the first to the last frame."""
 EXTRA = "decoding a video needs PyAV: pip install 'braid-stream[video]'"
 
 
-def decode_video(data: bytes, frames: int, fit: Fit | int, limits: Limits) -> Array:
+def decode_video(data: bytes, frames: int, fit: Size, limits: Limits, of: str = "middles") -> Array:
     """Frames of a video file as uint8[T, 3, S, S], T = `frames`, upright.
 
-    The film is cut into T equal parts by its number of frames, and of each the middle frame is
-    taken (as X-CLIP is evaluated, arXiv 2208.02816); a shorter film repeats some. Only what comes
-    after the last key frame before such a frame is decoded.
+    They are spread over the film by its number of frames; a shorter film repeats some. Only what
+    comes after the last key frame before such a frame is decoded.
 
     Args:
-        fit: how each frame is brought to size; a number: whole, on white, of this side.
+        fit: how each frame is brought to size; with None the result is uint8[T, H, W, 3].
+        of: which frames, see `SAMPLED`.
 
     Raises:
         BadInput: not MP4, QuickTime, Matroska, WebM, AVI or MPEG-TS, over a limit, or broken.
@@ -52,6 +64,9 @@ def decode_video(data: bytes, frames: int, fit: Fit | int, limits: Limits) -> Ar
         raise ModuleNotFoundError(EXTRA) from error
 
     kind = _format(data)
+    if fit is None:
+        most = min(limits.video_pixels, WHOLE_BYTES // (3 * frames))
+        limits = replace(limits, video_pixels=most)
     try:
         with av.open(io.BytesIO(data), "r", format=kind, metadata_errors="replace") as container:
             if not container.streams.video:
@@ -69,7 +84,7 @@ def decode_video(data: bytes, frames: int, fit: Fit | int, limits: Limits) -> Ar
                 if packet.size:
                     packets.append(packet)
             _check_length(packets, stream, limits)
-            return np.stack(_chosen(packets, stream, frames, fit, limits))
+            return np.stack(_chosen(packets, stream, frames, of, fit, limits))
     except (BadInput, MemoryError):  # FFmpeg's own MemoryError is an FFmpegError too
         raise
     except (av.FFmpegError, ValueError, OSError) as error:
@@ -137,12 +152,12 @@ class _Decoder:
 
 
 def _chosen(
-    packets: Sequence[Packet], stream: VideoStream, count: int, fit: Fit | int, limits: Limits
+    packets: Sequence[Packet], stream: VideoStream, count: int, of: str, fit: Size, limits: Limits
 ) -> list[Array]:
-    """The middles of `count` equal parts of the film. An edit list leaves frames out, of which the
-    others may be made: they are decoded, and not shown."""
+    """`count` frames of the film. An edit list leaves frames out, of which the others may be made:
+    they are decoded, and not shown."""
     shown = [packet for packet in packets if not packet.is_discard] or packets
-    places = [(2 * part + 1) * len(shown) // (2 * count) for part in range(count)]
+    places = [SAMPLED[of](part, count, len(shown)) for part in range(count)]
     decoder = _Decoder(stream, limits)
     times = [packet.pts for packet in shown]
     if None not in times and len(set(times)) == len(shown):
@@ -156,7 +171,7 @@ def _chosen(
 
 
 def _at(
-    decoder: _Decoder, packets: Sequence[Packet], wanted: Sequence[int], fit: Fit | int
+    decoder: _Decoder, packets: Sequence[Packet], wanted: Sequence[int], fit: Size
 ) -> dict[int, Array]:
     """The frames shown at times; each is decoded from the key frame before it."""
     keys = [(place, one.pts) for place, one in enumerate(packets) if one.is_keyframe]
@@ -176,7 +191,7 @@ def _at(
 
 
 def _counted(
-    decoder: _Decoder, packets: Sequence[Packet], places: Sequence[int], fit: Fit | int
+    decoder: _Decoder, packets: Sequence[Packet], places: Sequence[int], fit: Size
 ) -> list[Array]:
     """The frames at places, where no times tell them; the last one for those that never come."""
     found: dict[int, Array] = {}
@@ -193,20 +208,22 @@ def _counted(
     return [found.get(place, end) for place in places]
 
 
-def _brought(frame: VideoFrame, fit: Fit | int) -> Array:
+def _brought(frame: VideoFrame, fit: Size) -> Array:
     """A frame in RGB and of the side of `fit`, turned as its display matrix has it: by quarters,
-    counterclockwise. At once: whole frames of a large film take more memory than a child has."""
+    counterclockwise. At once: many whole frames of a large film take more memory than a child has.
+    """
     picture: Image.Image = frame.to_image()
     turns = {90: 2, -270: 2, 180: 3, -180: 3, -90: 4, 270: 4}  # Image.Transpose.ROTATE_*
     turn = turns.get(round(frame.rotation))
     if turn is not None:
         picture = picture.transpose(Image.Transpose(turn))
+    if fit is None:
+        return np.asarray(picture)
     return on_white(picture, fit) if isinstance(fit, int) else fitted(picture, fit)
 
 
 def decode_described(data: bytes, size: Mapping[str, Any], limits: Limits) -> Array:
-    """`decode_video` by a description that JSON can hold: `frames`, and the fields of a `Fit` or
-    only `side`."""
-    rest = {name: value for name, value in size.items() if name != "frames"}
-    fit: Fit | int = Fit(**rest) if len(rest) > 1 else int(rest["side"])
-    return decode_video(data, int(size["frames"]), fit, limits)
+    """`decode_video` by a description that JSON can hold: `frames`, `of`, and `fit`, the fields of
+    a `Fit`, a side or None."""
+    fit = Fit(**size["fit"]) if isinstance(size["fit"], Mapping) else size["fit"]
+    return decode_video(data, int(size["frames"]), fit, limits, size["of"])

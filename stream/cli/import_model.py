@@ -53,6 +53,10 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             bool,
             typer.Option("--video", help="Embed videos too: the mean of 8 frames as pictures."),
         ] = False,
+        space: Annotated[
+            str | None,
+            typer.Option(help="Of a model with several (PE-AV): audio or video, beside texts."),
+        ] = None,
         as_json: AsJson = False,
     ) -> None:
         """Make a version of a pretrained model, without training.
@@ -80,6 +84,7 @@ def add(models: typer.Typer, settings_of: Callable[..., Settings]) -> None:
             prompt=prompt,
             saw_records=saw_records,
             video=video,
+            space=space,
         )
         _print(done, as_json)
 

@@ -147,6 +147,34 @@ def test_the_image_installs_extras_that_exist() -> None:
         assert (ROOT / copied).exists()
 
 
+@pytest.mark.parametrize("names", [COMPOSE[:1], COMPOSE])
+def test_more_extras_reach_every_image(names: tuple[str, ...]) -> None:
+    done = config(*names, REDIS_PASSWORD="secret", MORE_EXTRAS="mlflow video")
+    built = [one for one in yaml.safe_load(done.stdout)["services"].values() if "build" in one]
+    assert [one["build"]["args"]["MORE_EXTRAS"] for one in built] == ["mlflow video"] * 4
+    (line,) = re.findall(r"^RUN .*pyproject.toml$", (ROOT / "Dockerfile").read_text(), re.M)
+    (names_of,) = re.findall(r"\$\(printf .*?\)", line)
+    shell = ["sh", "-c", f"echo {names_of}"]
+    environment = {"EXTRAS": "cpu demo", "MORE_EXTRAS": ""}
+    for more, flags in (("", ""), ("mlflow video", " --extra mlflow --extra video")):
+        environment["MORE_EXTRAS"] = more
+        printed = subprocess.run(
+            shell, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+        )
+        assert printed.stdout.strip() == f"--extra cpu --extra demo{flags}"
+
+
+def test_the_extras_of_the_page_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
+    (table,) = re.findall(r"^\| extra \|.*\n\|[-|]+\n((?:\|.*\n)+)", page, re.M)
+    names = [
+        name for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])
+    ]
+    assert len(names) > 8
+    assert set(names) <= set(extras["optional-dependencies"])
+
+
 @pytest.mark.redis
 def test_redis_asks_for_its_password_and_does_not_show_it(tmp_path: Path) -> None:
     """The command of the compose file, with Valkey in place of Redis."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.encoders.checkpoints import LAYERS, PICTURES, SIDE, write_model
-from tests.encoders.joint_models import DIM, LETTERS, _merges
+from tests.encoders.joint_models import DIM, LETTERS, _merges, write_clip
 
 CROPPED: dict[str, Any] = {
     "size": {"shortest_edge": 36},
@@ -37,6 +37,18 @@ def write_words(folder: Path) -> dict[str, Any]:
     vocab = {word: number for number, word in enumerate(words)}
     BertTokenizer(vocab=vocab, model_max_length=40).save_pretrained(folder)
     return {**LAYERS, "vocab_size": len(words), "max_position_embeddings": 40, "pad_token_id": 0}
+
+
+def write_aimv2(folder: Path) -> None:
+    """AIMv2, with the tokeniser and the processor of CLIP."""
+    from transformers import Aimv2Config, AutoConfig
+
+    write_clip(folder)
+    clip = AutoConfig.from_pretrained(folder).text_config
+    names = ("vocab_size", "max_position_embeddings", "eos_token_id")
+    text = {**LAYERS, **{name: getattr(clip, name) for name in names}}
+    config = Aimv2Config(text_config=text, vision_config=PICTURES, projection_dim=DIM)
+    write_model("Aimv2Model", config, folder)
 
 
 def write_altclip(folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,14 @@ from braid.encoders.manifest import WEIGHTS, Manifest, read_manifest
 from braid.encoders.model.net import Net
 from braid.encoders.training import low_rank
 from braid.encoders.training.data import frozen_encoders
+from braid.encoders.training.parallel import processes
+from braid.stream.local.child import free_port
 from tests.encoders.joint_models import DIM, write_clap, write_clip, write_siglip
 from tests.encoders.material import samples
 from tests.encoders.test_bridging import captions
 from tests.encoders.test_importing import write_sentence_transformer
 
+ROOT = Path(__file__).parents[2]
 SAMPLES = [one for one in samples(72) if one.text and one.image]
 STILL: dict[str, Any] = {"lr": 0.0, "start_lr": 0.0, "encoder_lr": 0.0}
 # Any difference is within these margins.
@@ -342,6 +347,52 @@ def test_only_the_targets_get_an_adapter_and_a_version_needs_no_peft(
         f"load({str(tmp_path / 'v2')!r}, device='cpu').check()"
     )
     subprocess.run([sys.executable, "-c", loads], check=True, timeout=200)
+
+
+WAYS: dict[str, dict[str, Any]] = {"lora": {"lora": 2}, "projections": {"projections": True}}
+
+
+def train_ways(parent: Path, place: Path) -> None:
+    """Train in each of `WAYS`, with the other process where the environment names one."""
+    with processes(torch.device("cpu"), timedelta(seconds=120)):
+        for name, further in WAYS.items():
+            config = replace(config_of(parent, **further), encoder_lr=3e-2, start_lr=3e-2)
+            trained(parent, config, place / name)
+
+
+@pytest.mark.slow
+def test_two_processes_train_further_as_one_does(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchrun starts them; the first is this one."""
+    train_ways(clip, tmp_path / "one")
+    started = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    code = (
+        "import sys; from pathlib import Path; from tests.encoders.test_further import train_ways\n"
+        "train_ways(*map(Path, sys.argv[1:]))"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, clip, tmp_path / "two"],
+        cwd=ROOT,
+        env={**os.environ, **started, "RANK": "1", "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        for name, value in {**started, "RANK": "0"}.items():
+            monkeypatch.setenv(name, value)
+        train_ways(clip, tmp_path / "two")
+        assert other.wait(60) == 0
+    finally:
+        other.kill()
+        other.wait()
+    for name in WAYS:
+        one, two = (tmp_path / count / name for count in ("one", "two"))
+        assert read_manifest(two).metrics["losses"] == pytest.approx(
+            read_manifest(one).metrics["losses"], abs=1e-4
+        )
+        for modality in ("text", "image"):
+            ours_ND = vectors(two, modality)
+            np.testing.assert_allclose(ours_ND, vectors(one, modality), atol=1e-3)
+            assert np.abs(ours_ND - vectors(clip, modality)).max() > 1e-2, "it was trained"
 
 
 def test_a_shared_network_gets_one_adapter_and_its_videos_are_not_kept(tmp_path: Path) -> None:

@@ -269,9 +269,6 @@ def test_another_type_is_named_with_those_that_can_be_imported(tmp_path: Path) -
     write(tmp_path / "config.json", {"model_type": "whisper"})
     with pytest.raises(CheckpointError, match=r"'whisper'.*sentence-transformers"):
         import_model(str(tmp_path), tmp_path / "v", name="v", version=1)
-    write(tmp_path / "config.json", {"model_type": "pe_audio_video"})
-    with pytest.raises(CheckpointError, match="three vectors of a text"):
-        import_model(str(tmp_path), tmp_path / "v", name="v", version=1)
     with pytest.raises(CheckpointError, match="neither"):
         import_model(str(tmp_path.parent), tmp_path / "v", name="v", version=1)
     with pytest.raises(CheckpointError, match="no folder"):

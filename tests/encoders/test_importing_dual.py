@@ -19,6 +19,7 @@ from tests.encoders.test_importing_joint import PICTURES, TEXTS, seen, theirs_of
 Write = Callable[[Path], None]
 PADDED = {"padding": "max_length", "max_length": 64, "return_attention_mask": False}
 MODELS: dict[str, tuple[Write, dict[str, Any]]] = {
+    "aimv2": (dual_models.write_aimv2, {"padding": True}),
     "align": (dual_models.write_align, {}),
     "altclip": (dual_models.write_altclip, {}),
     "blip": (dual_models.write_blip, {}),
@@ -31,7 +32,8 @@ MODELS: dict[str, tuple[Write, dict[str, Any]]] = {
 
 
 def test_every_dual_encoder_is_compared() -> None:
-    assert set(MODELS) == {kind for kind, kinds in KINDS.items() if kinds is JOINT} | {"siglip2"}
+    others = {"aimv2", "siglip2"}
+    assert set(MODELS) == {kind for kind, kinds in KINDS.items() if kinds is JOINT} | others
 
 
 @pytest.mark.slow

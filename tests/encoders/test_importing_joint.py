@@ -73,16 +73,17 @@ PICTURES: dict[str, bytes] = {
 
 
 def theirs_of(folder: Path, values: Mapping[str, Any], **asked: Any) -> np.ndarray:
-    """The features that the model at `folder` gives one after the other, float32[B, D]."""
+    """The features that the model at `folder` gives one after the other, with `padding=True` all
+    together, float32[B, D]."""
     from transformers import AutoModel, AutoTokenizer
 
     net = AutoModel.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = []
     with torch.no_grad():
-        for text in values["text"]:
-            batch = tokenizer(text, truncation=True, return_tensors="pt", **asked)
-            rows.append(net.get_text_features(**batch).pooler_output[0])
+        for texts in [values["text"]] if asked.get("padding") is True else values["text"]:
+            batch = tokenizer(texts, truncation=True, return_tensors="pt", **asked)
+            rows.extend(net.get_text_features(**batch).pooler_output)
     return torch.stack(rows).numpy()
 
 

@@ -32,6 +32,7 @@ from tests.encoders.joint_models import DIM, write_clap, write_clip
 from tests.encoders.test_importing import COSINE, cosines
 
 FRAMES = 8
+AS_CHILD: dict[str, Any] = {"of": "middles", "fit": 32}
 SHAPES = [  # container, codec, frames a second, width, height, frames, frames between key frames
     ("mp4", "mpeg4", Fraction(25), 96, 64, 40, 12),
     ("mp4", "libx264", Fraction(30000, 1001), 64, 96, 61, 250),
@@ -54,8 +55,9 @@ def filmed(
 ) -> bytes:
     """A film of noise in which a bar moves."""
     rng = np.random.default_rng(width * count)
-    still_HWC = rng.integers(0, 200, (height // 8, width // 8, 3)).repeat(8, 0).repeat(8, 1)
-    still_HWC = np.pad(still_HWC, ((0, height % 8), (0, width % 8), (0, 0)), mode="edge")
+    noise_HWC = rng.integers(0, 200, (height // 8, width // 8, 3)).astype(np.uint8)
+    sides = ((0, height % 8), (0, width % 8), (0, 0))
+    still_HWC = np.pad(noise_HWC.repeat(8, 0).repeat(8, 1), sides, mode="edge")
     file = io.BytesIO()
     with av.open(file, "w", format=kind) as container:
         stream: Any = container.add_stream(codec, rate=rate)
@@ -64,7 +66,7 @@ def filmed(
         for number in range(count):
             frame_HWC = still_HWC.copy()
             frame_HWC[:, (width - 8) * number // count :][:, :8] = (number * 255 // count, 255, 0)
-            frame = av.VideoFrame.from_ndarray(frame_HWC.astype(np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return file.getvalue()
@@ -230,10 +232,10 @@ def test_a_child_decodes_the_same_within_the_same_limits() -> None:
     data = filmed()
     pool = DecodePool(1)
     try:
-        got, _ = pool.decode("video", data, {"frames": FRAMES, "side": 32}, Limits())
+        got, _ = pool.decode("video", data, {"frames": FRAMES, **AS_CHILD}, Limits())
         assert (got == decode_video(data, FRAMES, 32, Limits())).all()
         with pytest.raises(BadInput, match=r"limit is 0\.5 s"):
-            pool.decode("video", data, {"frames": 2, "side": 32}, Limits(video_seconds=0.5))
+            pool.decode("video", data, {"frames": 2, **AS_CHILD}, Limits(video_seconds=0.5))
     finally:
         pool.close()
 
@@ -259,14 +261,44 @@ def test_frames_before_an_edit_list_are_decoded_and_not_shown(embedder: Embedder
     embedder.embed([Sample(id="v", video=film)])
 
 
-def test_many_frames_of_a_large_film_fit_the_memory_of_a_child() -> None:
-    film = filmed("mp4", "mpeg4", Fraction(25), 3840, 2160, 33, 12)
+@pytest.fixture(scope="module")
+def large() -> bytes:
+    """A film of as many pixels a frame as the limit admits."""
+    return filmed("mp4", "mpeg4", Fraction(25), 4096, 2304, 33, 12)
+
+
+def test_many_frames_of_a_large_film_fit_the_memory_of_a_child(large: bytes) -> None:
     pool = DecodePool(1)
     try:
-        frames, _ = pool.decode("video", film, {"frames": 32, "side": 32}, Limits())
+        frames, _ = pool.decode("video", large, {"frames": 32, **AS_CHILD}, Limits())
     finally:
         pool.close()
     assert frames.shape == (32, 3, 32, 32)
+
+
+def test_whole_frames_fit_the_memory_of_a_child_or_are_refused(large: bytes) -> None:
+    """Eight of the largest are whole there, or more of fewer pixels."""
+    pool = DecodePool(1)
+    try:
+        whole: dict[str, Any] = {"frames": 8, "of": "ends", "fit": None}
+        frames, _ = pool.decode("video", large, whole, Limits())
+        assert frames.shape == (8, 2304, 4096, 3)
+        with pytest.raises(BadInput, match="4096x2304 pixels a frame, the limit is 8388608"):
+            pool.decode("video", large, {**whole, "frames": 9}, Limits())
+    finally:
+        pool.close()
+
+
+def test_frames_from_the_first_to_the_last() -> None:
+    film = filmed(count=20)
+    frames = all_frames(film)
+    ends_THWC = decode_video(film, 5, None, Limits(), of="ends")
+    wanted = [np.asarray(frames[place]) for place in (0, 4, 9, 14, 19)]
+    assert (ends_THWC == np.stack(wanted)).all()
+    (first_HWC,) = decode_video(film, 1, None, Limits(), of="ends")
+    assert (first_HWC == wanted[0]).all()
+    short_THWC = decode_video(filmed(count=2), 4, None, Limits(), of="ends")
+    assert [(one == short_THWC[0]).all() for one in short_THWC] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("kind", ["align", "siglip2"])

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError
 from ..base import Features
-from ..hf import errors_only, make, read
+from ..hf import CONFIG, errors_only, make, read
+from .libraries import library
 
 FILE = "blueprint.json"
 TOWERS: Mapping[str, Collection[str]] = {
@@ -25,6 +26,13 @@ TOWERS: Mapping[str, Collection[str]] = {
 }
 """The parts of a joint model that embed a modality: they have these names in all of them."""
 POOLER = "add_pooling_layer"
+WITH_TIMM = ("pe_audio_video", "pe_video")
+"""Types whose picture tower is timm's, as which transformers makes it."""
+PREPROCESSORS: Mapping[str, str] = {
+    "image processor": "AutoImageProcessor",
+    "video processor": "AutoVideoProcessor",
+    "feature extractor": "AutoFeatureExtractor",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +53,17 @@ class Blueprint:
     token_width: int = 0
 
     def make(self) -> nn.Module:
-        """The network with random weights."""
+        """The network with random weights.
+
+        Raises:
+            CheckpointError: its library is not installed.
+        """
         from transformers import AutoConfig
 
+        _check_library(self.config)
         fields = {k: v for k, v in self.config.items() if k != "transformers_version"}
-        return make(self.model, AutoConfig.for_model(**fields), **self.more).eval()
+        with errors_only():
+            return make(self.model, AutoConfig.for_model(**fields), **self.more).eval()
 
     def write(self, folder: Path) -> None:
         """Write it for `at`."""
@@ -61,20 +75,24 @@ class Blueprint:
         return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
 
 
-def pretrained(folder: Path) -> tuple[nn.Module, Blueprint]:
+def pretrained(folder: Path, part: str | None = None) -> tuple[nn.Module, Blueprint]:
     """The network of a folder of transformers, whatever its class, without the head of a task.
 
     A checkpoint that lacks the weights of the network's pooler, such as one of a classifier, is
     read without the pooler.
 
+    Args:
+        part: the attribute of the network that is taken, where it has such a one.
+
     Raises:
-        CheckpointError: no such network, or a weight is missing.
+        CheckpointError: no such network, a weight is missing, or its library is not installed.
     """
     from transformers import MODEL_MAPPING, AutoConfig
 
     source = str(folder)
     with errors_only():
         try:
+            _check_library(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
             config = AutoConfig.from_pretrained(source, local_files_only=True)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"no config at {source!r}: {error}") from error
@@ -87,16 +105,45 @@ def pretrained(folder: Path) -> tuple[nn.Module, Blueprint]:
             raise
         more = {POOLER: False}
         net = read(kind.__name__, source, **more)
+    if part is not None:
+        net = getattr(net, part, net)
     own: Any = net.config
     fields = json.loads(own.to_json_string(use_diff=False))
     return net.eval(), Blueprint(model=type(net).__name__, config=fields, more=more)
 
 
+def _check_library(config: Mapping[str, Any]) -> None:
+    if config.get("model_type") in WITH_TIMM:
+        library("timm")
+
+
+def preprocessor(kind: str, folder: Path) -> Any:
+    """The checkpoint's own preprocessing in `folder`, of a kind in `PREPROCESSORS`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    import transformers
+
+    with errors_only():
+        try:
+            auto = getattr(transformers, PREPROCESSORS[kind])
+            return auto.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise CheckpointError(f"no {kind} in {folder}: {error}") from error
+
+
+def described(processor: Any) -> dict[str, Any]:
+    """The settings of an image or a video processor as JSON values."""
+    raw: dict[str, Any] = json.loads(processor.to_json_string())
+    return {key: value for key, value in raw.items() if key != "transformers_version"}
+
+
 def keep_parts(net: nn.Module, parts: Collection[str]) -> nn.Module:
-    """`net` without any other child or parameter of its own than `parts`."""
+    """`net` without any other child or parameter of its own than `parts`; without parts, whole."""
     own = [*dict(net.named_children()), *dict(net.named_parameters(recurse=False))]
     for name in own:
-        if name not in parts:
+        if parts and name not in parts:
             delattr(net, name)
     return net
 

@@ -6,7 +6,6 @@ Shapes: B pictures, C channels, H and W sides, T patches, F features.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,11 +21,21 @@ from ...decoding.isolation import picture
 from ...errors import BadInput, CheckpointError
 from ...types import Cost
 from ..base import Array, Features, joined
-from ..hf import errors_only, folder_of
+from ..hf import folder_of
 from ..image import ImageEncoder
 from ..image_towers import processing
 from ..sub_batches import one_thread
-from .networks import TOWERS, Blueprint, blocks_of, keep_parts, measured, pretrained, tokens_of
+from .networks import (
+    TOWERS,
+    Blueprint,
+    blocks_of,
+    described,
+    keep_parts,
+    measured,
+    preprocessor,
+    pretrained,
+    tokens_of,
+)
 
 Transform = Callable[[Image.Image], Tensor]
 """From an RGB picture to float32[...]: of one shape, whatever the picture's."""
@@ -96,8 +105,8 @@ class ProcessedImage(TransformedImage):
     """Of a joint model: the parts that are kept."""
 
     def __init__(self, net: nn.Module, blueprint: Blueprint, folder: Path) -> None:
-        processor = _processor(folder)
-        super().__init__(_transform_of(processor), {"processor": _described(processor)})
+        processor = preprocessor("image processor", folder)
+        super().__init__(_transform_of(processor), {"processor": described(processor)})
         self.net, self.blueprint, self.processor = net, blueprint, processor
         mean, std = [0.0], [1.0]
         try:
@@ -123,17 +132,14 @@ class ProcessedImage(TransformedImage):
             raise CheckpointError(f"a {config.kind} needs a source, and takes no options")
         folder = folder_of(config.source)
         net, blueprint = pretrained(folder)
-        if cls.parts:
-            keep_parts(net, cls.parts)
-        encoder = cls(net, blueprint, folder)
+        encoder = cls(keep_parts(net, cls.parts), blueprint, folder)
         width, token_width = encoder.measure()
         return cls(net, replace(blueprint, width=width, token_width=token_width), folder)
 
     @classmethod
     def restore(cls, config: EncoderConfig, assets: Path) -> Self:
         blueprint = Blueprint.at(assets)
-        net = blueprint.make()
-        return cls(keep_parts(net, cls.parts) if cls.parts else net, blueprint, assets)
+        return cls(keep_parts(blueprint.make(), cls.parts), blueprint, assets)
 
     def save_assets(self, folder: Path) -> None:
         self.blueprint.write(folder)
@@ -222,19 +228,3 @@ def _transform_of(processor: Any) -> Transform:
         return torch.cat([head_F[None], pixels[: int(shape_2.prod())]])
 
     return transform
-
-
-def _processor(folder: Path) -> Any:
-    from transformers import AutoImageProcessor
-
-    with errors_only():
-        try:
-            return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise CheckpointError(f"no image processor in {folder}: {error}") from error
-
-
-def _described(processor: Any) -> dict[str, Any]:
-    """An image processor's settings as JSON values."""
-    raw: dict[str, Any] = json.loads(processor.to_json_string())
-    return {key: value for key, value in raw.items() if key != "transformers_version"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ from ...types import Cost
 from ..audio import decode_exact, prepared_audio
 from ..audio_towers import SHORTEST_S, described
 from ..base import Array, Encoder, Features, joined
-from ..hf import errors_only, folder_of
+from ..hf import folder_of
 from ..sub_batches import one_thread
-from .networks import Blueprint, blocks_of, measured, pretrained
+from .networks import Blueprint, blocks_of, keep_parts, measured, preprocessor, pretrained
 
 SECONDS = 30.0
 """Of a longer sound the beginning is heard: the attention of these networks is quadratic."""
@@ -42,13 +42,17 @@ class SoundNetwork(Encoder):
     """
 
     modality = "audio"
+    part: ClassVar[str | None] = None
+    """Where a larger model has this one."""
+    parts: ClassVar[Sequence[str]] = ()
+    """Of a joint model: the parts that are kept."""
 
     def __init__(
         self, net: nn.Module, blueprint: Blueprint, folder: Path, *, seconds: float = SECONDS
     ) -> None:
         super().__init__()
         self.net, self.blueprint, self.seconds = net, blueprint, seconds
-        self.extractor = _extractor(folder)
+        self.extractor = preprocessor("feature extractor", folder)
         self.rate = int(self.extractor.sampling_rate)
         self.settings = {
             "extractor": described(self.extractor),
@@ -67,8 +71,8 @@ class SoundNetwork(Encoder):
         if config.source is None:
             raise CheckpointError(f"a {config.kind} needs a source")
         folder = folder_of(config.source)
-        net, blueprint = pretrained(folder)
-        encoder = cls(net, blueprint, folder, **config.options)
+        net, blueprint = pretrained(folder, cls.part)
+        encoder = cls(keep_parts(net, cls.parts), blueprint, folder, **config.options)
         silence = encoder.extracted(np.zeros(encoder.rate, dtype=np.float32))
         with torch.no_grad():
             width, _ = measured(encoder(*encoder.collate([silence])))
@@ -77,7 +81,8 @@ class SoundNetwork(Encoder):
     @classmethod
     def restore(cls, config: EncoderConfig, assets: Path) -> Self:
         blueprint = Blueprint.at(assets)
-        return cls(blueprint.make(), blueprint, assets, **config.options)
+        net = keep_parts(blueprint.make(), cls.parts)
+        return cls(net, blueprint, assets, **config.options)
 
     def save_assets(self, folder: Path) -> None:
         self.blueprint.write(folder)
@@ -98,7 +103,8 @@ class SoundNetwork(Encoder):
             batch = self.extractor(
                 np.pad(wave_N, (0, missing)), sampling_rate=self.rate, return_tensors="np"
             )
-        array: Array = np.asarray(batch[self.net.main_input_name][0], dtype=np.float32)
+        name = self.extractor.model_input_names[0]
+        array: Array = np.asarray(batch[name][0], dtype=np.float32)
         return array
 
     def collate(self, inputs: Sequence[Array]) -> tuple[Tensor, ...]:
@@ -120,18 +126,15 @@ class SoundNetwork(Encoder):
         rows: list[tuple[Tensor, Tensor]] = []
         for length in lengths_B.unique().tolist():
             (own_R,) = torch.where(lengths_B == length)
-            out = self.net(padded_BN[own_R, :length])
-            pooled = getattr(out, "pooler_output", None)
-            rows.append((own_R, out.last_hidden_state.mean(1) if pooled is None else pooled))
+            rows.append((own_R, self.hear(padded_BN[own_R, :length])))
         order_B = torch.cat([own_R for own_R, _ in rows]).argsort()
         return Features(pooled_BF=joined(torch.cat([pooled for _, pooled in rows])[order_B]))
 
-
-def _extractor(folder: Path) -> Any:
-    from transformers import AutoFeatureExtractor
-
-    with errors_only():
-        try:
-            return AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise CheckpointError(f"no feature extractor in {folder}: {error}") from error
+    def hear(self, sounds_BN: Tensor) -> Tensor:
+        """The vectors of sounds of one length, float32[B, F]."""
+        out = self.net(sounds_BN)
+        pooled: Tensor | None = getattr(out, "pooler_output", None)
+        if pooled is not None:
+            return pooled
+        states_BTF: Tensor = out.last_hidden_state
+        return states_BTF.mean(1)

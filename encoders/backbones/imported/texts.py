@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,10 @@ class JointText(SubwordText):
     `source` is a hub name or a local folder with a tokeniser.
     """
 
+    part: ClassVar[str | None] = None
+    """Where a larger model has this one."""
+    parts: ClassVar[Sequence[str]] = tuple(TOWERS["text"])
+    """Of the joint model: the parts that are kept."""
     whole = False
     """Every text is padded to the longest, and the padding is not masked."""
 
@@ -56,8 +60,8 @@ class JointText(SubwordText):
             raise CheckpointError(f"a {config.kind} needs a source, and takes no options")
         folder = folder_of(config.source)
         tokenizer, padding = read_tokenizer(str(folder))
-        net, blueprint = pretrained(folder)
-        keep_parts(net, TOWERS["text"])
+        net, blueprint = pretrained(folder, cls.part)
+        keep_parts(net, cls.parts)
         settings = {**padding, "max_tokens": _longest(folder, blueprint.config, padding["id"])}
         encoder = cls(net, blueprint, tokenizer, settings)
         with torch.no_grad():
@@ -71,7 +75,7 @@ class JointText(SubwordText):
         blueprint = Blueprint.at(assets)
         tokenizer = (assets / TOKENIZER).read_text(encoding="utf-8")
         settings = json.loads((assets / SETTINGS).read_text(encoding="utf-8"))
-        return cls(keep_parts(blueprint.make(), TOWERS["text"]), blueprint, tokenizer, settings)
+        return cls(keep_parts(blueprint.make(), cls.parts), blueprint, tokenizer, settings)
 
     def save_assets(self, folder: Path) -> None:
         super().save_assets(folder)
@@ -95,11 +99,26 @@ class JointText(SubwordText):
     def forward(self, *batch: Tensor) -> Features:
         ids_BT, mask_BT = batch
         net: Any = self.net
-        more = {} if self.whole else {"attention_mask": mask_BT.long()}
+        more = {} if self.whole else {"attention_mask": self.masked(mask_BT)}
         out = net.get_text_features(input_ids=ids_BT, **more)
         return Features(
             pooled_BF=joined(out.pooler_output), tokens_BTF=out.last_hidden_state, mask_BT=mask_BT
         )
+
+    def masked(self, mask_BT: Tensor) -> Tensor:
+        """The attention mask, by which of the places are tokens."""
+        return mask_BT.long()
+
+
+class CausalText(JointText):
+    """The text tower of AIMv2 (Fini et al. 2024, arXiv 2411.14402), in which a token sees those
+    before it. transformers has that mask for batches with padding only: a text alone sees itself
+    whole there, which it was not trained on. Here every text gets the mask."""
+
+    def masked(self, mask_BT: Tensor) -> Tensor:
+        longest = mask_BT.shape[1]
+        seen_TT = mask_BT.new_ones(longest, longest).tril()
+        return seen_TT.expand(len(mask_BT), 1, longest, longest)
 
 
 class WholeText(JointText):

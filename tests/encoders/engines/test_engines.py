@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 
-from braid.encoders import Embedder, Sample, load, verify
+from braid.encoders import Embedder, Sample, load, train, verify
 from braid.encoders.backbones.bert import Bert
 from braid.encoders.backbones.efficientnet import EfficientNetLite0
 from braid.encoders.backbones.text import BertText
@@ -27,6 +28,7 @@ from braid.encoders.engines import export, packages, runtimes, serve
 from braid.encoders.engines.gate import Gate, compared_pairs, recall
 from braid.encoders.errors import EngineError
 from braid.encoders.feature_cache import FeatureCache
+from braid.encoders.lora import Lora
 from braid.encoders.manifest import engines_folder, read_manifest
 from braid.encoders.model.checkpoint import load_folder, save
 from braid.encoders.model.net import Net
@@ -153,6 +155,34 @@ def test_vectors_equal_torchs_in_any_batch(
                 else:
                     assert float(got[name] @ want[name]) > 0.98
     model.check()
+
+
+def test_adapters_are_in_the_weights_that_engines_run(bert: Path, tmp_path: Path) -> None:
+    """LoRA in the text encoder, which int8 runs; the pictures of that version on the others."""
+    config = from_dict(read_manifest(bert).config)
+    frozen = {
+        name: replace(encoder, frozen=True, lora=Lora(rank=2) if name == "text" else None)
+        for name, encoder in config.model.encoders.items()
+    }
+    config = replace(config, model=replace(config.model, encoders=frozen), epochs=2, refit=False)
+    config = replace(config, encoder_lr=0.3, batch=8)
+    some, out = samples(random.Random(0), 40), tmp_path / "v-0002"
+    more: dict[str, Any] = {"name": out.name, "version": 2, "seed": 0, "device": "cpu"}
+    train(some, config, parent=bert, out=out, queries=0, **more)
+    before, plain = served(bert, "torch"), served(out, "torch")
+    texts = [Sample(id=one.id, text=one.text) for one in some if one.text]
+    both = zip(vectors(before, texts), vectors(plain, texts), strict=True)
+    moved = [float(old["text"] @ new["text"]) for old, new in both]
+    assert min(moved) < 0.99
+    for engine, precision, on, least in (
+        ("onnx", "float32", {"image": "onnx float32"}, 0.99999),
+        ("openvino", "float32", {"image": "openvino float32"}, 0.99999),
+        ("torch", "int8", {"text": "torch int8"}, 0.98),
+    ):
+        model = served(out, engine, precision)
+        assert on.items() <= model.engine.items()
+        for got, want in zip(vectors(model, some), vectors(plain, some), strict=True):
+            assert min(float(got[name] @ want[name]) for name in want) > least, engine
 
 
 FIRST_INFERENCES = """

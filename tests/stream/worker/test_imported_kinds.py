@@ -13,13 +13,14 @@ import pytest
 from braid.encoders import load
 from braid.encoders.importing import KINDS
 from braid.stream.kafka.schemas import decode_vector
-from tests.encoders.dual_models import write_altclip, write_naflex
+from tests.encoders.dual_models import write_aimv2, write_altclip, write_naflex
 from tests.encoders.joint_models import write_clap, write_clip, write_siglip
+from tests.encoders.perception_models import write_pe_audio, write_pe_video
 from tests.encoders.test_importing import COSINE, cosines, imported, write_sentence_transformer
 from tests.encoders.test_importing_joint import PICTURES, SOUNDS, TEXTS, vectors
 from tests.encoders.test_importing_libraries import write_open_clip, write_timm
 from tests.encoders.test_importing_single import write_network, write_speech
-from tests.encoders.test_importing_videos import films, write_xclip
+from tests.encoders.test_importing_videos import films, write_videomae, write_xclip
 from tests.stream.harness import Deployment
 from tests.stream.running import running, wait_until_idle
 
@@ -35,6 +36,10 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
     "vit": lambda folder: write_network(folder, "vit"),
     "hubert": lambda folder: write_speech(folder, "hubert"),
     "xclip": write_xclip,
+    "videomae": write_videomae,
+    "aimv2": write_aimv2,
+    "pe_audio": write_pe_audio,
+    "pe_video": write_pe_video,
 }
 
 
