@@ -21,7 +21,6 @@ import benchmarks.__main__
 from benchmarks import (
     av_digits,
     gpu,
-    imbalance,
     index_exact,
     limits,
     scaling,
@@ -199,14 +198,6 @@ def test_a_fusion_of_xor() -> None:
     report = xor.main(["--part", "early, two", "--seeds", "1", "--json"])
     assert report["rows"].keys() == {"early, two"}
     assert report["rows"]["early, two"]["decision"]["mean"] > 0.9
-
-
-@pytest.mark.slow
-def test_ways_of_imbalance(tmp_path: Path) -> None:
-    report = imbalance.main(small(made(tmp_path)))
-    assert report["rows"].keys() == imbalance.ways(1).keys()
-    assert {"fused - joint", "sound - joint", "sound", "picture"} < report["rows"]["OGM-GE"].keys()
-    assert report["rows"]["alone"].keys() == {"sound", "picture"}
 
 
 def test_a_command_line_names_what_it_does_not_know(
