@@ -1,6 +1,7 @@
 """Imbalanced modalities: what joint training leaves unlearnt, and what other ways make of it.
 
     python -m benchmarks.imbalance --json               # five trainings of each row
+    python -m benchmarks.imbalance --resume FILE --json # keeps finished trainings
     python -m benchmarks.imbalance --part joint --seeds 1
 
 Digits as in `benchmarks.av_digits`, known speakers, made imbalanced as CREMA-D is: one modality
@@ -34,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks import data_digits
 from benchmarks.av_digits import KNOWN, NAMES, config
-from benchmarks.common import arguments, by_item, finish, paired, trained
+from benchmarks.common import arguments, by_item, finish, paired
 from benchmarks.data_digits import TASK, Digits, default_folder, held_out_pictures, known_split
+from benchmarks.trainings import Finished, key_of, trained
 from braid.encoders import Sample, TrainConfig
 from braid.encoders.model.net import Net
 from braid.encoders.training.batches import Batch
@@ -169,11 +172,11 @@ def alone(
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     names = tuple(ways(1))
-    parser = arguments(__doc__, parts=names)
+    parser = arguments(__doc__, parts=names, resume=True)
     parser.add_argument("--data", type=Path, default=default_folder())
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args(argv)
-    digits = data_digits.load(options.data)
+    digits, finished = data_digits.load(options.data), Finished(options.resume)
     runs: dict[str, list[dict[str, list[float]]]] = {}
     for seed in range(options.seeds):
         known, test = data(digits, seed)
@@ -181,7 +184,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if options.part in (None, name):
                 job = alone if name == ALONE else right
                 with modulated() if name in MODULATED else nullcontext():
-                    runs.setdefault(name, []).append(job(known, test, settings, seed))
+                    run = partial(job, known, test, settings, seed)
+                    items = finished.result(key_of(name, settings, seed), run)
+                runs.setdefault(name, []).append(items)
     rows: dict[str, Mapping[str, Any]] = {}
     for name, of in runs.items():
         figures: dict[str, Any] = dict(by_item(of))

@@ -20,12 +20,19 @@ from tests.test_data_digits import made
 
 
 @pytest.mark.slow
-def test_ways_of_imbalance(tmp_path: Path) -> None:
+def test_ways_of_imbalance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--data", str(made(tmp_path)), "--seeds", "1", "--epochs", "1", "--json"]
+    flags += ["--resume", str(tmp_path / "finished")]
     report = imbalance.main(flags)
     assert report["rows"].keys() == imbalance.ways(1).keys()
     assert {"fused - joint", "sound - joint", "sound", "picture"} < report["rows"]["OGM-GE"].keys()
     assert report["rows"]["alone"].keys() == {"sound", "picture"}
+
+    def never(*_: object) -> None:
+        raise AssertionError("a finished training is done again")
+
+    monkeypatch.setattr(imbalance, "trained", never)
+    assert imbalance.main(flags) == report
 
 
 def test_ogm_ge_scales_the_updates_of_the_surer_modality(
