@@ -130,10 +130,10 @@ def retrieval(
                 crossed.setdefault((ridge, weight), {}).setdefault(name, []).extend(values)
     ridge, weight = max(crossed, key=lambda one: sum(crossed[one]["text->image recall@1"]))
     settings = {"ridge": ridge, "weight of the class names": weight}
-    found = asked(known, unseen, ridge)
+    held_out = asked(known, unseen, ridge)
     return {
-        "retrieval": by_item([found[weight]]) | settings,
-        "retrieval, correlation alone": by_item([found[0.0]]) | {"ridge": ridge},
+        "retrieval": by_item([held_out[weight]]) | settings,
+        "retrieval, correlation alone": by_item([held_out[0.0]]) | {"ridge": ridge},
         "retrieval, cross-validated": by_item([crossed[ridge, weight]]) | settings,
     }
 
