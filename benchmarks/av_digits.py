@@ -1,6 +1,7 @@
 """Handwritten and spoken digits: fusion against the best single modality, clean, noisy, missing.
 
     python -m benchmarks.av_digits --json                    # five trainings of each row
+    python -m benchmarks.av_digits --resume FILE --json      # keeps finished trainings
     python -m benchmarks.av_digits --part known --seeds 1
     python -m benchmarks.av_digits --part pretrained-unseen --jobs 8   # trainings side by side
     python -m benchmarks.av_digits --data DIR                # the folder of mnist.npz and fsdd.npz
@@ -18,7 +19,6 @@ Parts and their rows (accuracy, but for recall):
              trained on
     align    picture, sound and caption in one space, whole pictures: recall@1 of all six
              directions, any record of the same digit being right
-    sweep    weights of the alignment 0, 0.1, 0.3, 1, on known speakers, a third of the epochs
 
 `decision` is what applications read, `cross-attention` the fused vector's own head; `decision -
 sound` and so on are their differences to the better single modality of that row, `decision - best
@@ -31,9 +31,10 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import data_digits
-from benchmarks.common import arguments, by_item, finish, paired, spread, trained
+from benchmarks.common import arguments, by_item, finish, paired, spread
 from benchmarks.data_digits import (
     TASK,
     Digits,
+    Pixels,
     default_folder,
     held_out_pictures,
     known_split,
@@ -54,6 +56,7 @@ from benchmarks.data_digits import (
     reduced,
     unseen_split,
 )
+from benchmarks.trainings import Finished, key_of, trained
 from braid.encoders import Embedder, Embedding, Sample, TrainConfig
 from braid.encoders.config import EncoderConfig, ModelConfig
 from braid.encoders.training.metrics import ranks
@@ -65,10 +68,8 @@ PARTS = (
     "pretrained-known",
     "pretrained-unseen",
     "align",
-    "sweep",
 )
 SNRS_DB = (0.0, -6.0, -10.0)
-WEIGHTS = (0.0, 0.1, 0.3, 1.0)
 SINGLE = ("image", "audio")
 NAMES = {"image": "picture", "audio": "sound", "text": "caption", "fused": "cross-attention"}
 EPOCHS = {
@@ -78,7 +79,6 @@ EPOCHS = {
     "pretrained-known": 12,
     "pretrained-unseen": 12,
     "align": 18,
-    "sweep": 8,
 }
 Split = tuple[NDArray[np.int64], NDArray[np.int64]]  # recordings to train on and to test on
 Right = dict[str, dict[str, list[bool]]]  # row -> source -> whether right, record by record
@@ -191,11 +191,12 @@ def answers(embedder: Embedder, samples: Sequence[Sample], into: dict[str, list[
             into.setdefault(NAMES[source], []).append(output["label"] == truth)
 
 
-def measured(digits: Digits, split: Split, config: TrainConfig, seed: int) -> tuple[Right, float]:
-    """Train once and ask under every condition; seconds of the training."""
+def measured(
+    digits: Digits, pictures: Pixels, split: Split, config: TrainConfig, seed: int
+) -> tuple[Right, float]:
+    """Train once and ask under every condition; CPU seconds of the training."""
     right: Right = {}
     (train_R, test_R), held = split, held_out_pictures(digits)
-    pictures = reduced(digits.images_NHW, ~held)
     known = data_digits.paired(digits, pictures, train_R, ~held, seed=seed)
 
     def test(snr_db: float | None = None) -> list[Sample]:
@@ -242,7 +243,7 @@ def aligned(digits: Digits, config: TrainConfig, seed: int) -> dict[str, list[fl
         digits, digits.images_NHW, test_R, held, seed=1_000_000 + seed, captions=True
     )
     with trained(known, config, seed) as (embedder, seconds):
-        note(f"align, seed {seed}: {seconds:.0f} s")
+        note(f"align, seed {seed}: {seconds:.0f} s of CPU")
         embeddings = embedder.embed(test)
     digit_B = torch.tensor([int(sample.id.split("-")[1]) for sample in test])
     by = {name: vectors(embeddings, name) for name in ("image", "audio", "text")}
@@ -257,9 +258,14 @@ def vectors(embeddings: Sequence[Embedding], name: str) -> torch.Tensor:
 
 
 def repeated(
-    digits: Digits, splits: Sequence[Split], config: TrainConfig, seeds: int, jobs: int
+    digits: Digits,
+    splits: Sequence[Split],
+    config: TrainConfig,
+    seeds: int,
+    jobs: int,
+    finished: Finished,
 ) -> tuple[list[Right], list[float]]:
-    """One `Right` for each seed, over all splits, and the seconds of each training.
+    """One `Right` for each seed, over all splits, and the CPU seconds of each training.
 
     Args:
         jobs: so many trainings side by side, each in a process of its own.
@@ -267,7 +273,8 @@ def repeated(
     each = [(seed, split) for seed in range(seeds) for split in splits]
     runs: list[Right] = [{} for _ in range(seeds)]
     seconds: list[float] = []
-    for (seed, _), (right, took) in zip(each, _trained(digits, each, config, jobs), strict=True):
+    trainings = _trained(digits, each, config, jobs, finished)
+    for (seed, _), (right, took) in zip(each, trainings, strict=True):
         seconds.append(took)
         for row, by_source in right.items():
             for source, whether in by_source.items():
@@ -277,14 +284,25 @@ def repeated(
 
 
 def _trained(
-    digits: Digits, each: Sequence[tuple[int, Split]], config: TrainConfig, jobs: int
+    digits: Digits,
+    each: Sequence[tuple[int, Split]],
+    config: TrainConfig,
+    jobs: int,
+    finished: Finished,
 ) -> Iterator[tuple[Right, float]]:
-    if jobs == 1:
-        yield from (measured(digits, split, config, seed) for seed, split in each)
-        return
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        waiting = [pool.submit(measured, digits, split, config, seed) for seed, split in each]
-        yield from (one.result() for one in waiting)
+    pictures = reduced(digits.images_NHW, ~held_out_pictures(digits))
+    keys = [key_of("digits", config, seed, test_R.tolist()) for seed, (_, test_R) in each]
+    run: list[Callable[[], tuple[Right, float]]] = [
+        partial(measured, digits, pictures, split, config, seed) for seed, split in each
+    ]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:  # if submitted to
+        if jobs > 1:
+            run = [
+                one if key in finished else pool.submit(one).result
+                for key, one in zip(keys, run, strict=True)
+            ]
+        for key, one in zip(keys, run, strict=True):
+            yield finished.result(key, one)
 
 
 def note(text: str) -> None:
@@ -292,12 +310,12 @@ def note(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = arguments(__doc__, parts=PARTS)
+    parser = arguments(__doc__, parts=PARTS, resume=True)
     parser.add_argument("--data", type=Path, default=default_folder())
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, but of align")
     parser.add_argument("--epochs", type=int, help=f"instead of {EPOCHS}")
     options = parser.parse_args(argv)
-    digits = load(options.data)
+    digits, finished = load(options.data), Finished(options.resume)
     chosen = PARTS if options.part is None else (options.part,)
     epochs = {part: options.epochs or default for part, default in EPOCHS.items()}
     known = [known_split(digits)]
@@ -310,29 +328,31 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "pretrained-unseen": (pretrained(epochs=epochs["pretrained-unseen"]), others),
     }
     table: dict[str, Any] = {}
+
+    def trainings(
+        splits: Sequence[Split], settings: TrainConfig
+    ) -> tuple[list[Right], list[float]]:
+        return repeated(digits, splits, settings, options.seeds, options.jobs, finished)
+
     for part, (settings, splits) in ways.items():
         if part in chosen:
-            runs, seconds = repeated(digits, splits, settings, options.seeds, options.jobs)
+            runs, seconds = trainings(splits, settings)
             table |= {f"{part}, {row}": figures for row, figures in rows(runs).items()}
-            table[f"{part}, one training"] = spread([{"seconds": each} for each in seconds])
+            table[f"{part}, one training"] = spread([{"CPU seconds": each} for each in seconds])
     if "development" in chosen:
         settings = config(KNOWN, epochs=epochs["development"])
-        runs, _ = repeated(digits, [asked], settings, options.seeds, options.jobs)
+        runs, _ = trainings([asked], settings)
         table |= {
             f"development, settings of known, {row}": figures for row, figures in rows(runs).items()
         }
     if "align" in chosen:
         three = config(KNOWN, epochs=epochs["align"], captions=True)
-        table["align"] = by_item([aligned(digits, three, seed) for seed in range(options.seeds)])
-    for weight in WEIGHTS if "sweep" in chosen else ():
-        settings, splits = ways["known"]
-        settings = replace(settings, align=weight, epochs=epochs["sweep"])
-        runs, _ = repeated(digits, splits, settings, options.seeds, options.jobs)
-        table |= {
-            f"align {weight:g}, {row}": figures
-            for row, figures in rows(runs).items()
-            if row in ("clean", "-10 dB")
-        }
+        table["align"] = by_item(
+            [
+                finished.result(key_of("align", three, seed), partial(aligned, digits, three, seed))
+                for seed in range(options.seeds)
+            ]
+        )
     report = {
         "benchmark": "av-digits",
         "seeds": options.seeds,

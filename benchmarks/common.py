@@ -5,43 +5,32 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from braid.encoders import Embedder, Sample, TrainConfig, train
-
 
 def arguments(
-    doc: str | None, parts: Sequence[str] = (), *, seeds: bool = True
+    doc: str | None, parts: Sequence[str] = (), *, seeds: bool = True, resume: bool = False
 ) -> argparse.ArgumentParser:
-    """`--seeds` where something is trained, `--json`, and `--part` where there are some."""
+    """`--seeds` where something is trained, `--json`, `--part` where there are some, and `--resume`
+    where finished trainings can be kept (`benchmarks.trainings`)."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     if seeds:
         parser.add_argument("--seeds", type=int, default=5, help="trainings to average over")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--part", choices=parts or None, help="only this part")
+    if resume:
+        parser.add_argument(
+            "--resume",
+            type=Path,
+            help="file that keeps the results of finished trainings, which are not done again; "
+            "another file for other data or other code",
+        )
     return parser
-
-
-@contextmanager
-def trained(
-    samples: Sequence[Sample], config: TrainConfig, seed: int
-) -> Iterator[tuple[Embedder, float]]:
-    """A version trained in a temporary folder, and the seconds that its training took."""
-    with tempfile.TemporaryDirectory() as place:
-        version = Path(place) / "version"
-        begun = time.perf_counter()
-        train(samples, config, out=version, name="bench-0001", version=1, seed=seed)
-        seconds = time.perf_counter() - begun
-        with Embedder.load(version) as embedder:
-            yield embedder, seconds
 
 
 def spread(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -1,8 +1,8 @@
-"""Labels that no single modality carries, nor any two of three: parities of what records show.
+"""Labels that no two of three modalities carry: parities of what records show.
 
 A sentence speaks of an animal or of a tool, a picture shows something warm or cold in colour, a
-sound is high or low; the label is "odd" if an odd number of animal, warm (and high) holds. A part
-of them alone says nothing about it.
+sound is high or low; the label is "odd" if an odd number of animal, warm and high holds. Two of
+them alone say nothing about it.
 
 Shapes: n samples of a waveform.
 """
@@ -24,13 +24,14 @@ FRAMES = ("a {}", "the {}", "here is a {}", "this is the {}", "one {} more", "lo
 SIDE, SECONDS = 32, 0.3
 
 
-def samples(count: int, seed: int, *, sounds: bool = False, wrong: float = 0.0) -> list[Sample]:
+def samples(count: int, seed: int, *, wrong: float = 0.0) -> list[Sample]:
     """`count` of them, all cases equally often.
 
+    Each modality has a label of its own beside that of all: three encoders from scratch find no
+    slope towards a parity of three.
+
     Args:
-        sounds: with a sound, as the third modality, and a label for each modality beside that of
-            all: three encoders from scratch find no slope towards a parity of three.
-        wrong: share of the labels that are wrong, drawn by the seed.
+        wrong: share of the labels of all that are wrong, drawn by the seed.
     """
     rng = np.random.default_rng([seed, 2024])
     records = []
@@ -38,16 +39,16 @@ def samples(count: int, seed: int, *, sounds: bool = False, wrong: float = 0.0) 
         animal, warm, high = number % 2, number // 2 % 2, number // 4 % 2
         noun = str(rng.choice(ANIMALS if animal else TOOLS))
         own = {"animal": str(animal), "warm": str(warm), "high": str(high)}
-        odd = (animal + warm + (high if sounds else 0)) % 2 == 1
+        odd = (animal + warm + high) % 2 == 1
         records.append(
             Sample(
                 id=f"xor-{seed}-{number}",
                 text=str(rng.choice(FRAMES)).format(noun),
                 image=_picture(bool(warm), rng),
-                audio=_sound(bool(high), rng) if sounds else None,
+                audio=_sound(bool(high), rng),
                 labels={
                     TASK: "odd" if odd != (wrong > 0 and rng.random() < wrong) else "even",
-                    **(own if sounds else {}),
+                    **own,
                 },
             )
         )

@@ -1,6 +1,7 @@
 """Imbalanced modalities: what joint training leaves unlearnt, and what other ways make of it.
 
     python -m benchmarks.imbalance --json               # five trainings of each row
+    python -m benchmarks.imbalance --resume FILE --json # keeps finished trainings
     python -m benchmarks.imbalance --part joint --seeds 1
 
 Digits as in `benchmarks.av_digits`, known speakers, made imbalanced as CREMA-D is: one modality
@@ -12,14 +13,17 @@ Rows, the same data, seeds, encoders and steps in each:
 
     alone      each modality by itself: what its encoder can learn
     joint      one loss, of the fused vector's head, on both modalities
-    OGM-GE     joint, the updates of the surer modality scaled (`balance`)
+    OGM-GE     joint, the updates of the surer modality scaled (`modulated`), after Peng et al. 2022
+               (arXiv 2203.15332, equation 10): updates, where they scale gradients, which is the
+               same under their SGD; Adam divides a constant scale of gradients out
     own heads  joint, and a loss of each modality's own head (`task`), as braid has it
     MLA        one modality of each record at a time through a shared head (`drop` 1, mean fusion),
                after Zhang et al. 2024 (arXiv 2311.10707): alternating records, where they
                alternate batches, and without their projection of the shared head's gradients
-    G2D        own heads, which teach the fused vector's head (`teach`), and `balance`, after
-               Rakib and Bagavathi 2025 (arXiv 2506.21514): teachers learn with the student, where
-               theirs are trained before, and updates are scaled, where theirs are stopped
+    G2D        own heads, which teach the fused vector's head (`teach`), and updates scaled as in
+               OGM-GE, after Rakib and Bagavathi 2025 (arXiv 2506.21514): teachers learn with the
+               student, where theirs are trained before, and updates are scaled, where theirs are
+               stopped
 
 `fused` is the accuracy of the fused vector's head, `sound` and `picture` of each modality's own; in
 joint and OGM-GE the own heads learn with a weight of 0.01, which Adam gives them in full and which
@@ -28,20 +32,33 @@ leaves the encoders alone. `sound - joint` is paired by recording, see `benchmar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
 from benchmarks import data_digits
 from benchmarks.av_digits import KNOWN, NAMES, config
-from benchmarks.common import arguments, by_item, finish, paired, trained
+from benchmarks.common import arguments, by_item, finish, paired
 from benchmarks.data_digits import TASK, Digits, default_folder, held_out_pictures, known_split
+from benchmarks.trainings import Finished, key_of, trained
 from braid.encoders import Sample, TrainConfig
+from braid.encoders.model.net import Net
+from braid.encoders.training.batches import Batch
+from braid.encoders.training.objective import Objective
 
 SNR_DB = -6.0
 EPOCHS = 12
 ALONE = "alone"
+MODULATED = ("OGM-GE", "G2D")
+ALPHA = 0.5  # of 0.1 to 1 in the paper
 
 
 def ways(epochs: int) -> dict[str, TrainConfig]:
@@ -62,11 +79,56 @@ def ways(epochs: int) -> dict[str, TrainConfig]:
     return {
         ALONE: own,
         "joint": joint,
-        "OGM-GE": replace(joint, balance=0.5),
+        "OGM-GE": joint,
         "own heads": own,
         "MLA": replace(joint, drop=1.0, model=replace(model, fusion="mean")),
-        "G2D": replace(own, teach=1.0, drop=0.3, balance=0.5),
+        "G2D": replace(own, teach=1.0, drop=0.3),
     }
+
+
+@contextmanager
+def modulated(alpha: float = ALPHA) -> Iterator[None]:
+    """What is trained inside is trained by OGM-GE, without the noise ("GE") of the paper: after
+    each step, the updates of each modality's encoder and projector are scaled by `scales`."""
+    damped: list[tuple[nn.Parameter, Tensor, float]] = []
+
+    def look(module: nn.Module, inputs: tuple[Any, ...], _: object) -> None:
+        if not isinstance(module, Objective):
+            return
+        net, batch, _rng = inputs
+        damped[:] = [
+            (parameter, parameter.detach().clone(), scale)
+            for name, scale in zip(net.modalities, scales(net, batch, alpha), strict=True)
+            for part in (net.encoder(name), net.projectors[name])
+            for parameter in part.parameters()
+            if scale < 1
+        ]
+
+    @torch.no_grad()
+    def shrink(*_: object) -> None:
+        for parameter, before, scale in damped:
+            parameter.lerp_(before, 1 - scale)
+
+    hooks = register_module_forward_hook(look), register_optimizer_step_post_hook(shrink)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def scales(net: Net, batch: Batch, alpha: float) -> list[float]:
+    """Of each modality 1 - tanh(alpha rho) if rho is above 1, else 1. rho is the mean probability
+    that its own head gives the true class, divided by the other modality's."""
+    unit_BMD = net.units(batch.features, batch.present_BM)
+    logits_BSC = net.logits(TASK, batch.features, unit_BMD, unit_BMD[:, 0], batch.present_BM)
+    label_B = batch.target[TASK]
+    true_BS = logits_BSC.softmax(2)[torch.arange(len(label_B)), :, label_B]
+    sure_M = true_BS[:, :-1].mean(0)
+    rho_M = sure_M / sure_M.flip(0)
+    scale_M: list[float] = torch.where(rho_M > 1, 1 - torch.tanh(alpha * rho_M), 1.0).tolist()
+    return scale_M
 
 
 def data(digits: Digits, seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -110,18 +172,21 @@ def alone(
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     names = tuple(ways(1))
-    parser = arguments(__doc__, parts=names)
+    parser = arguments(__doc__, parts=names, resume=True)
     parser.add_argument("--data", type=Path, default=default_folder())
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args(argv)
-    digits = data_digits.load(options.data)
+    digits, finished = data_digits.load(options.data), Finished(options.resume)
     runs: dict[str, list[dict[str, list[float]]]] = {}
     for seed in range(options.seeds):
         known, test = data(digits, seed)
         for name, settings in ways(options.epochs).items():
             if options.part in (None, name):
                 job = alone if name == ALONE else right
-                runs.setdefault(name, []).append(job(known, test, settings, seed))
+                with modulated() if name in MODULATED else nullcontext():
+                    run = partial(job, known, test, settings, seed)
+                    items = finished.result(key_of(name, settings, seed), run)
+                runs.setdefault(name, []).append(items)
     rows: dict[str, Mapping[str, Any]] = {}
     for name, of in runs.items():
         figures: dict[str, Any] = dict(by_item(of))

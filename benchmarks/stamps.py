@@ -1,6 +1,7 @@
 """Stamps: recall between captions and pictures, accuracy, calibration, captions; a held-out fifth.
 
     python -m benchmarks.stamps --json                  # five trainings of each row
+    python -m benchmarks.stamps --resume FILE --json    # keeps finished trainings
     python -m benchmarks.stamps --part recall --seeds 1
     python -m benchmarks.stamps --data DIR              # CATEGORY/NAME.{txt,png,ogg}
 
@@ -33,8 +34,8 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.common import arguments, by_item, finish, paired, spread
+from benchmarks.trainings import Finished, key_of, read_once
 from braid.encoders import Embedder, Embedding, Sample, TrainConfig, preset, train
 from braid.encoders.config import TaskConfig
 from braid.encoders.feature_cache import FeatureCache
@@ -74,9 +76,9 @@ def run(known: Sequence[Sample], unseen: Sequence[Sample], config: TrainConfig, 
     """One training and its figures."""
     with tempfile.TemporaryDirectory() as place:
         version = Path(place) / "version"
-        begun = time.perf_counter()
+        begun = time.process_time()
         manifest = fit(known, config, version, seed)
-        trained = time.perf_counter()
+        trained = time.process_time()
         with Embedder.load(version) as embedder:
             embedder.model.check()
             assert isinstance(embedder.model, TorchModel)
@@ -84,7 +86,7 @@ def run(known: Sequence[Sample], unseen: Sequence[Sample], config: TrainConfig, 
             embeddings = embedder.embed(unseen)
             rest = record_recalls(embedder, unseen)
     whole = {
-        "train seconds": trained - begun,
+        "train CPU seconds": trained - begun,
         **calibration(embeddings, unseen, manifest),
     }
     items = {**recalls(embeddings), **rest, **accuracies(embeddings, unseen)}
@@ -218,6 +220,7 @@ def fit(samples: Sequence[Sample], config: TrainConfig, out: Path, seed: int) ->
             version=1,
             seed=seed,
             progress=show,
+            queries=0,
         )
 
 
@@ -329,7 +332,7 @@ def grouped(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = arguments(__doc__, parts=PARTS)
+    parser = arguments(__doc__, parts=PARTS, resume=True)
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--data", type=Path, help="a folder instead of the stamps")
     parser.add_argument("--split", choices=("grouped", "id"), default="grouped")
@@ -342,28 +345,40 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         known = [sample for sample in samples if not held_out(sample.id)]
         unseen = [sample for sample in samples if held_out(sample.id)]
     config = preset(options.preset)
+    finished = Finished(options.resume)
     rows: dict[str, Any] = {}
     seeds = range(options.seeds)
 
-    def row(name: str, config: TrainConfig) -> None:
-        rows[name] = figures_of([run(known, unseen, config, seed) for seed in seeds])
+    def training(
+        job: Callable[..., Run], sides: tuple[Sequence[Sample], ...], config: TrainConfig, seed: int
+    ) -> Run:
+        key = key_of(job.__name__, config, seed, [sample.id for sample in sides[1]])
+        return Run(**finished.result(key, lambda: asdict(job(*sides, config, seed))))
 
-    if options.part in (None, "recall"):
-        row("recall", config)
-    seen = {name: encoder for name, encoder in config.model.encoders.items() if name != "audio"}
-    silent = replace(config, model=replace(config.model, encoders=seen))
-    if options.part in (None, "silent"):
-        row("silent", silent)
-    if options.part in (None, "captions"):
-        writing = replace(silent, fuse=0.3)
-        rows["captions"] = captions_row([captions(known, unseen, writing, seed) for seed in seeds])
-    if options.part in (None, "sweep"):
-        for weight in WEIGHTS:
-            row(f"align {weight:g}", replace(silent, align=weight, start="random"))
-    if options.part in (None, "folds"):
-        for name, choice in choices(config).items():
-            folds = range(min(options.seeds, FOLDS))
-            rows[f"folds, {name}"] = pooled([run(*apart(known, f), choice, f) for f in folds])
+    def row(name: str, config: TrainConfig) -> None:
+        rows[name] = figures_of([training(run, (known, unseen), config, seed) for seed in seeds])
+
+    with read_once():
+        if options.part in (None, "recall"):
+            row("recall", config)
+        seen = {name: encoder for name, encoder in config.model.encoders.items() if name != "audio"}
+        silent = replace(config, model=replace(config.model, encoders=seen))
+        if options.part in (None, "silent"):
+            row("silent", silent)
+        if options.part in (None, "captions"):
+            writing = replace(silent, fuse=0.3)
+            rows["captions"] = captions_row(
+                [training(captions, (known, unseen), writing, seed) for seed in seeds]
+            )
+        if options.part in (None, "sweep"):
+            for weight in WEIGHTS:
+                row(f"align {weight:g}", replace(silent, align=weight, start="random"))
+        if options.part in (None, "folds"):
+            for name, choice in choices(config).items():
+                folds = range(min(options.seeds, FOLDS))
+                rows[f"folds, {name}"] = pooled(
+                    [training(run, apart(known, fold), choice, fold) for fold in folds]
+                )
     report = {
         "benchmark": "stamps",
         "preset": options.preset,

@@ -110,9 +110,11 @@ class ModelConfig:
 _WEIGHTS = ("task", "align", "fuse", "match", "monotone", "teach", "compatible")
 _MINIMA = {
     **dict.fromkeys(("epochs", "batch", "encoder_batch"), 1),
-    **dict.fromkeys((*_WEIGHTS, "drop", "same_label", "balance", "chunk", "patience", "folds"), 0),
+    **dict.fromkeys((*_WEIGHTS, "drop", "same_label", "chunk", "patience", "folds"), 0),
 }
 """Minimum values of the fields of a `TrainConfig`."""
+_REMOVED = ("balance",)
+"""Fields of a `TrainConfig` in older versions' manifests; only their training depended on them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,9 +152,6 @@ class TrainConfig:
         contrast: the alignment loss, "info_nce" or "siglip".
         learn_weights: learn the weights of task, align and fuse (bounded Kendall); the configured
             ones multiply their terms before.
-        balance: alpha of OGM-GE, which scales down the updates of a modality whose own head is more
-            confident than the others' (`braid.encoders.training.loss_weights.update_scales`); 0
-            turns it off.
         monotone: weight, within fuse, of the penalty on a fused head that is more confident with
             fewer modalities (`braid.encoders.training.losses.confidence_penalty`).
         teach: weight, within fuse, of the distillation of each modality's own head into the fused
@@ -197,7 +196,6 @@ class TrainConfig:
     calibration_copies: int = 0
     contrast: str = "info_nce"
     learn_weights: bool = False
-    balance: float = 0.0
     monotone: float = 0.0
     teach: float = 0.0
     ema: float = 0.0
@@ -239,7 +237,7 @@ class TrainConfig:
 
 
 def from_dict(raw: Mapping[str, Any]) -> TrainConfig:
-    """The configuration in a manifest.
+    """The configuration in a manifest; fields that were removed since are left out.
 
     Raises:
         TypeError, KeyError: a field that this code does not know, or one that is missing.
@@ -249,7 +247,8 @@ def from_dict(raw: Mapping[str, Any]) -> TrainConfig:
     model["tasks"] = {name: TaskConfig(**value) for name, value in model["tasks"].items()}
     model["limits"] = Limits(**model["limits"])
     model["bridged"] = tuple(model.get("bridged", ()))
-    return TrainConfig(**{**raw, "model": ModelConfig(**model)})
+    kept = {name: value for name, value in raw.items() if name not in _REMOVED}
+    return TrainConfig(**{**kept, "model": ModelConfig(**model)})
 
 
 def _encoder(raw: Mapping[str, Any]) -> EncoderConfig:

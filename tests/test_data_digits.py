@@ -115,7 +115,7 @@ def test_xor_is_fair_and_repeats() -> None:
 
 
 def test_a_parity_of_three_is_fair_and_two_of_three_say_nothing() -> None:
-    result = data_xor.samples(800, 3, sounds=True)
+    result = data_xor.samples(800, 3)
     own = ("animal", "warm", "high")
     cases = Counter(
         tuple(str(sample.labels[name]) for name in (*own, data_xor.TASK)) for sample in result
@@ -129,7 +129,7 @@ def test_a_parity_of_three_is_fair_and_two_of_three_say_nothing() -> None:
         peak = np.abs(np.fft.rfft(sound_n)).argmax() * data_digits.RATE / len(sound_n)
         pitches[(bool(peak > 650), sample.labels["high"])] += 1
     assert set(pitches) == {(True, "1"), (False, "0")}
-    wrong = data_xor.samples(2000, 3, sounds=True, wrong=0.05)
+    wrong = data_xor.samples(2000, 3, wrong=0.05)
     parity = [sum(int(str(s.labels[name])) for name in own) % 2 == 1 for s in wrong]
     flipped = [
         odd != (s.labels[data_xor.TASK] == "odd") for odd, s in zip(parity, wrong, strict=True)

@@ -109,7 +109,7 @@ class CrossAttention(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def forward(
-        self, x_BSD: Tensor, may_BSS: Tensor, *, shown: bool = False
+        self, x_BSD: Tensor, may_BSS: Tensor, *, shown: bool = False, first: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """The new x, float[B, S, D], and, if `shown`, the attention weights.
 
@@ -118,13 +118,25 @@ class CrossAttention(nn.Module):
 
         Args:
             may_BSS: bool, whether place i may attend to place j; each row has at least one True.
+            first: compute the first place alone, float[B, 1, D]: it is all that is read of the last
+                block.
 
         Returns:
             x, and float[B, S, S], rows sum to 1, the mean over the heads; None unless `shown`.
         """
-        batch, places, dim = x_BSD.shape
-        qkv = self.qkv(self.norm_in(x_BSD)).view(batch, places, 3, HEADS, dim // HEADS)
-        q_BHSK, k_BHSK, v_BHSK = qkv.permute(2, 0, 3, 1, 4)
+        inner_BSD = self.norm_in(x_BSD)
+        if first:
+            x_BSD, may_BSS = x_BSD[:, :1], may_BSS[:, :1]
+        dim, places = x_BSD.shape[2], x_BSD.shape[1]
+        q_BHSK, k_BHSK, v_BHSK = (
+            F.linear(of_BSD, weight, bias).unflatten(2, (HEADS, dim // HEADS)).transpose(1, 2)
+            for of_BSD, weight, bias in zip(
+                (inner_BSD[:, :places], inner_BSD, inner_BSD),
+                self.qkv.weight.split(dim),
+                self.qkv.bias.split(dim),
+                strict=True,
+            )
+        )
         weight_BSS = None
         if shown:
             scores_BHSS = q_BHSK @ k_BHSK.transpose(2, 3) / (dim // HEADS) ** 0.5
@@ -218,7 +230,9 @@ class IntermediateFusion(Fusion):
         x_BSD, weight_BSS = torch.cat(parts, dim=1), None
         for number, block in enumerate(self.blocks, start=1):
             last = number == len(self.blocks)
-            x_BSD, weight_BSS = block(x_BSD, may_BSS, shown=shown and last)
+            x_BSD, weight_BSS = block(
+                x_BSD, may_BSS, shown=shown and last, first=last and not shown
+            )
         if weight_BSS is not None:
             weight_BSS = weight_BSS * real_BS[:, :, None]
         return x_BSD, weight_BSS, bounds

@@ -23,7 +23,6 @@ from .batches import batches
 from .data import Dataset, Progress
 from .ema import Ema
 from .evaluate import held_out_loss
-from .loss_weights import update_scales
 from .objective import Objective
 from .resume import FitCheckpoints, FitResult, running_statistics
 from .step import backward
@@ -60,8 +59,6 @@ def fit(
     check_has_targets(data, config, rows, heads_only)
     objective = Objective(net.modalities, config, heads_only=heads_only).to(device)
     groups = parameter_groups(net, data, config, objective, heads_only, warm)
-    if config.balance > 0:
-        groups = [part for group in groups for part in _by_modality(group, net)]
     optimizer = AdamW(groups)
     trained = [p for group in groups for p in group["params"]]
     starts = [group["lr"] for group in groups]
@@ -82,9 +79,8 @@ def fit(
             rate = schedule(step, config.epochs * per_epoch)
             optimizer.zero_grad(set_to_none=True)
             terms = backward(net, objective, data, config, batch_B, inputs, seed=seed, step=step)
-            scales_M = update_scales(terms.confidence_M, config.balance)
             for group, start in zip(optimizer.param_groups, starts, strict=True):
-                group["lr"] = start * rate * (float(scales_M[group["of"]]) if "of" in group else 1)
+                group["lr"] = start * rate
             norm = nn.utils.clip_grad_norm_(trained, config.clip)
             loss = float(terms.loss.detach())
             if not (math.isfinite(loss) and math.isfinite(float(norm))):
@@ -253,21 +249,3 @@ def parameter_groups(
         trainable = [p for p in encoder.parameters() if p.requires_grad]
         groups.append({"params": trainable, "lr": config.encoder_lr, "weight_decay": 0.05})
     return groups
-
-
-def _by_modality(group: dict[str, Any], net: Net) -> list[dict[str, Any]]:
-    """The group in parts: those of each modality's encoder and projector, which have the modality's
-    place as "of", and the rest."""
-    places = {
-        id(parameter): place
-        for place, name in enumerate(net.modalities)
-        for part in (net.encoder(name), net.projectors[name])
-        for parameter in part.parameters()
-    }
-    parts: dict[int, list[nn.Parameter]] = {}
-    for parameter in group["params"]:
-        parts.setdefault(places.get(id(parameter), -1), []).append(parameter)
-    return [
-        {**group, "params": parameters, **({"of": place} if place >= 0 else {})}
-        for place, parameters in parts.items()
-    ]

@@ -52,14 +52,10 @@ class Terms:
     Attributes:
         loss: the weighted sum, a scalar.
         parts: "task", "align", "fuse" (and "compatible") without their weights.
-        confidence_M: the mean probability of the true class by each modality's own heads, over the
-            classification tasks; NaN for a modality without labelled samples, and where nothing is
-            balanced by it.
     """
 
     loss: Tensor
     parts: dict[str, float]
-    confidence_M: Tensor
 
 
 def _class_loss(logits_BC: Tensor, label_B: Tensor, here_B: Tensor) -> Tensor:
@@ -135,7 +131,6 @@ class Objective(nn.Module):
             unit_BMD, fused_BD = unit_BMD.detach(), fused_BD.detach()
             whole_BD = None if whole_BD is None else whole_BD.detach()
         task = fuse = zero
-        sure: list[Tensor] = []
         every_B = torch.ones_like(present_BM[:, 0])
         for name, target in batch.target.items():
             kind = net.tasks[name].kind
@@ -148,8 +143,6 @@ class Objective(nn.Module):
                 task = task + LOSSES[kind](logits_BC, target, here_B)
             fuse = fuse + LOSSES[kind](fused_BC, target, every_B)
             if kind == "classification":
-                if config.balance > 0:
-                    sure.append(_confidence(logits_BSC.detach(), target, present_BM))
                 if whole_BD is not None:
                     whole_BC = net.heads(name, FUSED, whole_BD)
                     fuse = fuse + config.monotone * confidence_penalty(fused_BC, whole_BC)
@@ -165,9 +158,6 @@ class Objective(nn.Module):
         return Terms(
             loss=loss,
             parts={name: float(term.detach()) for name, term in terms.items()},
-            confidence_M=torch.stack(sure).nanmean(0)
-            if sure
-            else torch.full((len(net.modalities),), float("nan")),
         )
 
     def _align(self, net: Net, unit_BMD: Tensor, batch: Batch) -> Tensor:
@@ -255,14 +245,6 @@ def _distillation(logits_BSC: Tensor, kept_BM: Tensor) -> Tensor:
     only_B = kept_BM.float().argmax(1)
     own_BC = logits_BSC[torch.arange(len(only_B), device=only_B.device), only_B]
     return distillation_loss(logits_BSC[:, -1], own_BC, kept_BM.sum(1) == 1)
-
-
-def _confidence(logits_BSC: Tensor, label_B: Tensor, present_BM: Tensor) -> Tensor:
-    """Each modality's mean probability of the true class, float[M]; NaN where it is absent."""
-    known_B = label_B >= 0
-    probs_BSC = torch.softmax(logits_BSC[known_B].float(), dim=2)
-    true_BS = probs_BSC[torch.arange(len(probs_BSC)), :, label_B[known_B]][:, :-1]
-    return true_BS.masked_fill(~present_BM[known_B], float("nan")).nanmean(0).cpu()
 
 
 def subset(present_BM: Tensor, keep: float, rng: np.random.Generator) -> Tensor:

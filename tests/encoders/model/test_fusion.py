@@ -314,6 +314,26 @@ def test_intermediate_fusion_begins_with_small_places_and_refuses_other_widths()
         make_fusion("intermediate", 6, [0, 0])
 
 
+def test_the_first_place_alone_is_that_of_all_forward_and_backward() -> None:
+    torch.manual_seed(0)
+    block = CrossAttention(24)
+    x, may = torch.randn(3, 7, 24), torch.rand(3, 7, 7) < 0.5
+    may |= torch.eye(7, dtype=torch.bool)
+    results = []
+    for first in (True, False):
+        given = x.clone().requires_grad_()
+        out, _ = block(given, may, first=first)
+        assert out.shape[1] == (1 if first else 7)
+        block.zero_grad()
+        out[:, 0].square().sum().backward()
+        assert given.grad is not None
+        slopes = [p.grad.clone() for p in block.parameters() if p.grad is not None]
+        results.append([out[:, 0].detach(), given.grad, *slopes])
+    assert len(results[0]) == 2 + len(list(block.parameters()))
+    for alone, among in zip(*results, strict=True):
+        torch.testing.assert_close(alone, among)
+
+
 def test_weights_of_attention_are_kept_only_where_they_are_asked_for() -> None:
     x, may = torch.randn(1, 2, 8), torch.ones(1, 2, 2, dtype=torch.bool)
     assert CrossAttention(8)(x, may)[1] is None

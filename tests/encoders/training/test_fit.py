@@ -1,4 +1,4 @@
-"""Fitting: early stopping, averaging, freezing, balance, precision, crashes, several processes."""
+"""Fitting: early stopping, averaging, freezing, precision, crashes, several processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from braid.encoders.model.torch_model import TorchModel
 from braid.encoders.training.data import Dataset, gather
 from braid.encoders.training.ema import Ema
 from braid.encoders.training.fit import fit
-from braid.encoders.training.loss_weights import BOUND, LearnedWeights, update_scales
+from braid.encoders.training.loss_weights import BOUND, LearnedWeights
 from braid.encoders.training.resume import running_statistics
 from tests.encoders.material import samples
 
@@ -181,7 +181,6 @@ def test_a_version_serves_in_bf16_and_is_checked_in_float32(tmp_path: Path, fusi
         ("monotone", -1.0),
         ("teach", -1.0),
         ("compatible", -1.0),
-        ("balance", -0.5),
         ("drop", -0.1),
         ("drop", 1.1),
         ("chunk", -1),
@@ -240,40 +239,6 @@ def test_learnt_weights_prefer_the_term_that_is_small_and_stay_bounded() -> None
     assert result["a"] == -BOUND, "half its s must not carry it away"
     # At the minimum exp(-s) L = 1/2, equation 10 of the paper differentiated.
     assert result["b"] == pytest.approx(float(torch.tensor(4.0).log()), abs=1e-3)
-
-
-def test_the_surer_modality_is_damped_and_the_others_are_not() -> None:
-    scales = update_scales(torch.tensor([0.9, 0.3, 0.3]), alpha=0.5)
-    assert scales[0].item() == pytest.approx(1.0 - float(torch.tanh(torch.tensor(0.5 * 3.0))))
-    assert scales[1:].tolist() == [1.0, 1.0]
-    absent = update_scales(torch.tensor([0.9, float("nan"), 0.3]), alpha=0.5)
-    assert absent[1:].tolist() == [1.0, 1.0]
-    assert update_scales(torch.tensor([0.9, float("nan")]), alpha=0.5).tolist() == [1.0, 1.0]
-
-
-def test_the_updates_of_a_damped_modality_shrink_by_its_scale(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The optimiser must not divide the scale out again: one step, since gradients differ then."""
-    config = replace(SHORT, epochs=1, batch=500, balance=0.5)
-    norms: dict[float, dict[str, float]] = {}
-    for scale in (1.0, 0.25):
-        net, data = made(config)
-        before = {name: value.detach().clone() for name, value in net.named_parameters()}
-        monkeypatch.setattr(
-            "braid.encoders.training.fit.update_scales",
-            lambda *_, scale=scale: torch.tensor([1.0, scale, 1.0]),
-        )
-        fit(net, data, config, splits=("train",), seed=0)
-        norms[scale] = {
-            name: float((value.detach() - before[name]).norm())
-            for name, value in net.named_parameters()
-        }
-    ratios = {name: norms[0.25][name] / whole for name, whole in norms[1.0].items() if whole > 0}
-    damped = {name for name in ratios if name.startswith(("encoders.image", "projectors.image"))}
-    assert len(damped) > 4
-    for name, ratio in ratios.items():
-        assert ratio == pytest.approx(0.25 if name in damped else 1.0, rel=1e-2), name
 
 
 SCRIPT = """

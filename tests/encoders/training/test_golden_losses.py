@@ -45,7 +45,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "siglip": {"contrast": "siglip"},
     "same label": {"same_label": 0.5},
     "learnt weights": {"learn_weights": True},
-    "balance": {"balance": 0.5},
     "monotone": {"monotone": 1.0},
     "teach": {"teach": 1.0},
     "ema": {"ema": 0.9},

@@ -276,6 +276,8 @@ def test_the_configuration_survives_json() -> None:
     for name in PRESETS:
         config = preset(name)
         assert from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
+    older = {**config.to_dict(), "balance": 0.5}
+    assert from_dict(older) == config, "a field that was removed since"
     with pytest.raises(ValueError, match="no preset"):
         preset("huge")
 

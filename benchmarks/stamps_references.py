@@ -1,0 +1,163 @@
+"""Stronger references on stamps: how far captions and pictures can be found by what is known.
+
+    python -m benchmarks.stamps_references --json
+    python -m benchmarks.stamps_references --data DIR     # as benchmarks.stamps
+
+The stamps and the split are those of `benchmarks.stamps`. Nothing is trained by gradient. Rows:
+
+    captions    of each held-out stamp, the training caption with the highest chrF2 against the
+                stamp's own: the most that any choice among training captions reaches ("of each",
+                the mean over the stamps; "of the ...", all as one text, is that choice's score)
+    retrieval   captions and pictures by regularised canonical correlation of the preset's frozen
+                features, and beside it the similarity of the caption to the picture's expected
+                ImageNet class name; on the held-out stamps, and "cross-validated" on the known
+                ones, whose five folds choose the ridge and the weight of the class names;
+                "correlation alone" without class names
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from benchmarks.common import arguments, by_item, finish
+from benchmarks.stamps import FOLDS, apart, chrf, grouped, ranked
+from braid.encoders import Sample, TrainConfig, preset
+from braid.encoders.model.checkpoint import make_net
+from braid.encoders.training.data import gather
+from braid.encoders.training.start import canonical
+from braid.stream.datasets.sources import default_cache, folder, stamps
+
+RIDGES = (0.3, 1.0, 3.0)
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
+Hits = dict[str, list[float]]
+
+
+def best_captions(known: Sequence[Sample], unseen: Sequence[Sample]) -> tuple[Hits, float]:
+    """chrF2 of the best training caption for each of `unseen`, and of all of these as one text."""
+    texts = sorted({sample.text for sample in known if sample.text})
+    truth = [sample.text or "" for sample in unseen]
+    chosen = [max(texts, key=lambda text: chrf([text], [one])) for one in truth]
+    each = [chrf([a], [b]) for a, b in zip(chosen, truth, strict=True)]
+    return {"chrF of each, best training caption": each}, chrf(chosen, truth)
+
+
+def features(samples: Sequence[Sample], config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """Features of captions and of pictures, float[n, F] each, by the preset's encoders."""
+    encoders = {name: config.model.encoders[name] for name in ("text", "image")}
+    config = replace(config, judge=False, model=replace(config.model, encoders=encoders))
+    data = gather(
+        samples,
+        make_net(config, {}),
+        config,
+        all_frozen=True,
+        device=torch.device("cpu"),
+        progress=lambda *_: None,
+    )
+    place = {id_: number for number, id_ in enumerate(data.ids)}
+    rows = torch.tensor([place[sample.id] for sample in samples])
+    views = []
+    for name in ("text", "image"):
+        column = data.columns[name]
+        assert column.features_nF is not None
+        views.append(column.features_nF[column.row_N[rows]])
+    return views[0], views[1]
+
+
+def hits(
+    views: tuple[Tensor, Tensor],
+    known_n: Tensor,
+    asked_m: Tensor,
+    *,
+    dim: int,
+    ridge: float,
+    names: int,
+    weights: Sequence[float],
+) -> dict[float, Hits]:
+    """Hits among the samples at `asked_m`, by the weight of the class names.
+
+    Args:
+        views: features of captions and of pictures; the last `names` values of either are a vector
+            of the text encoder.
+        known_n: the samples that the canonical correlation is fitted to.
+    """
+    maps = canonical({str(n): view[known_n] for n, view in enumerate(views)}, dim, ridge).values()
+    parts = []
+    for view, (map_FD, bias_D) in zip(views, maps, strict=True):
+        unit_mD = F.normalize(view[asked_m].double() @ map_FD + bias_D, dim=1)
+        parts.append((unit_mD, F.normalize(view[asked_m][:, view.shape[1] - names :], dim=1)))
+    found = {}
+    for weight in weights:
+        text_mD, image_mD = (
+            list(torch.cat([unit_mD, weight**0.5 * name_mF], dim=1).float().numpy())
+            for unit_mD, name_mF in parts
+        )
+        found[weight] = {
+            **ranked("text->image", text_mD, image_mD),
+            **ranked("image->text", image_mD, text_mD),
+        }
+    return found
+
+
+def retrieval(
+    known: Sequence[Sample], unseen: Sequence[Sample], config: TrainConfig
+) -> dict[str, Any]:
+    """The rows of retrieval."""
+    samples = [*known, *unseen]
+    views = features(samples, config)
+    names = int(config.model.encoders["image"].options.get("names", 0))
+    weights = WEIGHTS if names else (0.0,)
+    place = {sample.id: number for number, sample in enumerate(samples)}
+
+    def at(some: Sequence[Sample]) -> Tensor:
+        return torch.tensor([place[sample.id] for sample in some])
+
+    def asked(fit_on: Sequence[Sample], some: Sequence[Sample], ridge: float) -> dict[float, Hits]:
+        dim = config.model.dim
+        return hits(views, at(fit_on), at(some), dim=dim, ridge=ridge, names=names, weights=weights)
+
+    crossed: dict[tuple[float, float], Hits] = {}
+    for ridge, fold in product(RIDGES, range(FOLDS)):
+        for weight, found in asked(*apart(known, fold), ridge).items():
+            for name, values in found.items():
+                crossed.setdefault((ridge, weight), {}).setdefault(name, []).extend(values)
+    ridge, weight = max(crossed, key=lambda one: sum(crossed[one]["text->image recall@1"]))
+    settings = {"ridge": ridge, "weight of the class names": weight}
+    held_out = asked(known, unseen, ridge)
+    return {
+        "retrieval": by_item([held_out[weight]]) | settings,
+        "retrieval, correlation alone": by_item([held_out[0.0]]) | {"ridge": ridge},
+        "retrieval, cross-validated": by_item([crossed[ridge, weight]]) | settings,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = arguments(__doc__, parts=("captions", "retrieval"), seeds=False)
+    parser.add_argument("--preset", default="demo")
+    parser.add_argument("--data", type=Path, help="a folder instead of the stamps")
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    options = parser.parse_args(argv)
+    items = folder(options.data) if options.data else stamps(options.cache)
+    samples = [Sample(id=i.id, text=i.text, **i.media, labels=i.labels) for i in items]
+    known, unseen = (
+        [sample for sample in side if sample.text and sample.image] for side in grouped(samples)
+    )
+    rows: dict[str, Any] = {}
+    if options.part in (None, "captions"):
+        each, together = best_captions(known, unseen)
+        rows["captions"] = by_item([each]) | {"chrF of the best training caption": together}
+    if options.part in (None, "retrieval"):
+        rows |= retrieval(known, unseen, preset(options.preset))
+    report = {"benchmark": "stamps-references", "known": len(known), "held_out": len(unseen)}
+    return finish({**report, "rows": rows}, options.json)
+
+
+if __name__ == "__main__":
+    main()
