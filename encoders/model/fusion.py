@@ -200,6 +200,8 @@ class IntermediateFusion(Fusion):
     def _attend(
         self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens, *, shown: bool
     ) -> tuple[Tensor, Tensor | None, list[tuple[int, int]]]:
+        """The last block's x, float[B, S, D], its weights, and each modality's places; unless
+        `shown`, x of the first place alone and no weights."""
         batch = len(unit_BMD)
         device = unit_BMD.device
         parts = [self.first_D.expand(batch, 1, -1)]

@@ -30,7 +30,7 @@ from ..errors import Unreachable
 from .client import DENIED, PASSING, UNKNOWN, UNREACHABLE, create, mapped, topic_partitions
 from .connection import FIRST_LOOK_S, RETRY_S, Connection
 
-MOST_AT_ONCE = 32  # requests for the offsets of single partitions
+MOST_AT_ONCE = 128  # requests for the offsets of single partitions, each of which may wait
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from .group import Group, Secret, absolute
 
@@ -76,6 +76,14 @@ class Source(Group):
     map: SourceMap = Field(description="where the fields of a record are in a message")
 
     _absolute = field_validator("schema_file", mode="after")(absolute)
+
+    @field_validator("envelope", mode="after")
+    @classmethod
+    def _of_rows(cls, value: str, info: ValidationInfo) -> str:
+        given = info.data.get("format")
+        if value == "debezium" and given in ("text", "bytes"):
+            raise ValueError(f"debezium is of rows, and format = {given!r} has none")
+        return value
 
     @property
     def title(self) -> str:

@@ -372,3 +372,5 @@ def test_a_value_may_be_one_picture_or_one_text() -> None:
     assert (made.id, made.text) == ("k", "Grüße")
     assert refused(lines, b"\xff", b"k").reason == "is not UTF-8"
     assert changes(lines, None, b"k") == [("k", None)]
+    with pytest.raises(ValueError, match="debezium is of rows, and format = 'text' has none"):
+        converter(format="text", envelope="debezium")

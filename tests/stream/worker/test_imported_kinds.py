@@ -73,11 +73,13 @@ def test_vectors_of_each_kind_on_kafka(deployment: Deployment, tmp_path: Path) -
         with running(deployment.settings, load(tmp_path / f"{kind}-v", device="cpu")) as run:
             wait_until_idle(run, deployment.lag)
         rows = [decode_vector(message.value or b"") for message in deployment.vectors()]
-        served = {row.id: row.by for row in rows if row.space == manifest.space}
+        served = {row.id: row for row in rows if row.space == manifest.space}
         assert served.keys() == values.keys()
         for modality in manifest.modalities:
             ids = [id_ for id_, (named, _) in values.items() if named == modality]
-            served_BD = np.stack([served[id_][modality] for id_ in ids])
+            by_BD = np.stack([served[id_].by[modality] for id_ in ids])
+            fused_BD = np.stack([served[id_].fused for id_ in ids])
             ours_BD = vectors(tmp_path / f"{kind}-v", modality, [values[id_][1] for id_ in ids])
-            assert cosines(served_BD, ours_BD) >= COSINE, (kind, modality)
+            assert cosines(by_BD, ours_BD) >= COSINE, (kind, modality)
+            assert cosines(fused_BD, ours_BD) >= COSINE, (kind, modality)
     assert not deployment.read("dead-letters")
