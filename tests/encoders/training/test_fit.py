@@ -365,7 +365,8 @@ def test_a_batch_may_be_smaller_than_the_number_of_processes(tmp_path: Path) -> 
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3")
     number = sum(split(sample.id) == "train" for sample in samples())
     script(tmp_path, 2, *launcher, batch=number - 2)
-    assert len(_kept(tmp_path, 0)) == 2
+    # The first to end itself has kept both; torchrun ends the others, wherever they are.
+    assert max(len(_kept(tmp_path, rank)) for rank in range(3)) == 2
 
 
 @pytest.mark.slow
