@@ -2,15 +2,16 @@
 
     python -m benchmarks.index_freshness [--seconds 30] [--rounds 3] [--model null:16|demo] [--json]
 
-The broker is the one that KAFKA_BOOTSTRAP names, else the embedded one. First `--burst` records at
-once: until the last is searchable, that is full load; PROBES searches a second use the same cores
-meanwhile, as they do at half load. Then records at half that rate, among them PROBES a second that
-are looked for: a probe is sent, its partition and offset come back, and a
+The broker is the one that KAFKA_BOOTSTRAP names, else the embedded one. A round is three parts, so
+that each figure is compared with those of the same half minute. First `--burst` records at once:
+until the last is searchable, that is full load; PROBES searches a second use the same cores
+meanwhile, as they do at half load. Then records at half that rate for `--seconds`, among them
+PROBES a second that are looked for: a probe is sent, its partition and offset come back, and a
 search over HTTP for its own vector waits with `min_offsets` until they are reflected; the time is
-from before sending to the answer, which must hold the record. The model null:16 hashes instead of
-computing, so that this is the time of the pipeline and not of an encoder; `demo` has the demo
-preset's encoders, without a cache. A full micro-batch is `batch.records` of these records, encoded
-while nothing else is at work: the median of three.
+from before sending to the answer, which must hold the record. Last a full micro-batch, that is
+`batch.records` of these records encoded while nothing else is at work: the median of three. Rows
+are medians over rounds. The model null:16 hashes instead of computing, so that this is the time of
+the pipeline and not of an encoder; `demo` has the demo preset's encoders, without a cache.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from braid.encoders import Sample, load
+from braid.encoders import Model, Prepared, Sample, load
 from braid.index.client import AsyncClient, Client
 from braid.stream.kafka.producer import Producer
 from braid.stream.kafka.topics import ensure
@@ -84,48 +85,58 @@ def _measured(fleet: Fleet, settings: Settings, given: Any) -> dict[str, Any]:
         # Once before it counts: the group forms, connections open, code is imported.
         asyncio.run(_burst(settings, "warm", 500))
         fleet.wait("warm", searchable, 500, stalled=STALLED_S)
-        began = time.perf_counter()
-        with _searches(url):
-            asyncio.run(_burst(settings, "burst", given.burst))
-            sent_s = time.perf_counter() - began
-            fleet.wait("burst", searchable, 500 + given.burst, stalled=STALLED_S)
-        full = given.burst / (time.perf_counter() - began)
-    rows: dict[str, dict[str, Any]] = {
-        "full load": {
-            "records": given.burst,
-            "records_per_s": round(full),
-            "produced_per_s": round(given.burst / sent_s),
-        }
-    }
-    rounds = []
-    for number in range(given.rounds):
-        taken, sent = asyncio.run(_half(settings, url, full / 2, given.seconds, number))
-        rounds.append({**percentiles(taken), "probes": len(taken), "records_per_s": sent})
-        fleet.check()
-    half = rows["half load"] = {
-        name: round(statistics.median(figures[name] for figures in rounds), 1) for name in rounds[0]
-    }
-    fleet.stop()
-    full_ms = 1000 * _full_batch_s(settings)
-    rows["full micro-batch"] = {
-        "records": settings.batch.records,
-        "ms": round(full_ms, 1),
-        "p99 / full micro-batch": round(half["p99_ms"] / full_ms, 2),
-    }
+        model, prepared = _full_batch(settings)
+        rounds = []
+        for number in range(given.rounds):
+            began, before = time.perf_counter(), searchable()
+            with _searches(url):
+                asyncio.run(_burst(settings, f"burst{number}", given.burst))
+                sent_s = time.perf_counter() - began
+                fleet.wait("burst", searchable, before + given.burst, stalled=STALLED_S)
+            full = given.burst / (time.perf_counter() - began)
+            half = asyncio.run(_half(settings, url, full / 2, given.seconds, number))
+            sent = before + given.burst + half["records"]
+            fleet.wait("half", searchable, sent, stalled=STALLED_S)
+            encoded_ms = 1000 * _encoded_s(model, prepared)
+            fleet.check()
+            rounds.append(
+                {
+                    "full load": {
+                        "records": given.burst,
+                        "records_per_s": round(full),
+                        "produced_per_s": round(given.burst / sent_s),
+                    },
+                    "half load": half,
+                    "full micro-batch": {
+                        "records": len(prepared),
+                        "ms": round(encoded_ms, 1),
+                        "p99 / full micro-batch": round(half["p99_ms"] / encoded_ms, 2),
+                    },
+                }
+            )
     return {
         "machine": machine(),
         "model": given.model,
-        "rounds": given.rounds,
+        "rounds": rounds,
         "seconds": given.seconds,
-        "rows": rows,
+        "rows": {
+            name: {
+                key: round(statistics.median(one[name][key] for one in rounds), 2) for key in row
+            }
+            for name, row in rounds[0].items()
+        },
     }
 
 
-def _full_batch_s(settings: Settings) -> float:
+def _full_batch(settings: Settings) -> tuple[Model, list[Prepared]]:
     assert settings.model.spec is not None
     model = load(settings.model.spec, device="cpu")
     samples = [Sample(id=str(n), text=f"half-0-{n}") for n in range(settings.batch.records)]
-    prepared = [model.prepare(sample) for sample in samples]
+    return model, [model.prepare(sample) for sample in samples]
+
+
+def _encoded_s(model: Model, prepared: Sequence[Prepared]) -> float:
+    """Median seconds of three, after one that does not count."""
     seconds = []
     for _ in range(4):
         began = time.perf_counter()
@@ -165,8 +176,8 @@ async def _burst(settings: Settings, name: str, count: int) -> None:
 
 async def _half(
     settings: Settings, url: str, per_s: float, seconds: float, number: int
-) -> tuple[list[float], float]:
-    """Seconds from sending to found of each probe, and how many records went out a second."""
+) -> dict[str, Any]:
+    """Times of the probes from sending to found, how many, and how many records went out."""
     taken: list[float] = []
     probes: set[asyncio.Task[None]] = set()
     sent = 0
@@ -198,7 +209,12 @@ async def _half(
             await asyncio.sleep(0.002)
         spent = time.perf_counter() - began
         await asyncio.gather(*probes)
-    return taken, (sent + len(probes)) / spent
+    return {
+        **percentiles(taken),
+        "probes": len(probes),
+        "records": sent + len(probes),
+        "records_per_s": round((sent + len(probes)) / spent, 1),
+    }
 
 
 if __name__ == "__main__":

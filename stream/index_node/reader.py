@@ -164,7 +164,12 @@ class Reader:
             await asyncio.to_thread(self._end)
 
     async def _read(self, partitions: int, stopping: asyncio.Event, waiting: Waiting) -> None:
-        """Read from where the store is. Raises Unreachable, or BrokerError for an unknown codec."""
+        """Read from where the store is. Raises Unreachable, or BrokerError for an unknown codec.
+
+        The store is kept beside the reading: writing a snapshot takes a second for some ten
+        thousand rows, and as long would a record wait until it is searchable.
+        """
+        keeping: asyncio.Task[None] | None = None
         parts = [TopicPartition(self.topic, number) for number in range(partitions)]
         consumer = AIOKafkaConsumer(
             **security.aiokafka(self.settings),
@@ -192,10 +197,14 @@ class Reader:
                     self._failpoint("after-apply")
                 await self._note(consumer, batches)
                 self.kept.check()
+                if keeping is not None and keeping.done():
+                    keeping.result()
+                    keeping = None
                 age_s = time.monotonic() - self._kept_at
                 self._metrics.snapshot_age(age_s)
-                if age_s > self.settings.index.snapshot_every_s:
-                    await asyncio.to_thread(self._keep)
+                if age_s > self.settings.index.snapshot_every_s and keeping is None:
+                    self._kept_at = time.monotonic()
+                    keeping = asyncio.create_task(asyncio.to_thread(self.kept.keep, self._known()))
         except UnsupportedCodecError as error:
             raise BrokerError(f"reading {self.topic}: {error} (the package cramjam)") from error
         except KafkaError as error:
@@ -203,6 +212,8 @@ class Reader:
         finally:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(consumer.stop(), STOP_S)
+            if keeping is not None:  # the next reading may renew the store
+                await keeping
 
     def behind(self) -> str | None:
         """Why what is searched is too old to be answered from, or None."""
@@ -301,18 +312,15 @@ class Reader:
             self.caught_up = True
             log.info("caught up: %d records are searchable", len(self.kept.store))
 
-    def _keep(self) -> None:
-        self._kept_at = time.monotonic()
-        facts = self._facts
-        self.kept.keep(
-            SnapshotFacts(
-                topic_id=facts.id if facts else None,
-                partitions=len(facts.ranges) if facts else 0,
-                current_ms=dict(self._current_ms),
-            )
+    def _known(self) -> SnapshotFacts:
+        """No newer than the store is, whenever that is read."""
+        return SnapshotFacts(
+            topic_id=self._facts.id if self._facts else None,
+            partitions=len(self._facts.ranges) if self._facts else 0,
+            current_ms=dict(self._current_ms),
         )
 
     def _end(self) -> None:
         self.kept.stop()
         if self._facts is not None:  # else nothing was read, and nothing is known
-            self._keep()
+            self.kept.keep(self._known())

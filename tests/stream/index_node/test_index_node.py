@@ -142,6 +142,20 @@ def test_writes_are_read_deletions_stay_and_a_restart_goes_on_from_the_snapshot(
         wait_for("it comes back once more", lambda: searchable(client) == 200, timeout=60)
 
 
+def test_records_become_searchable_while_a_snapshot_is_written(deployment: Deployment) -> None:
+    """However long that takes: this one never ends."""
+    deployment.worker("one")
+    deployment.index(env={"BRAID_FAILPOINT": "snapshot-files:hang"})
+    deployment.produce([{"id": "before", "text": "before it"}])
+    folder = deployment.settings.index_dir(deployment.settings.generation)
+    with Client(deployment.url) as client:
+        wait_for("the first is searchable", lambda: searchable(client) == 1, timeout=60)
+        wait_for("a snapshot is begun", lambda: any(folder.glob(".0*")), timeout=20)
+        deployment.produce([{"id": "after", "text": "after it"}])
+        wait_for("the second is searchable", lambda: searchable(client) == 2, timeout=20)
+        assert not any(folder.glob("0*"))
+
+
 def test_topics_that_do_not_fit_stop_the_start(deployment: Deployment) -> None:
     settings = deployment.settings
     assert (
