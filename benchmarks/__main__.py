@@ -171,7 +171,7 @@ TARGETS: Mapping[tuple[str, ...], Sequence[Target]] = {
             bound=0.85,
         ),
     ],
-    ("index_freshness", "--rounds", "3", "--seconds", "12", "--model", "demo", "--burst", "3000"): [
+    ("index_freshness", "--rounds", "3", "--seconds", "10", "--model", "demo", "--burst", "3000"): [
         Target(
             name="produced to searchable, p99 / full micro-batch",
             of=figure("full micro-batch", "p99 / full micro-batch"),

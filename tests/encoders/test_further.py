@@ -30,10 +30,12 @@ from braid.encoders.training import low_rank
 from braid.encoders.training.data import frozen_encoders
 from braid.encoders.training.parallel import processes
 from braid.stream.local.child import free_port
+from tests.encoders.dual_models import write_aimv2
 from tests.encoders.joint_models import DIM, write_clap, write_clip, write_siglip
 from tests.encoders.material import samples
 from tests.encoders.test_bridging import captions
 from tests.encoders.test_importing import write_sentence_transformer
+from tests.encoders.test_importing_single import write_speech
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = [one for one in samples(72) if one.text and one.image]
@@ -267,6 +269,10 @@ def write_roberta(folder: Path) -> None:
     write_sentence_transformer(folder, layers=["Normalize"], family="roberta")
 
 
+def write_hubert(folder: Path) -> None:
+    write_speech(folder, "hubert")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "blocks", "maps"),
@@ -276,6 +282,8 @@ def write_roberta(folder: Path) -> None:
         (write_clap, {"text": "net.text_model.encoder.layer", "audio": ".layers"}, 6),
         (write_bert, {"text": "net.encoder.layer"}, 6),
         (write_roberta, {"text": "net.encoder.layer"}, 6),
+        (write_hubert, {"audio": "net.encoder.layers"}, 6),
+        (write_aimv2, {"text": ".encoder.layers", "image": ".encoder.layers"}, 6),
     ],
 )
 def test_adapters_change_the_linear_maps_of_the_blocks_and_are_merged(

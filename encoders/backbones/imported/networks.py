@@ -149,16 +149,24 @@ def keep_parts(net: nn.Module, parts: Collection[str]) -> nn.Module:
 
 
 def blocks_of(net: nn.Module) -> list[nn.Module]:
-    """The blocks in `net`, from input to output: the longest list of modules that is in no other
-    one, with other lists of the same kind, such as the stages of a ResNet; empty without any."""
+    """The blocks in `net`, from input to output; empty without any.
+
+    They are the list of modules, in no other one, that has the most weights, with other lists of
+    the same kind, such as the stages of a ResNet. DistilHuBERT has 7 convolutions in front of 2
+    transformer blocks: it is not the longest.
+    """
     lists: list[list[nn.Module]] = []
     inside: set[nn.Module] = set()
     for one in net.modules():
         if isinstance(one, (nn.ModuleList, nn.Sequential)) and one not in inside:
             lists.append(list(one))
             inside.update(one.modules())
-    kinds = {type(block) for block in max(lists, key=len, default=[])}
+    kinds = {type(block) for block in max(lists, key=_weights, default=[])}
     return [block for one in lists if kinds & {type(block) for block in one} for block in one]
+
+
+def _weights(blocks: list[nn.Module]) -> int:
+    return sum(weight.numel() for block in blocks for weight in block.parameters())
 
 
 def tokens_of(out: Any) -> Tensor | None:
