@@ -174,12 +174,11 @@ def config(voices: Mapping[str, Any], *, epochs: int, captions: bool = False) ->
 
 
 def pretrained(*, epochs: int) -> TrainConfig:
-    """The same, with a sound encoder that knows speech, trained on at a lower rate; and the fused
-    head is taught, so that it says no less than the only modality that there is."""
+    """The same, with a sound encoder that knows speech, trained on at a lower rate."""
     small = config(KNOWN, epochs=epochs)
     encoders = {**small.model.encoders, "audio": PRETRAINED}
     model = replace(small.model, encoders=encoders)
-    return replace(small, model=model, encoder_lr=1e-3, teach=4.0)
+    return replace(small, model=model, encoder_lr=1e-3)
 
 
 def answers(embedder: Embedder, samples: Sequence[Sample], into: dict[str, list[bool]]) -> None:

@@ -107,7 +107,7 @@ class ModelConfig:
             raise ValueError(f"projection must be learnt or none, is {self.projection!r}")
 
 
-_WEIGHTS = ("task", "align", "fuse", "match", "monotone", "teach", "compatible")
+_WEIGHTS = ("task", "align", "fuse", "match", "monotone", "compatible")
 _MINIMA = {
     **dict.fromkeys(("epochs", "batch", "encoder_batch"), 1),
     **dict.fromkeys((*_WEIGHTS, "drop", "same_label", "chunk", "patience", "folds"), 0),
@@ -154,9 +154,6 @@ class TrainConfig:
             ones multiply their terms before.
         monotone: weight, within fuse, of the penalty on a fused head that is more confident with
             fewer modalities (`braid.encoders.training.losses.confidence_penalty`).
-        teach: weight, within fuse, of the distillation of each modality's own head into the fused
-            head for inputs with that modality alone
-            (`braid.encoders.training.losses.distillation_loss`).
         ema: decay of the moving average of the weights that is evaluated and written; 0: none.
         precision: "float32" or "bf16" (automatic mixed precision, losses in float32); on a GPU the
             version then embeds in it too.
@@ -197,7 +194,6 @@ class TrainConfig:
     contrast: str = "info_nce"
     learn_weights: bool = False
     monotone: float = 0.0
-    teach: float = 0.0
     ema: float = 0.0
     precision: str = "float32"
     chunk: int = 0

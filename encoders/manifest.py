@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import CheckpointError
 
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "manifest.json"
 WEIGHTS = "model.safetensors"
 

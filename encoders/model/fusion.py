@@ -6,8 +6,9 @@
 
 All share one interface, `forward(unit_BMD, present_BM, tokens)`; only `intermediate` uses the
 tokens. `early` and `intermediate` add a term to the mean that is 0 at the start, so that
-fuse({text}) retrieves fuse({image}) as soon as the units are aligned. `early` adds nothing to a
-single modality.
+fuse({text}) retrieves fuse({image}) as soon as the units are aligned. They add nothing to a single
+modality: it keeps its own vector, which is the one that was aligned with the other modalities; a
+term trained on the task would move it.
 
 Shapes: B samples, M modalities, D the shared space, T tokens of one modality, F their width,
 S places in the sequence (the fused one, then all tokens), H attention heads.
@@ -70,14 +71,12 @@ class MeanFusion(Fusion):
 
 
 class EarlyFusion(Fusion):
-    """fused = normalise(mean + MLP(concat over m of z_m)), z_m = unit_m, or a learnt absent vector;
-    one modality alone stays as it is.
+    """fused = normalise(mean + MLP(concat over m of z_m)), z_m = unit_m, or a learnt absent vector.
 
     Early fusion by concatenation (Baltrusaitis et al. 2019, "Multimodal Machine Learning", arXiv
     1705.09406, section 6.1). The input of the MLP is all modalities, so the result can hold what no
     single one does (an XOR); the mean direction keeps it in the shared space. The last layer starts
-    at 0. A single modality keeps its own vector, which is the one that was aligned with the other
-    modalities; the MLP, trained on the task, would move it.
+    at 0.
     """
 
     def __init__(self, dim: int, token_widths: Sequence[int]) -> None:
@@ -94,8 +93,7 @@ class EarlyFusion(Fusion):
     def forward(self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None) -> Tensor:
         """See `Fusion.forward`."""
         filled_BMD = torch.where(present_BM[:, :, None], unit_BMD, self.absent_MD)
-        several_B1 = present_BM.sum(1, keepdim=True) > 1
-        together_BD = self.layers(filled_BMD.flatten(1)) * several_B1
+        together_BD = self.layers(filled_BMD.flatten(1)) * _several(present_BM)
         return F.normalize(self.mean(unit_BMD, present_BM) + together_BD, dim=1)
 
 
@@ -183,7 +181,7 @@ class IntermediateFusion(Fusion):
     def forward(self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens | None = None) -> Tensor:
         """See `Fusion.forward`."""
         x_BSD, _, _ = self._attend(unit_BMD, present_BM, tokens or {}, shown=False)
-        looked_BD = self.out(self.norm(x_BSD[:, 0]))
+        looked_BD = self.out(self.norm(x_BSD[:, 0])) * _several(present_BM)
         return F.normalize(self.mean(unit_BMD, present_BM) + looked_BD, dim=1)
 
     def attention(self, unit_BMD: Tensor, present_BM: Tensor, tokens: Tokens) -> list[list[Tensor]]:
@@ -238,6 +236,11 @@ class IntermediateFusion(Fusion):
         if weight_BSS is not None:
             weight_BSS = weight_BSS * real_BS[:, :, None]
         return x_BSD, weight_BSS, bounds
+
+
+def _several(present_BM: Tensor) -> Tensor:
+    """Whether there is more than one modality, bool[B, 1]."""
+    return present_BM.sum(1, keepdim=True) > 1
 
 
 FUSIONS: dict[str, Callable[[int, Sequence[int]], Fusion]] = {

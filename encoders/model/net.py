@@ -143,9 +143,14 @@ class Net(nn.Module):
         unit_BMD: Tensor,
         fused_BD: Tensor,
         present_BM: Tensor,
+        kept_BM: Tensor,
     ) -> Tensor:
         """The outputs of each source for `task`, float[B, S, C]; zeros where it is absent. Not for
-        captions, see `caption_input`."""
+        captions, see `caption_input`.
+
+        Args:
+            kept_BM: the modalities that are fused; a subset of those present.
+        """
         rows: list[Tensor] = []
         on_features = self.config.heads_on == "features"
         columns = zip(self.modalities, unit_BMD.unbind(1), present_BM.unbind(1), strict=True)
@@ -158,8 +163,21 @@ class Net(nn.Module):
             if not on_features:
                 seen = unit_BD if len(seen) == len(here_B) else unit_BD[here_B]
             rows.append(spread(self.heads(task, name, seen).float(), here_B))
-        rows.append(self.heads(task, FUSED, fused_BD).float())
-        return torch.stack(rows, dim=1)
+        own_BMC = torch.stack(rows, dim=1)
+        fused_BC = self.fused_logits(task, own_BMC, fused_BD, kept_BM)
+        return torch.cat([own_BMC, fused_BC[:, None]], dim=1)
+
+    def fused_logits(self, task: str, own_BMC: Tensor, fused_BD: Tensor, kept_BM: Tensor) -> Tensor:
+        """The outputs of the fused source for `task`, float[B, C]: of the fused vector's head, or,
+        where one modality alone is fused, of that modality's own head.
+
+        Args:
+            own_BMC: the outputs of the modalities' own heads.
+            kept_BM: the modalities that are fused.
+        """
+        alone_B1 = kept_BM.sum(1, keepdim=True) == 1
+        only_BC = (own_BMC * kept_BM[:, :, None]).sum(1)
+        return torch.where(alone_B1, only_BC, self.heads(task, FUSED, fused_BD).float())
 
     def caption_input(
         self,

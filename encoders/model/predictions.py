@@ -39,7 +39,7 @@ def predict(
                     prob=math.exp(captions[0].score),
                 )
             continue
-        logits_BSC = net.logits(name, features, unit_BMD, fused_BD, present_BM)
+        logits_BSC = net.logits(name, features, unit_BMD, fused_BD, present_BM, present_BM)
         predictions = _PREDICT[task.kind](task, decision, net.sources, logits_BSC, present_BS)
         for row, prediction in enumerate(predictions):
             result[row][name] = prediction

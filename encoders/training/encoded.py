@@ -89,7 +89,9 @@ def source_logits(net: Net, task: str, seen: EncodedSamples) -> tuple[Tensor, Te
         unit_BMD = net.units(seen.features, seen.present_BM)
         tokens = net.tokens(seen.features, seen.present_BM)
         fused_BD = net.fusion(unit_BMD, seen.kept_BM, tokens)
-        logits_BSC = net.logits(task, seen.features, unit_BMD, fused_BD, seen.present_BM)
+        logits_BSC = net.logits(
+            task, seen.features, unit_BMD, fused_BD, seen.present_BM, seen.kept_BM
+        )
     present_BS = torch.cat([seen.kept_BM, torch.ones_like(seen.kept_BM[:, :1])], dim=1)
     return logits_BSC.cpu(), present_BS.cpu()
 

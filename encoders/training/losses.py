@@ -78,17 +78,18 @@ class _BothCrossEntropies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores_BB: Tensor, target_BB: Tensor) -> Tensor:
         row_B1 = scores_BB.logsumexp(1, keepdim=True)
-        column_1B = scores_BB.logsumexp(0, keepdim=True)
+        column_B = scores_BB.logsumexp(0)
         weight_BB = target_BB + target_BB / target_BB.sum(0)
-        ctx.save_for_backward(scores_BB, row_B1, column_1B, weight_BB)
+        ctx.save_for_backward(scores_BB, row_B1, column_B, weight_BB)
         true = torch.dot(scores_BB.flatten(), weight_BB.flatten())
-        return (row_B1.sum() + column_1B.sum() - true) / (2 * len(scores_BB))
+        return (row_B1.sum() + column_B.sum() - true) / (2 * len(scores_BB))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        scores_BB, row_B1, column_1B, weight_BB = ctx.saved_tensors
-        grad_BB = (scores_BB - row_B1).exp_().add_((scores_BB - column_1B).exp_()).sub_(weight_BB)
-        return grad_BB.mul_(grads[0] / (2 * len(scores_BB))), None
+        (grad,) = grads
+        scores_BB, row_B1, column_B, weight_BB = ctx.saved_tensors
+        grad_BB = (scores_BB - row_B1).exp_().add_((scores_BB - column_B).exp_()).sub_(weight_BB)
+        return grad_BB.mul_(grad / (2 * len(scores_BB))), None
 
 
 def sigmoid_loss(
@@ -149,23 +150,6 @@ def confidence_penalty(fewer_BC: Tensor, more_BC: Tensor) -> Tensor:
     fewer_B = torch.softmax(fewer_BC.float(), dim=1).amax(1)
     more_B = torch.softmax(more_BC.float(), dim=1).amax(1)
     return F.relu(fewer_B - more_B).mean()
-
-
-def distillation_loss(student_BC: Tensor, teacher_BC: Tensor, kept_B: Tensor) -> Tensor:
-    """Divergence of the student from the teacher, a scalar >= 0; 0 if no sample is kept.
-
-    (1/n) sum_b KL(softmax(teacher_b) || softmax(student_b)) over the n samples kept (Hinton et al.
-    2015, arXiv 1503.02531, at temperature 1). No gradient reaches the teacher.
-
-    Args:
-        student_BC, teacher_BC: logits of the same samples.
-        kept_B: bool[B].
-    """
-    if not bool(kept_B.any()):
-        return student_BC.sum() * 0.0
-    student_nC = torch.log_softmax(student_BC[kept_B].float(), dim=1)
-    teacher_nC = torch.log_softmax(teacher_BC[kept_B].detach().float(), dim=1)
-    return F.kl_div(student_nC, teacher_nC, log_target=True, reduction="batchmean")
 
 
 def masked_cross_entropy(logits_BC: Tensor, label_B: Tensor) -> Tensor:

@@ -4,8 +4,8 @@
     align  InfoNCE (or SigLIP) between the unit vectors of every pair of modalities
     fuse   the fused vector's head under random subsets of the modalities, captions, InfoNCE between
            fuse(A) and fuse(B) of one sample for random subsets A and B (so that a query with one
-           modality retrieves records with three), the penalty on confidence that falls with more
-           modalities, and the distillation of each modality's own head into the fused head
+           modality retrieves records with three), and the penalty on confidence that falls with
+           more modalities
 
 Shapes: B samples, M modalities, S sources, C classes, L words, D the shared space.
 """
@@ -35,7 +35,6 @@ from .losses import (
     caption_loss,
     compatibility_loss,
     confidence_penalty,
-    distillation_loss,
     info_nce,
     masked_binary_cross_entropy,
     masked_cross_entropy,
@@ -137,17 +136,14 @@ class Objective(nn.Module):
             if kind == "generation":
                 fuse = fuse + self._captions(net, name, batch, unit_BMD, rng)
                 continue
-            logits_BSC = net.logits(name, batch.features, unit_BMD, fused_BD, present_BM)
+            logits_BSC = net.logits(name, batch.features, unit_BMD, fused_BD, present_BM, kept_BM)
             *own, fused_BC = logits_BSC.unbind(1)
             for logits_BC, here_B in zip(own, present_BM.unbind(1), strict=True):
                 task = task + LOSSES[kind](logits_BC, target, here_B)
             fuse = fuse + LOSSES[kind](fused_BC, target, every_B)
-            if kind == "classification":
-                if whole_BD is not None:
-                    whole_BC = net.heads(name, FUSED, whole_BD)
-                    fuse = fuse + config.monotone * confidence_penalty(fused_BC, whole_BC)
-                if config.teach > 0:
-                    fuse = fuse + config.teach * _distillation(logits_BSC, kept_BM)
+            if kind == "classification" and whole_BD is not None:
+                whole_BC = net.fused_logits(name, logits_BSC[:, :-1], whole_BD, present_BM)
+                fuse = fuse + config.monotone * confidence_penalty(fused_BC, whole_BC)
         fuse = fuse + config.match * match
         terms = {"task": task, "align": align, "fuse": fuse}
         weighed = {name: self.fixed[name] * term for name, term in terms.items()}
@@ -238,13 +234,6 @@ class Objective(nn.Module):
 
 def _scalars(names: Sequence[str], start: float) -> nn.ParameterDict:
     return nn.ParameterDict({name: nn.Parameter(torch.tensor(start)) for name in names})
-
-
-def _distillation(logits_BSC: Tensor, kept_BM: Tensor) -> Tensor:
-    """Distillation of a modality's own head into the fused head, where it is the only input."""
-    only_B = kept_BM.float().argmax(1)
-    own_BC = logits_BSC[torch.arange(len(only_B), device=only_B.device), only_B]
-    return distillation_loss(logits_BSC[:, -1], own_BC, kept_BM.sum(1) == 1)
 
 
 def subset(present_BM: Tensor, keep: float, rng: np.random.Generator) -> Tensor:

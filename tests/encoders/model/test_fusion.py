@@ -32,7 +32,7 @@ def test_every_subset_gives_a_unit_vector_that_absent_values_do_not_change(name:
     assert torch.allclose(fusion(unit + 100.0 * ~present[:, :, None], present), fused)
 
 
-@pytest.mark.parametrize("name", ["mean", "early"])
+@pytest.mark.parametrize("name", sorted(FUSIONS))
 def test_a_modality_alone_stays_its_own_vector(name: str) -> None:
     torch.manual_seed(0)
     fusion = make_fusion(name, 8, [0, 0, 0])
@@ -109,7 +109,7 @@ def test_a_batch_that_lacks_a_modality_is_fused_as_in_company() -> None:
     unit = units(4, 3, 8)
     words = (torch.randn(4, 5, 24), torch.ones(4, 5, dtype=torch.bool))
     patches = (torch.randn(4, 6, 40), torch.ones(4, 6, dtype=torch.bool))
-    present = torch.tensor([[True, True, True], [True, False, False]] * 2)
+    present = torch.tensor([[True, True, True], [True, False, True]] * 2)
     patches[1][1::2] = False
     both = fusion(unit, present, {0: words, 1: patches})
     alone = {0: (words[0][1::2], words[1][1::2])}
@@ -284,7 +284,7 @@ def test_intermediate_fusion_is_attention_among_the_tokens_that_are_there() -> N
     unit, words, patches = units(4, 3, 8), torch.randn(4, 3, 6), torch.randn(4, 2, 5)
     real = torch.tensor([[True, True, False]] * 4)
     every = torch.ones(4, 2, dtype=torch.bool)
-    subsets = [[0, 1, 2], [0, 1], [2], [1, 2]]
+    subsets = [[0, 1, 2], [0, 1], [0, 2], [1, 2]]
     present = torch.tensor([[m in subset for m in range(3)] for subset in subsets])
     fused = fusion(unit, present, {0: (words, real), 1: (patches, every)})
     without_tokens = fusion(unit[:1], present[:1], {1: (patches[:1], every[:1])})

@@ -179,7 +179,6 @@ def test_a_version_serves_in_bf16_and_is_checked_in_float32(tmp_path: Path, fusi
         ("fuse", -1.0),
         ("match", -0.3),
         ("monotone", -1.0),
-        ("teach", -1.0),
         ("compatible", -1.0),
         ("drop", -0.1),
         ("drop", 1.1),

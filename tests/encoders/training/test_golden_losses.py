@@ -46,7 +46,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "same label": {"same_label": 0.5},
     "learnt weights": {"learn_weights": True},
     "monotone": {"monotone": 1.0},
-    "teach": {"teach": 1.0},
     "ema": {"ema": 0.9},
     "chunks": {"chunk": 16},
     "several labels": {},

@@ -24,7 +24,6 @@ from braid.encoders.training.losses import (
     caption_loss,
     compatibility_loss,
     confidence_penalty,
-    distillation_loss,
     info_nce,
     masked_binary_cross_entropy,
     masked_cross_entropy,
@@ -257,24 +256,6 @@ def test_confidence_may_rise_with_more_modalities_but_not_fall() -> None:
     assert confidence_penalty(sure, unsure).item() == pytest.approx(wanted)
 
 
-def test_a_student_is_pulled_to_its_teacher_where_it_is_taught() -> None:
-    torch.manual_seed(0)
-    student, teacher = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
-    kept = torch.tensor([True, False, True, True, False])
-    loss = distillation_loss(student, teacher, kept)
-    wanted = 0.0
-    for row in (0, 2, 3):  # sum_c p_c log(p_c / q_c), one by one
-        p, q = (one[row].detach().double().softmax(0) for one in (teacher, student))
-        wanted += float((p * (p / q).log()).sum()) / 3
-    assert loss.item() == pytest.approx(wanted, abs=1e-6)
-    loss.backward()
-    assert teacher.grad is None
-    assert student.grad is not None
-    assert student.grad.abs().sum(1).gt(0).tolist() == kept.tolist()
-    assert distillation_loss(teacher, teacher, kept).item() == pytest.approx(0.0, abs=1e-7)
-    assert distillation_loss(student, teacher, ~kept & kept).item() == 0.0
-
-
 def test_losses_of_what_is_unknown_are_nothing() -> None:
     nan = float("nan")
     logits = torch.ones(3, 2, requires_grad=True)
@@ -298,7 +279,6 @@ BF16 = {
     ),
     "compatibility": lambda: compatibility_loss(unit(8, 64, 1), unit(8, 64, 2), torch.eye(8)),
     "confidence": lambda: confidence_penalty(unit(8, 4, 1), unit(8, 4, 2)),
-    "distillation": lambda: distillation_loss(unit(8, 4, 1), unit(8, 4, 2), torch.ones(8) > 0),
     "classes": lambda: masked_cross_entropy(unit(8, 4, 1), torch.arange(8) % 4),
     "labels": lambda: masked_binary_cross_entropy(
         unit(8, 4, 1), (unit(8, 4, 2) > 0).float(), torch.ones(8) > 0
