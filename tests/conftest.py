@@ -1,6 +1,7 @@
 """Fixtures: real servers, started once a test run and only if a test asks for them.
 
-`kafka`   bootstrap address of an Apache Kafka broker: `KAFKA_BOOTSTRAP`, else one started here.
+`kafka`   bootstrap address of an Apache Kafka broker: `KAFKA_BOOTSTRAP`, else one started here
+          for all processes of the test run.
 `own_kafka` a broker of the test's own, which it may stop, pause and start again.
 `valkey`  url of an empty Valkey: `REDIS_URL` (its database is flushed!), else one started here.
 `own_valkey` a Valkey of the test's own, which it may stop, pause and start again.
@@ -12,6 +13,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import signal
@@ -40,6 +42,7 @@ S = TypeVar("S", bound=Server)
 NEEDS = ("kafka", "redis", "browser", "s3")  # marks whose tests may not be skipped in CI
 
 CI_LIMIT_S = 75 * 60  # of all tests; CI as a whole has 90 minutes
+LAST_WITHIN_S = 1200.0  # between the ends of the first and of the last process of a test run
 
 # Files of a minute and more, the longest first.
 LONGEST = (
@@ -118,9 +121,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, object, None
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that `make` fills, once for all processes of a test run. Nobody may change it."""
-    root = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # the folders of its processes are in one of the run
-        root = root.parent
+    root = folder_of_run(factory)
     folder = root / name
     with file_lock(root / f"{name}.lock", what=name, timeout=240):
         if not folder.is_dir():
@@ -131,14 +132,45 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
+def folder_of_run(factory: pytest.TempPathFactory) -> Path:
+    """The folder that all processes of a test run share."""
+    root = factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
+def started_once(config: pytest.Config, folder: Path, server: Server) -> str:
+    """The address of a server of all processes of a test run.
+
+    The process that started it stops it, after its own tests and once no other one uses it.
+    """
+    folder.mkdir(exist_ok=True)
+    users = (folder / "users").open("w")
+    fcntl.flock(users, fcntl.LOCK_SH)
+    config.add_cleanup(users.close)
+    address = folder / "address"
+    with file_lock(folder / "lock", what=server.name, timeout=240):
+        if not address.exists():
+
+            def stop() -> None:
+                users.close()
+                try:
+                    with file_lock(folder / "users", what=server.name, timeout=LAST_WITHIN_S):
+                        pass
+                finally:
+                    server.stop(grace=0)
+
+            address.write_text(started(server).address)
+            config.add_cleanup(stop)
+    return address.read_text()
+
+
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def kafka(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> str:
     given = os.environ.get("KAFKA_BOOTSTRAP")
     if given:
-        yield given
-        return
-    with KafkaBroker(tmp_path_factory.mktemp("kafka")) as broker:
-        yield started(broker).address
+        return given
+    folder = folder_of_run(tmp_path_factory) / "kafka"
+    return started_once(pytestconfig, folder, KafkaBroker(folder))
 
 
 @pytest.fixture
