@@ -160,12 +160,17 @@ class PlainLoss(nn.Module):
         match = two_products(
             net.fusion(unit_BMD, left_BM), net.fusion(unit_BMD, right_BM), self.log_scale[FUSED]
         )
-        fused_BD = net.fusion(unit_BMD, subset(present_BM, 1.0 - config.drop, rng))
+        kept_BM = subset(present_BM, 1.0 - config.drop, rng)
+        fused_BD = net.fusion(unit_BMD, kept_BM)
         (task,) = net.tasks
-        own = sum(
-            F.cross_entropy(net.heads(task, name, units[name]), label_B) for name in self.modalities
+        own_BMC = torch.stack(
+            [net.heads(task, name, units[name]) for name in self.modalities], dim=1
         )
-        fused = F.cross_entropy(net.heads(task, FUSED, fused_BD), label_B)
+        own = sum(F.cross_entropy(own_BC, label_B) for own_BC in own_BMC.unbind(1))
+        only_BC = (own_BMC * kept_BM[:, :, None]).sum(1)  # read where it is one modality's
+        alone_B1 = kept_BM.sum(1, keepdim=True) == 1
+        fused_BC = torch.where(alone_B1, only_BC, net.heads(task, FUSED, fused_BD))
+        fused = F.cross_entropy(fused_BC, label_B)
         loss = config.task * own + config.align * align
         return loss + config.fuse * (fused + config.match * match)
 
