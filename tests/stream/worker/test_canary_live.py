@@ -35,7 +35,7 @@ def versions(deployment: Deployment, tiny_model: Path) -> Registry:
     and its golden batch does not show it."""
     registry = Registry(deployment.settings.models_dir, base="tiny")
     copied(tiny_model, registry, 1)
-    samples = [coloured(number) for number in range(60)]
+    samples = [coloured(number) for number in range(160)]
     other = registry.path("tiny-0002")
     train(samples, preset("tiny"), out=other, name=other.name, version=2, seed=5)
     broken = registry.path(copied(other, registry, 3, golden=EMPTY))
