@@ -138,15 +138,18 @@ def folder_of_run(factory: pytest.TempPathFactory) -> Path:
     return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
 
-def started_once(config: pytest.Config, folder: Path, server: Server) -> str:
+def started_once(
+    add_cleanup: Callable[[Callable[[], None]], object], folder: Path, server: Server
+) -> str:
     """The address of a server of all processes of a test run.
 
-    The process that started it stops it, after its own tests and once no other one uses it.
+    The process that started it stops it, after its own tests and once no other one uses it. One
+    that asks later starts it again.
     """
     folder.mkdir(exist_ok=True)
     users = (folder / "users").open("w")
     fcntl.flock(users, fcntl.LOCK_SH)
-    config.add_cleanup(users.close)
+    add_cleanup(users.close)
     address = folder / "address"
     with file_lock(folder / "lock", what=server.name, timeout=240):
         if not address.exists():
@@ -155,12 +158,13 @@ def started_once(config: pytest.Config, folder: Path, server: Server) -> str:
                 users.close()
                 try:
                     with file_lock(folder / "users", what=server.name, timeout=LAST_WITHIN_S):
-                        pass
+                        address.unlink()
+                        server.stop(grace=0)
                 finally:
                     server.stop(grace=0)
 
             address.write_text(started(server).address)
-            config.add_cleanup(stop)
+            add_cleanup(stop)
     return address.read_text()
 
 
@@ -170,7 +174,7 @@ def kafka(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory)
     if given:
         return given
     folder = folder_of_run(tmp_path_factory) / "kafka"
-    return started_once(pytestconfig, folder, KafkaBroker(folder))
+    return started_once(pytestconfig.add_cleanup, folder, KafkaBroker(folder))
 
 
 @pytest.fixture

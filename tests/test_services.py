@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
+
 import pytest
 import redis
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from tests.conftest import Topics
+from tests.conftest import Topics, started_once
 from tests.services import KafkaBroker, Valkey
 
 
@@ -75,3 +78,23 @@ def test_a_broker_of_ones_own_is_killed_paused_and_started_again(own_kafka: Kafk
         AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=1)
     own_kafka.resume()
     assert "kept" in admin.list_topics(timeout=30).topics
+
+
+@pytest.mark.redis
+def test_a_server_of_all_processes_runs_while_one_uses_it_and_starts_again(tmp_path: Path) -> None:
+    folder = tmp_path / "valkey"
+
+    def pings(address: str) -> bool:
+        with redis.Redis.from_url(address) as client:
+            return bool(client.ping())
+
+    with ExitStack() as first:
+        with ExitStack() as second:
+            address = started_once(second.callback, folder, Valkey(folder))
+        assert not (folder / "address").exists()
+        with pytest.raises(redis.ConnectionError):
+            pings(address)
+        again = started_once(first.callback, folder, Valkey(folder))
+        with ExitStack() as third:
+            assert started_once(third.callback, folder, Valkey(folder)) == again
+        assert pings(again)
