@@ -79,7 +79,7 @@ NOT_RUN = {
     "BRAID_MILVUS__URI=http": "needs a Milvus server; the page shows Milvus Lite, too",
     "braid produce s3:": "needs a bucket; tests/stream/cli/produce reads from one",
     "braid bench": "measures for a minute; tests/stream/cli/test_bench.py runs it, made smaller",
-    "python -m benchmarks": "trains for minutes; tests/test_benchmarks.py runs it, made smaller",
+    "braid eval --benchmark": "trains for minutes; tests/test_benchmarks.py runs it, made smaller",
 }
 RECORDS = 61  # of the quick start
 

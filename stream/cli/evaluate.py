@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +42,13 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
         out: Annotated[
             Path | None, typer.Option(help="Folder of the JSON and HTML reports.")
         ] = None,
+        benchmark: Annotated[
+            str | None,
+            typer.Option(
+                metavar="'NAME OPTION ...'",
+                help="Run one of the source's benchmarks instead, in a clone of braid.",
+            ),
+        ] = None,
         as_json: AsJson = False,
     ) -> None:
         """Measure a version: recall, accuracy by subset, calibration, robustness, a map.
@@ -48,9 +58,30 @@ def add(app: typer.Typer, settings_of: Callable[..., Settings]) -> None:
 
         Example: braid eval --data pictures/ --out report/
         """
+        if benchmark is not None:
+            if model or data or out:
+                raise ConfigError(
+                    "--benchmark trains its own versions: no --model, --data or --out"
+                )
+            raise typer.Exit(_benchmark(benchmark, as_json))
         settings = settings_of(context)
         result = _version(settings, model, data, out or settings.home / "eval", as_json)
         print(json.dumps(result) if as_json else "\n".join(lines(result)), flush=True)
+
+
+def _benchmark(line: str, as_json: bool) -> int:
+    """Run `python -m benchmarks.NAME`; its exit status. Raises ConfigError without such a file."""
+    try:
+        name, *options = shlex.split(line) or [""]
+    except ValueError as error:
+        raise ConfigError(f"--benchmark {line}: {error}") from None
+    if not name.isidentifier() or not Path("benchmarks", f"{name}.py").is_file():
+        raise ConfigError(
+            f"--benchmark: there is no benchmarks/{name}.py in this folder; "
+            "the benchmarks come with the source: run it in a clone of braid"
+        )
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
+    return subprocess.run([*command, "--json"] if as_json else command).returncode
 
 
 def _version(
