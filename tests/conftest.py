@@ -35,7 +35,7 @@ from braid.stream.local.embedded import Server
 from braid.stream.local.filelock import file_lock
 from tests.object_storage import S3Server
 from tests.services import KafkaBroker, Valkey, chromium_path, in_ci
-from tests.time_limit import TimeLimit
+from tests.time_limit import TimeLimit, show_where_tests_hang
 
 S = TypeVar("S", bound=Server)
 
@@ -83,6 +83,10 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if in_ci() and not hasattr(config, "workerinput"):
         config.pluginmanager.register(TimeLimit(CI_LIMIT_S))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    show_where_tests_hang(session.config)
 
 
 def pytest_collection_finish() -> None:

@@ -1,7 +1,7 @@
 """A bound on the whole test run in CI: what runs by then, and what has failed, is printed.
 
 pytest-timeout bounds each test. It does not see what hangs between tests, such as the end of a
-process of pytest-xdist.
+process of pytest-xdist, and writes where a test hung on stdout, which pytest-xdist throws away.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ import sys
 import threading
 
 import pytest
+
+
+def show_where_tests_hang(config: pytest.Config) -> None:
+    """In a process of pytest-xdist: have what is written of a test that hung on stderr."""
+    if hasattr(config, "workerinput"):
+        config.get_terminal_writer()._file = os.fdopen(os.dup(2), "w")
 
 
 class TimeLimit:
