@@ -1,9 +1,9 @@
-"""Stronger references on stamps: how far captions and pictures can be found by what is known.
+"""Stronger references on stamps: how much captions and pictures tell by what is known.
 
     python -m benchmarks.stamps_references --json
     python -m benchmarks.stamps_references --data DIR     # as benchmarks.stamps
 
-The stamps and the split are those of `benchmarks.stamps`. Nothing is trained by gradient. Rows:
+The stamps and the split are those of `benchmarks.stamps`. No network is trained. Rows:
 
     captions    of each held-out stamp, the training caption with the highest chrF2 against the
                 stamp's own: the most that any choice among training captions reaches ("of each",
@@ -13,18 +13,24 @@ The stamps and the split are those of `benchmarks.stamps`. Nothing is trained by
                 ImageNet class name; on the held-out stamps, and "cross-validated" on the known
                 ones, whose five folds choose the ridge and the weight of the class names;
                 "correlation alone" without class names
+    category    by scikit-learn's logistic regression and support vectors (RBF) on the features of
+                captions and pictures side by side, each of length 1; the same folds choose C
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import SVC
 from torch import Tensor
 
 from benchmarks.common import arguments, by_item, finish
@@ -37,6 +43,11 @@ from braid.stream.datasets.sources import default_cache, folder, stamps
 
 RIDGES = (0.3, 1.0, 3.0)
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)
+CLASSIFIERS = {
+    "logistic regression": partial(LogisticRegression, max_iter=3000),
+    "support vectors": SVC,
+}
+COSTS = (1, 3, 10, 30, 100, 300)
 Hits = dict[str, list[float]]
 
 
@@ -107,14 +118,15 @@ def hits(
 
 
 def retrieval(
-    known: Sequence[Sample], unseen: Sequence[Sample], config: TrainConfig
+    views: tuple[Tensor, Tensor],
+    known: Sequence[Sample],
+    unseen: Sequence[Sample],
+    config: TrainConfig,
 ) -> dict[str, Any]:
-    """The rows of retrieval."""
-    samples = [*known, *unseen]
-    views = features(samples, config)
+    """The rows of retrieval; `views` are the features of the known, then of the unseen."""
     names = int(config.model.encoders["image"].options.get("names", 0))
     weights = WEIGHTS if names else (0.0,)
-    place = {sample.id: number for number, sample in enumerate(samples)}
+    place = {sample.id: number for number, sample in enumerate([*known, *unseen])}
 
     def at(some: Sequence[Sample]) -> Tensor:
         return torch.tensor([place[sample.id] for sample in some])
@@ -138,8 +150,42 @@ def retrieval(
     }
 
 
+def category(
+    views: tuple[Tensor, Tensor], known: Sequence[Sample], unseen: Sequence[Sample]
+) -> dict[str, Any]:
+    """The rows of the category; `views` are the features of the known, then of the unseen."""
+    samples = [*known, *unseen]
+    values = torch.cat([F.normalize(view, dim=1) for view in views], dim=1).numpy()
+    truth = np.array([sample.labels["category"] for sample in samples])
+    place = {sample.id: number for number, sample in enumerate(samples)}
+
+    def right(make: Any, fit_on: Sequence[Sample], some: Sequence[Sample]) -> list[float]:
+        learnt, asked = ([place[one.id] for one in side] for side in (fit_on, some))
+        told = make().fit(values[learnt], truth[learnt]).predict(values[asked])
+        return [float(each) for each in told == truth[asked]]
+
+    rows = {}
+    for name, classifier in CLASSIFIERS.items():
+        crossed = {
+            cost: [
+                each
+                for fold in range(FOLDS)
+                for each in right(partial(classifier, C=cost), *apart(known, fold))
+            ]
+            for cost in COSTS
+        }
+        cost = max(crossed, key=lambda one: sum(crossed[one]))
+        held_out = right(partial(classifier, C=cost), known, unseen)
+        rows[f"category, {name}"] = {
+            **by_item([{"accuracy": held_out}]),
+            **by_item([{"accuracy, cross-validated": crossed[cost]}]),
+            "C": cost,
+        }
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = arguments(__doc__, parts=("captions", "retrieval"), seeds=False)
+    parser = arguments(__doc__, parts=("captions", "retrieval", "category"), seeds=False)
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--data", type=Path, help="a folder instead of the stamps")
     parser.add_argument("--cache", type=Path, default=default_cache())
@@ -153,8 +199,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if options.part in (None, "captions"):
         each, together = best_captions(known, unseen)
         rows["captions"] = by_item([each]) | {"chrF of the best training caption": together}
-    if options.part in (None, "retrieval"):
-        rows |= retrieval(known, unseen, preset(options.preset))
+    if options.part != "captions":
+        config = preset(options.preset)
+        views = features([*known, *unseen], config)
+        if options.part in (None, "retrieval"):
+            rows |= retrieval(views, known, unseen, config)
+        if options.part in (None, "category"):
+            rows |= category(views, known, unseen)
     report = {"benchmark": "stamps-references", "known": len(known), "held_out": len(unseen)}
     return finish({**report, "rows": rows}, options.json)
 

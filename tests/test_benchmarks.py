@@ -34,7 +34,7 @@ from benchmarks.__main__ import Target, figure, run, verdicts
 from benchmarks.cache import repeating
 from benchmarks.common import by_item, paired, spread
 from benchmarks.stamps import apart, chrf, grouped
-from benchmarks.stamps_references import best_captions, hits
+from benchmarks.stamps_references import best_captions, category, hits
 from benchmarks.throughput import operations
 from benchmarks.trainings import Finished, key_of, read_once
 from braid.encoders import Sample, TrainConfig, preset, train
@@ -204,7 +204,11 @@ def test_stamps_on_a_folder(
     assert stamps.main(flags) == report
     rows = stamps_references.main(given)["rows"]
     correlated = {"retrieval", "retrieval, correlation alone", "retrieval, cross-validated"}
-    assert rows.keys() == {"captions", *correlated}
+    classified = {"category, logistic regression", "category, support vectors"}
+    assert rows.keys() == {"captions", *correlated, *classified}
+    for name in classified:
+        shares = ("accuracy", "accuracy, cross-validated")
+        assert [rows[name][share]["mean"] for share in shares] == [1.0, 1.0]
     assert rows["captions"]["chrF of each, best training caption"]["mean"] > 0.8
     assert rows["retrieval"]["weight of the class names"] == 0.0
 
@@ -310,6 +314,18 @@ def test_class_names_find_what_correlation_does_not() -> None:
     share = {weight: float(np.mean(of["text->image recall@1"])) for weight, of in found.items()}
     assert share[0.0] < 0.3
     assert share[1e4] > 0.9
+
+
+def test_a_category_that_no_feature_tells_is_guessed() -> None:
+    noise = torch.Generator().manual_seed(0)
+    views = (torch.randn(90, 8, generator=noise), torch.randn(90, 8, generator=noise))
+    told = torch.randint(2, (90,), generator=noise).tolist()
+    made = [
+        Sample(id=f"{n}", text=f"{n}", labels={"category": "ab"[k]}) for n, k in enumerate(told)
+    ]
+    for row in category(views, made[:60], made[60:]).values():
+        assert 0.2 < row["accuracy"]["mean"] < 0.8
+        assert 0.2 < row["accuracy, cross-validated"]["mean"] < 0.8
 
 
 def test_a_command_line_names_what_it_does_not_know(
