@@ -34,7 +34,6 @@ from benchmarks.__main__ import Target, figure, run, verdicts
 from benchmarks.cache import repeating
 from benchmarks.common import by_item, paired, spread
 from benchmarks.stamps import apart, chrf, grouped
-from benchmarks.stamps_references import best_captions, category, hits
 from benchmarks.throughput import operations
 from benchmarks.trainings import Finished, key_of, read_once
 from braid.encoders import Sample, TrainConfig, preset, train
@@ -284,48 +283,6 @@ def test_frozen_encoders_encode_once_for_all_trainings(
         assert len(readings) == 2
     losses("outside", config)
     assert len(readings) == 2
-
-
-def test_the_best_training_caption_is_a_bound() -> None:
-    known = [Sample(id=text, text=text) for text in ("A red bird.", "A fish.", "A red fish.")]
-    unseen = [Sample(id="x", text="a red fish."), Sample(id="y", text="a bird.")]
-    best, together = best_captions(known, unseen)
-    (each,) = best.values()
-    assert each[0] == 1.0
-    assert each[1] == max(chrf([sample.text or ""], ["a bird."]) for sample in known)
-    assert 0.5 < together < 1.0
-
-
-def test_class_names_find_what_correlation_does_not() -> None:
-    """Pictures' first features have nothing to do with captions', their last three are names."""
-    noise = torch.Generator().manual_seed(0)
-    text_nF, image_nF = (torch.randn(60, 8, generator=noise) for _ in range(2))
-    image_nF[:, -3:] = text_nF[:, -3:] + 0.01 * torch.randn(60, 3, generator=noise)
-    image_nF[:30, -3:] = 0.0  # and there were none where the correlation is fitted
-    found = hits(
-        (text_nF, image_nF),
-        torch.arange(30),
-        torch.arange(30, 60),
-        dim=4,
-        ridge=1.0,
-        names=3,
-        weights=(0.0, 1e4),
-    )
-    share = {weight: float(np.mean(of["text->image recall@1"])) for weight, of in found.items()}
-    assert share[0.0] < 0.3
-    assert share[1e4] > 0.9
-
-
-def test_a_category_that_no_feature_tells_is_guessed() -> None:
-    noise = torch.Generator().manual_seed(0)
-    views = (torch.randn(90, 8, generator=noise), torch.randn(90, 8, generator=noise))
-    told = torch.randint(2, (90,), generator=noise).tolist()
-    made = [
-        Sample(id=f"{n}", text=f"{n}", labels={"category": "ab"[k]}) for n, k in enumerate(told)
-    ]
-    for row in category(views, made[:60], made[60:]).values():
-        assert 0.2 < row["accuracy"]["mean"] < 0.8
-        assert 0.2 < row["accuracy, cross-validated"]["mean"] < 0.8
 
 
 def test_a_command_line_names_what_it_does_not_know(
