@@ -35,7 +35,7 @@ from braid.stream.local.embedded import Server
 from braid.stream.local.filelock import file_lock
 from tests.object_storage import S3Server
 from tests.services import KafkaBroker, Valkey, chromium_path, in_ci
-from tests.time_limit import TimeLimit, show_where_tests_hang
+from tests.time_limit import TimeLimit, WhereTestsHang
 
 S = TypeVar("S", bound=Server)
 
@@ -81,12 +81,10 @@ def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # it would look at what the modules of all tests import, again and again
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if in_ci() and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(WhereTestsHang(config))
+    elif in_ci():
         config.pluginmanager.register(TimeLimit(CI_LIMIT_S))
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    show_where_tests_hang(session.config)
 
 
 def pytest_collection_finish() -> None:

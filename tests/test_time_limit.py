@@ -11,13 +11,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CONFTEST = """
-from tests.time_limit import show_where_tests_hang
+from tests.time_limit import WhereTestsHang
 
-def pytest_sessionstart(session):
-    show_where_tests_hang(session.config)
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(WhereTestsHang(config))
 """
 HANGS = """
 import time
+
+def test_passes():
+    pass
 
 def test_hangs():
     print("as far as here")
@@ -42,4 +46,5 @@ def test_it_is_shown_where_a_test_hung(tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stderr
     assert "as far as here" in done.stderr
+    assert done.stderr.startswith("++++"), "it says nothing of the test that passed"
     assert "in test_hangs\n    time.sleep(60)" in done.stderr

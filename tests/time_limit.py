@@ -10,14 +10,35 @@ import faulthandler
 import os
 import sys
 import threading
+from typing import Any
 
 import pytest
 
 
-def show_where_tests_hang(config: pytest.Config) -> None:
-    """In a process of pytest-xdist: have what is written of a test that hung on stderr."""
-    if hasattr(config, "workerinput"):
-        config.get_terminal_writer()._file = os.fdopen(os.dup(2), "w")
+class WhereTestsHang:
+    """In a process of pytest-xdist: has what pytest-timeout writes of a test that hung on stderr.
+
+    Only shortly before its end: until then the process reports each test on the same writer.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._stderr = os.fdopen(os.dup(2), "w")
+        self._timer: threading.Timer | None = None
+
+    @pytest.hookimpl(tryfirst=True, optionalhook=True)
+    def pytest_timeout_set_timer(self, settings: Any) -> None:
+        self._timer = threading.Timer(settings.timeout * 0.99, self._show)
+        self._timer.daemon = True
+        self._timer.start()
+
+    @pytest.hookimpl(tryfirst=True, optionalhook=True)
+    def pytest_timeout_cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _show(self) -> None:
+        self._config.get_terminal_writer()._file = self._stderr
 
 
 class TimeLimit:
