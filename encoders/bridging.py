@@ -27,14 +27,13 @@ from .model.checkpoint import load_folder, save
 from .model.net import Net
 from .model.torch_model import TorchModel
 from .model.zero_shot import ZeroShot
-from .types import FUSED, Sample
+from .types import FUSED, TEXT, Sample
 
 LEAST_CAPTIONS = 100
 JUDGED = 1000  # captions by which a map is judged, at most: recall depends on how many there are
 CARRIES = 0.5
 """The share of captions that must find themselves, first of those that judge."""
 RIDGES = (1e-3, 1e-2, 1e-1)  # times the mean variance of a direction
-TEXT = "text"
 BATCH = 64
 
 

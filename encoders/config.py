@@ -132,7 +132,8 @@ class TrainConfig:
             (0: only the sample itself is positive).
         start: "random"; "identity": linear projectors begin as the encoders' own vectors; or "cca":
             those over frozen encoders at the canonical correlations of their features, where two or
-            more are frozen and `align` is not 0 (`braid.encoders.training.start`).
+            more are frozen and `align` is not 0, a quarter of the dimensions at the names of what
+            is seen, where an encoder has `names` (`braid.encoders.training.start`).
         start_lr: learning rate of projectors that begin at the identity or by "cca".
         encoder_lr: learning rate of the encoders that are trained.
         encoder_batch: how many samples of a batch go through an encoder that is trained, drawn at

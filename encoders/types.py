@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .manifest import Manifest
 
 FUSED = "fused"
+TEXT = "text"
 
 Vector = NDArray[np.float32]
 Label = str | float | Sequence[str]

@@ -3,7 +3,12 @@
 Over frozen encoders, with a few hundred pairs, gradient descent on InfoNCE from random weights
 overfits; the regularised closed-form solution does not, and is a good initialisation.
 
-Shapes: n samples, F features, R directions of them, D the shared space.
+Where the features of a picture end with the expected name of what is on it, a vector of the model's
+own text encoder (`names_source` of `EfficientNetLite0`), names and captions are in one space before
+any training. A part of the dimensions begins as their principal components, and has words that no
+training caption has.
+
+Shapes: n samples, F features, R directions of them, D the shared space, N a vector of the names.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from ..errors import TrainingError
 from ..further import projected
 from ..model.net import Net
 from ..model.projection import Projector
+from ..types import TEXT
 from .data import Dataset
 
 MAX_SAMPLES = 2048
@@ -28,6 +34,11 @@ RIDGE = 1.0
 """Added to each variance, in mean variances; large, for fewer samples than features."""
 UNUSED_SCALE = 0.02
 """Factor of the random weights of the dimensions beyond the canonical directions."""
+NAMES_SHARE = 4
+"""One in so many dimensions is for the names."""
+NAMES_WEIGHT = 0.35
+"""Of a similarity of the names beside one of the canonical directions: on stamps, cross-validated
+recall in closed form is flat from 0.25 to 0.5."""
 
 
 def start_projectors(
@@ -66,17 +77,27 @@ def start_projectors(
         name: cast(Tensor, data.columns[name].features_nF)[row_n[together]]
         for name, row_n in zip(frozen, places, strict=True)
     }
-    maps = canonical(views, net.config.dim, weigh=config.pair_weight)
-    for name, (weight_FD, bias_D) in maps.items():
+    named = naming(net.config, views)
+    room = net.config.dim // NAMES_SHARE if named else 0
+    first = net.config.dim - room
+    blocks = [
+        (0, canonical(views, first, weigh=config.pair_weight)),
+        (first, principal(named, room, NAMES_WEIGHT**0.5)),
+    ]
+    for name in frozen:
         linear = _linear(net.projectors[name])
         if linear is None or linear.bias is None:
             raise TrainingError("start: cca needs projectors of its own (projection: learnt)")
         with torch.no_grad():
-            filled = weight_FD.shape[1]
             linear.weight.mul_(UNUSED_SCALE)
             linear.bias.zero_()
-            linear.weight[:filled] = weight_FD.T.to(linear.weight)
-            linear.bias[:filled] = bias_D.to(linear.bias)
+            for begin, maps in blocks:
+                if name in maps:
+                    map_FD, bias_D = maps[name]
+                    filled = slice(begin, begin + len(bias_D))
+                    linear.weight[filled] = 0.0
+                    linear.weight[filled, -len(map_FD) :] = map_FD.T.to(linear.weight)
+                    linear.bias[filled] = bias_D.to(linear.bias)
     return frozen
 
 
@@ -98,6 +119,51 @@ def carried(net: Net, config: ModelConfig) -> Net:
         linear = _linear(old)
         _set(projector, torch.eye(net.config.dim) if linear is None else linear.weight)
     return new
+
+
+def naming(config: ModelConfig, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Captions and expected names as vectors of the text encoder, float[n, N], by modality: the
+    last columns of `views`; empty where no encoder has names, or their source is another one.
+    """
+    if TEXT not in views:
+        return {}
+    text = config.encoders[TEXT]
+    widths = {
+        name: int(one.options.get("names", 0))
+        for name, one in config.encoders.items()
+        if name in views and one.options.get("names_source", "") == text.source
+    }
+    width = max(widths.values(), default=0)
+    if width == 0 or list(text.options.get("layers", [-1]))[-1] != -1:
+        return {}
+    return {name: views[name][:, -width:] for name in (TEXT, *widths)}
+
+
+def principal(
+    views: Mapping[str, Tensor], dim: int, length: float
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """One linear map of views that are in one space, to the principal components of all their rows
+    together, and its bias in each view, which centres it.
+
+    Args:
+        views: by name, float[n, N].
+        dim: most components.
+
+    Returns:
+        By name float64[N, D'] and float64[D'], D' at most `dim`; mapped rows have mean length
+        `length`.
+    """
+    if not views:
+        return {}
+    means = {name: view_nN.double().mean(0) for name, view_nN in views.items()}
+    rows = torch.cat([view_nN.double() - means[name] for name, view_nN in views.items()])
+    map_ND = torch.linalg.svd(rows, full_matrices=False)[2][:dim].T
+    maps = {}
+    for name, view_nN in views.items():
+        mapped_nD = (view_nN.double() - means[name]) @ map_ND
+        scaled_ND = map_ND * (length / mapped_nD.norm(dim=1).mean().clamp(min=1e-12))
+        maps[name] = (scaled_ND, -means[name] @ scaled_ND)
+    return maps
 
 
 def _set(projector: nn.Module, map_DF: Tensor) -> None:

@@ -54,6 +54,20 @@ SIGLIP_TEXTS: dict[str, Any] = {
     "projection_size": 32,
 }
 
+BERT_WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "a",
+    "red",
+    "green",
+    "blue",
+    "white",
+    "thing",
+    "number",
+]
+
 
 def write_preprocessor(folder: Path, **fields: Any) -> None:
     """A `preprocessor_config.json` with numbers that no default has."""
@@ -102,6 +116,39 @@ def write_model(name: str, config: Any, folder: Path, **more: Any) -> None:
         for weight in net.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
     net.save_pretrained(folder)
+
+
+def write_bert(folder: Path) -> None:
+    """A BERT of two layers, 32 wide, and its tokenizer of whole words."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(BERT_WORDS),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer = Tokenizer(WordPiece({w: i for i, w in enumerate(BERT_WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_padding(length=16)  # as MiniLM's file has it; braid pads by itself
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    ).save_pretrained(folder)
 
 
 def write_clip(folder: Path) -> None:

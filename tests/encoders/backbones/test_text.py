@@ -18,56 +18,14 @@ from braid.encoders.backbones.hf import locate
 from braid.encoders.backbones.sub_batches import encode_all, plan
 from braid.encoders.backbones.text import TransformerText
 from braid.encoders.config import EncoderConfig, Limits
-from tests.encoders.checkpoints import through_a_version
+from tests.encoders.checkpoints import BERT_WORDS, through_a_version, write_bert
 from tests.encoders.material import samples
-
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "a",
-    "red",
-    "green",
-    "blue",
-    "white",
-    "thing",
-    "number",
-]
 
 
 @pytest.fixture(scope="module")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordPiece
-    from tokenizers.pre_tokenizers import Whitespace
-    from tokenizers.processors import TemplateProcessing
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
     folder = tmp_path_factory.mktemp("bert")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=40,
-    )
-    BertModel(config).save_pretrained(folder)
-    tokenizer = Tokenizer(WordPiece({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer.enable_padding(length=16)  # as MiniLM's file has it; braid pads by itself
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-    ).save_pretrained(folder)
+    write_bert(folder)
     return folder
 
 
@@ -121,7 +79,7 @@ def test_another_family_is_trained_and_loaded_too(bert_folder: Path, tmp_path: P
     folder = Path(shutil.copytree(bert_folder, tmp_path / "distil"))
     (folder / "model.safetensors").unlink()
     config = DistilBertConfig(
-        vocab_size=len(WORDS),
+        vocab_size=len(BERT_WORDS),
         dim=32,
         n_layers=1,
         n_heads=2,
@@ -228,7 +186,7 @@ def test_from_random_weights_through_a_version(
     encoder = TransformerText.create(config)
     assert encoder.prepare("a red thing", Limits())[0].tolist() == [2, 4, 5, 9, 3]
     words = encoder.net.get_parameter("embeddings.word_embeddings.weight")
-    assert words.shape == (len(WORDS), 32)
+    assert words.shape == (len(BERT_WORDS), 32)
     other = TransformerText.create(config)
     assert not all(
         torch.equal(a, b) for a, b in zip(encoder.parameters(), other.parameters(), strict=True)

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from braid.encoders import TrainingError, load, preset, train
-from braid.encoders.config import TrainConfig
-from braid.encoders.training.start import canonical
+from braid.encoders.config import EncoderConfig, ModelConfig, TrainConfig
+from braid.encoders.model.torch_model import TorchModel
+from braid.encoders.training.start import canonical, naming, principal
+from tests.encoders.checkpoints import write_bert
 from tests.encoders.material import samples
 
 
@@ -95,6 +97,79 @@ def test_a_view_that_is_always_the_same_leads_nowhere() -> None:
         assert len(bias_D) == 3  # of the other two
         assert torch.isfinite(weight_FD).all()
         assert torch.isfinite(bias_D).all()
+
+
+def test_views_of_one_space_keep_their_similarities() -> None:
+    torch.manual_seed(1)
+    hidden_nN = torch.randn(50, 6) @ torch.diag(torch.tensor([4.0, 3.0, 0.1, 0.1, 0.1, 0.1]))
+    both = {"text": hidden_nN + 5.0, "image": 2.0 * hidden_nN - 3.0}
+    maps = principal(both, 2, 0.5)
+    mapped = {name: view.double() @ maps[name][0] + maps[name][1] for name, view in both.items()}
+    for of in mapped.values():
+        assert of.shape == (50, 2)
+        assert of.mean(0).abs().max() < 1e-6
+        assert of.norm(dim=1).mean().item() == pytest.approx(0.5)
+    torch.testing.assert_close(mapped["text"], mapped["image"])  # one is the other, moved, doubled
+    kept_nn = mapped["text"] @ mapped["text"].T
+    told_nn = (hidden_nN - hidden_nN.mean(0)).double() @ (hidden_nN - hidden_nN.mean(0)).double().T
+    assert torch.corrcoef(torch.stack([kept_nn.flatten(), told_nn.flatten()]))[0, 1] > 0.999
+    assert len(principal(both, 256, 0.5)["text"][1]) == 6
+    assert principal({}, 4, 0.5) == {}
+
+
+def seeing(text: EncoderConfig, names_source: str | None) -> ModelConfig:
+    """Captions, and pictures by an encoder that names what it sees by vectors of `names_source`."""
+    options = {"side": 32, "names": 32, "names_source": names_source} if names_source else {}
+    image = EncoderConfig(kind="efficientnet-lite0", frozen=True, options=options)
+    return ModelConfig(encoders={"text": text, "image": image}, dim=64)
+
+
+def test_an_encoder_that_names_what_it_sees_by_the_text_encoder(tmp_path: Path) -> None:
+    write_bert(tmp_path / "text")
+    write_bert(tmp_path / "other")
+    source = str(tmp_path / "text")
+    text = EncoderConfig(kind="transformer", source=source, options={"layers": [0, -1]})
+    views = {"text": torch.randn(3, 64), "image": torch.randn(3, 100)}
+    named = naming(seeing(text, source), views)
+    assert torch.equal(named["text"], views["text"][:, 32:])
+    assert torch.equal(named["image"], views["image"][:, 68:])
+    first = replace(text, options={"layers": [-1, 0]})
+    for model in (
+        seeing(text, None),
+        seeing(text, str(tmp_path / "other")),
+        seeing(first, source),
+    ):
+        assert naming(model, views) == {}
+    assert naming(seeing(text, source), {"image": views["image"]}) == {}
+
+
+@pytest.mark.slow
+def test_a_quarter_of_the_dimensions_begins_by_names(tmp_path: Path) -> None:
+    write_bert(tmp_path / "text")
+    source = str(tmp_path / "text")
+    text = EncoderConfig(kind="transformer", source=source, frozen=True)
+    still = config(start="cca", lr=0.0, start_lr=0.0, encoder_lr=0.0, refit=False)
+    seen = [sample for sample in samples() if sample.text and sample.image]
+    train(
+        seen,
+        replace(still, model=seeing(text, source)),
+        out=tmp_path / "v",
+        name="v",
+        version=1,
+        seed=0,
+    )
+    model = load(tmp_path / "v", device="cpu")
+    assert isinstance(model, TorchModel)
+    text_DF, image_DF = (
+        next(p for p in model.net.projectors[name].parameters() if p.ndim == 2)
+        for name in ("text", "image")
+    )
+    names_KN, image_KN = text_DF[48:], image_DF[48:, -32:]
+    assert names_KN.norm() > 0
+    scale = image_KN.norm() / names_KN.norm()
+    torch.testing.assert_close(image_KN, scale * names_KN)
+    assert image_DF[48:, :-32].abs().max() == 0.0
+    assert image_DF[:48, :-32].abs().max() > 0.0
 
 
 def config(**changes: object) -> TrainConfig:
