@@ -7,7 +7,11 @@ The stamps and the split are those of `benchmarks.stamps`. No network is trained
 
     captions    of each held-out stamp, the training caption with the highest chrF2 against the
                 stamp's own: the most that any choice among training captions reaches ("of each",
-                the mean over the stamps; "of the ...", all as one text, is that choice's score)
+                the mean over the stamps; "of the ...", all as one text, is that choice's score);
+                and the stamp's own caption without the words that no training caption has
+    nearest     chrF2 of the caption nearest to the picture in the space of "retrieval", of the
+                training captions, and of these and the names of ImageNet's classes; the same folds
+                choose the weight of the class names for each
     retrieval   captions and pictures by regularised canonical correlation of the preset's frozen
                 features, and beside it the similarity of the caption to the picture's expected
                 ImageNet class name; on the held-out stamps, and "cross-validated" on the known
@@ -32,13 +36,15 @@ import torch.nn.functional as F  # noqa: N812
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from torch import Tensor
+from torchvision.models import EfficientNet_B0_Weights
 
-from benchmarks.common import arguments, by_item, finish
+from benchmarks.common import arguments, by_item, finish, paired
 from benchmarks.stamps import FOLDS, apart, chrf, grouped, ranked
 from braid.encoders import Sample, TrainConfig, preset
+from braid.encoders.model.caption import spell, words_of
 from braid.encoders.model.checkpoint import make_net
 from braid.encoders.training.data import gather
-from braid.encoders.training.start import canonical
+from braid.encoders.training.start import RIDGE, canonical
 from braid.stream.datasets.sources import default_cache, folder, stamps
 
 RIDGES = (0.3, 1.0, 3.0)
@@ -60,9 +66,29 @@ def best_captions(known: Sequence[Sample], unseen: Sequence[Sample]) -> tuple[Hi
     return {"chrF of each, best training caption": each}, chrf(chosen, truth)
 
 
-def features(samples: Sequence[Sample], config: TrainConfig) -> tuple[Tensor, Tensor]:
+def known_words(known: Sequence[Sample], unseen: Sequence[Sample]) -> tuple[Hits, float]:
+    """chrF2 of the captions of `unseen` without the words that no caption of `known` has, and the
+    share of these words among all that are longer than three letters."""
+    words = {word for sample in known for word in words_of(sample.text or "")}
+    each, told = [], []
+    for sample in unseen:
+        own = words_of(sample.text or "")
+        each.append(chrf([spell([word for word in own if word in words])], [sample.text or ""]))
+        told += [word in words for word in own if len(word) > 3]
+    return {"chrF of each, own caption, known words": each}, 1 - float(np.mean(told))
+
+
+def class_captions() -> list[str]:
+    """The names of ImageNet's classes as captions: "A tench."."""
+    names = EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
+    return [f"{'An' if name[0].lower() in 'aeiou' else 'A'} {name.lower()}." for name in names]
+
+
+def features(
+    samples: Sequence[Sample], config: TrainConfig, names: Sequence[str] = ("text", "image")
+) -> list[Tensor]:
     """Features of captions and of pictures, float[n, F] each, by the preset's encoders."""
-    encoders = {name: config.model.encoders[name] for name in ("text", "image")}
+    encoders = {name: config.model.encoders[name] for name in names}
     config = replace(config, judge=False, model=replace(config.model, encoders=encoders))
     data = gather(
         samples,
@@ -75,15 +101,15 @@ def features(samples: Sequence[Sample], config: TrainConfig) -> tuple[Tensor, Te
     place = {id_: number for number, id_ in enumerate(data.ids)}
     rows = torch.tensor([place[sample.id] for sample in samples])
     views = []
-    for name in ("text", "image"):
+    for name in names:
         column = data.columns[name]
         assert column.features_nF is not None
         views.append(column.features_nF[column.row_N[rows]])
-    return views[0], views[1]
+    return views
 
 
 def hits(
-    views: tuple[Tensor, Tensor],
+    views: Sequence[Tensor],
     known_n: Tensor,
     asked_m: Tensor,
     *,
@@ -117,8 +143,69 @@ def hits(
     return found
 
 
+def nearest(
+    views: Sequence[Tensor],
+    further: tuple[Sequence[str], Tensor],
+    known: Sequence[Sample],
+    unseen: Sequence[Sample],
+    config: TrainConfig,
+) -> dict[str, Any]:
+    """The rows of the nearest caption.
+
+    Args:
+        views: features of the known, then of the unseen.
+        further: captions that no stamp has, and their features.
+    """
+    width = int(config.model.encoders["image"].options.get("names", 0))
+    place = {sample.id: number for number, sample in enumerate([*known, *unseen])}
+
+    def scores(
+        fit_on: Sequence[Sample], asked: Sequence[Sample], weight: float
+    ) -> dict[str, list[float]]:
+        learnt, seen = (torch.tensor([place[one.id] for one in side]) for side in (fit_on, asked))
+        both = {"text": views[0][learnt], "image": views[1][learnt]}
+        maps = canonical(both, config.model.dim, RIDGE)
+        pool_pF = torch.cat([both["text"], further[1]])
+        texts = [*(one.text or "" for one in fit_on), *further[0]]
+
+        def unit(name: str, view_nF: Tensor) -> Tensor:
+            map_FD, bias_D = maps[name]
+            return F.normalize(view_nF.double() @ map_FD + bias_D, dim=1)
+
+        def named(view_nF: Tensor) -> Tensor:
+            return F.normalize(view_nF[:, view_nF.shape[1] - width :].double(), dim=1)
+
+        image_mF = views[1][seen]
+        like_mp = unit("image", image_mF) @ unit("text", pool_pF).T
+        if width:
+            like_mp += weight * named(image_mF) @ named(pool_pF).T
+        found = {"captions": like_mp[:, : len(fit_on)], "captions and class names": like_mp}
+        return {
+            pool: [
+                chrf([texts[best]], [one.text or ""])
+                for best, one in zip(similar.argmax(1).tolist(), asked, strict=True)
+            ]
+            for pool, similar in found.items()
+        }
+
+    crossed: dict[float, dict[str, list[float]]] = {}
+    for weight, fold in product(WEIGHTS if width else (0.0,), range(FOLDS)):
+        for pool, each in scores(*apart(known, fold), weight).items():
+            crossed.setdefault(weight, {}).setdefault(pool, []).extend(each)
+    best = {pool: max(crossed, key=lambda w: sum(crossed[w][pool])) for pool in crossed[0.0]}
+    rows: dict[str, Any] = {}
+    for how, items in (
+        ("held out", {pool: scores(known, unseen, best[pool])[pool] for pool in best}),
+        ("cross-validated", {pool: crossed[best[pool]][pool] for pool in best}),
+    ):
+        gain = paired([items], "captions and class names", "captions")
+        rows[f"nearest, {how}"] = by_item([items]) | {"gain by class names": gain}
+    rows["nearest, held out"] |= {f"weight of class names, {pool}": best[pool] for pool in best}
+    return rows
+
+
 def retrieval(
-    views: tuple[Tensor, Tensor],
+    views: Sequence[Tensor],
     known: Sequence[Sample],
     unseen: Sequence[Sample],
     config: TrainConfig,
@@ -151,7 +238,7 @@ def retrieval(
 
 
 def category(
-    views: tuple[Tensor, Tensor], known: Sequence[Sample], unseen: Sequence[Sample]
+    views: Sequence[Tensor], known: Sequence[Sample], unseen: Sequence[Sample]
 ) -> dict[str, Any]:
     """The rows of the category; `views` are the features of the known, then of the unseen."""
     samples = [*known, *unseen]
@@ -185,7 +272,7 @@ def category(
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = arguments(__doc__, parts=("captions", "retrieval", "category"), seeds=False)
+    parser = arguments(__doc__, parts=("captions", "nearest", "retrieval", "category"), seeds=False)
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--data", type=Path, help="a folder instead of the stamps")
     parser.add_argument("--cache", type=Path, default=default_cache())
@@ -198,10 +285,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     if options.part in (None, "captions"):
         each, together = best_captions(known, unseen)
-        rows["captions"] = by_item([each]) | {"chrF of the best training caption": together}
+        own, unknown = known_words(known, unseen)
+        rows["captions"] = by_item([each | own]) | {
+            "chrF of the best training caption": together,
+            "share of words that no training caption has": unknown,
+        }
     if options.part != "captions":
         config = preset(options.preset)
         views = features([*known, *unseen], config)
+        if options.part in (None, "nearest"):
+            texts = class_captions()
+            named = [Sample(id=text, text=text) for text in texts]
+            further = texts, *features(named, config, ["text"])
+            rows |= nearest(views, further, known, unseen, config)
         if options.part in (None, "retrieval"):
             rows |= retrieval(views, known, unseen, config)
         if options.part in (None, "category"):
