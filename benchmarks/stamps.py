@@ -21,7 +21,7 @@ manifest, cross-fitted on the known stamps, beside the held-out ones.
 
 Rows: the demo preset ("recall"); the same without the sound ("silent", and with other weights of
 the alignment, "align ...", starting at random, since the canonical start is an alignment itself),
-and with a decoder ("captions"): captions written from the picture alone by beam search, scored by
+and with a decoder ("captions"): captions written from the picture alone, scored by
 chrF2 (Popović 2015; sacrebleu's) against the stamp's own caption, beside the caption of the nearest
 training picture, and the nearest caption, in the same space: of all captions as one text, and "of
 each", the mean over captions, which can be compared by stamp. "folds": the preset and what it was

@@ -296,8 +296,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if options.part in (None, "nearest"):
             texts = class_captions()
             named = [Sample(id=text, text=text) for text in texts]
-            further = texts, *features(named, config, ["text"])
-            rows |= nearest(views, further, known, unseen, config)
+            (named_KF,) = features(named, config, ["text"])
+            rows |= nearest(views, (texts, named_KF), known, unseen, config)
         if options.part in (None, "retrieval"):
             rows |= retrieval(views, known, unseen, config)
         if options.part in (None, "category"):

@@ -102,7 +102,7 @@ class TaskPrediction:
 
     Attributes:
         kind: see `braid.encoders.tasks`; it determines which of the following are set.
-        rule: the decision rule; "beam" for captions.
+        rule: the decision rule; "consensus" for captions.
         label: the class decided on, and `prob` its probability (classification).
         labels: the classes decided on (multilabel).
         probs: every class with its combined probability; they sum to 1, but for multilabel.

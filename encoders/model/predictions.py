@@ -31,12 +31,12 @@ def predict(
     for (name, task), decision in zip(net.tasks.items(), net.decisions, strict=True):
         if task.kind == "generation":
             source_BD = net.caption_input(name, features, unit_BMD, present_BM, present_BM)
-            for row, captions in enumerate(net.heads.captioner(name).beam(source_BD)):
+            for row, caption in enumerate(net.heads.captioner(name).write(source_BD)):
                 result[row][name] = TaskPrediction(
                     kind=task.kind,
-                    rule="beam",
-                    text=captions[0].text,
-                    prob=math.exp(captions[0].score),
+                    rule="consensus",
+                    text=caption.text,
+                    prob=math.exp(caption.score),
                 )
             continue
         logits_BSC = net.logits(name, features, unit_BMD, fused_BD, present_BM, present_BM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,16 @@ import torch
 
 from braid.encoders import Embedder, Model, Sample, TrainingError, load, preset, split, train
 from braid.encoders.config import TaskConfig
-from braid.encoders.model.caption import END, Captioner, spell, vocabulary, words_of
+from braid.encoders.model.caption import (
+    END,
+    Captioner,
+    chrf,
+    consensus,
+    grams_of,
+    spell,
+    vocabulary,
+    words_of,
+)
 from braid.encoders.model.checkpoint import make_net
 from braid.encoders.model.decision import Decision, subset_of
 from braid.encoders.tasks import Task
@@ -206,8 +216,8 @@ def test_a_decoder_is_trained_from_a_blurred_vector_and_writes_from_the_vector_i
     assert torch.allclose(plain, fused_BD)
 
 
-def test_beam_search_finds_what_a_greedy_choice_misses() -> None:
-    """A first word that is likelier alone, but that nothing likely follows."""
+def scripted(words: Sequence[str], after: Mapping[int, Mapping[int, float]]) -> Captioner:
+    """A decoder whose next word depends on the last one alone: `after` has the probabilities."""
 
     class Scripted(Captioner):
         def _run(
@@ -215,13 +225,7 @@ def test_beam_search_finds_what_a_greedy_choice_misses() -> None:
         ) -> tuple[torch.Tensor, torch.Tensor]:
             return ids_BL[:, :, None].float(), state_1BW
 
-    captioner = Scripted(("<pad>", "<end>", "<unknown>", "dull", "good"), 4, 3)
-    after = {
-        0: {3: 0.6, 4: 0.4},
-        3: {1: 0.3, 3: 0.4, 4: 0.3},
-        4: {1: 0.98, 3: 0.01, 4: 0.01},
-    }
-    table = torch.full((5, 5), 1e-9)
+    table = torch.full((len(words) + 3, len(words) + 3), 1e-9)
     for before, chances in after.items():
         for word, chance in chances.items():
             table[before, word] = chance
@@ -230,12 +234,59 @@ def test_beam_search_finds_what_a_greedy_choice_misses() -> None:
         def forward(self, before_KW: torch.Tensor) -> torch.Tensor:
             return table[before_KW[:, 0].long()].log()
 
+    captioner = Scripted(("<pad>", "<end>", "<unknown>", *words), 4, 3)
     captioner.out = Out()  # type: ignore[assignment]
-    fused = torch.zeros(1, 4)
-    assert captioner.beam(fused, beams=1)[0][0].text.startswith("Dull")
-    best = captioner.beam(fused, beams=3)[0][0]
-    assert best.text == "Good"
-    assert best.score == pytest.approx(float(np.log(0.4 * 0.98)) / 2, abs=1e-4)
+    return captioner
+
+
+def test_a_caption_is_what_most_random_ones_have_in_common() -> None:
+    """The likeliest caption, "dull", has nothing in common with the others."""
+    after = {0: {3: 0.4, 4: 0.6}, 3: {1: 1.0}, 4: {5: 0.35, 6: 0.35, 7: 0.3}}
+    after |= {word: {1: 1.0} for word in (5, 6, 7)}
+    captioner = scripted(("dull", "red", "bird", "birch", "fish"), after)
+    (written,) = captioner.write(torch.zeros(1, 4))
+    assert written.text in ("Red bird", "Red birch")
+    assert written.score == pytest.approx(float(np.log(0.6 * 0.35)) / 3, abs=1e-4)
+
+
+def test_random_captions_have_the_decoders_probabilities() -> None:
+    captioner = scripted(("dull", "good"), {0: {3: 0.2, 4: 0.8}, 3: {1: 0.5, 4: 0.5}, 4: {1: 1.0}})
+    draws_LN = torch.rand(4, 4000, generator=torch.Generator().manual_seed(1))
+    one, other = captioner._drawn(torch.zeros(2, 4), draws_LN)
+    assert one == other  # the same random numbers for each sample
+    times = Counter(caption.text for caption in one)
+    assert sum(times.values()) == 4000
+    for text, chance in (("Dull", 0.1), ("Dull good", 0.1), ("Good", 0.8)):
+        assert times[text] / 4000 == pytest.approx(chance, abs=0.03)
+    assert captioner._drawn(torch.zeros(1, 4), torch.zeros(4, 1))[0][0].text == ""  # and no "<pad>"
+    score = {caption.text: caption.score for caption in one}
+    assert score["Dull good"] == pytest.approx(float(np.log(0.1)) / 3, abs=1e-4)
+
+
+def test_captions_end_at_the_most_words_and_do_not_depend_on_the_batch() -> None:
+    endless = scripted(("on",), {0: {3: 1.0}, 3: {3: 1.0}})
+    assert [caption.text for caption in endless.write(torch.zeros(2, 4))] == ["On on on"] * 2
+    torch.manual_seed(0)
+    captioner = Captioner(("<pad>", "<end>", "<unknown>", *"abcdefgh"), 16, 5).eval()
+    fused_BD = torch.nn.functional.normalize(torch.randn(40, 16), dim=1)
+    together = captioner.write(10 * fused_BD)
+    alone = [captioner.write(10 * row_D[None])[0] for row_D in fused_BD]
+    assert [caption.text for caption in together] == [caption.text for caption in alone]
+    assert len({caption.text for caption in together}) > 5
+
+
+def test_chrf_is_that_of_sacrebleu() -> None:
+    from sacrebleu.metrics.chrf import CHRF
+
+    texts = ["A steam engine.", "Some bridges.", "STEAM ENGINE on a", "An engine on a bridge."]
+    for reference in ("A steam engine on a bridge.", "Snow on a roof, and snow on a bridge."):
+        for text in texts:
+            wanted = CHRF(lowercase=True).sentence_score(text, [reference]).score / 100
+            assert chrf(grams_of(text), grams_of(reference)) == pytest.approx(wanted)
+    assert chrf(grams_of("xyz"), grams_of("abc")) == 0.0
+    assert consensus(["Snow on a roof.", "A steam engine.", "A steam engine."]) == 1
+    assert consensus(["Snow on a roof.", "A steam engine.", "Snow on a roof."]) == 0
+    assert consensus(["A steam engine.", "Snow on a roof.", "Snow on a bridge."]) > 0
 
 
 @pytest.mark.parametrize("rule", ["weighted", "logproduct", "vote"])

@@ -126,7 +126,7 @@ def embedding(id_: str, label: str = "warm") -> Embedding:
             by={"text": {"label": label, "prob": 0.75}},
         ),
         "size": TaskPrediction(kind="regression", rule="weighted", value=2.5),
-        "says": TaskPrediction(kind="generation", rule="beam", text="a caption"),
+        "says": TaskPrediction(kind="generation", rule="consensus", text="a caption"),
     }
     return Embedding(id=id_, fused=np.zeros(2, np.float32), by={}, tasks=tasks)
 
