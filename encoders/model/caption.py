@@ -153,7 +153,7 @@ class Captioner(nn.Module):
             logits_KV[:, [PAD, UNKNOWN]] = float("-inf")
             if length == self.length:  # no room for another word
                 logits_KV[:, END + 1 :] = float("-inf")
-            gain_KV = torch.log_softmax(logits_KV, dim=1)
+            gain_KV = torch.log_softmax(logits_KV.float(), dim=1)
             to_KV = gain_KV.exp().cumsum(1)
             draw_K1 = draw_N[place_K % count][:, None] * to_KV[:, -1:]
             next_K1 = torch.searchsorted(to_KV, draw_K1, right=True).clamp(max=to_KV.shape[1] - 1)
