@@ -227,7 +227,8 @@ def rows(runs: Sequence[Right]) -> dict[str, dict[str, Any]]:
         best = max(singles, key=lambda name: means[name])
         for name in ("decision", NAMES["fused"]):
             figures[row][f"{name} - {best}"] = paired(items, name, best)
-        source = max(means.keys() - {"decision"}, key=lambda name: means[name])
+        sources = [name for name in means if name != "decision"]
+        source = max(sources, key=lambda name: means[name])
         figures[row][f"decision - best source ({source})"] = paired(items, "decision", source)
     return figures
 
